@@ -1,0 +1,41 @@
+# make train: from nothing to a network that reads characters from one example each.
+# make test:  from nothing to a green test run.
+.DELETE_ON_ERROR:
+.PHONY: train test lint clean help
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
+WORKERS ?= 2
+
+help:
+	@echo "make train   install if needed, train on drawn characters, print accuracy and where the report lies"
+	@echo "make test    install if needed, run the tests"
+	@echo "make lint    ruff and pyright, as pre-commit runs them"
+
+train: $(STAMP)
+	$(BIN)/imaml train characters-5w1s --out runs/characters-5w1s --overwrite
+	$(BIN)/imaml evaluate runs/characters-5w1s --tasks 1000
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imaml needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Say which to use: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(DEV): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

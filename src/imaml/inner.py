@@ -1,0 +1,158 @@
+"""Solvers of one task's problem: recipes (problem, theta, batch, phi0, key) -> Solution.
+
+Any function of this form may be used with the implicit rule, differentiable or not. `stats.residual` is the
+norm of F itself at the value returned (the delta of the paper's Algorithm 2 is |phi - phi*|, at most this over
+the smallest curvature).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from . import tree
+from .errors import ConfigError
+from .linear import check_limits
+from .problem import Problem
+from .solution import Ending, Solution, Stats, Status
+
+DEFAULT_MOST = 10_000
+
+
+class InnerSolver(Protocol):
+    """A recipe for solving one task's problem."""
+
+    def __call__(
+        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    ) -> Solution:
+        """A Solution whose value is shaped like the problem's adapted leaves."""
+        ...
+
+
+def iterate(
+    problem: Problem,
+    theta: Any,
+    batch: Any,
+    phi0: Any,
+    memory: Any,
+    step: Callable,
+    steps: int | None,
+    tolerance: float | None,
+) -> Solution:
+    """The Solution of repeating `step(residual, phi, memory) -> (phi, memory)`.
+
+    With `steps` only: a loop of fixed length, which reverse mode can go through. With a tolerance: until the
+    residual's norm is at most it, or `steps` (by default 10,000), or it is no longer finite.
+    """
+    residual = lambda phi: problem.residual(phi, theta, batch)  # noqa: E731
+    if tolerance is None:
+        assert steps is not None
+        phi, _ = lax.fori_loop(0, steps, lambda _, state: step(residual(state[0]), *state), (phi0, memory))
+        size = tree.norm(residual(phi))
+        code = jnp.where(jnp.isfinite(size), int(Ending.STEPS_DONE), int(Ending.NOT_FINITE))
+        return Solution(phi, Stats(jnp.asarray(steps), size, jnp.asarray(False)), Status(code))
+    most = steps or DEFAULT_MOST
+
+    def going(state: tuple) -> Array:
+        _, _, slope, count = state
+        size = tree.norm(slope)
+        return (size > tolerance) & (count < most) & jnp.isfinite(size)
+
+    def advance(state: tuple) -> tuple:
+        phi, memory, slope, count = state
+        phi, memory = step(slope, phi, memory)
+        return phi, memory, residual(phi), count + 1
+
+    phi, _, slope, count = lax.while_loop(going, advance, (phi0, memory, residual(phi0), jnp.asarray(0)))
+    size = tree.norm(slope)
+    code = jnp.where(size <= tolerance, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
+    code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
+    return Solution(phi, Stats(count, size, jnp.asarray(False)), Status(code))
+
+
+def _check(name: str, steps: int | None, tolerance: float | None) -> None:
+    check_limits(name, steps, tolerance)
+    if steps is None and tolerance is None:
+        raise ConfigError(f"{name}: when should it stop? Give steps=, tolerance= (norm of the residual), or both.")
+
+
+def _start(problem: Problem, theta: Any, batch: Any, phi0: Any, key: Array | None) -> Any:
+    return problem.init(theta, batch, key) if phi0 is None else phi0
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """Gradient descent, phi <- phi - learning_rate * F(phi, theta, batch).
+
+    For `steps` steps, or until |F| <= tolerance (then at most `steps`, by default 10,000). For a proximal
+    problem that is the paper's inner loop (Algorithm 2, line 2). Converges for learning_rate < 2 / largest
+    curvature of the problem, strength included.
+
+    >>> import imaml, jax.numpy as jnp
+    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+    >>> GradientDescent(0.5, steps=1)(problem, jnp.zeros(1), jnp.ones(1)).value
+    Array([0.5], dtype=float32)
+    """
+
+    learning_rate: float
+    steps: int | None = None
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("GradientDescent", self.steps, self.tolerance)
+        rate = self.learning_rate
+        concrete = not isinstance(rate, jax.core.Tracer)
+        if concrete and not (isinstance(rate, (int, float)) and 0 < rate < float("inf")):
+            raise ConfigError(f"GradientDescent: learning_rate={rate!r}; accepted is a positive number.")
+
+    def __call__(
+        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    ) -> Solution:
+        """The Solution after descending; its value holds the problem's adapted leaves."""
+
+        def step(slope: Any, phi: Any, memory: Any) -> tuple:
+            return jax.tree.map(lambda p, g: p - self.learning_rate * g, phi, slope), memory
+
+        phi0 = _start(problem, theta, batch, phi0, key)
+        return iterate(problem, theta, batch, phi0, None, step, self.steps, self.tolerance)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Any Optax transform fed with F, for `steps` steps or until |F| <= tolerance; see `GradientDescent`.
+
+    >>> import imaml, optax, jax.numpy as jnp
+    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+    >>> solver = Descent(optax.sgd(0.2, momentum=0.5), tolerance=1e-4)
+    >>> round(float(solver(problem, jnp.zeros(1), jnp.ones(1)).value[0]), 3)
+    0.5
+    """
+
+    transform: Any
+    steps: int | None = None
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("Descent", self.steps, self.tolerance)
+        if not (hasattr(self.transform, "init") and hasattr(self.transform, "update")):
+            raise ConfigError(
+                f"Descent: {self.transform!r} is no Optax transform; pass one such as optax.adam(1e-2), "
+                "or use GradientDescent(learning_rate)."
+            )
+
+    def __call__(
+        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    ) -> Solution:
+        """The Solution after descending; its value holds the problem's adapted leaves."""
+
+        def step(slope: Any, phi: Any, memory: Any) -> tuple:
+            updates, memory = self.transform.update(slope, memory, phi)
+            return jax.tree.map(jnp.add, phi, updates), memory
+
+        phi0 = _start(problem, theta, batch, phi0, key)
+        return iterate(problem, theta, batch, phi0, self.transform.init(phi0), step, self.steps, self.tolerance)

@@ -1,0 +1,335 @@
+"""One task's inner problem: a residual F(phi, theta, batch) that is zero at the solution, and its structure.
+
+    proximal     F = d/dphi loss(phi, batch) + strength (phi - theta)        the paper's problem, eq. 3
+    plain        F = d/dphi loss(phi, batch), started at theta               MAML and its kin
+    stationary   F = d/dphi objective(phi, theta, batch)
+    fixed_point  F = phi - update(phi, theta, batch)
+    game         F = (d/dx loss_x, d/dy loss_y), phi = (x, y)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from . import tree
+from .errors import ConfigError, StructureError
+from .tree import Selection
+
+Loss = Callable[[Any, Any], Array]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A strength that is learned with theta; made by `learned`."""
+
+    initial: float
+    per: str
+
+
+class Anchor(NamedTuple):
+    """Meta-parameters of a problem with a learned strength: what phi is anchored to, and how strongly.
+
+    mean: a tree shaped like phi. log_strength: a scalar (per="all"), or a tree shaped like `mean` with one
+    scalar a leaf (per="leaf") or one number a parameter (per="parameter").
+    """
+
+    mean: Any
+    log_strength: Any
+
+
+def learned(initial: float, per: str = "leaf") -> Learned:
+    """A strength that is learned: its logarithm becomes part of theta, so that it stays positive.
+
+    `per` is "all" (one number), "leaf" (one a leaf, the default) or "parameter". Theta is then an `Anchor`,
+    which `Problem.parameters(mean)` makes.
+
+    >>> import imaml, jax.numpy as jnp
+    >>> problem = imaml.proximal(lambda phi, batch: jnp.sum(phi**2), imaml.learned(0.5, per="all"))
+    >>> problem.parameters(jnp.zeros(2)).mean.shape
+    (2,)
+    """
+    if isinstance(initial, bool) or not isinstance(initial, (int, float, np.number)):
+        raise ConfigError(f"learned: initial={initial!r}; accepted is a positive number.")
+    if not 0 < float(initial) < float("inf"):
+        raise ConfigError(f"learned: initial={initial!r}; a strength must be positive and finite.")
+    if per not in ("all", "leaf", "parameter"):
+        raise ConfigError(f"learned: per={per!r}; accepted: 'all', 'leaf', 'parameter'.")
+    return Learned(float(initial), per)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Problem:
+    """One task's inner problem. Made by `proximal`, `plain`, `stationary`, `fixed_point` or `game`.
+
+    A tree: `strength` is its leaf (it can be traced, batched and differentiated); all else is static. `phi` in
+    `residual` and `objective` holds the adapted leaves only (None in the others' places); `full` gives the
+    whole tree that losses see.
+    """
+
+    strength: Any
+    kind: str = field(metadata={"static": True})
+    structure: str = field(metadata={"static": True})
+    residual_of: Callable = field(metadata={"static": True})
+    objective_of: Callable | None = field(default=None, metadata={"static": True})
+    start: Callable | None = field(default=None, metadata={"static": True})
+    adapt: Selection = field(default=Selection(), metadata={"static": True})
+    learns: Learned | None = field(default=None, metadata={"static": True})
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the solution is a function of theta apart from where the solver starts."""
+        return self.kind != "plain"
+
+    def parameters(self, mean: Any) -> Any:
+        """Theta for a given mean: the mean itself, or an `Anchor` where the strength is learned."""
+        if self.learns is None:
+            return mean
+        chosen, _ = self.adapt.split(mean)
+        value = float(np.log(self.learns.initial))
+        if self.learns.per == "all":
+            dtype = jnp.result_type(*jax.tree.leaves(chosen))
+            return Anchor(mean, jnp.asarray(value, dtype))
+        shape = (lambda _: ()) if self.learns.per == "leaf" else jnp.shape
+        return Anchor(mean, jax.tree.map(lambda leaf: jnp.full(shape(leaf), value, jnp.result_type(leaf)), chosen))
+
+    def mean(self, theta: Any) -> Any:
+        """The part of theta that is shaped like the full tree of a task's parameters."""
+        if self.learns is None:
+            return theta
+        if not isinstance(theta, Anchor):
+            raise ConfigError(
+                f"this problem learns its strength, so theta must be an Anchor(mean, log_strength); it came as "
+                f"{type(theta).__name__}. Make it with problem.parameters(mean)."
+            )
+        return theta.mean
+
+    def init(self, theta: Any, batch: Any, key: Array | None = None) -> Any:
+        """Where the inner solver starts: the adapted leaves of theta, or what the problem's own `init` gives."""
+        if self.start is not None:
+            return self.start(theta, batch, key)
+        return self.adapt.split(self.mean(theta))[0]
+
+    def split(self, phi: Any) -> Any:
+        """The adapted leaves of a full tree."""
+        return self.adapt.split(phi)[0]
+
+    def full(self, phi: Any, theta: Any) -> Any:
+        """The whole tree that losses see: the adapted leaves of phi, the shared leaves of theta."""
+        if self.adapt.choice is None:
+            return phi
+        return self.adapt.join(phi, self.adapt.split(self.mean(theta))[1])
+
+    def residual(self, phi: Any, theta: Any, batch: Any) -> Any:
+        """F(phi, theta, batch), shaped like `phi` (the adapted leaves); zero at the solution."""
+        return self.residual_of(self, phi, theta, batch)
+
+    def objective(self, phi: Any, theta: Any, batch: Any) -> Array | None:
+        """The scalar of which F is the gradient, or None where there is none."""
+        return None if self.objective_of is None else self.objective_of(self, phi, theta, batch)
+
+    def strengths(self, phi: Any, theta: Any) -> Any:
+        """The strength of every adapted leaf, a tree like `phi` of arrays that broadcast to its leaves."""
+        if self.learns is not None:
+            logs = theta.log_strength
+            if self.learns.per == "all":
+                return jax.tree.map(lambda _: jnp.exp(logs), phi)
+            return jax.tree.map(lambda _, log: jnp.exp(log), phi, logs)
+        return _spread(self.strength, phi, self.adapt)
+
+
+def _spread(strength: Any, phi: Any, adapt: Selection) -> Any:
+    """The strength as a tree like phi; ConfigError where it fits neither phi's leaves nor its shapes."""
+    cast = lambda value, leaf: jnp.asarray(value, jnp.result_type(leaf))  # noqa: E731
+    if jax.tree.structure(strength) == jax.tree.structure(0) and jnp.ndim(strength) == 0:
+        return jax.tree.map(lambda leaf: cast(strength, leaf), phi)
+    if jax.tree.structure(strength) != jax.tree.structure(phi) and adapt.choice is not None:
+        strength = adapt.split(strength)[0]
+    if jax.tree.structure(strength) != jax.tree.structure(phi):
+        raise ConfigError(
+            f"strength: came as {tree.shapes(strength)}; accepted are one number, or a tree like the adapted "
+            f"parameters, {tree.shapes(phi)}, with one number a leaf or one a parameter."
+        )
+
+    def fit(value: Any, leaf: Any) -> Array:
+        if jnp.shape(value) not in ((), jnp.shape(leaf)):
+            raise ConfigError(
+                f"strength: a leaf of shape {jnp.shape(value)} for a parameter of shape {jnp.shape(leaf)}; "
+                "accepted are one number or an array of the parameter's shape."
+            )
+        return cast(value, leaf)
+
+    return jax.tree.map(fit, strength, phi)
+
+
+def _check_positive(strength: Any) -> None:
+    """Refuses strengths that are concrete and not positive and finite."""
+    for leaf in jax.tree.leaves(strength):
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        try:
+            values = np.asarray(leaf, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"strength: {leaf!r} is no number.") from error
+        if not np.all(np.isfinite(values) & (values > 0)):
+            raise ConfigError(
+                f"strength: {leaf!r}; accepted are positive finite numbers. (Without an anchor there is no implicit "
+                "gradient: for that, use plain(loss) with unrolled() or first_order().)"
+            )
+
+
+def proximal(loss: Loss, strength: Any, adapt: Any = None) -> Problem:
+    """The paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi (eq. 3).
+
+    loss: (phi, batch) -> scalar; phi the full tree, batch any tree. strength: a positive number, a tree with
+    one number a leaf or one a parameter, or `learned(...)`; for a mean loss over n rows the Gaussian prior's
+    precision is n times it. adapt: which leaves a task adapts (a name, names, a mask, or a function
+    theta -> mask); the others are shared, stay at theta, and get their exact gradient through F.
+    Declared "spd": true where the loss's curvature exceeds -strength at the solution; solvers say when not.
+
+    >>> import jax.numpy as jnp
+    >>> problem = proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+    >>> problem.residual(jnp.ones(2), jnp.zeros(2), jnp.ones(2))
+    Array([1., 1.], dtype=float32)
+    """
+    _check_callable("loss", loss)
+    learns = strength if isinstance(strength, Learned) else None
+    if learns is None:
+        _check_positive(strength)
+
+    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
+        slope = jax.grad(lambda p: _scalar("loss", loss(problem.full(p, theta), batch)))(phi)
+        anchor = problem.split(problem.mean(theta))
+        pull = problem.strengths(phi, theta)
+        return jax.tree.map(lambda g, s, p, t: g + s * (p - t), slope, pull, phi, anchor)
+
+    def objective(problem: Problem, phi: Any, theta: Any, batch: Any) -> Array:
+        anchor = problem.split(problem.mean(theta))
+        pull = problem.strengths(phi, theta)
+        terms = jax.tree.map(lambda s, p, t: jnp.sum(s * (p - t) ** 2), pull, phi, anchor)
+        return loss(problem.full(phi, theta), batch) + 0.5 * jax.tree.reduce(jnp.add, terms)
+
+    fixed = None if learns else strength
+    return Problem(fixed, "proximal", "spd", residual, objective, adapt=Selection.of(adapt), learns=learns)
+
+
+def plain(loss: Loss, adapt: Any = None) -> Problem:
+    """The inner problem without an anchor: minimise loss(phi, batch) from theta on, for MAML and its kin.
+
+    Its solution depends on theta only through the path taken, so the implicit rule refuses it; use `unrolled()`
+    or `first_order()`. loss and adapt as in `proximal`.
+    """
+    _check_callable("loss", loss)
+
+    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
+        return jax.grad(lambda p: _scalar("loss", loss(problem.full(p, theta), batch)))(phi)
+
+    def objective(problem: Problem, phi: Any, theta: Any, batch: Any) -> Array:
+        return loss(problem.full(phi, theta), batch)
+
+    return Problem(None, "plain", "symmetric", residual, objective, adapt=Selection.of(adapt))
+
+
+def stationary(objective: Callable, init: Callable | None = None, structure: str = "spd") -> Problem:
+    """The problem d/dphi objective(phi, theta, batch) = 0.
+
+    init: (theta, batch, key) -> phi, by default theta itself. structure: "spd" at a strict minimum, "symmetric"
+    at a saddle.
+    """
+    _check_callable("objective", objective)
+    if structure not in ("spd", "symmetric"):
+        raise ConfigError(f"stationary: structure={structure!r}; accepted: 'spd' (a minimum), 'symmetric' (a saddle).")
+
+    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
+        return _guarded("stationary", init, lambda: jax.grad(objective)(phi, theta, batch), phi)
+
+    def value(problem: Problem, phi: Any, theta: Any, batch: Any) -> Array:
+        return objective(phi, theta, batch)
+
+    return Problem(None, "stationary", structure, residual, value, start=init)
+
+
+def fixed_point(update: Callable, init: Callable | None = None) -> Problem:
+    """The problem phi = update(phi, theta, batch), with F = phi - update(phi, theta, batch), "general".
+
+    init: (theta, batch, key) -> phi, by default theta itself. `GradientDescent(1.0, ...)` is then plain
+    fixed-point iteration.
+    """
+    _check_callable("update", update)
+
+    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
+        new = _guarded("fixed_point", init, lambda: update(phi, theta, batch), phi)
+        return jax.tree.map(jnp.subtract, phi, new)
+
+    return Problem(None, "fixed_point", "general", residual, start=init)
+
+
+def game(loss_x: Callable, loss_y: Callable, init: Callable | None = None) -> Problem:
+    """The two-player game: x minimises loss_x(x, y, theta, batch), y minimises loss_y(x, y, theta, batch).
+
+    phi = (x, y); F = (d/dx loss_x, d/dy loss_y); "general". init: (theta, batch, key) -> (x, y), by default
+    theta, which must then be such a pair.
+    """
+    _check_callable("loss_x", loss_x)
+    _check_callable("loss_y", loss_y)
+
+    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
+        if not (isinstance(phi, tuple) and len(phi) == 2):
+            raise ConfigError(
+                f"game: phi must be a pair (x, y); it came as {tree.shapes(phi)}. By default it starts at theta: "
+                "pass init=(theta, batch, key) -> (x, y) where theta is no such pair."
+            )
+        x, y = phi
+        parts = (jax.grad(loss_x, argnums=0), jax.grad(loss_y, argnums=1))
+        return _guarded("game", init, lambda: tuple(part(x, y, theta, batch) for part in parts), phi)
+
+    return Problem(None, "game", "general", residual, start=init)
+
+
+def _guarded(kind: str, init: Callable | None, compute: Callable, phi: Any) -> Any:
+    """The residual's part shaped like phi; where it is not, or fails, advice on `init`."""
+    advice = (
+        "phi starts at theta by default; where a task's parameters are shaped otherwise, pass "
+        "init=(theta, batch, key) -> phi."
+        if init is None
+        else "phi starts at what `init` returned; check its shapes."
+    )
+    try:
+        result = compute()
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ConfigError(f"{kind}: failed at phi = {tree.shapes(phi)}: {error}. {advice}") from error
+    if not tree.same(result, phi):
+        raise ConfigError(
+            f"{kind}: gives {tree.shapes(result)} for phi = {tree.shapes(phi)}; they must have the same structure "
+            f"and shapes. {advice}"
+        )
+    return result
+
+
+def _check_callable(argument: str, value: Any) -> None:
+    if not callable(value):
+        raise ConfigError(f"{argument}: {value!r} is no function.")
+
+
+def _scalar(argument: str, value: Any) -> Array:
+    if jnp.shape(value) != ():
+        raise ConfigError(f"{argument}: must return one number; it returned an array of shape {jnp.shape(value)}.")
+    return value
+
+
+def require_anchor(problem: Problem) -> None:
+    """Raises StructureError for a problem whose solution is no function of theta."""
+    if not problem.anchored:
+        raise StructureError(
+            "the implicit rule needs a solution that depends on theta itself, and plain(loss) only starts there. "
+            "Use proximal(loss, strength), or the rules unrolled() (MAML) or first_order() (FOMAML)."
+        )
+
+

@@ -1,0 +1,135 @@
+"""Vector algebra on trees; the only place where trees are flattened, masked and joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from .errors import ConfigError
+
+Tree = Any
+
+
+def ravel(tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
+    """One flat vector with all of the tree's entries, shape (n,), and the function that undoes it."""
+    return ravel_pytree(tree)
+
+
+def dot(left: Tree, right: Tree) -> Array:
+    """The inner product of two trees of the same structure, a scalar."""
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: jnp.sum(a * b), left, right))
+
+
+def norm(tree: Tree) -> Array:
+    """The Euclidean norm of all of the tree's entries, a scalar."""
+    return jnp.sqrt(dot(tree, tree))
+
+
+def finite(tree: Tree) -> Array:
+    """Whether every entry of the tree is finite, a boolean scalar."""
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+
+
+def name(path: Sequence[Any]) -> str:
+    """A leaf's path as people write it, "head/weight"."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which leaves of a tree are meant: None for all, names of leaves or branches, or a mask.
+
+    `choice` is None, a tuple of names ("head", "body/0/weight": a branch means all that is below it), or a
+    function that takes the tree and returns a tree of booleans (or a prefix of one), as in `optax.masked`.
+    """
+
+    choice: None | tuple[str, ...] | Callable[[Tree], Tree] = None
+
+    @classmethod
+    def of(cls, choice: Any) -> Selection:
+        """The selection that a user's `adapt=` means: None, a name, names, a mask tree, or a function."""
+        if choice is None or isinstance(choice, Selection):
+            return choice or cls()
+        if callable(choice):
+            return cls(choice)
+        if isinstance(choice, str):
+            return cls((choice,))
+        if isinstance(choice, (tuple, list, set, frozenset)) and all(isinstance(c, str) for c in choice):
+            return cls(tuple(sorted(choice)))
+        leaves = jax.tree_util.tree_leaves_with_path(choice)
+        if leaves and all(isinstance(leaf, (bool,)) for _, leaf in leaves):
+            return cls(tuple(name(path) for path, leaf in leaves if leaf))
+        raise ConfigError(
+            f"adapt: {choice!r} is no selection of leaves. Accepted: None (all), a name such as 'head', a tuple "
+            "of names, a tree of booleans shaped like theta, or a function theta -> tree of booleans."
+        )
+
+    def mask(self, tree: Tree) -> Tree:
+        """A tree of Python booleans shaped like `tree`; ConfigError where nothing, or nothing known, is chosen."""
+        if self.choice is None:
+            return jax.tree.map(lambda _: True, tree)
+        if isinstance(self.choice, tuple):
+            names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+            for wanted in self.choice:
+                if not any(_below(leaf, wanted) for leaf in names):
+                    raise ConfigError(
+                        f"adapt: theta has no leaf or branch named {wanted!r}; its leaves are {', '.join(names)}."
+                    )
+            choice = self.choice
+            mask = jax.tree_util.tree_map_with_path(lambda p, _: any(_below(name(p), c) for c in choice), tree)
+        else:
+            prefix = self.choice(tree)
+            try:
+                mask = jax.tree.map(lambda flag, branch: jax.tree.map(lambda _: bool(flag), branch), prefix, tree)
+            except (ValueError, TypeError) as error:
+                raise ConfigError(
+                    "adapt: the function must return a tree of booleans shaped like theta, or a prefix of it; "
+                    f"it returned {prefix!r}."
+                ) from error
+        if not any(jax.tree.leaves(mask)):
+            raise ConfigError("adapt: no leaf of theta is selected, so a task would have nothing to adapt.")
+        return mask
+
+    def split(self, tree: Tree) -> tuple[Tree, Tree]:
+        """The selected leaves and the rest, each shaped like `tree` with None in the other's places."""
+        if self.choice is None:
+            return tree, jax.tree.map(lambda _: None, tree)
+        mask = self.mask(tree)
+        chosen = jax.tree.map(lambda leaf, flag: leaf if flag else None, tree, mask)
+        rest = jax.tree.map(lambda leaf, flag: None if flag else leaf, tree, mask)
+        return chosen, rest
+
+    def join(self, chosen: Tree, rest: Tree) -> Tree:
+        """The full tree from its two parts; undoes `split`."""
+        if self.choice is None:
+            return chosen
+        return jax.tree.map(lambda a, b: b if a is None else a, chosen, rest, is_leaf=lambda leaf: leaf is None)
+
+
+def _below(leaf: str, branch: str) -> bool:
+    return leaf == branch or leaf.startswith(branch + "/")
+
+
+def shapes(tree: Tree) -> str:
+    """A short sentence of a tree's structure and shapes, for messages."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if len(leaves) == 1 and not leaves[0][0]:
+        return f"one array of shape {jnp.shape(leaves[0][1])}"
+    parts = [f"{name(path)}{list(jnp.shape(leaf))}" for path, leaf in leaves[:8]]
+    more = f" and {len(leaves) - 8} more" if len(leaves) > 8 else ""
+    return "a tree of " + (", ".join(parts) or "nothing") + more
+
+
+def same(left: Tree, right: Tree) -> bool:
+    """Whether two trees have the same structure and the same shapes."""
+    if jax.tree.structure(left) != jax.tree.structure(right):
+        return False
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return all(jnp.shape(a) == jnp.shape(b) for a, b in pairs)

@@ -1,0 +1,19 @@
+"""Every test runs in float64 with strict promotion of ranks, on two CPU devices, so that sharding is tested."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def strict_dtypes():
+    """Strict dtype promotion around our own kernels (Optax's Adam does not stand it)."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
