@@ -1,8 +1,8 @@
 """Solvers of one task's problem: recipes (problem, theta, batch, phi0, key) -> Solution.
 
 Any function of this form may be used with the implicit rule, differentiable or not. `stats.residual` is the
-norm of F itself at the value returned (the delta of the paper's Algorithm 2 is |phi - phi*|, at most this over
-the smallest curvature).
+norm of F itself at the value returned (the delta of the paper's Algorithm 2 is |phi - phi*|, at most this
+over the smallest curvature).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 
 from . import tree
 from .errors import ConfigError
@@ -78,7 +79,9 @@ def iterate(
 def _check(name: str, steps: int | None, tolerance: float | None) -> None:
     check_limits(name, steps, tolerance)
     if steps is None and tolerance is None:
-        raise ConfigError(f"{name}: when should it stop? Give steps=, tolerance= (norm of the residual), or both.")
+        raise ConfigError(
+            f"{name}: when should it stop? Give steps=, tolerance= (norm of the residual), or both."
+        )
 
 
 def _start(problem: Problem, theta: Any, batch: Any, phi0: Any, key: Array | None) -> Any:
@@ -104,10 +107,12 @@ class GradientDescent:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
         _check("GradientDescent", self.steps, self.tolerance)
         rate = self.learning_rate
-        concrete = not isinstance(rate, jax.core.Tracer)
-        if concrete and not (isinstance(rate, (int, float)) and 0 < rate < float("inf")):
+        concrete = not isinstance(rate, Tracer)
+        number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+        if concrete and not (number and 0 < rate < float("inf")):
             raise ConfigError(f"GradientDescent: learning_rate={rate!r}; accepted is a positive number.")
 
     def __call__(
@@ -138,6 +143,7 @@ class Descent:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
         _check("Descent", self.steps, self.tolerance)
         if not (hasattr(self.transform, "init") and hasattr(self.transform, "update")):
             raise ConfigError(
@@ -155,4 +161,6 @@ class Descent:
             return jax.tree.map(jnp.add, phi, updates), memory
 
         phi0 = _start(problem, theta, batch, phi0, key)
-        return iterate(problem, theta, batch, phi0, self.transform.init(phi0), step, self.steps, self.tolerance)
+        return iterate(
+            problem, theta, batch, phi0, self.transform.init(phi0), step, self.steps, self.tolerance
+        )

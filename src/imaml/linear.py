@@ -50,8 +50,8 @@ def refuse_structure(solver: Any, structure: str) -> None:
     if structure not in solver.accepts:
         able = [s.__name__ for s in (CG, Neumann, GMRES, BiCGStab, Dense) if structure in s.accepts]
         raise StructureError(
-            f"{type(solver).__name__} accepts systems of structure {' or '.join(solver.accepts)}; this one is "
-            f"{structure!r}. Use {', '.join(able)} instead."
+            f"{type(solver).__name__} accepts systems of structure {' or '.join(solver.accepts)}; this one "
+            f"is {structure!r}. Use {', '.join(able)} instead."
         )
 
 
@@ -64,35 +64,53 @@ def _tolerance(asked: float | None, steps: int | None, dtype: Any) -> float:
 
 
 def _problem(matvec: Matvec, b: Any, x0: Any) -> tuple[Callable[[Array], Array], Array, Array, Callable]:
-    """The system over flat vectors: its product, right-hand side, first guess, and the way back to trees."""
+    """The system over flat vectors: its product, right-hand side, first guess, and the way back to trees.
+
+    The right-hand side is scaled by a power of two (so without rounding) to entries of at most 1, and the way
+    back undoes it: squares of small or large vectors do not leave the range of the dtype.
+    """
     flat, unravel = tree.ravel(b)
     if not jnp.issubdtype(flat.dtype, jnp.floating):
         raise ConfigError(f"a linear system needs floating-point numbers; b came as {flat.dtype}.")
     out = jax.eval_shape(matvec, b)
     if not tree.same(out, b):
-        raise ConfigError(f"matvec(b) must be shaped like b, {tree.shapes(b)}; it returned {tree.shapes(out)}.")
+        raise ConfigError(
+            f"matvec(b) must be shaped like b, {tree.shapes(b)}; it returned {tree.shapes(out)}."
+        )
     start = jnp.zeros_like(flat) if x0 is None else tree.ravel(x0)[0].astype(flat.dtype)
     if start.shape != flat.shape:
         raise ConfigError(f"x0 must be shaped like b, {tree.shapes(b)}; it came as {tree.shapes(x0)}.")
-    return lambda x: tree.ravel(matvec(unravel(x)))[0], flat, start, unravel
+    power = jnp.frexp(jnp.max(jnp.abs(flat), initial=0))[1]
+    power = jnp.where(jnp.all(jnp.isfinite(flat)), power, 0)
+    scaled, start = jnp.ldexp(flat, -power), jnp.ldexp(start, -power)
+    return lambda x: tree.ravel(matvec(unravel(x)))[0], scaled, start, lambda x: unravel(jnp.ldexp(x, power))
 
 
 def _true_residual(product: Callable, b: Array, x: Array) -> Array:
     size = jnp.linalg.norm(b)
-    return jnp.where(size > 0, jnp.linalg.norm(b - product(x)) / jnp.where(size > 0, size, 1), 0.0).astype(b.dtype)
+    return jnp.where(size > 0, jnp.linalg.norm(b - product(x)) / jnp.where(size > 0, size, 1), 0)
 
 
 def _finish(
-    product: Callable, b: Array, x: Array, unravel: Callable, steps: Any, tolerance: float | None, failed: Ending
+    product: Callable,
+    b: Array,
+    x: Array,
+    unravel: Callable,
+    steps: Any,
+    tolerance: float | None,
+    failed: Ending,
 ) -> Solution:
-    """A Solution with the true residual; `failed` is the ending where a tolerance was not reached."""
+    """A Solution with the true residual; `failed` is the ending where a tolerance was not reached.
+
+    Without a tolerance, an answer that is clearly worse than zero (whose residual is 1) is a breakdown.
+    """
     finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(b))
     x = jnp.where(finite, x, 0)
     residual = _true_residual(product, b, x)
     finite &= jnp.isfinite(residual)
     residual = jnp.where(finite, residual, jnp.inf)
     if tolerance is None:
-        code = jnp.asarray(int(Ending.STEPS_DONE))
+        code = jnp.where(residual <= 1.01, int(Ending.STEPS_DONE), int(Ending.BREAKDOWN))
     else:
         code = jnp.where(residual <= tolerance, int(Ending.CONVERGED), int(failed))
     code = jnp.where(finite, code, int(Ending.NOT_FINITE))
@@ -108,14 +126,14 @@ class CG:
     a_k = r.r / p.Ap      x += a_k p      r -= a_k A p      b_k = r'.r' / r.r      p = r' + b_k p
     ```
 
-    Stops when |r| <= tolerance |b|, after `steps`, or where a direction shows p.Ap <= 0: then the system is not
-    positive definite, `stats.negative_curvature` is True, the status says so, and the value is the iterate
-    *before* that direction (zero where it was the first). Never divides by such a curvature, never returns NaN.
-    With both None it iterates to eps^(3/4) of the dtype. The coefficients a_k, b_k stay in `stats.lanczos`.
-    With a tolerance the residual reported is computed anew, at the price of one product.
+    Stops when |r| <= tolerance |b|, after `steps`, or where a direction shows p.Ap <= 0: then the system is
+    not positive definite, `stats.negative_curvature` is True, the status says so, and the value is the
+    iterate *before* that direction (zero where it was the first). Never divides by such a curvature, never
+    returns NaN. With both None it iterates to eps^(3/4) of the dtype. The coefficients a_k, b_k stay in
+    `stats.lanczos`. With a tolerance the residual reported is computed anew, at the price of one product.
 
-    Not for symmetric indefinite or general systems: GMRES, BiCGStab or Dense. That no direction showed negative
-    curvature does not prove that there is none: see docs/gotchas.md for how often it stays unseen.
+    Not for symmetric indefinite or general systems: GMRES, BiCGStab or Dense. That no direction showed
+    negative curvature does not prove that there is none: see docs/gotchas.md for how often it stays unseen.
 
     >>> import jax.numpy as jnp
     >>> float(CG(steps=1)(lambda v: 2.0 * v, jnp.ones(3)).value[0])
@@ -127,6 +145,7 @@ class CG:
     accepts: ClassVar[tuple[str, ...]] = ("spd",)
 
     def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
         check_limits("CG", self.steps, self.tolerance)
 
     def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "spd") -> Solution:
@@ -167,8 +186,9 @@ class CG:
                 coefficients,
             )
 
-        x, r, _, square, step, negative, broken, coefficients = lax.while_loop(going, advance, state)
+        x, _, _, square, step, negative, broken, coefficients = lax.while_loop(going, advance, state)
         broken |= ~jnp.isfinite(square) | ~jnp.all(jnp.isfinite(b))
+        x = jnp.where(jnp.all(jnp.isfinite(x)), x, 0)
         size = jnp.linalg.norm(b)
         if self.steps is not None and self.tolerance is None:
             relative = jnp.where(size > 0, jnp.sqrt(square) / jnp.where(size > 0, size, 1), 0)
@@ -192,8 +212,8 @@ class Neumann:
 
     Converges where |I - scale A| < 1 (spectral radius). With `scale=None` and structure "spd", the scale is
     1 / (1.05 * the largest eigenvalue estimated by 20 power iterations), which converges for any positive
-    definite A; for structure "general" it is 1, the series of a contraction (A = I - J). Needs on the order of
-    the condition number of products where CG needs its square root: it is here to compare with.
+    definite A; for structure "general" it is 1, the series of a contraction (A = I - J). Needs on the order
+    of the condition number of products where CG needs its square root: it is here to compare with.
     Source: Lorraine, Vicol, Duvenaud 2020, Algorithm 3.
     """
 
@@ -203,9 +223,12 @@ class Neumann:
     accepts: ClassVar[tuple[str, ...]] = ("spd", "general")
 
     def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
         check_limits("Neumann", self.steps, self.tolerance)
         if self.scale is not None and not 0 < self.scale < float("inf"):
-            raise ConfigError(f"Neumann: scale={self.scale!r}; accepted is a positive number, or None to estimate.")
+            raise ConfigError(
+                f"Neumann: scale={self.scale!r}; accepted is a positive number, or None to estimate."
+            )
 
     def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "spd") -> Solution:
         """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
@@ -266,6 +289,7 @@ class GMRES:
     accepts: ClassVar[tuple[str, ...]] = STRUCTURES
 
     def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
         check_limits("GMRES", self.steps, self.tolerance)
         if not isinstance(self.restart, int) or self.restart < 1:
             raise ConfigError(f"GMRES: restart={self.restart!r}; accepted is a whole number of at least 1.")
@@ -291,6 +315,7 @@ class BiCGStab:
     accepts: ClassVar[tuple[str, ...]] = STRUCTURES
 
     def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
         check_limits("BiCGStab", self.steps, self.tolerance)
 
     def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
@@ -306,8 +331,8 @@ class BiCGStab:
 def _lineax(solver: Any, make: Callable, matvec: Matvec, b: Any, x0: Any, structure: str) -> Solution:
     """The Solution by a Lineax solver, which solves for the correction to x0 in a system scaled to |b| = 1.
 
-    Lineax compares entry by entry, |r_i| <= atol + rtol |b_i|, which zeros in b make unreachable with atol = 0;
-    with |b| = 1 and atol = tolerance / sqrt(n), what it accepts has |r| of the order of the tolerance.
+    Lineax compares entry by entry, |r_i| <= atol + rtol |b_i|, which zeros in b make unreachable with atol =
+    0; with |b| = 1 and atol = tolerance / sqrt(n), what it accepts has |r| of the order of the tolerance.
     """
     import lineax
 
@@ -338,8 +363,8 @@ class Dense:
     """The exact solve by the whole matrix, n products and n^3 work: the oracle for tests and small problems.
 
     The matrix is made by `vmap` over the identity and factored through Lineax (LU). For symmetric structures
-    its smallest eigenvalue is looked at, so `stats.negative_curvature` is the truth, and the value is the exact
-    solution all the same. Refused above 20,000 unknowns (3 GB in float64).
+    its smallest eigenvalue is looked at, so `stats.negative_curvature` is the truth, and the value is the
+    exact solution all the same. Refused above 20,000 unknowns (3 GB in float64).
     """
 
     accepts: ClassVar[tuple[str, ...]] = STRUCTURES
@@ -349,14 +374,16 @@ class Dense:
         import lineax
 
         refuse_structure(self, structure)
-        product, b, start, unravel = _problem(matvec, b, x0)
+        product, b, _, unravel = _problem(matvec, b, x0)
         if b.size > 20_000:
             raise ConfigError(f"Dense: {b.size} unknowns; accepted are up to 20,000. Use CG or GMRES.")
         matrix = jax.vmap(product, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
         answer = lineax.linear_solve(lineax.MatrixLinearOperator(matrix), b, lineax.LU(), throw=False)
         solution = _finish(product, b, cast(Array, answer.value), unravel, b.size, 1e-3, Ending.STAGNATED)
+        singular = ~jnp.isfinite(solution.stats.residual) & tree.finite((matrix, b))
+        status = Status(jnp.where(singular, int(Ending.STAGNATED), solution.status.code))
         if structure == "general":
-            return solution
+            return Solution(solution.value, solution.stats, status)
         smallest = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[0]
         stats = Stats(solution.stats.steps, solution.stats.residual, smallest <= 0)
-        return Solution(solution.value, stats, solution.status)
+        return Solution(solution.value, stats, status)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.sharding import Mesh, PartitionSpec
 
 from . import tree
@@ -38,8 +39,9 @@ class Metrics(NamedTuple):
     loss: the query loss at phi*. inner_residual: |F(phi*)|. inner_steps, linear_steps: iterations taken.
     linear_residual: |b - A u| / |b|. negative_curvature: whether the linear solver saw it. inner_status,
     linear_status: how the solves ended. used: whether the task is in the mean; a task is left out where its
-    loss, gradient or residuals are not finite, or where the linear solver met negative curvature in its very
-    first direction and so has nothing to give. measures: what the method's `measure` returned.
+    loss, gradient or residuals are not finite, where the linear solver broke down with an answer worse than
+    zero, or where it met negative curvature in its very first direction and so has nothing to give.
+    measures: what the method's `measure` returned.
     """
 
     loss: Array
@@ -54,17 +56,17 @@ class Metrics(NamedTuple):
     measures: dict[str, Array]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class IMAML:
     """Implicit MAML: the mean over tasks of the implicit meta-gradient (paper, Algorithms 1 and 2).
 
     problem: one task's inner problem (usually `proximal`). query_loss: (phi, theta, batch) -> scalar.
-    inner, linear: how well each task is solved (delta) and its linear system (delta'). policy: what happens to
-    tasks that fail numerically; they are never averaged in: "raise" (NumericalError), "warn", or "skip" (only
-    `Metrics.used` tells). Inside jit nothing can be raised: call `check(metrics)` on the host. chunk: how many
-    tasks are worked on at once (None: all). mesh: a mesh with one axis named "tasks" over which the tasks are
-    sharded, with one all-reduce a call. measure: (phi, theta, batch) -> dict of scalars, taken on the query
-    batch at phi*.
+    inner, linear: how well each task is solved (delta) and its linear system (delta'). policy: what happens
+    to tasks that fail numerically; they are never averaged in: "raise" (NumericalError), "warn", or "skip"
+    (only `Metrics.used` tells). Inside jit nothing can be raised: call `check(metrics)` on the host. chunk:
+    how many tasks are worked on at once (None: all). mesh: a mesh with one axis named "tasks" over which the
+    tasks are sharded, with one all-reduce a call. measure: (phi, theta, batch) -> dict of scalars, taken on
+    the query batch at phi*.
 
     The result is the gradient of `theta`, shaped like it: the direct term plus `implicit_vjp`.
 
@@ -88,19 +90,28 @@ class IMAML:
     measure: Callable | None = None
 
     def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
         if not isinstance(self.problem, Problem):
-            raise ConfigError(f"IMAML: problem={self.problem!r}; pass one made by proximal(loss, strength) or its kin.")
+            raise ConfigError(
+                f"IMAML: problem={self.problem!r}; pass one made by proximal(loss, strength) or its kin."
+            )
         for name in ("query_loss", "inner", "linear"):
             if not callable(getattr(self, name)):
-                raise ConfigError(f"IMAML: {name}={getattr(self, name)!r} cannot be called; see help(imaml.IMAML).")
+                raise ConfigError(
+                    f"IMAML: {name}={getattr(self, name)!r} cannot be called; see help(imaml.IMAML)."
+                )
         require_anchor(self.problem)
         refuse_structure(self.linear, self.problem.structure)
         if self.policy not in POLICIES:
             raise ConfigError(f"IMAML: policy={self.policy!r}; accepted: {', '.join(POLICIES)}.")
         if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
-            raise ConfigError(f"IMAML: chunk={self.chunk!r}; accepted is a whole number of at least 1, or None.")
+            raise ConfigError(
+                f"IMAML: chunk={self.chunk!r}; accepted is a whole number of at least 1, or None."
+            )
         if self.mesh is not None and tuple(self.mesh.axis_names) != (AXIS,):
-            raise ConfigError(f"IMAML: the mesh's axes are {self.mesh.axis_names}; accepted is one, named {AXIS!r}.")
+            raise ConfigError(
+                f"IMAML: the mesh's axes are {self.mesh.axis_names}; accepted is one, named {AXIS!r}."
+            )
 
     def __call__(self, theta: Any, tasks: Task, key: Array | None = None) -> tuple[Any, Metrics]:
         """The meta-gradient, shaped like theta, and Metrics. `tasks` has a leading axis on every leaf."""
@@ -111,10 +122,11 @@ class IMAML:
         else:
             if count % self.mesh.size:
                 raise ConfigError(
-                    f"IMAML: {count} tasks cannot be shared evenly by {self.mesh.size} devices; use a multiple."
+                    f"IMAML: {count} tasks cannot be shared evenly by {self.mesh.size} devices; use a "
+                    "multiple."
                 )
             spread, whole = PartitionSpec(AXIS), PartitionSpec()
-            # check_vma=False: with it, a gradient at a replicated theta is summed over devices inside each task.
+            # check_vma=False: else a gradient at a replicated theta is summed over devices inside each task.
             share = jax.shard_map(
                 lambda t, b, k: self._mean(t, b, k, lambda vector: lax.psum(vector, AXIS)),
                 mesh=self.mesh,
@@ -124,7 +136,7 @@ class IMAML:
             )
             flat, metrics = share(theta, tasks, keys)
         gradient = tree.ravel(theta)[1](flat)
-        if not isinstance(metrics.used, jax.core.Tracer):
+        if not isinstance(metrics.used, Tracer):
             self.check(metrics)
         return gradient, metrics
 
@@ -137,12 +149,14 @@ class IMAML:
         if used.all():
             return
         failed = [int(i) for i in np.flatnonzero(~used)]
-        worst = Ending(
-            max(int(np.asarray(s.code).max()) for s in (metrics.inner_status, metrics.linear_status))
-        )
+        codes = [np.asarray(status.code) for status in (metrics.inner_status, metrics.linear_status)]
+        worst = Ending(int(max(code[~used].max() for code in codes)))
+        if worst <= Ending.STEPS_DONE:  # both solves went well, so it is the query loss or its gradient
+            worst = Ending.NOT_FINITE
         message = (
             f"{len(failed)} of {used.size} tasks failed numerically and were left out of the meta-gradient "
-            f"(tasks {failed[:8]}{'...' if len(failed) > 8 else ''}; worst ending {worst.name}). {worst.advice}"
+            f"(tasks {failed[:8]}{'...' if len(failed) > 8 else ''}; worst ending {worst.name}). "
+            f"{worst.advice}"
         )
         if self.policy == "raise" or not used.any():
             raise NumericalError(message)
@@ -174,8 +188,12 @@ class IMAML:
         gradient = tree.ravel(jax.tree.map(jnp.add, direct, through))[0]
         size = tree.norm(residual)
         nothing = linear.stats.negative_curvature & (linear.stats.steps == 0)
-        failed = (inner.status.code == int(Ending.NOT_FINITE)) | (linear.status.code == int(Ending.NOT_FINITE))
-        used = jnp.isfinite(loss) & tree.finite(gradient) & jnp.isfinite(size) & ~nothing & ~failed
+        worse = (linear.status.code == int(Ending.BREAKDOWN)) & (linear.stats.residual > 1)
+        failed = (inner.status.code == int(Ending.NOT_FINITE)) | (
+            linear.status.code == int(Ending.NOT_FINITE)
+        )
+        whole = tree.finite((loss, gradient, size, linear.stats.residual))
+        used = whole & ~nothing & ~worse & ~failed
         measures = {} if self.measure is None else self.measure(phi, theta, task.query)
         return gradient, Metrics(
             loss,
@@ -193,8 +211,8 @@ class IMAML:
 
 def _count(tasks: Any) -> int:
     """How many tasks the leading axes hold; ConfigError where they disagree."""
-    counts = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(tasks)}
-    if len(counts) != 1 or None in counts or 0 in counts:
+    counts = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(tasks)}
+    if len(counts) != 1 or 0 in counts:
         raise ConfigError(
             f"tasks: every leaf of support and query needs the same leading axis, the tasks; the leaves are "
             f"{tree.shapes(tasks)}."

@@ -1,10 +1,10 @@
 """One task's inner problem: a residual F(phi, theta, batch) that is zero at the solution, and its structure.
 
-    proximal     F = d/dphi loss(phi, batch) + strength (phi - theta)        the paper's problem, eq. 3
-    plain        F = d/dphi loss(phi, batch), started at theta               MAML and its kin
-    stationary   F = d/dphi objective(phi, theta, batch)
-    fixed_point  F = phi - update(phi, theta, batch)
-    game         F = (d/dx loss_x, d/dy loss_y), phi = (x, y)
+proximal     F = d/dphi loss(phi, batch) + strength (phi - theta)        the paper's problem, eq. 3
+plain        F = d/dphi loss(phi, batch), started at theta               MAML and its kin
+stationary   F = d/dphi objective(phi, theta, batch)
+fixed_point  F = phi - update(phi, theta, batch)
+game         F = (d/dx loss_x, d/dy loss_y), phi = (x, y)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from . import tree
 from .errors import ConfigError, StructureError
@@ -69,8 +70,8 @@ def learned(initial: float, per: str = "leaf") -> Learned:
 class Problem:
     """One task's inner problem. Made by `proximal`, `plain`, `stationary`, `fixed_point` or `game`.
 
-    A tree: `strength` is its leaf (it can be traced, batched and differentiated); all else is static. `phi` in
-    `residual` and `objective` holds the adapted leaves only (None in the others' places); `full` gives the
+    A tree: `strength` is its leaf (it can be traced, batched and differentiated); all else is static. `phi`
+    in `residual` and `objective` holds the adapted leaves only (None in the others' places); `full` gives the
     whole tree that losses see.
     """
 
@@ -82,6 +83,7 @@ class Problem:
     start: Callable | None = field(default=None, metadata={"static": True})
     adapt: Selection = field(default=Selection(), metadata={"static": True})
     learns: Learned | None = field(default=None, metadata={"static": True})
+    loss: Callable | None = field(default=None, metadata={"static": True})
 
     @property
     def anchored(self) -> bool:
@@ -98,7 +100,9 @@ class Problem:
             dtype = jnp.result_type(*jax.tree.leaves(chosen))
             return Anchor(mean, jnp.asarray(value, dtype))
         shape = (lambda _: ()) if self.learns.per == "leaf" else jnp.shape
-        return Anchor(mean, jax.tree.map(lambda leaf: jnp.full(shape(leaf), value, jnp.result_type(leaf)), chosen))
+        return Anchor(
+            mean, jax.tree.map(lambda leaf: jnp.full(shape(leaf), value, jnp.result_type(leaf)), chosen)
+        )
 
     def mean(self, theta: Any) -> Any:
         """The part of theta that is shaped like the full tree of a task's parameters."""
@@ -106,13 +110,13 @@ class Problem:
             return theta
         if not isinstance(theta, Anchor):
             raise ConfigError(
-                f"this problem learns its strength, so theta must be an Anchor(mean, log_strength); it came as "
-                f"{type(theta).__name__}. Make it with problem.parameters(mean)."
+                f"this problem learns its strength, so theta must be an Anchor(mean, log_strength); it came "
+                f"as {type(theta).__name__}. Make it with problem.parameters(mean)."
             )
         return theta.mean
 
     def init(self, theta: Any, batch: Any, key: Array | None = None) -> Any:
-        """Where the inner solver starts: the adapted leaves of theta, or what the problem's own `init` gives."""
+        """Where the inner solver starts: the adapted leaves of theta, or what the problem's `init` gives."""
         if self.start is not None:
             return self.start(theta, batch, key)
         return self.adapt.split(self.mean(theta))[0]
@@ -171,8 +175,12 @@ def _spread(strength: Any, phi: Any, adapt: Selection) -> Any:
 
 def _check_positive(strength: Any) -> None:
     """Refuses strengths that are concrete and not positive and finite."""
+    if not jax.tree.leaves(strength):
+        raise ConfigError(
+            f"strength: {strength!r}; accepted are a positive number, a tree of them, or learned(...)."
+        )
     for leaf in jax.tree.leaves(strength):
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             continue
         try:
             values = np.asarray(leaf, dtype=np.float64)
@@ -180,8 +188,8 @@ def _check_positive(strength: Any) -> None:
             raise ConfigError(f"strength: {leaf!r} is no number.") from error
         if not np.all(np.isfinite(values) & (values > 0)):
             raise ConfigError(
-                f"strength: {leaf!r}; accepted are positive finite numbers. (Without an anchor there is no implicit "
-                "gradient: for that, use plain(loss) with unrolled() or first_order().)"
+                f"strength: {leaf!r}; accepted are positive finite numbers. (Without an anchor there is no "
+                "implicit gradient: for that, use plain(loss) with unrolled() or first_order().)"
             )
 
 
@@ -217,14 +225,16 @@ def proximal(loss: Loss, strength: Any, adapt: Any = None) -> Problem:
         return loss(problem.full(phi, theta), batch) + 0.5 * jax.tree.reduce(jnp.add, terms)
 
     fixed = None if learns else strength
-    return Problem(fixed, "proximal", "spd", residual, objective, adapt=Selection.of(adapt), learns=learns)
+    return Problem(
+        fixed, "proximal", "spd", residual, objective, adapt=Selection.of(adapt), learns=learns, loss=loss
+    )
 
 
 def plain(loss: Loss, adapt: Any = None) -> Problem:
     """The inner problem without an anchor: minimise loss(phi, batch) from theta on, for MAML and its kin.
 
-    Its solution depends on theta only through the path taken, so the implicit rule refuses it; use `unrolled()`
-    or `first_order()`. loss and adapt as in `proximal`.
+    Its solution depends on theta only through the path taken, so the implicit rule refuses it; use
+    `unrolled()` or `first_order()`. loss and adapt as in `proximal`.
     """
     _check_callable("loss", loss)
 
@@ -234,18 +244,20 @@ def plain(loss: Loss, adapt: Any = None) -> Problem:
     def objective(problem: Problem, phi: Any, theta: Any, batch: Any) -> Array:
         return loss(problem.full(phi, theta), batch)
 
-    return Problem(None, "plain", "symmetric", residual, objective, adapt=Selection.of(adapt))
+    return Problem(None, "plain", "symmetric", residual, objective, adapt=Selection.of(adapt), loss=loss)
 
 
 def stationary(objective: Callable, init: Callable | None = None, structure: str = "spd") -> Problem:
     """The problem d/dphi objective(phi, theta, batch) = 0.
 
-    init: (theta, batch, key) -> phi, by default theta itself. structure: "spd" at a strict minimum, "symmetric"
-    at a saddle.
+    init: (theta, batch, key) -> phi, by default theta itself. structure: "spd" at a strict minimum,
+    "symmetric" at a saddle.
     """
     _check_callable("objective", objective)
     if structure not in ("spd", "symmetric"):
-        raise ConfigError(f"stationary: structure={structure!r}; accepted: 'spd' (a minimum), 'symmetric' (a saddle).")
+        raise ConfigError(
+            f"stationary: structure={structure!r}; accepted: 'spd' (a minimum), 'symmetric' (a saddle)."
+        )
 
     def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
         return _guarded("stationary", init, lambda: jax.grad(objective)(phi, theta, batch), phi)
@@ -283,8 +295,8 @@ def game(loss_x: Callable, loss_y: Callable, init: Callable | None = None) -> Pr
     def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
         if not (isinstance(phi, tuple) and len(phi) == 2):
             raise ConfigError(
-                f"game: phi must be a pair (x, y); it came as {tree.shapes(phi)}. By default it starts at theta: "
-                "pass init=(theta, batch, key) -> (x, y) where theta is no such pair."
+                f"game: phi must be a pair (x, y); it came as {tree.shapes(phi)}. By default it starts at "
+                "theta: pass init=(theta, batch, key) -> (x, y) where theta is no such pair."
             )
         x, y = phi
         parts = (jax.grad(loss_x, argnums=0), jax.grad(loss_y, argnums=1))
@@ -307,8 +319,8 @@ def _guarded(kind: str, init: Callable | None, compute: Callable, phi: Any) -> A
         raise ConfigError(f"{kind}: failed at phi = {tree.shapes(phi)}: {error}. {advice}") from error
     if not tree.same(result, phi):
         raise ConfigError(
-            f"{kind}: gives {tree.shapes(result)} for phi = {tree.shapes(phi)}; they must have the same structure "
-            f"and shapes. {advice}"
+            f"{kind}: gives {tree.shapes(result)} for phi = {tree.shapes(phi)}; they must have the same "
+            f"structure and shapes. {advice}"
         )
     return result
 
@@ -320,7 +332,9 @@ def _check_callable(argument: str, value: Any) -> None:
 
 def _scalar(argument: str, value: Any) -> Array:
     if jnp.shape(value) != ():
-        raise ConfigError(f"{argument}: must return one number; it returned an array of shape {jnp.shape(value)}.")
+        raise ConfigError(
+            f"{argument}: must return one number; it returned an array of shape {jnp.shape(value)}."
+        )
     return value
 
 
@@ -328,8 +342,6 @@ def require_anchor(problem: Problem) -> None:
     """Raises StructureError for a problem whose solution is no function of theta."""
     if not problem.anchored:
         raise StructureError(
-            "the implicit rule needs a solution that depends on theta itself, and plain(loss) only starts there. "
-            "Use proximal(loss, strength), or the rules unrolled() (MAML) or first_order() (FOMAML)."
+            "the implicit rule needs a solution that depends on theta itself, and plain(loss) only starts "
+            "there. Use proximal(loss, strength), or the rules unrolled() (MAML) or first_order() (FOMAML)."
         )
-
-

@@ -1,8 +1,8 @@
 """How d phi*/d theta is had, apart from the solver that found phi*.
 
-    implicit     d phi*/d theta = -(dF/dphi)^-1 dF/dtheta at the solution       iMAML; paper, Lemma 1
-    unrolled     through every step of the inner solver                          MAML
-    first_order  d phi/d theta = d init/d theta                                  first-order MAML
+implicit     d phi*/d theta = -(dF/dphi)^-1 dF/dtheta at the solution       iMAML; paper, Lemma 1
+unrolled     through every step of the inner solver                          MAML
+first_order  d phi/d theta = d init/d theta                                  first-order MAML
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Implicit:
         """The adapted leaves at the solution, differentiable in every mode and order."""
         require_anchor(problem)
         refuse_structure(self.linear, problem.structure)
-        # One flat vector: custom_root fails with a bare AssertionError where a leaf of F does not depend on theta.
+        # One flat vector: custom_root fails with a bare AssertionError where a leaf of F ignores theta.
         flat, unravel = tree.ravel(lax.stop_gradient(phi0))
 
         def residual(x: Array) -> Array:
@@ -55,7 +55,9 @@ class Implicit:
         def solve_tangent(product: Any, b: Array) -> Array:
             solve = lambda matvec, b: self.linear(matvec, b, structure=problem.structure).value  # noqa: E731
             symmetric = problem.structure != "general"
-            return lax.custom_linear_solve(product, b, solve, None if symmetric else solve, symmetric=symmetric)
+            return lax.custom_linear_solve(
+                product, b, solve, None if symmetric else solve, symmetric=symmetric
+            )
 
         return unravel(lax.custom_root(residual, flat, find, solve_tangent))
 
@@ -70,8 +72,9 @@ class Unrolled:
         """The adapted leaves after the inner steps."""
         if getattr(inner, "tolerance", None) is not None:
             raise StructureError(
-                f"unrolled() needs an inner solver with a fixed number of steps; {inner!r} stops at a tolerance, and "
-                "such a loop has no reverse mode. Give steps= and no tolerance, or use implicit(...)."
+                f"unrolled() needs an inner solver with a fixed number of steps; {inner!r} stops at a "
+                "tolerance, and such a loop has no reverse mode. Give steps= and no tolerance, or use "
+                "implicit(...)."
             )
         return inner(problem, theta, batch, phi0, key).value
 
@@ -84,7 +87,8 @@ class FirstOrder:
         self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
     ) -> Any:
         """The adapted leaves at the solution; derivatives pass to where the solver started."""
-        found = inner(problem, lax.stop_gradient(theta), batch, lax.stop_gradient(phi0), key).value
+        fixed = lax.stop_gradient((problem, theta, batch, phi0))
+        found = inner(*fixed, key).value
         return jax.tree.map(lambda p, s: lax.stop_gradient(p) + (s - lax.stop_gradient(s)), found, phi0)
 
 
@@ -92,11 +96,13 @@ def implicit(linear: LinearSolver) -> Implicit:
     """The implicit rule: exact up to how well phi* and the linear system are solved (Lemma 1).
 
     Built on `lax.custom_root`: forward mode, reverse mode, second order, and derivatives with respect to
-    strength and data, passed or closed over. Memory does not grow with the inner steps. A rule cannot hand out
-    the backward solve's status: where that matters (training), use `implicit_vjp`.
+    strength and data, passed or closed over. Memory does not grow with the inner steps. A rule cannot hand
+    out the backward solve's status: where that matters (training), use `implicit_vjp`.
     """
     if not callable(linear):
-        raise ConfigError(f"implicit: {linear!r} is no linear solver; pass one such as CG(steps=5) or Dense().")
+        raise ConfigError(
+            f"implicit: {linear!r} is no linear solver; pass one such as CG(steps=5) or Dense()."
+        )
     return Implicit(linear)
 
 
@@ -127,8 +133,8 @@ def solve(
 
     >>> import imaml, jax, jax.numpy as jnp
     >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
-    >>> phi = lambda theta: imaml.solve(problem, theta, jnp.ones(1), inner=imaml.GradientDescent(0.5, steps=60),
-    ...                                 rule=imaml.implicit(imaml.CG(steps=2)))
+    >>> inner, rule = imaml.GradientDescent(0.5, steps=60), imaml.implicit(imaml.CG(steps=2))
+    >>> phi = lambda theta: imaml.solve(problem, theta, jnp.ones(1), inner=inner, rule=rule)
     >>> jax.jacobian(phi)(jnp.zeros(1))
     Array([[0.5]], dtype=float32)
     """
@@ -141,7 +147,7 @@ def solve(
 def implicit_vjp(
     problem: Problem, phi: Any, theta: Any, batch: Any, cotangent: Any, *, linear: LinearSolver
 ) -> tuple[Any, Solution]:
-    """The cotangent of theta, -(dF/dtheta)^T A^-T cotangent with A = dF/dphi, and the linear solve's Solution.
+    """The cotangent of theta, -(dF/dtheta)^T A^-T cotangent with A = dF/dphi, and the linear Solution.
 
     phi: the full tree at the inner solution. cotangent: d query_loss / d phi, a full tree. The direct term
     d query_loss / d theta is not in it: add it (paper, eq. 6 and Algorithm 2, line 4). Shared leaves are

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 
 class Ending(enum.IntEnum):
@@ -31,16 +32,17 @@ class Ending(enum.IntEnum):
 _ADVICE = {
     Ending.CONVERGED: "The residual is below the tolerance.",
     Ending.STEPS_DONE: "The asked number of steps was taken; the residual says how good the value is.",
-    Ending.OUT_OF_STEPS: "The tolerance was not reached within the allowed steps; allow more steps, ask for less, "
-    "or raise the strength (a better conditioned system).",
-    Ending.NEGATIVE_CURVATURE: "A direction of negative curvature was met, so the system is not positive definite, "
-    "and the solver stopped at the iterate before it; raise the strength, take more inner steps, or use a solver "
-    "for indefinite systems (GMRES, BiCGStab, Dense).",
-    Ending.STAGNATED: "The residual stopped falling before the tolerance: the system is close to singular or the "
-    "tolerance is below what this precision can give; use float64, ask for less, or raise the strength.",
-    Ending.BREAKDOWN: "The method broke down (a division by nearly zero); use Dense or GMRES with more steps.",
-    Ending.NOT_FINITE: "NaN or infinity appeared: the inner solve diverged or the data are not finite; lower the "
-    "learning rate, check the data, or raise the strength.",
+    Ending.OUT_OF_STEPS: "The tolerance was not reached within the allowed steps; allow more steps, ask for "
+    "less, or raise the strength (a better conditioned system).",
+    Ending.NEGATIVE_CURVATURE: "A direction of negative curvature was met, so the system is not positive "
+    "definite, and the solver stopped at the iterate before it; raise the strength, take more inner steps, or "
+    "use a solver for indefinite systems (GMRES, BiCGStab, Dense).",
+    Ending.STAGNATED: "The residual stopped falling before the tolerance: the system is close to singular or "
+    "the tolerance is below what the precision gives; use float64, ask for less, or raise strength.",
+    Ending.BREAKDOWN: "The method broke down (a division by nearly zero, or an answer worse than zero); use "
+    "Dense, or GMRES with more steps.",
+    Ending.NOT_FINITE: "NaN or infinity appeared: the inner solve diverged or the data are not finite; lower "
+    "the learning rate, check the data, or raise the strength.",
 }
 
 
@@ -74,10 +76,13 @@ class Status:
         return self.ending.advice
 
     def __str__(self) -> str:
-        if isinstance(self.code, jax.core.Tracer):
+        """How many solves ended how."""
+        if isinstance(self.code, Tracer):
             return f"Status({self.code})"
         codes, counts = np.unique(np.asarray(self.code), return_counts=True)
-        return ", ".join(f"{count} x {Ending(int(code)).name}" for code, count in zip(codes, counts, strict=True))
+        return ", ".join(
+            f"{count} x {Ending(int(code)).name}" for code, count in zip(codes, counts, strict=True)
+        )
 
 
 @jax.tree_util.register_dataclass

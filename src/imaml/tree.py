@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
@@ -50,7 +51,7 @@ class Selection:
     function that takes the tree and returns a tree of booleans (or a prefix of one), as in `optax.masked`.
     """
 
-    choice: None | tuple[str, ...] | Callable[[Tree], Tree] = None
+    choice: tuple[str, ...] | Callable[[Tree], Tree] | None = None
 
     @classmethod
     def of(cls, choice: Any) -> Selection:
@@ -64,15 +65,15 @@ class Selection:
         if isinstance(choice, (tuple, list, set, frozenset)) and all(isinstance(c, str) for c in choice):
             return cls(tuple(sorted(choice)))
         leaves = jax.tree_util.tree_leaves_with_path(choice)
-        if leaves and all(isinstance(leaf, (bool,)) for _, leaf in leaves):
+        if leaves and all(isinstance(leaf, (bool, np.bool_)) for _, leaf in leaves):
             return cls(tuple(name(path) for path, leaf in leaves if leaf))
         raise ConfigError(
-            f"adapt: {choice!r} is no selection of leaves. Accepted: None (all), a name such as 'head', a tuple "
-            "of names, a tree of booleans shaped like theta, or a function theta -> tree of booleans."
+            f"adapt: {choice!r} is no selection of leaves. Accepted: None (all), a name such as 'head', a "
+            "tuple of names, a tree of booleans shaped like theta, or a function theta -> tree of booleans."
         )
 
     def mask(self, tree: Tree) -> Tree:
-        """A tree of Python booleans shaped like `tree`; ConfigError where nothing, or nothing known, is chosen."""
+        """A tree of booleans shaped like `tree`; ConfigError where nothing, or nothing known, is chosen."""
         if self.choice is None:
             return jax.tree.map(lambda _: True, tree)
         if isinstance(self.choice, tuple):
@@ -80,18 +81,23 @@ class Selection:
             for wanted in self.choice:
                 if not any(_below(leaf, wanted) for leaf in names):
                     raise ConfigError(
-                        f"adapt: theta has no leaf or branch named {wanted!r}; its leaves are {', '.join(names)}."
+                        f"adapt: theta has no leaf or branch named {wanted!r}; its leaves are "
+                        f"{', '.join(names)}."
                     )
             choice = self.choice
-            mask = jax.tree_util.tree_map_with_path(lambda p, _: any(_below(name(p), c) for c in choice), tree)
+            mask = jax.tree_util.tree_map_with_path(
+                lambda p, _: any(_below(name(p), c) for c in choice), tree
+            )
         else:
             prefix = self.choice(tree)
             try:
-                mask = jax.tree.map(lambda flag, branch: jax.tree.map(lambda _: bool(flag), branch), prefix, tree)
+                mask = jax.tree.map(
+                    lambda flag, branch: jax.tree.map(lambda _: bool(flag), branch), prefix, tree
+                )
             except (ValueError, TypeError) as error:
                 raise ConfigError(
-                    "adapt: the function must return a tree of booleans shaped like theta, or a prefix of it; "
-                    f"it returned {prefix!r}."
+                    "adapt: the function must return a tree of booleans shaped like theta, or a prefix of "
+                    f"it; it returned {prefix!r}."
                 ) from error
         if not any(jax.tree.leaves(mask)):
             raise ConfigError("adapt: no leaf of theta is selected, so a task would have nothing to adapt.")
@@ -110,7 +116,9 @@ class Selection:
         """The full tree from its two parts; undoes `split`."""
         if self.choice is None:
             return chosen
-        return jax.tree.map(lambda a, b: b if a is None else a, chosen, rest, is_leaf=lambda leaf: leaf is None)
+        return jax.tree.map(
+            lambda a, b: b if a is None else a, chosen, rest, is_leaf=lambda leaf: leaf is None
+        )
 
 
 def _below(leaf: str, branch: str) -> bool:

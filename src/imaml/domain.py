@@ -1,0 +1,75 @@
+"""What tasks are drawn from: the Domain protocol and its laws.
+
+Laws, held by one table-driven test over all domains:
+
+1. `sample(key, split)` depends on its arguments alone, and works under jit and vmap;
+2. `sample(key, split) == gather(draw(key, split))`: indices first, data second, so that data may live elsewhere;
+3. splits share no class and no task;
+4. `query_loss` and the problem's loss are finite at `init(key)` on every sampled task.
+
+A domain is a tree: its data are leaves (so they are arguments of a compiled step, not constants in it), all
+else is static.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from jax import Array
+
+from .methods import Task
+from .problem import Problem
+
+SPLITS = ("train", "validation", "test")
+
+
+@runtime_checkable
+class Domain(Protocol):
+    """A family of tasks with a network to learn them by."""
+
+    @property
+    def recipe(self) -> Any:
+        """The frozen dataclass that this domain was built from; goes to JSON, and `recipe.build()` undoes it."""
+        ...
+
+    def init(self, key: Array) -> Any:
+        """Fresh parameters of the network, shaped like phi."""
+        ...
+
+    def problem(self, strength: Any, adapt: Any = None) -> Problem:
+        """The anchored problem of one task's support set."""
+        ...
+
+    def draw(self, key: Array, split: str) -> Any:
+        """Indices of one random task."""
+        ...
+
+    def gather(self, indices: Any) -> Task:
+        """The task that indices mean."""
+        ...
+
+    def sample(self, key: Array, split: str) -> Task:
+        """One random task."""
+        ...
+
+    def query_loss(self, phi: Any, theta: Any, batch: Any) -> Array:
+        """The loss on a query batch, a scalar; what meta-learning minimises."""
+        ...
+
+    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
+        """Scores of adapted parameters on a task's query set: scalars, by name; `headline` is among them."""
+        ...
+
+    def baselines(self, task: Task) -> dict[str, Array]:
+        """Scores of simple methods without learning across tasks, by name, on the headline's scale."""
+        ...
+
+    @property
+    def headline(self) -> str:
+        """Which metric a validation is judged by."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of the headline is better."""
+        ...

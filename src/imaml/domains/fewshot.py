@@ -1,0 +1,330 @@
+"""Few-shot classification: N ways, K shots, over any labelled images, read or drawn on the fly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..errors import ConfigError, DataError
+from ..methods import Task
+from ..models import Conv4
+from ..problem import Problem, proximal
+from . import strokes
+from .images import Images
+
+SOURCES = ("characters", "omniglot", "mini-imagenet")
+NORMALISATIONS = ("transductive", "inductive")
+DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (22_000, 26_000)}
+DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
+
+
+class Labelled(NamedTuple):
+    """Images with labels, and for a query batch the support images that inductive normalisation refers to.
+
+    images: float32 (n, side, side, channels) in [0, 1], 1 = ink. labels: int32 (n,). reference: None, or
+    images of the same kind.
+    """
+
+    images: Array
+    labels: Array
+    reference: Array | None = None
+
+
+class Indices(NamedTuple):
+    """One episode: classes (ways,), examples (ways, shots + queries), quarter turns (ways,); int32."""
+
+    classes: Array
+    examples: Array
+    turns: Array
+
+
+@dataclass(frozen=True)
+class FewShotRecipe:
+    """Everything that a few-shot domain is made from; goes to JSON.
+
+    source: where images come from. ways, shots: classes a task, and support images of each; queries: query
+    images of each. normalisation: by whose statistics a query batch is normalised in training: its own
+    ("transductive", as in the literature) or the support set's ("inductive"). rotations: whether quarter turns
+    count as classes of their own in training. split: of Omniglot, "vinyals", "background" or "random".
+    data: a path, or None for the usual places. filters: the width of Conv4.
+    """
+
+    source: str = "characters"
+    ways: int = 5
+    shots: int = 1
+    queries: int = 5
+    normalisation: str = "transductive"
+    rotations: bool = True
+    split: str = "vinyals"
+    data: str | None = None
+    filters: int = 64
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ConfigError(f"domain: source={self.source!r}; accepted: {', '.join(SOURCES)}.")
+        if self.normalisation not in NORMALISATIONS:
+            raise ConfigError(
+                f"domain: normalisation={self.normalisation!r}; accepted: {', '.join(NORMALISATIONS)}."
+            )
+        for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("filters", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"domain: {name}={value!r}; accepted is a whole number of at least {least}.")
+
+    def build(self) -> FewShot:
+        """The domain, with its data read."""
+        if self.source == "characters":
+            return characters_of(self)
+        if self.source == "omniglot":
+            from . import omniglot as reader
+
+            return table_of(self, reader.read(reader.locate(self.data), split=self.split))
+        from .images import read_split_folders
+
+        if self.data is None:
+            raise DataError("mini-imagenet: where is it? Pass --data PATH, a folder with train/, val/ and test/.")
+        return table_of(self, read_split_folders(self.data, side=84, channels=3))
+
+    @property
+    def network(self) -> Conv4:
+        """The network that learns these tasks."""
+        side, channels = (84, 3) if self.source == "mini-imagenet" else (28, 1)
+        return Conv4(self.ways, self.filters, side, channels)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FewShot:
+    """Few-shot classification tasks; made by `characters`, `omniglot`, `mini_imagenet` or `image_tasks`.
+
+    pixels: uint8 (rows, side, side, channels), or None for characters drawn on the fly. first, counts: a class's
+    first row and number of images, (classes,). splits: class numbers by split name. most: the largest of counts.
+    """
+
+    pixels: Array | None
+    first: Array | None
+    counts: Array | None
+    splits: dict[str, Array]
+    most: int = field(metadata={"static": True})
+    recipe: FewShotRecipe = field(metadata={"static": True})
+
+    headline: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+
+    @property
+    def network(self) -> Conv4:
+        """The network that learns these tasks."""
+        return self.recipe.network
+
+    def init(self, key: Array) -> Any:
+        """Fresh parameters of the network."""
+        return self.network.init(key)
+
+    def loss(self, phi: Any, batch: Labelled) -> Array:
+        """The mean cross-entropy on a batch normalised by its own statistics (or its reference's), a scalar."""
+        return cross_entropy(self.logits(phi, batch), batch.labels)
+
+    def logits(self, phi: Any, batch: Labelled, inductive: bool | None = None) -> Array:
+        """Logits (n, ways). inductive: normalise by the reference's statistics; by default as the recipe says."""
+        if inductive is None:
+            inductive = self.recipe.normalisation == "inductive"
+        if batch.reference is None or not inductive:
+            return self.network.forward(phi, batch.images)[0]
+        _, statistics = self.network.forward(phi, batch.reference)
+        return self.network.forward(phi, batch.images, statistics)[0]
+
+    def problem(self, strength: Any, adapt: Any = None) -> Problem:
+        """The anchored problem: cross-entropy on the support set + strength/2 |phi - theta|^2."""
+        return proximal(SupportLoss(self.recipe), strength, adapt)
+
+    def query_loss(self, phi: Any, theta: Any, batch: Labelled) -> Array:
+        """The mean cross-entropy on the query batch, a scalar."""
+        return self.loss(phi, batch)
+
+    def draw(self, key: Array, split: str) -> Indices:
+        """Indices of one random episode: distinct classes, distinct images of each."""
+        recipe = self.recipe
+        ids = self.splits[split]
+        turned = recipe.rotations and split == "train"
+        class_key, example_key = jax.random.split(key)
+        number = ids.shape[0] * (4 if turned else 1)
+        virtual = _distinct(class_key, number, recipe.ways)
+        classes, turns = ids[virtual % ids.shape[0]], virtual // ids.shape[0]
+        wanted = recipe.shots + recipe.queries
+        if self.counts is None:
+            examples = jax.random.randint(example_key, (recipe.ways, wanted), 0, DRAWINGS)
+        else:
+            scores = jax.random.uniform(example_key, (recipe.ways, self.most))
+            scores = jnp.where(jnp.arange(self.most)[None] < self.counts[classes][:, None], scores, 2.0)
+            examples = jnp.argsort(scores, axis=1)[:, :wanted]
+        return Indices(classes.astype(jnp.int32), examples.astype(jnp.int32), turns.astype(jnp.int32))
+
+    def gather(self, indices: Indices) -> Task:
+        """The episode that indices mean: Task of two `Labelled`, class by class in the order of `classes`."""
+        recipe = self.recipe
+        if self.pixels is None or self.first is None:
+            one = lambda c, e: strokes.draw(c, e)  # noqa: E731
+            images = jax.vmap(jax.vmap(one, (None, 0)), (0, 0))(indices.classes, indices.examples)[..., None]
+        else:
+            images = self.pixels[self.first[indices.classes][:, None] + indices.examples]
+            images = images.astype(jnp.float32) / 255
+        images = jax.vmap(_turn)(images, indices.turns)
+        shape = (-1, *images.shape[2:])
+        labels = jnp.arange(recipe.ways, dtype=jnp.int32)
+        support = images[:, : recipe.shots].reshape(shape)
+        query = images[:, recipe.shots :].reshape(shape)
+        return Task(
+            Labelled(support, jnp.repeat(labels, recipe.shots)),
+            Labelled(query, jnp.repeat(labels, recipe.queries), support),
+        )
+
+    def sample(self, key: Array, split: str) -> Task:
+        """One random episode of a split."""
+        return self.gather(self.draw(key, split))
+
+    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
+        """Accuracy and mean cross-entropy on the query set, transductive and inductive."""
+        query = task.query
+        scores = {}
+        for suffix, inductive in (("", False), ("_inductive", True)):
+            logits = self.logits(phi, query, inductive)
+            scores["accuracy" + suffix] = accuracy(logits, query.labels)
+            scores["loss" + suffix] = cross_entropy(logits, query.labels)
+        return scores
+
+    def measure(self, phi: Any, theta: Any, batch: Labelled) -> dict[str, Array]:
+        """The accuracy on a query batch, normalised as in training; for a method's `measure`."""
+        return {"accuracy": accuracy(self.logits(phi, batch), batch.labels)}
+
+    def baselines(self, task: Task) -> dict[str, Array]:
+        """The accuracy of the nearest support image in pixels."""
+        support, query = (part.images.reshape(part.images.shape[0], -1) for part in task)
+        distances = jnp.square(query[:, None] - support[None]).sum(-1)
+        nearest = task.support.labels[jnp.argmin(distances, axis=1)]
+        return {"pixel_nearest_neighbour": jnp.mean((nearest == task.query.labels).astype(jnp.float32))}
+
+    def limited(self, split: str, classes: Any) -> FewShot:
+        """The same domain with only some of a split's classes (their numbers in the table)."""
+        chosen = np.asarray(classes, np.int32)
+        unknown = np.setdiff1d(chosen, np.asarray(self.splits[split]))
+        if chosen.size < self.recipe.ways or unknown.size:
+            raise ConfigError(
+                f"limited: {chosen.size} classes of which {unknown.size} are not in the {split} split; accepted are "
+                f"at least {self.recipe.ways} (the ways) of its {self.splits[split].shape[0]}."
+            )
+        return replace(self, splits={**self.splits, split: jnp.asarray(chosen)})
+
+
+@dataclass(frozen=True)
+class SupportLoss:
+    """The loss of a task's support set, (phi, batch) -> scalar; hashable, so that a Problem made of it is."""
+
+    recipe: FewShotRecipe
+
+    def __call__(self, phi: Any, batch: Labelled) -> Array:
+        """The mean cross-entropy of the batch normalised by its own statistics."""
+        return cross_entropy(self.recipe.network.forward(phi, batch.images)[0], batch.labels)
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """The mean negative log-likelihood, a scalar, of logits (n, ways) and labels int (n,)."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+    """The share of rows whose largest logit is the label's, a scalar."""
+    return jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
+
+
+def _distinct(key: Array, number: int, wanted: int) -> Array:
+    """`wanted` distinct whole numbers below `number`, uniform, int32 (wanted,); no work grows with `number`.
+
+    The i-th is drawn from those left, `number - i`, and then moved past the ones taken before it.
+    """
+    taken = jnp.full(wanted, number + wanted, jnp.int32)
+    order = jnp.arange(wanted, dtype=jnp.int32)
+    for i, one in enumerate(jax.random.split(key, wanted)):
+        rank = jax.random.randint(one, (), 0, number - i, jnp.int32)
+        value = rank + jnp.sum(rank >= jnp.sort(taken) - order, dtype=jnp.int32)
+        taken = taken.at[i].set(value)
+    return taken
+
+
+def _turn(images: Array, turns: Array) -> Array:
+    """Images (n, side, side, channels) turned anticlockwise by `turns` quarters."""
+    turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
+    return turned[turns]
+
+
+def characters_of(recipe: FewShotRecipe) -> FewShot:
+    """The domain of procedural handwriting, drawn on the device as it is needed."""
+    splits = {name: jnp.arange(*ends, dtype=jnp.int32) for name, ends in DRAWN_CLASSES.items()}
+    return FewShot(None, None, None, splits, 0, recipe)
+
+
+def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
+    """The domain over a table of labelled images."""
+    wanted = recipe.shots + recipe.queries
+    splits = {}
+    for name in ("train", "validation", "test"):
+        ids = np.asarray(table.splits.get(name, ()), np.int32)
+        short = [i for i in ids if table.count[i] < wanted]
+        if short:
+            raise DataError(
+                f"class {table.names[short[0]]!r} of the {name} split has {table.count[short[0]]} images; a task needs "
+                f"{wanted} of each ({recipe.shots} shots + {recipe.queries} queries). Lower --domain.shots or "
+                "--domain.queries, or add images."
+            )
+        if ids.size < recipe.ways:
+            raise DataError(
+                f"the {name} split has {ids.size} classes; a task needs {recipe.ways} ways. Lower --domain.ways, or "
+                "add classes."
+            )
+        splits[name] = jnp.asarray(ids)
+    side, channels = recipe.network.side, recipe.network.channels
+    if table.pixels.shape[1:] != (side, side, channels):
+        raise DataError(
+            f"images are {table.pixels.shape[1:]}; the network of {recipe.source} takes {(side, side, channels)}."
+        )
+    most = int(table.count.max())
+    arrays = (jnp.asarray(table.pixels), jnp.asarray(table.first), jnp.asarray(table.count))
+    return FewShot(*arrays, splits, most, recipe)
+
+
+def characters(ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
+    """Tasks of procedural handwriting: random characters drawn on the fly, 28 x 28, thousands of classes.
+
+    options: the other fields of `FewShotRecipe`. The default normalisation is inductive, so that what is learned
+    can be used on one image at a time.
+
+    >>> import imaml, jax
+    >>> task = imaml.characters(ways=5, shots=1, queries=2).sample(jax.random.key(0), "test")
+    >>> task.query.images.shape
+    (10, 28, 28, 1)
+    """
+    return FewShotRecipe("characters", ways, shots, **{"normalisation": "inductive", **options}).build()
+
+
+def omniglot(ways: int = 5, shots: int = 1, data: str | None = None, **options: Any) -> FewShot:
+    """Tasks of Omniglot's 1,623 handwritten characters, 28 x 28 (Lake et al. 2015).
+
+    data: a folder with upstream's two zip files or their unpacked folders, an .npz file, or None for the usual
+    places; options: the other fields of `FewShotRecipe`, such as split="vinyals".
+    """
+    return FewShotRecipe("omniglot", ways, shots, data=data, **options).build()
+
+
+def mini_imagenet(data: str, ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
+    """Tasks of mini-ImageNet, 84 x 84 x 3, from its usual folder layout (train/, val/, test/)."""
+    options = {"rotations": False, "filters": 32, **options}
+    return FewShotRecipe("mini-imagenet", ways, shots, data=data, **options).build()
+
+
+def image_tasks(table: Images, ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
+    """Tasks over your own table of 28 x 28 labelled images with its splits; see `imaml.domains.images.Images`."""
+    return table_of(FewShotRecipe("omniglot", ways, shots, **options), table)

@@ -1,0 +1,249 @@
+"""Regression tasks: sinusoids, and linear-Gaussian tasks where everything is known in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..errors import ConfigError
+from ..methods import Task
+from ..models import MLP
+from ..problem import Problem, proximal
+
+
+class Points(NamedTuple):
+    """Inputs (n, features) and targets (n, outputs), floats."""
+
+    inputs: Array
+    targets: Array
+
+
+@dataclass(frozen=True)
+class NetworkLoss:
+    """Half the mean squared error of a network, (phi, batch) -> scalar; hashable."""
+
+    network: MLP
+
+    def __call__(self, phi: Any, batch: Points) -> Array:
+        """The loss of parameters `phi` on `batch`."""
+        return 0.5 * jnp.mean(jnp.square(self.network.forward(phi, batch.inputs)[0] - batch.targets))
+
+
+@dataclass(frozen=True)
+class SinusoidRecipe:
+    """What a sinusoid domain is made from; goes to JSON. hidden: units of the two hidden layers."""
+
+    shots: int = 10
+    queries: int = 10
+    hidden: int = 40
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "queries", "hidden"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"domain: {name}={value!r}; accepted is a whole number of at least 1.")
+
+    def build(self) -> Sinusoid:
+        """The domain."""
+        return Sinusoid(self)
+
+
+class Wave(NamedTuple):
+    """A sinusoid task's numbers: amplitude, phase, and where it is seen, (shots + queries,)."""
+
+    amplitude: Array
+    phase: Array
+    inputs: Array
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Sinusoid:
+    """Waves a sin(x + p) with a in [0.1, 5], p in [0, pi], x in [-5, 5] (Finn et al. 2017, section 5.1)."""
+
+    recipe: SinusoidRecipe
+
+    headline: ClassVar[str] = "loss"
+    higher_is_better: ClassVar[bool] = False
+
+    @property
+    def network(self) -> MLP:
+        """The network that learns these tasks: 1-40-40-1 with ReLU by default."""
+        return MLP((1, self.recipe.hidden, self.recipe.hidden, 1))
+
+    def init(self, key: Array) -> Any:
+        """Fresh parameters of the network."""
+        return self.network.init(key)
+
+    def problem(self, strength: Any, adapt: Any = None) -> Problem:
+        """The anchored problem: half the mean squared error on the support + strength/2 |phi - theta|^2."""
+        return proximal(NetworkLoss(self.network), strength, adapt)
+
+    def query_loss(self, phi: Any, theta: Any, batch: Points) -> Array:
+        """Half the mean squared error on the query points, a scalar."""
+        return NetworkLoss(self.network)(phi, batch)
+
+    def draw(self, key: Array, split: str) -> Wave:
+        """The numbers of one random wave; each split has a stream of its own."""
+        salt = ("train", "validation", "test").index(split)
+        a, p, x = jax.random.split(jax.random.fold_in(key, salt), 3)
+        number = self.recipe.shots + self.recipe.queries
+        return Wave(
+            jax.random.uniform(a, (), jnp.float32, 0.1, 5.0),
+            jax.random.uniform(p, (), jnp.float32, 0.0, np.pi),
+            jax.random.uniform(x, (number,), jnp.float32, -5.0, 5.0),
+        )
+
+    def gather(self, indices: Wave) -> Task:
+        """The task of a wave: its first points are the support."""
+        targets = indices.amplitude * jnp.sin(indices.inputs + indices.phase)
+        points = Points(indices.inputs[:, None], targets[:, None])
+        shots = self.recipe.shots
+        return Task(*(Points(*(part[cut] for part in points)) for cut in (slice(None, shots), slice(shots, None))))
+
+    def sample(self, key: Array, split: str) -> Task:
+        """One random task of a split."""
+        return self.gather(self.draw(key, split))
+
+    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
+        """The mean squared error on the query points."""
+        return {"loss": 2 * self.query_loss(phi, None, task.query)}
+
+    def measure(self, phi: Any, theta: Any, batch: Points) -> dict[str, Array]:
+        """Nothing beyond the loss; for a method's `measure`."""
+        return {}
+
+    def baselines(self, task: Task) -> dict[str, Array]:
+        """The mean squared error of the support's mean, and of its nearest point."""
+        support, query = task
+        mean = jnp.mean(jnp.square(query.targets - support.targets.mean()))
+        nearest = support.targets[jnp.argmin(jnp.abs(query.inputs - support.inputs.T), axis=1)]
+        return {"support_mean": mean, "nearest_point": jnp.mean(jnp.square(query.targets - nearest))}
+
+
+def sinusoid(shots: int = 10, queries: int = 10, hidden: int = 40) -> Sinusoid:
+    """Sinusoid regression from `shots` points, the field's smallest standard problem.
+
+    >>> import imaml, jax
+    >>> imaml.sinusoid(shots=5).sample(jax.random.key(0), "train").support.inputs.shape
+    (5, 1)
+    """
+    return SinusoidRecipe(shots, queries, hidden).build()
+
+
+@dataclass(frozen=True)
+class LinearGaussianRecipe:
+    """What a linear-Gaussian domain is made from; goes to JSON."""
+
+    features: int = 5
+    shots: int = 8
+    queries: int = 8
+    noise: float = 0.1
+    spread: float = 1.0
+
+    def build(self) -> LinearGaussian:
+        """The domain."""
+        return LinearGaussian(self)
+
+
+class Line(NamedTuple):
+    """A linear task's numbers: its weights (features,), inputs (n, features) and noise (n,)."""
+
+    weights: Array
+    inputs: Array
+    noise: Array
+
+
+@dataclass(frozen=True)
+class LinearLoss:
+    """Half the mean squared error of a linear model without intercept, (phi, batch) -> scalar."""
+
+    def __call__(self, phi: Array, batch: Points) -> Array:
+        """The loss of weights `phi` (features,) on `batch`."""
+        return 0.5 * jnp.mean(jnp.square(batch.inputs @ phi - batch.targets))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class LinearGaussian:
+    """Linear tasks y = x.w + noise with w ~ N(1, spread^2 I): the oracle, everything in closed form.
+
+    With H = X^T X / n and c = X^T y / n of the support, the inner solution is (H + s I)^-1 (c + s theta), and
+    the meta-gradient s (H + s I)^-1 (H_q phi* - c_q), averaged over tasks.
+    """
+
+    recipe: LinearGaussianRecipe
+
+    headline: ClassVar[str] = "loss"
+    higher_is_better: ClassVar[bool] = False
+
+    def init(self, key: Array) -> Array:
+        """Zero weights (features,)."""
+        return jnp.zeros(self.recipe.features)
+
+    def problem(self, strength: Any, adapt: Any = None) -> Problem:
+        """The anchored problem: half the mean squared error on the support + strength/2 |phi - theta|^2."""
+        return proximal(LinearLoss(), strength, adapt)
+
+    def query_loss(self, phi: Array, theta: Any, batch: Points) -> Array:
+        """Half the mean squared error on the query rows, a scalar."""
+        return LinearLoss()(phi, batch)
+
+    def draw(self, key: Array, split: str) -> Line:
+        """The numbers of one random task; each split has a stream of its own."""
+        recipe = self.recipe
+        salt = ("train", "validation", "test").index(split)
+        w, x, e = jax.random.split(jax.random.fold_in(key, salt), 3)
+        number = recipe.shots + recipe.queries
+        return Line(
+            1.0 + recipe.spread * jax.random.normal(w, (recipe.features,)),
+            jax.random.normal(x, (number, recipe.features)),
+            recipe.noise * jax.random.normal(e, (number,)),
+        )
+
+    def gather(self, indices: Line) -> Task:
+        """The task of a line: its first rows are the support."""
+        points = Points(indices.inputs, indices.inputs @ indices.weights + indices.noise)
+        shots = self.recipe.shots
+        return Task(*(Points(*(part[cut] for part in points)) for cut in (slice(None, shots), slice(shots, None))))
+
+    def sample(self, key: Array, split: str) -> Task:
+        """One random task of a split."""
+        return self.gather(self.draw(key, split))
+
+    def metrics(self, phi: Array, task: Task) -> dict[str, Array]:
+        """The mean squared error on the query rows."""
+        return {"loss": 2 * self.query_loss(phi, None, task.query)}
+
+    def measure(self, phi: Any, theta: Any, batch: Points) -> dict[str, Array]:
+        """Nothing beyond the loss; for a method's `measure`."""
+        return {}
+
+    def baselines(self, task: Task) -> dict[str, Array]:
+        """The mean squared error of the task's own least squares (minimum norm), without learning across tasks."""
+        weights = jnp.linalg.lstsq(task.support.inputs, task.support.targets)[0]
+        return {"least_squares": 2 * self.query_loss(weights, None, task.query)}
+
+    def solution(self, theta: Array, support: Points, strength: Any) -> Array:
+        """The inner solution in closed form, (features,)."""
+        rows = support.targets.shape[0]
+        matrix = support.inputs.T @ support.inputs / rows + strength * jnp.eye(theta.shape[0])
+        return jnp.linalg.solve(matrix, support.inputs.T @ support.targets / rows + strength * theta)
+
+    def meta_gradient(self, theta: Array, task: Task, strength: Any) -> Array:
+        """One task's meta-gradient in closed form, (features,); `jax.vmap` it over tasks and take the mean."""
+        support, query = task
+        rows = support.targets.shape[0]
+        matrix = support.inputs.T @ support.inputs / rows + strength * jnp.eye(theta.shape[0])
+        error = query.inputs @ self.solution(theta, support, strength) - query.targets
+        return strength * jnp.linalg.solve(matrix, query.inputs.T @ error / query.targets.shape[0])
+
+
+def linear_gaussian(features: int = 5, shots: int = 8, **options: Any) -> LinearGaussian:
+    """Linear tasks with Gaussian weights and noise; options: the other fields of `LinearGaussianRecipe`."""
+    return LinearGaussianRecipe(features, shots, **options).build()

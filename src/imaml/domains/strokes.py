@@ -1,0 +1,330 @@
+"""Procedural handwriting: endless characters, each drawn by endless hands, made where they are used.
+
+A character is up to five strokes. A stroke is a chain of circular arcs (a line is an arc that does not
+bend) taken from a small library of primitives: lines, hooks, corners, zigzags, bowls, loops, waves, dots.
+Strokes hang together by relations: one starts, ends, crosses or lies beside another, joins two points of
+others, or repeats the one before it, shifted or mirrored. One drawing of it bends this skeleton with a
+smooth warp of the plane, shakes its vertices, slants, stretches, turns and shifts it, and inks it with a pen.
+
+The idea of strokes from primitives, joined by relations, then varied by the hand, is that of Lake,
+Salakhutdinov and Tenenbaum 2015 (Human-level concept learning through probabilistic program induction,
+Science 350:1332-1338); none of their data is used and nothing here is fitted to people's motor data.
+
+Everything is a pure function of counters: drawing `d` of character `c` is the same image whenever and
+wherever it is made, up to float32 rounding. Do not use it as a test set: it is a training set that costs
+nothing, and what it is worth shows on real handwriting.
+
+    from imaml.domains import strokes
+    characters, drawings = jax.numpy.arange(5), jax.numpy.arange(20)
+    sheet = jax.vmap(jax.vmap(strokes.draw, (None, 0)), (0, None))(characters, drawings)    # (5, 20, 28, 28)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+SIDE = 28  # pixels along each side of an image
+GAIN = 1.6  # darkness of the ink, see `render`
+STROKES, SEGMENTS, POINTS = 5, 5, 96  # most strokes a character, segments a stroke; pen positions an image
+PROPOSALS = 4  # places tried for a stroke
+SAMPLES = 13  # points along a stroke at which another may hang: ends, middle, thirds, quarters, sixths
+
+# One row is one primitive, the simple ones first. Segments alternate between kinds A and B. Before each the
+# pen turns by `turn` degrees (not before the first) and along it by `bend`; where `flip` is 1 every other
+# segment has the opposite sense; each is `shrink` times as long as the one before. Where `chord` is 1 the
+# straight way from start to end points along the stroke's heading, else its first segment does.
+#   weight, fewest, most, A: bend, turn, length,   B: bend, turn, length,  flip, shrink, chord
+_PRIMITIVES = np.array([
+    (24, 1, 1,    0,   0, 1.0,     0,   0, 1.0,  0, 1.0, 1),  # line
+    (5,  1, 1,   60,   0, 1.0,     0,   0, 1.0,  0, 1.0, 1),  # bow
+    (8,  2, 2,    0,  90, 1.0,     0,  90, 0.7,  0, 1.0, 0),  # right angle: L
+    (4,  2, 2,    0, 135, 1.0,     0, 135, 0.9,  0, 1.0, 1),  # acute angle: V
+    (2,  2, 2,    0, 135, 1.0,     0, 135, 0.7,  0, 1.0, 0),  # a stem with a flag: 1, 7
+    (5,  1, 1,  150,   0, 1.0,     0,   0, 1.0,  0, 1.0, 1),  # cup
+    (5,  2, 2,    0,   0, 1.0,   150,   0, 0.7,  0, 1.0, 0),  # hook: J
+    (3,  4, 4,  125,   0, 1.0,    53,   0, 1.1,  0, 1.0, 0),  # oval: 0
+    (4,  2, 2,  178,   0, 1.0,   178,   0, 1.0,  0, 1.0, 0),  # ring: O
+    (3,  1, 1,  250,   0, 1.0,     0,   0, 1.0,  0, 1.0, 1),  # open ring: C
+    (4,  2, 2,    0,   0, 1.0,   195,  90, 1.4,  0, 1.0, 0),  # stem and bowl: P, D
+    (4,  2, 2,    0,   0, 1.0,   290,   0, 1.3,  0, 1.0, 0),  # loop at the end: 6, 9
+    (3,  3, 3,    0,   0, 1.0,   178,   0, 1.0,  0, 1.0, 0),  # staple: U
+    (5,  3, 3,    0,  90, 1.0,     0,  90, 0.9,  0, 1.0, 0),  # three sides of a box
+    (3,  4, 4,    0,  90, 1.0,     0,  90, 0.8,  0, 1.0, 0),  # box
+    (2,  3, 3,    0, 120, 1.0,     0, 120, 1.0,  0, 1.0, 0),  # triangle
+    (4,  3, 4,    0, 128, 1.0,     0, 128, 1.0,  1, 1.0, 1),  # zigzag: Z, N, M
+    (2,  3, 4,    0,  90, 1.0,     0,  90, 0.7,  1, 1.0, 0),  # steps
+    (5,  2, 2,  190,   0, 1.0,   190,   0, 1.0,  1, 1.0, 1),  # S
+    (5,  2, 3,  195, 180, 1.0,   195, 180, 1.0,  0, 1.0, 1),  # bows meeting in a cusp: 3, m
+    (3,  3, 3,    0,   0, 0.8,   265,   0, 1.4,  0, 1.0, 1),  # loop in passing: the Greek gamma
+    (3,  3, 4,  150,   0, 1.0,   150,   0, 1.0,  1, 1.0, 1),  # wave
+    (3,  4, 4,    0, 180, 1.0,   178,   0, 0.9,  0, 1.0, 0),  # stem and arch: n, h
+    (3,  3, 4,  130,   0, 1.0,     0, 110, 0.7,  0, 1.0, 0),  # curve and corner by turns: 2, 5
+    (3,  3, 5,  200,   0, 1.0,   120,   0, 0.9,  1, 1.0, 1),  # curls
+    (2,  3, 4,  150,   0, 1.0,   150,   0, 1.0,  0, 0.7, 0),  # spiral
+])  # fmt: skip
+
+# Where a stroke sets off to, in degrees from rightwards towards downwards: a hand mostly goes down and right.
+_HEADINGS = np.array([0, 0, 0, 0, 0, 90, 90, 90, 90, 90, 90, 50, 120, 135, 180, -60], np.float32)
+_SIDES = np.array([(1, 0), (1, 0), (-1, 0), (0, 1), (0, 1), (0, -1), (0, 0), (1, 1)], np.float32)  # where one lies beside
+_THERE = np.array([0, 0, 0, 3, 4, 6, 6, 6, 8, 9, 12, 12])  # at which sample of an earlier stroke one hangs ...
+_HERE = np.array([0, 0, 0, 0, 0, 3, 6, 6, 6, 9, 12, 12])  # ... and by which of its own
+_COUNTS = np.array([0.18, 0.55, 0.80, 0.93], np.float32)  # share of characters with at most 1, 2, 3, 4 strokes
+_BEND = np.float32(5.6)  # most that one arc may turn, radians: at a full turn its chord would be a point
+_ONE, _MIRROR = np.array([1, 0], np.float32), np.array([1, -1], np.float32)  # as complex numbers: 1, and conjugation
+
+
+class Strokes(NamedTuple):
+    """A skeleton in pixels: `vertices (STROKES, SEGMENTS + 1, 2)` as (x, y), y downwards, origin mid-image;
+    `bend (STROKES, SEGMENTS)`, radians that the arc between two vertices turns; `number (STROKES,)` of arcs."""
+
+    vertices: Array
+    bend: Array
+    number: Array
+
+
+def draw(character: Array, drawing: Array, seed: int = 0) -> Array:
+    """Image (28, 28) of one drawing of one character: float32 in [0, 1], 1 = ink, row 0 at the top.
+
+    `character`, `drawing`: int32 scalars, traced or not; any value names one. `seed` names a world of other
+    characters. Not for many images at once: `draws` makes the same ones in less time and memory.
+
+        image = draw(jnp.int32(7), jnp.int32(0))
+    """
+    key, hands = _keys(character, seed)
+    return drawn_by(jax.random.fold_in(hands, drawing), character_strokes(key))
+
+
+def draws(characters: Array, drawings: Array, seed: int = 0, chunk: int = 64) -> Array:
+    """Images (..., d, 28, 28) of the drawings (..., d) of characters (...); each is as `draw` makes it.
+
+    A skeleton is made once a character, and images `chunk` at a time: what is needed besides the images stays
+    in a CPU's cache (several times faster than all at once). On a GPU or TPU take a chunk of thousands.
+
+        images = draws(jnp.arange(5), jnp.tile(jnp.arange(20), (5, 1)))    # (5, 20, 28, 28)
+    """
+    if drawings.shape[:-1] != characters.shape:
+        raise ValueError(
+            f"drawings must have the shape of characters and one axis more; characters came with "
+            f"{characters.shape}, drawings with {drawings.shape}."
+        )
+    keys, hands = jax.vmap(_keys, (0, None))(characters.reshape(-1), seed)
+    skeletons = jax.vmap(character_strokes)(keys)
+    which = jnp.repeat(jnp.arange(characters.size), drawings.shape[-1])
+
+    def one(job):
+        which, drawing = job
+        return drawn_by(jax.random.fold_in(hands[which], drawing), jax.tree.map(lambda x: x[which], skeletons))
+
+    images = jax.lax.map(one, (which, drawings.reshape(-1)), batch_size=chunk)
+    return images.reshape(*drawings.shape, SIDE, SIDE)
+
+
+def character_strokes(key: Array) -> Strokes:
+    """Skeleton of a random character, about 18 pixels high or wide and centred.
+
+    Strokes are laid down one after another, each in one of three relations to an earlier one: hanging on it
+    by a point, joining two points, lying beside it. A quarter of them repeat the stroke before, as it is or
+    mirrored. (Lake et al. 2015 have "independent, at start, at end, along".)
+    """
+    uniform_key, normal_key = jax.random.split(key)
+    uniform = jax.random.uniform(uniform_key, (9 + 7 * PROPOSALS, STROKES), jnp.float32)
+    noise = jax.random.normal(normal_key, (STROKES, 3 * SEGMENTS + 2), jnp.float32)
+    order = jnp.arange(STROKES)
+    present = order <= jnp.sum(uniform[0, 0] > _COUNTS)
+    repeats = (order > 0) & (uniform[1] < 0.25)
+    dots = (order > 0) & (uniform[2] < 0.07)
+    source = jax.lax.cummax(jnp.where(repeats, 0, order))  # whose shape each stroke has
+    kind, many, heading, hand, size = uniform[3:8, source]
+    kind = kind ** (0.5 + 0.35 * jnp.sum(present, dtype=jnp.float32))  # more strokes, simpler ones
+    shapes = jax.vmap(_primitive)(kind, many, heading, hand, noise[source])
+    number, bend = jnp.where(dots, 1, shapes.number), jnp.where(dots[:, None], 0.0, shapes.bend)
+
+    # each to its size, centred; repetitions perhaps mirrored: left to right, upside down
+    low, high = _box(_samples(Strokes(shapes.vertices, bend, number)))
+    size = jnp.where(dots, 0.06, jnp.where(source == 0, 1.0, jnp.exp(-0.9 * size)))
+    flips = jnp.stack([repeats & (uniform[8] < 0.35), repeats & (uniform[8] > 0.25) & (uniform[8] < 0.5)], 1)
+    flips = jnp.where(flips, -1.0, 1.0)
+    scale = (size / jnp.max(high - low, 1))[:, None] * flips
+    vertices = (shapes.vertices - ((low + high) / 2)[:, None]) * scale[:, None]
+    bend = bend * jnp.prod(flips, 1)[:, None]
+
+    def place(marks, stroke):
+        """One stroke's place, given the samples `marks` of the strokes before it; the best of a few proposals."""
+        j, vertices, own, size, dot, uniform = stroke
+        before = (order < j)[:, None, None]
+        sparse = jnp.where(before, marks[:, ::3], 9.0).reshape(-1, 2)
+        bottom = jnp.min(jnp.where(before, marks, 9.0), (0, 1))
+        top = jnp.max(jnp.where(before, marks, -9.0), (0, 1))
+        upto = jnp.maximum(j, 1).astype(jnp.float32)
+
+        def propose(relation, which, other, there, second, here, gap):
+            first = marks[jnp.int32(which * upto)]
+            target = first[_choose(_THERE, there)]
+            hang = target - own[_choose(_HERE, here)]
+            low, high = _box(first)
+            room = (high - low) / 2 + (jnp.max(own, 0) - jnp.min(own, 0)) / 2
+            beside = (low + high) / 2 + _choose(_SIDES, there) * (room * (0.2 + gap) + 0.22)
+            # the similarity (a complex factor) that takes both ends of the stroke to two points
+            span = marks[jnp.int32(other * upto), _choose(_THERE, second)] - target
+            chord = own[-1] - own[0]
+            growth = jnp.sqrt(jnp.sum(span**2)) / size
+            joins = (relation < 0.25) & (jnp.sum(chord**2) > (0.5 * size) ** 2) & (growth > 0.4) & (growth < 1.6)
+            joins = joins & ~dot
+            factor = jnp.where(joins, _times(span, chord * _MIRROR) / (jnp.sum(chord**2) + 1e-6), _ONE)
+            shift = jnp.where((relation > 0.65) | dot, beside, hang)
+            shift = jnp.where(joins, target - _times(own[0], factor), shift)
+            # writing keeps clear of what is written, within a square
+            new = _times(own, factor[None]) + shift[None]
+            gaps = jnp.sum((new[::3, None] - sparse[None]) ** 2, -1)
+            close = jnp.mean(jnp.exp(-jnp.min(gaps, 1) / 0.12**2))
+            wide, high = jnp.maximum(top, jnp.max(new, 0)) - jnp.minimum(bottom, jnp.min(new, 0)) + 0.3
+            return close + 0.3 * jnp.abs(jnp.log(wide / high)) + 0.3 * jnp.maximum(wide, high), factor, shift
+
+        cost, factor, shift = jax.vmap(propose)(*uniform.reshape(7, PROPOSALS))
+        best = jnp.argmin(cost)
+        factor = jnp.where(j == 0, _ONE, factor[best])[None]
+        shift = jnp.where(j == 0, 0.0, shift[best])[None]
+        marks = marks.at[j].set(_times(own, factor) + shift)
+        return marks, _times(vertices, factor) + shift
+
+    own = _samples(Strokes(vertices, bend, number))
+    marks, vertices = jax.lax.scan(place, jnp.zeros_like(own), (order, vertices, own, size, dots, uniform[9:].T))
+    inked = present[:, None, None]
+    low, high = jnp.min(jnp.where(inked, marks, 9.0), (0, 1)), jnp.max(jnp.where(inked, marks, -9.0), (0, 1))
+    number = jnp.where(present, number, 0)
+    spacing = trace(Strokes(vertices, bend, number))[1]
+    scale = jnp.clip(18.0 + 3.5 * noise[0, -1], 9.0, 22.0) / jnp.max(high - low)
+    scale = jnp.minimum(scale, 0.85 / spacing)  # little enough ink to be drawn without beads
+    return Strokes((vertices - ((low + high) / 2)[None, None]) * scale, bend, number)
+
+
+def drawn_by(key: Array, strokes: Strokes) -> Array:
+    """Image (28, 28) of the skeleton as one hand draws it, with the hand's pen."""
+    vertices, bend, number = strokes
+    normal = jax.random.normal(key, (27 + STROKES * (3 * SEGMENTS + 4),), jnp.float32)
+    wave, shake = normal[7:27].reshape(4, 5), normal[27:].reshape(STROKES, -1)
+    # a smooth warp of the plane: points that touch stay together
+    along = 0.12 * jnp.sum(vertices[:, :, None] * wave[None, None, :, :2], -1)
+    swell = jnp.sin(along + 3.0 * wave[None, None, :, 2])
+    vertices = vertices + 0.55 * jnp.sum(swell[..., None] * wave[None, None, :, 3:], 2)
+    # strokes slip as wholes; vertices and bends one by one
+    slip, jitter, sway = jnp.split(shake, [2, 2 * SEGMENTS + 4], 1)
+    vertices = vertices + 0.35 * slip[:, None] + 0.35 * jitter.reshape(vertices.shape)
+    bend = jnp.clip(bend * (1.0 + 0.12 * sway) + 0.05 * sway, -_BEND, _BEND)
+    points, spacing = trace(Strokes(vertices, bend, number))
+    # turn, slant, stretch, scale, shift: the frame of the whole
+    turn, slant, stretch, scale, x, y, pen = normal[:7]
+    turn, slant, stretch, scale = 0.07 * turn, 0.12 * slant, 0.08 * stretch, 0.12 * scale
+    wide, high, cosine, sine = jnp.exp(scale + stretch), jnp.exp(scale - stretch), jnp.cos(turn), jnp.sin(turn)
+    across, down = wide * jnp.stack([cosine, sine]), high * jnp.stack([slant * cosine - sine, cosine + slant * sine])
+    points = points[:, :1] * across[None] + points[:, 1:] * down[None] + jnp.stack([13.1 + 1.2 * x, 12.8 + 1.2 * y])[None]
+    return render(points, jnp.full((POINTS,), spacing * jnp.sqrt(wide * high)), 0.66 * jnp.exp(0.06 * pen))
+
+
+def trace(strokes: Strokes) -> tuple[Array, Array]:
+    """Points (POINTS, 2) equally spaced along all the ink, and their spacing in pixels."""
+    ink = jnp.arange(SEGMENTS)[None] < strokes.number[:, None]
+    begin = strokes.vertices[:, :-1].reshape(-1, 2)
+    chord = strokes.vertices[:, 1:].reshape(-1, 2) - begin
+    bend = strokes.bend.reshape(-1)
+    length = jnp.where(ink.reshape(-1), jnp.sqrt(jnp.sum(chord**2, 1) + 1e-6) / _sinc(bend / 2), 0.0)
+    end = jnp.cumsum(length)
+    spacing = end[-1] / POINTS
+    pen = (jnp.arange(POINTS, dtype=jnp.float32) + 0.5) * spacing
+    at = jnp.minimum(jnp.sum(pen[:, None] > end[None], 1), length.size - 1)
+    segment = jnp.concatenate([begin, chord, jnp.stack([bend, end, length], 1)], 1)[at]
+    along = 1.0 - (segment[:, 5] - pen) / segment[:, 6]
+    return _arc(segment[:, :2], segment[:, 2:4], segment[:, 4], along), spacing
+
+
+def render(points: Array, weights: Array, width: Array) -> Array:
+    """Image (SIDE, SIDE) of ink at points (n, 2), each weighing the pixels of line that it stands for.
+
+    A point is a round blot: in each direction (1 - d^2 / 8 width^2)^4, a Gaussian of deviation `width` cut off
+    at 2.8 widths. So the image is a matrix product of two factors (n, SIDE), and no table of distances from
+    pixels to points is made. Ink saturates: 1 - exp(-(GAIN s)^2), where s is the ink laid down (1 at the middle
+    of a straight line). Points further apart than about 1.5 widths would show as beads.
+    """
+    pixels = jnp.arange(SIDE, dtype=jnp.float32)
+    reach = jnp.sqrt(8.0) * width
+    across = jnp.maximum(1.0 - ((points[:, :1] - pixels[None]) / reach) ** 2, 0.0) ** 4
+    down = jnp.maximum(1.0 - ((points[:, 1][None] - pixels[:, None]) / reach) ** 2, 0.0) ** 4
+    ink = (down * (weights / (2.3 * width))[None]) @ across
+    return 1.0 - jnp.exp(-((GAIN * ink) ** 2))
+
+
+def _keys(character: Array, seed: int) -> tuple[Array, Array]:
+    """Keys of a character's skeleton and of all its drawings."""
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), character)
+    return tuple(jax.random.split(key))
+
+
+def _primitive(kind: Array, many: Array, heading: Array, hand: Array, noise: Array) -> Strokes:
+    """One stroke of the library: the uniform numbers choose, the normal ones make it this character's own."""
+    share = np.cumsum(_PRIMITIVES[:, 0]) / np.sum(_PRIMITIVES[:, 0])
+    row = jnp.asarray(_PRIMITIVES[:, 1:], jnp.float32)[jnp.sum(kind > jnp.asarray(share[:-1], jnp.float32))]
+    fewest, most, flip, shrink, chorded = row[0], row[1], row[8], row[9], row[10]
+    number = jnp.int32(fewest + jnp.floor(many * (most - fewest + 1.0)))
+    step = jnp.arange(SEGMENTS)
+    bend, turn, length = row[2:8].reshape(2, 3)[step % 2].T
+    # A and B keep their own deviation wherever they recur, so that a repeated part repeats
+    noise, start = noise[:-2].reshape(3, SEGMENTS), noise[-2]
+    noise = noise[:, :2][:, step % 2] + 0.3 * noise
+    sense = jnp.where(hand < 0.5, -1.0, 1.0) * jnp.where((flip > 0) & (step % 2 == 1), -1.0, 1.0)
+    bend = jnp.clip(jnp.deg2rad(bend * (1.0 + 0.12 * noise[0]) + 4.0 * noise[0]), -_BEND, _BEND) * sense
+    turn = jnp.deg2rad(jnp.where(turn == 0, 0.0, turn + 7.0 * noise[1])) * sense
+    length = length * shrink ** step.astype(jnp.float32) * jnp.exp(0.22 * noise[2])
+    turn = jnp.where(step == 0, 0.0, turn)
+    middle = jnp.cumsum(turn + bend) - bend / 2  # direction of each chord
+    chord = (length * _sinc(bend / 2))[:, None] * jnp.stack([jnp.cos(middle), jnp.sin(middle)], 1)
+    vertices = jnp.concatenate([jnp.zeros((1, 2), jnp.float32), jnp.cumsum(chord, 0)])
+    first = jnp.deg2rad(_choose(_HEADINGS, heading) + 4.0 * start)
+    whole = vertices[number]
+    first = first - jnp.where(chorded > 0, jnp.arctan2(whole[1], whole[0]), 0.0)
+    return Strokes(_times(vertices, jnp.stack([jnp.cos(first), jnp.sin(first)])[None]), bend, number)
+
+
+def _samples(strokes: Strokes) -> Array:
+    """Points (STROKES, SAMPLES, 2) along each stroke, from its start to its end."""
+
+    def along(vertices, bend, number):
+        place = jnp.linspace(0.0, 1.0, SAMPLES, dtype=jnp.float32) * number.astype(jnp.float32)
+        at = jnp.minimum(jnp.int32(place), number - 1)
+        return _arc(vertices[at], vertices[at + 1] - vertices[at], bend[at], place - at.astype(jnp.float32))
+
+    return jax.vmap(along)(*strokes)
+
+
+def _arc(begin: Array, chord: Array, bend: Array, along: Array) -> Array:
+    """Points (n, 2) the share `along` of the way on circular arcs that turn by `bend`.
+
+    With chords as complex numbers: begin + chord * along * exp(i bend (along - 1) / 2) * sinc(bend along / 2)
+    / sinc(bend / 2), where sinc x = sin(x) / x.
+    """
+    angle = bend * (along - 1.0) / 2.0
+    factor = along * _sinc(bend * along / 2) / _sinc(bend / 2)
+    return begin + _times(chord, factor[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1))
+
+
+def _times(a: Array, b: Array) -> Array:
+    """Product of complex numbers kept as pairs (..., 2)."""
+    x, y = a[..., 0] * b[..., 0] - a[..., 1] * b[..., 1], a[..., 0] * b[..., 1] + a[..., 1] * b[..., 0]
+    return jnp.stack([x, y], -1)
+
+
+def _sinc(x: Array) -> Array:
+    """sin(x) / x."""
+    return jnp.sinc(x / jnp.pi)
+
+
+def _box(points: Array) -> tuple[Array, Array]:
+    """Lowest and highest coordinates over the points (..., n, 2)."""
+    return jnp.min(points, -2), jnp.max(points, -2)
+
+
+def _choose(table: np.ndarray, uniform: Array) -> Array:
+    """Entry of the table that a number in [0, 1) falls on."""
+    return jnp.asarray(table)[jnp.int32(uniform * len(table))]

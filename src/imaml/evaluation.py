@@ -1,0 +1,172 @@
+"""Adapt on the support, score on the query: means over tasks with 95 % intervals."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
+
+from .domain import SPLITS
+from .errors import ConfigError
+from .methods import AXIS
+
+BATCH = 64  # tasks a call, so that memory stays bounded and progress can be told
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores over tasks: means and half-widths of 95 % intervals (1.96 standard errors over tasks).
+
+    scores: after adaptation. before: at theta, unadapted. baselines: methods without learning across tasks.
+    failed: tasks whose inner solve was not finite: wrong in every accuracy, left out of every
+    loss. values: the scores task by task, for pairing.
+    """
+
+    scores: Mapping[str, float]
+    ci95: Mapping[str, float]
+    before: Mapping[str, float]
+    before_ci95: Mapping[str, float]
+    baselines: Mapping[str, float]
+    baselines_ci95: Mapping[str, float]
+    tasks: int
+    split: str
+    seed: int
+    failed: int
+    values: Mapping[str, np.ndarray]
+    headline: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation as JSON values: `accuracy`, `accuracy_ci95`, `accuracy_inductive`, `before`, ..."""
+        flat: dict[str, Any] = {}
+        for name in self.scores:
+            flat[name] = self.scores[name]
+            flat[f"{name}_ci95"] = self.ci95[name]
+        flat["before"] = self.before[self.headline]
+        flat["before_ci95"] = self.before_ci95[self.headline]
+        flat["before_scores"] = dict(self.before)
+        flat["baselines"] = dict(self.baselines)
+        flat["baselines_ci95"] = dict(self.baselines_ci95)
+        return {**flat, "tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
+
+    def __str__(self) -> str:
+        percent = "accuracy" in self.headline
+        show = (lambda m, c: f"{100 * m:.2f} % +- {100 * c:.2f}") if percent else (lambda m, c: f"{m:.4f} +- {c:.4f}")
+        name = self.headline
+        lines = [f"{self.tasks} tasks never seen in training ({self.split} split, seed {self.seed})"]
+        lines.append(f"  {name} before adaptation   {show(self.before[name], self.before_ci95[name])}")
+        if f"{name}_inductive" in self.scores:
+            inductive = f"{name}_inductive"
+            lines.append(f"  {name} after, transductive {show(self.scores[name], self.ci95[name])}")
+            lines.append(f"  {name} after, inductive    {show(self.scores[inductive], self.ci95[inductive])}")
+        else:
+            lines.append(f"  {name} after adaptation    {show(self.scores[name], self.ci95[name])}")
+        for other, mean in self.baselines.items():
+            lines.append(f"  {other.replace('_', ' '):<27}{show(mean, self.baselines_ci95[other])}")
+        if self.failed:
+            lines.append(f"  {self.failed} tasks failed numerically: wrong in every accuracy, left out of every loss")
+        return "\n".join(lines)
+
+
+def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict[str, dict[str, Array]]:
+    """The scores of the tasks that `keys` mean, each an array (keys,): after, before, baselines, and finite."""
+    problem = method.problem
+
+    def one(key: Array) -> dict[str, dict[str, Array]]:
+        task = domain.sample(key, split)
+        solution = method.inner(problem, theta, task.support, None, key)
+        phi = problem.full(solution.value, theta)
+        return {
+            "after": domain.metrics(phi, task),
+            "before": domain.metrics(problem.mean(theta), task),
+            "baselines": domain.baselines(task),
+            "numerics": {"finite": jnp.isfinite(solution.stats.residual)},
+        }
+
+    return lax.map(one, keys, batch_size=getattr(method, "chunk", None) or keys.shape[0])
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(method: Any, split: str, mesh: Mesh | None) -> Any:
+    """The compiled (domain, theta, keys) -> scores for a method, shared over a mesh's devices."""
+
+    def run(domain: Any, theta: Any, keys: Array) -> Any:
+        return score(domain, method, theta, keys, split)
+
+    if mesh is not None:
+        whole, spread = PartitionSpec(), PartitionSpec(AXIS)
+        run = jax.shard_map(run, mesh=mesh, in_specs=(whole, whole, spread), out_specs=spread, check_vma=False)
+    return jax.jit(run)
+
+
+def evaluate(run: Any, domain: Any = None, *, split: str = "test", tasks: int = 1000, seed: int = 0) -> Evaluation:
+    """The Evaluation of what a run has learned, on `tasks` random tasks of a split.
+
+    run: anything with `.theta` (the moving average where one is kept), `.method` and `.domain`: what `train`
+    and `load` return. domain: another domain with the same network to evaluate on. The same seed means the same
+    tasks for every run, so that differences can be paired through `values`.
+    """
+    domain = run.domain if domain is None else domain
+    return evaluate_theta(domain, run.method, run.theta, split=split, tasks=tasks, seed=seed)
+
+
+def evaluate_theta(
+    domain: Any, method: Any, theta: Any, *, split: str = "test", tasks: int = 1000, seed: int = 0
+) -> Evaluation:
+    """The Evaluation of given meta-parameters; see `evaluate`."""
+    if split not in SPLITS:
+        raise ConfigError(f"split={split!r}; accepted: {', '.join(SPLITS)}.")
+    if isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 2:
+        raise ConfigError(f"tasks={tasks!r}; accepted is a whole number of at least 2 (an interval needs two).")
+    mesh = getattr(method, "mesh", None)
+    batch = BATCH * (mesh.size if mesh is not None else 1)
+    batch = min(batch, -(-tasks // (mesh.size if mesh else 1)) * (mesh.size if mesh else 1))
+    root = jax.random.key(seed)
+    run = compiled(method, split, mesh)
+    parts = []
+    for start in range(0, tasks, batch):
+        keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(start, start + batch))
+        parts.append(jax.device_get(run(domain, theta, keys)))
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:tasks].astype(np.float64), *parts)
+    failed = joined["numerics"]["finite"] == 0
+    after = joined["after"]
+    for name, values in after.items():
+        bad = ~np.isfinite(values) | failed
+        after[name] = np.where(bad, 0.0 if "accuracy" in name else np.nan, values)
+    summary = {group: _summary(joined[group]) for group in ("after", "before", "baselines")}
+    return Evaluation(
+        *summary["after"],
+        *summary["before"],
+        *summary["baselines"],
+        tasks=tasks,
+        split=split,
+        seed=seed,
+        failed=int(failed.sum()),
+        values=after,
+        headline=domain.headline,
+    )
+
+
+def _summary(values: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[str, float]]:
+    """Means and half-widths of 95 % intervals over the tasks that have a value; 0 where none has."""
+    means, widths = {}, {}
+    for name, column in values.items():
+        known = column[np.isfinite(column)]
+        means[name] = float(known.mean()) if known.size else 0.0
+        widths[name] = float(1.96 * known.std(ddof=1) / np.sqrt(known.size)) if known.size > 1 else 0.0
+    return means, widths
+
+
+def paired(first: Evaluation, second: Evaluation, name: str | None = None) -> tuple[float, float]:
+    """The mean difference first - second over the same tasks, and the half-width of its 95 % interval."""
+    name = name or first.headline
+    if (first.tasks, first.split, first.seed) != (second.tasks, second.split, second.seed):
+        raise ConfigError("paired: the two evaluations must be on the same tasks (same split, tasks and seed).")
+    difference = first.values[name] - second.values[name]
+    return float(difference.mean()), float(1.96 * difference.std(ddof=1) / np.sqrt(difference.size))

@@ -1,0 +1,525 @@
+"""Checkpoints and artefacts: nothing half-written or damaged is ever taken for whole; everything is exact."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from imaml import checkpoint
+from imaml.checkpoint import Checkpoints, flatten_names, read_artefact, unflatten_names, write_artefact
+from imaml.errors import ArtefactError, CheckpointError, ConfigError
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Record:
+    weight: Any
+    bias: Any
+
+
+class Pair(NamedTuple):
+    count: Any
+    moment: Any
+
+
+ODD_FLOATS = np.array([0x7FC00123, 0xFF800001, 0x80000000, 0x00000001, 0x7F800000], np.uint32).view(
+    np.float32
+)
+LEAVES = {
+    "float32 with NaN payloads": ODD_FLOATS,
+    "float64": np.array([np.pi, -0.0, np.nan, 5e-324]),
+    "bfloat16": np.array([1.5, -0.0, np.nan], jnp.bfloat16),
+    "float16": np.array([[1.5, -0.0]], np.float16),
+    "int32": np.array([-(2**31), 2**31 - 1], np.int32),
+    "uint32": np.array([0, 2**32 - 1], np.uint32),
+    "int64": np.array([-(2**63)], np.int64),
+    "bool": np.array([True, False]),
+    "complex64": np.array([1 - 2j], np.complex64),
+    "scalar": np.array(-0.0, np.float32),
+    "NumPy scalar": np.float64(0.1),
+    "scalar bool": np.array(True),
+    "all minus zero": np.full((100,), -0.0, np.float32),
+    "empty": np.zeros((0, 3), np.float32),
+    "transposed": np.arange(6.0, dtype=np.float32).reshape(2, 3).T,
+    "jax": jnp.arange(6, dtype=jnp.float32).reshape(2, 3),
+    "jax bfloat16": jnp.asarray(1.5, jnp.bfloat16),
+}
+
+
+def bits(array: Any) -> tuple[Any, ...]:
+    return np.asarray(array).dtype, np.shape(array), np.asarray(array).tobytes()
+
+
+def state_of(step: int) -> dict[str, Any]:
+    return {
+        "theta": {"conv1": Record(np.full((3, 2), step, np.float32), np.full(2, -step, np.float64))},
+        "optimiser": (Pair(np.array(step, np.int32), [np.arange(4, dtype=np.float32) * step]), None),
+    }
+
+
+def same(left: Any, right: Any) -> bool:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return jax.tree.structure(left) == jax.tree.structure(right) and all(bits(a) == bits(b) for a, b in pairs)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Checkpoints:
+    checkpoints = Checkpoints(tmp_path / "deep" / "checkpoints")
+    for step in (10, 20):
+        checkpoints.save(step, state_of(step), {"best": step / 100})
+    return checkpoints
+
+
+# -- training state ---------------------------------------------------------------------------------------
+
+
+def test_every_dtype_returns_bit_for_bit_and_of_its_kind(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(0, LEAVES)
+    state = checkpoints.restore(LEAVES).state
+    for key, array in LEAVES.items():
+        assert bits(state[key]) == bits(array), key
+        assert isinstance(state[key], jax.Array) == isinstance(array, jax.Array), key
+    shapes = {key: jax.ShapeDtypeStruct(np.shape(a), a.dtype) for key, a in LEAVES.items()}
+    for key, array in checkpoints.restore(shapes).state.items():
+        assert bits(array) == bits(LEAVES[key]), key
+    assert not checkpoints.restore({**LEAVES}).state["jax"].committed
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"a": np.zeros((0, 2))}, np.arange(3)], ids=["none", "empty", "one leaf"]
+)
+def test_small_states(state: Any, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    assert same(checkpoints.restore(state).state, state)
+
+
+def test_placement_follows_the_template(tmp_path: Path) -> None:
+    device = jax.devices()[-1]
+    state = {"a": jax.device_put(jnp.arange(4.0), device)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    assert checkpoints.restore(state).state["a"].sharding == state["a"].sharding
+
+
+def test_structure_note_and_step_return(saved: Checkpoints) -> None:
+    restored = saved.restore(state_of(0))
+    assert same(restored.state, state_of(20))
+    assert (restored.step, restored.note, restored.skipped) == (20, {"best": 0.2}, [])
+
+
+def test_a_note_may_hold_infinity(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state_of(1), {"best": -np.inf})
+    assert checkpoints.restore(state_of(1)).note == {"best": -np.inf}
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_are_kept(keep: int, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep)
+    for step in (1, 5, 7, 100_000_000):
+        checkpoints.save(step, state_of(step))
+    assert checkpoints.steps() == [1, 5, 7, 100_000_000][-keep:]
+    assert checkpoints.restore(state_of(0)).step == 100_000_000
+    assert len(list(tmp_path.iterdir())) == keep
+
+
+def test_a_step_saved_again_is_replaced(saved: Checkpoints) -> None:
+    saved.save(20, state_of(21))
+    assert saved.steps() == [10, 20]
+    assert same(saved.restore(state_of(0)).state, state_of(21))
+
+
+def test_leftovers_of_a_killed_process(saved: Checkpoints) -> None:
+    folder = saved.folder
+    for leftover in (".writing-step-00000030", ".deleting-step-00000001"):
+        shutil.copytree(folder / "step-00000010", folder / leftover)
+    # killed between the two renames of a replacement: the one put aside counts
+    (folder / "step-00000020").rename(folder / ".replaced-step-00000020")
+    assert saved.steps() == [10, 20]
+    assert saved.restore(state_of(0)).step == 20
+    saved.save(40, state_of(40))
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000010", "step-00000020", "step-00000040"]
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def test_every_flipped_bit_and_truncation_falls_back(saved: Checkpoints) -> None:
+    chance = random.Random(0)
+    newest = saved.folder / "step-00000020"
+    files = sorted(path for path in newest.rglob("*") if path.is_file())
+    assert newest / "manifest.json" in files and len(files) > 4
+    damages = [("flip", files[i % len(files)]) for i in range(30)] + [("cut", path) for path in files]
+    for kind, path in damages:
+        whole = path.read_bytes()
+        if kind == "flip":
+            flip(path, chance)
+        else:
+            path.write_bytes(whole[: chance.randrange(len(whole))])
+        restored = saved.restore(state_of(0))
+        assert restored.step == 10 and same(restored.state, state_of(10)), (kind, path)
+        assert len(restored.skipped) == 1 and "step 20" in restored.skipped[0], restored.skipped
+        path.write_bytes(whole)
+    assert saved.restore(state_of(0)).step == 20
+
+
+def empty_folder(path: Path) -> None:
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("no folder")
+
+
+DAMAGES = {
+    "manifest missing": (lambda path: (path / "manifest.json").unlink(), "manifest.json: No such file"),
+    "manifest empty": (
+        lambda path: (path / "manifest.json").write_text(""),
+        "manifest.json is not as it was",
+    ),
+    "file missing": (lambda path: (path / "state" / "_METADATA").unlink(), "state/_METADATA is missing"),
+    "file of another": (lambda path: (path / "state" / "more").write_text("x"), "not one of its own"),
+    "empty folder": (empty_folder, "it is empty"),
+    "a file": (a_file, "it is empty"),
+    "no state": (lambda path: shutil.rmtree(path / "state"), "is missing"),
+    "renamed": (lambda path: path.rename(path.with_name("step-00000021")), "step 20"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_told_and_the_one_before_used(damage: str, saved: Checkpoints) -> None:
+    do, words = DAMAGES[damage]
+    do(saved.folder / "step-00000020")
+    restored = saved.restore(state_of(0))
+    assert restored.step == 10
+    assert len(restored.skipped) == 1 and words in restored.skipped[0]
+
+
+def test_a_manifest_of_another_format_or_array_is_refused(saved: Checkpoints) -> None:
+    path = saved.folder / "step-00000020" / "manifest.json"
+    record = json.loads(path.read_text())
+    del record["seal"]
+    for change, words in [
+        ({"format": 2}, "format 2"),
+        ({"tree": [[*t[:3], "0"] for t in record["tree"]]}, "arrays"),
+    ]:
+        path.write_bytes(checkpoint._sealed({**record, **change}, CheckpointError))
+        assert words in saved.restore(state_of(0)).skipped[0]
+
+
+def test_all_damaged_lists_each_with_its_reason(saved: Checkpoints) -> None:
+    (saved.folder / "step-00000010" / "manifest.json").unlink()
+    flip(saved.folder / "step-00000020" / "manifest.json", random.Random(1))
+    with pytest.raises(CheckpointError) as caught:
+        saved.restore(state_of(0))
+    message = str(caught.value)
+    assert (
+        "step 10" in message and "step 20" in message and "begin a new run" in message and "\n" not in message
+    )
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    state = state_of(0)
+    setattr(state["theta"]["conv1"], key, value)
+    return state
+
+
+MISMATCHES = {
+    "shape": (
+        changed("weight", np.zeros((5, 2), np.float32)),
+        "theta/conv1/weight: float32[3, 2] came, float32[5, 2]",
+    ),
+    "dtype": (
+        changed("bias", np.zeros(2, np.float32)),
+        "theta/conv1/bias: float64[2] came, float32[2] is expected",
+    ),
+    "missing": (
+        changed("bias", {"a": np.zeros(2)}),
+        "theta/conv1/bias/a: nothing came, float64[2] is expected",
+    ),
+    "unexpected": ({"theta": state_of(0)["theta"]}, "optimiser/0/count: int32[] came, nothing is expected"),
+    "many": ({f"w{i}": np.zeros(2) for i in range(9)}, "and 9 more"),
+}
+
+
+@pytest.mark.parametrize("mismatch", MISMATCHES)
+def test_another_tree_is_refused(mismatch: str, saved: Checkpoints) -> None:
+    like, words = MISMATCHES[mismatch]
+    with pytest.raises(CheckpointError) as caught:
+        saved.restore(like)
+    assert words in str(caught.value) and "Use its configuration" in str(caught.value)
+
+
+REFUSED_STATES = {
+    "number": ({"a": 1.0}, "a: a float came"),
+    "random key": ({"key": jax.random.key(0)}, "jax.random.key_data"),
+    "text": ({"a": np.array(["x"])}, "a: the dtype <U1 came"),
+    "big-endian": ({"a": np.zeros(2, ">f4")}, "a: the dtype >f4 came"),
+    "same names": ({"a/b": np.zeros(1), "a": {"b": np.zeros(1)}}, "'a/b' is taken"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_STATES)
+def test_states_that_are_refused(case: str, tmp_path: Path) -> None:
+    state, words = REFUSED_STATES[case]
+    with pytest.raises(CheckpointError, match=words.replace("(", r"\(")):
+        Checkpoints(tmp_path).save(1, state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_arguments_that_are_refused(tmp_path: Path) -> None:
+    for keep in (0, 1.5, True):
+        with pytest.raises(ConfigError, match="keep"):
+            Checkpoints(tmp_path, keep)  # type: ignore[arg-type]
+    for step in (-1, True, 1.0):
+        with pytest.raises(CheckpointError, match="step"):
+            Checkpoints(tmp_path).save(step, state_of(0))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="JSON"):
+        Checkpoints(tmp_path).save(1, state_of(0), {"a": {1, 2}})
+    assert list(tmp_path.iterdir()) == []
+    for folder in (tmp_path, tmp_path / "none"):
+        assert Checkpoints(folder).steps() == []
+        with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+            Checkpoints(folder).restore(state_of(0))
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for folder in (file, file / "below"):
+        with pytest.raises(CheckpointError, match="is a file, not a folder|Not a directory"):
+            Checkpoints(folder).save(1, state_of(1))
+        with pytest.raises(ArtefactError, match="is a file, not a folder|Not a directory"):
+            write_artefact(folder / "a.safetensors", {}, {})
+
+
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_a_full_disk_leaves_the_older_ones(limit: int, saved: Checkpoints, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).random(100_000)  # not to be compressed
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(CheckpointError, match="cannot be written to"):
+            saved.save(30, {"noise": noise})
+        with pytest.raises(ArtefactError, match="cannot be written"):
+            write_artefact(tmp_path / "a.safetensors", {"noise": noise}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert saved.steps() == [10, 20] and len(list(saved.folder.iterdir())) == 2
+    assert not list(tmp_path.glob("*a.safetensors*"))
+    assert saved.restore(state_of(0)).step == 20
+
+
+# One process imports everything and starts no thread, then forks a child for each round: imports take seconds.
+LOOP = """
+import os, sys
+import numpy as np
+import orbax.checkpoint
+from imaml.checkpoint import Checkpoints
+checkpoints = Checkpoints(sys.argv[1], 2)
+state = lambda step: {"a": np.full((50, 50), step, np.float32), "b": np.array(step, np.int32)}
+while sys.stdin.readline():
+    if child := os.fork():
+        print("child", child, flush=True)
+        print("ended", os.waitpid(child, 0)[1], flush=True)
+        continue
+    step = checkpoints.restore(state(0)).step if checkpoints.steps() else 0
+    while True:
+        step += 1
+        checkpoints.save(step, state(step), {"step": step})
+        os.write(1, b"step %d\\n" % step)
+"""
+
+
+def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    like = {"a": np.zeros((50, 50), np.float32), "b": np.zeros((), np.int32)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", LOOP, str(checkpoints.folder)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin and process.stdout
+    reached = 0
+    try:
+        for _ in range(10):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            told: dict[str, list[int]] = {"child": [], "step": [], "ended": []}
+            while not told["ended"]:
+                word, number = process.stdout.readline().split()
+                told[word].append(int(number))
+                if word == "step" and len(told["step"]) == 1:
+                    time.sleep(chance.uniform(0.0, 0.15))
+                    os.kill(told["child"][0], signal.SIGKILL)
+            assert told["ended"] == [signal.SIGKILL]
+            restored = checkpoints.restore(like)
+            assert told["step"][0] == reached + 1 and restored.skipped == []
+            assert restored.step in (told["step"][-1], told["step"][-1] + 1)  # saved, but not yet told
+            assert same(restored.state, {k: np.full_like(a, restored.step) for k, a in like.items()})
+            assert restored.note == {"step": restored.step}
+            reached = restored.step
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_megabyte_is_saved_quickly_and_silently(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    state = {f"w{i}": np.random.default_rng(i).random((64, 64), np.float32) for i in range(64)}
+    checkpoints.save(0, state)
+    times = []
+    for step in range(1, 4):
+        begin = time.perf_counter()
+        checkpoints.save(step, state)
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.5
+    assert capfd.readouterr() == ("", "")
+
+
+# -- the artefact -----------------------------------------------------------------------------------------
+
+ARRAYS = {key: a for key, a in LEAVES.items() if np.isfinite(np.asarray(a)).all()}
+DESCRIPTION = {"config": {"ways": 5, "name": 'Zeichen é " \\'}, "notes": ["a", None, 1.5]}
+
+
+def test_an_artefact_returns_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "artefact.safetensors"
+    write_artefact(path, ARRAYS, DESCRIPTION)
+    for place in (path, str(path), path.parent):
+        arrays, description = read_artefact(place)
+        assert description == DESCRIPTION and arrays.keys() == ARRAYS.keys()
+        assert all(bits(arrays[key]) == bits(ARRAYS[key]) for key in ARRAYS)
+    write_artefact(path.parent, {"a": np.zeros(1)}, {})
+    assert list(read_artefact(path)[0]) == ["a"]
+    assert [p.name for p in path.parent.iterdir()] == ["artefact.safetensors"]
+
+
+def test_flipped_bits_and_every_length_of_an_artefact(tmp_path: Path) -> None:
+    path = tmp_path / "artefact.safetensors"
+    write_artefact(path, {"a": np.arange(3, dtype=np.int32), "b": np.array(True)}, DESCRIPTION)
+    whole = path.read_bytes()
+    everywhere = range(8 * len(whole))
+    for position in [*everywhere[:128], *random.Random(0).sample(everywhere, 1000)]:
+        data = bytearray(whole)
+        data[position // 8] ^= 1 << position % 8
+        path.write_bytes(data)
+        with pytest.raises(ArtefactError):
+            read_artefact(path)
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ArtefactError, match="is damaged|is no safetensors file"):
+            read_artefact(path)
+    path.write_bytes(whole)
+    read_artefact(path)
+
+
+def resealed(change: dict[str, Any], arrays: dict[str, Any]) -> bytes:
+    record = {"format": 1, "arrays": checkpoint._digest_all(arrays), "description": {}, **change}
+    return safetensors.numpy.save(arrays, {"imaml": checkpoint._sealed(record, ArtefactError).decode()})
+
+
+NO_ARTEFACTS = {
+    "text": (b"this is no tensor file at all", "is no safetensors file"),
+    "a pickle": (b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x08builtins", "is no safetensors file"),
+    "empty": (b"", "truncated"),
+    "of others": (safetensors.numpy.save({"a": np.zeros(2)}), "no artefact of imaml"),
+    "of others with notes": (safetensors.numpy.save({"a": np.zeros(2)}, {"x": "y"}), "no artefact of imaml"),
+    "no JSON": (safetensors.numpy.save({"a": np.zeros(2)}, {"imaml": "[" * 9999}), "is damaged"),
+    "newer": (resealed({"format": 2}, {"a": np.zeros(2)}), "has format 2, not 1: upgrade imaml"),
+    "not finite": (resealed({}, {"a": np.array([1.0, np.nan])}), "NaN or infinity in a"),
+    "odd dtype": (resealed({}, {"a": np.zeros(2, jnp.float8_e4m3fn)}), "F8_E4M3"),
+}
+
+
+@pytest.mark.parametrize("case", NO_ARTEFACTS)
+def test_files_that_are_no_artefact(case: str, tmp_path: Path) -> None:
+    data, words = NO_ARTEFACTS[case]
+    (tmp_path / "x.safetensors").write_bytes(data)
+    with pytest.raises(ArtefactError, match=words) as caught:
+        read_artefact(tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_missing_artefact_says_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "other.safetensors").write_text("")
+    for path in (tmp_path / "artifact.safetensors", tmp_path):
+        with pytest.raises(ArtefactError, match="No such file.* has other.safetensors"):
+            read_artefact(path)
+    with pytest.raises(ArtefactError, match="none has nothing"):
+        read_artefact(tmp_path / "none" / "x")
+
+
+REFUSED_ARTEFACTS = {
+    "NaN": ({"w": np.array([np.nan])}, {}, "NaN or infinity in w: the artefact is not written"),
+    "infinity": ({"w": jnp.asarray([jnp.inf], jnp.bfloat16)}, {}, "NaN or infinity in w"),
+    "dtype": ({"w": np.array([None])}, {}, "the dtype object came"),
+    "name": ({"__metadata__": np.zeros(1)}, {}, "__metadata__"),
+    "description": ({}, {"f": len}, "JSON"),
+    "strict JSON": ({}, {"loss": np.inf}, "JSON"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_ARTEFACTS)
+def test_what_is_not_written(case: str, tmp_path: Path) -> None:
+    arrays, description, words = REFUSED_ARTEFACTS[case]
+    with pytest.raises(ArtefactError, match=words):
+        write_artefact(tmp_path / "a.safetensors", arrays, description)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_and_back() -> None:
+    tree = {"conv1": Record(np.zeros((3, 2)), np.zeros(2)), "rest": [Pair(np.array(1), (np.ones(1),)), None]}
+    names = flatten_names(tree)
+    assert list(names) == ["conv1/weight", "conv1/bias", "rest/0/count", "rest/0/moment/0"]
+    assert same(unflatten_names(tree, names), tree)
+    shapes = {"a": jax.ShapeDtypeStruct((2,), np.float32)}
+    assert same(unflatten_names(shapes, {"a": np.ones(2, np.float32)}), {"a": np.ones(2, np.float32)})
+    assert list(flatten_names(np.ones(2))) == ["value"]
+
+
+WRONG_ARRAYS = {
+    "missing": ({"a": np.zeros(2)}, "b: nothing came, float64[3, 1] is expected"),
+    "unexpected": (
+        {"a": np.zeros(2), "b": np.zeros((3, 1)), "c": np.zeros(())},
+        "c: float64[] came, nothing",
+    ),
+    "shape": ({"a": np.zeros(2), "b": np.zeros((1, 3))}, "b: float64[1, 3] came, float64[3, 1] is expected"),
+    "dtype": ({"a": np.zeros(2, np.int8), "b": np.zeros((3, 1))}, "a: int8[2] came, float64[2] is expected"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ARRAYS)
+def test_arrays_of_another_model(case: str) -> None:
+    arrays, words = WRONG_ARRAYS[case]
+    with pytest.raises(ArtefactError) as caught:
+        unflatten_names({"a": np.zeros(2), "b": np.zeros((3, 1))}, arrays)
+    assert words in str(caught.value)
+    with pytest.raises(ArtefactError, match="an? float came"):
+        flatten_names({"a": 1.0})
