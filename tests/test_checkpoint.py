@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+
 from imaml import checkpoint
 from imaml.checkpoint import Checkpoints, flatten_names, read_artefact, unflatten_names, write_artefact
 from imaml.errors import ArtefactError, CheckpointError, ConfigError
@@ -168,7 +169,8 @@ def test_every_flipped_bit_and_truncation_falls_back(saved: Checkpoints) -> None
     chance = random.Random(0)
     newest = saved.folder / "step-00000020"
     files = sorted(path for path in newest.rglob("*") if path.is_file())
-    assert newest / "manifest.json" in files and len(files) > 4
+    assert newest / "manifest.json" in files
+    assert len(files) > 4
     damages = [("flip", files[i % len(files)]) for i in range(30)] + [("cut", path) for path in files]
     for kind, path in damages:
         whole = path.read_bytes()
@@ -214,7 +216,8 @@ def test_damage_is_told_and_the_one_before_used(damage: str, saved: Checkpoints)
     do(saved.folder / "step-00000020")
     restored = saved.restore(state_of(0))
     assert restored.step == 10
-    assert len(restored.skipped) == 1 and words in restored.skipped[0]
+    assert len(restored.skipped) == 1
+    assert words in restored.skipped[0]
 
 
 def test_a_manifest_of_another_format_or_array_is_refused(saved: Checkpoints) -> None:
@@ -235,9 +238,10 @@ def test_all_damaged_lists_each_with_its_reason(saved: Checkpoints) -> None:
     with pytest.raises(CheckpointError) as caught:
         saved.restore(state_of(0))
     message = str(caught.value)
-    assert (
-        "step 10" in message and "step 20" in message and "begin a new run" in message and "\n" not in message
-    )
+    assert "step 10" in message
+    assert "step 20" in message
+    assert "begin a new run" in message
+    assert "\n" not in message
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
@@ -269,7 +273,8 @@ def test_another_tree_is_refused(mismatch: str, saved: Checkpoints) -> None:
     like, words = MISMATCHES[mismatch]
     with pytest.raises(CheckpointError) as caught:
         saved.restore(like)
-    assert words in str(caught.value) and "Use its configuration" in str(caught.value)
+    assert words in str(caught.value)
+    assert "Use it with the configuration" in str(caught.value)
 
 
 REFUSED_STATES = {
@@ -327,12 +332,13 @@ def test_a_full_disk_leaves_the_older_ones(limit: int, saved: Checkpoints, tmp_p
             write_artefact(tmp_path / "a.safetensors", {"noise": noise}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
-    assert saved.steps() == [10, 20] and len(list(saved.folder.iterdir())) == 2
+    assert saved.steps() == [10, 20]
+    assert len(list(saved.folder.iterdir())) == 2
     assert not list(tmp_path.glob("*a.safetensors*"))
     assert saved.restore(state_of(0)).step == 20
 
 
-# One process imports everything and starts no thread, then forks a child for each round: imports take seconds.
+# One process imports everything and saves nothing, then forks a child for each round: imports take seconds.
 LOOP = """
 import os, sys
 import numpy as np
@@ -365,7 +371,8 @@ def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     reached = 0
     try:
         for _ in range(10):
@@ -380,7 +387,8 @@ def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
                     os.kill(told["child"][0], signal.SIGKILL)
             assert told["ended"] == [signal.SIGKILL]
             restored = checkpoints.restore(like)
-            assert told["step"][0] == reached + 1 and restored.skipped == []
+            assert told["step"][0] == reached + 1
+            assert restored.skipped == []
             assert restored.step in (told["step"][-1], told["step"][-1] + 1)  # saved, but not yet told
             assert same(restored.state, {k: np.full_like(a, restored.step) for k, a in like.items()})
             assert restored.note == {"step": restored.step}
@@ -414,7 +422,8 @@ def test_an_artefact_returns_bit_for_bit(tmp_path: Path) -> None:
     write_artefact(path, ARRAYS, DESCRIPTION)
     for place in (path, str(path), path.parent):
         arrays, description = read_artefact(place)
-        assert description == DESCRIPTION and arrays.keys() == ARRAYS.keys()
+        assert description == DESCRIPTION
+        assert arrays.keys() == ARRAYS.keys()
         assert all(bits(arrays[key]) == bits(ARRAYS[key]) for key in ARRAYS)
     write_artefact(path.parent, {"a": np.zeros(1)}, {})
     assert list(read_artefact(path)[0]) == ["a"]
@@ -426,7 +435,7 @@ def test_flipped_bits_and_every_length_of_an_artefact(tmp_path: Path) -> None:
     write_artefact(path, {"a": np.arange(3, dtype=np.int32), "b": np.array(True)}, DESCRIPTION)
     whole = path.read_bytes()
     everywhere = range(8 * len(whole))
-    for position in [*everywhere[:128], *random.Random(0).sample(everywhere, 1000)]:
+    for position in [*everywhere[:128], *random.Random(0).sample(everywhere, 500)]:
         data = bytearray(whole)
         data[position // 8] ^= 1 << position % 8
         path.write_bytes(data)
@@ -464,7 +473,8 @@ def test_files_that_are_no_artefact(case: str, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(data)
     with pytest.raises(ArtefactError, match=words) as caught:
         read_artefact(tmp_path / "x.safetensors")
-    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_a_missing_artefact_says_what_is_there(tmp_path: Path) -> None:

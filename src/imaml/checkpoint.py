@@ -24,9 +24,7 @@ import jax
 import numpy as np
 
 from .errors import ArtefactError, CheckpointError, ConfigError, ImamlError
-from .tree import name
-
-Tree = Any
+from .tree import Tree, name
 
 FORMAT = 1
 ARTEFACT_NAME = "artefact.safetensors"
@@ -83,6 +81,7 @@ class Checkpoints:
         arrays = _on_host(state, CheckpointError)
         tree = [[key, array.shape, array.dtype.name, _digest(array)] for key, array in arrays.items()]
         record = {"format": FORMAT, "step": int(step), "note": dict(note or {}), "tree": tree}
+        _sealed(record, CheckpointError)  # refuses a note that is no JSON before anything is written
         final = self.folder / f"step-{step:08d}"
         writing = final.with_name(f".writing-{final.name}")
         with _telling(f"the checkpoint of step {step} cannot be written to {self.folder}", CheckpointError):
@@ -122,8 +121,7 @@ class Checkpoints:
             try:
                 record = _verified(path, step)
                 saved = {k: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for k, s, d, _ in record["tree"]}
-                if differences := _differences(saved, wanted):
-                    raise CheckpointError(f"{path}: another model: {differences}. Use its configuration.")
+                _refuse_differences(str(path), saved, wanted, CheckpointError)
                 arrays = _load(path / "state", record["tree"])
             except _DamageError as damage:
                 skipped.append(f"Passed over the damaged checkpoint of step {step} ({path}): {damage}.")
@@ -176,9 +174,8 @@ def _verified(path: Path, step: int) -> dict[str, Any]:
 def _load(path: Path, tree: list[Any]) -> dict[str, np.ndarray]:
     """The arrays of a verified checkpoint, each with the digest that it had in memory; else _DamageError."""
     try:
-        arrays = _orbax(
-            "restore", path, [np.empty(shape, jax.numpy.dtype(dtype)) for _, shape, dtype, _ in tree]
-        )
+        blank = [np.empty(shape, jax.numpy.dtype(dtype)) for _, shape, dtype, _ in tree]
+        arrays = _orbax("restore", path, blank)
     except Exception as error:  # whatever Orbax finds amiss
         raise _DamageError(f"Orbax cannot read it ({_reason(error)})") from error
     if [_digest(array) for array in arrays] != [digest for *_, digest in tree]:
@@ -285,8 +282,8 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, An
 def flatten_names(tree: Tree, refusal: type[ImamlError] = ArtefactError) -> dict[str, Any]:
     """The leaves by name: keys of dicts, fields of records, positions in lists, joined by "/".
 
-    They keep the tree's order; a tree that is one leaf has the name "value". `refusal` is the error for a leaf
-    that is no array, and for two leaves of one name.
+    They keep the tree's order; a tree that is one leaf has the name "value". `refusal` is the error for a
+    leaf that is no array, and for two leaves of one name.
 
         flatten_names({"conv1": {"weight": weight}})     # {"conv1/weight": weight}
     """
@@ -296,8 +293,7 @@ def flatten_names(tree: Tree, refusal: type[ImamlError] = ArtefactError) -> dict
         if key in leaves or key == "__metadata__":  # the one name that safetensors keeps to itself
             raise refusal(f"the name {key!r} is taken: keep '/' and '__metadata__' out of the keys of dicts.")
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            kind = type(leaf).__name__
-            raise refusal(f"{key}: a {kind} came; accepted are arrays (jnp.asarray) and registered records.")
+            raise refusal(f"{key}: a {type(leaf).__name__} came; accepted are arrays and registered records.")
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise refusal(f"{key}: a random key came; accepted are arrays: give jax.random.key_data(key).")
         leaves[key] = leaf
@@ -313,8 +309,7 @@ def unflatten_names(like: Tree, arrays: Mapping[str, Any]) -> Tree:
         theta = unflatten_names(theta, read_artefact("artefact.safetensors")[0])
     """
     wanted = flatten_names(like)
-    if differences := _differences(arrays, wanted):
-        raise ArtefactError(f"another model's artefact: {differences}. Use the configuration stored with it.")
+    _refuse_differences("the artefact", arrays, wanted, ArtefactError)
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), [arrays[key] for key in wanted])
 
 
@@ -327,15 +322,18 @@ def _on_host(tree: Tree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _differences(came: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first four differences between two sets of named leaves, in words; empty where there are none."""
+def _refuse_differences(what: str, came: Any, wanted: Any, refusal: type[ImamlError]) -> None:
     here, there = (
         {key: f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]" for key, leaf in leaves.items()}
         for leaves in (came, wanted)
     )
-    keys = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
-    told = [f"{k}: {here.get(k, 'nothing')} came, {there.get(k, 'nothing')} is expected" for k in keys[:4]]
-    return "; ".join(told + [f"and {len(keys) - 4} more"] * (len(keys) > 4))
+    if keys := [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]:
+        told = [
+            f"{k}: {here.get(k, 'nothing')} came, {there.get(k, 'nothing')} is expected" for k in keys[:4]
+        ]
+        told += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
+        advice = "Use it with the configuration that it was saved with"
+        raise refusal(f"{what} is of another model: {'; '.join(told)}. {advice}.")
 
 
 def _refuse_non_finite(arrays: Mapping[str, np.ndarray], consequence: str) -> None:
@@ -386,7 +384,7 @@ def _flush(path: Path) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
+    if not folder.is_dir():  # each new folder's name is flushed to the disk, too
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         _flush(folder.parent)
@@ -396,8 +394,6 @@ def _make_folder(folder: Path) -> None:
 def _telling(what: str, refusal: type[ImamlError]) -> Iterator[None]:
     try:
         yield
-    except ImamlError:
-        raise
     except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises the last two for a full disk
         raise refusal(f"{what}: {_reason(error)}. Free space there, or name a folder to write to.") from error
 

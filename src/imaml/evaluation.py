@@ -53,7 +53,8 @@ class Evaluation:
         flat["before_scores"] = dict(self.before)
         flat["baselines"] = dict(self.baselines)
         flat["baselines_ci95"] = dict(self.baselines_ci95)
-        return {**flat, "tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
+        flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
+        return _valid(flat)
 
     def __str__(self) -> str:
         percent = "accuracy" in self.headline
@@ -72,6 +73,13 @@ class Evaluation:
         if self.failed:
             lines.append(f"  {self.failed} tasks failed numerically: wrong in every accuracy, left out of every loss")
         return "\n".join(lines)
+
+
+def _valid(value: Any) -> Any:
+    """JSON values with null where a number is not finite."""
+    if isinstance(value, dict):
+        return {name: _valid(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict[str, dict[str, Array]]:
@@ -154,12 +162,12 @@ def evaluate_theta(
 
 
 def _summary(values: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[str, float]]:
-    """Means and half-widths of 95 % intervals over the tasks that have a value; 0 where none has."""
+    """Means and half-widths of 95 % intervals over the tasks that have a value; NaN where none has."""
     means, widths = {}, {}
     for name, column in values.items():
         known = column[np.isfinite(column)]
-        means[name] = float(known.mean()) if known.size else 0.0
-        widths[name] = float(1.96 * known.std(ddof=1) / np.sqrt(known.size)) if known.size > 1 else 0.0
+        means[name] = float(known.mean()) if known.size else np.nan
+        widths[name] = float(1.96 * known.std(ddof=1) / np.sqrt(known.size)) if known.size > 1 else np.nan
     return means, widths
 
 
@@ -169,4 +177,5 @@ def paired(first: Evaluation, second: Evaluation, name: str | None = None) -> tu
     if (first.tasks, first.split, first.seed) != (second.tasks, second.split, second.seed):
         raise ConfigError("paired: the two evaluations must be on the same tasks (same split, tasks and seed).")
     difference = first.values[name] - second.values[name]
-    return float(difference.mean()), float(1.96 * difference.std(ddof=1) / np.sqrt(difference.size))
+    means, widths = _summary({name: difference})
+    return means[name], widths[name]

@@ -210,9 +210,9 @@ class _Words:
             parts += [f"{clock(min(left))} left"] if left else []
         parts += [f"failed tasks {event['failed']:g}"] if event.get("failed") else []
         parts += [f"{name} {score_text(name, event[name])}" for name in ("loss", "accuracy") if name in event]
-        for name in ("inner_residual", "linear_residual"):
-            value = event.get(name)
-            parts += [f"{name.replace('_', ' ')} {value:.1e}"] if value is not None else []
+        kinds = [kind for kind in ("inner", "linear") if event.get(f"{kind}_residual") is not None]
+        if kinds:
+            parts.append("residuals: " + ", ".join(f"{k} {event[f'{k}_residual']:.0e}" for k in kinds))
         curved = event.get("negative_curvature")
         return parts + ([f"negative curvature {100 * curved:.0f} %"] if curved is not None else [])
 
