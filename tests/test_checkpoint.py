@@ -179,8 +179,9 @@ def test_every_flipped_bit_and_truncation_falls_back(saved: Checkpoints) -> None
         else:
             path.write_bytes(whole[: chance.randrange(len(whole))])
         restored = saved.restore(state_of(0))
-        assert restored.step == 10 and same(restored.state, state_of(10)), (kind, path)
-        assert len(restored.skipped) == 1 and "step 20" in restored.skipped[0], restored.skipped
+        assert restored.step == 10, (kind, path)
+        assert same(restored.state, state_of(10)), (kind, path)
+        assert ["step 20" in sentence for sentence in restored.skipped] == [True], (kind, path)
         path.write_bytes(whole)
     assert saved.restore(state_of(0)).step == 20
 
@@ -274,7 +275,7 @@ def test_another_tree_is_refused(mismatch: str, saved: Checkpoints) -> None:
     with pytest.raises(CheckpointError) as caught:
         saved.restore(like)
     assert words in str(caught.value)
-    assert "Use it with the configuration" in str(caught.value)
+    assert "Use the configuration it came with" in str(caught.value)
 
 
 REFUSED_STATES = {
@@ -314,9 +315,9 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     for folder in (file, file / "below"):
-        with pytest.raises(CheckpointError, match="is a file, not a folder|Not a directory"):
+        with pytest.raises(CheckpointError, match=r"is a file, not a folder|Not a directory"):
             Checkpoints(folder).save(1, state_of(1))
-        with pytest.raises(ArtefactError, match="is a file, not a folder|Not a directory"):
+        with pytest.raises(ArtefactError, match=r"is a file, not a folder|Not a directory"):
             write_artefact(folder / "a.safetensors", {}, {})
 
 
@@ -443,7 +444,7 @@ def test_flipped_bits_and_every_length_of_an_artefact(tmp_path: Path) -> None:
             read_artefact(path)
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(ArtefactError, match="is damaged|is no safetensors file"):
+        with pytest.raises(ArtefactError, match=r"is damaged|is no safetensors file"):
             read_artefact(path)
     path.write_bytes(whole)
     read_artefact(path)
@@ -480,9 +481,9 @@ def test_files_that_are_no_artefact(case: str, tmp_path: Path) -> None:
 def test_a_missing_artefact_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").write_text("")
     for path in (tmp_path / "artifact.safetensors", tmp_path):
-        with pytest.raises(ArtefactError, match="No such file.* has other.safetensors"):
+        with pytest.raises(ArtefactError, match=r"No such file.* has other\.safetensors"):
             read_artefact(path)
-    with pytest.raises(ArtefactError, match="none has nothing"):
+    with pytest.raises(ArtefactError, match="folder has nothing"):
         read_artefact(tmp_path / "none" / "x")
 
 
@@ -531,5 +532,5 @@ def test_arrays_of_another_model(case: str) -> None:
     with pytest.raises(ArtefactError) as caught:
         unflatten_names({"a": np.zeros(2), "b": np.zeros((3, 1))}, arrays)
     assert words in str(caught.value)
-    with pytest.raises(ArtefactError, match="an? float came"):
+    with pytest.raises(ArtefactError, match=r"an? float came"):
         flatten_names({"a": 1.0})

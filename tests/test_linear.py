@@ -1,4 +1,4 @@
-"""Linear solvers against NumPy's dense solve: every solver x structure x tree shape x dtype, and the hard cases."""
+"""Linear solvers against NumPy's dense solve: solver x structure x tree shape x dtype, and the hard cases."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ SIZE = 12
 SHAPES = {
     "vector": lambda: jnp.zeros(SIZE),
     "dict": lambda: {"bias": jnp.zeros(4), "weight": jnp.zeros((2, 4))},
-    "nested": lambda: {"body": [{"weight": jnp.zeros((2, 3))}, jnp.zeros(())], "head": (jnp.zeros((1, 5)),)},
+    "nested": lambda: {"body": [{"w": jnp.zeros((2, 3))}, jnp.zeros(())], "head": (jnp.zeros((1, 5)),)},
 }
-# Converged solvers: a residual below 1e-12 and a condition number of at most 40 give 4e-11 at worst; float32 has
-# eps 1.2e-7, and its own default, eps^(3/4) = 6.4e-6, times 40 (twice that, as a residual passes at twice it).
+# Converged: a residual of at most 2e-12 and a condition number of at most 40 give 8e-11 at worst; in float32 it
+# is the default tolerance, eps^(3/4) = 6.4e-6, times 2 times 40.
 ERROR = {"float64": 1e-10, "float32": 6e-4}
 SOLVERS = {
     "CG": lambda tight: imaml.CG(tolerance=tight),
@@ -36,11 +36,11 @@ DTYPES = ("float64", "float32")
 
 
 def table():
-    """Our own kernels meet every shape; Lineax's, slow to compile, meet each shape with another structure."""
+    """Our own kernels meet every shape; Lineax's, slow to compile, meet a shape with each structure."""
     for name, accepted in ACCEPTS.items():
         for i, structure in enumerate(accepted):
             for j, dtype in enumerate(DTYPES):
-                own = name in ("CG", "Neumann")
+                own = name not in ("GMRES", "Dense")
                 yield name, structure, dtype, tuple(SHAPES) if own else (list(SHAPES)[(i + j) % 3],)
 
 
@@ -54,7 +54,7 @@ def symmetric(eigenvalues, seed=0):
 
 
 def matrix_of(structure):
-    """A well conditioned matrix of each structure; the general one is I minus a contraction, as Neumann needs."""
+    """Well conditioned, of each structure; the general one is I minus a contraction, as Neumann needs."""
     spread = np.linspace(1.0, 10.0, SIZE)
     if structure == "spd":
         return symmetric(spread)
@@ -77,7 +77,7 @@ def flat(tree):
     return np.asarray(ravel_pytree(tree)[0])
 
 
-@pytest.mark.parametrize(("name", "structure", "dtype", "shapes"), table())
+@pytest.mark.parametrize(("name", "structure", "dtype", "shapes"), list(table()))
 def test_solves_like_dense(name, structure, dtype, shapes):
     """The answer, its shape, and a residual that is the true one; several shapes share one compilation."""
     matrix, b = matrix_of(structure), vector()
@@ -122,7 +122,7 @@ def never_nan(solution):
 
 @pytest.mark.parametrize("name", ALL)
 def test_identity_and_zero(name):
-    """A = I is solved (by CG in one step), b = 0 takes no step and has residual 0: both in one compilation."""
+    """A = I is solved (by CG in one step), b = 0 takes no step and has residual 0; one compilation."""
     solver = SOLVERS[name](1e-12)
     b = vector()
     both = jax.jit(lambda b: [solver(lambda x: x, v, structure="spd") for v in (b, 0 * b)])
@@ -280,8 +280,10 @@ def test_refuses_other_structures_with_advice(solver, structure, advice):
 @pytest.mark.parametrize("make", [imaml.CG, imaml.Neumann, imaml.GMRES, imaml.BiCGStab])
 @pytest.mark.parametrize(
     "bad",
-    [{"steps": 0}, {"steps": -1}, {"steps": 2.5}, {"steps": True}, {"tolerance": 0.0}, {"tolerance": -1e-3}]
-    + [{"tolerance": float("nan")}, {"tolerance": float("inf")}, {"tolerance": "small"}, {"tolerance": True}],
+    [
+        *({"steps": value} for value in (0, -1, 2.5, True)),
+        *({"tolerance": value} for value in (0.0, -1e-3, float("nan"), float("inf"), "small", True)),
+    ],
     ids=str,
 )
 def test_recipes_refuse_bad_numbers_when_made(make, bad):
@@ -324,7 +326,7 @@ def test_nan_is_reported_and_never_returned(name):
 def test_vmap_over_fast_and_slow_systems_equals_a_loop():
     """A system of 3 distinct eigenvalues (3 steps) beside one that needs 300: neither disturbs the other."""
     size = 400
-    slow = np.geomspace(1e-5, 1, size)
+    slow = np.geomspace(1e-4, 1, size)
     fast = np.array([1.0, 2.0, 3.0])[np.arange(size) % 3]
     diagonals, b = jnp.asarray(np.stack([fast, slow])), jnp.ones(size)
     solve = lambda d: imaml.CG(steps=2_000, tolerance=1e-10)(lambda x: d * x, b)  # noqa: E731
@@ -339,27 +341,29 @@ def test_vmap_over_fast_and_slow_systems_equals_a_loop():
     assert abs(int(together.stats.steps[1]) - int(apart.stats.steps[1])) <= 3
 
 
-@pytest.mark.parametrize("name", ["CG", "Neumann", "GMRES"])
+@pytest.mark.parametrize("name", ["CG", "BiCGStab", "GMRES"])
 def test_a_first_guess_is_used(name):
     """From the solution itself no step is needed; from elsewhere the answer is the same."""
     matrix, b = matrix_of("spd"), vector()
     exact = np.linalg.solve(matrix, b)
     solver = SOLVERS[name](1e-10)
-    near = run(solver, matrix, b, x0=jnp.asarray(exact))
-    assert int(near.stats.steps) <= 1
-    far = run(solver, matrix, b, x0=jnp.asarray(exact + 1))
-    np.testing.assert_allclose(far.value, exact, rtol=1e-8)  # residual 2e-10, condition number 10
-    assert float(near.stats.residual) <= 2e-10
+    solve = jax.jit(jax.vmap(lambda x0: solver(lambda x: matrix @ x, jnp.asarray(b), x0, structure="spd")))
+    found = solve(jnp.asarray(np.stack([exact, exact + 1])))
+    assert int(found.stats.steps[0]) <= (3 if name == "GMRES" else 1)  # GMRES: its rounding-sized correction
+    # Residual 2e-10, condition number 10.
+    assert np.linalg.norm(found.value - exact, axis=1).max() <= 2e-9 * np.linalg.norm(exact)
+    assert (found.stats.residual <= 2e-10).all()
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_squares_do_not_leave_the_range_of_float32(scale):
+def test_squares_do_not_leave_the_range_of_float32():
     """|b|^2 = 1e-60 is zero in float32, and 1e60 infinite; the answer only scales."""
-    matrix = matrix_of("spd").astype("float32")
-    plain = run(imaml.CG(), matrix, vector().astype("float32"))
-    scaled = run(imaml.CG(), matrix, (vector() * scale).astype("float32"))
-    np.testing.assert_allclose(np.asarray(scaled.value, float) / scale, plain.value, rtol=1e-3)
-    assert scaled.status.ending == imaml.Ending.CONVERGED
+    matrix = jnp.asarray(matrix_of("spd"), "float32")
+    scales = np.array([1e-30, 1.0, 1e30])
+    right = jnp.asarray(scales[:, None] * vector(), "float32")
+    found = jax.jit(jax.vmap(lambda b: imaml.CG()(lambda x: matrix @ x, b)))(right)
+    values = np.asarray(found.value, "float64") / scales[:, None]
+    np.testing.assert_allclose(values[[0, 2]], values[[1, 1]], rtol=1e-3)  # tolerance 6e-6, condition number 10
+    assert (found.status.code == imaml.Ending.CONVERGED).all()
 
 
 def test_a_diverging_series_says_so():
@@ -377,6 +381,7 @@ def test_our_kernels_promote_no_dtype(dtype):
         imaml.CG(tolerance=1e-3),
         imaml.Neumann(steps=2),
         imaml.Neumann(tolerance=1e-3),
+        imaml.BiCGStab(tolerance=1e-3),
     ):
-        solution = solver(lambda x: 2 * x, jnp.ones(3, dtype), jnp.zeros(3, dtype))
-        assert solution.value.dtype == dtype
+        solution = jax.eval_shape(lambda b: solver(lambda x: 2 * x, b, 0 * b), jnp.ones(3, dtype))  # noqa: B023
+        assert solution.value.dtype == solution.stats.residual.dtype == dtype

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
+from . import __version__
 from .checkpoint import flatten_names, read_artefact, unflatten_names, write_artefact
 from .config import Config, from_json, to_json
-from .domains.fewshot import FewShotRecipe, Labelled
+from .domains.fewshot import FewShot, FewShotRecipe, Labelled
 from .domains.regression import Points, SinusoidRecipe
-from .errors import ArtefactError, ConfigError, DataError
+from .errors import ArtefactError, ConfigError, DataError, NumericalError
 from .solution import Solution
 
 FORMAT = "imaml run, 1"
@@ -27,6 +28,7 @@ class Learner:
     """Meta-parameters with the recipe that they were learned by; what `load` returns.
 
     theta: the meta-parameters (the moving average where one was kept). config: the run's configuration.
+    source: the file that it came from.
     """
 
     theta: Any
@@ -46,10 +48,11 @@ class Learner:
     def adapt(self, x: Any, y: Any) -> Predictor:
         """A Predictor for a new task from its support set.
 
-        x: images (n, 28, 28) or (n, 28, 28, 1) in [0, 1], 1 = ink, and y their n labels, of any sortable kind,
-        with at most `ways` different ones; for a sinusoid run inputs (n,) or (n, 1) and targets likewise.
-        Inductive: query images are normalised by the support set's statistics, and no answer depends on its
-        neighbours in the batch. DataError where the support set does not fit.
+        x: images (n, 28, 28) or (n, 28, 28, 1), floats in [0, 1], 1 = ink, and y their n labels, of any
+        sortable kind, with at most `ways` different ones; for a sinusoid run inputs (n,) or (n, 1) and
+        targets likewise. Inductive: query images are normalised by the support set's statistics, and no
+        answer depends on its neighbours in the batch. DataError where the support set does not fit,
+        NumericalError where the inner solve ends in NaN.
         """
         return adapt(self.theta, self.config, self.method, x, y)
 
@@ -62,26 +65,38 @@ def load(path: str | Path) -> Learner:
     path = Path(path)
     file = path / "artefact.safetensors" if path.is_dir() else path
     arrays, description = read_artefact(file)
-    if description.get("format") != FORMAT or description.get("config") is None:
+    if description.get("format") != FORMAT:
+        raise ArtefactError(f"{file}: format {description.get('format')!r}; accepted is {FORMAT!r}.")
+    if description.get("config") is None:
         raise ArtefactError(
-            f"{file}: format {description.get('format')!r}; accepted is {FORMAT!r} with a configuration. A run made "
-            "from Python objects without a JSON form can be used in that Python session only."
+            f"{file}: comes from a run that has no JSON form ({description.get('reason')}), so its network "
+            "is not known here; use it in the Python session that made it, or train with an imaml.Optimiser "
+            "on one of imaml's domains."
         )
     try:
         config = from_json(description["config"])
     except ConfigError as error:
-        raise ArtefactError(f"{file}: its configuration is not understood: {error}") from error
+        raise ArtefactError(
+            f"{file}: its configuration is not understood ({error}); it was written by imaml "
+            f"{description.get('version')}, this is {__version__}."
+        ) from error
     if not isinstance(config, Config):
         raise ArtefactError(f"{file}: holds the configuration of a {type(config).__name__}, not of a run.")
     return Learner(unflatten_names(like_theta(config), arrays), config, str(file))
 
 
-def save(path: str | Path, theta: Any, config: Config | None) -> None:
-    """Writes an artefact: theta as safetensors, the configuration as JSON in its header."""
-    described = None if config is None else to_json(config)
-    if described is not None and isinstance(described, dict):
-        described["domain"].pop("data", None)  # a path of one machine does not leave the house
-    write_artefact(path, flatten_names(jax.device_get(theta)), {"format": FORMAT, "config": described})
+def save(path: str | Path, theta: Any, config: Config | str) -> None:
+    """Writes an artefact: theta as safetensors, the configuration as JSON in its header.
+
+    config: the run's, or the reason why it has none.
+    """
+    description: dict[str, Any] = {"format": FORMAT, "version": __version__}
+    if isinstance(config, str):
+        description |= {"config": None, "reason": config}
+    else:
+        description["config"] = to_json(config)
+        description["config"]["domain"].pop("data", None)  # a path of one machine does not leave the house
+    write_artefact(path, flatten_names(jax.device_get(theta)), description)
 
 
 def like_theta(config: Config) -> Any:
@@ -93,11 +108,7 @@ def like_theta(config: Config) -> Any:
 
 def _without_data(recipe: Any) -> Any:
     """A domain with the recipe's network, loss and problem, but no data behind it."""
-    if isinstance(recipe, FewShotRecipe):
-        from .domains.fewshot import FewShot
-
-        return FewShot(None, None, None, {}, 0, recipe)
-    return recipe.build()
+    return FewShot(None, None, None, {}, 0, recipe) if isinstance(recipe, FewShotRecipe) else recipe.build()
 
 
 @dataclass(frozen=True)
@@ -105,57 +116,56 @@ class Predictor:
     """One task's adapted parameters, ready to answer.
 
     phi: the adapted parameters. classes: the labels in the order of `predict_proba`'s columns, or None for
-    regression. solution: how the inner solve ended; look at `solution.status` where answers matter.
+    regression. solution: how the inner solve ended; look at `solution.status` where answers matter. network:
+    what phi are the parameters of. statistics: the support set's, by which it normalises.
     """
 
     phi: Any
     classes: np.ndarray | None
     solution: Solution
-    recipe: Any
+    network: Any
     statistics: Any = None
 
     def predict(self, x: Any) -> np.ndarray:
         """Labels (n,) for images (n, 28, 28[, 1]); for regression the predicted targets, shaped like x."""
-        if self.classes is None:
-            inputs = _numbers(x, "x")
-            outputs = self.recipe.build().network.forward(self.phi, jnp.asarray(inputs.reshape(-1, 1)))[0]
-            return np.asarray(outputs).reshape(inputs.shape)
-        return self.classes[np.argmax(self.predict_proba(x), axis=1)]
+        if self.classes is not None:
+            return self.classes[np.argmax(self.predict_proba(x), axis=1)]
+        inputs = _numbers(x, "x")
+        return self._answers(None, inputs.reshape(-1, 1)).reshape(inputs.shape)
 
     def predict_proba(self, x: Any) -> np.ndarray:
-        """Class probabilities (n, classes), float32, each row a softmax; columns in the order of `classes`."""
+        """Class probabilities (n, classes), float32, rows a softmax; columns in the order of `classes`."""
         if self.classes is None:
             raise ConfigError("predict_proba: this artefact predicts numbers, not classes; use predict.")
-        images = check_images(x, self.recipe, "x")
-        count = images.shape[0]
-        padded = np.zeros((1 << max(count - 1, 0).bit_length(), *images.shape[1:]), np.float32)
-        padded[:count] = images
-        answers = _probabilities(self.recipe, len(self.classes), self.phi, self.statistics, jnp.asarray(padded))
-        return np.asarray(answers)[:count]
+        return self._answers(len(self.classes), check_images(x, self.network, "x"))
+
+    def _answers(self, ways: int | None, rows: np.ndarray) -> np.ndarray:
+        # Row by row through one program: in a batched product a row may round otherwise beside other rows.
+        one = functools.partial(_answer, self.network, ways, self.phi, self.statistics)
+        answers = np.stack(jax.device_get([one(row) for row in rows]))
+        if not np.all(np.isfinite(answers)):
+            raise NumericalError(
+                f"predict: {int((~np.isfinite(answers)).sum())} answers are NaN or infinite."
+            )
+        return answers
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _probabilities(recipe: FewShotRecipe, ways: int, phi: Any, statistics: Any, images: Array) -> Array:
-    """Probabilities image by image: a batched product could round a row differently beside other rows."""
-
-    def one(image: Array) -> Array:
-        logits, _ = recipe.network.forward(phi, image[None], statistics)
-        return jax.nn.softmax(logits[0, :ways])
-
-    return lax.map(one, images)
+def _answer(network: Any, ways: int | None, phi: Any, statistics: Any, row: Array) -> Array:
+    """The answer to one input: probabilities (ways,), or for ways=None the outputs."""
+    outputs = network.forward(phi, row[None], statistics)[0][0]
+    return outputs if ways is None else jax.nn.softmax(outputs[:ways])
 
 
 @functools.lru_cache(maxsize=32)
-def _solver(method: Any, config: Config) -> Any:
+def _solver(method: Any, network: Any) -> Any:
     """The compiled (theta, support) -> (phi, Solution, statistics) of a method."""
     problem = method.problem
 
     def run(theta: Any, support: Any) -> tuple[Any, Solution, Any]:
         solution = method.inner(problem, theta, support)
         phi = problem.full(solution.value, theta)
-        statistics = None
-        if isinstance(support, Labelled):
-            _, statistics = config.domain.network.forward(phi, support.images)  # type: ignore[union-attr]
+        statistics = network.forward(phi, support.images)[1] if isinstance(support, Labelled) else None
         return phi, solution, statistics
 
     return jax.jit(run)
@@ -165,74 +175,90 @@ def adapt(theta: Any, config: Config, method: Any, x: Any, y: Any) -> Predictor:
     """A Predictor for one task; see `Learner.adapt`."""
     recipe = config.domain
     if isinstance(recipe, FewShotRecipe):
-        images = check_images(x, recipe, "x")
-        classes, labels = check_labels(y, images.shape[0], recipe.ways)
+        network: Any = recipe.network
+        images = check_images(x, network, "x")
+        classes, labels = check_labels(y, images.shape[0], network.ways)
         support: Any = Labelled(jnp.asarray(images), jnp.asarray(labels, jnp.int32))
     elif isinstance(recipe, SinusoidRecipe):
+        network = recipe.build().network
         inputs, targets = _numbers(x, "x"), _numbers(y, "y")
         if inputs.size != targets.size or inputs.size == 0:
-            raise DataError(f"adapt: x has {inputs.size} numbers and y {targets.size}; accepted are as many of each.")
+            raise DataError(
+                f"adapt: x has {inputs.size} numbers and y {targets.size}; accepted are as many of each, and "
+                "one at least."
+            )
         classes = None
         support = Points(jnp.asarray(inputs.reshape(-1, 1)), jnp.asarray(targets.reshape(-1, 1)))
     else:
-        raise ConfigError(f"adapt: a {type(recipe).__name__} run has no predictor.")
-    phi, solution, statistics = _solver(method, config)(theta, support)
-    if not bool(solution.stats.residual < np.inf):
-        raise DataError(f"adapt: the inner solve ended in NaN or infinity. {solution.status.advice}")
-    return Predictor(phi, classes, solution, recipe, statistics)
+        raise ConfigError(f"adapt: a {type(recipe).__name__} run has no predictor; use imaml.solve.")
+    phi, solution, statistics = _solver(method, network)(theta, support)
+    if not np.isfinite(np.asarray(solution.stats.residual)):
+        raise NumericalError(f"adapt: the inner solve ended in NaN or infinity. {solution.status.advice}")
+    return Predictor(phi, classes, solution, network, statistics)
 
 
-def check_images(x: Any, recipe: FewShotRecipe, name: str) -> np.ndarray:
-    """Images as float32 (n, side, side, channels); DataError for other shapes, NaN, or values outside [0, 1]."""
-    side, channels = recipe.network.side, recipe.network.channels
+def check_images(x: Any, network: Any, name: str) -> np.ndarray:
+    """Images as float32 (n, side, side, channels); DataError for other shapes, or values beyond [0, 1]."""
+    side, channels = network.side, network.channels
     try:
         images = np.asarray(x)
     except ValueError as error:
         raise DataError(f"{name}: the images have different shapes; accepted is one array.") from error
-    accepted = f"(n, {side}, {side}, {channels})" + (f" or (n, {side}, {side})" if channels == 1 else "")
     if not (np.issubdtype(images.dtype, np.floating) or images.dtype == bool):
         raise DataError(
-            f"{name}: dtype {images.dtype}; accepted are floats in [0, 1], 1 = ink (divide 8-bit images by 255, and "
-            "turn dark ink on light paper round: 1 - x / 255)."
+            f"{name}: dtype {images.dtype}; accepted are floats in [0, 1], 1 = ink (divide 8-bit images by "
+            "255, and turn dark ink on light paper round: 1 - x / 255)."
         )
+    accepted = f"(n, {side}, {side}, {channels})" + (f" or (n, {side}, {side})" if channels == 1 else "")
     if images.ndim == 3 and channels == 1:
         images = images[..., None]
     if images.ndim != 4 or images.shape[1:] != (side, side, channels) or images.shape[0] == 0:
         raise DataError(f"{name}: shape {np.shape(x)}; accepted is {accepted} with n of at least 1.")
     images = images.astype(np.float32)
     if not np.all(np.isfinite(images)):
-        raise DataError(f"{name}: {int((~np.isfinite(images)).sum())} pixels are NaN or infinite.")
+        raise DataError(
+            f"{name}: {int((~np.isfinite(images)).sum())} pixels are NaN or infinite; accepted are floats in "
+            "[0, 1]: leave those images out, or mend them."
+        )
     if images.min() < 0 or images.max() > 1:
         raise DataError(
-            f"{name}: values from {images.min():g} to {images.max():g}; accepted are floats in [0, 1], 1 = ink "
-            "(divide 8-bit images by 255)."
+            f"{name}: values from {images.min():g} to {images.max():g}; accepted are floats in [0, 1], 1 = "
+            "ink (divide 8-bit images by 255)."
         )
     return images
 
 
 def check_labels(y: Any, count: int, ways: int) -> tuple[np.ndarray, np.ndarray]:
     """The distinct labels, sorted, and each row's number among them; DataError where they do not fit."""
-    labels = np.asarray(y)
-    if labels.shape != (count,):
-        raise DataError(f"y: shape {labels.shape}; accepted is one label for each of the {count} support images.")
-    if np.issubdtype(labels.dtype, np.floating) and not np.all(np.isfinite(labels)):
-        raise DataError("y: a label is NaN or infinite.")
-    classes, numbers = np.unique(labels, return_inverse=True)
-    if not 2 <= len(classes) <= ways:
+    try:
+        labels = np.asarray(y)
+        classes, numbers = np.unique(labels, return_inverse=True)
+    except (TypeError, ValueError) as error:
         raise DataError(
-            f"y: {len(classes)} different labels; this artefact was trained to tell {ways} classes apart and accepts "
-            f"2 to {ways}. Train one with --domain.ways={max(len(classes), 2)}."
+            "y: labels cannot be compared; accepted are numbers, or texts, one an image."
+        ) from error
+    if labels.shape != (count,):
+        raise DataError(f"y: shape {labels.shape}; accepted is one label for each of {count} support images.")
+    if np.issubdtype(labels.dtype, np.floating) and not np.all(np.isfinite(labels)):
+        raise DataError("y: a label is NaN or infinite; accepted are whole numbers, or texts.")
+    if len(classes) < 2:
+        raise DataError(f"y: all labels are {classes[0]!s}; accepted are 2 to {ways} different ones.")
+    if len(classes) > ways:
+        raise DataError(
+            f"y: {len(classes)} different labels; this artefact was trained to tell {ways} classes apart and "
+            f"accepts 2 to {ways}. Train one with --domain.ways={len(classes)}."
         )
     return classes, numbers
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:
+    """Values as float32 (n,) or (n, 1); DataError for anything else."""
     try:
         numbers = np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
         raise DataError(f"{name}: accepted are numbers, shape (n,) or (n, 1).") from error
-    if numbers.ndim not in (1, 2) or (numbers.ndim == 2 and numbers.shape[1] != 1):
-        raise DataError(f"{name}: shape {numbers.shape}; accepted is (n,) or (n, 1).")
+    if numbers.ndim not in (1, 2) or numbers.shape[1:] not in ((), (1,)) or numbers.size == 0:
+        raise DataError(f"{name}: shape {numbers.shape}; accepted is (n,) or (n, 1), n of at least 1.")
     if not np.all(np.isfinite(numbers)):
-        raise DataError(f"{name}: a value is NaN or infinite.")
+        raise DataError(f"{name}: a value is NaN or infinite; accepted are finite numbers.")
     return numbers

@@ -127,8 +127,7 @@ class Checkpoints:
                 skipped.append(f"Passed over the damaged checkpoint of step {step} ({path}): {damage}.")
                 continue
             leaves = [_placed(arrays[key], template) for key, template in wanted.items()]
-            state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), leaves)
-            return Restored(step, state, record["note"], skipped)
+            return Restored(step, jax.tree.structure(like).unflatten(leaves), record["note"], skipped)
         what = "no checkpoint can be used" if candidates else "there is no checkpoint"
         advice = "Put back a copy of that folder, or begin a new run"
         raise CheckpointError(f"{what} in {self.folder}. {' '.join([*skipped, advice])}.")
@@ -251,9 +250,8 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, An
     try:
         data = path.read_bytes()
     except OSError as error:
-        names = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else []
-        there = f"{path.parent} has {', '.join(names) or 'nothing'}"
-        raise ArtefactError(f"no artefact {path}: {_reason(error)}. Name another: {there}.") from error
+        there = ", ".join(sorted(p.name for p in path.parent.glob("*"))[:8]) or "nothing"
+        raise ArtefactError(f"no artefact {path}: {_reason(error)}. Its folder has {there}.") from error
     end = 8 + int.from_bytes(data[:8], "little")
     if data[8:9] not in (b"{", b""):
         raise ArtefactError(f"{path} is no safetensors file: name one that imaml exported, {ARTEFACT_NAME}.")
@@ -264,8 +262,7 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, An
         text = json.loads(data[8:end]).get("__metadata__", {}).get("imaml")  # well-formed, or refused above
         if text is None:
             raise ArtefactError(f"{path} is a safetensors file, but no artefact of imaml: name one that is.")
-        record = _unsealed(text.encode())
-        if record is None:
+        if (record := _unsealed(text.encode())) is None:
             raise _DamageError("its description is not as it was written")
         if record["format"] != FORMAT:
             raise ArtefactError(f"{path} has format {record['format']}, not {FORMAT}: upgrade imaml.")
@@ -310,7 +307,7 @@ def unflatten_names(like: Tree, arrays: Mapping[str, Any]) -> Tree:
     """
     wanted = flatten_names(like)
     _refuse_differences("the artefact", arrays, wanted, ArtefactError)
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), [arrays[key] for key in wanted])
+    return jax.tree.structure(like).unflatten(arrays[key] for key in wanted)
 
 
 def _on_host(tree: Tree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
@@ -323,17 +320,13 @@ def _on_host(tree: Tree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
 
 
 def _refuse_differences(what: str, came: Any, wanted: Any, refusal: type[ImamlError]) -> None:
-    here, there = (
-        {key: f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]" for key, leaf in leaves.items()}
-        for leaves in (came, wanted)
-    )
+    here, there = ({k: f"{a.dtype}{list(a.shape)}" for k, a in leaves.items()} for leaves in (came, wanted))
     if keys := [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]:
         told = [
             f"{k}: {here.get(k, 'nothing')} came, {there.get(k, 'nothing')} is expected" for k in keys[:4]
         ]
         told += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
-        advice = "Use it with the configuration that it was saved with"
-        raise refusal(f"{what} is of another model: {'; '.join(told)}. {advice}.")
+        raise refusal(f"{what} is of another model: {'; '.join(told)}. Use the configuration it came with.")
 
 
 def _refuse_non_finite(arrays: Mapping[str, np.ndarray], consequence: str) -> None:

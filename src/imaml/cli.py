@@ -68,7 +68,9 @@ imaml data check omniglot [PATH]
 class _Arguments:
     """Positional arguments, flags, and `--name value` or `--name=value` options of one command."""
 
-    def __init__(self, command: str, words: Sequence[str], options: Sequence[str], flags: Sequence[str]) -> None:
+    def __init__(
+        self, command: str, words: Sequence[str], options: Sequence[str], flags: Sequence[str]
+    ) -> None:
         self.command, self.positional, self.values, self.flags = command, [], {}, set()
         self.paths: list[tuple[str, str]] = []
         rest = list(words)
@@ -145,7 +147,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
             near = get_close_matches(command, COMMANDS, n=1, cutoff=0.4)
             raise ConfigError(
-                f"there is no command {command!r}; " + (f"did you mean {near[0]!r}?" if near else "see imaml --help.")
+                f"there is no command {command!r}; "
+                + (f"did you mean {near[0]!r}?" if near else "see imaml --help.")
             )
         if "--help" in words or "-h" in words:
             print(HELP[command], end="")
@@ -183,7 +186,11 @@ def train_command(words: Sequence[str]) -> int:
             raise ConfigError(f"--resume: {out} holds no run (no config.json in it).")
         stored = load_config(file.read_text(), str(file))
         config = stored if name is None else config
-    settings = [(f"training.{n}", arguments.values[n]) for n in ("steps", "seed", "minutes", "tasks") if n in arguments.values]
+    settings = [
+        (f"training.{n}", arguments.values[n])
+        for n in ("steps", "seed", "minutes", "tasks")
+        if n in arguments.values
+    ]
     for path, value in [*settings, *arguments.paths]:
         config = override(config, path, value)
     config = replace_data(config, arguments.values.get("data"))
@@ -210,7 +217,9 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     from .training import devices_mesh, prepare_folder, train
 
     if not resume:
-        prepare_folder(out, config, False)  # before the data are read: a folder that cannot be written is told at once
+        prepare_folder(
+            out, config, False
+        )  # before the data are read: a folder that cannot be written is told at once
         (out / "config.json").unlink()
     start = None
     if origin is not None and not resume:
@@ -303,7 +312,12 @@ def evaluate_command(words: Sequence[str]) -> int:
     domain = recipe.build()
     method = learned.config.method.build(domain, devices_mesh(len(_devices())))
     result = evaluate_theta(
-        domain, method, learned.theta, split=arguments.values.get("split", "test"), tasks=tasks or 0, seed=seed or 0
+        domain,
+        method,
+        learned.theta,
+        split=arguments.values.get("split", "test"),
+        tasks=tasks or 0,
+        seed=seed or 0,
     )
     if "json" in arguments.flags:
         named = getattr(recipe, "source", type(recipe).__name__)
@@ -335,7 +349,9 @@ def adapt_command(words: Sequence[str]) -> int:
     learned = load(str(path))
     recipe = learned.config.domain
     if not isinstance(recipe, FewShotRecipe):
-        raise ConfigError(f"imaml adapt reads images, and {path} has learned {type(recipe).__name__}; use Python.")
+        raise ConfigError(
+            f"imaml adapt reads images, and {path} has learned {type(recipe).__name__}; use Python."
+        )
     network = recipe.network
 
     def read(folder: str, flat: bool) -> tuple[list[Path], np.ndarray, list[str]]:
@@ -358,9 +374,15 @@ def adapt_command(words: Sequence[str]) -> int:
     if "json" in arguments.flags:
         each = [dict(zip(classes, (round(float(v), 6) for v in p), strict=True)) for p in probabilities]
         status = {"status": predictor.solution.status.ending.name, "normalisation": "inductive"}
-        print(json.dumps({"classes": classes, **status, "predictions": [
-            {**row, "probabilities": p} for row, p in zip(rows, each, strict=True)
-        ]}))
+        print(
+            json.dumps(
+                {
+                    "classes": classes,
+                    **status,
+                    "predictions": [{**row, "probabilities": p} for row, p in zip(rows, each, strict=True)],
+                }
+            )
+        )
     else:
         for row in rows:
             print(f"{row['file']}\t{row['class']}\t{row['probability']:.3f}")

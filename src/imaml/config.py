@@ -1,13 +1,13 @@
-"""A run as nested frozen dataclasses: recipes, presets, the JSON round trip, and options from the command line."""
+"""A run as nested frozen dataclasses: recipes, presets, JSON round trip, options from the command line."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -19,24 +19,45 @@ from .linear import CG, GMRES, BiCGStab, Dense, Neumann
 from .methods import IMAML, POLICIES
 from .problem import learned
 
+PYTHON = "Python"  # the kind in the config.json of a run whose objects have no JSON form
 SCHEDULES = ("constant", "cosine")
 OPTIMISERS = ("adam", "sgd", "rmsprop", "adamw")
 
 
-def _number(recipe: str, least: float, **values: Any) -> None:
-    """Refuses values that are no finite numbers of at least `least` (ConfigError)."""
+def _number(
+    recipe: str, least: float = 0, below: float = math.inf, open: bool = False, **values: Any
+) -> None:
+    """Refuses values that are no numbers in [least, below), or (least, below) where `open` (ConfigError)."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
-            raise ConfigError(f"{recipe}: {name}={value!r}; accepted is a number of at least {least}.")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and least <= value < below and not (open and value == least)):
+            bounds = f"above {least}" if open else f"of at least {least}"
+            bounds += f" and below {below}" if below < math.inf else ""
+            raise ConfigError(f"{recipe}: {name}={value!r}; accepted is a finite number {bounds}.")
+
+
+def _whole(recipe: str, least: int, **values: Any) -> None:
+    """Refuses values that are no whole numbers of at least `least` (ConfigError)."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{recipe}: {name}={value!r}; accepted is a whole number of at least {least}.")
+
+
+def _one_of(recipe: str, name: str, value: Any, accepted: Sequence[Any]) -> None:
+    """Refuses a value that is not among those accepted, saying what was perhaps meant (ConfigError)."""
+    if value not in accepted:
+        words = [str(word) for word in accepted]
+        raise ConfigError(f"{recipe}: {name}={value!r}{meant(str(value), words)}")
 
 
 @dataclass(frozen=True)
 class Optimiser:
     """The outer optimiser as a recipe that goes to JSON; `build(steps)` makes the Optax transform.
 
-    name: adam, adamw, sgd or rmsprop. schedule: "cosine" (to zero at the last step) or "constant". warmup: steps
-    of linear warm-up. clip: the largest global norm of the meta-gradient, or None. epsilon, beta1, beta2: of Adam.
-    momentum: of SGD. average: decay of the moving average of theta that evaluation uses, 0 for none.
+    name: adam, adamw, sgd or rmsprop. schedule: "cosine" (to zero at the last step) or "constant". warmup:
+    steps of linear warm-up. clip: the largest global norm of the meta-gradient, or None. epsilon: of all but
+    SGD; beta1, beta2: of Adam and AdamW; momentum: of SGD and RMSprop; weight_decay: of AdamW alone. average:
+    decay of the moving average of theta that evaluation uses, 0 for none.
 
     >>> Optimiser("adam", 3e-3).schedule
     'cosine'
@@ -55,18 +76,21 @@ class Optimiser:
     average: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMISERS:
-            raise ConfigError(f"optimiser: name={self.name!r}; accepted: {', '.join(OPTIMISERS)}.")
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(f"optimiser: schedule={self.schedule!r}; accepted: {', '.join(SCHEDULES)}.")
-        if not (isinstance(self.learning_rate, (int, float)) and 0 < self.learning_rate < float("inf")):
-            raise ConfigError(f"optimiser: learning_rate={self.learning_rate!r}; accepted is a positive number.")
-        _number("optimiser", 0, warmup=self.warmup, weight_decay=self.weight_decay, epsilon=self.epsilon)
-        for name in ("beta1", "beta2", "momentum", "average"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"optimiser: {name}={getattr(self, name)!r}; accepted is a number in [0, 1).")
-        if self.clip is not None and not 0 < self.clip < float("inf"):
-            raise ConfigError(f"optimiser: clip={self.clip!r}; accepted is a positive number, or None.")
+        """Refuses what makes no sense (ConfigError)."""
+        _one_of("optimiser", "name", self.name, OPTIMISERS)
+        _one_of("optimiser", "schedule", self.schedule, SCHEDULES)
+        _number("optimiser", 0, open=True, learning_rate=self.learning_rate, epsilon=self.epsilon)
+        _whole("optimiser", 0, warmup=self.warmup)
+        _number("optimiser", 0, weight_decay=self.weight_decay)
+        decays = {name: getattr(self, name) for name in ("beta1", "beta2", "momentum", "average")}
+        _number("optimiser", 0, 1, **decays)
+        if self.weight_decay and self.name != "adamw":
+            raise ConfigError(
+                f"optimiser: weight_decay={self.weight_decay!r} with name={self.name!r}; accepted is 0, or "
+                "name='adamw'."
+            )
+        if self.clip is not None:
+            _number("optimiser", 0, open=True, clip=self.clip)
 
     def rate(self, steps: int) -> Any:
         """The learning rate as an Optax schedule, step -> rate, for a run of `steps`."""
@@ -78,7 +102,8 @@ class Optimiser:
             main = optax.cosine_decay_schedule(self.learning_rate, max(steps - self.warmup, 1))
         if not self.warmup:
             return main
-        return optax.join_schedules([optax.linear_schedule(0.0, self.learning_rate, self.warmup), main], [self.warmup])
+        rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup)
+        return optax.join_schedules([rise, main], [self.warmup])
 
     def build(self, steps: int) -> Any:
         """The Optax transform for a run of `steps` steps."""
@@ -90,7 +115,7 @@ class Optimiser:
         elif self.name == "adamw":
             inner = optax.adamw(rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay)
         elif self.name == "rmsprop":
-            inner = optax.rmsprop(rate, eps=self.epsilon)
+            inner = optax.rmsprop(rate, eps=self.epsilon, momentum=self.momentum or None)
         else:
             inner = optax.sgd(rate, self.momentum or None)
         return inner if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), inner)
@@ -100,31 +125,28 @@ class Optimiser:
 class Method:
     """The method as a recipe that goes to JSON; `build(domain)` makes it.
 
-    strength: the anchor's. learned: None for fixed, or how it is learned, "all", "leaf" or "parameter". adapt: the
-    names of the branches that a task adapts, or None for all. chunk: tasks worked on at once on each device, or None.
+    strength: the anchor's. learned: None for fixed, or how it is learned: "all", "leaf", "parameter". adapt:
+    names of the branches that a task adapts, or None for all. policy: what happens when tasks fail
+    numerically, "raise", "warn" or "skip". chunk: tasks worked on at once on each device, or None for all.
     """
 
     name: str = "imaml"
     strength: float = 0.5
     learned: str | None = None
     adapt: tuple[str, ...] | None = None
-    inner: GradientDescent = GradientDescent(0.2, steps=16)
-    linear: CG | Neumann | GMRES | BiCGStab | Dense = CG(steps=5)
+    inner: GradientDescent = field(default_factory=lambda: GradientDescent(0.2, steps=16))
+    linear: CG | Neumann | GMRES | BiCGStab | Dense = field(default_factory=lambda: CG(steps=5))
     policy: str = "warn"
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name != "imaml":
-            raise ConfigError(f"method: name={self.name!r}; accepted: imaml.")
-        if not (isinstance(self.strength, (int, float)) and 0 < self.strength < float("inf")):
-            raise ConfigError(
-                f"method: strength={self.strength!r}; accepted is a positive finite number (it anchors a task's "
-                "parameters at theta)."
-            )
-        if self.learned not in (None, "all", "leaf", "parameter"):
-            raise ConfigError(f"method: learned={self.learned!r}; accepted: None, 'all', 'leaf', 'parameter'.")
-        if self.policy not in POLICIES:
-            raise ConfigError(f"method: policy={self.policy!r}; accepted: {', '.join(POLICIES)}.")
+        """Refuses what makes no sense (ConfigError)."""
+        _one_of("method", "name", self.name, ("imaml",))
+        _number("method", 0, open=True, strength=self.strength)
+        _one_of("method", "learned", self.learned, (None, "all", "leaf", "parameter"))
+        _one_of("method", "policy", self.policy, POLICIES)
+        if self.chunk is not None:
+            _whole("method", 1, chunk=self.chunk)
 
     def build(self, domain: Any, mesh: Any = None) -> IMAML:
         """The method on a domain's problem, its tasks shared over a mesh's devices."""
@@ -145,11 +167,12 @@ class Method:
 class Training:
     """How long and how often.
 
-    steps, tasks: outer steps, and tasks a step. seed: of everything. minutes: a budget of training time after which
-    it stops, or None. validate_every, validation_tasks: a validation on the validation split, 0 for none.
-    checkpoint_every, keep: steps between checkpoints, and how many are kept. patience: stop after so many
-    validations without improvement, or None. gradient_below: stop when the meta-gradient's norm, averaged over
-    `log_every` steps, falls below it, or None.
+    steps, tasks: outer steps, and tasks a step. seed: of everything. minutes: a budget of training time
+    after which it stops, or None. validate_every, validation_tasks: a validation on the validation split, 0
+    for none. checkpoint_every, keep: steps between checkpoints, and how many are kept. patience: stop after
+    so many validations without improvement, or None. gradient_below: stop when the meta-gradient's norm,
+    averaged over `log_every` steps, falls below it, or None. test_tasks: of the evaluation that ends a run of
+    the command line, 0 for none.
     """
 
     steps: int = 1000
@@ -163,28 +186,35 @@ class Training:
     patience: int | None = None
     gradient_below: float | None = None
     log_every: int = 10
+    test_tasks: int = 1000
 
     def __post_init__(self) -> None:
-        least = {"steps": 0, "tasks": 1, "seed": 0, "validate_every": 0, "validation_tasks": 2}
-        for name, low in {**least, "checkpoint_every": 1, "keep": 1, "log_every": 1}.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigError(f"training: {name}={value!r}; accepted is a whole number of at least {low}.")
+        """Refuses what makes no sense (ConfigError)."""
+        _whole("training", 0, steps=self.steps, seed=self.seed, validate_every=self.validate_every)
+        _whole("training", 1, tasks=self.tasks, checkpoint_every=self.checkpoint_every, keep=self.keep)
+        _whole("training", 1, log_every=self.log_every)
+        _whole("training", 2, validation_tasks=self.validation_tasks)  # an interval needs two
+        if self.test_tasks != 0:
+            _whole("training", 2, test_tasks=self.test_tasks)
         if self.seed >= 2**32:
             raise ConfigError(f"training: seed={self.seed}; accepted is a whole number below 2**32.")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise ConfigError(f"training: minutes={self.minutes!r}; accepted is a positive number, or None.")
-        if self.patience is not None and (not isinstance(self.patience, int) or self.patience < 1):
-            raise ConfigError(f"training: patience={self.patience!r}; accepted is a whole number >= 1, or None.")
-        if self.gradient_below is not None and not 0 < self.gradient_below < float("inf"):
-            raise ConfigError(f"training: gradient_below={self.gradient_below!r}; accepted is a positive number.")
+        for name in ("minutes", "gradient_below"):
+            if getattr(self, name) is not None:
+                _number("training", 0, open=True, **{name: getattr(self, name)})
+        if self.patience is not None:
+            _whole("training", 1, patience=self.patience)
+            if not self.validate_every:
+                raise ConfigError(
+                    f"training: patience={self.patience} counts validations, and validate_every=0 has none; "
+                    "set validate_every, or leave patience out."
+                )
 
 
 @dataclass(frozen=True)
 class Config:
     """A whole run."""
 
-    domain: FewShotRecipe | SinusoidRecipe | LinearGaussianRecipe = FewShotRecipe()
+    domain: FewShotRecipe | SinusoidRecipe | LinearGaussianRecipe = field(default_factory=FewShotRecipe)
     method: Method = Method()
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
@@ -215,7 +245,10 @@ def to_json(recipe: Any) -> Any:
     if is_dataclass(recipe) and not isinstance(recipe, type):
         if type(recipe).__name__ not in _KINDS:
             raise ConfigError(f"{recipe!r} has no JSON form; a raw Optax object is welcome from Python only.")
-        return {"kind": type(recipe).__name__, **{f.name: to_json(getattr(recipe, f.name)) for f in fields(recipe)}}
+        return {
+            "kind": type(recipe).__name__,
+            **{f.name: to_json(getattr(recipe, f.name)) for f in fields(recipe)},
+        }
     if isinstance(recipe, Descent) or callable(recipe):
         raise ConfigError(f"{recipe!r} has no JSON form; a raw Optax object is welcome from Python only.")
     return list(recipe) if isinstance(recipe, tuple) else recipe
@@ -228,8 +261,8 @@ def from_json(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     kind = value.get("kind")
-    if kind not in _KINDS:
-        raise ConfigError(f"config: kind={kind!r}; accepted: {', '.join(_KINDS)}.")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ConfigError(f"config: kind={kind!r}{meant(str(kind), _KINDS)}")
     known = {f.name for f in fields(_KINDS[kind])}
     given = {name: from_json(item) for name, item in value.items() if name != "kind"}
     unknown = sorted(set(given) - known)
@@ -250,38 +283,48 @@ def meant(word: str, known: Any) -> str:
     return f"; there are: {', '.join(names)}."
 
 
-def override(config: Any, path: str, text: str) -> Any:
+def override(config: Any, path: str, text: str, option: str | None = None) -> Any:
     """The config with one field, "method.inner.steps", set from text; ConfigError says what was meant.
 
-    A field that holds a recipe of several kinds is set by kind, "CG" or "GMRES".
+    A field that holds a recipe of several kinds is set by kind, "CG" or "GMRES". option: how the user wrote
+    it, for messages.
     """
-    return _override(config, path.replace("-", "_").split("."), text, path)
+    names = path.replace("-", "_").split(".")
+    return _override(config, names, text, option or f"--{path}", "")
 
 
-def _override(config: Any, names: list[str], text: str, path: str) -> Any:
-    known = {f.name: f for f in fields(config)}
+def _override(config: Any, names: list[str], text: str, option: str, above: str) -> Any:
+    known = {f.name for f in fields(config)}
     name = names[0]
     if name not in known:
-        prefix = path.replace("-", "_").rsplit(name, 1)[0]
-        raise ConfigError(f"option --{path}: there is no {prefix + name!r}{meant(name, known)}")
+        raise ConfigError(f"option {option}: there is no {above + name!r}{meant(name, known)}")
     value = getattr(config, name)
-    if len(names) > 1:
-        if not is_dataclass(value):
-            raise ConfigError(f"option --{path}: {name!r} is a plain value, {value!r}, with nothing below it.")
-        return replace(config, **{name: _override(value, names[1:], text, path)})
-    return replace(config, **{name: _parse(typing.get_type_hints(type(config))[name], text, path)})
+    if len(names) == 1:
+        return replace(config, **{name: _parse(typing.get_type_hints(type(config))[name], text, option)})
+    if not is_dataclass(value):
+        raise ConfigError(
+            f"option {option}: {above + name!r} is a plain value, {value!r}, with nothing below it."
+        )
+    return replace(config, **{name: _override(value, names[1:], text, option, f"{above}{name}.")})
 
 
-def _parse(hint: Any, text: str, path: str) -> Any:
+_WORDS = {int: "whole number", float: "number", bool: "true or false", types.NoneType: "none"}
+
+
+def _parse(hint: Any, text: str, option: str) -> Any:
     """The value that `text` means for a field of type `hint`."""
-    choices = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    kinds = {c.__name__: c for c in choices if is_dataclass(c)}
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    choices: tuple[Any, ...] = typing.get_args(hint) if union else (hint,)
+    kinds: dict[str, Any] = {}
+    for choice in choices:
+        if is_dataclass(choice) and isinstance(choice, type):
+            kinds[choice.__name__] = choice
     if kinds:
-        chosen = kinds.get(text)
-        if chosen is None:
-            raise ConfigError(f"option --{path}: {text!r} is no kind of it{meant(text, kinds)}")
-        return chosen(steps=5) if "steps" in {f.name for f in fields(chosen)} else chosen()
-    if type(None) in choices and text.lower() in ("none", "null"):
+        if text not in kinds:
+            raise ConfigError(f"option {option}: {text!r} is no kind of it{meant(text, kinds)}")
+        chosen = kinds[text]
+        return _fresh(chosen)
+    if types.NoneType in choices and text.lower() in ("none", "null"):
         return None
     try:
         if bool in choices:
@@ -293,17 +336,35 @@ def _parse(hint: Any, text: str, path: str) -> Any:
         if float in choices:
             return float(text)
     except (KeyError, ValueError) as error:
-        wanted = " or ".join("none" if c is type(None) else getattr(c, "__name__", str(c)) for c in choices)
-        raise ConfigError(f"option --{path}: {text!r} is no {wanted}.") from error
+        accepted = " or ".join(_WORDS.get(choice, str(choice)) for choice in choices)
+        raise ConfigError(f"option {option}: {text!r} came; accepted is a {accepted}.") from error
     return text
+
+
+def _fresh(kind: Any) -> Any:
+    """A recipe of a kind with its defaults; solvers that must be told when to stop take five steps."""
+    needs = {f.name for f in fields(kind)}
+    if kind is GradientDescent:
+        return kind(0.1, steps=5)
+    return kind(steps=5) if "steps" in needs else kind()
 
 
 def load_config(text: str, where: str) -> Config:
     """The Config in a JSON text; ConfigError naming `where` it came from."""
     try:
-        config = from_json(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where} is no JSON ({error.msg} at line {error.lineno}).") from error
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} is no JSON ({error}); put back a copy, or begin a new run.") from error
+    if isinstance(value, Mapping) and value.get("kind") == PYTHON:
+        raise ConfigError(
+            f"{where}: this run was started from Python with something that has no JSON form "
+            f"({value.get('reason')}), so it can only go on from Python, with the same objects: "
+            "imaml.train(..., out=..., resume=True)."
+        )
+    try:
+        config = from_json(value)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{where} holds no run's configuration but {type(config).__name__}.")
     return config
@@ -333,7 +394,9 @@ PRESETS: dict[str, Preset] = {
             FewShotRecipe("characters", 5, 1, queries=5, normalisation="inductive"),
             Method(strength=0.1, inner=GradientDescent(0.4, steps=8), linear=CG(steps=3), chunk=1),
             Optimiser("adam", 5e-3),
-            Training(steps=400, tasks=8, minutes=3, validate_every=100, validation_tasks=100, checkpoint_every=50),
+            Training(
+                steps=400, tasks=8, minutes=3, validate_every=100, validation_tasks=100, checkpoint_every=50
+            ),
         ),
     ),
     "omniglot-5w1s": Preset("real handwriting, 5 ways, 1 shot", _omniglot(5, 1, 16)),
@@ -373,5 +436,8 @@ def replace_data(config: Config, data: str | None) -> Config:
     if data is None:
         return config
     if not isinstance(config.domain, FewShotRecipe) or config.domain.source == "characters":
-        raise ConfigError(f"--data {data}: this run's domain draws its own tasks and reads no data.")
-    return dataclasses.replace(config, domain=replace(config.domain, data=data))
+        raise ConfigError(
+            f"--data {data}: this run's domain draws its own tasks and reads no data; leave it out, or "
+            "choose a preset that reads images (see imaml presets)."
+        )
+    return replace(config, domain=replace(config.domain, data=data))

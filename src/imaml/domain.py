@@ -3,7 +3,8 @@
 Laws, held by one table-driven test over all domains:
 
 1. `sample(key, split)` depends on its arguments alone, and works under jit and vmap;
-2. `sample(key, split) == gather(draw(key, split))`: indices first, data second, so that data may live elsewhere;
+2. `sample(key, split) == gather(draw(key, split))`: indices first, data second, so that data may live
+   elsewhere;
 3. splits share no class and no task;
 4. `query_loss` and the problem's loss are finite at `init(key)` on every sampled task.
 
@@ -29,7 +30,7 @@ class Domain(Protocol):
 
     @property
     def recipe(self) -> Any:
-        """The frozen dataclass that this domain was built from; goes to JSON, and `recipe.build()` undoes it."""
+        """The frozen dataclass that this domain was built from; goes to JSON; `recipe.build()` undoes it."""
         ...
 
     def init(self, key: Array) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
+from .config import meant
 from .domain import SPLITS
 from .errors import ConfigError
 from .methods import AXIS
@@ -57,8 +58,13 @@ class Evaluation:
         return _valid(flat)
 
     def __str__(self) -> str:
+        """A few lines of text: before, after, baselines, each with its interval."""
         percent = "accuracy" in self.headline
-        show = (lambda m, c: f"{100 * m:.2f} % +- {100 * c:.2f}") if percent else (lambda m, c: f"{m:.4f} +- {c:.4f}")
+        show = (
+            (lambda m, c: f"{100 * m:.2f} % +- {100 * c:.2f}")
+            if percent
+            else (lambda m, c: f"{m:.4f} +- {c:.4f}")
+        )
         name = self.headline
         lines = [f"{self.tasks} tasks never seen in training ({self.split} split, seed {self.seed})"]
         lines.append(f"  {name} before adaptation   {show(self.before[name], self.before_ci95[name])}")
@@ -71,7 +77,9 @@ class Evaluation:
         for other, mean in self.baselines.items():
             lines.append(f"  {other.replace('_', ' '):<27}{show(mean, self.baselines_ci95[other])}")
         if self.failed:
-            lines.append(f"  {self.failed} tasks failed numerically: wrong in every accuracy, left out of every loss")
+            lines.append(
+                f"  {self.failed} tasks failed numerically: wrong in every accuracy, left out of every loss"
+            )
         return "\n".join(lines)
 
 
@@ -83,7 +91,7 @@ def _valid(value: Any) -> Any:
 
 
 def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict[str, dict[str, Array]]:
-    """The scores of the tasks that `keys` mean, each an array (keys,): after, before, baselines, and finite."""
+    """The scores of the tasks that `keys` mean, arrays (keys,): after, before, baselines, numerics."""
     problem = method.problem
 
     def one(key: Array) -> dict[str, dict[str, Array]]:
@@ -109,18 +117,24 @@ def compiled(method: Any, split: str, mesh: Mesh | None) -> Any:
 
     if mesh is not None:
         whole, spread = PartitionSpec(), PartitionSpec(AXIS)
-        run = jax.shard_map(run, mesh=mesh, in_specs=(whole, whole, spread), out_specs=spread, check_vma=False)
+        run = jax.shard_map(
+            run, mesh=mesh, in_specs=(whole, whole, spread), out_specs=spread, check_vma=False
+        )
     return jax.jit(run)
 
 
-def evaluate(run: Any, domain: Any = None, *, split: str = "test", tasks: int = 1000, seed: int = 0) -> Evaluation:
+def evaluate(
+    run: Any, domain: Any = None, *, split: str = "test", tasks: int = 1000, seed: int = 0
+) -> Evaluation:
     """The Evaluation of what a run has learned, on `tasks` random tasks of a split.
 
     run: anything with `.theta` (the moving average where one is kept), `.method` and `.domain`: what `train`
-    and `load` return. domain: another domain with the same network to evaluate on. The same seed means the same
-    tasks for every run, so that differences can be paired through `values`.
+    and `load` return. domain: another domain with the same network to evaluate on. The same seed means the
+    same tasks for every run, so that differences can be paired through `values`.
     """
     domain = run.domain if domain is None else domain
+    if not hasattr(domain, "sample"):
+        raise ConfigError(f"evaluate: domain={domain!r}; accepted is a domain, such as imaml.characters().")
     return evaluate_theta(domain, run.method, run.theta, split=split, tasks=tasks, seed=seed)
 
 
@@ -129,9 +143,13 @@ def evaluate_theta(
 ) -> Evaluation:
     """The Evaluation of given meta-parameters; see `evaluate`."""
     if split not in SPLITS:
-        raise ConfigError(f"split={split!r}; accepted: {', '.join(SPLITS)}.")
+        raise ConfigError(f"split={split!r}{meant(str(split), SPLITS)}")
     if isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 2:
-        raise ConfigError(f"tasks={tasks!r}; accepted is a whole number of at least 2 (an interval needs two).")
+        raise ConfigError(
+            f"tasks={tasks!r}; accepted is a whole number of at least 2 (an interval needs two)."
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed!r}; accepted is a whole number from 0 below 2**32.")
     mesh = getattr(method, "mesh", None)
     batch = BATCH * (mesh.size if mesh is not None else 1)
     batch = min(batch, -(-tasks // (mesh.size if mesh else 1)) * (mesh.size if mesh else 1))
@@ -175,7 +193,9 @@ def paired(first: Evaluation, second: Evaluation, name: str | None = None) -> tu
     """The mean difference first - second over the same tasks, and the half-width of its 95 % interval."""
     name = name or first.headline
     if (first.tasks, first.split, first.seed) != (second.tasks, second.split, second.seed):
-        raise ConfigError("paired: the two evaluations must be on the same tasks (same split, tasks and seed).")
+        raise ConfigError(
+            "paired: the two evaluations must be on the same tasks (same split, tasks and seed)."
+        )
     difference = first.values[name] - second.values[name]
     means, widths = _summary({name: difference})
     return means[name], widths[name]

@@ -23,6 +23,7 @@ from .problem import Problem
 from .solution import Ending, Solution, Stats, Status
 
 DEFAULT_MOST = 10_000
+GROWTH = 10  # a residual that grew by more than this has diverged, whatever its value
 
 
 class InnerSolver(Protocol):
@@ -48,14 +49,25 @@ def iterate(
     """The Solution of repeating `step(residual, phi, memory) -> (phi, memory)`.
 
     With `steps` only: a loop of fixed length, which reverse mode can go through. With a tolerance: until the
-    residual's norm is at most it, or `steps` (by default 10,000), or it is no longer finite.
+    residual's norm is at most it, or `steps` (by default 10,000), or it is no longer finite. A fixed number of
+    steps after which |F| is over ten times that at the start ends as DIVERGED.
     """
     residual = lambda phi: problem.residual(phi, theta, batch)  # noqa: E731
     if tolerance is None:
         assert steps is not None
-        phi, _ = lax.fori_loop(0, steps, lambda _, state: step(residual(state[0]), *state), (phi0, memory))
+
+        def repeat(count: Array, state: tuple) -> tuple:
+            phi, memory, first = state
+            slope = residual(phi)
+            first = jnp.where(count == 0, lax.stop_gradient(tree.norm(slope)), first)
+            return *step(slope, phi, memory), first
+
+        unknown = jnp.zeros((), jnp.result_type(*jax.tree.leaves(phi0)))
+        phi, _, first = lax.fori_loop(0, steps, repeat, (phi0, memory, unknown))
         size = tree.norm(residual(phi))
-        code = jnp.where(jnp.isfinite(size), int(Ending.STEPS_DONE), int(Ending.NOT_FINITE))
+        noise = jnp.finfo(size.dtype).eps ** 0.5 * (1 + tree.norm(phi))  # a start at the solution itself
+        code = jnp.where(size > GROWTH * first + noise, int(Ending.DIVERGED), int(Ending.STEPS_DONE))
+        code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
         return Solution(phi, Stats(jnp.asarray(steps), size, jnp.asarray(False)), Status(code))
     most = steps or DEFAULT_MOST
 

@@ -98,7 +98,7 @@ def _finish(
     unravel: Callable,
     steps: Any,
     tolerance: float | None,
-    failed: Ending,
+    failed: Any,
 ) -> Solution:
     """A Solution with the true residual; `failed` is the ending where a tolerance was not reached.
 
@@ -112,7 +112,7 @@ def _finish(
     if tolerance is None:
         code = jnp.where(residual <= 1.01, int(Ending.STEPS_DONE), int(Ending.BREAKDOWN))
     else:
-        code = jnp.where(residual <= tolerance, int(Ending.CONVERGED), int(failed))
+        code = jnp.where(residual <= tolerance, int(Ending.CONVERGED), failed)
     code = jnp.where(finite, code, int(Ending.NOT_FINITE))
     stats = Stats(jnp.asarray(steps), residual, jnp.asarray(False))
     return Solution(unravel(x), stats, Status(code))
@@ -256,7 +256,7 @@ class Neumann:
 
         x, _, step = lax.while_loop(going, advance, (start, first, jnp.asarray(0)))
         asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
-        return _finish(product, b, x, unravel, step, asked, Ending.OUT_OF_STEPS)
+        return _finish(product, b, x, unravel, step, asked, int(Ending.OUT_OF_STEPS))
 
 
 def threshold_of(solver: Any, dtype: Any) -> float:
@@ -280,7 +280,7 @@ def _largest(product: Callable[[Array], Array], b: Array) -> Array:
 class GMRES:
     """Generalised minimal residuals, for any invertible A (Saad and Schultz 1986), through Lineax.
 
-    `restart` vectors are kept; `steps` counts restarted sweeps' matrix products in whole restarts.
+    `restart` vectors are kept; `steps` counts products, in whole restarts.
     """
 
     steps: int | None = None
@@ -298,17 +298,42 @@ class GMRES:
         """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
         import lineax
 
-        def make(tolerance: float, steps: int, size: int) -> Any:
-            restart = min(self.restart, size, steps)
-            absolute = tolerance / size**0.5
-            return lineax.GMRES(tolerance, absolute, max_steps=steps, restart=restart, stagnation_iters=steps)
-
-        return _lineax(self, make, matvec, b, x0, structure)
+        refuse_structure(self, structure)
+        product, b, start, unravel = _problem(matvec, b, x0)
+        most = self.steps or min(5 * b.size + 50, 10_000)
+        # Lineax compares entry by entry, |r_i| <= atol + rtol |b_i|, which zeros in b make unreachable with
+        # atol = 0. So it solves for the correction to x0 in a system scaled to |b| = 1, with
+        # atol = tolerance / sqrt(n): what it accepts has |r| of the order of the tolerance.
+        right = b if x0 is None else b - product(start)
+        size = jnp.linalg.norm(right)
+        some = (size > 0) & jnp.isfinite(size)
+        unit = jnp.where(some, right / jnp.where(some, size, 1), jnp.zeros_like(b).at[0].set(1))
+        operator = lineax.FunctionLinearOperator(product, jax.ShapeDtypeStruct(b.shape, b.dtype))
+        tolerance = _tolerance(self.tolerance, self.steps, b.dtype) / 2
+        restart = min(self.restart, b.size, most)
+        absolute = tolerance / b.size**0.5
+        solver = lineax.GMRES(tolerance, absolute, max_steps=most, restart=restart, stagnation_iters=most)
+        answer = lineax.linear_solve(operator, unit, solver, throw=False)
+        x = jnp.where(some, start + cast(Array, answer.value) * size, start)
+        steps = jnp.where(some, answer.stats["num_steps"], 0)
+        asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
+        failed = jnp.where(steps < most, int(Ending.BREAKDOWN), int(Ending.OUT_OF_STEPS))
+        return _finish(product, b, x, unravel, steps, asked, failed)
 
 
 @dataclass(frozen=True)
 class BiCGStab:
-    """Stabilised biconjugate gradients, for any invertible A (van der Vorst 1992), through Lineax."""
+    """Stabilised biconjugate gradients, for any invertible A (van der Vorst 1992); two products a step.
+
+    ```
+    rho' = s.r           p = r + (rho'/rho) (alpha/omega) (p - omega v)      v = A p      alpha = rho' / s.v
+    h = r - alpha v      t = A h      omega = t.h / t.t      x += alpha p + omega h      r = h - omega t
+    ```
+
+    with the shadow s, the first residual. Where a step is not finite (a breakdown), the iterate before it
+    stays. Of our own: Lineax 0.1.1 divides 0 by 0 for A = I, and in float32 takes a negative alpha or omega,
+    which indefinite systems have, for a breakdown.
+    """
 
     steps: int | None = None
     tolerance: float | None = None
@@ -320,42 +345,37 @@ class BiCGStab:
 
     def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
         """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
-        import lineax
+        refuse_structure(self, structure)
+        product, b, start, unravel = _problem(matvec, b, x0)
+        most = self.steps or min(5 * b.size + 50, 10_000)
+        threshold = _tolerance(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
+        shadow = b if x0 is None else b - product(start)
+        one, nothing = jnp.ones((), b.dtype), jnp.zeros_like(b)
+        state = (start, shadow, nothing, nothing, one, one, one, jnp.asarray(0), jnp.asarray(False))
 
-        def make(tolerance: float, steps: int, size: int) -> Any:
-            return lineax.BiCGStab(tolerance, tolerance / size**0.5, max_steps=steps)
+        def going(state: tuple) -> Array:
+            _, r, _, _, _, _, _, step, broken = state
+            return (step < most) & ~broken & (jnp.linalg.norm(r) > threshold)
 
-        return _lineax(self, make, matvec, b, x0, structure)
+        def advance(state: tuple) -> tuple:
+            x, r, p, v, rho, alpha, omega, step, _ = state
+            following = shadow @ r
+            p = r + (following / rho) * (alpha / omega) * (p - omega * v)
+            v = product(p)
+            alpha = following / (shadow @ v)
+            half = r - alpha * v
+            t = product(half)
+            square = t @ t
+            omega = jnp.where(square > 0, (t @ half) / jnp.where(square > 0, square, 1), 0)
+            new_x, new_r = x + alpha * p + omega * half, half - omega * t
+            good = jnp.all(jnp.isfinite(new_x)) & jnp.all(jnp.isfinite(new_r))
+            x, r = jnp.where(good, new_x, x), jnp.where(good, new_r, r)
+            return x, r, p, v, following, alpha, omega, step + good.astype(step.dtype), ~good
 
-
-def _lineax(solver: Any, make: Callable, matvec: Matvec, b: Any, x0: Any, structure: str) -> Solution:
-    """The Solution by a Lineax solver, which solves for the correction to x0 in a system scaled to |b| = 1.
-
-    Lineax compares entry by entry, |r_i| <= atol + rtol |b_i|, which zeros in b make unreachable with atol =
-    0; with |b| = 1 and atol = tolerance / sqrt(n), what it accepts has |r| of the order of the tolerance.
-    """
-    import lineax
-
-    refuse_structure(solver, structure)
-    product, b, start, unravel = _problem(matvec, b, x0)
-    most = solver.steps or min(5 * b.size + 50, 10_000)
-    right = b if x0 is None else b - product(start)
-    size = jnp.linalg.norm(right)
-    some = (size > 0) & jnp.isfinite(size)
-    unit = jnp.where(some, right / jnp.where(some, size, 1), jnp.zeros_like(b).at[0].set(1))
-    operator = lineax.FunctionLinearOperator(product, jax.ShapeDtypeStruct(b.shape, b.dtype))
-    made = make(_tolerance(solver.tolerance, solver.steps, b.dtype) / 2, most, b.size)
-    answer = lineax.linear_solve(operator, unit, made, throw=False)
-    value = cast(Array, answer.value)
-    x = jnp.where(some, start + value * size, start)
-    steps = jnp.where(some, answer.stats["num_steps"], 0)
-    asked = None if solver.steps is not None and solver.tolerance is None else threshold_of(solver, b.dtype)
-    failed = Ending.OUT_OF_STEPS
-    solution = _finish(product, b, x, unravel, steps, asked, failed)
-    early = (solution.status.code == int(Ending.OUT_OF_STEPS)) & (steps < most)
-    code = jnp.where(early, int(Ending.BREAKDOWN), solution.status.code)
-    code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
-    return Solution(solution.value, solution.stats, Status(code))
+        x, *_, step, broken = lax.while_loop(going, advance, state)
+        asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
+        failed = jnp.where(broken, int(Ending.BREAKDOWN), int(Ending.OUT_OF_STEPS))
+        return _finish(product, b, x, unravel, step, asked, failed)
 
 
 @dataclass(frozen=True)
@@ -379,7 +399,9 @@ class Dense:
             raise ConfigError(f"Dense: {b.size} unknowns; accepted are up to 20,000. Use CG or GMRES.")
         matrix = jax.vmap(product, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
         answer = lineax.linear_solve(lineax.MatrixLinearOperator(matrix), b, lineax.LU(), throw=False)
-        solution = _finish(product, b, cast(Array, answer.value), unravel, b.size, 1e-3, Ending.STAGNATED)
+        solution = _finish(
+            product, b, cast(Array, answer.value), unravel, b.size, 1e-3, int(Ending.STAGNATED)
+        )
         singular = ~jnp.isfinite(solution.stats.residual) & tree.finite((matrix, b))
         status = Status(jnp.where(singular, int(Ending.STAGNATED), solution.status.code))
         if structure == "general":

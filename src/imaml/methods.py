@@ -189,9 +189,8 @@ class IMAML:
         size = tree.norm(residual)
         nothing = linear.stats.negative_curvature & (linear.stats.steps == 0)
         worse = (linear.status.code == int(Ending.BREAKDOWN)) & (linear.stats.residual > 1)
-        failed = (inner.status.code == int(Ending.NOT_FINITE)) | (
-            linear.status.code == int(Ending.NOT_FINITE)
-        )
+        worst = jnp.maximum(inner.status.code, linear.status.code)
+        failed = worst >= int(Ending.DIVERGED)
         whole = tree.finite((loss, gradient, size, linear.stats.residual))
         used = whole & ~nothing & ~worse & ~failed
         measures = {} if self.measure is None else self.measure(phi, theta, task.query)

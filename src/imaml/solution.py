@@ -21,7 +21,8 @@ class Ending(enum.IntEnum):
     NEGATIVE_CURVATURE = 3
     STAGNATED = 4
     BREAKDOWN = 5
-    NOT_FINITE = 6
+    DIVERGED = 6
+    NOT_FINITE = 7
 
     @property
     def advice(self) -> str:
@@ -41,6 +42,8 @@ _ADVICE = {
     "the tolerance is below what the precision gives; use float64, ask for less, or raise strength.",
     Ending.BREAKDOWN: "The method broke down (a division by nearly zero, or an answer worse than zero); use "
     "Dense, or GMRES with more steps.",
+    Ending.DIVERGED: "The inner solve moved away from a solution: the residual is over ten times that at "
+    "the start; lower the learning rate, or raise the strength.",
     Ending.NOT_FINITE: "NaN or infinity appeared: the inner solve diverged or the data are not finite; lower "
     "the learning rate, check the data, or raise the strength.",
 }

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -21,13 +24,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from . import __version__, tree
 from .adaptation import Predictor, adapt, save
 from .checkpoint import Checkpoints
-from .config import Config, Method, Optimiser, Training, load_config, to_json
+from .config import PYTHON, Config, Method, Optimiser, Training, load_config, meant, to_json
+from .domains.fewshot import FewShotRecipe
 from .errors import ConfigError, NumericalError
 from .evaluation import Evaluation, evaluate_theta
-from .journal import Journal
+from .journal import FILE, Journal
 from .methods import AXIS, IMAML
 
 VALIDATION_SEED = 20_190_910  # validation tasks are the same in every run, so that runs can be paired
+MAY_CHANGE = ("minutes", "patience", "gradient_below", "checkpoint_every", "keep", "log_every", "test_tasks")
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class Run:
     """What a training run has learned; what `train` returns.
 
     theta: the meta-parameters, the moving average where one is kept. step: outer steps taken. reason: why it
-    stopped ("steps", "minutes", "converged", "gradient", "interrupted"). config: None where the run has no JSON form.
-    folder: where it was written, or None. last: the latest validation, or None.
+    stopped ("steps", "minutes", "converged", "gradient", "interrupted"). config: None where the run has no
+    JSON form. folder: where it was written, or None. last: the latest validation, or None.
     """
 
     theta: Any
@@ -52,32 +57,39 @@ class Run:
         """A Predictor for a new task from its support set; see `imaml.load(...).adapt`."""
         if self.config is None:
             raise ConfigError(
-                "adapt: this run was made from objects without a JSON form, so its inputs are not known; solve the "
-                "task with imaml.solve(run.method.problem, run.theta, support, inner=run.method.inner, rule=...)."
+                "adapt: this run was made from objects without a JSON form, so its inputs are not known; "
+                "solve the task with imaml.solve(run.method.problem, run.theta, support, "
+                "inner=run.method.inner, rule=imaml.first_order())."
             )
         return adapt(self.theta, self.config, self.method, x, y)
 
 
-def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Config | None:
-    """The Config that a run from Python objects amounts to, or None where one of them has no JSON form."""
-    if not (isinstance(optimiser, Optimiser) and isinstance(method, IMAML) and method.problem.kind == "proximal"):
-        return None
-    problem = method.problem
-    choice = problem.adapt.choice
-    learns = problem.learns
-    strength = learns.initial if learns is not None else problem.strength
-    recipe = getattr(domain, "recipe", None)
-    if recipe is None or not isinstance(strength, (int, float)) or not (choice is None or isinstance(choice, tuple)):
-        return None
-    if problem.loss != domain.problem(1.0).loss or getattr(method.query_loss, "__func__", None) is not getattr(
-        type(domain), "query_loss", None
+def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Config | str:
+    """The Config that a run from Python objects amounts to, or the reason why there is none."""
+    if not isinstance(optimiser, Optimiser):
+        return f"the optimiser, {type(optimiser).__name__}, is a raw Optax object and no imaml.Optimiser"
+    if not isinstance(method, IMAML) or method.problem.kind != "proximal":
+        return "the method is not IMAML on a proximal problem"
+    problem, recipe, maker = method.problem, getattr(domain, "recipe", None), method.query_loss
+    if recipe is None:
+        return f"the domain, {type(domain).__name__}, has no recipe"
+    own = getattr(maker, "__self__", None)
+    if (
+        problem.loss != domain.problem(1.0).loss
+        or getattr(maker, "__func__", None) is not getattr(type(domain), "query_loss", None)
+        or _apart_from_data(getattr(own, "recipe", None)) != _apart_from_data(recipe)
     ):
-        return None
+        return "the method's loss or query_loss is not the domain's own"
+    strength = problem.learns.initial if problem.learns is not None else problem.strength
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+        return "the strength is not one number"
+    if callable(problem.adapt.choice):
+        return "adapt= is a function; names of leaves have a JSON form"
     try:
         described = Method(
             strength=float(strength),
-            learned=None if learns is None else learns.per,
-            adapt=choice,
+            learned=None if problem.learns is None else problem.learns.per,
+            adapt=problem.adapt.choice,
             inner=method.inner,  # type: ignore[arg-type]
             linear=method.linear,  # type: ignore[arg-type]
             policy=method.policy,
@@ -85,13 +97,18 @@ def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Co
         )
         config = Config(recipe, described, optimiser, training)
         to_json(config)
-    except ConfigError:
-        return None
+    except ConfigError as error:
+        return str(error).rstrip(".")
     return config
 
 
+def _apart_from_data(recipe: Any) -> Any:
+    """A domain's recipe without what its losses do not depend on: where the data lie, which classes."""
+    return dataclasses.replace(recipe, data=None, limits=()) if isinstance(recipe, FewShotRecipe) else recipe
+
+
 def devices_mesh(tasks: int) -> Mesh | None:
-    """A mesh over all devices that can share `tasks` evenly, or None where there is just one."""
+    """A mesh over as many devices as can share `tasks` evenly, or None where that is just one."""
     found = jax.devices()
     while len(found) > 1 and tasks % len(found):
         found = found[:-1]
@@ -101,8 +118,8 @@ def devices_mesh(tasks: int) -> Mesh | None:
 def make_step(method: IMAML, transform: Any, tasks: int, average: float) -> Callable:
     """The jitted (domain, state, key) -> (state, report): sample, meta-gradient, update.
 
-    Episodes come from `fold_in(key, step)`, so step k is the same whatever came before. Where no task is usable or
-    the gradient is not finite the state keeps its parameters; the host then raises.
+    Episodes come from `fold_in(key, step)`, so step k is the same whatever came before. Where no task is
+    usable or the gradient is not finite the state stays as it was; the host then raises.
     """
     import optax
 
@@ -119,7 +136,9 @@ def make_step(method: IMAML, transform: Any, tasks: int, average: float) -> Call
         theta = optax.apply_updates(state["theta"], updates)
         new = {"theta": theta, "optimiser": memory, "average": {}}
         if average:
-            new["average"] = jax.tree.map(lambda a, t: average * a + (1 - average) * t, state["average"], theta)
+            new["average"] = jax.tree.map(
+                lambda a, t: average * a + (1 - average) * t, state["average"], theta
+            )
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, {k: state[k] for k in new})
         kept["step"] = state["step"] + good.astype(jnp.int32)
         return kept, {"gradient_norm": size, "metrics": metrics}
@@ -127,9 +146,14 @@ def make_step(method: IMAML, transform: Any, tasks: int, average: float) -> Call
     return jax.jit(step)
 
 
-def initial_state(domain: Any, method: IMAML, transform: Any, key: Array, average: float, start: Any) -> dict:
+def initial_state(
+    domain: Any, method: IMAML, transform: Any, key: Array, average: float, start: Any = None
+) -> dict[str, Any]:
     """The state of step 0: a tree of arrays. start: theta to go on from, or None for a fresh one."""
-    theta = method.problem.parameters(domain.init(key)) if start is None else jax.tree.map(jnp.asarray, start)
+    theta = method.problem.parameters(domain.init(key))
+    if start is not None:
+        _check_theta(start, theta)
+        theta = jax.tree.map(lambda old, new: jnp.asarray(old, new.dtype), start, theta)
     return {
         "theta": theta,
         "optimiser": transform.init(theta),
@@ -138,16 +162,35 @@ def initial_state(domain: Any, method: IMAML, transform: Any, key: Array, averag
     }
 
 
+def _check_theta(start: Any, fresh: Any) -> None:
+    """Refuses a theta to go on from that is not like a fresh one, or not finite (ConfigError)."""
+    if not tree.same(start, fresh):
+        raise ConfigError(
+            f"start: theta is {tree.shapes(start)}; this domain and method need {tree.shapes(fresh)}. Ways, "
+            "filters and how the strength is learned must be those of the run that it comes from."
+        )
+    if not bool(tree.finite(start)):
+        raise ConfigError("start: theta holds NaN or infinity; take that of an earlier checkpoint or run.")
+
+
 class _Window:
     """Reports since the last line of the journal, averaged when one is due."""
 
     def __init__(self) -> None:
         self.reports: list[dict[str, Any]] = []
+        self.norms: list[
+            float
+        ] = []  # of the meta-gradient; travels with a checkpoint, as runs may stop by it
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Takes up one step's report."""
+        self.reports.append(report)
+        self.norms.append(float(report["gradient_norm"]))
 
     def summary(self) -> dict[str, float]:
-        """The means over the window's steps and tasks, as event fields."""
-        metrics = [report["metrics"] for report in self.reports]
-        used = np.concatenate([np.asarray(m.used) for m in metrics])
+        """The means over the window's steps and tasks, as event fields; empties the window."""
+        metrics = [jax.device_get(report["metrics"]) for report in self.reports]
+        used = np.concatenate([m.used for m in metrics])
 
         def mean(values: list[Any]) -> float:
             joined = np.concatenate([np.asarray(v, np.float64) for v in values])[used]
@@ -155,19 +198,41 @@ class _Window:
 
         fields = {
             "loss": mean([m.loss for m in metrics]),
-            "gradient_norm": float(np.mean([np.asarray(r["gradient_norm"]) for r in self.reports])),
+            "gradient_norm": math.fsum(self.norms) / len(self.norms),
             "inner_residual": mean([m.inner_residual for m in metrics]),
             "inner_steps": mean([m.inner_steps for m in metrics]),
-            "inner_steps_max": float(max(np.asarray(m.inner_steps).max() for m in metrics)),
+            "inner_steps_max": float(max(m.inner_steps.max() for m in metrics)),
             "linear_residual": mean([m.linear_residual for m in metrics]),
             "linear_steps": mean([m.linear_steps for m in metrics]),
-            "negative_curvature": float(np.mean([np.asarray(m.negative_curvature).mean() for m in metrics])),
+            "negative_curvature": float(np.mean([m.negative_curvature.mean() for m in metrics])),
             "failed": int((~used).sum()),
         }
         for name in metrics[0].measures:
             fields[name] = mean([m.measures[name] for m in metrics])
         self.reports.clear()
+        self.norms.clear()
         return fields
+
+
+class _Interrupts:
+    """Whether Ctrl-C or SIGTERM has asked the run to stop after its step; asked twice, it stops at once."""
+
+    def __enter__(self) -> _Interrupts:
+        self.asked, self.before = False, {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere signals cannot be caught
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def train(
@@ -183,14 +248,15 @@ def train(
 ) -> Run:
     """The Run of learning theta on a domain's training tasks by a method's meta-gradient.
 
-    optimiser: an `Optimiser` recipe, or any Optax transform (then the command line cannot resume the run). out:
-    the run's folder (config.json, events.jsonl, checkpoints/, artefact.safetensors), or None to write nothing.
-    resume: go on from the newest sound checkpoint in `out`; the parameters that result are bit for bit those of
-    an uninterrupted run on the same machine and devices. start: theta to begin from, by default fresh. options: the
-    fields of `imaml.config.Training`: steps, tasks, seed, minutes, validate_every, patience, ...
+    optimiser: an `Optimiser` recipe, or any Optax transform (then the command line cannot resume the run).
+    out: the run's folder (config.json, events.jsonl, checkpoints/, artefact.safetensors), or None to write
+    nothing. resume: go on from the newest sound checkpoint in `out`; the parameters that result are bit for
+    bit those of an uninterrupted run on the same machine and devices. start: theta to begin from, by default
+    a fresh one. options: the fields of `imaml.config.Training`: steps, tasks, seed, minutes, patience, ...
+    Ctrl-C, or SIGTERM, stops the run after the step with a checkpoint.
 
-    Errors: ConfigError for what does not fit, NumericalError where no task of a step is usable or the policy is
-    "raise" (the last good state is kept in the checkpoint), CheckpointError where nothing sound is left to resume.
+    Errors: ConfigError for what does not fit, NumericalError where no task of a step is usable or the policy
+    is "raise" (the last good state is in the checkpoint), CheckpointError where nothing sound is left.
 
     >>> import imaml
     >>> domain = imaml.sinusoid()
@@ -201,65 +267,105 @@ def train(
     2
     """
     optimiser = Optimiser() if optimiser is None else optimiser
-    try:
-        training = Training(**options)
-    except TypeError as error:
-        known = ", ".join(f.name for f in dataclasses.fields(Training))
-        raise ConfigError(f"train: {error}. Accepted options: {known}.") from error
+    if not isinstance(method, IMAML):
+        raise ConfigError(f"train: method={method!r}; accepted is an imaml.IMAML(problem, query_loss, ...).")
+    if not isinstance(optimiser, Optimiser) and not hasattr(optimiser, "update"):
+        raise ConfigError(
+            f"train: optimiser={optimiser!r}; accepted: imaml.Optimiser, or an Optax transform."
+        )
+    known = [f.name for f in dataclasses.fields(Training)]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"train: there is no option {name!r}{meant(name, known)}")
+    training = Training(**options)
+    if resume and out is None:
+        raise ConfigError("train: resume=True needs out=, the run's folder.")
+    if resume and start is not None:
+        raise ConfigError("train: resume=True goes on from a checkpoint, so start= has no place there.")
     if method.mesh is None:
         method = dataclasses.replace(method, mesh=devices_mesh(training.tasks))
-    config = describe(domain, method, optimiser, training)
-    folder = None if out is None else prepare_folder(Path(out), config, resume)
-    return _Loop(domain, method, optimiser, training, config, folder).run(resume, start, progress)
+    described = describe(domain, method, optimiser, training)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_resumable(folder, described) if resume else check_new(folder)
+    return _Loop(domain, method, optimiser, training, described, folder).run(resume, start, progress)
 
 
-def prepare_folder(folder: Path, config: Config | None, resume: bool) -> Path:
-    """The run's folder, made, with config.json; ConfigError where it cannot be written or holds another run."""
-    file = folder / "config.json"
-    if resume:
-        if not file.exists():
-            raise ConfigError(f"resume: {folder} holds no run (no config.json); leave out resume to start one there.")
-        stored = load_config(file.read_text(), str(file))
-        if config is None:
-            raise ConfigError("resume: this run's objects have no JSON form, so it cannot be checked that they match.")
-        difference = first_difference(to_json(stored), to_json(config))
-        if difference:
-            raise ConfigError(f"resume: {folder} was started with another configuration: {difference}.")
-        return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(
-            f"{folder} exists and is not empty; resume the run in it (--resume), or choose another folder (--out)."
-        )
+def check_new(folder: Path) -> None:
+    """Makes the folder of a new run; ConfigError where it cannot be written or holds anything already.
+
+    What a run leaves that was killed before its first step (it has no config.json yet) does not count.
+    """
+    advice = "resume the run in it (--resume), or choose another folder (--out)"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; a run needs a folder of its own (--out).")
     try:
+        found = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+        saved = {entry.name for entry in (folder / "checkpoints").glob("step-*")}
+        if found - {FILE, "checkpoints", "config.json.part"} or saved - {"step-00000000"}:
+            raise ConfigError(f"{folder} exists and is not empty; {advice}.")
         folder.mkdir(parents=True, exist_ok=True)
-        text = {"kind": "Python", "repr": "objects without a JSON form"} if config is None else to_json(config)
-        file.write_text(json.dumps(text, indent=2) + "\n")
+        probe = folder / "config.json.part"
+        probe.write_text("")
+        probe.unlink()
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}. Choose another folder (--out).") from error
-    return folder
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}); choose another (--out)."
+        ) from error
+
+
+def check_resumable(folder: Path, described: Config | str) -> None:
+    """ConfigError where a folder holds no run, or not one of this configuration (the first difference)."""
+    file = folder / "config.json"
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"resume: {folder} holds no run that has begun (no config.json); leave out resume to start one "
+            "there."
+        ) from error
+    if isinstance(described, str):
+        if f'"kind": "{PYTHON}"' not in text:
+            raise ConfigError(f"resume: {folder} was started with another configuration: now {described}.")
+        return
+    difference = first_difference(to_json(load_config(text, str(file))), to_json(described))
+    if difference:
+        raise ConfigError(
+            f"resume: {folder} was started with another configuration: {difference}. Leave that as it was, "
+            "or begin a new run from what this one has learned (--from)."
+        )
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """A sentence on the first field in which two JSON configurations differ, or None."""
+    """A sentence on the first field in which two JSON configurations differ, or None.
+
+    Where the data lie, when a run stops early and how often it writes may change: no step depends on them.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(set(old) | set(new)):
-            if path == ".domain" and name == "data":
+            if (path == "domain." and name == "data") or (path == "training." and name in MAY_CHANGE):
                 continue
-            found = first_difference(old.get(name), new.get(name), f"{path}.{name}")
+            found = first_difference(old.get(name), new.get(name), f"{path}{name}.")
             if found:
                 return found
         return None
-    return None if old == new else f"{path.lstrip('.')} was {old!r} and is now {new!r}"
+    return None if old == new else f"{path.rstrip('.')} was {old!r} and is now {new!r}"
 
 
 class _Loop:
     """One call of `train`: what it holds while it goes."""
 
     def __init__(
-        self, domain: Any, method: IMAML, optimiser: Any, training: Training, config: Config | None, folder: Path | None
+        self,
+        domain: Any,
+        method: IMAML,
+        optimiser: Any,
+        training: Training,
+        described: Config | str,
+        folder: Path | None,
     ) -> None:
         self.domain, self.method, self.training = domain, method, training
-        self.config, self.folder = config, folder
+        self.described, self.folder = described, folder
         recipe = isinstance(optimiser, Optimiser)
         self.transform = optimiser.build(training.steps) if recipe else optimiser
         self.rate = optimiser.rate(training.steps) if recipe else None
@@ -267,50 +373,48 @@ class _Loop:
         self.checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", training.keep)
         self.step = make_step(method, self.transform, training.tasks, self.average)
         self.window = _Window()
-        self.best, self.stale = math.nan, 0
+        self.best, self.stale = math.nan, 0  # the best validation, and how many came since
         self.last: Evaluation | None = None
         self.failing = 0  # steps with failed tasks
         self.spent = 0.0  # seconds of training before this call
+        self.flat = False  # whether the meta-gradient's norm has fallen below its threshold
+        self.saved = -1  # the step of the newest checkpoint
 
     def run(self, resume: bool, start: Any, progress: bool | None) -> Run:
-        init_key, self.key = jax.random.split(jax.random.key(self.training.seed))
+        training = self.training
+        init_key, self.key = jax.random.split(jax.random.key(training.seed))
         state = initial_state(self.domain, self.method, self.transform, init_key, self.average, start)
-        if start is not None:
-            _check_theta(start, initial_state(self.domain, self.method, self.transform, init_key, 0.0, None)["theta"])
-        if self.method.mesh is not None:  # placed once, so that the second step finds what the first one compiled
+        if self.method.mesh is not None:  # placed once, so that the second step finds what the first compiled
             state = jax.device_put(state, NamedSharding(self.method.mesh, PartitionSpec()))
-        journal = Journal(
-            self.folder,
-            progress=progress,
-            total=self.training.steps,
-            minutes=self.training.minutes,
-            append=resume,
-        )
-        with journal:
+        shown = {"progress": progress, "total": training.steps, "minutes": training.minutes}
+        with Journal(self.folder, append=resume, **shown) as journal:
             self.journal = journal
+            self.began = time.monotonic()
             state = self._resumed(state) if resume else self._started(state)
+            if self.folder is not None:
+                self._write_config(self.folder / "config.json")
             state, reason = self._steps(state)
             count = int(state["step"])
             journal.write("end", step=count, reason=reason, seconds=self._seconds())
-        theta = self._theta(state)
+        theta = state["average"] if self.average else state["theta"]
+        config = None if isinstance(self.described, str) else self.described
         if self.folder is not None:
-            save(self.folder / "artefact.safetensors", theta, self.config)
-        return Run(theta, self.domain, self.method, self.config, count, reason, self.folder, self.last)
+            save(self.folder / "artefact.safetensors", theta, self.described)
+        return Run(theta, self.domain, self.method, config, count, reason, self.folder, self.last)
 
     def _started(self, state: dict) -> dict:
-        theta = state["theta"]
-        kind = jax.devices()[0].platform
         mesh = self.method.mesh
         self.journal.write(
             "start",
             version=__version__,
             steps=self.training.steps,
             tasks=self.training.tasks,
-            parameters=sum(leaf.size for leaf in jax.tree.leaves(theta)),
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(state["theta"])),
             headline=self.domain.headline,
             higher_is_better=self.domain.higher_is_better,
-            devices=f"{1 if mesh is None else mesh.size} x {kind}",
+            devices=f"{1 if mesh is None else mesh.size} x {jax.devices()[0].platform}",
         )
+        self._save(state, 0)  # so that a run can be resumed from its first moment, whatever it starts from
         return state
 
     def _resumed(self, state: dict) -> dict:
@@ -318,119 +422,124 @@ class _Loop:
         restored = self.checkpoints.restore(state)
         for sentence in restored.skipped:
             self.journal.write("warning", message=sentence)
-        self.spent = float(restored.note.get("seconds", 0.0))
-        self.best = restored.note["best"] if restored.note.get("best") is not None else math.nan
-        self.stale = int(restored.note.get("stale", 0))
+        note = restored.note
+        self.spent = float(note["seconds"])
+        self.best = math.nan if note["best"] is None else note["best"]
+        self.stale, self.flat, self.saved = int(note["stale"]), bool(note["flat"]), restored.step
+        self.window.norms = [float(norm) for norm in note["norms"]]
+        if isinstance(self.described, str):
+            self.journal.write(
+                "warning",
+                message=f"Whether the run goes on as it began cannot be checked: {self.described}.",
+            )
         self.journal.write("resume", step=restored.step)
         return restored.state
 
-    def _steps(self, state: dict) -> tuple[dict, str]:
-        training = self.training
-        self.began = time.monotonic()
-        count = int(state["step"])
-        saved = count if self.checkpoints is not None and self.checkpoints.steps() else -1
-        reason = "steps"
+    def _write_config(self, file: Path) -> None:
+        """Nothing; config.json is then there, whole: from that moment on the run can be resumed."""
+        described = self.described
+        if isinstance(described, str):
+            content: Any = {"kind": PYTHON, "reason": described}
+        else:
+            content = to_json(described)
+        part = file.with_name("config.json.part")
         try:
-            while count < training.steps:
-                state, report = self._advance(state)
+            part.write_text(json.dumps(content, indent=2) + "\n")
+            os.replace(part, file)
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be written ({error.strerror}); make it writable.") from error
+
+    def _steps(self, state: dict) -> tuple[dict, str]:
+        count = int(state["step"])
+        with _Interrupts() as interrupts:
+            reason = self._over(count)
+            while reason is None:
+                try:
+                    state, report = self._advance(state, count)
+                except NumericalError:
+                    self._save(state, count)
+                    self.journal.write("end", step=count, reason="failed", seconds=self._seconds())
+                    raise
                 count += 1
-                stop = self._after(state, report, count)
-                if stop is None and training.minutes is not None and self._seconds() >= 60 * training.minutes:
-                    stop = "minutes"
-                if count % training.checkpoint_every == 0:
-                    saved = self._save(state, count)
-                if stop is not None:
-                    reason = stop
-                    break
-        except KeyboardInterrupt:
-            reason = "interrupted"
-            count = int(state["step"])
-        except NumericalError:
-            self._save(state, int(state["step"]))
-            raise
-        if saved != count:
-            self._save(state, count)
+                self._after(state, report, count)
+                reason = self._over(count) or ("interrupted" if interrupts.asked else None)
+                if reason is not None or count % self.training.checkpoint_every == 0:
+                    self._save(state, count)
         return state, reason
 
-    def _advance(self, state: dict) -> tuple[dict, dict]:
+    def _over(self, count: int) -> str | None:
+        """Why the run is over after `count` steps, or None; a resumed run that was over still is."""
+        training = self.training
+        if count >= training.steps:
+            return "steps"
+        if self.flat and training.gradient_below is not None:
+            return "gradient"
+        if training.patience is not None and self.stale >= training.patience:
+            return "converged"
+        if training.minutes is not None and self._seconds() >= 60 * training.minutes:
+            return "minutes"
+        return None
+
+    def _advance(self, state: dict, count: int) -> tuple[dict, dict]:
         """One step; failed tasks are dealt with by the method's policy before the new state is taken."""
         new, report = self.step(self.domain, state, self.key)
-        used = np.asarray(report["metrics"].used)
-        if not used.all():
+        if not np.asarray(report["metrics"].used).all():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 self.method.check(report["metrics"])
             # Said at the first step that shows it, then at twice as many each time; `failed` counts them all.
             self.failing += bool(caught)
             if caught and self.failing.bit_count() == 1:
-                message = f"step {int(state['step']) + 1}: {caught[0].message}"
+                message = f"step {count + 1}: {caught[0].message}"
                 self.journal.write("warning", message=f"{message} ({self.failing} such steps so far.)")
         if not np.isfinite(np.asarray(report["gradient_norm"])):
             raise NumericalError(
-                f"step {int(state['step']) + 1}: the meta-gradient is not finite although every task's is; lower the "
+                f"step {count + 1}: the meta-gradient is not finite although every task's is; lower the "
                 "learning rate, or set --optimiser.clip."
             )
         return new, report
 
-    def _after(self, state: dict, report: dict, count: int) -> str | None:
-        """Writes what is due after a step; the reason to stop, or None."""
+    def _after(self, state: dict, report: dict, count: int) -> None:
+        """Writes what is due after a step."""
         training = self.training
-        self.window.reports.append(report)
+        self.window.add(report)
         if count % training.log_every == 0 or count == training.steps:
             fields = self.window.summary()
             if self.rate is not None:
                 fields["learning_rate"] = float(self.rate(count - 1))
             self.journal.write("step", step=count, seconds=self._seconds(), **fields)
-            if training.gradient_below is not None and fields["gradient_norm"] < training.gradient_below:
-                return "gradient"
-        due = training.validate_every and (count % training.validate_every == 0 or count == training.steps)
-        return self._validate(state, count) if due else None
+            if training.gradient_below is not None:
+                self.flat = fields["gradient_norm"] < training.gradient_below
+        if training.validate_every and (count % training.validate_every == 0 or count == training.steps):
+            self._validate(state, count)
 
-    def _validate(self, state: dict, count: int) -> str | None:
-        training = self.training
-        self.last = evaluate_theta(
-            self.domain,
-            self.method,
-            self._theta(state),
-            split="validation",
-            tasks=training.validation_tasks,
-            seed=VALIDATION_SEED,
-        )
-        score = self.last.scores[self.domain.headline]
+    def _validate(self, state: dict, count: int) -> None:
+        theta = state["average"] if self.average else state["theta"]
+        drawn = {"split": "validation", "tasks": self.training.validation_tasks, "seed": VALIDATION_SEED}
+        self.last = result = evaluate_theta(self.domain, self.method, theta, **drawn)
+        score = result.scores[self.domain.headline]
         sign = 1 if self.domain.higher_is_better else -1
-        better = math.isnan(self.best) or sign * score > sign * self.best
+        better = not math.isnan(score) and (math.isnan(self.best) or sign * score > sign * self.best)
         self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
         self.journal.write(
             "validation",
             step=count,
             seconds=self._seconds(),
-            scores=dict(self.last.scores),
-            ci95=dict(self.last.ci95),
-            before=dict(self.last.before),
-            tasks=self.last.tasks,
+            scores=dict(result.scores),
+            ci95=dict(result.ci95),
+            before=dict(result.before),
+            tasks=result.tasks,
             best=better,
         )
-        return "converged" if training.patience is not None and self.stale >= training.patience else None
-
-    def _theta(self, state: dict) -> Any:
-        return state["average"] if self.average else state["theta"]
 
     def _seconds(self) -> float:
         return self.spent + time.monotonic() - self.began
 
-    def _save(self, state: dict, count: int) -> int:
-        if self.checkpoints is not None:
-            best = None if math.isnan(self.best) else self.best
-            note = {"seconds": self._seconds(), "best": best, "stale": self.stale}
-            self.checkpoints.save(count, state, note)
-            self.journal.write("checkpoint", step=count)
-        return count
-
-
-def _check_theta(start: Any, fresh: Any) -> None:
-    """Refuses a theta to go on from that is not shaped like a fresh one (ConfigError)."""
-    if not tree.same(start, fresh):
-        raise ConfigError(
-            f"start: theta is {tree.shapes(start)}; this domain and method need {tree.shapes(fresh)}. Ways, filters "
-            "and how the strength is learned must be those of the run that it comes from."
-        )
+    def _save(self, state: dict, count: int) -> None:
+        if self.checkpoints is None or self.saved == count:
+            return
+        best = None if math.isnan(self.best) else self.best
+        note = {"seconds": self._seconds(), "best": best, "stale": self.stale, "flat": self.flat}
+        self.checkpoints.save(count, state, {**note, "norms": self.window.norms})
+        self.saved = count
+        self.journal.write("checkpoint", step=count)

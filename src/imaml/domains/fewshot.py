@@ -17,7 +17,8 @@ from ..problem import Problem, proximal
 from . import strokes
 from .images import Images
 
-SOURCES = ("characters", "omniglot", "mini-imagenet")
+SOURCES = ("characters", "omniglot", "mini-imagenet", "images")
+OMNIGLOT_SPLITS = ("vinyals", "background", "random")
 NORMALISATIONS = ("transductive", "inductive")
 DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (22_000, 26_000)}
 DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
@@ -47,11 +48,13 @@ class Indices(NamedTuple):
 class FewShotRecipe:
     """Everything that a few-shot domain is made from; goes to JSON.
 
-    source: where images come from. ways, shots: classes a task, and support images of each; queries: query
-    images of each. normalisation: by whose statistics a query batch is normalised in training: its own
-    ("transductive", as in the literature) or the support set's ("inductive"). rotations: whether quarter turns
-    count as classes of their own in training. split: of Omniglot, "vinyals", "background" or "random".
-    data: a path, or None for the usual places. filters: the width of Conv4.
+    source: where images come from; "images" are your own drawings, a folder with train/, val/ and test/ or a
+    table (see `image_tasks`). ways, shots: classes a task, and support images of each; queries: query images
+    of each. normalisation: by whose statistics a query batch is normalised in training: its own
+    ("transductive", as in the literature) or the support set's ("inductive"). rotations: whether quarter
+    turns count as classes of their own in training. split: of Omniglot, "vinyals", "background" or "random".
+    data: a path, or None for the usual places. filters: the width of Conv4. limits: splits of which only some
+    classes are used, and which (see `FewShot.limited`).
     """
 
     source: str = "characters"
@@ -63,21 +66,35 @@ class FewShotRecipe:
     split: str = "vinyals"
     data: str | None = None
     filters: int = 64
+    limits: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
         if self.source not in SOURCES:
             raise ConfigError(f"domain: source={self.source!r}; accepted: {', '.join(SOURCES)}.")
         if self.normalisation not in NORMALISATIONS:
             raise ConfigError(
                 f"domain: normalisation={self.normalisation!r}; accepted: {', '.join(NORMALISATIONS)}."
             )
+        if self.split not in OMNIGLOT_SPLITS:
+            raise ConfigError(f"domain: split={self.split!r}; accepted: {', '.join(OMNIGLOT_SPLITS)}.")
+        if not isinstance(self.rotations, bool):
+            raise ConfigError(f"domain: rotations={self.rotations!r}; accepted: true, false.")
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("filters", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"domain: {name}={value!r}; accepted is a whole number of at least {least}.")
+                raise ConfigError(
+                    f"domain: {name}={value!r}; accepted is a whole number of at least {least}."
+                )
 
     def build(self) -> FewShot:
         """The domain, with its data read."""
+        domain = replace(self, limits=())._whole()
+        for split, classes in self.limits:
+            domain = domain.limited(split, classes)
+        return domain
+
+    def _whole(self) -> FewShot:
         if self.source == "characters":
             return characters_of(self)
         if self.source == "omniglot":
@@ -87,8 +104,12 @@ class FewShotRecipe:
         from .images import read_split_folders
 
         if self.data is None:
-            raise DataError("mini-imagenet: where is it? Pass --data PATH, a folder with train/, val/ and test/.")
-        return table_of(self, read_split_folders(self.data, side=84, channels=3))
+            raise DataError(
+                f"{self.source}: where are they? Pass --data PATH, a folder with train/, val/ and test/ and "
+                "in each a folder of images for every class."
+            )
+        network = self.network
+        return table_of(self, read_split_folders(self.data, side=network.side, channels=network.channels))
 
     @property
     def network(self) -> Conv4:
@@ -102,8 +123,9 @@ class FewShotRecipe:
 class FewShot:
     """Few-shot classification tasks; made by `characters`, `omniglot`, `mini_imagenet` or `image_tasks`.
 
-    pixels: uint8 (rows, side, side, channels), or None for characters drawn on the fly. first, counts: a class's
-    first row and number of images, (classes,). splits: class numbers by split name. most: the largest of counts.
+    pixels: uint8 (rows, side, side, channels), or None for characters drawn on the fly. first, counts: a
+    class's first row and number of images, (classes,). splits: class numbers by split name. most: the largest
+    of counts.
     """
 
     pixels: Array | None
@@ -126,11 +148,11 @@ class FewShot:
         return self.network.init(key)
 
     def loss(self, phi: Any, batch: Labelled) -> Array:
-        """The mean cross-entropy on a batch normalised by its own statistics (or its reference's), a scalar."""
+        """The mean cross-entropy on a batch normalised as the recipe says, a scalar."""
         return cross_entropy(self.logits(phi, batch), batch.labels)
 
     def logits(self, phi: Any, batch: Labelled, inductive: bool | None = None) -> Array:
-        """Logits (n, ways). inductive: normalise by the reference's statistics; by default as the recipe says."""
+        """Logits (n, ways). inductive: by the reference's statistics; by default as the recipe says."""
         if inductive is None:
             inductive = self.recipe.normalisation == "inductive"
         if batch.reference is None or not inductive:
@@ -140,7 +162,7 @@ class FewShot:
 
     def problem(self, strength: Any, adapt: Any = None) -> Problem:
         """The anchored problem: cross-entropy on the support set + strength/2 |phi - theta|^2."""
-        return proximal(SupportLoss(self.recipe), strength, adapt)
+        return proximal(SupportLoss(self.network), strength, adapt)
 
     def query_loss(self, phi: Any, theta: Any, batch: Labelled) -> Array:
         """The mean cross-entropy on the query batch, a scalar."""
@@ -157,9 +179,11 @@ class FewShot:
         classes, turns = ids[virtual % ids.shape[0]], virtual // ids.shape[0]
         wanted = recipe.shots + recipe.queries
         if self.counts is None:
-            examples = jax.random.randint(example_key, (recipe.ways, wanted), 0, DRAWINGS)
+            share = DRAWINGS // wanted  # each from a range of its own, so that no two are the same drawing
+            examples = jax.random.randint(example_key, (recipe.ways, wanted), 0, share, jnp.int32)
+            examples = examples + share * jnp.arange(wanted, dtype=jnp.int32)[None]
         else:
-            scores = jax.random.uniform(example_key, (recipe.ways, self.most))
+            scores = jax.random.uniform(example_key, (recipe.ways, self.most), jnp.float32)
             scores = jnp.where(jnp.arange(self.most)[None] < self.counts[classes][:, None], scores, 2.0)
             examples = jnp.argsort(scores, axis=1)[:, :wanted]
         return Indices(classes.astype(jnp.int32), examples.astype(jnp.int32), turns.astype(jnp.int32))
@@ -168,8 +192,8 @@ class FewShot:
         """The episode that indices mean: Task of two `Labelled`, class by class in the order of `classes`."""
         recipe = self.recipe
         if self.pixels is None or self.first is None:
-            one = lambda c, e: strokes.draw(c, e)  # noqa: E731
-            images = jax.vmap(jax.vmap(one, (None, 0)), (0, 0))(indices.classes, indices.examples)[..., None]
+            drawn = jax.vmap(jax.vmap(strokes.draw, (None, 0)), (0, 0))
+            images = drawn(indices.classes, indices.examples)[..., None]
         else:
             images = self.pixels[self.first[indices.classes][:, None] + indices.examples]
             images = images.astype(jnp.float32) / 255
@@ -209,26 +233,33 @@ class FewShot:
         return {"pixel_nearest_neighbour": jnp.mean((nearest == task.query.labels).astype(jnp.float32))}
 
     def limited(self, split: str, classes: Any) -> FewShot:
-        """The same domain with only some of a split's classes (their numbers in the table)."""
-        chosen = np.asarray(classes, np.int32)
+        """The same domain with only some of a split's classes (their numbers in the table).
+
+        The recipe says so, too: what is trained on a part is resumed and evaluated on that part.
+        """
+        if split not in self.splits:
+            raise ConfigError(f"limited: split={split!r}; accepted: {', '.join(self.splits)}.")
+        chosen = np.unique(np.asarray(classes, np.int32))
         unknown = np.setdiff1d(chosen, np.asarray(self.splits[split]))
         if chosen.size < self.recipe.ways or unknown.size:
             raise ConfigError(
-                f"limited: {chosen.size} classes of which {unknown.size} are not in the {split} split; accepted are "
-                f"at least {self.recipe.ways} (the ways) of its {self.splits[split].shape[0]}."
+                f"limited: {chosen.size} classes of which {unknown.size} are not in the {split} split; "
+                f"accepted are at least {self.recipe.ways} (the ways) of its {self.splits[split].shape[0]}."
             )
-        return replace(self, splits={**self.splits, split: jnp.asarray(chosen)})
+        limits = dict(self.recipe.limits) | {split: tuple(chosen.tolist())}
+        recipe = replace(self.recipe, limits=tuple(sorted(limits.items())))
+        return replace(self, splits={**self.splits, split: jnp.asarray(chosen)}, recipe=recipe)
 
 
 @dataclass(frozen=True)
 class SupportLoss:
     """The loss of a task's support set, (phi, batch) -> scalar; hashable, so that a Problem made of it is."""
 
-    recipe: FewShotRecipe
+    network: Conv4
 
     def __call__(self, phi: Any, batch: Labelled) -> Array:
         """The mean cross-entropy of the batch normalised by its own statistics."""
-        return cross_entropy(self.recipe.network.forward(phi, batch.images)[0], batch.labels)
+        return cross_entropy(self.network.forward(phi, batch.images)[0], batch.labels)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -263,6 +294,11 @@ def _turn(images: Array, turns: Array) -> Array:
 
 def characters_of(recipe: FewShotRecipe) -> FewShot:
     """The domain of procedural handwriting, drawn on the device as it is needed."""
+    fewest = min(last - first for first, last in DRAWN_CLASSES.values())
+    if recipe.ways > fewest:
+        raise ConfigError(
+            f"domain: ways={recipe.ways}; accepted are at most {fewest}, the smallest split's classes."
+        )
     splits = {name: jnp.arange(*ends, dtype=jnp.int32) for name, ends in DRAWN_CLASSES.items()}
     return FewShot(None, None, None, splits, 0, recipe)
 
@@ -276,20 +312,21 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
         short = [i for i in ids if table.count[i] < wanted]
         if short:
             raise DataError(
-                f"class {table.names[short[0]]!r} of the {name} split has {table.count[short[0]]} images; a task needs "
-                f"{wanted} of each ({recipe.shots} shots + {recipe.queries} queries). Lower --domain.shots or "
-                "--domain.queries, or add images."
+                f"class {table.names[short[0]]!r} of the {name} split has {table.count[short[0]]} images; a "
+                f"task needs {wanted} of each ({recipe.shots} shots + {recipe.queries} queries). Lower "
+                "--domain.shots or --domain.queries, or add images."
             )
         if ids.size < recipe.ways:
             raise DataError(
-                f"the {name} split has {ids.size} classes; a task needs {recipe.ways} ways. Lower --domain.ways, or "
-                "add classes."
+                f"the {name} split has {ids.size} classes; a task needs {recipe.ways} ways. Lower "
+                "--domain.ways, or add classes."
             )
         splits[name] = jnp.asarray(ids)
     side, channels = recipe.network.side, recipe.network.channels
     if table.pixels.shape[1:] != (side, side, channels):
         raise DataError(
-            f"images are {table.pixels.shape[1:]}; the network of {recipe.source} takes {(side, side, channels)}."
+            f"images are {table.pixels.shape[1:]}; the network of {recipe.source} takes "
+            f"{(side, side, channels)}."
         )
     most = int(table.count.max())
     arrays = (jnp.asarray(table.pixels), jnp.asarray(table.first), jnp.asarray(table.count))
@@ -299,8 +336,8 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
 def characters(ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
     """Tasks of procedural handwriting: random characters drawn on the fly, 28 x 28, thousands of classes.
 
-    options: the other fields of `FewShotRecipe`. The default normalisation is inductive, so that what is learned
-    can be used on one image at a time.
+    options: the other fields of `FewShotRecipe`. The default normalisation is inductive, so that what is
+    learned can be used on one image at a time.
 
     >>> import imaml, jax
     >>> task = imaml.characters(ways=5, shots=1, queries=2).sample(jax.random.key(0), "test")
@@ -313,8 +350,8 @@ def characters(ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
 def omniglot(ways: int = 5, shots: int = 1, data: str | None = None, **options: Any) -> FewShot:
     """Tasks of Omniglot's 1,623 handwritten characters, 28 x 28 (Lake et al. 2015).
 
-    data: a folder with upstream's two zip files or their unpacked folders, an .npz file, or None for the usual
-    places; options: the other fields of `FewShotRecipe`, such as split="vinyals".
+    data: a folder with upstream's two zip files or their unpacked folders, an .npz file, or None for the
+    usual places; options: the other fields of `FewShotRecipe`, such as split="vinyals".
     """
     return FewShotRecipe("omniglot", ways, shots, data=data, **options).build()
 
@@ -326,5 +363,5 @@ def mini_imagenet(data: str, ways: int = 5, shots: int = 1, **options: Any) -> F
 
 
 def image_tasks(table: Images, ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
-    """Tasks over your own table of 28 x 28 labelled images with its splits; see `imaml.domains.images.Images`."""
-    return table_of(FewShotRecipe("omniglot", ways, shots, **options), table)
+    """Tasks over your own table of 28 x 28 drawings with its splits; see `imaml.domains.images.Images`."""
+    return table_of(FewShotRecipe("images", ways, shots, **options), table)

@@ -1,8 +1,7 @@
 """Labelled image tables in memory, and image files read into them: NumPy only, no JAX.
 
-    table = Images.stack({"a": images_of_a, "b": images_of_b}, splits={"train": ["a"], "test": ["b"]})
-    first_half, second_half = by_group(table, "train", fraction=0.5, seed=0)
-    drawings = read_image_folder("drawings/")   # a folder a class -> {class: float32 (n, 28, 28), 1 = ink}
+old, new = by_group(table, "train", fraction=0.5, seed=0)    # two halves of the training classes
+drawings = read_image_folder("drawings/")   # a folder a class -> {class: float32 (n, 28, 28), 1 = ink}
 """
 
 import contextlib
@@ -48,11 +47,15 @@ class Images:
         """Checks everything and makes the arrays read-only."""
         pixels = np.asarray(self.pixels)
         if pixels.dtype != np.uint8:
-            raise DataError(f"pixels are {pixels.dtype}; accepted is uint8, 0 to 255: "
-                            "for values in [0, 1] pass np.rint(255 * pixels).astype(np.uint8)")
+            raise DataError(
+                f"pixels are {pixels.dtype}; accepted is uint8, 0 to 255: "
+                "for values in [0, 1] pass np.rint(255 * pixels).astype(np.uint8)"
+            )
         if pixels.ndim != 4 or pixels.size == 0:
-            raise DataError(f"pixels have shape {pixels.shape}; accepted is (rows, height, width, channels), "
-                            "none of them 0: add a last axis of length 1 to grey images")
+            raise DataError(
+                f"pixels have shape {pixels.shape}; accepted is (rows, height, width, channels), "
+                "none of them 0: add a last axis of length 1 to grey images"
+            )
         first, count = _integers(self.first, "first"), _integers(self.count, "count")
         names, groups = tuple(map(str, self.names)), tuple(map(str, self.groups))
         lengths = {"first": len(first), "count": len(count), "names": len(names), "groups": len(groups)}
@@ -69,35 +72,6 @@ class Images:
         for name, value in (*values.items(), ("splits", splits)):
             object.__setattr__(self, name, value)
 
-    @classmethod
-    def stack(cls, classes: Mapping[str, np.ndarray], groups: Mapping[str, str] | None = None,
-              splits: Mapping[str, Sequence[str]] | None = None) -> "Images":
-        """A table of uint8 arrays (n, height, width, channels) or (n, height, width), one a class name.
-
-        groups: class name -> group, by default the class's own name; splits: split -> class names.
-        """
-        arrays = {str(name): np.asarray(array) for name, array in classes.items()}
-        if not arrays:
-            raise DataError("no classes came; accepted is at least one: {name: uint8 array of its images}")
-        arrays = {name: array[..., None] if array.ndim == 3 else array for name, array in arrays.items()}
-        shapes = {array.shape[1:] for array in arrays.values()}
-        if len(shapes) > 1:
-            raise DataError(f"images have shapes {sorted(shapes)}; accepted is one shape: resize them first")
-        kinds = {str(array.dtype) for array in arrays.values()}
-        if len(kinds) > 1:
-            raise DataError(f"classes have dtypes {sorted(kinds)}; accepted is uint8 for all")
-        names = tuple(arrays)
-        number = {name: index for index, name in enumerate(names)}
-        unknown = [name for members in (splits or {}).values() for name in members if name not in number]
-        if unknown:
-            raise DataError(f"a split names the class {unknown[0]!r}, which is not in the table; "
-                            f"its classes are {_some(names)}")
-        count = np.array([len(array) for array in arrays.values()])
-        return cls(np.concatenate(list(arrays.values())), np.cumsum(count) - count, count, names,
-                   tuple((groups or {}).get(name, name) for name in names),
-                   {split: np.array([number[name] for name in members], np.int32)
-                    for split, members in (splits or {}).items()})
-
     @property
     def classes(self) -> int:
         """How many classes the table has, in and out of splits."""
@@ -111,8 +85,10 @@ class Images:
     def ids(self, split: str) -> np.ndarray:
         """The class ids of a split, int32, in the order in which they were given."""
         if split not in self.splits:
-            raise DataError(f"the table has no split {split!r} but {_some(tuple(self.splits))}: "
-                            "choose one of these, or add it by with_splits")
+            raise DataError(
+                f"the table has no split {split!r} but {some_of(tuple(self.splits))}: "
+                "choose one of these, or add it by with_splits"
+            )
         return self.splits[split]
 
     def of(self, class_id: int) -> np.ndarray:
@@ -130,13 +106,24 @@ class Images:
         number = {int(old): new for new, old in enumerate(chosen)}
         splits = {name: [number[i] for i in ids.tolist() if i in number] for name, ids in self.splits.items()}
         count = self.count[chosen]
-        return Images(np.concatenate([self.of(i) for i in chosen]), np.cumsum(count) - count, count,
-                      tuple(self.names[i] for i in chosen), tuple(self.groups[i] for i in chosen),
-                      {name: np.array(ids, np.int32) for name, ids in splits.items() if ids})
+        return Images(
+            np.concatenate([self.of(i) for i in chosen]),
+            np.cumsum(count) - count,
+            count,
+            tuple(self.names[i] for i in chosen),
+            tuple(self.groups[i] for i in chosen),
+            {name: np.array(ids, np.int32) for name, ids in splits.items() if ids},
+        )
 
 
-def by_group(table: Images, split: str = "train", *, names: Iterable[str] | None = None,
-             fraction: float | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def by_group(
+    table: Images,
+    split: str = "train",
+    *,
+    names: Iterable[str] | None = None,
+    fraction: float | None = None,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
     """The class ids of a split in two parts, int32: those of the groups chosen, and those of all others.
 
     Give either the groups' `names` or the `fraction` of groups (rounded, at least one on each side) that a
@@ -153,7 +140,7 @@ def by_group(table: Images, split: str = "train", *, names: Iterable[str] | None
         chosen = set(names)
         unknown = sorted(chosen - set(present))
         if unknown:
-            raise DataError(f"no group {unknown[0]!r} in the split {split!r}; accepted are {_some(present)}")
+            raise DataError(f"no group {unknown[0]!r} in split {split!r}; accepted are {some_of(present)}")
     else:
         assert fraction is not None
         if not 0 < fraction < 1:
@@ -188,7 +175,8 @@ def area_average(images: np.ndarray, side: int) -> np.ndarray:
     """Images (..., height, width) resized to float32 (..., side, side), each pixel the mean over its area."""
     down, across = area_weights(images.shape[-2], side), area_weights(images.shape[-1], side)
     total = float(down[0].sum()) * float(across[0].sum())
-    return down @ images.astype(np.float32) @ across.T / np.float32(total)
+    flat = images.astype(np.float32).reshape(-1, images.shape[-1]) @ across.T  # one product, not one an image
+    return down @ flat.reshape(*images.shape[:-1], side) / np.float32(total)
 
 
 def read_image(file: str | Path, side: int = 28, channels: int = 1) -> np.ndarray:
@@ -211,8 +199,11 @@ def read_image(file: str | Path, side: int = 28, channels: int = 1) -> np.ndarra
         pixels = 1 - pixels
     height, width = pixels.shape
     top, left = max(width - height, 0), max(height - width, 0)
-    pixels = np.pad(pixels, ((top // 2, top - top // 2), (left // 2, left - left // 2)),
-                    constant_values=np.median(_border(pixels)))
+    pixels = np.pad(
+        pixels,
+        ((top // 2, top - top // 2), (left // 2, left - left // 2)),
+        constant_values=np.median(_border(pixels)),
+    )
     return np.clip(area_average(pixels, side), 0, 1)
 
 
@@ -232,31 +223,40 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
     found = [entry for entry in _listing(folder) if entry.is_dir()]
     loose = _images_in(folder)
     if found and loose:
-        raise DataError(f"{folder} holds both folders (such as {found[0].name}) and images (such as "
-                        f"{loose[0].name}); {accepted}: move the images into a class's folder")
+        raise DataError(
+            f"{folder} holds both folders (such as {found[0].name}) and images (such as "
+            f"{loose[0].name}); {accepted}: move the images into a class's folder"
+        )
     if loose and not flat:
-        raise DataError(f"{folder} holds images directly (such as {loose[0].name}); {accepted}, "
-                        "the folder's name being the class")
+        raise DataError(
+            f"{folder} holds images directly (such as {loose[0].name}); {accepted}, "
+            "the folder's name being the class"
+        )
     if not found and not loose:
-        raise DataError(f"{folder} holds no images but {_some(_listing(folder))}; {accepted}")
+        raise DataError(f"{folder} holds no images but {some_of(_listing(folder))}; {accepted}")
     if loose:
         return {"": loose}
     classes = {entry.name: _images_in(entry) for entry in found}
     for name, files in classes.items():
         if not files:
-            raise DataError(f"{folder / name} holds no images, so the class {name!r} is empty; {accepted}: "
-                            "add images or remove the folder")
+            raise DataError(
+                f"{folder / name} holds no images, so the class {name!r} is empty; {accepted}: "
+                "add images or remove the folder"
+            )
     return classes
 
 
-def read_image_folder(path: str | Path, side: int = 28, channels: int = 1,
-                      flat: bool = False) -> dict[str, np.ndarray]:
+def read_image_folder(
+    path: str | Path, side: int = 28, channels: int = 1, flat: bool = False
+) -> dict[str, np.ndarray]:
     """Class name -> its images, float32 (n, side, side) in [0, 1] with 1 = ink, or (n, side, side, 3).
 
     They come in the order of `image_files`, which says what is refused; `read_image` says how one is read.
     """
-    return {name: np.stack([read_image(file, side, channels) for file in files])
-            for name, files in image_files(path, flat).items()}
+    return {
+        name: np.stack([read_image(file, side, channels) for file in files])
+        for name, files in image_files(path, flat).items()
+    }
 
 
 def read_split_folders(path: str | Path, side: int = 84, channels: int = 3, cache: bool = True) -> Images:
@@ -268,19 +268,23 @@ def read_split_folders(path: str | Path, side: int = 84, channels: int = 3, cach
     cached in `user_cache()` by the names, sizes and times of change of its files; `cache=False` reads anew.
     """
     path = Path(path).expanduser()
-    accepted = ("accepted is train/, val/ and test/ with a folder of images for each class, "
-                "or train.csv, val.csv and test.csv beside images/")
+    accepted = (
+        "accepted is train/, val/ and test/ with a folder of images for each class, "
+        "or train.csv, val.csv and test.csv beside images/"
+    )
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; {accepted}")
     found = {split: classes for split in SPLITS if (classes := _split_files(path, split)) is not None}
     if "train" not in found:
-        raise DataError(f"{path} has no train/ and no train.csv but {_some(_listing(path))}; {accepted}")
+        raise DataError(f"{path} has no train/ and no train.csv but {some_of(_listing(path))}; {accepted}")
     owner: dict[str, str] = {}
     for split, classes in found.items():
         for name in classes:
             if owner.setdefault(name, split) != split:
-                raise DataError(f"{path}: the class {name!r} is in the splits {owner[name]!r} and {split!r}; "
-                                "accepted are splits without a class in common: remove it from one of them")
+                raise DataError(
+                    f"{path}: the class {name!r} is in the splits {owner[name]!r} and {split!r}; "
+                    "accepted are splits without a class in common: remove it from one of them"
+                )
     files = [file for classes in found.values() for members in classes.values() for file in members]
     count = np.array([len(members) for classes in found.values() for members in classes.values()])
 
@@ -360,8 +364,10 @@ def _check_rows(first: np.ndarray, count: np.ndarray, names: Sequence[str], rows
     outside = (first < 0) | (count < 1) | (first.astype(np.int64) + count > rows)
     if outside.any():
         worst = int(np.argmax(outside))
-        raise DataError(f"the class {names[worst]!r} has {count[worst]} images from row {first[worst]}; "
-                        f"accepted is at least one image within the table's {rows} rows")
+        raise DataError(
+            f"the class {names[worst]!r} has {count[worst]} images from row {first[worst]}; "
+            f"accepted is at least one image within the table's {rows} rows"
+        )
     order = np.argsort(first, kind="stable")
     shared = first[order][:-1] + count[order][:-1] > first[order][1:]
     if shared.any():
@@ -372,17 +378,22 @@ def _check_rows(first: np.ndarray, count: np.ndarray, names: Sequence[str], rows
 def _class_ids(values: np.ndarray | Sequence[int], split: str, names: tuple[str, ...]) -> np.ndarray:
     ids = np.asarray(values)
     if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-        raise DataError(f"the split {split!r} is {ids.dtype} of shape {ids.shape}; accepted is a list of at "
-                        "least one class id: leave an empty split out")
+        raise DataError(
+            f"the split {split!r} is {ids.dtype} of shape {ids.shape}; accepted is a list of at "
+            "least one class id: leave an empty split out"
+        )
     if ids.min() < 0 or ids.max() >= len(names):
-        raise DataError(f"the split {split!r} has class ids from {ids.min()} to {ids.max()}; "
-                        f"accepted is 0 to {len(names) - 1}")
+        raise DataError(
+            f"the split {split!r} has class ids from {ids.min()} to {ids.max()}; "
+            f"accepted is 0 to {len(names) - 1}"
+        )
     _check_unique([names[i] for i in ids], f"class of the split {split!r},")
     return ids.astype(np.int32)
 
 
-def _checked_splits(splits: Mapping[str, np.ndarray], count: np.ndarray,
-                    names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _checked_splits(
+    splits: Mapping[str, np.ndarray], count: np.ndarray, names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
     unknown = [name for name in splits if name not in SPLITS]
     if unknown:
         raise DataError(f"a split is called {unknown[0]!r}; accepted are {', '.join(SPLITS)}")
@@ -391,15 +402,19 @@ def _checked_splits(splits: Mapping[str, np.ndarray], count: np.ndarray,
     for split, ids in checked.items():
         for i in ids.tolist():
             if owner.setdefault(i, split) != split:
-                raise DataError(f"the class {names[i]!r} is in the splits {owner[i]!r} and {split!r}; "
-                                "accepted are splits without a class in common: remove it from one of them")
+                raise DataError(
+                    f"the class {names[i]!r} is in the splits {owner[i]!r} and {split!r}; "
+                    "accepted are splits without a class in common: remove it from one of them"
+                )
             if count[i] < 2:
-                raise DataError(f"the class {names[i]!r} of the split {split!r} has 1 image; accepted are at "
-                                "least 2, one to learn from and one to be asked: add one or drop the class")
+                raise DataError(
+                    f"the class {names[i]!r} of the split {split!r} has 1 image; accepted are at "
+                    "least 2, one to learn from and one to be asked: add one or drop the class"
+                )
     return checked
 
 
-def _some(names: Sequence[str | Path], most: int = 5) -> str:
+def some_of(names: Sequence[str | Path], most: int = 5) -> str:
     """The first few names as a phrase."""
     shown = [name.name if isinstance(name, Path) else name for name in names[:most]]
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -442,8 +457,10 @@ def _csv_files(table: Path) -> dict[str, list[Path]]:
             raise DataError(f"{table}, line {line} is {','.join(row)!r}; {accepted}")
         file = table.parent / "images" / row[0].strip()
         if not file.is_file():
-            raise DataError(f"{table}, line {line} names {row[0].strip()}, but there is no {file}; "
-                            "accepted is that every file named lies in images/")
+            raise DataError(
+                f"{table}, line {line} names {row[0].strip()}, but there is no {file}; "
+                "accepted is that every file named lies in images/"
+            )
         classes.setdefault(row[1].strip(), []).append(file)
     if not classes:
         raise DataError(f"{table} names no images; {accepted}")
@@ -466,11 +483,14 @@ def _decode(file: Path, mode: str) -> np.ndarray:
                 opened.load()
                 image = ImageOps.exif_transpose(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(f"{file} is too large; accepted are up to {Image.MAX_IMAGE_PIXELS} pixels: "
-                        "shrink it first") from None
+        raise DataError(
+            f"{file} is too large; accepted are up to {Image.MAX_IMAGE_PIXELS} pixels: shrink it first"
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise DataError(f"{file} cannot be read as an image ({error}); accepted is a whole PNG, JPEG or "
-                        "other common image: replace the file or remove it") from None
+        raise DataError(
+            f"{file} cannot be read as an image ({error}); accepted is a whole PNG, JPEG or "
+            "other common image: replace the file or remove it"
+        ) from None
     if image.mode == "F" or image.mode.startswith("I"):
         wide = np.asarray(image)
         if image.mode == "F" or wide.min() < 0 or wide.max() > 65535:

@@ -23,6 +23,13 @@ class Points(NamedTuple):
     targets: Array
 
 
+def _whole(**numbers: Any) -> None:
+    """Refuses what are no whole numbers of at least 1 (ConfigError)."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"domain: {name}={value!r}; accepted is a whole number of at least 1.")
+
+
 @dataclass(frozen=True)
 class NetworkLoss:
     """Half the mean squared error of a network, (phi, batch) -> scalar; hashable."""
@@ -43,10 +50,8 @@ class SinusoidRecipe:
     hidden: int = 40
 
     def __post_init__(self) -> None:
-        for name in ("shots", "queries", "hidden"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"domain: {name}={value!r}; accepted is a whole number of at least 1.")
+        """Refuses what makes no sense (ConfigError)."""
+        _whole(shots=self.shots, queries=self.queries, hidden=self.hidden)
 
     def build(self) -> Sinusoid:
         """The domain."""
@@ -104,7 +109,9 @@ class Sinusoid:
         targets = indices.amplitude * jnp.sin(indices.inputs + indices.phase)
         points = Points(indices.inputs[:, None], targets[:, None])
         shots = self.recipe.shots
-        return Task(*(Points(*(part[cut] for part in points)) for cut in (slice(None, shots), slice(shots, None))))
+        return Task(
+            *(Points(*(part[cut] for part in points)) for cut in (slice(None, shots), slice(shots, None)))
+        )
 
     def sample(self, key: Array, split: str) -> Task:
         """One random task of a split."""
@@ -138,13 +145,25 @@ def sinusoid(shots: int = 10, queries: int = 10, hidden: int = 40) -> Sinusoid:
 
 @dataclass(frozen=True)
 class LinearGaussianRecipe:
-    """What a linear-Gaussian domain is made from; goes to JSON."""
+    """What a linear-Gaussian domain is made from; goes to JSON.
+
+    features: inputs of a row. shots, queries: rows to learn from, and to be asked about. noise, spread:
+    standard deviations of the targets' noise and of the tasks' weights.
+    """
 
     features: int = 5
     shots: int = 8
     queries: int = 8
     noise: float = 0.1
     spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        _whole(features=self.features, shots=self.shots, queries=self.queries)
+        for name in ("noise", "spread"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < np.inf:
+                raise ConfigError(f"domain: {name}={value!r}; accepted is a finite number of at least 0.")
 
     def build(self) -> LinearGaussian:
         """The domain."""
@@ -210,7 +229,9 @@ class LinearGaussian:
         """The task of a line: its first rows are the support."""
         points = Points(indices.inputs, indices.inputs @ indices.weights + indices.noise)
         shots = self.recipe.shots
-        return Task(*(Points(*(part[cut] for part in points)) for cut in (slice(None, shots), slice(shots, None))))
+        return Task(
+            *(Points(*(part[cut] for part in points)) for cut in (slice(None, shots), slice(shots, None)))
+        )
 
     def sample(self, key: Array, split: str) -> Task:
         """One random task of a split."""
@@ -225,7 +246,7 @@ class LinearGaussian:
         return {}
 
     def baselines(self, task: Task) -> dict[str, Array]:
-        """The mean squared error of the task's own least squares (minimum norm), without learning across tasks."""
+        """The mean squared error of the task's own least squares (minimum norm)."""
         weights = jnp.linalg.lstsq(task.support.inputs, task.support.targets)[0]
         return {"least_squares": 2 * self.query_loss(weights, None, task.query)}
 
@@ -236,7 +257,7 @@ class LinearGaussian:
         return jnp.linalg.solve(matrix, support.inputs.T @ support.targets / rows + strength * theta)
 
     def meta_gradient(self, theta: Array, task: Task, strength: Any) -> Array:
-        """One task's meta-gradient in closed form, (features,); `jax.vmap` it over tasks and take the mean."""
+        """One task's meta-gradient in closed form, (features,); over tasks, take the mean."""
         support, query = task
         rows = support.targets.shape[0]
         matrix = support.inputs.T @ support.inputs / rows + strength * jnp.eye(theta.shape[0])

@@ -29,7 +29,7 @@ from jax import Array
 SIDE = 28  # pixels along each side of an image
 GAIN = 1.6  # darkness of the ink, see `render`
 STROKES, SEGMENTS, POINTS = 5, 5, 96  # most strokes a character, segments a stroke; pen positions an image
-PROPOSALS = 4  # places tried for a stroke
+PROPOSALS = 3  # places tried for a stroke
 SAMPLES = 13  # points along a stroke at which another may hang: ends, middle, thirds, quarters, sixths
 
 # One row is one primitive, the simple ones first. Segments alternate between kinds A and B. Before each the
@@ -68,21 +68,22 @@ _PRIMITIVES = np.array([
 
 # Where a stroke sets off to, in degrees from rightwards towards downwards: a hand mostly goes down and right.
 _HEADINGS = np.array([0, 0, 0, 0, 0, 90, 90, 90, 90, 90, 90, 50, 120, 135, 180, -60], np.float32)
-_SIDES = np.array([(1, 0), (1, 0), (-1, 0), (0, 1), (0, 1), (0, -1), (0, 0), (1, 1)], np.float32)  # where one lies beside
-_THERE = np.array([0, 0, 0, 3, 4, 6, 6, 6, 8, 9, 12, 12])  # at which sample of an earlier stroke one hangs ...
-_HERE = np.array([0, 0, 0, 0, 0, 3, 6, 6, 6, 9, 12, 12])  # ... and by which of its own
-_COUNTS = np.array([0.18, 0.55, 0.80, 0.93], np.float32)  # share of characters with at most 1, 2, 3, 4 strokes
+# Beside what is written: to the right, left, below, above, within, below right.
+_SIDES = np.array([(1, 0), (1, 0), (-1, 0), (0, 1), (0, 1), (0, -1), (0, 0), (1, 1)], np.float32)
+# At which sample of an earlier stroke one hangs, and by which of its own.
+_THERE = np.array([0, 0, 0, 3, 4, 6, 6, 6, 8, 9, 12, 12])
+_HERE = np.array([0, 0, 0, 0, 0, 3, 6, 6, 6, 9, 12, 12])
+_COUNTS = np.array([0.18, 0.55, 0.80, 0.93], np.float32)  # share with at most 1, 2, 3, 4 strokes
 _BEND = np.float32(5.6)  # most that one arc may turn, radians: at a full turn its chord would be a point
-_ONE, _MIRROR = np.array([1, 0], np.float32), np.array([1, -1], np.float32)  # as complex numbers: 1, and conjugation
+_ONE, _MIRROR = np.array([1, 0], np.float32), np.array([1, -1], np.float32)  # complex: 1, conjugation
 
 
 class Strokes(NamedTuple):
-    """A skeleton in pixels: `vertices (STROKES, SEGMENTS + 1, 2)` as (x, y), y downwards, origin mid-image;
-    `bend (STROKES, SEGMENTS)`, radians that the arc between two vertices turns; `number (STROKES,)` of arcs."""
+    """A skeleton, in pixels, its origin in the middle of the image."""
 
-    vertices: Array
-    bend: Array
-    number: Array
+    vertices: Array  # (STROKES, SEGMENTS + 1, 2), as (x, y) with y downwards
+    bend: Array  # (STROKES, SEGMENTS), radians by which the arc between two vertices turns
+    number: Array  # (STROKES,), how many of the arcs are there
 
 
 def draw(character: Array, drawing: Array, seed: int = 0) -> Array:
@@ -116,7 +117,8 @@ def draws(characters: Array, drawings: Array, seed: int = 0, chunk: int = 64) ->
 
     def one(job):
         which, drawing = job
-        return drawn_by(jax.random.fold_in(hands[which], drawing), jax.tree.map(lambda x: x[which], skeletons))
+        skeleton = jax.tree.map(lambda leaf: leaf[which], skeletons)
+        return drawn_by(jax.random.fold_in(hands[which], drawing), skeleton)
 
     images = jax.lax.map(one, (which, drawings.reshape(-1)), batch_size=chunk)
     return images.reshape(*drawings.shape, SIDE, SIDE)
@@ -129,9 +131,11 @@ def character_strokes(key: Array) -> Strokes:
     by a point, joining two points, lying beside it. A quarter of them repeat the stroke before, as it is or
     mirrored. (Lake et al. 2015 have "independent, at start, at end, along".)
     """
-    uniform_key, normal_key = jax.random.split(key)
-    uniform = jax.random.uniform(uniform_key, (9 + 7 * PROPOSALS, STROKES), jnp.float32)
-    noise = jax.random.normal(normal_key, (STROKES, 3 * SEGMENTS + 2), jnp.float32)
+    # one flat draw: several, or one of two axes, compile seconds longer; never 0, so that ndtri is finite
+    rows, columns = 9 + 7 * PROPOSALS, 3 * SEGMENTS + 2
+    uniform = jax.random.uniform(key, (STROKES * (rows + columns),), jnp.float32, 1e-6, 1.0)
+    noise = jax.scipy.special.ndtri(uniform[STROKES * rows :]).reshape(STROKES, columns)
+    uniform = uniform[: STROKES * rows].reshape(rows, STROKES)
     order = jnp.arange(STROKES)
     present = order <= jnp.sum(uniform[0, 0] > _COUNTS)
     repeats = (order > 0) & (uniform[1] < 0.25)
@@ -143,7 +147,8 @@ def character_strokes(key: Array) -> Strokes:
     number, bend = jnp.where(dots, 1, shapes.number), jnp.where(dots[:, None], 0.0, shapes.bend)
 
     # each to its size, centred; repetitions perhaps mirrored: left to right, upside down
-    low, high = _box(_samples(Strokes(shapes.vertices, bend, number)))
+    own = _samples(Strokes(shapes.vertices, bend, number))
+    low, high = jnp.min(own, 1), jnp.max(own, 1)
     size = jnp.where(dots, 0.06, jnp.where(source == 0, 1.0, jnp.exp(-0.9 * size)))
     flips = jnp.stack([repeats & (uniform[8] < 0.35), repeats & (uniform[8] > 0.25) & (uniform[8] < 0.5)], 1)
     flips = jnp.where(flips, -1.0, 1.0)
@@ -151,52 +156,50 @@ def character_strokes(key: Array) -> Strokes:
     vertices = (shapes.vertices - ((low + high) / 2)[:, None]) * scale[:, None]
     bend = bend * jnp.prod(flips, 1)[:, None]
 
+    # where it might go, some proposals each: points of earlier strokes (two), own point, side, relation
+    proposals = jnp.swapaxes(uniform[9:].reshape(7, PROPOSALS, STROKES), 1, 2)
+    relation, first, second, there, then, here, gap = proposals
+    earlier = jnp.maximum(order, 1).astype(jnp.float32)[:, None]
+    ends = jnp.stack([jnp.int32(first * earlier), jnp.int32(second * earlier)], 1) * SAMPLES
+    ends = ends + _choose(_THERE, jnp.stack([there, then], 1))
+    aside = _choose(_SIDES, then) * (0.2 + gap)[..., None]
+    lies = (relation > 0.65) | dots[:, None]
+    may_join = (relation < 0.25) & ~dots[:, None]
+
     def place(marks, stroke):
-        """One stroke's place, given the samples `marks` of the strokes before it; the best of a few proposals."""
-        j, vertices, own, size, dot, uniform = stroke
-        before = (order < j)[:, None, None]
-        sparse = jnp.where(before, marks[:, ::3], 9.0).reshape(-1, 2)
-        bottom = jnp.min(jnp.where(before, marks, 9.0), (0, 1))
-        top = jnp.max(jnp.where(before, marks, -9.0), (0, 1))
-        upto = jnp.maximum(j, 1).astype(jnp.float32)
-
-        def propose(relation, which, other, there, second, here, gap):
-            first = marks[jnp.int32(which * upto)]
-            target = first[_choose(_THERE, there)]
-            hang = target - own[_choose(_HERE, here)]
-            low, high = _box(first)
-            room = (high - low) / 2 + (jnp.max(own, 0) - jnp.min(own, 0)) / 2
-            beside = (low + high) / 2 + _choose(_SIDES, there) * (room * (0.2 + gap) + 0.22)
-            # the similarity (a complex factor) that takes both ends of the stroke to two points
-            span = marks[jnp.int32(other * upto), _choose(_THERE, second)] - target
-            chord = own[-1] - own[0]
-            growth = jnp.sqrt(jnp.sum(span**2)) / size
-            joins = (relation < 0.25) & (jnp.sum(chord**2) > (0.5 * size) ** 2) & (growth > 0.4) & (growth < 1.6)
-            joins = joins & ~dot
-            factor = jnp.where(joins, _times(span, chord * _MIRROR) / (jnp.sum(chord**2) + 1e-6), _ONE)
-            shift = jnp.where((relation > 0.65) | dot, beside, hang)
-            shift = jnp.where(joins, target - _times(own[0], factor), shift)
-            # writing keeps clear of what is written, within a square
-            new = _times(own, factor[None]) + shift[None]
-            gaps = jnp.sum((new[::3, None] - sparse[None]) ** 2, -1)
-            close = jnp.mean(jnp.exp(-jnp.min(gaps, 1) / 0.12**2))
-            wide, high = jnp.maximum(top, jnp.max(new, 0)) - jnp.minimum(bottom, jnp.min(new, 0)) + 0.3
-            return close + 0.3 * jnp.abs(jnp.log(wide / high)) + 0.3 * jnp.maximum(wide, high), factor, shift
-
-        cost, factor, shift = jax.vmap(propose)(*uniform.reshape(7, PROPOSALS))
-        best = jnp.argmin(cost)
+        """Put down one stroke at the best of its proposals, given the samples `marks` of those before it."""
+        j, vertices, own, size, ends, here, aside, lies, may_join = stroke
+        low, high = _box(marks.reshape(-1, 2), jnp.repeat(order < j, SAMPLES))
+        target, end = marks.reshape(-1, 2)[ends]
+        room = (high - low + jnp.ptp(own, 0)) / 2
+        beside = (low + high)[None] / 2 + aside * room[None] + 0.22 * jnp.sign(aside)
+        # the similarity (a complex factor) that takes both ends of the stroke to two points
+        chord, span = own[-1] - own[0], end - target
+        growth = jnp.sqrt(jnp.sum(span**2, 1)) / size
+        joins = may_join & (jnp.sum(chord**2) > (0.5 * size) ** 2) & (growth > 0.4) & (growth < 1.6)
+        factor = _times(span, (chord * _MIRROR / (jnp.sum(chord**2) + 1e-6))[None])
+        factor = jnp.where(joins[:, None], factor, _ONE[None])
+        shift = jnp.where(joins[:, None], target - _times(own[:1], factor), target - own[here])
+        shift = jnp.where((lies & ~joins)[:, None], beside, shift)
+        # writing keeps clear of what is written, within a square
+        new = _times(own[None], factor[:, None]) + shift[:, None]
+        others = jnp.where((order < j)[:, None, None], marks[:, ::3], 9.0).reshape(1, 1, -1, 2)
+        gaps = new[:, ::3, None] - others
+        close = jnp.mean(jnp.exp(-jnp.min(jnp.sum(gaps**2, -1), 2) / 0.12**2), 1)
+        side = jnp.maximum(high[None], jnp.max(new, 1)) - jnp.minimum(low[None], jnp.min(new, 1)) + 0.3
+        best = jnp.argmin(close + 0.3 * jnp.abs(jnp.log(side[:, 0] / side[:, 1])) + 0.3 * jnp.max(side, 1))
         factor = jnp.where(j == 0, _ONE, factor[best])[None]
         shift = jnp.where(j == 0, 0.0, shift[best])[None]
         marks = marks.at[j].set(_times(own, factor) + shift)
         return marks, _times(vertices, factor) + shift
 
     own = _samples(Strokes(vertices, bend, number))
-    marks, vertices = jax.lax.scan(place, jnp.zeros_like(own), (order, vertices, own, size, dots, uniform[9:].T))
-    inked = present[:, None, None]
-    low, high = jnp.min(jnp.where(inked, marks, 9.0), (0, 1)), jnp.max(jnp.where(inked, marks, -9.0), (0, 1))
+    job = (order, vertices, own, size, ends, _choose(_HERE, here), aside, lies, may_join)
+    marks, vertices = jax.lax.scan(place, jnp.zeros_like(own), job)
+    low, high = _box(marks.reshape(-1, 2), jnp.repeat(present, SAMPLES))
     number = jnp.where(present, number, 0)
     spacing = trace(Strokes(vertices, bend, number))[1]
-    scale = jnp.clip(18.0 + 3.5 * noise[0, -1], 9.0, 22.0) / jnp.max(high - low)
+    scale = jnp.clip(18.0 + 3.5 * noise[0, -1], 9.0, 21.0) / jnp.max(high - low)
     scale = jnp.minimum(scale, 0.85 / spacing)  # little enough ink to be drawn without beads
     return Strokes((vertices - ((low + high) / 2)[None, None]) * scale, bend, number)
 
@@ -209,18 +212,20 @@ def drawn_by(key: Array, strokes: Strokes) -> Array:
     # a smooth warp of the plane: points that touch stay together
     along = 0.12 * jnp.sum(vertices[:, :, None] * wave[None, None, :, :2], -1)
     swell = jnp.sin(along + 3.0 * wave[None, None, :, 2])
-    vertices = vertices + 0.55 * jnp.sum(swell[..., None] * wave[None, None, :, 3:], 2)
+    vertices = vertices + 0.6 * jnp.sum(swell[..., None] * wave[None, None, :, 3:], 2)
     # strokes slip as wholes; vertices and bends one by one
     slip, jitter, sway = jnp.split(shake, [2, 2 * SEGMENTS + 4], 1)
-    vertices = vertices + 0.35 * slip[:, None] + 0.35 * jitter.reshape(vertices.shape)
+    vertices = vertices + 0.45 * slip[:, None] + 0.42 * jitter.reshape(vertices.shape)
     bend = jnp.clip(bend * (1.0 + 0.12 * sway) + 0.05 * sway, -_BEND, _BEND)
     points, spacing = trace(Strokes(vertices, bend, number))
     # turn, slant, stretch, scale, shift: the frame of the whole
     turn, slant, stretch, scale, x, y, pen = normal[:7]
-    turn, slant, stretch, scale = 0.07 * turn, 0.12 * slant, 0.08 * stretch, 0.12 * scale
-    wide, high, cosine, sine = jnp.exp(scale + stretch), jnp.exp(scale - stretch), jnp.cos(turn), jnp.sin(turn)
-    across, down = wide * jnp.stack([cosine, sine]), high * jnp.stack([slant * cosine - sine, cosine + slant * sine])
-    points = points[:, :1] * across[None] + points[:, 1:] * down[None] + jnp.stack([13.1 + 1.2 * x, 12.8 + 1.2 * y])[None]
+    turn, slant, stretch, scale = 0.08 * turn, 0.14 * slant, 0.08 * stretch, 0.1 * scale
+    wide, high = jnp.exp(scale + stretch), jnp.exp(scale - stretch)
+    across = wide * jnp.stack([jnp.cos(turn), jnp.sin(turn)])
+    down = high * jnp.stack([slant * jnp.cos(turn) - jnp.sin(turn), jnp.cos(turn) + slant * jnp.sin(turn)])
+    middle = jnp.stack([13.1 + 1.2 * x, 12.8 + 1.2 * y])
+    points = points[:, :1] * across[None] + points[:, 1:] * down[None] + middle[None]
     return render(points, jnp.full((POINTS,), spacing * jnp.sqrt(wide * high)), 0.66 * jnp.exp(0.06 * pen))
 
 
@@ -243,10 +248,10 @@ def trace(strokes: Strokes) -> tuple[Array, Array]:
 def render(points: Array, weights: Array, width: Array) -> Array:
     """Image (SIDE, SIDE) of ink at points (n, 2), each weighing the pixels of line that it stands for.
 
-    A point is a round blot: in each direction (1 - d^2 / 8 width^2)^4, a Gaussian of deviation `width` cut off
-    at 2.8 widths. So the image is a matrix product of two factors (n, SIDE), and no table of distances from
-    pixels to points is made. Ink saturates: 1 - exp(-(GAIN s)^2), where s is the ink laid down (1 at the middle
-    of a straight line). Points further apart than about 1.5 widths would show as beads.
+    A point is a round blot: along each axis (1 - d^2 / (8 width^2))^4, nearly a Gaussian of deviation `width`
+    but 0 beyond 2.8 widths. So the image is one matrix product, of factors (SIDE, n) and (n, SIDE), and no table of
+    distances from pixels to points is made. With s the ink laid down (1 in the middle of a long line) a pixel
+    darkens to 1 - exp(-(GAIN s)^2). Points further apart than about 1.5 widths would show as beads.
     """
     pixels = jnp.arange(SIDE, dtype=jnp.float32)
     reach = jnp.sqrt(8.0) * width
@@ -311,8 +316,8 @@ def _arc(begin: Array, chord: Array, bend: Array, along: Array) -> Array:
 
 def _times(a: Array, b: Array) -> Array:
     """Product of complex numbers kept as pairs (..., 2)."""
-    x, y = a[..., 0] * b[..., 0] - a[..., 1] * b[..., 1], a[..., 0] * b[..., 1] + a[..., 1] * b[..., 0]
-    return jnp.stack([x, y], -1)
+    sign = jnp.asarray([-1.0, 1.0], jnp.float32).reshape((1,) * (a.ndim - 1) + (2,))
+    return a * b[..., :1] + a[..., ::-1] * b[..., 1:] * sign
 
 
 def _sinc(x: Array) -> Array:
@@ -320,9 +325,10 @@ def _sinc(x: Array) -> Array:
     return jnp.sinc(x / jnp.pi)
 
 
-def _box(points: Array) -> tuple[Array, Array]:
-    """Lowest and highest coordinates over the points (..., n, 2)."""
-    return jnp.min(points, -2), jnp.max(points, -2)
+def _box(points: Array, counted: Array) -> tuple[Array, Array]:
+    """Lowest and highest coordinates (2,) of those points (n, 2) that are counted (n,)."""
+    low = jnp.min(jnp.where(counted[:, None], points, 99.0), 0)
+    return low, jnp.max(jnp.where(counted[:, None], points, -99.0), 0)
 
 
 def _choose(table: np.ndarray, uniform: Array) -> Array:

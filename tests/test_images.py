@@ -1,0 +1,482 @@
+"""Labelled image tables, image files of every kind, and the folders that are refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imaml.domains import images
+from imaml.domains.images import (
+    Images,
+    area_average,
+    area_weights,
+    by_group,
+    cached_array,
+    image_files,
+    read_image,
+    read_image_folder,
+    read_split_folders,
+)
+from imaml.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """A cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def table(**changes):
+    """Six classes of 3 images in three groups, one split each pair, with the fields given exchanged."""
+    pixels = np.random.default_rng(0).integers(0, 256, (18, 4, 5, 1), np.uint8)
+    fields = {
+        "pixels": pixels,
+        "first": np.arange(0, 18, 3),
+        "count": np.full(6, 3),
+        "names": tuple("abcdef"),
+        "groups": ("one", "one", "two", "two", "three", "three"),
+        "splits": {"train": [0, 1, 2, 3], "validation": [4], "test": [5]},
+    }
+    return Images(**{**fields, **changes})
+
+
+def test_table_is_what_was_given_and_read_only():
+    made = table()
+    assert made.classes == 6
+    assert made.image_shape == (4, 5, 1)
+    assert made.first.dtype == made.count.dtype == made.ids("train").dtype == np.int32
+    np.testing.assert_array_equal(made.of(2), made.pixels[6:9])
+    for array in (made.pixels, made.first, made.count, made.ids("test")):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+BAD_TABLES = {
+    "float pixels": ({"pixels": np.zeros((18, 4, 5, 1))}, "pixels are float64; accepted is uint8.*np.rint"),
+    "no channel axis": (
+        {"pixels": np.zeros((18, 4, 5), np.uint8)},
+        r"shape \(18, 4, 5\); accepted is .*add a last",
+    ),
+    "no rows": ({"pixels": np.zeros((0, 4, 5, 1), np.uint8)}, r"shape \(0, 4, 5, 1\); accepted"),
+    "float counts": ({"count": np.full(6, 3.0)}, "count is float64 of shape .*one integer a class"),
+    "one name too few": ({"names": tuple("abcde")}, "'names': 5.*accepted is one a class"),
+    "no classes": (
+        {"names": (), "groups": (), "first": np.zeros(0, int), "count": np.zeros(0, int)},
+        "at least one",
+    ),
+    "a name twice": ({"names": tuple("abcdea")}, "class name 'a' came twice; accepted are unique"),
+    "rows beyond the table": (
+        {"count": np.array([3, 3, 3, 3, 3, 4])},
+        "class 'f' has 4 images from row 15.*18",
+    ),
+    "shared rows": ({"first": np.array([0, 2, 6, 9, 12, 15])}, "classes 'a' and 'b' share rows"),
+    "overlapping splits": (
+        {"splits": {"train": [0, 1], "test": [1, 2]}},
+        "class 'b' is in the splits 'train' and 'test'; accepted are splits without a class in common: remove",
+    ),
+    "a class twice in a split": ({"splits": {"train": [0, 0]}}, "'train', 'a' came twice"),
+    "a split of unknown name": ({"splits": {"val": [0]}}, "'val'; accepted are train, validation, test"),
+    "an id too high": ({"splits": {"train": [6]}}, "from 6 to 6; accepted is 0 to 5"),
+    "a negative id": ({"splits": {"train": [-1]}}, "from -1 to -1; accepted is 0 to 5"),
+    "an empty split": ({"splits": {"train": []}}, "leave an empty split out"),
+    "a class with one image": (
+        {"count": np.array([3, 1, 3, 3, 3, 3])},
+        "class 'b' of the split 'train' has 1 image; accepted are at least 2.*add one or drop",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_bad_table_is_refused(case):
+    changes, message = BAD_TABLES[case]
+    with pytest.raises(DataError, match=message):
+        table(**changes)
+
+
+def test_a_class_with_one_image_may_stay_outside_the_splits():
+    made = table(count=np.array([1, 3, 3, 3, 3, 3]), splits={"train": [1, 2]})
+    assert made.count[0] == 1
+
+
+def test_with_splits_replaces_adds_and_removes():
+    made = table().with_splits(train=[0], test=None)
+    assert list(made.splits) == ["train", "validation"]
+    assert made.ids("train").tolist() == [0]
+    with pytest.raises(DataError, match="no split 'test' but train, validation: choose one"):
+        made.ids("test")
+    with pytest.raises(DataError, match="class 'e' is in the splits 'train' and 'validation'"):
+        made.with_splits(train=[4])
+
+
+def test_subset_renumbers_classes_and_splits():
+    whole = table()
+    part = whole.subset([5, 1])
+    assert part.names == ("f", "b")
+    assert part.groups == ("three", "one")
+    assert {name: ids.tolist() for name, ids in part.splits.items()} == {"train": [1], "test": [0]}
+    for new, old in enumerate((5, 1)):
+        np.testing.assert_array_equal(part.of(new), whole.of(old))
+    with pytest.raises(DataError, match="accepted is 0 to 5"):
+        whole.subset([6])
+
+
+def test_by_group_keeps_groups_whole_and_repeats_by_seed():
+    made = table().with_splits(train=np.arange(6), validation=None, test=None)
+    seen = set()
+    for seed in range(20):
+        chosen, rest = by_group(made, fraction=1 / 3, seed=seed)
+        assert sorted([*chosen, *rest]) == list(range(6))
+        assert not {made.groups[i] for i in chosen} & {made.groups[i] for i in rest}
+        assert len(chosen) == 2
+        np.testing.assert_array_equal(chosen, by_group(made, fraction=1 / 3, seed=seed)[0])
+        seen.add(made.groups[chosen[0]])
+    assert seen == {"one", "two", "three"}
+    chosen, rest = by_group(made, names=["two"])
+    assert chosen.tolist() == [2, 3]
+    assert rest.tolist() == [0, 1, 4, 5]
+
+
+def test_by_group_leaves_something_on_each_side():
+    for fraction in (0.01, 0.99):
+        chosen, rest = by_group(table(), fraction=fraction)
+        assert len(chosen) == len(rest) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"names": ["four"]}, DataError, "no group 'four' in split 'train'; accepted are one, two"),
+        ({"split": "test", "fraction": 0.5}, DataError, "split 'test' has one group, 'three'"),
+        ({"fraction": 1.0}, ConfigError, "fraction is 1.0; accepted is a number between 0 and 1"),
+        ({}, ConfigError, "either names or a fraction"),
+        ({"names": ["one"], "fraction": 0.5}, ConfigError, "not both"),
+    ],
+)
+def test_by_group_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        by_group(table(), **arguments)
+
+
+@pytest.mark.parametrize(("before", "after"), [(105, 28), (28, 28), (7, 3), (3, 7), (100, 1), (1, 4)])
+def test_area_weights_share_every_pixel_out(before, after):
+    weights = area_weights(before, after)
+    assert weights.shape == (after, before)
+    np.testing.assert_array_equal(weights, np.rint(weights))
+    np.testing.assert_array_equal(weights.sum(1), weights[0].sum())
+    np.testing.assert_array_equal(weights.sum(0), weights[:, 0].sum())
+
+
+def test_area_average_is_the_mean_over_blocks():
+    image = np.random.default_rng(1).random((2, 12, 20), np.float32)
+    blocks = image.reshape(2, 4, 3, 4, 5).mean((2, 4))
+    np.testing.assert_allclose(area_average(image, 4), blocks, rtol=1e-6)  # float32, 15 terms
+    np.testing.assert_allclose(area_average(image, 7).mean((1, 2)), image.mean((1, 2)), rtol=1e-6)
+
+
+INK = np.zeros((56, 56), bool)
+INK[14:42, 26:30] = True  # an upright stroke in the middle
+
+
+def grey(dark=0, light=255):
+    return np.where(INK, dark, light).astype(np.uint8)
+
+
+def rgba(ink, paper, alpha_ink=255, alpha_paper=255):
+    colour = np.where(INK[..., None], np.uint8(ink), np.uint8(paper)) * np.ones((1, 1, 3), np.uint8)
+    alpha = np.where(INK, alpha_ink, alpha_paper).astype(np.uint8)
+    return Image.fromarray(np.dstack([colour, alpha]))
+
+
+def palette(transparent):
+    image = Image.fromarray(np.where(INK, 1, 0).astype(np.uint8)).convert("L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette([255, 255, 255, 0, 0, 0] if not transparent else [0, 0, 0, 0, 0, 0])
+    if transparent:
+        image.info["transparency"] = 0
+    return image
+
+
+DRAWINGS = {
+    "grey, dark on light": lambda: Image.fromarray(grey()),
+    "grey, light on dark": lambda: Image.fromarray(255 - grey()),
+    "1 bit": lambda: Image.fromarray(grey()).convert("1"),
+    "16 bits": lambda: Image.fromarray(grey().astype(np.uint16) * 257),
+    "colour": lambda: Image.fromarray(grey()).convert("RGB"),
+    "opaque RGBA": lambda: rgba(0, 255),
+    "black ink on nothing": lambda: rgba(0, 0, 255, 0),
+    "white ink on nothing": lambda: rgba(255, 255, 255, 0),
+    "grey and alpha": lambda: rgba(0, 0, 255, 0).convert("LA"),
+    "palette": lambda: palette(False),
+    "palette, transparent paper": lambda: palette(True),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWINGS)
+def test_every_kind_of_drawing_is_read_alike(kind, tmp_path):
+    DRAWINGS[kind]().save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read, area_average(INK, 28), atol=1e-6)
+
+
+def test_jpeg_is_read_with_its_loss(tmp_path):
+    Image.fromarray(grey()).save(tmp_path / "a.jpg", quality=95)
+    np.testing.assert_allclose(read_image(tmp_path / "a.jpg"), area_average(INK, 28), atol=0.1)
+
+
+def test_oblong_drawing_is_padded_with_its_paper(tmp_path):
+    Image.fromarray(grey(30, 220)[:, 20:36]).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png", side=14)
+    np.testing.assert_allclose(read, area_average((255 - grey(30, 220)) / 255, 14), atol=1e-6)
+
+
+def test_photograph_keeps_its_brightness_and_turns_upright(tmp_path):
+    pixels = np.zeros((20, 10, 3), np.uint8)
+    pixels[:10, :, 0] = 255  # the upper half is red
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(pixels[::-1, ::-1]).save(tmp_path / "a.png", exif=exif)
+    read = read_image(tmp_path / "a.png", side=4, channels=3)
+    assert read.shape == (4, 4, 3)
+    np.testing.assert_allclose(read[:2, :, 0], 1, atol=1e-6)
+    np.testing.assert_allclose(read[2:], 0, atol=1e-6)
+
+
+def test_values_stay_within_0_and_1(tmp_path):
+    Image.fromarray(np.full((97, 89), 255, np.uint8)).save(tmp_path / "a.png")
+    for channels in (1, 3):
+        read = read_image(tmp_path / "a.png", side=13, channels=channels)
+        assert 0 <= read.min() <= read.max() <= 1
+
+
+def save(folder, *names):
+    for name in names:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey()).save(file)
+
+
+def test_folder_of_classes(tmp_path):
+    save(tmp_path, "b/2.png", "b/1.PNG", "a/x.jpg", "a/.hidden.png", "__MACOSX/z.png", ".git/y.png")
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    read = read_image_folder(tmp_path, side=14)
+    assert {name: array.shape for name, array in read.items()} == {"a": (1, 14, 14), "b": (2, 14, 14)}
+    assert [file.name for file in image_files(tmp_path)["b"]] == ["1.PNG", "2.png"]
+    assert read_image_folder(tmp_path, channels=3)["b"].shape == (2, 28, 28, 3)
+
+
+def test_flat_folder_where_accepted(tmp_path):
+    save(tmp_path, "2.png", "1.png")
+    assert [file.name for file in image_files(tmp_path, flat=True)[""]] == ["1.png", "2.png"]
+    assert read_image_folder(tmp_path, flat=True)[""].shape == (2, 28, 28)
+
+
+def truncated(tmp_path):
+    save(tmp_path, "a/1.png")
+    whole = (tmp_path / "a/1.png").read_bytes()
+    (tmp_path / "a/1.png").write_bytes(whole[: len(whole) // 2])
+    return tmp_path
+
+
+def text_as_png(tmp_path):
+    save(tmp_path, "a/1.png")
+    (tmp_path / "a/1.png").write_text("no image")
+    return tmp_path
+
+
+def wide_pixels(tmp_path):
+    save(tmp_path, "a/1.png")
+    Image.fromarray(np.full((9, 9), np.nan, np.float32)).save(tmp_path / "a/2.tiff")
+    return tmp_path
+
+
+def made(*names):
+    def make(tmp_path):
+        save(tmp_path, *names)
+        return tmp_path
+
+    return make
+
+
+def with_empty_class(tmp_path):
+    save(tmp_path, "a/1.png")
+    (tmp_path / "b").mkdir()
+    return tmp_path
+
+
+def a_file(tmp_path):
+    save(tmp_path, "1.png")
+    return tmp_path / "1.png"
+
+
+def empty(tmp_path):
+    (tmp_path / "nothing").mkdir()
+    return tmp_path / "nothing"
+
+
+BAD_FOLDERS = {
+    "missing": (
+        lambda path: path / "no",
+        "no: no such folder; accepted is a folder with one folder of images",
+    ),
+    "a file": (a_file, "1.png is a file; accepted is a folder"),
+    "empty": (empty, "nothing holds no images but nothing; accepted"),
+    "flat where classes are wanted": (made("1.png"), "holds images directly .*1.png.*name being the class"),
+    "classes and loose images": (made("a/1.png", "2.png"), "both folders .*a.* and images .*2.png.*: move"),
+    "an empty class": (with_empty_class, "class 'b' is empty; accepted .*: add images or remove"),
+    "a truncated image": (
+        truncated,
+        "1.png cannot be read as an image .*truncated.*: replace the file or remove",
+    ),
+    "text called .png": (text_as_png, "1.png cannot be read as an image"),
+    "float pixels, NaN": (
+        wide_pixels,
+        "2.tiff has 32-bit pixels; accepted are 8 or 16 bits a channel: save it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_bad_folder_is_refused(case, tmp_path):
+    make, message = BAD_FOLDERS[case]
+    with pytest.raises(DataError, match=message):
+        read_image_folder(make(tmp_path))
+
+
+def test_a_huge_image_is_refused(tmp_path, monkeypatch):
+    save(tmp_path, "1.png")
+    for most in (56 * 56 - 1, 56 * 56 // 2 - 1):  # Pillow warns above the one and raises above twice
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        with pytest.raises(DataError, match=f"too large; accepted are up to {most} pixels: shrink"):
+            read_image(tmp_path / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"channels": 2}, "channels is 2"), ({"side": 0}, "side is 0")]
+)
+def test_bad_size_is_refused(arguments, message, tmp_path):
+    with pytest.raises(ConfigError, match=f"{message}; accepted is"):
+        read_image(tmp_path / "1.png", **arguments)
+
+
+def split_folders(path, validation="val"):
+    save(
+        path,
+        *(
+            f"{split}/{split}-{c}/{i}.png"
+            for split in ("train", validation, "test")
+            for c in "ab"
+            for i in "12"
+        ),
+    )
+    return path
+
+
+@pytest.mark.parametrize("validation", ["val", "validation"])
+def test_split_folders(validation, tmp_path):
+    read = read_split_folders(split_folders(tmp_path, validation), side=8)
+    assert read.pixels.shape == (12, 8, 8, 3)
+    assert {name: [read.names[i] for i in ids] for name, ids in read.splits.items()} == {
+        "train": ["train-a", "train-b"],
+        "validation": [f"{validation}-a", f"{validation}-b"],
+        "test": ["test-a", "test-b"],
+    }
+    expected = 255 * (1 - area_average(INK, 8))
+    np.testing.assert_array_equal(read.pixels, np.rint(expected)[None, :, :, None] + np.zeros((12, 1, 1, 3)))
+
+
+def write_csv(path, **splits):
+    save(path, *(f"images/{name}" for rows in splits.values() for name, _ in rows))
+    for split, rows in splits.items():
+        lines = ["filename,label", *(f"{name},{label}" for name, label in rows)]
+        (path / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_csv_layout_groups_rows_by_class(tmp_path):
+    rows = [("1.jpg", "x"), ("2.jpg", "y"), ("3.jpg", "x"), ("4.jpg", "y")]
+    read = read_split_folders(
+        write_csv(tmp_path, train=rows, test=[("5.jpg", "z"), ("6.jpg", "z")]), side=8, channels=1
+    )
+    assert read.names == ("x", "y", "z")
+    assert read.pixels.shape == (6, 8, 8, 1)
+    assert list(read.splits) == ["train", "test"]
+
+
+def test_split_folders_are_cached_and_changes_noticed(tmp_path, monkeypatch):
+    split_folders(tmp_path / "data")
+    first = read_split_folders(tmp_path / "data", side=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "read_image", lambda *_: pytest.fail("it was decoded again"))
+        np.testing.assert_array_equal(read_split_folders(tmp_path / "data", side=8).pixels, first.pixels)
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "data/train/train-a/1.png")
+    assert not read_split_folders(tmp_path / "data", side=8).pixels[0].any()
+
+
+def leak(path):
+    save(split_folders(path), "test/train-a/1.png", "test/train-a/2.png")
+    return path
+
+
+def single(path):
+    save(split_folders(path), "train/lonely/1.png")
+    return path
+
+
+def lost_file(path):
+    write_csv(path, train=[("1.jpg", "x"), ("2.jpg", "x")])
+    (path / "images/2.jpg").unlink()
+    return path
+
+
+def csv_of(text):
+    def make(path):
+        save(path, "images/1.jpg")
+        (path / "train.csv").write_bytes(text)
+        return path
+
+    return make
+
+
+BAD_SPLITS = {
+    "missing": (lambda path: path / "no", "no such folder; accepted is train/, val/ and test/"),
+    "no train": (made("other/a/1.png"), "has no train/ and no train.csv but other; accepted"),
+    "a class in two splits": (leak, "class 'train-a' is in the splits 'train' and 'test'; .*: remove it"),
+    "a class with one image": (single, "class 'lonely' of the split 'train' has 1 image"),
+    "csv with a file that is not there": (
+        lost_file,
+        r"train.csv, line 3 names 2.jpg, but there is no .*images",
+    ),
+    "csv without labels": (csv_of(b"filename,label\n1.jpg\n"), "line 2 is '1.jpg'; accepted is the header"),
+    "csv without lines": (csv_of(b"filename,label\n"), "names no images; accepted"),
+    "csv of bytes": (csv_of(b"\xff\xfe\x00"), "train.csv cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SPLITS)
+def test_bad_split_folders_are_refused(case, tmp_path):
+    make, message = BAD_SPLITS[case]
+    with pytest.raises(DataError, match=message):
+        read_split_folders(make(tmp_path / "data") if case != "missing" else make(tmp_path))
+
+
+def cache_files(tmp_path):
+    return sorted((tmp_path / "cache/imaml/tables").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a bit flipped", "emptied"])
+def test_a_damaged_cache_is_made_anew(damage, tmp_path):
+    array = np.arange(1000) % 251
+    np.testing.assert_array_equal(cached_array("key", lambda: array), array)
+    (file,) = cache_files(tmp_path)
+    content = bytearray(file.read_bytes())
+    content[-7] ^= 4
+    file.write_bytes({"truncated": content[:-20], "emptied": b""}.get(damage, bytes(content)))
+    np.testing.assert_array_equal(cached_array("key", lambda: array), array)
+    assert cache_files(tmp_path) == [file]  # the same name is the same content: it was written again
+    np.testing.assert_array_equal(cached_array("key", lambda: pytest.fail("not cached")), array)
+
+
+def test_without_a_writable_cache_arrays_are_made_each_time(tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert cached_array("key", lambda: np.arange(3)).tolist() == [0, 1, 2]
+    assert cached_array("key", lambda: np.arange(2)).tolist() == [0, 1]

@@ -1,0 +1,211 @@
+"""The report: one page that needs nothing else, says the figures, and survives any run."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from imaml.errors import DataError
+from imaml.journal import Journal
+from imaml.reporting import Example, write_report
+
+VOID = {"meta", "img", "path", "circle", "rect", "polygon", "br", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed, and collects the text, the tags and the attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.words, self.tags = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def fake(folder, steps=300, end=True, accuracy=True):
+    config = {
+        "kind": "Config",
+        "domain": {"kind": "FewShotRecipe", "source": "characters", "ways": 3, "shots": 1},
+    }
+    config["method"] = {"name": "<script>alert(1)</script>", "inner": {"steps": [1, 2, {"deep": None}]}}
+    if not accuracy:
+        config["domain"] = {"kind": "SinusoidRecipe"}
+    (folder / "config.json").write_text(json.dumps(config))
+    headline = "accuracy" if accuracy else "loss"
+    with Journal(folder, progress=False) as journal:
+        journal.write("start", version="9.8.7", steps=steps, tasks=4, parameters=112261, headline=headline)
+        for step in range(10, steps + 1, 10):
+            fields = {"loss": 2.0 / step if step != 100 else float("nan"), "failed": step == 50}
+            fields |= {"accuracy": 1 - 1 / step} if accuracy else {}
+            fields |= {"inner_residual": 1 / step, "linear_residual": 0.1, "negative_curvature": 0.0}
+            fields |= {"inner_steps": 16.0, "inner_steps_max": 16, "linear_steps": 4 + step % 3}
+            journal.write(
+                "step", step=step, seconds=0.5 * step, gradient_norm=1.0, learning_rate=1e-3, **fields
+            )
+            if step % 100 == 0:
+                scores = {headline: 0.8, f"{headline}_inductive": 0.7, "loss": 0.4}
+                journal.write("validation", step=step, seconds=step * 0.5, scores=scores, ci95={}, tasks=9)
+        journal.write("warning", message="<b>bold</b> & <script>alert(2)</script>")
+        if end:
+            journal.write("end", step=steps, reason="minutes", seconds=0.5 * steps)
+            scores = {headline: 0.9412, f"{headline}_inductive": 0.9234} if accuracy else {"loss": 0.0213}
+            before, ci95 = {headline: 0.3345}, dict.fromkeys(scores, 0.0041)
+            others = {"pixel_nearest_neighbour": 0.4567}
+            journal.write(
+                "evaluation",
+                split="test",
+                scores=scores,
+                ci95=ci95,
+                before=before,
+                baselines=others,
+                tasks=1000,
+                seed=0,
+                data="characters",
+            )
+    return folder
+
+
+def image_example(channels=()):
+    draw = np.random.default_rng(0)
+    images = draw.uniform(size=(6, 8, 8, *channels))
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    return Example(
+        images[:3], labels[:3], images, labels, np.array([0, 1, 2, 0, 1, 0]), np.full((6, 3), 1 / 3)
+    )
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    path = write_report(fake(tmp_path), [image_example(), image_example((1,)), image_example((3,))])
+    page = Page(path.read_text())
+    assert path == tmp_path / "report.html"
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    for tag, given in page.tags:
+        for name in ("src", "href", "xlink:href", "action"):
+            assert given.get(name, "data:").startswith("data:")
+        assert tag != "img" or given["alt"]
+        assert given.get("role") != "img" or given["aria-label"]
+    assert "url(" not in path.read_text()
+    assert "@import" not in path.read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "events.jsonl", "report.html"]
+
+
+def test_text_is_escaped(tmp_path):
+    page = Page(write_report(fake(tmp_path)).read_text())
+    assert "<b>bold</b> & <script>alert(2)</script>" in page.text
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_the_figures_are_said(tmp_path):
+    page = Page(write_report(fake(tmp_path), [image_example()]).read_text())
+    for words in (
+        "Characters, 3-way 1-shot",
+        "94.12 ± 0.41 %",
+        "transductive",
+        "92.34 ± 0.41 %",
+        "inductive",
+        "33.45 %",
+        "Pixel nearest neighbour",
+        "45.67 %",
+        "the time budget is used up",
+        "9.8.7",
+        "16 inner steps a task",
+        "5 of 6 right",
+        "✗ A33 %",
+        "Linear residual",
+        "Negative curvature",
+    ):
+        assert words in page.text
+
+
+def test_a_regression_run_draws_curves(tmp_path):
+    x = np.linspace(-5, 5, 40)[:, None]
+    example = Example(x[::8], np.sin(x[::8]), x, np.sin(x), 0.9 * np.sin(x), before=0 * x)
+    page = Page(write_report(fake(tmp_path, accuracy=False), [example]).read_text())
+    assert "Sinusoid" in page.text
+    assert "0.0213 ± 0.0041" in page.text
+    assert "before" in page.text
+    assert "Lower is better" in page.text
+
+
+@pytest.mark.parametrize("steps", [0, 10, 20, 100])
+def test_an_unfinished_run_has_a_page(tmp_path, steps):
+    page = Page(write_report(fake(tmp_path, steps=steps, end=False)).read_text())
+    assert "no end was recorded" in page.text
+    assert ("Result so far" in page.text) == (steps == 100)
+
+
+def test_a_folder_without_events_has_a_page(tmp_path):
+    assert "no events yet" in Page(write_report(tmp_path).read_text()).text
+    (tmp_path / "events.jsonl").write_text("")
+    (tmp_path / "config.json").write_text("[1, null]")
+    assert "no events yet" in Page(write_report(tmp_path).read_text()).text
+
+
+def test_a_half_written_line_is_among_the_warnings(tmp_path):
+    with (fake(tmp_path) / "events.jsonl").open("a") as file:
+        file.write('{"event": "st')
+    assert "half written" in Page(write_report(tmp_path).read_text()).text
+
+
+def test_steps_repeated_after_a_resume_replace_the_first_ones(tmp_path):
+    with Journal(tmp_path, progress=False) as journal:
+        for step, loss in ((10, 1.0), (20, 7.25), (30, 8.25)):
+            journal.write("step", step=step, seconds=float(step), loss=loss)
+        journal.write("resume", step=10)
+        journal.write("step", step=20, seconds=20.0, loss=0.75)
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "0.75" in text
+    assert "7.25" not in text
+    assert "8.25" not in text
+    assert "Resumedonce" in text
+
+
+def test_nothing_finite_is_drawn_as_nothing(tmp_path):
+    with Journal(tmp_path, progress=False) as journal:
+        for step in (10, 20):
+            journal.write("step", step=step, seconds=1.0, loss=float("nan"), inner_residual=float("inf"))
+    assert not any(tag == "svg" for tag, _ in Page(write_report(tmp_path).read_text()).tags)
+
+
+def test_a_long_run_stays_small(tmp_path):
+    path = write_report(fake(tmp_path, steps=50_000))
+    assert path.stat().st_size < 800_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"support_labels": [0]}, {"predicted": [0]}, {"probabilities": [[1.0]]}, {"query": np.ones((6, 2))}],
+)
+def test_an_example_whose_parts_do_not_fit_is_refused(change):
+    fields = {"support": np.zeros((3, 8, 8)), "support_labels": [0, 1, 2], "query": np.zeros((6, 8, 8))}
+    fields |= {"query_labels": [0] * 6, "predicted": [0] * 6}
+    with pytest.raises(DataError, match="Example"):
+        Example(**(fields | change))
+
+
+def test_what_cannot_be_read_is_said_plainly(tmp_path):
+    with pytest.raises(DataError, match="no folder"):
+        write_report(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"config\.json cannot be read"):
+        write_report(tmp_path)
