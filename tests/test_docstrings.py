@@ -1,7 +1,9 @@
-"""Every example in a docstring runs, in float32 as users see it: hence in a process without x64."""
+"""Every example in docstrings and docs/gotchas.md runs, in float32 as users see it: in its own process."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 RUNNER = """
 import doctest, importlib, pkgutil, sys
@@ -23,3 +25,11 @@ def test_examples_in_docstrings():
     run = subprocess.run([sys.executable, "-c", RUNNER], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert int(run.stdout.split()[-1]) >= 20, run.stdout
+
+
+def test_examples_in_the_gotchas():
+    page = (Path(__file__).parent.parent / "docs" / "gotchas.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert len(blocks) >= 8
+    run = subprocess.run([sys.executable, "-c", "".join(blocks)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -71,7 +71,7 @@ BAD_TABLES = {
     "shared rows": ({"first": np.array([0, 2, 6, 9, 12, 15])}, "classes 'a' and 'b' share rows"),
     "overlapping splits": (
         {"splits": {"train": [0, 1], "test": [1, 2]}},
-        "class 'b' is in the splits 'train' and 'test'; accepted are splits without a class in common: remove",
+        "class 'b' is in the splits 'train' and 'test'; accepted are splits without a class in common",
     ),
     "a class twice in a split": ({"splits": {"train": [0, 0]}}, "'train', 'a' came twice"),
     "a split of unknown name": ({"splits": {"val": [0]}}, "'val'; accepted are train, validation, test"),

@@ -539,7 +539,7 @@ def test_real_splits_are_disjoint_and_of_the_sizes_promised():
 
 @needs_omniglot
 def test_real_pixel_nearest_neighbour(real):
-    """42.7 % right on 5-way 1-shot tasks of test characters; 2 points are 4 standard errors of 2,000 tasks."""
+    """42.7 % on 5-way 1-shot tasks of test characters; 2 points are 4 standard errors of 2,000 tasks."""
     random = np.random.default_rng(0)
     pixels = real.pixels.reshape(1623, 20, -1).astype(np.float32)
     right = []

@@ -16,15 +16,10 @@ def draws():
 
 
 @pytest.fixture(scope="module")
-def draw_each():
-    return jax.jit(jax.vmap(strokes.draw))
-
-
-@pytest.fixture(scope="module")
 def sheet(draws):
     """Images (CHARACTERS, DRAWINGS, 28, 28)."""
     drawings = jnp.tile(jnp.arange(DRAWINGS, dtype=jnp.int32), (CHARACTERS, 1))
-    return np.asarray(draws(jnp.arange(CHARACTERS, dtype=jnp.int32), drawings))
+    return np.asarray(draws(jnp.arange(CHARACTERS, dtype=jnp.int32), drawings, 0))
 
 
 def distances(queries, supports):
@@ -50,19 +45,17 @@ def test_no_drawing_is_blank_or_full(sheet):
 def test_a_drawing_is_the_same_every_time_and_another_seed_another_one(sheet, draws):
     characters = jnp.arange(CHARACTERS, dtype=jnp.int32)
     drawings = np.tile(np.arange(DRAWINGS), (CHARACTERS, 1))
-    again = draws(characters[::-1], jnp.asarray(drawings[:, ::-1], jnp.int32))
+    again = draws(characters[::-1], jnp.asarray(drawings[:, ::-1], jnp.int32), 0)
     np.testing.assert_allclose(again[::-1, ::-1], sheet, atol=1e-5)  # float32, other place in the batch
     other = draws(characters, jnp.asarray(drawings, jnp.int32), 1)
     assert (np.abs(np.asarray(other) - sheet).max((2, 3)) > 0.5).all()
 
 
-def test_mapped_drawing_is_a_loop_of_drawings(sheet, draw_each):
-    characters, drawings = jnp.arange(12, dtype=jnp.int32), jnp.arange(12, dtype=jnp.int32) % DRAWINGS
-    mapped = draw_each(characters, drawings)
-    np.testing.assert_allclose(mapped, sheet[characters, drawings], atol=1e-4)  # 96 blots summed in any order
+def test_images_drawn_together_are_those_drawn_one_by_one(sheet):
+    draw = jax.jit(strokes.draw)
     for i in range(12):
-        one = draw_each(characters[i : i + 1], drawings[i : i + 1])[0]
-        np.testing.assert_allclose(one, mapped[i], atol=1e-4)
+        image = draw(jnp.int32(i), jnp.int32(i % DRAWINGS))
+        np.testing.assert_allclose(image, sheet[i, i % DRAWINGS], atol=1e-4)  # 96 blots summed in any order
 
 
 def test_drawings_of_one_character_differ_yet_are_nearer_than_other_characters(sheet):
@@ -86,6 +79,11 @@ def test_pixels_alone_tell_characters_apart_about_as_badly_as_real_ones(sheet):
         right.append((nearest == np.arange(5)).mean())
     # nearest neighbour on Omniglot's training characters, 5-way 1-shot: 0.45; 1,500 tasks: error 0.006
     assert 0.40 < np.mean(right) < 0.55
+
+
+def test_drawing_mixes_no_dtypes(strict_dtypes):
+    image = jax.eval_shape(jax.vmap(strokes.draw), *[jax.ShapeDtypeStruct((3,), jnp.int32)] * 2)
+    assert (image.shape, image.dtype) == ((3, 28, 28), jnp.float32)
 
 
 def test_ink_weighs_the_same_however_densely_a_line_is_sampled():

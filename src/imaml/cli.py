@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +34,37 @@ HELP = {
     "train": """\
 imaml train [PRESET] [options]
 
-Learns across tasks and writes a folder with config.json, events.jsonl, checkpoints/, artefact.safetensors and
-report.html; then scores what was learned on test tasks. Any field of the configuration can be set by its path:
+Learns across tasks and writes a folder with config.json, events.jsonl, checkpoints/, artefact.safetensors
+and report.html; then scores what was learned on test tasks. Ctrl-C stops it after the step, with a
+checkpoint. `imaml presets` lists the presets.
 
-  --domain.ways=20 --method.strength=0.5 --method.inner.steps=32 --method.linear=GMRES --optimiser.learning_rate=1e-3
+  --steps N --tasks N --seed S --minutes M   how long, on how many tasks a step, from which seed
+  --data PATH                                where the images lie, for presets that read images
+  --out DIR                                  the run's folder (default: runs/PRESET)
+  --resume                                   go on with the run in --out, as it was configured; options given
+                                             must agree with it, but for when it stops and how often it writes
+  --from RUN                                 a new run that starts from what an earlier one has learned
+  --quiet                                    no progress
 
-`imaml presets` lists the presets, and config.json in a run's folder all fields. With --resume, --out names the
-run; its own configuration is used, and options given must agree with it.
+Any field of the configuration can be set by its path; config.json in a run's folder shows them all:
+
+  --domain.ways=20 --method.strength=0.5 --method.inner.steps=32 --method.linear=GMRES
+  --optimiser.learning_rate=1e-3 --training.patience=5 --training.gradient_below=1e-3
 """,
     "evaluate": """\
 imaml evaluate RUN [--split test] [--tasks 1000] [--seed 0] [--data PATH] [--json]
 
-Adapts to random tasks of a split and scores the query sets: before and after adaptation, transductive (normalised
-by the query batch's own statistics, as in the literature) and inductive (by the support set's), with 95 % intervals
-over tasks. --data PATH scores a few-shot run on Omniglot found at PATH, whatever it was trained on.
+Adapts to random tasks of a split and scores the query sets: before and after adaptation, transductive
+(normalised by the query batch's own statistics, as in the literature) and inductive (by the support set's),
+with 95 % intervals over tasks. --data PATH scores a few-shot run on the images at PATH: on Omniglot for a run
+that was trained on characters or Omniglot. RUN is a run's folder or an artefact.
 """,
     "adapt": """\
 imaml adapt RUN --support DIR --query DIR [--json]
 
-Learns a new task from DIR/CLASS/*.png (any size; dark on light or light on dark) and predicts the class of every
-image below the query folder, one line each: file, class, probability.
+Learns a new task from DIR/CLASS/*.png (any size; dark on light or light on dark) and predicts the class of
+every image in the query folder (in it, or in folders in it), one line each: file, class, probability. Each
+answer depends on its own image and the support set alone. RUN is a run's folder or an artefact.
 """,
     "data": """\
 imaml data list               what can be read, and where it is looked for
@@ -66,34 +77,48 @@ imaml data check omniglot [PATH]
 
 
 class _Arguments:
-    """Positional arguments, flags, and `--name value` or `--name=value` options of one command."""
+    """Positional arguments, flags, and `--name value` or `--name=value` options of one command.
+
+    paths: options with a dot, "--method.strength=0.5", where the command takes them.
+    """
 
     def __init__(
-        self, command: str, words: Sequence[str], options: Sequence[str], flags: Sequence[str]
+        self,
+        command: str,
+        words: Sequence[str],
+        options: Sequence[str],
+        flags: Sequence[str],
+        dotted: bool = False,
     ) -> None:
-        self.command, self.positional, self.values, self.flags = command, [], {}, set()
+        self.command = command
+        self.positional: list[str] = []
+        self.values: dict[str, str] = {}
+        self.flags: set[str] = set()
         self.paths: list[tuple[str, str]] = []
         rest = list(words)
         while rest:
             word = rest.pop(0)
-            if not word.startswith("--"):
+            if not word.startswith("-") or word == "-":
                 self.positional.append(word)
                 continue
-            name, equals, value = word[2:].partition("=")
-            if name in flags and not equals:
+            name, equals, value = word.lstrip("-").partition("=")
+            if name in flags:
+                if equals:
+                    raise ConfigError(f"--{name} takes no value; {word!r} came.")
                 self.flags.add(name)
                 continue
-            if name not in options and "." not in name:
-                from difflib import get_close_matches
-
-                near = get_close_matches(name, [*options, *flags], n=1, cutoff=0.5)
-                what = f"did you mean --{near[0]}?" if near else f"see imaml {command} --help."
-                raise ConfigError(f"imaml {command} has no option --{name}; {what}")
+            path = "." in name and dotted
+            if (name not in options and not path) or not word.startswith("--"):
+                known = [f"--{other}" for other in (*options, *flags)]
+                raise ConfigError(
+                    f"imaml {command} has no option "
+                    f"{word.partition('=')[0]}{_meant('--' + name, known, command)}"
+                )
             if not equals:
                 if not rest or rest[0].startswith("--"):
-                    raise ConfigError(f"--{name} needs a value: --{name} VALUE.")
+                    raise ConfigError(f"--{name} needs a value: --{name}=VALUE.")
                 value = rest.pop(0)
-            if "." in name:
+            if path:
                 self.paths.append((name, value))
             else:
                 self.values[name] = value
@@ -101,24 +126,34 @@ class _Arguments:
     def take(self, least: int, most: int, what: str) -> list[str | None]:
         """The positional arguments, padded with None; ConfigError where there are too few or many."""
         if not least <= len(self.positional) <= most:
-            raise ConfigError(f"imaml {self.command}: {what}; {len(self.positional)} came. See --help.")
+            came = " ".join(self.positional) or "nothing"
+            raise ConfigError(f"imaml {self.command}: accepted is {what}; {came} came. See --help.")
         return [*self.positional, *[None] * (most - len(self.positional))]
 
-    def whole(self, name: str, default: int | None, least: int = 0) -> int | None:
+    def whole(self, name: str, default: int, least: int = 0) -> int:
         """An option that is a whole number."""
         if name not in self.values:
             return default
+        text = self.values[name]
         try:
-            value = int(self.values[name])
-        except ValueError as error:
-            raise ConfigError(f"--{name} {self.values[name]}: accepted is a whole number.") from error
+            value = int(text)
+        except ValueError:
+            value = least - 1
         if value < least:
-            raise ConfigError(f"--{name} {value}: accepted is a whole number of at least {least}.")
+            raise ConfigError(f"--{name} {text}: accepted is a whole number of at least {least}.")
         return value
 
 
+def _meant(word: str, known: Iterable[str], command: str = "") -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; see imaml {command + ' ' if command else ''}--help."
+
+
 def use_all_cores() -> None:
-    """On a CPU, makes every core a device of its own, so that tasks run side by side; nothing where set already.
+    """On a CPU, makes every core a device of its own, so that tasks run side by side; nothing where set
+    already.
 
     Must come before JAX starts. On GPU and TPU the flags change nothing.
     """
@@ -143,61 +178,79 @@ def main(words: Sequence[str] | None = None) -> int:
     command = words[0]
     try:
         if command not in COMMANDS:
-            from difflib import get_close_matches
-
-            near = get_close_matches(command, COMMANDS, n=1, cutoff=0.4)
-            raise ConfigError(
-                f"there is no command {command!r}; "
-                + (f"did you mean {near[0]!r}?" if near else "see imaml --help.")
-            )
+            raise ConfigError(f"there is no command {command!r}{_meant(command, COMMANDS)}")
         if "--help" in words or "-h" in words:
             print(HELP[command], end="")
             return 0
-        return COMMANDS[command](words[1:]) or 0
+        status = COMMANDS[command](words[1:])
+        sys.stdout.flush()  # so that a closed pipe shows here
+        return status
     except ImamlError as error:
         print(f"imaml: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"imaml: {place}{error.strerror or error}; mend that and try again.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("imaml: interrupted", file=sys.stderr)
         return 130
-    except MemoryError:
-        print("imaml: out of memory; lower --training.tasks or --method.chunk.", file=sys.stderr)
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        print(
+            "imaml: out of memory; lower --method.chunk, --training.tasks or --domain.filters.",
+            file=sys.stderr,
+        )
         return 2
 
 
 def train_command(words: Sequence[str]) -> int:
     """imaml train."""
-    options = ("steps", "seed", "data", "out", "from", "minutes", "tasks")
-    arguments = _Arguments("train", words, options, ("resume", "quiet"))
+    shorthands = ("steps", "tasks", "seed", "minutes")
+    arguments = _Arguments(
+        "train", words, (*shorthands, "data", "out", "from"), ("resume", "quiet"), dotted=True
+    )
     (name,) = arguments.take(0, 1, "at most one preset")
+    resume, values = "resume" in arguments.flags, arguments.values
+    out = Path(values["out"]) if "out" in values else None
+    if name is not None and (Path(name) / "config.json").exists():
+        raise ConfigError(
+            f"{name} is a run's folder, and no preset; to go on: imaml train --resume --out {name}"
+        )
+    if resume and out is None:
+        raise ConfigError("--resume needs --out DIR, the run's folder.")
+    if resume and "from" in values:
+        raise ConfigError("--from begins a new run and --resume goes on with one; leave out one of the two.")
     from .config import Config, load_config, override, preset, replace_data
 
-    resume = "resume" in arguments.flags
     config: Config = preset(name or "characters-5w1s")
-    out = Path(arguments.values["out"]) if "out" in arguments.values else None
-    if resume:
-        if out is None:
-            raise ConfigError("--resume needs --out DIR, the run's folder.")
+    if resume and out is not None:
         file = out / "config.json"
-        if not file.exists():
-            raise ConfigError(f"--resume: {out} holds no run (no config.json in it).")
-        stored = load_config(file.read_text(), str(file))
+        if not file.is_file():
+            raise ConfigError(
+                f"--resume: {out} holds no run that has begun (no config.json); leave out --resume to start "
+                "one there."
+            )
+        stored = load_config(file.read_text(errors="replace"), str(file))
         config = stored if name is None else config
-    settings = [
-        (f"training.{n}", arguments.values[n])
-        for n in ("steps", "seed", "minutes", "tasks")
-        if n in arguments.values
-    ]
-    for path, value in [*settings, *arguments.paths]:
+    for option in shorthands:
+        if option in values:
+            config = override(config, f"training.{option}", values[option], f"--{option}")
+    for path, value in arguments.paths:
         config = override(config, path, value)
-    config = replace_data(config, arguments.values.get("data"))
-    if out is None:
-        out = _free_folder(Path("runs") / (name or "characters-5w1s"))
+    config = replace_data(config, values.get("data"))
     use_all_cores()
-    return _train(config, out, resume, arguments.values.get("from"), "quiet" in arguments.flags)
+    return _train(
+        config,
+        _free_folder(Path("runs") / (name or "characters-5w1s")) if out is None else out,
+        resume,
+        values.get("from"),
+        "quiet" in arguments.flags,
+    )
 
 
 def _free_folder(base: Path) -> Path:
@@ -212,23 +265,16 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     import dataclasses
 
     from .adaptation import load
-    from .journal import Journal
-    from .reporting import write_report
-    from .training import devices_mesh, prepare_folder, train
+    from .training import check_new, check_resumable, devices_mesh, train
 
-    if not resume:
-        prepare_folder(
-            out, config, False
-        )  # before the data are read: a folder that cannot be written is told at once
-        (out / "config.json").unlink()
-    start = None
-    if origin is not None and not resume:
-        start = load(origin).theta
+    check_resumable(out, config) if resume else check_new(
+        out
+    )  # before the data are read, which may take long
+    start = None if origin is None else load(origin).theta
     domain = config.domain.build()
-    method = config.method.build(domain, devices_mesh(config.training.tasks))
     run = train(
         domain,
-        method,
+        config.method.build(domain, devices_mesh(config.training.tasks)),
         config.optimiser,
         out=out,
         resume=resume,
@@ -239,9 +285,22 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     if run.reason == "interrupted":
         print(f"interrupted at step {run.step}; go on with: imaml train --resume --out {out}")
         return 130
-    from .evaluation import evaluate
+    _score(run, out, config)
+    print(f"run      {out}")
+    from .reporting import write_report
 
-    result = evaluate(run, split="test", tasks=1000 if config.training.validation_tasks else 100)
+    print(f"report   {write_report(out, examples(run))}")
+    return 0
+
+
+def _score(run: Any, out: Path, config: Any) -> None:
+    """Prints the evaluation that ends a run, and writes it to the run's events."""
+    from .evaluation import evaluate
+    from .journal import Journal
+
+    if not config.training.test_tasks:
+        return
+    result = evaluate(run, split="test", tasks=config.training.test_tasks)
     with Journal(out, progress=False, append=True) as journal:
         journal.write(
             "evaluation",
@@ -255,26 +314,26 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
             data=getattr(config.domain, "source", type(config.domain).__name__),
         )
     print(result)
-    print(f"run      {out}")
-    print(f"report   {write_report(out, examples(run))}")
-    return 0
 
 
 def examples(run: Any, number: int = 4) -> list[Any]:
-    """Example tasks of the test split with what a run predicts, for the report."""
+    """Example tasks of the test split with what a run or learner predicts, for the report."""
     import jax
     import numpy as np
 
-    from .config import FewShotRecipe
+    from .domains.fewshot import FewShotRecipe
+    from .domains.regression import SinusoidRecipe
     from .reporting import Example
 
-    if run.config is None or not isinstance(run.config.domain, FewShotRecipe):
-        return []
+    recipe = None if run.config is None else run.config.domain
     made = []
-    for index in range(number):
-        task = jax.device_get(run.domain.sample(jax.random.fold_in(jax.random.key(7), index), "test"))
-        predictor = run.adapt(task.support.images, task.support.labels)
-        probabilities = predictor.predict_proba(task.query.images)
+    for index in range(number if isinstance(recipe, FewShotRecipe | SinusoidRecipe) else 0):
+        key = jax.random.fold_in(jax.random.key(7), index)
+        if isinstance(recipe, SinusoidRecipe):
+            made.append(_wave(run, key))
+            continue
+        task = jax.device_get(run.domain.sample(key, "test"))
+        probabilities = run.adapt(task.support.images, task.support.labels).predict_proba(task.query.images)
         made.append(
             Example(
                 support=task.support.images,
@@ -288,13 +347,38 @@ def examples(run: Any, number: int = 4) -> list[Any]:
     return made
 
 
+def _wave(run: Any, key: Any) -> Any:
+    """One sinusoid as an Example: the curve, and what is predicted before and after adaptation."""
+    import numpy as np
+
+    from .reporting import Example
+
+    wave = run.domain.draw(key, "test")
+    support = run.domain.gather(wave).support
+    line = np.linspace(-5, 5, 101, dtype=np.float32)
+    mean = run.method.problem.mean(run.theta)
+    return Example(
+        support=np.asarray(support.inputs),
+        support_labels=np.asarray(support.targets),
+        query=line,
+        query_labels=float(wave.amplitude) * np.sin(line + float(wave.phase)),
+        predicted=run.adapt(support.inputs, support.targets).predict(line),
+        before=np.asarray(run.domain.network.forward(mean, line[:, None])[0])[:, 0],
+    )
+
+
 def evaluate_command(words: Sequence[str]) -> int:
     """imaml evaluate."""
     arguments = _Arguments("evaluate", words, ("split", "tasks", "seed", "data"), ("json",))
     (path,) = arguments.take(1, 1, "one run or artefact")
     tasks, seed = arguments.whole("tasks", 1000, 2), arguments.whole("seed", 0)
+    split = arguments.values.get("split", "test")
+    if split not in ("train", "validation", "test"):
+        raise ConfigError(f"--split {split}: accepted are train, validation and test.")
     use_all_cores()
     import dataclasses
+
+    import jax
 
     from .adaptation import load
     from .config import FewShotRecipe
@@ -308,29 +392,16 @@ def evaluate_command(words: Sequence[str]) -> int:
         if not isinstance(recipe, FewShotRecipe):
             raise ConfigError(f"--data {data}: this run's domain draws its own tasks and reads no data.")
         source = "omniglot" if recipe.source == "characters" else recipe.source
-        recipe = dataclasses.replace(recipe, source=source, data=data)
+        recipe = dataclasses.replace(recipe, source=source, data=data, limits=())
     domain = recipe.build()
-    method = learned.config.method.build(domain, devices_mesh(len(_devices())))
-    result = evaluate_theta(
-        domain,
-        method,
-        learned.theta,
-        split=arguments.values.get("split", "test"),
-        tasks=tasks or 0,
-        seed=seed or 0,
-    )
+    method = learned.config.method.build(domain, devices_mesh(len(jax.devices())))
+    result = evaluate_theta(domain, method, learned.theta, split=split, tasks=tasks, seed=seed)
     if "json" in arguments.flags:
         named = getattr(recipe, "source", type(recipe).__name__)
-        print(json.dumps({**result.to_json(), "data": named, "run": str(path)}))
+        print(json.dumps({**result.to_json(), "data": named, "run": str(path)}, allow_nan=False))
     else:
         print(result)
     return 0
-
-
-def _devices() -> list[Any]:
-    import jax
-
-    return jax.devices()
 
 
 def adapt_command(words: Sequence[str]) -> int:
@@ -353,39 +424,35 @@ def adapt_command(words: Sequence[str]) -> int:
             f"imaml adapt reads images, and {path} has learned {type(recipe).__name__}; use Python."
         )
     network = recipe.network
+    shape = (-1, network.side, network.side, network.channels)
 
     def read(folder: str, flat: bool) -> tuple[list[Path], np.ndarray, list[str]]:
+        """The files of a folder, their images, and the folder that each lies in."""
         found = image_files(folder, flat=flat)
         files = [(file, label) for label, group in found.items() for file in group]
         images = [read_image(file, network.side, network.channels) for file, _ in files]
-        return [file for file, _ in files], np.stack(images), [label for _, label in files]
+        return [file for file, _ in files], np.stack(images).reshape(shape), [label for _, label in files]
 
     _, support, labels = read(arguments.values["support"], False)
     files, query, _ = read(arguments.values["query"], True)
-    shape = (-1, network.side, network.side, network.channels)
-    predictor = learned.adapt(support.reshape(shape), labels)
-    probabilities = predictor.predict_proba(query.reshape(shape))
-    assert predictor.classes is not None
-    classes = [str(c) for c in predictor.classes]
+    predictor = learned.adapt(support, labels)
+    probabilities = predictor.predict_proba(query)
+    status = predictor.solution.status
+    classes = [] if predictor.classes is None else [str(c) for c in predictor.classes]
     rows = [
         {"file": str(file), "class": classes[int(np.argmax(p))], "probability": round(float(p.max()), 6)}
         for file, p in zip(files, probabilities, strict=True)
     ]
-    if "json" in arguments.flags:
-        each = [dict(zip(classes, (round(float(v), 6) for v in p), strict=True)) for p in probabilities]
-        status = {"status": predictor.solution.status.ending.name, "normalisation": "inductive"}
-        print(
-            json.dumps(
-                {
-                    "classes": classes,
-                    **status,
-                    "predictions": [{**row, "probabilities": p} for row, p in zip(rows, each, strict=True)],
-                }
-            )
-        )
-    else:
+    if not bool(status.ok):
+        print(f"imaml: the inner solve ended in {status.ending.name}. {status.advice}", file=sys.stderr)
+    if "json" not in arguments.flags:
         for row in rows:
             print(f"{row['file']}\t{row['class']}\t{row['probability']:.3f}")
+        return 0
+    for row, p in zip(rows, probabilities, strict=True):
+        row["probabilities"] = {c: round(float(v), 6) for c, v in zip(classes, p, strict=True)}
+    about = {"classes": classes, "normalisation": "inductive", "status": status.ending.name, "run": str(path)}
+    print(json.dumps({**about, "predictions": rows}, allow_nan=False))
     return 0
 
 
@@ -393,20 +460,22 @@ def data_command(words: Sequence[str]) -> int:
     """imaml data."""
     arguments = _Arguments("data", words, (), ())
     action, name, path = arguments.take(1, 3, "list, get NAME [DIR], or check NAME [PATH]")
+    actions = ("list", "get", "check")
+    if action not in actions:
+        raise ConfigError(f"imaml data has no {action!r}{_meant(str(action), actions, 'data')}")
+    if action != "list" and name != "omniglot":
+        raise ConfigError(f"imaml data {action}: {name or 'nothing'} came; accepted is omniglot.")
     from .domains import omniglot
 
     if action == "list":
         print(omniglot.listing())
         return 0
-    if action not in ("get", "check"):
-        raise ConfigError(f"imaml data {action}: accepted are list, get and check.")
-    if name != "omniglot":
-        raise ConfigError(f"imaml data {action} {name or ''}: accepted is omniglot.")
     if action == "get":
         print(f"Omniglot is in {omniglot.get(path)}")
         return 0
-    print(omniglot.check(path))
-    return 0
+    report = omniglot.check(path)
+    print(report)
+    return 0 if report.ok else 2
 
 
 def report_command(words: Sequence[str]) -> int:
@@ -414,20 +483,26 @@ def report_command(words: Sequence[str]) -> int:
     arguments = _Arguments("report", words, (), ())
     (path,) = arguments.take(1, 1, "one run's folder")
     folder = Path(str(path))
-    if not folder.is_dir():
-        raise DataError(f"imaml report: {folder} is no folder; accepted is a run's folder.")
+    if folder.name == "artefact.safetensors":
+        folder = folder.parent
+    if not (folder / "events.jsonl").is_file():
+        raise DataError(f"imaml report: {path} is no run's folder (it has no events.jsonl); accepted is one.")
     from .adaptation import load
     from .reporting import write_report
 
     drawn: list[Any] = []
     if (folder / "artefact.safetensors").exists():
-        drawn = examples(load(folder))
+        try:
+            drawn = examples(load(folder))
+        except ImamlError as error:  # such as data that are not on this machine
+            print(f"imaml: the report has no example tasks: {error}", file=sys.stderr)
     print(write_report(folder, drawn))
     return 0
 
 
 def presets_command(words: Sequence[str]) -> int:
     """imaml presets."""
+    _Arguments("presets", words, (), ()).take(0, 0, "no argument")
     from .config import PRESETS
 
     for name, entry in PRESETS.items():

@@ -29,7 +29,8 @@ STYLE = """
 background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}main{max-width:1040px;
 margin:0 auto;padding:2.5rem 1.1rem 4rem}p{margin:.4rem 0;max-width:68ch}h2{font-size:1.35rem;
 margin:3rem 0 .3rem}h3{font-size:1rem;margin:0 0 .2rem}h1{font-size:clamp(1.8rem,5vw,2.6rem);line-height:1.15;
-margin:.1rem 0 .5rem;letter-spacing:-.02em}.eyebrow{font-size:.85rem;color:var(--a);font-weight:600;margin:0}
+margin:.1rem 0 .5rem;letter-spacing:-.02em;text-wrap:balance}
+.eyebrow{font-size:.85rem;color:var(--a);font-weight:600;margin:0}
 .lead{font-size:1.15rem;line-height:1.5}.soft,figcaption,.facts dt,small{color:var(--soft)}
 .notice{border-left:4px solid var(--b)!important}.card,figure{background:var(--card);
 border:1px solid var(--line);border-radius:12px;padding:1rem 1.1rem;margin:0}.card+.card{margin-top:1rem}
@@ -64,7 +65,7 @@ border-radius:6px;padding:2px}.wrong span{border:2px dashed var(--bad)}.right{co
 .wrong{color:var(--bad);font-weight:700}.tree{list-style:none;padding-left:1.1rem;margin:.2rem 0}
 .tree details{margin:0}code{font:.9em ui-monospace,monospace}
 @media(max-width:640px){.bar{grid-template-columns:1fr auto}.track{grid-column:1/-1;grid-row:2}
-.first .value{font-size:1.2rem}.small svg text{font-size:13px}.class{gap:.4rem}.tile{width:45px}
+.first .value{font-size:1.2rem}svg text,.small svg text{font-size:15px}.class{gap:.4rem}.tile{width:45px}
 .shots{padding-right:.4rem}.queries{gap:.25rem}}@media print{body{background:#fff}
 figure,.card{break-inside:avoid}}
 """
@@ -83,10 +84,10 @@ class Example:
     """One task with what was predicted, for the report.
 
     Classification: support (n, height, width[, channels]) in [0, 1], 1 = ink, support_labels (n,) classes
-    from 0, query and query_labels likewise, predicted (n,) classes, probabilities (n, ways) or None. Regression:
-    support (n, 1) inputs, support_labels (n, 1) targets, query (m, 1) the inputs that curves are drawn over,
-    query_labels the true curve there, predicted the curve after adaptation, before the one before it or None.
-    DataError where they do not fit together.
+    from 0, query and query_labels likewise, predicted (n,) classes, probabilities (n, ways) or None.
+    Regression: support (n, 1) inputs, support_labels (n, 1) targets, query (m, 1) the inputs that curves are
+    drawn over, query_labels the true curve there, predicted the curve after adaptation, before the one before
+    it or None. DataError where they do not fit together.
     """
 
     support: Any
@@ -103,9 +104,7 @@ class Example:
             value, whole = getattr(self, name), "support" if name == "support_labels" else "query"
             came, shape = np.shape(value), np.shape(getattr(self, whole))
             if value is not None and came[:1] != shape[:1]:
-                raise DataError(
-                    f"Example: {name} has shape {came}; give one entry for each of {whole} {shape}."
-                )
+                raise DataError(f"Example: {name} has shape {came}, {whole} {shape}; give one for each.")
         shape = np.shape(self.query)
         if len(shape) < 3 and shape[1:] not in ((), (1,)):
             raise DataError(f"Example: query has shape {shape}; accepted are images or (m, 1) inputs.")
@@ -212,7 +211,7 @@ def _head(run: _Run) -> tuple[str, str]:
         "Training time": clock(run.seconds),
         "Tasks a step": run.start.get("tasks"),
         "Devices": run.start.get("devices"),
-        "Ended": REASONS.get(str(reason), reason) if run.end else "not yet, or it was killed",
+        "Ended": REASONS.get(str(reason), reason) if run.end else "no end was recorded",
         "Resumed": {0: None, 1: "once"}.get(run.resumes, f"{run.resumes} times"),
     }
     given = {name: escape(str(value)) for name, value in facts.items() if value is not None}
@@ -257,8 +256,8 @@ def _result(run: _Run, event: Mapping[str, Any]) -> str:
 <div class="track" aria-hidden="true">{bar}</div>
 <div class="value">{score_text(name, value, half).replace("+-", "±")}</div></div>""")
     text = _words(name) + (f" on {_words(event['data']).lower()}" if event.get("data") else "")
-    text += f", {event.get('tasks', '')} tasks of the {escape(str(event.get('split')))} split"
-    text += f", seed {event['seed']}" if event.get("seed") is not None else ""
+    text += f", {escape(str(event.get('tasks')))} tasks of the {escape(str(event.get('split')))} split"
+    text += f", seed {escape(str(event['seed']))}" if event.get("seed") is not None else ""
     better = "Higher" if run.start.get("higher_is_better", percent) else "Lower"
     note = f"{better} is better. ± is the half-width of the 95 % interval over tasks."
     return f'<div class="card"><h3>{text}</h3><p class="soft">{note}</p>{"".join(lines)}</div>'
@@ -278,9 +277,7 @@ def _curves(run: _Run) -> str:
             ]
             kind = "percent" if "accuracy" in name else "log"
             figures.append(_figure(f"{_words(name)} by {words}", "", lines, axis, kind))
-    text = (
-        "Training is measured on the tasks learned from, validation on tasks kept apart; shaded is its 95 % "
-    )
+    text = "Training is measured on the tasks learned from, validation on tasks kept apart; shaded: its 95 % "
     text += (
         "interval. Where a line is noisy, the thin one is every logged value, the thick one a running mean."
     )
@@ -289,15 +286,15 @@ def _curves(run: _Run) -> str:
     for name in dict.fromkeys(name for event in checks for name in event.get("scores") or {}):
         checked |= {name: _column(checks, "scores", name), f"{name} ±": _column(checks, "ci95", name)}
     tables = _table("training", columns) + _table("validation", checked)
-    return f'<h2>Learning curves</h2><p class="soft">{text}</p><div class="grid">{"".join(figures)}</div>{tables}'
+    grid = f'<div class="grid">{"".join(figures)}</div>{tables}'
+    return f'<h2>Learning curves</h2><p class="soft">{text}</p>{grid}'
 
 
 def _numerics(run: _Run) -> str:
     """How well the inner and the linear problems were solved."""
     figures, sentences = [], []
-    columns = {
-        name: run.column(name) for name in ("step", *KINDS, "inner_steps", "inner_steps_max", "linear_steps")
-    }
+    names = ("step", *KINDS, "inner_steps", "inner_steps_max", "linear_steps")
+    columns = {name: run.column(name) for name in names}
     for name, (title, note, kind) in KINDS.items():
         if kind == "column" and columns[name].size and not np.nansum(columns[name]):
             sentences.append("No task failed numerically.")
@@ -507,7 +504,8 @@ def _figure(title: str, note: str, lines: Sequence[_Line], x_name: str, kind: st
         units = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
         scale, label = next((unit for unit in units if x.max() > 3 * unit[0]), units[-1])
         label += " of training"
-    xs, ys = _Axis(x / scale, 56, 444, False, 0.03), _Axis(y, 212, 8, bool(log), 0.05)
+    margin = max(0.03, 0.6 / x.size if lines[0].style == "column" else 0.0)
+    xs, ys = _Axis(x / scale, 56, 444, False, margin), _Axis(y, 212, 8, bool(log), 0.05)
     marks = [f'<text x="252" y="252" text-anchor="middle">{label}</text>']
     for tick in ys.ticks():
         text, at = f"{100 * tick:.4g} %" if percent else f"{tick:,.6g}", ys(tick)

@@ -15,8 +15,7 @@ wherever it is made, up to float32 rounding. Do not use it as a test set: it is 
 nothing, and what it is worth shows on real handwriting.
 
     from imaml.domains import strokes
-    characters, drawings = jax.numpy.arange(5), jax.numpy.arange(20)
-    sheet = jax.vmap(jax.vmap(strokes.draw, (None, 0)), (0, None))(characters, drawings)    # (5, 20, 28, 28)
+    sheet = jax.jit(strokes.draws)(jnp.arange(5), jnp.tile(jnp.arange(20), (5, 1)))    # (5, 20, 28, 28)
 """
 
 from typing import NamedTuple
@@ -71,8 +70,8 @@ _HEADINGS = np.array([0, 0, 0, 0, 0, 90, 90, 90, 90, 90, 90, 50, 120, 135, 180, 
 # Beside what is written: to the right, left, below, above, within, below right.
 _SIDES = np.array([(1, 0), (1, 0), (-1, 0), (0, 1), (0, 1), (0, -1), (0, 0), (1, 1)], np.float32)
 # At which sample of an earlier stroke one hangs, and by which of its own.
-_THERE = np.array([0, 0, 0, 3, 4, 6, 6, 6, 8, 9, 12, 12])
-_HERE = np.array([0, 0, 0, 0, 0, 3, 6, 6, 6, 9, 12, 12])
+_THERE = np.array([0, 0, 0, 3, 4, 6, 6, 6, 8, 9, 12, 12], np.int32)
+_HERE = np.array([0, 0, 0, 0, 0, 3, 6, 6, 6, 9, 12, 12], np.int32)
 _COUNTS = np.array([0.18, 0.55, 0.80, 0.93], np.float32)  # share with at most 1, 2, 3, 4 strokes
 _BEND = np.float32(5.6)  # most that one arc may turn, radians: at a full turn its chord would be a point
 _ONE, _MIRROR = np.array([1, 0], np.float32), np.array([1, -1], np.float32)  # complex: 1, conjugation
@@ -92,7 +91,8 @@ def draw(character: Array, drawing: Array, seed: int = 0) -> Array:
     `character`, `drawing`: int32 scalars, traced or not; any value names one. `seed` names a world of other
     characters. Not for many images at once: `draws` makes the same ones in less time and memory.
 
-        image = draw(jnp.int32(7), jnp.int32(0))
+    >>> jax.jit(draw)(7, 0).shape
+    (28, 28)
     """
     key, hands = _keys(character, seed)
     return drawn_by(jax.random.fold_in(hands, drawing), character_strokes(key))
@@ -104,7 +104,7 @@ def draws(characters: Array, drawings: Array, seed: int = 0, chunk: int = 64) ->
     A skeleton is made once a character, and images `chunk` at a time: what is needed besides the images stays
     in a CPU's cache (several times faster than all at once). On a GPU or TPU take a chunk of thousands.
 
-        images = draws(jnp.arange(5), jnp.tile(jnp.arange(20), (5, 1)))    # (5, 20, 28, 28)
+        images = jax.jit(draws)(jnp.arange(5), jnp.tile(jnp.arange(20), (5, 1)))    # (5, 20, 28, 28)
     """
     if drawings.shape[:-1] != characters.shape:
         raise ValueError(
@@ -136,8 +136,8 @@ def character_strokes(key: Array) -> Strokes:
     uniform = jax.random.uniform(key, (STROKES * (rows + columns),), jnp.float32, 1e-6, 1.0)
     noise = jax.scipy.special.ndtri(uniform[STROKES * rows :]).reshape(STROKES, columns)
     uniform = uniform[: STROKES * rows].reshape(rows, STROKES)
-    order = jnp.arange(STROKES)
-    present = order <= jnp.sum(uniform[0, 0] > _COUNTS)
+    order = jnp.arange(STROKES, dtype=jnp.int32)
+    present = order <= jnp.sum(uniform[0, 0] > _COUNTS, dtype=jnp.int32)
     repeats = (order > 0) & (uniform[1] < 0.25)
     dots = (order > 0) & (uniform[2] < 0.07)
     source = jax.lax.cummax(jnp.where(repeats, 0, order))  # whose shape each stroke has
@@ -149,9 +149,9 @@ def character_strokes(key: Array) -> Strokes:
     # each to its size, centred; repetitions perhaps mirrored: left to right, upside down
     own = _samples(Strokes(shapes.vertices, bend, number))
     low, high = jnp.min(own, 1), jnp.max(own, 1)
-    size = jnp.where(dots, 0.06, jnp.where(source == 0, 1.0, jnp.exp(-0.9 * size)))
+    size = jnp.where(dots, 0.1, jnp.where(source == 0, 1.0, jnp.exp(-0.9 * size)))
     flips = jnp.stack([repeats & (uniform[8] < 0.35), repeats & (uniform[8] > 0.25) & (uniform[8] < 0.5)], 1)
-    flips = jnp.where(flips, -1.0, 1.0)
+    flips = 1.0 - 2.0 * flips.astype(jnp.float32)
     scale = (size / jnp.max(high - low, 1))[:, None] * flips
     vertices = (shapes.vertices - ((low + high) / 2)[:, None]) * scale[:, None]
     bend = bend * jnp.prod(flips, 1)[:, None]
@@ -231,7 +231,7 @@ def drawn_by(key: Array, strokes: Strokes) -> Array:
 
 def trace(strokes: Strokes) -> tuple[Array, Array]:
     """Points (POINTS, 2) equally spaced along all the ink, and their spacing in pixels."""
-    ink = jnp.arange(SEGMENTS)[None] < strokes.number[:, None]
+    ink = jnp.arange(SEGMENTS, dtype=jnp.int32)[None] < strokes.number[:, None]
     begin = strokes.vertices[:, :-1].reshape(-1, 2)
     chord = strokes.vertices[:, 1:].reshape(-1, 2) - begin
     bend = strokes.bend.reshape(-1)
@@ -249,9 +249,9 @@ def render(points: Array, weights: Array, width: Array) -> Array:
     """Image (SIDE, SIDE) of ink at points (n, 2), each weighing the pixels of line that it stands for.
 
     A point is a round blot: along each axis (1 - d^2 / (8 width^2))^4, nearly a Gaussian of deviation `width`
-    but 0 beyond 2.8 widths. So the image is one matrix product, of factors (SIDE, n) and (n, SIDE), and no table of
-    distances from pixels to points is made. With s the ink laid down (1 in the middle of a long line) a pixel
-    darkens to 1 - exp(-(GAIN s)^2). Points further apart than about 1.5 widths would show as beads.
+    but 0 beyond 2.8 widths. So the image is one matrix product, of factors (SIDE, n) and (n, SIDE), and no
+    table of distances from pixels to points is made. With s the ink laid down (about 1 in the middle of a
+    long line) a pixel darkens to 1 - exp(-(GAIN s)^2). Points more than about 1.5 widths apart show as beads.
     """
     pixels = jnp.arange(SIDE, dtype=jnp.float32)
     reach = jnp.sqrt(8.0) * width
@@ -273,12 +273,12 @@ def _primitive(kind: Array, many: Array, heading: Array, hand: Array, noise: Arr
     row = jnp.asarray(_PRIMITIVES[:, 1:], jnp.float32)[jnp.sum(kind > jnp.asarray(share[:-1], jnp.float32))]
     fewest, most, flip, shrink, chorded = row[0], row[1], row[8], row[9], row[10]
     number = jnp.int32(fewest + jnp.floor(many * (most - fewest + 1.0)))
-    step = jnp.arange(SEGMENTS)
+    step = jnp.arange(SEGMENTS, dtype=jnp.int32)
     bend, turn, length = row[2:8].reshape(2, 3)[step % 2].T
     # A and B keep their own deviation wherever they recur, so that a repeated part repeats
     noise, start = noise[:-2].reshape(3, SEGMENTS), noise[-2]
     noise = noise[:, :2][:, step % 2] + 0.3 * noise
-    sense = jnp.where(hand < 0.5, -1.0, 1.0) * jnp.where((flip > 0) & (step % 2 == 1), -1.0, 1.0)
+    sense = 1.0 - 2.0 * ((hand < 0.5) ^ ((flip > 0) & (step % 2 == 1))).astype(jnp.float32)
     bend = jnp.clip(jnp.deg2rad(bend * (1.0 + 0.12 * noise[0]) + 4.0 * noise[0]), -_BEND, _BEND) * sense
     turn = jnp.deg2rad(jnp.where(turn == 0, 0.0, turn + 7.0 * noise[1])) * sense
     length = length * shrink ** step.astype(jnp.float32) * jnp.exp(0.22 * noise[2])

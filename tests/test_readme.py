@@ -1,0 +1,36 @@
+"""What the README shows runs, word for word, and what it links to is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_is_the_file_and_runs():
+    shown = re.search(r"<!-- (examples/\S+) -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert shown is not None
+    file = ROOT / shown[1]
+    assert shown[2] == file.read_text()
+    assert len(shown[2].splitlines()) <= 28
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "16 x CONVERGED" in done.stdout
+    assert "nan" not in done.stdout
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_commands_exist():
+    from imaml.cli import COMMANDS
+    from imaml.config import PRESETS
+
+    for command, word in re.findall(r"^imaml (\w+) (\S+)", README, re.MULTILINE):
+        assert command in COMMANDS
+        if command == "train" and not word.startswith("-"):
+            assert word in PRESETS
