@@ -1,5 +1,7 @@
 """Linear solvers against NumPy's dense solve: solver x structure x tree shape x dtype, and the hard cases."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,8 @@ SHAPES = {
     "dict": lambda: {"bias": jnp.zeros(4), "weight": jnp.zeros((2, 4))},
     "nested": lambda: {"body": [{"w": jnp.zeros((2, 3))}, jnp.zeros(())], "head": (jnp.zeros((1, 5)),)},
 }
-# Converged: a residual of at most 2e-12 and a condition number of at most 40 give 8e-11 at worst; in float32 it
-# is the default tolerance, eps^(3/4) = 6.4e-6, times 2 times 40.
+# Converged: a residual of at most 2e-12 and a condition number of at most 40 give 8e-11 at worst; in float32
+# it is the default tolerance, eps^(3/4) = 6.4e-6, times 2 times 40.
 ERROR = {"float64": 1e-10, "float32": 6e-4}
 SOLVERS = {
     "CG": lambda tight: imaml.CG(tolerance=tight),
@@ -384,5 +386,6 @@ def test_our_kernels_promote_no_dtype(dtype):
         imaml.Neumann(tolerance=1e-3),
         imaml.BiCGStab(tolerance=1e-3),
     ):
-        solution = jax.eval_shape(lambda b: solver(lambda x: 2 * x, b, 0 * b), jnp.ones(3, dtype))  # noqa: B023
+        twice = functools.partial(solver, lambda x: 2 * x)
+        solution = jax.eval_shape(twice, jnp.ones(3, dtype), jnp.zeros(3, dtype))
         assert solution.value.dtype == solution.stats.residual.dtype == dtype

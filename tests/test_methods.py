@@ -59,7 +59,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_it_is_the_gradient_of_the_mean_over_tasks(name):
-    """The explicit route and the differentiation rule: two programs, one number (1e-10: tolerances of 1e-13)."""
+    """The explicit route and the differentiation rule: two programs, one number (both to 1e-13)."""
     problem = PROBLEMS[name]
     theta = problem.parameters(MEAN)
     method = imaml.IMAML(problem, query_loss, **TIGHT)
@@ -82,7 +82,7 @@ def test_it_is_the_gradient_of_the_mean_over_tasks(name):
 
 
 def test_it_is_algorithm_2_with_the_steps_asked_for():
-    """By hand, task by task: 3 gradient steps, then 2 CG steps on A u = v with A = H + s I; the answer is s u."""
+    """By hand, task by task: 3 gradient steps, then 2 CG steps on (H + s I) u = v; the answer is s u."""
     gradient, metrics = jax.jit(imaml.IMAML(PROBLEM, query_loss, **CHEAP))(MEAN, TASKS, KEY)
     theta, unravel = ravel_pytree(MEAN)
     total = 0
@@ -135,7 +135,7 @@ def test_a_failed_task_is_left_out_and_the_mean_is_over_the_others():
     assert metrics.used.tolist() == [True, True, False, True]
     close(gradient, others, 1e-14)  # the same numbers, summed in the same order
     method.check(metrics)  # "skip": nothing said
-    told = r"1 of 4 tasks failed.*left out of the meta-gradient \(tasks \[2\]; worst ending NOT_FINITE\).*lower the"
+    told = r"1 of 4 tasks failed.*left out of .*\(tasks \[2\]; worst ending NOT_FINITE\).*lower the"
     with pytest.warns(RuntimeWarning, match=told):
         dataclasses.replace(method, policy="warn").check(metrics)
     with pytest.raises(imaml.NumericalError, match=told):
@@ -159,7 +159,7 @@ def test_where_all_tasks_failed_there_is_no_gradient_under_any_policy(policy):
 
 
 def test_every_way_to_fail_leaves_the_task_out():
-    """A diverged inner solve, negative curvature in the first direction, a NaN in the query or in all of theta."""
+    """A diverged inner solve, negative curvature in the first direction, a NaN in the query set."""
 
     def bend(phi, batch):  # curvature -3 for the task with batch 1, +1 with batch 0
         return 0.5 * jnp.sum(jnp.where(batch > 0, -3.0, 1.0) * (phi - 1.0) ** 2)
@@ -277,7 +277,8 @@ problem = imaml.proximal(loss, imaml.learned(0.5))
 theta = problem.parameters({"a": jnp.ones((2, 3)), "b": jnp.ones(3)})
 batch = (jax.random.normal(jax.random.key(0), (4, 6, 2)), jnp.ones((4, 6)))
 for linear in (imaml.CG(steps=5), imaml.BiCGStab(), imaml.GMRES(), imaml.Dense(), imaml.Neumann()):
-    method = imaml.IMAML(problem, lambda p, t, b: loss(p, b), inner=imaml.GradientDescent(0.1, steps=100), linear=linear)
+    inner = imaml.GradientDescent(0.1, steps=100)
+    method = imaml.IMAML(problem, lambda p, t, b: loss(p, b), inner=inner, linear=linear)
     gradient, metrics = jax.jit(method)(theta, imaml.Task(batch, batch), jax.random.key(0))
     flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)])
     assert flat.dtype == jnp.float32 and metrics.used.all(), linear
@@ -286,7 +287,7 @@ for linear in (imaml.CG(steps=5), imaml.BiCGStab(), imaml.GMRES(), imaml.Dense()
 
 
 def test_float32_in_a_process_of_its_own():
-    """Without x64, as users run it: five solvers, one gradient, to float32's 1.2e-7 times the condition number."""
+    """Without x64, as users run it: five solvers, one gradient, to some hundred times float32's rounding."""
     run = subprocess.run([sys.executable, "-c", SINGLE], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     rows = np.array([[float(x) for x in line.split()] for line in run.stdout.splitlines()])

@@ -159,7 +159,7 @@ def test_vmap_over_tasks_and_strengths_equals_a_loop():
 
 
 def test_unrolled_run_to_convergence_agrees():
-    """The unrolled derivative's error falls as 0.8^k or so (rate 0.3, curvature at least 0.7): 1e-20 after 200."""
+    """The unrolled derivative's error falls as 0.8^k (rate 0.3, curvature over 0.7): 1e-20 after 200."""
     inner = imaml.GradientDescent(0.3, steps=200)
 
     def solution(theta):
@@ -369,7 +369,7 @@ def newton(problem, theta, batch, phi0):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_problems_equal_dense(name):
-    """In reverse and forward mode, and by implicit_vjp; the game's second residual does not depend on theta."""
+    """In reverse and forward mode, and by implicit_vjp; the game's second residual ignores theta."""
     problem, inner, linear = OTHERS[name]
     theta = jnp.array([0.3, -0.5, 0.8])
     cotangent = jnp.array([1.0, 2.0, -1.0])

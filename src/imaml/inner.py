@@ -49,8 +49,8 @@ def iterate(
     """The Solution of repeating `step(residual, phi, memory) -> (phi, memory)`.
 
     With `steps` only: a loop of fixed length, which reverse mode can go through. With a tolerance: until the
-    residual's norm is at most it, or `steps` (by default 10,000), or it is no longer finite. A fixed number of
-    steps after which |F| is over ten times that at the start ends as DIVERGED.
+    residual's norm is at most it, or `steps` (by default 10,000), or it is not finite. A fixed number
+    of steps after which |F| is over ten times that at the start ends as DIVERGED.
     """
     residual = lambda phi: problem.residual(phi, theta, batch)  # noqa: E731
     if tolerance is None:

@@ -36,9 +36,9 @@ _ADVICE = {
     Ending.OUT_OF_STEPS: "The tolerance was not reached within the allowed steps; allow more steps, ask for "
     "less, or raise the strength (a better conditioned system).",
     Ending.NEGATIVE_CURVATURE: "A direction of negative curvature was met, so the system is not positive "
-    "definite, and the solver stopped at the iterate before it; raise the strength, take more inner steps, or "
+    "definite, and the solver stopped at the iterate before it; raise the strength, take more inner steps or "
     "use a solver for indefinite systems (GMRES, BiCGStab, Dense).",
-    Ending.STAGNATED: "The residual stopped falling before the tolerance: the system is close to singular or "
+    Ending.STAGNATED: "The residual stopped falling before the tolerance: the system is nearly singular or "
     "the tolerance is below what the precision gives; use float64, ask for less, or raise strength.",
     Ending.BREAKDOWN: "The method broke down (a division by nearly zero, or an answer worse than zero); use "
     "Dense, or GMRES with more steps.",

@@ -1,0 +1,207 @@
+"""The laws of a domain (see imaml/domain.py), one body over all of them; and what few-shot episodes promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imaml
+from imaml.domain import SPLITS, Domain
+from imaml.domains.fewshot import FewShotRecipe, _distinct, _turn
+from imaml.domains.images import Images
+from imaml.errors import ConfigError, DataError
+
+
+def table(classes=24, images=6, side=28):
+    """Random drawings; the first two pixels of each hold its class and its number."""
+    pixels = np.random.default_rng(0).integers(0, 256, (classes * images, side, side, 1), np.uint8)
+    pixels[:, 0, 0, 0] = np.repeat(np.arange(classes), images)
+    pixels[:, 0, 1, 0] = np.tile(np.arange(images), classes)
+    first = np.arange(classes) * images
+    names = tuple(f"class{i}" for i in range(classes))
+    splits = {"train": range(12), "validation": range(12, 18), "test": range(18, 24)}
+    splits = {name: np.array(ids, np.int32) for name, ids in splits.items()}
+    return Images(pixels, first, np.full(classes, images), names, names, splits)
+
+
+DOMAINS = {
+    "characters": lambda: imaml.characters(ways=3, shots=1, queries=2, filters=4),
+    "table": lambda: imaml.image_tasks(table(), ways=3, shots=2, queries=2, filters=4),
+    "sinusoid": lambda: imaml.sinusoid(shots=4, queries=3, hidden=6),
+    "linear": lambda: imaml.linear_gaussian(features=3),
+}
+
+
+@pytest.fixture(params=sorted(DOMAINS), scope="module")
+def domain(request):
+    return DOMAINS[request.param]()
+
+
+def same(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_laws(domain):
+    assert isinstance(domain, Domain)
+    keys = jax.random.split(jax.random.key(3), 4)
+    theta = domain.init(jax.random.key(0))
+    problem = domain.problem(0.5)
+    draws = {}
+    for split in SPLITS:
+        drawn = draws[split] = jax.vmap(lambda k, s=split: domain.draw(k, s))(keys)
+        many = jax.jit(lambda d, k, s=split: jax.vmap(lambda one: d.sample(one, s))(k))(domain, keys)
+        again = jax.jit(lambda d, k, s=split: jax.vmap(lambda one: d.sample(one, s))(k))(domain, keys)
+        same(many, again)  # law 1: a function of its arguments
+        gathered = jax.jit(lambda d, i: jax.vmap(d.gather)(i))(domain, drawn)
+        same(many, gathered)  # law 2: sample == gather . draw
+        one = jax.jit(lambda d, k, s=split: d.sample(k, s))(domain, keys[2])
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+            assert a.dtype == b.dtype
+            # Only the order of float32 (or float64) operations may differ between one task and a batch.
+            np.testing.assert_allclose(a, b[2], rtol=1e-5, atol=1e-5)
+        task = jax.tree.map(lambda leaf: leaf[0], many)
+        assert jnp.isfinite(domain.query_loss(theta, theta, task.query))  # law 4
+        assert all(
+            jnp.all(jnp.isfinite(f)) for f in jax.tree.leaves(problem.residual(theta, theta, task.support))
+        )
+        assert domain.headline in domain.metrics(theta, task)
+        scores = {**domain.metrics(theta, task), **domain.baselines(task)}
+        assert all(jnp.shape(score) == () and jnp.isfinite(score) for score in scores.values())
+    for one, other in (("train", "validation"), ("validation", "test"), ("train", "test")):  # law 3
+        left, right = jax.tree.leaves(draws[one])[0], jax.tree.leaves(draws[other])[0]
+        assert not set(np.unique(left).tolist()) & set(np.unique(right).tolist())
+    assert domain.recipe.build is not None
+    assert isinstance(domain.higher_is_better, bool)
+
+
+def test_recipes_go_to_json_and_back(domain):
+    from imaml.config import Config, from_json, to_json
+
+    config = Config(domain=domain.recipe)
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_splits_of_few_shot_domains_share_no_class(split):
+    for make in ("characters", "table"):
+        splits = DOMAINS[make]().splits
+        ids = set(np.asarray(splits[split]).tolist())
+        assert len(ids) == splits[split].shape[0]
+        for other in SPLITS:
+            assert other == split or not ids & set(np.asarray(splits[other]).tolist())
+
+
+@pytest.mark.parametrize("make", ["characters", "table"])
+def test_an_episode_has_distinct_classes_and_distinct_images(make):
+    domain = DOMAINS[make]()
+    keys = jax.random.split(jax.random.key(0), 300)
+    drawn = jax.jit(jax.vmap(lambda k: domain.draw(k, "train")))(keys)
+    virtual = np.asarray(drawn.classes) * 4 + np.asarray(drawn.turns)
+    assert all(len(set(row)) == 3 for row in virtual.tolist())
+    assert set(np.unique(drawn.turns)) == {0, 1, 2, 3}
+    examples = np.asarray(drawn.examples).reshape(-1, drawn.examples.shape[-1])
+    assert all(len(set(row)) == len(row) for row in examples.tolist())
+    tested = jax.vmap(lambda k: domain.draw(k, "test"))(keys)
+    assert not np.any(tested.turns)  # quarter turns are classes in training only
+    assert all(len(set(row)) == 3 for row in np.asarray(tested.classes).tolist())
+
+
+def test_labels_and_images_of_an_episode_belong_together():
+    domain = imaml.image_tasks(table(), ways=4, shots=2, queries=3, rotations=False, filters=4)
+    key = jax.random.key(5)
+    drawn, task = domain.draw(key, "train"), domain.sample(key, "train")
+    classes = np.rint(np.asarray(task.support.images[:, 0, 0, 0]) * 255).astype(int)
+    np.testing.assert_array_equal(classes, np.asarray(drawn.classes)[task.support.labels])
+    classes = np.rint(np.asarray(task.query.images[:, 0, 0, 0]) * 255).astype(int)
+    np.testing.assert_array_equal(classes, np.asarray(drawn.classes)[task.query.labels])
+    numbers = np.rint(np.asarray(task.query.images[:, 0, 1, 0]) * 255).astype(int).reshape(4, 3)
+    np.testing.assert_array_equal(numbers, np.asarray(drawn.examples)[:, 2:])
+    np.testing.assert_array_equal(task.query.reference, task.support.images)
+    assert task.support.images.dtype == jnp.float32
+    assert task.support.labels.dtype == jnp.int32
+
+
+def test_distinct_numbers_are_uniform():
+    number, wanted, draws = 7, 3, 21_000
+    keys = jax.random.split(jax.random.key(1), draws)
+    rows = np.asarray(jax.jit(jax.vmap(lambda k: _distinct(k, number, wanted)))(keys))
+    assert rows.min() == 0
+    assert rows.max() == number - 1
+    assert all(len(set(row)) == wanted for row in rows.tolist())
+    counts = np.unique(rows @ np.array([49, 7, 1]), return_counts=True)[1]  # each ordered triple, 210 of them
+    assert counts.size == 7 * 6 * 5
+    expected = draws / 210
+    chi2 = float(np.sum((counts - expected) ** 2 / expected))
+    assert chi2 < 290  # 209 degrees of freedom: mean 209, deviation 20.4; four deviations
+    everything = np.asarray(_distinct(jax.random.key(0), 5, 5))
+    assert sorted(everything.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_turns_are_quarters_anticlockwise():
+    image = jnp.arange(2 * 3 * 3, dtype=jnp.float32).reshape(1, 2, 3, 3, 1)[0, :, :, :, :]
+    for turns in range(4):
+        np.testing.assert_array_equal(_turn(image, jnp.asarray(turns)), np.rot90(image, turns, axes=(1, 2)))
+
+
+def test_a_limited_domain_says_so_in_its_recipe():
+    domain = imaml.characters(ways=3, filters=4).limited("train", [5, 9, 100, 7])
+    assert domain.recipe.limits == (("train", (5, 7, 9, 100)),)
+    again = domain.recipe.build()
+    np.testing.assert_array_equal(again.splits["train"], domain.splits["train"])
+    drawn = jax.vmap(lambda k: again.draw(k, "train").classes)(jax.random.split(jax.random.key(0), 50))
+    assert set(np.unique(drawn).tolist()) == {5, 7, 9, 100}
+    for classes, split in (([1, 2], "train"), ([1, 2, 25_000], "train"), ([1, 2, 3], "trial")):
+        with pytest.raises(ConfigError, match="limited"):
+            domain.limited(split, classes)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: imaml.image_tasks(table(images=3), ways=3, shots=2, queries=2), DataError, "has 3 images"),
+        (lambda: imaml.image_tasks(table(), ways=7), DataError, "6 classes; a task needs 7"),
+        (lambda: imaml.image_tasks(table(side=20), ways=3), DataError, "takes"),
+        (lambda: imaml.image_tasks(table().with_splits(test=None), ways=3), DataError, "test split"),
+        (lambda: imaml.characters(ways=1), ConfigError, "ways=1"),
+        (lambda: imaml.characters(ways=2001), ConfigError, "at most 2000"),
+        (lambda: imaml.characters(shots=0), ConfigError, "shots=0"),
+        (lambda: imaml.characters(normalisation="both"), ConfigError, "normalisation"),
+        (lambda: FewShotRecipe("photos"), ConfigError, "source"),
+        (lambda: FewShotRecipe(split="mine"), ConfigError, "vinyals"),
+        (lambda: FewShotRecipe(rotations="no"), ConfigError, "rotations"),  # type: ignore[arg-type]
+        (lambda: FewShotRecipe("mini-imagenet").build(), DataError, "--data"),
+        (lambda: imaml.sinusoid(shots=0), ConfigError, "shots=0"),
+        (lambda: imaml.linear_gaussian(features=0), ConfigError, "features=0"),
+        (lambda: imaml.linear_gaussian(noise=-1.0), ConfigError, "noise"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_linear_gaussian_has_its_closed_form():
+    domain = imaml.linear_gaussian(features=4, shots=6, queries=5)
+    keys = jax.random.split(jax.random.key(2), 3)
+    tasks = jax.vmap(lambda k: domain.sample(k, "train"))(keys)
+    assert tasks.support.inputs.dtype == jnp.float64
+    theta, strength = jax.random.normal(jax.random.key(9), (4,)), 0.7
+    method = imaml.IMAML(
+        domain.problem(strength),
+        domain.query_loss,
+        inner=imaml.GradientDescent(0.2, tolerance=1e-13),
+        linear=imaml.CG(tolerance=1e-13),
+    )
+    gradient, metrics = method(theta, tasks)
+    expected = jnp.mean(jax.vmap(lambda task: domain.meta_gradient(theta, task, strength))(tasks), axis=0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-10)  # float64, solved to 1e-13
+    assert bool(jnp.all(metrics.used))
+
+    def outer(theta):  # the same by automatic differentiation of the closed solution
+        loss = lambda t: domain.query_loss(domain.solution(theta, t.support, strength), theta, t.query)  # noqa: E731
+        return jnp.mean(jax.vmap(loss)(tasks))
+
+    np.testing.assert_allclose(jax.grad(outer)(theta), expected, rtol=1e-10)
