@@ -7,15 +7,13 @@ from PIL import Image
 from imaml.domains import images
 from imaml.domains.images import (
     Images,
-    area_average,
-    area_weights,
     by_group,
     cached_array,
     image_files,
-    read_image,
     read_image_folder,
     read_split_folders,
 )
+from imaml.domains.pixels import area_average, area_weights, read_image
 from imaml.errors import ConfigError, DataError
 
 

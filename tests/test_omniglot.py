@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imaml.domains import omniglot
-from imaml.domains.images import area_average
+from imaml.domains import omniglot, omniglot_files
+from imaml.domains.pixels import area_average
 from imaml.errors import ConfigError, DataError
 
 # alphabet -> (whether of the evaluation set, upstream ids of its characters): a small Omniglot
@@ -29,7 +29,7 @@ def drawing(number, drawer):
 def write_folders(path, alphabets=None):
     for alphabet, (evaluation, ids) in (alphabets or ALPHABETS).items():
         for place, number in enumerate(ids, start=1):
-            folder = path / omniglot.SETS[evaluation] / alphabet / f"character{place:02d}"
+            folder = path / omniglot_files.SETS[evaluation] / alphabet / f"character{place:02d}"
             folder.mkdir(parents=True)
             for drawer in range(1, DRAWERS + 1):
                 Image.fromarray(~drawing(number, drawer)).save(folder / f"{number:04d}_{drawer:02d}.png")
@@ -38,7 +38,7 @@ def write_folders(path, alphabets=None):
 
 def write_zips(path):
     write_folders(path / "unpacked")
-    for part in omniglot.SETS:
+    for part in omniglot_files.SETS:
         with zipfile.ZipFile(path / f"{part}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted((path / "unpacked").rglob("*.png"), reverse=True):
                 if part in file.parts:
@@ -522,7 +522,7 @@ def test_real_vinyals_split_is_that_of_the_file():
 
 @needs_omniglot
 def test_real_splits_are_disjoint_and_of_the_sizes_promised():
-    drawings = omniglot._open(omniglot.locate(REAL)).drawings[::20]
+    drawings = omniglot_files.open_source(omniglot.locate(REAL)).drawings[::20]
     ids, names, evaluation = (
         np.array([getattr(d, key) for d in drawings]) for key in ("id", "name", "evaluation")
     )
@@ -560,7 +560,7 @@ def test_real_drawings_as_png_give_the_same_table(real, tmp_path):
         flags = arrays["char_is_evaluation"]
         chosen = [*np.flatnonzero(~flags)[:3], *np.flatnonzero(flags)[:3]]
         for c in chosen:
-            folder = tmp_path / omniglot.SETS[int(flags[c])] / f"Alphabet_{c}" / "character01"
+            folder = tmp_path / omniglot_files.SETS[int(flags[c])] / f"Alphabet_{c}" / "character01"
             folder.mkdir(parents=True)
             for d, packed in enumerate(bits[c], start=1):
                 image = np.unpackbits(packed, count=105 * 105).reshape(105, 105) == 0

@@ -326,13 +326,14 @@ def examples(run: Any, number: int = 4) -> list[Any]:
     from .reporting import Example
 
     recipe = None if run.config is None else run.config.domain
+    sample = jax.jit(lambda domain, key: domain.sample(key, "test"))
     made = []
     for index in range(number if isinstance(recipe, FewShotRecipe | SinusoidRecipe) else 0):
         key = jax.random.fold_in(jax.random.key(7), index)
         if isinstance(recipe, SinusoidRecipe):
             made.append(_wave(run, key))
             continue
-        task = jax.device_get(run.domain.sample(key, "test"))
+        task = jax.device_get(sample(run.domain, key))
         probabilities = run.adapt(task.support.images, task.support.labels).predict_proba(task.query.images)
         made.append(
             Example(
@@ -415,7 +416,8 @@ def adapt_command(words: Sequence[str]) -> int:
 
     from .adaptation import load
     from .config import FewShotRecipe
-    from .domains.images import image_files, read_image
+    from .domains.images import image_files
+    from .domains.pixels import read_image
 
     learned = load(str(path))
     recipe = learned.config.domain

@@ -4,6 +4,9 @@ The command line prints the message of an `ImamlError` on one line and exits wit
 is a defect of ours.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 
 class ImamlError(Exception):
     """The base of every error that is meant for the user."""
@@ -31,3 +34,10 @@ class CheckpointError(ImamlError, ValueError):
 
 class NumericalError(ImamlError, ArithmeticError):
     """A computation that ended in NaN or infinity, or that diverged, under the policy "raise"."""
+
+
+def some_of(names: Sequence[str | Path], most: int = 5) -> str:
+    """The first few names as a phrase."""
+    shown = [name.name if isinstance(name, Path) else name for name in names[:most]]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(shown) + more) or "nothing"

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from .charts import ROWS, Line, figure, number
 from .errors import DataError
 from .journal import FILE, REASONS, clock, read_events, score_text
 
-ROWS = 400  # of a table, and half the points of a line; longer ones are thinned evenly
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page loads and runs nothing
 STYLE = """
 :root{color-scheme:light dark;--paper:#fbfaf7;--card:#fff;--ink:#1c2127;--soft:#5b646e;--line:#e3e0d8;
@@ -272,11 +272,11 @@ def _curves(run: _Run) -> str:
         mean, half = _column(checks, "scores", name), _column(checks, "ci95", name)
         for axis, words in (("step", "step"), ("seconds", "training time")):
             lines = [
-                _Line("training", run.column(axis), run.column(name), "a", smooth=True),
-                _Line("validation", _column(checks, axis), mean, "b", half),
+                Line("training", run.column(axis), run.column(name), "a", smooth=True),
+                Line("validation", _column(checks, axis), mean, "b", half),
             ]
             kind = "percent" if "accuracy" in name else "log"
-            figures.append(_figure(f"{_words(name)} by {words}", "", lines, axis, kind))
+            figures.append(figure(f"{_words(name)} by {words}", "", lines, axis, kind))
     text = "Training is measured on the tasks learned from, validation on tasks kept apart; shaded: its 95 % "
     text += (
         "interval. Where a line is noisy, the thin one is every logged value, the thick one a running mean."
@@ -300,8 +300,8 @@ def _numerics(run: _Run) -> str:
             sentences.append("No task failed numerically.")
         else:
             smooth, style = kind in ("log", "percent"), "column" if kind == "column" else "a"
-            line = _Line("", columns["step"], columns[name], style, smooth=smooth)
-            figures.append(_figure(title, note, [line], "step", kind))
+            line = Line("", columns["step"], columns[name], style, smooth=smooth)
+            figures.append(figure(title, note, [line], "step", kind))
     for name in ("inner_steps", "linear_steps"):
         words, y = name.replace("_", " "), columns[name][np.isfinite(columns[name])]
         if y.size and np.ptp(y) < 1e-6:
@@ -311,8 +311,8 @@ def _numerics(run: _Run) -> str:
             most = columns.get(f"{name}_max", np.array([]))
             note = f"how often; median {np.median(y):.3g} a task"
             note += f", most {np.nanmax(most):g}" if np.isfinite(most).any() else ""
-            line = _Line("", (edges[1:] + edges[:-1]) / 2, counts.astype(float), "column")
-            figures.append(_figure(_words(words), note, [line], f"mean {words} a task"))
+            line = Line("", (edges[1:] + edges[:-1]) / 2, counts.astype(float), "column")
+            figures.append(figure(_words(words), note, [line], f"mean {words} a task"))
     drawn, text = "".join(figures), " ".join(sentences)
     if not drawn and not text:
         return ""
@@ -386,10 +386,10 @@ def _curve(number: int, example: Example) -> str:
         "after": (example.predicted, "a"),
     }
     lines = [
-        _Line(n, x[order], np.ravel(y)[order], style) for n, (y, style) in curves.items() if y is not None
+        Line(n, x[order], np.ravel(y)[order], style) for n, (y, style) in curves.items() if y is not None
     ]
-    lines.append(_Line("support", np.ravel(example.support), np.ravel(example.support_labels), "point"))
-    return _figure(f"Task {number}", "", lines, "input")
+    lines.append(Line("support", np.ravel(example.support), np.ravel(example.support_labels), "point"))
+    return figure(f"Task {number}", "", lines, "input")
 
 
 def _warnings(run: _Run) -> str:
@@ -440,130 +440,7 @@ def _table(name: str, columns: Mapping[str, np.ndarray]) -> str:
     count = len(next(iter(columns.values())))
     rows = np.unique(np.linspace(0, count - 1, min(count, ROWS)).round().astype(int))
     head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in columns)
-    body = "".join(f"<tr>{''.join(f'<td>{_number(c[i])}</td>' for c in columns.values())}</tr>" for i in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{number(c[i])}</td>' for c in columns.values())}</tr>" for i in rows)
     text = f"Numbers: {name}" + (f" ({ROWS} of {count} rows, evenly chosen)" if count > ROWS else "")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<details><summary>{text}</summary><div class="scroll card" tabindex="0">{table}</div></details>'
-
-
-def _number(value: Any) -> str:
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
-
-
-@dataclass(frozen=True)
-class _Line:
-    """One line of a chart. style: a solid, b dashed with dots, c dotted, d dashed, point, column."""
-
-    name: str
-    x: np.ndarray
-    y: np.ndarray
-    style: str
-    half: np.ndarray | None = None
-    smooth: bool = False
-
-
-class _Axis:
-    """Where values lie between two ends of a drawing."""
-
-    def __init__(self, values: np.ndarray, start: float, stop: float, log: bool, pad: float) -> None:
-        low, high = np.log10([values.min(), values.max()]) if log else (values.min(), values.max())
-        pad = pad * (high - low) if high > low else 0.5 * abs(high) or 0.5
-        self.low, self.high, self.start, self.stop, self.log = low - pad, high + pad, start, stop, log
-
-    def __call__(self, value: Any) -> Any:
-        share = ((np.log10(value) if self.log else value) - self.low) / (self.high - self.low)
-        return self.start + np.clip(share, 0, 1) * (self.stop - self.start)
-
-    def ticks(self) -> list[float]:
-        if not self.log:
-            from matplotlib.ticker import MaxNLocator
-
-            found = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(self.low, self.high)
-            return [float(t) for t in found if self.low <= t <= self.high]
-        factors = (1,) if self.high - self.low > 2 else (1, 2, 5)
-        decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-        found = [t for n in decades for f in factors if self.low <= math.log10(t := f * 10.0**n) <= self.high]
-        return found[:: math.ceil(len(found) / 7)]
-
-
-def _figure(title: str, note: str, lines: Sequence[_Line], x_name: str, kind: str = "") -> str:
-    """A chart as inline SVG with its caption; what is not finite leaves gaps. kind: percent, log or none."""
-    lines = [line for line in lines if np.isfinite(line.x + line.y).any()]
-    if not lines:
-        return ""
-    x, y = (np.concatenate([getattr(line, axis) for line in lines]) for axis in "xy")
-    for line in lines:
-        if line.half is not None:
-            y = np.concatenate([y, line.y - line.half, line.y + line.half])
-    x, y, percent = x[np.isfinite(x)], y[np.isfinite(y)], kind == "percent"
-    y = np.append(y, 0) if lines[0].style == "column" else np.clip(y, 0, 1) if percent else y
-    log, scale, label = kind == "log" and y.min() > 0 and y.max() > 8 * y.min(), 1.0, x_name
-    if x_name == "seconds":
-        units = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
-        scale, label = next((unit for unit in units if x.max() > 3 * unit[0]), units[-1])
-        label += " of training"
-    margin = max(0.03, 0.6 / x.size if lines[0].style == "column" else 0.0)
-    xs, ys = _Axis(x / scale, 56, 444, False, margin), _Axis(y, 212, 8, bool(log), 0.05)
-    marks = [f'<text x="252" y="252" text-anchor="middle">{label}</text>']
-    for tick in ys.ticks():
-        text, at = f"{100 * tick:.4g} %" if percent else f"{tick:,.6g}", ys(tick)
-        marks.append(f'<path class="axis" d="M56 {at:.1f}H444"/>')
-        marks.append(f'<text x="50" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
-    marks += [f'<text x="{xs(t):.1f}" y="231" text-anchor="middle">{t:,.6g}</text>' for t in xs.ticks()]
-    said, key = [], []
-    for line in lines:
-        marks += _marks(line, xs, ys, scale)
-        v = line.y[np.isfinite(line.y)]
-        first, last, least, most = (_number(value) for value in (v[0], v[-1], v.min(), v.max()))
-        said.append(f"{line.name} first {first}, last {last}, least {least}, most {most}")
-        drawn = f'<path class="{line.style}" d="M0 5H26"/>' if line.style != "point" else ""
-        drawn += (
-            f'<circle class="{line.style} dot" cx="13" cy="5" r="3"/>' if line.style in ("b", "point") else ""
-        )
-        key.append(f'<span><svg viewBox="0 0 26 10" aria-hidden="true">{drawn}</svg>{line.name}</span>')
-    legend = f'<div class="key">{"".join(key)}</div>' if lines[0].name else ""
-    alt = f"{title} over {label}: {'; '.join(said)}"
-    svg = f'<svg viewBox="0 0 460 258" role="img" aria-label="{alt}">{"".join(marks)}</svg>'
-    note += ", logarithmic" if log and note else ""
-    return f"<figure><figcaption><b>{title}</b>{note}</figcaption>{legend}{svg}</figure>"
-
-
-def _marks(line: _Line, xs: _Axis, ys: _Axis, scale: float) -> list[str]:
-    """What is drawn for one line."""
-    keep = np.isfinite(line.x)
-    x, y, style = xs(line.x[keep] / scale), line.y[keep], line.style
-    good = np.isfinite(y)
-    if style == "column":
-        width, foot = max(0.8 * (xs.stop - xs.start) / x.size, 2.0), ys(0)
-        text = '<rect class="column" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
-        return [
-            text.format(a - width / 2, ys(b), width, foot - ys(b)) for a, b in zip(x, y, strict=True) if b > 0
-        ]
-    made = []
-    if line.half is not None:
-        half = np.nan_to_num(line.half[keep])
-        ends = [np.column_stack([x, ys(np.maximum(y + sign * half, 1e-12))])[good] for sign in (-1, 1)]
-        corners = " ".join(f"{a:.1f},{b:.1f}" for a, b in np.concatenate([ends[0], ends[1][::-1]]))
-        made.append(f'<polygon class="band" points="{corners}"/>')
-    height, window = ys(y), x.size // 20
-    if line.smooth and window > 1:
-        made.append(f'<path class="faint" d="{_path(x, height)}"/>')
-        kernel = np.ones(2 * (window // 2) + 1)
-        known = np.convolve(good, kernel, "same")
-        height = np.convolve(np.where(good, height, 0), kernel, "same") / np.where(known > 0, known, np.nan)
-    made.append(f'<path class="{style}" d="{_path(x, height)}"/>' if style != "point" else "")
-    if style in ("b", "point") or good.sum() == 1:
-        dot = f'<circle class="{style} dot" cx="{{:.1f}}" cy="{{:.1f}}" r="4"/>'
-        made += [dot.format(a, b) for a, b in zip(x[good], ys(y[good]), strict=True)]
-    return made
-
-
-def _path(x: np.ndarray, y: np.ndarray) -> str:
-    """The points of a line as an SVG path, thinned where very many, with gaps where not finite."""
-    stride, text, pen = max(1, x.size // (2 * ROWS)), [], "M"
-    for a, b in zip(x[::stride], y[::stride], strict=True):
-        text += [f"{pen}{a:.1f} {b:.1f}"] if math.isfinite(b) else []
-        pen = "L" if math.isfinite(b) else "M"
-    return "".join(text)

@@ -9,29 +9,35 @@ bit for bit, and are verified by one digest over the drawings themselves.
     table.ids("test")                                   # 423 class ids
 """
 
-import contextlib
-import hashlib
-import io
 import os
-import re
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from imaml.domains.images import SPLITS as TASK_SPLITS
-from imaml.domains.images import Images, area_average, cached_array, shuffled, some_of, user_cache
-from imaml.errors import ConfigError, DataError
+from imaml.domains.images import Images, cached_array, shuffled, user_cache
+from imaml.domains.omniglot_files import (
+    ACCEPTED,
+    ADVICE,
+    CHARACTERS,
+    DRAWERS,
+    HELP,
+    SIDE,
+    Source,
+    content_digest,
+    contradictions,
+    file_digest,
+    open_source,
+    parts_of,
+)
+from imaml.domains.pixels import area_average
+from imaml.errors import ConfigError, DataError, some_of
 
-SIDE, CHARACTERS, DRAWERS = 105, 1623, 20
-SETS = ("images_background", "images_evaluation")
 SPLITS = ("vinyals", "background", "random")
 
 # SHA-256 of the 32,460 drawings in ascending (upstream id, drawer), each np.packbits of its 105 x 105 pixels
@@ -45,25 +51,6 @@ ARCHIVE_MD5 = {
     "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
 }
 UPSTREAM = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
-
-_PACKED = (SIDE * SIDE + 7) // 8
-_FILE = re.compile(r"(?:^|/)([^/]+)/character(\d+)/(\d{4})_(\d{2})\.png$")
-_ARRAYS = (
-    "label",
-    "drawer",
-    "char_alphabet",
-    "char_number",
-    "char_id",
-    "char_is_evaluation",
-    "alphabet_name",
-)
-_ACCEPTED = (
-    "accepted is a folder with images_background.zip and images_evaluation.zip (or both unpacked), "
-    "or an omniglot.npz"
-)
-_ADVICE = "give its place with --data PATH, or download it with: imaml data get omniglot"
-_HELP = f"{_ACCEPTED}; {_ADVICE}"
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -106,28 +93,6 @@ class Report:
         return "\n".join(lines)
 
 
-class _Drawing(NamedTuple):
-    """One drawing and where it lies; in order of upstream id, then drawer."""
-
-    id: int
-    drawer: int
-    name: str  # ALPHABET/characterNN
-    evaluation: bool
-    file: Path  # the archive, folder or .npz file
-    member: str  # its name in an archive or folder, its row in an .npz file
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Drawings that can be read."""
-
-    path: Path
-    kind: str
-    drawings: list[_Drawing]
-    decode: Callable[[], tuple[np.ndarray, list[str]]]  # -> packed bits (drawings, 1379), problems
-    fingerprint: Callable[[], str]  # SHA-256 of the files' bytes
-
-
 def read(
     path: str | Path | None = None,
     split: str = "vinyals",
@@ -156,19 +121,19 @@ def read(
         raise ConfigError(f"split is {split!r}; accepted are {', '.join(SPLITS)}")
     if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= SIDE:
         raise ConfigError(f"side is {side!r}; accepted is a whole number of pixels from 1 to {SIDE}")
-    source = _open(locate(path))
+    source = open_source(locate(path))
     drawings = source.drawings
-    _refuse_problems(source, _contradictions(drawings))
+    _refuse_problems(source, contradictions(drawings))
     ids, first, count = np.unique([drawing.id for drawing in drawings], return_index=True, return_counts=True)
 
     def decoded() -> np.ndarray:
         packed, problems = source.decode()
         _refuse_problems(source, problems)
-        if complete and _digest(packed) != CONTENT_SHA256:
+        if complete and content_digest(packed) != CONTENT_SHA256:
             raise DataError(
                 f"{source.path} is not the whole of Omniglot as upstream has it: it holds {len(ids):,} of "
                 f"{CHARACTERS:,} characters, {len(packed):,} of {CHARACTERS * DRAWERS:,} drawings, and their "
-                f"digest differs; {_ADVICE}. "
+                f"digest differs; {ADVICE}. "
                 "To read a part on purpose: imaml.domains.omniglot.read(path, complete=False)"
             )
         return _resized(packed, side)
@@ -193,16 +158,16 @@ def locate(data: str | Path | None = None) -> Path:
     if data is not None:
         path = Path(data).expanduser()
         if not path.exists():
-            raise DataError(f"{path}: no such file or folder; {_HELP}")
+            raise DataError(f"{path}: no such file or folder; {HELP}")
         found = _within(path)
         if found is None:
             content = some_of(sorted(path.iterdir()))
-            raise DataError(f"{path} holds no Omniglot but {content}; {_HELP}")
+            raise DataError(f"{path} holds no Omniglot but {content}; {HELP}")
         return found
     for place in _places():
         if place.exists() and (found := _within(place)) is not None:
             return found
-    raise DataError(f"Omniglot is not in {_places_text()}, where it was looked for; {_HELP}")
+    raise DataError(f"Omniglot is not in {_places_text()}, where it was looked for; {HELP}")
 
 
 def listing() -> str:
@@ -215,7 +180,7 @@ def listing() -> str:
 characters     drawn as they are needed; no data
 omniglot       {found}
                looked for in {_places_text()}, or --data PATH
-               {_ACCEPTED}
+               {ACCEPTED}
 mini-imagenet  only with --data PATH: train/, val/ and test/ with a folder of images for each class,
                or train.csv, val.csv and test.csv beside images/"""
 
@@ -269,18 +234,18 @@ def check(path: str | Path | None = None) -> Report:
     """
     place = locate(path)
     try:
-        source = _open(place)
+        source = open_source(place)
         packed, problems = source.decode()
     except DataError as error:
         return Report(place, "unreadable", 0, 0, 0, None, (), (str(error),), ())
-    problems = [*_contradictions(source.drawings), *problems]
+    problems = [*contradictions(source.drawings), *problems]
     first: dict[bytes, str] = {}
     duplicates = []
     for drawing, bits in zip(source.drawings, packed, strict=True):
         name = f"{drawing.name}/{drawing.id:04d}_{drawing.drawer:02d}"
         if (earlier := first.setdefault(bits.tobytes(), name)) != name:
             duplicates.append((earlier, name))
-    digest = None if problems else _digest(packed)
+    digest = None if problems else content_digest(packed)
     if digest not in (None, CONTENT_SHA256):
         problems.append(f"the digest of the drawings differs from upstream's, {CONTENT_SHA256}")
     names = {drawing.name for drawing in source.drawings}
@@ -306,216 +271,20 @@ def _within(path: Path) -> Path | None:
     if path.is_file():
         return path
     for folder in (path, *(path / name for name in ("omniglot", "python", "omniglot-py"))):
-        if _parts(folder):
+        if parts_of(folder):
             return folder
         if (folder / "omniglot.npz").is_file():
             return folder / "omniglot.npz"
     return None
 
 
-def _parts(folder: Path) -> dict[str, Path]:
-    """Set name -> its zip file, or else its unpacked folder."""
-    parts = {}
-    for name in SETS:
-        if (folder / f"{name}.zip").is_file():
-            parts[name] = folder / f"{name}.zip"
-        elif (folder / name).is_dir():
-            parts[name] = folder / name
-    return parts
-
-
-def _open(path: Path) -> _Source:
-    if path.is_file():
-        return _open_npz(path)
-    parts = _parts(path)
-    for name in SETS:
-        if name not in parts:
-            raise DataError(f"{path} has no {name}.zip and no folder {name}; {_HELP}")
-    return _open_files(path, parts)
-
-
-def _contradictions(drawings: list[_Drawing]) -> list[str]:
-    """What is wrong with the drawings' names, one sentence each."""
-    problems, seen = [], {}
-    name_of: dict[int, str] = {}
-    id_of: dict[str, int] = {}
-    for drawing in drawings:
-        where = f"{drawing.file.name}: {drawing.member}"
-        if not (1 <= drawing.id <= CHARACTERS and 1 <= drawing.drawer <= DRAWERS):
-            problems.append(
-                f"{where} has id {drawing.id} and drawer {drawing.drawer}; ids go to {CHARACTERS:,}"
-            )
-        if (first := seen.setdefault((drawing.id, drawing.drawer), where)) != where:
-            problems.append(f"{where} has the id and drawer of {first}")
-        if (name := name_of.setdefault(drawing.id, drawing.name)) != drawing.name:
-            problems.append(f"{where} has the id of {name}")
-        if (number := id_of.setdefault(drawing.name, drawing.id)) != drawing.id:
-            problems.append(f"{where} is of the character with id {number}")
-    return problems
-
-
-def _open_files(path: Path, parts: dict[str, Path]) -> _Source:
-    """Upstream's archives or their unpacked folders."""
-    drawings = []
-    for part, location in parts.items():
-        members = _members(location)
-        matches = [match for member in members if (match := _FILE.search(member))]
-        if not matches:
-            raise DataError(
-                f"{location} holds no ALPHABET/characterNN/NNNN_MM.png but {some_of(members)}; {_HELP}"
-            )
-        drawings += [
-            _Drawing(int(m[3]), int(m[4]), f"{m[1]}/character{m[2]}", part == SETS[1], location, m.string)
-            for m in matches
-        ]
-    drawings.sort()
-
-    def decode() -> tuple[np.ndarray, list[str]]:
-        packed, problems = np.zeros((len(drawings), _PACKED), np.uint8), []
-        with contextlib.ExitStack() as stack:
-            openers = {location: stack.enter_context(_opener(location)) for location in parts.values()}
-            for row, drawing in enumerate(drawings):
-                try:
-                    packed[row] = _packed_png(openers[drawing.file](drawing.member))
-                except _DAMAGE as error:
-                    problems.append(f"{drawing.file.name}: {drawing.member} cannot be read ({error})")
-        return packed, problems
-
-    def fingerprint() -> str:
-        digests = [_file_digest(location) for location in parts.values() if location.is_file()]
-        for drawing in drawings:
-            if drawing.file.is_dir():
-                digests.append(drawing.member + _file_digest(drawing.file / drawing.member))
-        return hashlib.sha256(repr(digests).encode()).hexdigest()
-
-    kinds = {"zip files" if part.is_file() else "unpacked folders" for part in parts.values()}
-    return _Source(path, " and ".join(sorted(kinds)), drawings, decode, fingerprint)
-
-
-def _members(location: Path) -> list[str]:
-    """Names of all files inside an archive or a folder, with forward slashes, without hidden ones."""
-    if location.is_dir():
-        names = [file.relative_to(location).as_posix() for file in location.rglob("*") if file.is_file()]
-    else:
-        with _opened_zip(location) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
-    return sorted(
-        name for name in names if not any(step.startswith((".", "__MACOSX")) for step in name.split("/"))
-    )
-
-
-def _opened_zip(location: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(location)
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DataError(f"{location} cannot be read as a zip file ({error}); {_HELP}") from None
-
-
-@contextlib.contextmanager
-def _opener(location: Path) -> Iterator[Callable[[str], bytes]]:
-    """A function that returns a member's bytes; none may be large, for a drawing has about 200 bytes."""
-    if location.is_dir():
-        yield lambda member: (location / member).read_bytes()
-        return
-    with _opened_zip(location) as archive:
-
-        def member_bytes(member: str) -> bytes:
-            if archive.getinfo(member).file_size > 1_000_000:
-                raise ValueError("larger than 1 MB, so not a drawing")
-            return archive.read(member)
-
-        yield member_bytes
-
-
-def _packed_png(content: bytes) -> np.ndarray:
-    """One drawing's bits, uint8 (1379,), 1 = ink; upstream's files have ink = 0."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-        if image.size != (SIDE, SIDE):
-            raise ValueError(f"{image.size[0]} x {image.size[1]} pixels where {SIDE} x {SIDE} are accepted")
-        return np.packbits(np.asarray(image.convert("L")) < 128)
-
-
-def _open_npz(path: Path) -> _Source:
-    """An .npz file with `images` (packed bits, 1 = ink), one row a drawing, and the arrays of `_ARRAYS`.
-
-    label, drawer: one entry a drawing; char_*: one a character, label being its index; alphabet_name: one an
-    alphabet, char_alphabet being its index. `images`, by far the largest, is read only where it is needed.
-    """
-    arrays = _npz_arrays(path, _ARRAYS)
-    for name, array in arrays.items():
-        kinds = {"alphabet_name": "U", "char_is_evaluation": "b"}.get(name, "iu")
-        like = {"drawer": "label", "label": "label", "alphabet_name": "alphabet_name"}.get(name, "char_id")
-        if (
-            array.ndim != 1
-            or array.dtype.kind not in kinds
-            or array.size != arrays[like].size
-            or not array.size
-        ):
-            kind = {"U": "names", "b": "truth values", "iu": "integers"}[kinds]
-            raise DataError(
-                f"{path}: the array {name} is {array.dtype} of shape {array.shape}; accepted is one "
-                f"dimension of {kind}, as long as {like}; {_ADVICE}"
-            )
-    for name, indexed in (("label", "char_id"), ("char_alphabet", "alphabet_name")):
-        low, high, length = arrays[name].min(), arrays[name].max(), arrays[indexed].size
-        if low < 0 or high >= length:
-            raise DataError(
-                f"{path}: {name} goes from {low} to {high}; accepted is 0 to {length - 1}, an index of "
-                f"{indexed}; {_ADVICE}"
-            )
-    alphabets = arrays["alphabet_name"][arrays["char_alphabet"]].tolist()
-    numbers, ids = arrays["char_number"].tolist(), arrays["char_id"].tolist()
-    names = [f"{alphabet}/character{number:02d}" for alphabet, number in zip(alphabets, numbers, strict=True)]
-    evaluation = arrays["char_is_evaluation"].tolist()
-    rows = enumerate(zip(arrays["label"].tolist(), arrays["drawer"].tolist(), strict=True))
-    drawings = sorted(
-        _Drawing(ids[c], drawer, names[c], evaluation[c], path, str(row)) for row, (c, drawer) in rows
-    )
-
-    def decode() -> tuple[np.ndarray, list[str]]:
-        images = _npz_arrays(path, ("images",))["images"]
-        if images.dtype != np.uint8 or images.shape != (len(drawings), _PACKED):
-            raise DataError(
-                f"{path}: the array images is {images.dtype} of shape {images.shape}; accepted is uint8 "
-                f"({len(drawings)}, {_PACKED}), packed bits of {SIDE} x {SIDE} pixels; {_ADVICE}"
-            )
-        return images[[int(drawing.member) for drawing in drawings]], []
-
-    return _Source(path, "npz file", drawings, decode, lambda: _file_digest(path))
-
-
-def _npz_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    missing: list[str] = []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            missing += [name for name in names if f"{name}.npy" not in archive.namelist()]
-        if not missing:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in names}
-    except _DAMAGE as error:
-        raise DataError(f"{path} cannot be read as an .npz file ({error}); {_HELP}") from None
-    needed = ", ".join(("images", *_ARRAYS))
-    raise DataError(f"{path} has no array {missing[0]!r}; accepted are npz files with {needed}; {_ADVICE}")
-
-
-def _refuse_problems(source: _Source, problems: list[str]) -> None:
+def _refuse_problems(source: Source, problems: list[str]) -> None:
     if problems:
         more = f" (and {len(problems) - 1:,} more problems)" if len(problems) > 1 else ""
         raise DataError(
             f"{source.path}: {problems[0]}{more}; accepted is Omniglot as upstream has it: "
-            f"imaml data check omniglot {source.path} lists what is wrong; {_ADVICE}"
+            f"imaml data check omniglot {source.path} lists what is wrong; {ADVICE}"
         )
-
-
-def _digest(packed: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(packed).data).hexdigest()
-
-
-def _file_digest(file: Path, algorithm: str = "sha256") -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def _resized(packed: np.ndarray, side: int) -> np.ndarray:
@@ -554,7 +323,7 @@ def _vinyals() -> np.ndarray:
 def _archive_notes(place: Path) -> Iterator[str]:
     for name, md5 in ARCHIVE_MD5.items():
         if (place / name).is_file():
-            same = _file_digest(place / name, "md5") == md5
+            same = file_digest(place / name, "md5") == md5
             yield f"{name}: MD5 {'as torchvision has it' if same else 'other than torchvision has it'}"
 
 
@@ -571,7 +340,7 @@ def _fetch_verified(fetch: Callable[[str, Path], None], url: str, file: Path, md
     elsewhere = "copy both archives from another machine and give their folder with --data PATH"
     try:
         fetch(url, file)
-        found = _file_digest(file, "md5")
+        found = file_digest(file, "md5")
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DataError(

@@ -8,7 +8,9 @@ smooth warp of the plane, shakes its vertices, slants, stretches, turns and shif
 
 The idea of strokes from primitives, joined by relations, then varied by the hand, is that of Lake,
 Salakhutdinov and Tenenbaum 2015 (Human-level concept learning through probabilistic program induction,
-Science 350:1332-1338); none of their data is used and nothing here is fitted to people's motor data.
+Science 350:1332-1338). No image or recording of theirs is in here, but a few dials (ink, size, how much
+drawings vary) were set by hand so that these summary figures come near those of Omniglot's training
+characters.
 
 Everything is a pure function of counters: drawing `d` of character `c` is the same image whenever and
 wherever it is made, up to float32 rounding. Do not use it as a test set: it is a training set that costs
@@ -102,7 +104,7 @@ def draws(characters: Array, drawings: Array, seed: int = 0, chunk: int = 64) ->
     """Images (..., d, 28, 28) of the drawings (..., d) of characters (...); each is as `draw` makes it.
 
     A skeleton is made once a character, and images `chunk` at a time: what is needed besides the images stays
-    in a CPU's cache (several times faster than all at once). On a GPU or TPU take a chunk of thousands.
+    in a CPU's cache. On a GPU or TPU take a chunk of thousands.
 
         images = jax.jit(draws)(jnp.arange(5), jnp.tile(jnp.arange(20), (5, 1)))    # (5, 20, 28, 28)
     """

@@ -1,0 +1,397 @@
+"""The command line from end to end at tiny size, and a table of bad inputs: one clear message each."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import imaml
+from imaml.cli import main
+from imaml.errors import ArtefactError, ConfigError, DataError
+
+TINY = [
+    "--domain.ways=3",
+    "--domain.queries=1",
+    "--domain.filters=4",
+    "--method.inner.steps=2",
+    "--method.linear.steps=1",
+    "--steps=2",
+    "--tasks=2",
+    "--training.validate_every=0",
+    "--training.test_tasks=4",
+]
+SINUSOID = [
+    "--steps=1",
+    "--tasks=2",
+    "--domain.hidden=4",
+    "--method.inner.steps=1",
+    "--method.linear.steps=1",
+]
+SINUSOID += ["--training.validate_every=0", "--training.test_tasks=0", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def ranks():
+    """Networks add biases to batches; strictness about ranks is for our own solvers."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def draw(file: Path, kind: int, number: int, side: int = 40) -> None:
+    """A PNG of dark bars on light paper: their direction and place tell the class."""
+    pixels = np.full((side, side), 255, np.uint8)
+    where = slice(6 + 5 * (kind // 2) + number % 3, 12 + 5 * (kind // 2) + number % 3)
+    if kind % 2:
+        pixels[where, 4:-4] = 0
+    else:
+        pixels[4:-4, where] = 0
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data, a support and a query set, and runs of two kinds; made once."""
+    root = tmp_path_factory.mktemp("cli")
+    for kind in range(9):
+        split = ("train", "val", "test")[kind // 3]
+        for number in range(3):
+            draw(root / "data" / split / f"kind{kind}" / f"{number}.png", kind, number)
+    for kind in range(3):
+        draw(root / "support" / f"k{kind}" / "a.png", kind, 0)
+        draw(root / "query" / f"k{kind}.png", kind, 1, side=61)
+    with jax.numpy_rank_promotion("allow"):
+        words = ["train", "--domain.source=images", f"--data={root / 'data'}", f"--out={root / 'run'}", *TINY]
+        assert main(words) == 0
+        assert main(["train", "sinusoid", f"--out={root / 'waves'}", *SINUSOID]) == 0
+    damage(root)
+    return root
+
+
+def damage(root: Path) -> None:
+    """All that is broken, for the table below."""
+    whole = (root / "run" / "artefact.safetensors").read_bytes()
+    (root / "flipped.safetensors").write_bytes(whole[:-100] + bytes([whole[-100] ^ 4]) + whole[-99:])
+    (root / "short.safetensors").write_bytes(whole[: len(whole) // 2])
+    (root / "text.safetensors").write_text("no artefact at all")
+    (root / "empty").mkdir()
+    (root / "full").mkdir()
+    (root / "full" / "something").write_text("here")
+    (root / "no-json").mkdir()
+    (root / "no-json" / "config.json").write_text("{")
+    (root / "python").mkdir()
+    (root / "python" / "config.json").write_text('{"kind": "Python", "reason": "a raw Optax object"}')
+    for kind in range(4):
+        draw(root / "four" / f"k{kind}" / "a.png", kind, 0)
+    draw(root / "one" / "k0" / "a.png", 0, 0)
+    draw(root / "corrupt" / "k0" / "a.png", 0, 0)
+    (root / "corrupt" / "k1").mkdir()
+    (root / "corrupt" / "k1" / "a.png").write_bytes((root / "support" / "k1" / "a.png").read_bytes()[:60])
+    (root / "hollow" / "k0").mkdir(parents=True)
+    for kind in range(3):  # a class with a single image
+        draw(root / "thin" / "train" / f"k{kind}" / "a.png", kind, 0)
+    (root / "omniglot.npz").write_bytes(b"PK\x03\x04 this is a truncated archive")
+
+
+RUN, WAVES = "{root}/run", "{root}/waves"
+ADAPT = ["adapt", RUN, "--support={root}/support", "--query={root}/query"]
+TRAIN = ["train", "--out={root}/new"]
+IMAGES = ["train", "--domain.source=images", "--out={root}/new", *TINY]
+BAD = {
+    # commands and options
+    "no such command": (["trian"], "did you mean train?"),
+    "misspelt preset": (["train", "omniglot-5w1"], "did you mean 'omniglot-5w1s'?"),
+    "unknown preset": (["train", "zzz"], "there are: characters-5w1s"),
+    "two presets": (["train", "sinusoid", "sinusoid"], "at most one preset"),
+    "a run for a preset": (["train", RUN], "imaml train --resume --out"),
+    "misspelt option": ([*TRAIN, "--step=3"], "did you mean --steps?"),
+    "one dash": ([*TRAIN, "-steps=3"], "did you mean --steps?"),
+    "misspelt path": ([*TRAIN, "--method.inner.step=3"], "did you mean 'steps'?"),
+    "misspelt group": ([*TRAIN, "--metod.strength=3"], "did you mean 'method'?"),
+    "path below a value": ([*TRAIN, "--method.strength.x=3"], "plain value"),
+    "path where none fits": (["evaluate", RUN, "--domain.ways=3"], "no option --domain.ways"),
+    "option without value": ([*TRAIN, "--steps"], "--steps needs a value"),
+    "flag with value": ([*TRAIN, "--resume=yes"], "takes no value"),
+    "steps no number": ([*TRAIN, "--steps=many"], "option --steps: 'many' came; accepted is a whole number"),
+    "steps below zero": ([*TRAIN, "--steps=-1"], "steps=-1"),
+    "no tasks": ([*TRAIN, "--tasks=0"], "tasks=0"),
+    "seed too large": ([*TRAIN, "--seed=99999999999"], "below 2**32"),
+    "minutes not positive": ([*TRAIN, "--minutes=0"], "minutes=0.0"),
+    "strength zero": ([*TRAIN, "--method.strength=0"], "strength=0.0; accepted is a finite number above 0"),
+    "strength below zero": ([*TRAIN, "--method.strength=-0.5"], "strength=-0.5"),
+    "strength nan": ([*TRAIN, "--method.strength=nan"], "strength=nan"),
+    "learning rate": ([*TRAIN, "--optimiser.learning_rate=0"], "learning_rate=0.0"),
+    "optimiser": ([*TRAIN, "--optimiser.name=adan"], "did you mean 'adam'?"),
+    "linear solver": ([*TRAIN, "--method.linear=GMRS"], "did you mean 'GMRES'?"),
+    "neither true nor false": ([*TRAIN, "--domain.rotations=perhaps"], "true or false"),
+    "one way": ([*TRAIN, "--domain.ways=1"], "ways=1"),
+    "ways beyond characters": ([*TRAIN, "--domain.ways=2001"], "at most 2000"),
+    "no leaf of this name": ([*IMAGES, "--data={root}/data", "--method.adapt=haed"], "no leaf or branch"),
+    "patience without validation": ([*IMAGES, "--training.patience=2"], "validate_every=0"),
+    # folders
+    "resume without folder": (["train", "--resume"], "--resume needs --out"),
+    "resume of nothing": (["train", "--resume", "--out={root}/empty"], "no config.json"),
+    "resume of another run": (
+        ["train", "--resume", "--out=" + RUN, "--seed=7"],
+        "training.seed was 0 and is now 7",
+    ),
+    "resume and from": (["train", "--resume", "--out=" + RUN, "--from=" + RUN], "leave out one"),
+    "resume of no json": (["train", "--resume", "--out={root}/no-json"], "is no JSON"),
+    "resume of raw optax": (["train", "--resume", "--out={root}/python"], "a raw Optax object"),
+    "folder not empty": (["train", "--out={root}/full"], "exists and is not empty"),
+    "folder is a file": (["train", "--out={root}/full/something"], "is a file"),
+    "folder below a file": (["train", "--out={root}/full/something/run"], "cannot be written"),
+    "folder not writable": (["train", "--out=/proc/run"], "cannot be written"),
+    # data
+    "data for characters": ([*TRAIN, "--data={root}/data"], "reads no data"),
+    "data not said": (IMAGES, "Pass --data PATH"),
+    "data missing": ([*IMAGES, "--data={root}/nowhere"], "no such folder"),
+    "class with one image": ([*IMAGES, "--data={root}/thin"], "a.png|1 image|images"),
+    "ways above classes": ([*IMAGES, "--data={root}/data", "--domain.ways=4"], "3 classes; a task needs 4"),
+    "shots above images": (
+        [*IMAGES, "--data={root}/data", "--domain.shots=3"],
+        "has 3 images; a task needs 4",
+    ),
+    "truncated archive": (["evaluate", RUN, "--data={root}/omniglot.npz"], "omniglot.npz"),
+    "omniglot missing": (
+        ["train", "omniglot-5w1s", "--out={root}/new", "--data={root}/nowhere"],
+        "no such file",
+    ),
+    "data of a sinusoid": (["evaluate", WAVES, "--data={root}/data"], "reads no data"),
+    "data action": (["data", "lits"], "did you mean list?"),
+    "data name": (["data", "check", "omniglob"], "accepted is omniglot"),
+    # artefacts
+    "no run named": (["evaluate"], "one run or artefact; nothing came"),
+    "artefact missing": (["evaluate", "{root}/nowhere.safetensors"], "no artefact"),
+    "run without artefact": (["evaluate", "{root}/empty"], "no artefact"),
+    "no artefact at all": (["evaluate", "{root}/text.safetensors"], "no safetensors file"),
+    "artefact truncated": (["evaluate", "{root}/short.safetensors"], "damaged"),
+    "artefact with a flipped bit": (["evaluate", "{root}/flipped.safetensors"], "damaged"),
+    "from another model": (
+        ["train", "sinusoid", "--out={root}/new", "--from=" + RUN, *SINUSOID],
+        "this domain",
+    ),
+    "report of nothing": (["report", "{root}/empty"], "no events.jsonl"),
+    # evaluate
+    "split": (["evaluate", RUN, "--split=tset"], "train, validation and test"),
+    "one task": (["evaluate", RUN, "--tasks=1"], "at least 2"),
+    "tasks no number": (["evaluate", RUN, "--tasks=ten"], "--tasks ten"),
+    "seed below zero": (["evaluate", RUN, "--seed=-1"], "at least 0"),
+    # adapt
+    "no support": (["adapt", RUN, "--query={root}/query"], "needs --support"),
+    "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "reads images"),
+    "support empty": ([*ADAPT, "--support={root}/empty"], "no images"),
+    "support class empty": ([*ADAPT, "--support={root}/hollow"], "'k0' is empty"),
+    "support missing": ([*ADAPT, "--support={root}/nowhere"], "no such folder"),
+    "support corrupt": ([*ADAPT, "--support={root}/corrupt"], "k1/a.png"),
+    "support above ways": ([*ADAPT, "--support={root}/four"], "4 different labels"),
+    "support of one class": ([*ADAPT, "--support={root}/one"], "all labels are k0"),
+    "query missing": ([*ADAPT, "--query={root}/nowhere"], "no such folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_input_ends_with_one_clear_message(case, place, capsys):
+    words, says = BAD[case]
+    before = sorted((place / "run").rglob("*"))
+    status = main([word.replace("{root}", str(place)) for word in words])
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert out == ""
+    lines = err.rstrip("\n").split("\n")
+    message = lines[-1]
+    assert message.startswith("imaml: ")
+    assert len(lines) == 1 or case == "no leaf of this name", (
+        err
+    )  # (that one shows only when a step is built)
+    assert any(part in message for part in says.split("|")), message
+    assert "Traceback" not in err
+    assert sorted((place / "run").rglob("*")) == before  # nothing that was there is harmed
+
+
+def good():
+    return np.zeros((3, 28, 28), np.float32)
+
+
+PIXELS = good()
+PIXELS[1, 3, 3] = np.nan
+BAD_CALLS = {
+    "NaN pixels": (lambda p: p.predict(PIXELS), DataError, "1 pixels are NaN"),
+    "8-bit pixels": (lambda p: p.predict(np.zeros((1, 28, 28), np.uint8)), DataError, "dtype uint8"),
+    "pixels above 1": (
+        lambda p: p.predict(255 * np.ones((1, 28, 28))),
+        DataError,
+        "divide 8-bit images by 255",
+    ),
+    "pixels below 0": (lambda p: p.predict(good() - 0.5), DataError, "values from -0.5"),
+    "another size": (lambda p: p.predict(np.zeros((1, 32, 32))), DataError, "shape (1, 32, 32)"),
+    "one image without batch": (lambda p: p.predict(np.zeros((28, 28))), DataError, "shape (28, 28)"),
+    "no images": (lambda p: p.predict(np.zeros((0, 28, 28))), DataError, "n of at least 1"),
+    "three channels": (lambda p: p.predict_proba(np.zeros((1, 28, 28, 3))), DataError, "(1, 28, 28, 3)"),
+    "ragged": (lambda p: p.predict([np.zeros((28, 28)), np.zeros((2, 2))]), DataError, "different shapes"),
+    "texts": (lambda p: p.predict(["a", "b"]), DataError, "dtype <U1"),
+}
+BAD_SUPPORT = {
+    "NaN pixels": (PIXELS, [0, 1, 2], "1 pixels are NaN"),
+    "labels too few": (good(), [0, 1], "one label for each of 3"),
+    "labels all the same": (good(), ["a", "a", "a"], "all labels are a"),
+    "too many classes": (np.zeros((4, 28, 28)), [0, 1, 2, 3], "--domain.ways=4"),
+    "NaN label": (good(), [0.0, 1.0, np.nan], "label is NaN"),
+    "mixed labels": (good(), np.array([0, "a", None], object), "cannot be compared"),
+    "ragged labels": (good(), [[0], [1, 2], 3], "cannot be compared"),
+    "integers": (np.zeros((3, 28, 28), np.int64), [0, 1, 2], "dtype int64"),
+}
+
+
+@pytest.fixture(scope="module")
+def learner(place):
+    return imaml.load(place / "run")
+
+
+@pytest.fixture(scope="module")
+def predictor(learner):
+    rng = np.random.default_rng(0)
+    with jax.numpy_rank_promotion("allow"):
+        return learner.adapt(rng.random((3, 28, 28), np.float32), ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_a_predictor_refuses(case, predictor):
+    call, error, says = BAD_CALLS[case]
+    with pytest.raises(error) as caught:
+        call(predictor)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("case", BAD_SUPPORT)
+def test_a_learner_refuses(case, learner):
+    x, y, says = BAD_SUPPORT[case]
+    with pytest.raises(DataError) as caught:
+        learner.adapt(x, y)
+    assert says in str(caught.value)
+
+
+def test_other_bad_calls_from_python(learner, place):
+    waves = imaml.load(place / "waves")
+    for x, y in (([1.0, 2.0], [1.0]), ([np.nan], [1.0]), ([[1.0, 2.0]], [1.0]), (["a"], [1.0]), ([], [])):
+        with pytest.raises(DataError):
+            waves.adapt(x, y)
+    fitted = waves.adapt([0.0, 1.0], [0.0, 1.0])
+    assert fitted.predict([0.5, 0.7]).shape == (2,)
+    with pytest.raises(ConfigError, match="predicts numbers"):
+        fitted.predict_proba([0.5])
+    with pytest.raises(ConfigError, match="did you mean 'test'"):
+        imaml.evaluate(learner, split="tst")
+    with pytest.raises(ConfigError, match="tasks=1"):
+        imaml.evaluate(learner, tasks=1)
+    with pytest.raises(ConfigError, match="seed="):
+        imaml.evaluate(learner, seed=2**70)
+    with pytest.raises(ArtefactError):
+        imaml.load(place / "flipped.safetensors")
+
+
+def test_a_run_from_end_to_end(place, capsys):
+    run = place / "run"
+    names = {"config.json", "events.jsonl", "checkpoints", "artefact.safetensors", "report.html"}
+    assert {entry.name for entry in run.iterdir()} == names
+    for line in (run / "events.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    capsys.readouterr()
+
+    assert main(["evaluate", str(run), "--tasks=4", "--seed=3", "--json"]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads(printed, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    wanted = {"accuracy", "accuracy_ci95", "accuracy_inductive", "before", "tasks", "split", "seed"}
+    assert wanted <= set(result)
+    assert (result["tasks"], result["split"], result["seed"], result["data"]) == (4, "test", 3, "images")
+    assert 0 <= result["accuracy"] <= 1
+
+    artefact = str(run / "artefact.safetensors")
+    adapt = ["adapt", artefact, f"--support={place / 'support'}", f"--query={place / 'query'}"]
+    assert main([*adapt, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["classes"] == ["k0", "k1", "k2"]
+    assert answer["normalisation"] == "inductive"
+    assert [Path(row["file"]).name for row in answer["predictions"]] == ["k0.png", "k1.png", "k2.png"]
+    for row in answer["predictions"]:
+        assert abs(sum(row["probabilities"].values()) - 1) < 1e-5  # rounded to six digits
+        assert row["probability"] == max(row["probabilities"].values())
+    assert main(adapt) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[1] for line in lines] == [row["class"] for row in answer["predictions"]]
+
+    assert main(["report", str(run)]) == 0
+    assert Path(capsys.readouterr().out.strip()) == run / "report.html"
+    assert "<html" in (run / "report.html").read_text()
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(predictor):
+    images = np.random.default_rng(1).random((9, 28, 28), np.float32)
+    together = predictor.predict_proba(images)
+    assert together.shape == (9, 3)
+    assert together.dtype == np.float32
+    for count in (1, 2, 5):
+        for start in range(0, 9 - count, 3):
+            alone = predictor.predict_proba(images[start : start + count, ..., None])
+            np.testing.assert_array_equal(alone, together[start : start + count])  # bit for bit
+    assert set(predictor.predict(images)) <= {"a", "b", "c"}
+
+
+def test_a_new_run_starts_from_an_earlier_one(place, capsys):
+    words = ["train", "--domain.source=images", f"--data={place / 'data'}", f"--out={place / 'more'}", *TINY]
+    assert main([*words, f"--from={place / 'run' / 'artefact.safetensors'}", "--steps=0"]) == 0
+    first, second = imaml.load(place / "run").theta, imaml.load(place / "more").theta
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    capsys.readouterr()
+
+
+def command(*words, **options):
+    environment = dict(os.environ) | {"PYTHONPATH": str(Path(imaml.__file__).parents[1])}
+    return [sys.executable, "-m", "imaml.cli", *words], {"env": environment, "text": True, **options}
+
+
+def test_help_is_quick_and_imports_no_jax(capsys):
+    for words in ([], ["--help"], ["train", "--help"], ["adapt", "-h"], ["--version"], ["presets"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out
+    code = "import sys, imaml.cli; imaml.cli.main(['train', '--help']); sys.exit('jax' in sys.modules)"
+    words, options = command()
+    done = subprocess.run([words[0], "-c", code], **options, capture_output=True)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "--resume" in done.stdout
+
+
+@pytest.mark.parametrize("case", ["misspelt option", "artefact with a flipped bit", "folder not empty"])
+def test_a_bad_input_in_a_process_of_its_own(case, place):
+    words, says = BAD[case]
+    words, options = command(*(word.replace("{root}", str(place)) for word in words))
+    done = subprocess.run(words, **options, capture_output=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("imaml: ")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_go_on(place):
+    out = place / "stopped"
+    long = ["--steps=1000000", *SINUSOID[1:], "--quiet"]
+    words, options = command("train", "sinusoid", f"--out={out}", *long)
+    with subprocess.Popen(words, **options, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while '"event": "step"' not in (text := (out / "events.jsonl").read_text() if out.exists() else ""):
+            assert process.poll() is None, text
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert f"imaml train --resume --out {out}" in printed
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["reason"] == "interrupted"
+    assert events[-2] == {"event": "checkpoint", "time": events[-2]["time"], "step": events[-1]["step"]}

@@ -1,0 +1,391 @@
+"""The outer loop: the same result whatever interrupts it, why it stops, what it refuses."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import imaml
+from imaml.checkpoint import Checkpoints, read_artefact
+from imaml.config import Config, from_json, load_config, to_json
+from imaml.errors import CheckpointError, ConfigError, NumericalError
+from imaml.journal import read_events
+from imaml.training import first_difference, initial_state, make_step
+
+DOMAIN = imaml.linear_gaussian(features=3, shots=4, queries=4)
+METHOD = imaml.IMAML(
+    DOMAIN.problem(0.5),
+    DOMAIN.query_loss,
+    inner=imaml.GradientDescent(0.1, steps=4),
+    linear=imaml.CG(steps=2),
+)
+ADAM = imaml.Optimiser("adam", 0.05, schedule="constant")
+
+
+def train(optimiser=ADAM, domain=DOMAIN, method=METHOD, **options):
+    return imaml.train(
+        domain,
+        method,
+        optimiser,
+        **{"steps": 6, "tasks": 4, "validate_every": 0, "progress": False, **options},
+    )
+
+
+def equal(left, right):
+    """Bit for bit."""
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert (a.dtype, np.asarray(a).tobytes()) == (b.dtype, np.asarray(b).tobytes())
+
+
+def differs(left, right):
+    with pytest.raises(AssertionError):
+        equal(left, right)
+
+
+def kinds(folder):
+    return [event["event"] for event in read_events(folder)]
+
+
+def test_a_seed_decides_everything():
+    first = train(seed=1)
+    equal(first.theta, train(seed=1).theta)
+    differs(first.theta, train(seed=2).theta)
+    assert (first.step, first.reason, first.folder) == (6, "steps", None)
+
+
+def test_a_step_is_the_same_whatever_came_before():
+    transform = optax.sgd(0.1)
+    step = make_step(METHOD, transform, 4, 0.0)
+    start, key = jax.random.split(jax.random.key(0))
+    state = initial_state(DOMAIN, METHOD, transform, start, 0.0)
+    gradients = []
+    for _ in range(3):
+        before, (state, report) = state, step(DOMAIN, state, key)
+        gradients.append(report["gradient_norm"])
+    _, again = step(DOMAIN, before, key)  # step 3 once more, without the first two
+    equal(again["gradient_norm"], gradients[2])
+    assert len({float(g) for g in gradients}) == 3
+
+
+@pytest.mark.parametrize("tasks", [4, 3])  # shared by two devices; on one
+def test_nothing_is_compiled_after_the_first_step(tasks, monkeypatch):
+    from imaml import training
+
+    made = []
+    build = training.make_step
+    monkeypatch.setattr(training, "make_step", lambda *args: made.append(build(*args)) or made[-1])
+    train(tasks=tasks, steps=5)
+    assert made[0]._cache_size() == 1
+
+
+def test_it_learns():
+    before = imaml.evaluate(train(steps=0), split="test", tasks=200)
+    after = imaml.evaluate(train(steps=150), split="test", tasks=200)
+    assert after.scores["loss"] < 0.5 * before.scores["loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"steps": 2}, "steps"),
+        ({"steps": 0}, "steps"),
+        ({"minutes": 1e-6}, "minutes"),
+        ({"gradient_below": 1e9, "log_every": 2}, "gradient"),
+        ({"steps": 50, "validate_every": 1, "patience": 2, "validation_tasks": 4}, "converged"),
+    ],
+)
+def test_why_it_stops(options, reason, tmp_path):
+    # A rate of nearly nothing never improves anything, so that two validations without improvement come soon.
+    optimiser = imaml.Optimiser("sgd", 1e-30) if reason == "converged" else ADAM
+    run = train(optimiser, out=tmp_path / "run", **options)
+    assert run.reason == reason
+    events = read_events(tmp_path / "run")
+    assert (events[-1]["event"], events[-1]["reason"], events[-1]["step"]) == ("end", reason, run.step)
+    assert run.step == {"minutes": 1, "gradient": 2, "converged": 3}.get(reason, options.get("steps"))
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == run.step
+    again = train(optimiser, out=tmp_path / "run", resume=True, **options)  # what was over stays over
+    assert (again.step, again.reason) == (run.step, reason)
+    equal(again.theta, run.theta)
+
+
+def test_an_interrupt_stops_it_after_the_step(tmp_path):
+    timer = threading.Timer(3.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    timer.start()
+    run = train(out=tmp_path / "run", steps=10**6, checkpoint_every=10**6)
+    assert run.reason == "interrupted"
+    assert 0 < run.step < 10**6
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == run.step
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def stop_after(monkeypatch, count):
+    """Makes the next run die with its process, as it were, after `count` steps."""
+    from imaml import training
+
+    build = training.make_step
+
+    def make(*args):
+        step, left = build(*args), [count]
+
+        def counted(*state):
+            if not left[0]:
+                raise SystemError("killed")
+            left[0] -= 1
+            return step(*state)
+
+        return counted
+
+    monkeypatch.setattr(training, "make_step", make)
+
+
+OPTIONS = {"steps": 11, "checkpoint_every": 4, "log_every": 3, "validate_every": 5, "validation_tasks": 4}
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(average, tmp_path, monkeypatch):
+    optimiser = dataclasses.replace(ADAM, average=average, clip=1.0)
+    whole = train(optimiser, out=tmp_path / "whole", **OPTIONS)
+    out = tmp_path / "part"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(SystemError):
+            train(optimiser, out=out, **OPTIONS)
+    assert Checkpoints(out / "checkpoints").steps()[-1] == 4
+    resumed = train(optimiser, out=out, resume=True, **OPTIONS)
+    equal(resumed.theta, whole.theta)
+    equal(read_artefact(out)[0], read_artefact(tmp_path / "whole")[0])
+    last = [
+        [e for e in read_events(folder) if e["event"] == "step"][-1] for folder in (tmp_path / "whole", out)
+    ]
+    assert [event["loss"] for event in last] == [last[0]["loss"]] * 2
+    assert "resume" in kinds(out)
+
+
+def test_resuming_refuses_another_configuration(tmp_path):
+    out = tmp_path / "run"
+    train(out=out, steps=4)
+    for optimiser, options, says in (
+        (ADAM, {"steps": 5}, "training.steps was 4 and is now 5"),
+        (ADAM, {"steps": 4, "seed": 3}, "training.seed was 0 and is now 3"),
+        (
+            imaml.Optimiser("sgd", 0.05, schedule="constant"),
+            {"steps": 4},
+            "optimiser.name was 'adam' and is now",
+        ),
+        (optax.sgd(0.1), {"steps": 4}, "raw Optax object"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            train(optimiser, out=out, resume=True, **options)
+    method = dataclasses.replace(METHOD, linear=imaml.CG(steps=3))
+    with pytest.raises(ConfigError, match=r"method\.linear\.steps was 2 and is now 3"):
+        train(method=method, out=out, resume=True, steps=4)
+    assert train(out=out, resume=True, steps=4, minutes=5, keep=1).step == 4  # no step depends on these
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        train(out=out)
+    with pytest.raises(ConfigError, match="needs out="):
+        train(resume=True)
+    with pytest.raises(ConfigError, match="start= has no place"):
+        train(out=out, resume=True, start=jnp.zeros(3))
+
+
+def test_a_raw_optax_object_is_welcome_from_python_alone(tmp_path, capsys):
+    from imaml.cli import main
+
+    out = tmp_path / "run"
+    run = train(optax.sgd(0.1), out=out)
+    assert run.config is None
+    assert json.loads((out / "config.json").read_text())["kind"] == "Python"
+    equal(train(optax.sgd(0.1), out=out, resume=True).theta, run.theta)
+    assert any("cannot be checked" in e["message"] for e in read_events(out) if e["event"] == "warning")
+    capsys.readouterr()
+    assert main(["train", "--resume", f"--out={out}"]) == 2
+    assert "raw Optax object" in capsys.readouterr().err
+    with pytest.raises(imaml.ArtefactError, match="raw Optax object"):
+        imaml.load(out)
+    with pytest.raises(ConfigError, match="JSON form"):
+        run.adapt([0.0], [1.0])
+
+
+def test_a_start_is_taken_or_refused():
+    start = np.array([1.0, -2.0, 3.0])
+    equal(train(steps=0, start=start).theta, jnp.asarray(start))
+    differs(train(steps=3, start=start).theta, train(steps=3).theta)
+    for bad, says in (
+        (np.zeros(4), "one array of shape"),
+        ({"w": np.zeros(3)}, "w"),
+        (start * np.nan, "NaN"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            train(start=bad)
+
+
+def test_the_moving_average():
+    decay, rate = 0.5, 0.1
+    thetas = [train(imaml.Optimiser("sgd", rate, schedule="constant"), steps=k).theta for k in range(4)]
+    expected = thetas[0]
+    for theta in thetas[1:]:
+        expected = decay * expected + (1 - decay) * theta
+    run = train(imaml.Optimiser("sgd", rate, schedule="constant", average=decay), steps=3)
+    np.testing.assert_allclose(run.theta, expected, rtol=1e-14)  # float64
+
+
+def test_options_are_refused_with_what_was_meant():
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        train(step=3)
+    for bad in ({"steps": -1}, {"tasks": 0}, {"seed": 2**32}, {"minutes": 0}, {"patience": 1}, {"keep": 0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(bad))}="):
+            train(**bad)
+    with pytest.raises(ConfigError, match="optimiser="):
+        train(3)
+    with pytest.raises(ConfigError, match="method="):
+        imaml.train(DOMAIN, "imaml")  # type: ignore[arg-type]
+
+
+def test_tasks_that_fail_are_told_and_a_step_without_any_ends_the_run(tmp_path):
+    inner = imaml.GradientDescent(1e200, steps=3)
+    method = dataclasses.replace(METHOD, inner=inner)
+    with pytest.raises(NumericalError, match="failed numerically"):
+        train(method=method, out=tmp_path / "run")
+    events = read_events(tmp_path / "run")
+    assert events[-1]["reason"] == "failed"
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [0]
+
+
+def test_a_configuration_goes_to_json_and_back():
+    config = train(steps=0).config
+    assert isinstance(config, Config)
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+    assert load_config(json.dumps(to_json(config)), "here") == config
+    for preset in imaml.config.PRESETS.values():
+        assert from_json(json.loads(json.dumps(to_json(preset.config)))) == preset.config
+    assert first_difference(to_json(config), to_json(config)) is None
+    for text, says in (("{", "no JSON"), ("[]", "tuple"), ('{"kind": "Confi"}', "did you mean 'Config'")):
+        with pytest.raises(ConfigError, match=says):
+            load_config(text, "here")
+    method = dataclasses.replace(
+        METHOD, query_loss=lambda phi, theta, batch: DOMAIN.query_loss(phi, theta, batch)
+    )
+    assert train(method=method, steps=0).config is None  # a loss of one's own is not what JSON would say
+
+
+def damage(path, how):
+    files = [file for file in path.rglob("*") if file.is_file() and file.stat().st_size > 0]
+    file = max(files, key=lambda f: f.stat().st_size)
+    data = bytearray(file.read_bytes())
+    if how == "truncated":
+        del data[len(data) // 2 :]
+    else:
+        data[len(data) // 2] ^= 8
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(how, tmp_path, capsys):
+    out, options = tmp_path / "run", {"steps": 6, "checkpoint_every": 2}
+    whole = train(out=out, **options)
+    damage(out / "checkpoints" / "step-00000006", how)
+    capsys.readouterr()
+    resumed = train(out=out, resume=True, **options)
+    equal(resumed.theta, whole.theta)
+    assert "damaged checkpoint of step 6" in capsys.readouterr().err
+    events = read_events(out)
+    assert any("damaged checkpoint of step 6" in e["message"] for e in events if e["event"] == "warning")
+    assert next(e for e in events if e["event"] == "resume")["step"] == 4
+    for step in Checkpoints(out / "checkpoints").steps():
+        damage(out / "checkpoints" / f"step-{step:08d}", how)
+    with pytest.raises(CheckpointError, match="no checkpoint can be used"):
+        train(out=out, resume=True, **options)
+
+
+# kill -9, ten times
+
+KILLED = ["train", "sinusoid", "--steps=400", "--tasks=2", "--domain.hidden=4", "--quiet"]
+KILLED += ["--method.inner.steps=1", "--method.linear.steps=1", "--training.checkpoint_every=5"]
+KILLED += ["--training.validate_every=100", "--training.validation_tasks=2", "--training.test_tasks=0"]
+
+
+def start(out, cache, *words):
+    environment = dict(os.environ) | {
+        "PYTHONPATH": str(Path(imaml.__file__).parents[1]),
+        "JAX_ENABLE_X64": "0",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),  # ten starts need not compile ten times
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    words = [sys.executable, "-m", "imaml.cli", *words, f"--out={out}"]
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def written(out, kind):
+    """How many events of a kind are in the file, which may end in half a line."""
+    try:
+        return (out / "events.jsonl").read_text().count(f'"event": "{kind}"')
+    except FileNotFoundError:
+        return 0
+
+
+def final(out):
+    """Everything that a run ends with, but for how long it took."""
+    checkpoints = Checkpoints(out / "checkpoints")
+    record = json.loads(
+        (out / "checkpoints" / f"step-{checkpoints.steps()[-1]:08d}" / "manifest.json").read_text()
+    )
+    return read_artefact(out)[0], record["tree"], {k: v for k, v in record["note"].items() if k != "seconds"}
+
+
+def test_ten_kills_at_random_moments_change_nothing(tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "killed"
+    whole = start(tmp_path / "whole", cache, *KILLED)
+    while not written(tmp_path / "whole", "checkpoint") > 1:  # the first steps, after start-up
+        assert whole.poll() is None
+        time.sleep(0.01)
+    began = time.monotonic()
+    assert whole.wait() == 0, whole.communicate()[1]
+    span = (time.monotonic() - began) / 12  # so that ten kills come before the run is over
+
+    luck, kills, steps = random.Random(0), 0, []
+    while kills < 10:
+        begun = (out / "config.json").exists()
+        known = written(out, "checkpoint")
+        process = start(out, cache, *(["train", "--resume", "--quiet"] if begun else KILLED))
+        if kills % 5:  # two of the ten fall anywhere in start-up, the others where it trains and saves
+            while written(out, "checkpoint") < known + 1 + (not begun) and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(luck.uniform(0, span))
+        else:
+            time.sleep(luck.uniform(0, 4))
+        if process.poll() is not None:  # it was faster than expected: begin another run
+            assert process.returncode == 0, process.communicate()[1]
+            shutil.rmtree(out)
+            continue
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert "damaged" not in process.communicate()[1]
+        kills += 1
+        steps.append(max(Checkpoints(out / "checkpoints").steps(), default=-1))
+    process = start(out, cache, "train", "--resume", "--quiet")
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
+    assert "damaged" not in errors  # what a kill left half written was never taken for a checkpoint
+    assert len(set(steps)) > 3, steps
+    (one, tree, note), (other, other_tree, other_note) = final(tmp_path / "whole"), final(out)
+    equal(one, other)
+    assert tree == other_tree  # names, shapes, dtypes and SHA-256 of every array of the final state
+    assert note == other_note
