@@ -16,8 +16,7 @@ help:
 	@echo "make lint    ruff and pyright, as pre-commit runs them"
 
 train: $(STAMP)
-	$(BIN)/imaml train characters-5w1s --out runs/characters-5w1s --overwrite
-	$(BIN)/imaml evaluate runs/characters-5w1s --tasks 1000
+	$(BIN)/imaml train characters-5w1s
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -386,12 +387,14 @@ def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_go_on(place):
     long = ["--steps=1000000", *SINUSOID[1:], "--quiet"]
     words, options = command("train", "sinusoid", f"--out={out}", *long)
     with subprocess.Popen(words, **options, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while '"event": "step"' not in (text := (out / "events.jsonl").read_text() if out.exists() else ""):
-            assert process.poll() is None, text
+        events = out / "events.jsonl"
+        while not (events.exists() and '"event": "step"' in events.read_text()):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert f"imaml train --resume --out {out}" in printed
-    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in events.read_text().splitlines()]
     assert events[-1]["reason"] == "interrupted"
     assert events[-2] == {"event": "checkpoint", "time": events[-2]["time"], "step": events[-1]["step"]}

@@ -373,9 +373,9 @@ def load_config(text: str, where: str) -> Config:
 def _omniglot(ways: int, shots: int, tasks: int) -> Config:
     return Config(
         FewShotRecipe("omniglot", ways, shots, queries=5 if ways == 5 else 2),
-        Method(strength=0.1, inner=GradientDescent(0.4, steps=16), chunk=1),
-        Optimiser("adam", 3e-3),
-        Training(steps=3000, tasks=tasks),
+        Method(strength=0.1, inner=GradientDescent(0.4, steps=8), chunk=1),
+        Optimiser("adam", 2e-3, warmup=100, clip=1.0, average=0.998),
+        Training(steps=12_000, tasks=tasks, validate_every=1000, validation_tasks=200, checkpoint_every=500),
     )
 
 
@@ -389,20 +389,20 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "characters-5w1s": Preset(
-        "read procedural handwriting, 5 ways, 1 shot; needs no data, about three minutes",
+        "read procedural handwriting, 5 ways, 1 shot; needs no data, minutes",
         Config(
-            FewShotRecipe("characters", 5, 1, queries=5, normalisation="inductive"),
+            FewShotRecipe("characters", 5, 1, queries=3, normalisation="inductive"),
             Method(strength=0.1, inner=GradientDescent(0.4, steps=8), linear=CG(steps=3), chunk=1),
-            Optimiser("adam", 5e-3),
+            Optimiser("adam", 3e-3, warmup=20, clip=1.0, average=0.98),
             Training(
-                steps=400, tasks=8, minutes=3, validate_every=100, validation_tasks=100, checkpoint_every=50
+                steps=600, tasks=8, minutes=3, validate_every=200, validation_tasks=100, checkpoint_every=100
             ),
         ),
     ),
-    "omniglot-5w1s": Preset("real handwriting, 5 ways, 1 shot", _omniglot(5, 1, 16)),
-    "omniglot-5w5s": Preset("real handwriting, 5 ways, 5 shots", _omniglot(5, 5, 16)),
-    "omniglot-20w1s": Preset("real handwriting, 20 ways, 1 shot", _omniglot(20, 1, 8)),
-    "omniglot-20w5s": Preset("real handwriting, 20 ways, 5 shots", _omniglot(20, 5, 8)),
+    "omniglot-5w1s": Preset("real handwriting, 5 ways, 1 shot", _omniglot(5, 1, 8)),
+    "omniglot-5w5s": Preset("real handwriting, 5 ways, 5 shots", _omniglot(5, 5, 8)),
+    "omniglot-20w1s": Preset("real handwriting, 20 ways, 1 shot", _omniglot(20, 1, 4)),
+    "omniglot-20w5s": Preset("real handwriting, 20 ways, 5 shots", _omniglot(20, 5, 4)),
     "sinusoid": Preset(
         "regression of sinusoids from 10 points; seconds",
         Config(
