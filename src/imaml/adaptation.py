@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax import Array
 
 from . import __version__
 from .checkpoint import flatten_names, read_artefact, unflatten_names, write_artefact
-from .config import Config, from_json, to_json
+from .config import Config, from_json, load_config, to_json
 from .domains.fewshot import FewShot, FewShotRecipe, Labelled
 from .domains.regression import Points, SinusoidRecipe
 from .errors import ArtefactError, ConfigError, DataError, NumericalError
@@ -82,7 +82,20 @@ def load(path: str | Path) -> Learner:
         ) from error
     if not isinstance(config, Config):
         raise ArtefactError(f"{file}: holds the configuration of a {type(config).__name__}, not of a run.")
-    return Learner(unflatten_names(like_theta(config), arrays), config, str(file))
+    theta = unflatten_names(like_theta(config), arrays)
+    return Learner(theta, _with_data(config, path / "config.json"), str(file))
+
+
+def _with_data(config: Config, file: Path) -> Config:
+    """The config with the path of its data, which only a run's folder knows."""
+    if not (isinstance(config.domain, FewShotRecipe) and file.is_file()):
+        return config
+    try:
+        stored = load_config(file.read_text(), str(file)).domain
+    except (OSError, ConfigError):
+        return config
+    data = stored.data if isinstance(stored, FewShotRecipe) else None
+    return replace(config, domain=replace(config.domain, data=data))
 
 
 def save(path: str | Path, theta: Any, config: Config | str) -> None:

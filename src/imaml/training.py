@@ -386,6 +386,9 @@ class _Loop:
         state = initial_state(self.domain, self.method, self.transform, init_key, self.average, start)
         if self.method.mesh is not None:  # placed once, so that the second step finds what the first compiled
             state = jax.device_put(state, NamedSharding(self.method.mesh, PartitionSpec()))
+        self.step.eval_shape(
+            self.domain, state, self.key
+        )  # what does not fit is told before anything is written
         shown = {"progress": progress, "total": training.steps, "minutes": training.minutes}
         with Journal(self.folder, append=resume, **shown) as journal:
             self.journal = journal
