@@ -38,12 +38,12 @@ DTYPES = ("float64", "float32")
 
 
 def table():
-    """Our own kernels meet every shape; Lineax's, slow to compile, meet a shape with each structure."""
+    """Our own kernels meet all; Lineax's, slow to compile, one shape a structure, float32 with the last."""
     for name, accepted in ACCEPTS.items():
         for i, structure in enumerate(accepted):
-            for j, dtype in enumerate(DTYPES):
-                own = name not in ("GMRES", "Dense")
-                yield name, structure, dtype, tuple(SHAPES) if own else (list(SHAPES)[(i + j) % 3],)
+            own = name not in ("GMRES", "Dense")
+            for dtype in DTYPES if own or structure == accepted[-1] else DTYPES[:1]:
+                yield name, structure, dtype, tuple(SHAPES) if own else (list(SHAPES)[i],)
 
 
 def rotation(seed, size=SIZE):
@@ -353,7 +353,7 @@ def test_a_first_guess_is_used(name):
     found = solve(jnp.asarray(np.stack([exact, exact + 1])))
     assert int(found.stats.steps[0]) <= (3 if name == "GMRES" else 1)  # GMRES: its rounding-sized correction
     # Residual 2e-10, condition number 10.
-    assert np.linalg.norm(found.value - exact, axis=1).max() <= 2e-9 * np.linalg.norm(exact)
+    assert np.linalg.norm(np.asarray(found.value) - exact, axis=1).max() <= 2e-9 * np.linalg.norm(exact)
     assert (found.stats.residual <= 2e-10).all()
 
 

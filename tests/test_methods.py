@@ -280,7 +280,7 @@ loss = lambda phi, batch: jnp.mean((jnp.tanh(batch[0] @ phi["a"]) @ phi["b"] - b
 problem = imaml.proximal(loss, imaml.learned(0.5))
 theta = problem.parameters({"a": jnp.ones((2, 3)), "b": jnp.ones(3)})
 batch = (jax.random.normal(jax.random.key(0), (4, 6, 2)), jnp.ones((4, 6)))
-for linear in (imaml.CG(steps=5), imaml.BiCGStab(), imaml.GMRES(), imaml.Dense(), imaml.Neumann()):
+for linear in (imaml.CG(steps=5), imaml.BiCGStab(), imaml.Dense()):
     inner = imaml.GradientDescent(0.1, steps=100)
     method = imaml.IMAML(problem, lambda p, t, b: loss(p, b), inner=inner, linear=linear)
     gradient, metrics = jax.jit(method)(theta, imaml.Task(batch, batch), jax.random.key(0))
@@ -291,12 +291,12 @@ for linear in (imaml.CG(steps=5), imaml.BiCGStab(), imaml.GMRES(), imaml.Dense()
 
 
 def test_float32_in_a_process_of_its_own():
-    """Without x64, as users run it: five solvers, one gradient, to some hundred times float32's rounding."""
+    """Without x64, as users run it: three solvers, one gradient, to some hundred times float32's rounding."""
     run = subprocess.run([sys.executable, "-c", SINGLE], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     rows = np.array([[float(x) for x in line.split()] for line in run.stdout.splitlines()])
-    assert rows.shape == (5, 11)
-    np.testing.assert_allclose(rows, np.broadcast_to(rows[3], rows.shape), rtol=2e-3, atol=2e-5)
+    assert rows.shape == (3, 11)
+    np.testing.assert_allclose(rows, np.broadcast_to(rows[2], rows.shape), rtol=2e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize(

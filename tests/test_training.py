@@ -35,13 +35,25 @@ METHOD = imaml.IMAML(
 ADAM = imaml.Optimiser("adam", 0.05, schedule="constant")
 
 
+BUILT = {}  # steps already compiled, by what they are made from: most tests train the same few
+
+
+@pytest.fixture(autouse=True)
+def shared_steps(monkeypatch):
+    from imaml import training
+
+    def make(method, transform, tasks, average):
+        key = (*BUILT["next"], tasks, average)
+        return BUILT.setdefault(key, make_step(method, transform, tasks, average))
+
+    monkeypatch.setattr(training, "make_step", make)
+
+
 def train(optimiser=ADAM, domain=DOMAIN, method=METHOD, **options):
-    return imaml.train(
-        domain,
-        method,
-        optimiser,
-        **{"steps": 6, "tasks": 4, "validate_every": 0, "progress": False, **options},
-    )
+    # The schedule is constant in all of these, so that a step does not depend on how many there are.
+    BUILT["next"] = (repr(optimiser), method.inner, method.linear)
+    defaults = {"steps": 6, "tasks": 4, "validate_every": 0, "progress": False}
+    return imaml.train(domain, method, optimiser, **{**defaults, **options})
 
 
 def equal(left, right):
@@ -86,8 +98,7 @@ def test_nothing_is_compiled_after_the_first_step(tasks, monkeypatch):
     from imaml import training
 
     made = []
-    build = training.make_step
-    monkeypatch.setattr(training, "make_step", lambda *args: made.append(build(*args)) or made[-1])
+    monkeypatch.setattr(training, "make_step", lambda *args: made.append(make_step(*args)) or made[-1])
     train(tasks=tasks, steps=5)
     assert made[0]._cache_size() == 1
 
@@ -110,7 +121,7 @@ def test_it_learns():
 )
 def test_why_it_stops(options, reason, tmp_path):
     # A rate of nearly nothing never improves anything, so that two validations without improvement come soon.
-    optimiser = imaml.Optimiser("sgd", 1e-30) if reason == "converged" else ADAM
+    optimiser = imaml.Optimiser("sgd", 1e-30, schedule="constant") if reason == "converged" else ADAM
     run = train(optimiser, out=tmp_path / "run", **options)
     assert run.reason == reason
     events = read_events(tmp_path / "run")
@@ -148,6 +159,7 @@ def stop_after(monkeypatch, count):
             left[0] -= 1
             return step(*state)
 
+        counted.eval_shape = step.eval_shape
         return counted
 
     monkeypatch.setattr(training, "make_step", make)
@@ -328,9 +340,8 @@ def start(out, cache, *words):
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     words = [sys.executable, "-m", "imaml.cli", *words, f"--out={out}"]
-    return subprocess.Popen(
-        words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    with (cache.parent / "stderr").open("w") as errors:
+        return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 def written(out, kind):
@@ -351,13 +362,13 @@ def final(out):
 
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
-    cache, out = tmp_path / "cache", tmp_path / "killed"
+    cache, out, errors = tmp_path / "cache", tmp_path / "killed", tmp_path / "stderr"
     whole = start(tmp_path / "whole", cache, *KILLED)
     while not written(tmp_path / "whole", "checkpoint") > 1:  # the first steps, after start-up
-        assert whole.poll() is None
+        assert whole.poll() is None, errors.read_text()
         time.sleep(0.01)
     began = time.monotonic()
-    assert whole.wait() == 0, whole.communicate()[1]
+    assert whole.wait() == 0, errors.read_text()
     span = (time.monotonic() - began) / 12  # so that ten kills come before the run is over
 
     luck, kills, steps = random.Random(0), 0, []
@@ -372,18 +383,19 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path):
         else:
             time.sleep(luck.uniform(0, 4))
         if process.poll() is not None:  # it was faster than expected: begin another run
-            assert process.returncode == 0, process.communicate()[1]
+            assert process.returncode == 0, errors.read_text()
             shutil.rmtree(out)
             continue
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        assert "damaged" not in process.communicate()[1]
+        assert "damaged" not in errors.read_text()
         kills += 1
         steps.append(max(Checkpoints(out / "checkpoints").steps(), default=-1))
     process = start(out, cache, "train", "--resume", "--quiet")
-    errors = process.communicate()[1]
-    assert process.returncode == 0, errors
-    assert "damaged" not in errors  # what a kill left half written was never taken for a checkpoint
+    assert process.wait() == 0, errors.read_text()
+    assert (
+        "damaged" not in errors.read_text()
+    )  # what a kill left half written was never taken for a checkpoint
     assert len(set(steps)) > 3, steps
     (one, tree, note), (other, other_tree, other_note) = final(tmp_path / "whole"), final(out)
     equal(one, other)

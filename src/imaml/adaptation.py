@@ -14,7 +14,7 @@ from jax import Array
 
 from . import __version__
 from .checkpoint import flatten_names, read_artefact, unflatten_names, write_artefact
-from .config import Config, from_json, load_config, to_json
+from .config import Config, Method, from_json, load_config, to_json
 from .domains.fewshot import FewShot, FewShotRecipe, Labelled
 from .domains.regression import Points, SinusoidRecipe
 from .errors import ArtefactError, ConfigError, DataError, NumericalError
@@ -54,7 +54,7 @@ class Learner:
         answer depends on its neighbours in the batch. DataError where the support set does not fit,
         NumericalError where the inner solve ends in NaN.
         """
-        return adapt(self.theta, self.config, self.method, x, y)
+        return adapt(self.theta, self.config, x, y)
 
 
 def load(path: str | Path) -> Learner:
@@ -171,8 +171,9 @@ def _answer(network: Any, ways: int | None, phi: Any, statistics: Any, row: Arra
 
 
 @functools.lru_cache(maxsize=32)
-def _solver(method: Any, network: Any) -> Any:
-    """The compiled (theta, support) -> (phi, Solution, statistics) of a method."""
+def _solver(recipe: Method, domain: Any, network: Any) -> Any:
+    """The compiled (theta, support) -> (phi, Solution, statistics) of a method on a domain, both recipes."""
+    method = recipe.build(_without_data(domain))
     problem = method.problem
 
     def run(theta: Any, support: Any) -> tuple[Any, Solution, Any]:
@@ -184,7 +185,7 @@ def _solver(method: Any, network: Any) -> Any:
     return jax.jit(run)
 
 
-def adapt(theta: Any, config: Config, method: Any, x: Any, y: Any) -> Predictor:
+def adapt(theta: Any, config: Config, x: Any, y: Any) -> Predictor:
     """A Predictor for one task; see `Learner.adapt`."""
     recipe = config.domain
     if isinstance(recipe, FewShotRecipe):
@@ -204,7 +205,7 @@ def adapt(theta: Any, config: Config, method: Any, x: Any, y: Any) -> Predictor:
         support = Points(jnp.asarray(inputs.reshape(-1, 1)), jnp.asarray(targets.reshape(-1, 1)))
     else:
         raise ConfigError(f"adapt: a {type(recipe).__name__} run has no predictor; use imaml.solve.")
-    phi, solution, statistics = _solver(method, network)(theta, support)
+    phi, solution, statistics = _solver(config.method, recipe, network)(theta, support)
     if not np.isfinite(np.asarray(solution.stats.residual)):
         raise NumericalError(f"adapt: the inner solve ended in NaN or infinity. {solution.status.advice}")
     return Predictor(phi, classes, solution, network, statistics)

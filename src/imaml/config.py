@@ -373,9 +373,9 @@ def load_config(text: str, where: str) -> Config:
 def _omniglot(ways: int, shots: int, tasks: int) -> Config:
     return Config(
         FewShotRecipe("omniglot", ways, shots, queries=5 if ways == 5 else 2),
-        Method(strength=0.1, inner=GradientDescent(0.4, steps=8), chunk=1),
-        Optimiser("adam", 2e-3, warmup=100, clip=1.0, average=0.998),
-        Training(steps=12_000, tasks=tasks, validate_every=1000, validation_tasks=200, checkpoint_every=500),
+        Method(strength=0.1, inner=GradientDescent(0.4, steps=8), linear=CG(steps=3), chunk=1),
+        Optimiser("adam", 2.5e-3, warmup=100, clip=1.0, average=0.998),
+        Training(steps=9500, tasks=tasks, validate_every=1000, validation_tasks=200, checkpoint_every=500),
     )
 
 

@@ -169,7 +169,9 @@ class IMAML:
         if self.chunk is None:
             gradients, metrics = jax.vmap(one)((tasks, keys))
         else:
-            gradients, metrics = lax.map(one, (tasks, keys), batch_size=min(self.chunk, _count(tasks)))
+            # A chunk of one is mapped without vmap: matrix products without a batch axis are faster on a CPU.
+            chunk = None if self.chunk == 1 else min(self.chunk, _count(tasks))
+            gradients, metrics = lax.map(one, (tasks, keys), batch_size=chunk)
         total = jnp.where(metrics.used[:, None], gradients, 0).sum(0)
         number = metrics.used.sum().astype(total.dtype)
         summed = add_up(jnp.append(total, number))  # the one all-reduce

@@ -61,7 +61,7 @@ class Run:
                 "solve the task with imaml.solve(run.method.problem, run.theta, support, "
                 "inner=run.method.inner, rule=imaml.first_order())."
             )
-        return adapt(self.theta, self.config, self.method, x, y)
+        return adapt(self.theta, self.config, x, y)
 
 
 def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Config | str:
@@ -479,7 +479,7 @@ class _Loop:
             return "gradient"
         if training.patience is not None and self.stale >= training.patience:
             return "converged"
-        if training.minutes is not None and self._seconds() >= 60 * training.minutes:
+        if training.minutes is not None and count and self._seconds() >= 60 * training.minutes:
             return "minutes"
         return None
 
