@@ -44,6 +44,10 @@ def ranks():
         yield
 
 
+KEYS = jax.random.split(jax.random.key(3), 300)
+DRAW = jax.jit(lambda d, keys, split: jax.vmap(lambda k: d.draw(k, split))(keys), static_argnums=2)
+
+
 def close(left, right):
     """Equal but for the order of operations, which may differ between two compiled programs."""
     assert jax.tree.structure(left) == jax.tree.structure(right)
@@ -54,9 +58,8 @@ def close(left, right):
 
 def test_laws(domain):
     assert isinstance(domain, Domain)
-    keys = jax.random.split(jax.random.key(3), 3)
-    draw = jax.jit(lambda k, split: jax.vmap(lambda one: domain.draw(one, split))(k), static_argnums=1)
-    draws = {split: draw(keys, split) for split in SPLITS}
+    keys = KEYS[:2]
+    draws = {split: DRAW(domain, KEYS, split) for split in SPLITS}
     sample = jax.jit(lambda d, k: jax.vmap(lambda one: d.sample(one, "test"))(k))
     many = sample(domain, keys)
     jax.tree.map(
@@ -102,14 +105,13 @@ def test_splits_of_few_shot_domains_share_no_class(split):
 @pytest.mark.parametrize("make", ["characters", "table"])
 def test_an_episode_has_distinct_classes_and_distinct_images(make):
     domain = DOMAINS[make]()
-    keys = jax.random.split(jax.random.key(0), 300)
-    drawn = jax.jit(jax.vmap(lambda k: domain.draw(k, "train")))(keys)
+    drawn = DRAW(domain, KEYS, "train")
     virtual = np.asarray(drawn.classes) * 4 + np.asarray(drawn.turns)
     assert all(len(set(row)) == 3 for row in virtual.tolist())
     assert set(np.unique(drawn.turns)) == {0, 1, 2, 3}
     examples = np.asarray(drawn.examples).reshape(-1, drawn.examples.shape[-1])
     assert all(len(set(row)) == len(row) for row in examples.tolist())
-    tested = jax.jit(jax.vmap(lambda k: domain.draw(k, "test")))(keys)
+    tested = DRAW(domain, KEYS, "test")
     assert not np.any(tested.turns)  # quarter turns are classes in training only
     assert all(len(set(row)) == 3 for row in np.asarray(tested.classes).tolist())
 
@@ -117,7 +119,8 @@ def test_an_episode_has_distinct_classes_and_distinct_images(make):
 def test_labels_and_images_of_an_episode_belong_together():
     domain = imaml.image_tasks(table(), ways=4, shots=2, queries=3, rotations=False, filters=4)
     key = jax.random.key(5)
-    drawn, task = domain.draw(key, "train"), domain.sample(key, "train")
+    drawn = domain.draw(key, "train")
+    task = domain.gather(drawn)
     classes = np.rint(np.asarray(task.support.images[:, 0, 0, 0]) * 255).astype(int)
     np.testing.assert_array_equal(classes, np.asarray(drawn.classes)[task.support.labels])
     classes = np.rint(np.asarray(task.query.images[:, 0, 0, 0]) * 255).astype(int)
@@ -156,8 +159,8 @@ def test_a_limited_domain_says_so_in_its_recipe():
     assert domain.recipe.limits == (("train", (5, 7, 9, 100)),)
     again = domain.recipe.build()
     np.testing.assert_array_equal(again.splits["train"], domain.splits["train"])
-    drawn = jax.vmap(lambda k: again.draw(k, "train").classes)(jax.random.split(jax.random.key(0), 50))
-    assert set(np.unique(drawn).tolist()) == {5, 7, 9, 100}
+    drawn = DRAW(again, KEYS[:50], "train")
+    assert set(np.unique(drawn.classes).tolist()) == {5, 7, 9, 100}
     for classes, split in (([1, 2], "train"), ([1, 2, 25_000], "train"), ([1, 2, 3], "trial")):
         with pytest.raises(ConfigError, match="limited"):
             domain.limited(split, classes)

@@ -34,3 +34,10 @@ def test_commands_exist():
         assert command in COMMANDS
         if command == "train" and not word.startswith("-"):
             assert word in PRESETS
+
+
+def test_the_table_is_what_the_result_files_say():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.table", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

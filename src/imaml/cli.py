@@ -152,10 +152,9 @@ def _meant(word: str, known: Iterable[str], command: str = "") -> str:
 
 
 def use_all_cores() -> None:
-    """On a CPU, makes every core a device of its own, so that tasks run side by side; nothing where set
-    already.
+    """On a CPU, makes every core a device of its own, so that tasks run side by side.
 
-    Must come before JAX starts. On GPU and TPU the flags change nothing.
+    Must come before JAX starts; does nothing where the user has set the number. GPU and TPU ignore the flags.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
@@ -267,9 +266,11 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     from .adaptation import load
     from .training import check_new, check_resumable, devices_mesh, train
 
-    check_resumable(out, config) if resume else check_new(
-        out
-    )  # before the data are read, which may take long
+    # Before the data are read, which may take long.
+    if resume:
+        check_resumable(out, config)
+    else:
+        check_new(out)
     start = None if origin is None else load(origin).theta
     domain = config.domain.build()
     run = train(
@@ -308,7 +309,9 @@ def _score(run: Any, out: Path, config: Any) -> None:
             scores=dict(result.scores),
             ci95=dict(result.ci95),
             before=dict(result.before),
+            before_ci95=dict(result.before_ci95),
             baselines=dict(result.baselines),
+            baselines_ci95=dict(result.baselines_ci95),
             tasks=result.tasks,
             seed=result.seed,
             data=getattr(config.domain, "source", type(config.domain).__name__),

@@ -105,7 +105,8 @@ def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict
             "numerics": {"finite": jnp.isfinite(solution.stats.residual)},
         }
 
-    return lax.map(one, keys, batch_size=getattr(method, "chunk", None) or keys.shape[0])
+    chunk = getattr(method, "chunk", None) or keys.shape[0]
+    return lax.map(one, keys, batch_size=None if chunk == 1 else chunk)
 
 
 @functools.lru_cache(maxsize=8)
