@@ -2,11 +2,11 @@
 
     python -m benchmarks.new_tasks --data PATH_TO_OMNIGLOT        # writes benchmarks/results/new_tasks.json
 
-A fifth of the characters of each half are held out; accuracy on tasks of held-out characters of the old and of the
-new alphabets, before and after going on from the earlier theta, beside learning anew on all alphabets, and beside
-each test task learned from scratch (a fresh network, the same inner solver). Every accuracy is over the same tasks,
-so differences are paired. Steps to equal accuracy: the first validation at which the run that went on is as good on
-new tasks as the one that learned anew on all is at its end.
+A fifth of the characters of each half are held out; accuracy on tasks of held-out characters of the old and
+of the new alphabets, before and after going on from the earlier theta, beside learning anew on all
+alphabets, and beside each test task learned from scratch (a fresh network, the same inner solver). Every
+accuracy is over the same tasks, so differences are paired. Steps to equal accuracy: the first validation at
+which the run that went on is as good on new tasks as the one that learned anew on all is at its end.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def main():
         parts.append({"train": np.setdiff1d(ids, held), "test": np.sort(held)})
 
     def domain_of(train, test):
-        return table_of(config.domain, table.with_splits(train=train, test=test, validation=table.ids("validation")))
+        return table_of(
+            config.domain, table.with_splits(train=train, test=test, validation=table.ids("validation"))
+        )
 
     old, new = parts
     both = np.concatenate([old["train"], new["train"]])
@@ -55,7 +57,9 @@ def main():
     method = config.method.build(everything, devices_mesh(TASKS))
 
     def score(theta, which, seed=0, tasks=None):
-        return evaluate_theta(domains[which], method, theta, split="test", tasks=tasks or options.tasks, seed=seed)
+        return evaluate_theta(
+            domains[which], method, theta, split="test", tasks=tasks or options.tasks, seed=seed
+        )
 
     def learn(domain, start, steps):
         """Trains in legs of EVERY steps with a constant rate, and follows the accuracy on new tasks."""
@@ -74,8 +78,14 @@ def main():
     for steps in sorted({options.steps // 8, options.steps // 4, options.steps // 2, options.steps}):
         theta, seconds = learn(domains["new"], before, steps)
         result = score(theta, "new")
-        curve.append({"steps": steps, "seconds": seconds, "accuracy": result.scores["accuracy"],
-                      "accuracy_ci95": result.ci95["accuracy"]})
+        curve.append(
+            {
+                "steps": steps,
+                "seconds": seconds,
+                "accuracy": result.scores["accuracy"],
+                "accuracy_ci95": result.ci95["accuracy"],
+            }
+        )
     reached = [row["steps"] for row in curve if row["accuracy"] >= target.scores["accuracy"]]
     thetas = {"before": before, "went_on": theta, "anew_on_all": anew, "from_scratch": fresh}
     rows, results = [], {}
@@ -92,17 +102,27 @@ def main():
         "command": f"python -m benchmarks.new_tasks --steps {options.steps} --tasks {options.tasks}",
         "machine": describe_machine(),
         "steps": options.steps,
-        "characters": {name: {split: len(ids) for split, ids in part.items()} for name, part in zip(("old", "new"), parts, strict=True)},
+        "characters": {
+            name: {split: len(ids) for split, ids in part.items()}
+            for name, part in zip(("old", "new"), parts, strict=True)
+        },
         "rows": rows,
         "paired_differences": differences,
-        "steps_to_equal_accuracy": {"target": target.scores["accuracy"], "curve": curve, "first": min(reached, default=None)},
+        "steps_to_equal_accuracy": {
+            "target": target.scores["accuracy"],
+            "curve": curve,
+            "first": min(reached, default=None),
+        },
     }
     Path("benchmarks/results/new_tasks.json").write_text(json.dumps(result, indent=2) + "\n")
     for row in rows:
-        print(f"{row['theta']:<14}{row['tasks_of']:<5}{row['accuracy']:.4f} +- {row['accuracy_ci95']:.4f}  "
-              f"inductive {row['accuracy_inductive']:.4f}")
+        print(
+            f"{row['theta']:<14}{row['tasks_of']:<5}{row['accuracy']:.4f} +- {row['accuracy_ci95']:.4f}  "
+            f"inductive {row['accuracy_inductive']:.4f}"
+        )
     for row in differences:
-        print(f"went on - {row['went_on_minus']:<14}on {row['tasks_of']} tasks: {row['mean']:+.4f} +- {row['ci95']:.4f}")
+        difference = f"{row['mean']:+.4f} +- {row['ci95']:.4f}"
+        print(f"went on - {row['went_on_minus']:<14}on {row['tasks_of']} tasks: {difference}")
     print("steps to the accuracy of learning anew on all:", result["steps_to_equal_accuracy"]["first"])
 
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.speed            # writes benchmarks/results/speed.json
 
-Needs PyTorch besides imaml (`pip install torch`). Both start from the same parameters and tasks and do the same
-work (inner gradient descent on the anchored problem, conjugate gradients, mean over tasks); the difference of their
-meta-gradients is reported. Each side runs in a process of its own; the two are measured in turn, round after round.
+Needs PyTorch besides imaml (`pip install torch`). Both start from the same parameters and tasks and do the
+same work (inner gradient descent on the anchored problem, conjugate gradients, mean over tasks); the
+difference of their meta-gradients is reported. Each side runs in a process of its own; the two are measured
+in turn, round after round.
 """
 
 import argparse

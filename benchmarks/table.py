@@ -77,7 +77,9 @@ def rows():
             for theta in ("before", "went_on", "anew_on_all", "from_scratch")
             for row in [scores[theta, "new"]]
         ]
-        found.append(("new alphabets arrive (`--from`), accuracy on them", "; ".join(shown), r["command"], new))
+        found.append(
+            ("new alphabets arrive (`--from`), accuracy on them", "; ".join(shown), r["command"], new)
+        )
     return [row for row in found if row is not None]
 
 

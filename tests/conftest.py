@@ -1,4 +1,4 @@
-"""Every test runs in float64 with strict promotion of ranks, on two CPU devices, so that sharding is tested."""
+"""Every test runs in float64, with strict ranks, on two CPU devices, so that sharding is tested."""
 
 import os
 
@@ -9,6 +9,7 @@ import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time; results are the same
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

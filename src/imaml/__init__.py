@@ -35,10 +35,10 @@ _HOME = {
     ),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = ["__version__", *sorted(_WHERE)]
 
 
 def __getattr__(name: str) -> Any:
+    """The public object of that name, imported now."""
     if name not in _WHERE:
         raise AttributeError(f"module 'imaml' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
@@ -47,29 +47,60 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    """All public names."""
+    return ["__version__", *sorted(_WHERE)]
 
 
 if TYPE_CHECKING:
-    from .adaptation import Predictor, load
-    from .config import Optimiser
-    from .domains.fewshot import characters, image_tasks, mini_imagenet, omniglot
-    from .domains.regression import linear_gaussian, sinusoid
-    from .errors import (
-        ArtefactError,
-        CheckpointError,
-        ConfigError,
-        DataError,
-        ImamlError,
-        NumericalError,
-        StructureError,
-    )
-    from .evaluation import Evaluation, evaluate
-    from .inner import Descent, GradientDescent, InnerSolver
-    from .linear import CG, GMRES, BiCGStab, Dense, LinearSolver, Neumann
-    from .methods import IMAML, Metrics, Task
-    from .models import MLP, Conv4
-    from .problem import Anchor, Problem, fixed_point, game, learned, plain, proximal, stationary
-    from .rules import Rule, first_order, implicit, implicit_vjp, solve, unrolled
-    from .solution import Ending, Solution, Stats, Status
-    from .training import Run, train
+    from .adaptation import Predictor as Predictor
+    from .adaptation import load as load
+    from .config import Optimiser as Optimiser
+    from .domains.fewshot import characters as characters
+    from .domains.fewshot import image_tasks as image_tasks
+    from .domains.fewshot import mini_imagenet as mini_imagenet
+    from .domains.fewshot import omniglot as omniglot
+    from .domains.regression import linear_gaussian as linear_gaussian
+    from .domains.regression import sinusoid as sinusoid
+    from .errors import ArtefactError as ArtefactError
+    from .errors import CheckpointError as CheckpointError
+    from .errors import ConfigError as ConfigError
+    from .errors import DataError as DataError
+    from .errors import ImamlError as ImamlError
+    from .errors import NumericalError as NumericalError
+    from .errors import StructureError as StructureError
+    from .evaluation import Evaluation as Evaluation
+    from .evaluation import evaluate as evaluate
+    from .inner import Descent as Descent
+    from .inner import GradientDescent as GradientDescent
+    from .inner import InnerSolver as InnerSolver
+    from .linear import CG as CG
+    from .linear import GMRES as GMRES
+    from .linear import BiCGStab as BiCGStab
+    from .linear import Dense as Dense
+    from .linear import LinearSolver as LinearSolver
+    from .linear import Neumann as Neumann
+    from .methods import IMAML as IMAML
+    from .methods import Metrics as Metrics
+    from .methods import Task as Task
+    from .models import MLP as MLP
+    from .models import Conv4 as Conv4
+    from .problem import Anchor as Anchor
+    from .problem import Problem as Problem
+    from .problem import fixed_point as fixed_point
+    from .problem import game as game
+    from .problem import learned as learned
+    from .problem import plain as plain
+    from .problem import proximal as proximal
+    from .problem import stationary as stationary
+    from .rules import Rule as Rule
+    from .rules import first_order as first_order
+    from .rules import implicit as implicit
+    from .rules import implicit_vjp as implicit_vjp
+    from .rules import solve as solve
+    from .rules import unrolled as unrolled
+    from .solution import Ending as Ending
+    from .solution import Solution as Solution
+    from .solution import Stats as Stats
+    from .solution import Status as Status
+    from .training import Run as Run
+    from .training import train as train

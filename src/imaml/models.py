@@ -1,4 +1,4 @@
-"""Networks as recipes: `init(key) -> parameters`, `forward(parameters, inputs, statistics) -> outputs, statistics`."""
+"""Networks as recipes: `init(key)` gives parameters, `forward(parameters, inputs, statistics)` outputs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Conv4:
 
     Four modules of 3 x 3 convolution (stride 2, padding 1), batch normalisation and ReLU, then a linear head:
     the network of the paper's Omniglot experiments, as of MAML's (Finn et al. 2017, section 5.2). A
-    28 x 28 image passes through 14, 7, 4 and 2 pixels a side; 64 filters and 5 ways give 112,261 parameters.
+    28 x 28 image passes through 14, 7, 4 and 2 pixels a side; 64 filters and 5 ways give 112,965 parameters.
 
-    A convolution is nine shifted slices, concatenated, times one matrix: with per-task kernels XLA's own would
-    become a grouped convolution, an order of magnitude slower on a CPU.
+    A convolution is nine shifted slices, concatenated, times one matrix: with per-task kernels XLA's own
+    would become a grouped convolution, an order of magnitude slower on a CPU.
 
     >>> import jax
     >>> network = Conv4(ways=5)
@@ -44,6 +44,7 @@ class Conv4:
     channels: int = 1
 
     def __post_init__(self) -> None:
+        """Refuses sizes that make no sense (ConfigError)."""
         _whole("Conv4", ways=self.ways, filters=self.filters, side=self.side, channels=self.channels)
 
     @property
@@ -55,7 +56,7 @@ class Conv4:
         return side * side * self.filters
 
     def init(self, key: Array) -> dict[str, dict[str, Array]]:
-        """Parameters, float32: He-normal kernels (9 * channels, filters), unit scales, zero biases, a zero head."""
+        """Parameters, float32: He-normal kernels (9 channels, filters), unit scales, zero biases and head."""
         parameters = {}
         channels = self.channels
         for layer, layer_key in enumerate(jax.random.split(key, 4), start=1):
@@ -75,8 +76,8 @@ class Conv4:
     def forward(self, parameters: Any, images: Array, statistics: Any = None) -> tuple[Array, Any]:
         """Logits (n, ways) for images (n, side, side, channels), and each layer's mean and variance used.
 
-        statistics: None to normalise by this batch's own, or what an earlier call returned (inductive use: the
-        support set's).
+        statistics: None to normalise by this batch's own, or what an earlier call returned (inductive use:
+        the support set's).
         """
         used = []
         hidden = images
@@ -120,8 +121,11 @@ class MLP:
     activation: str = "relu"
 
     def __post_init__(self) -> None:
+        """Refuses sizes that make no sense (ConfigError)."""
         if len(self.sizes) < 2:
-            raise ConfigError(f"MLP: sizes={self.sizes!r}; accepted are at least two numbers, input and output.")
+            raise ConfigError(
+                f"MLP: sizes={self.sizes!r}; accepted are at least two numbers, input and output."
+            )
         _whole("MLP", **{f"sizes[{i}]": size for i, size in enumerate(self.sizes)})
         if self.activation not in ("relu", "tanh", "gelu", "silu", "softplus", "identity"):
             raise ConfigError(
@@ -132,14 +136,18 @@ class MLP:
         """Parameters, float32: He-normal kernels (in, out) and zero biases."""
         keys = jax.random.split(key, len(self.sizes) - 1)
         parameters = {}
-        for layer, (layer_key, n, m) in enumerate(zip(keys, self.sizes[:-1], self.sizes[1:], strict=True), start=1):
+        for layer, (layer_key, n, m) in enumerate(
+            zip(keys, self.sizes[:-1], self.sizes[1:], strict=True), start=1
+        ):
             kernel = jax.random.normal(layer_key, (n, m), jnp.float32) * (2 / n) ** 0.5
             parameters[f"layer{layer}"] = {"kernel": kernel, "bias": jnp.zeros(m, jnp.float32)}
         return parameters
 
     def forward(self, parameters: Any, inputs: Array, statistics: Any = None) -> tuple[Array, Any]:
         """Outputs (n, sizes[-1]) for inputs (n, sizes[0]); statistics pass through untouched."""
-        activate = (lambda x: x) if self.activation == "identity" else getattr(jax.nn, self.activation, jnp.tanh)
+        activate = (
+            (lambda x: x) if self.activation == "identity" else getattr(jax.nn, self.activation, jnp.tanh)
+        )
         hidden = inputs
         for layer in range(1, len(self.sizes)):
             module = parameters[f"layer{layer}"]
