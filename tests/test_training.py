@@ -22,8 +22,9 @@ import imaml
 from imaml.checkpoint import Checkpoints, read_artefact
 from imaml.config import Config, from_json, load_config, to_json
 from imaml.errors import CheckpointError, ConfigError, NumericalError
+from imaml.folder import first_difference
 from imaml.journal import read_events
-from imaml.training import first_difference, initial_state, make_step
+from imaml.training import initial_state, make_step
 
 DOMAIN = imaml.linear_gaussian(features=3, shots=4, queries=4)
 METHOD = imaml.IMAML(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .arguments import Arguments, meant
 from .errors import ConfigError, DataError, ImamlError
 
 USAGE = """\
@@ -76,81 +77,6 @@ imaml data check omniglot [PATH]
 }
 
 
-class _Arguments:
-    """Positional arguments, flags, and `--name value` or `--name=value` options of one command.
-
-    paths: options with a dot, "--method.strength=0.5", where the command takes them.
-    """
-
-    def __init__(
-        self,
-        command: str,
-        words: Sequence[str],
-        options: Sequence[str],
-        flags: Sequence[str],
-        dotted: bool = False,
-    ) -> None:
-        self.command = command
-        self.positional: list[str] = []
-        self.values: dict[str, str] = {}
-        self.flags: set[str] = set()
-        self.paths: list[tuple[str, str]] = []
-        rest = list(words)
-        while rest:
-            word = rest.pop(0)
-            if not word.startswith("-") or word == "-":
-                self.positional.append(word)
-                continue
-            name, equals, value = word.lstrip("-").partition("=")
-            if name in flags:
-                if equals:
-                    raise ConfigError(f"--{name} takes no value; {word!r} came.")
-                self.flags.add(name)
-                continue
-            path = "." in name and dotted
-            if (name not in options and not path) or not word.startswith("--"):
-                known = [f"--{other}" for other in (*options, *flags)]
-                raise ConfigError(
-                    f"imaml {command} has no option "
-                    f"{word.partition('=')[0]}{_meant('--' + name, known, command)}"
-                )
-            if not equals:
-                if not rest or rest[0].startswith("--"):
-                    raise ConfigError(f"--{name} needs a value: --{name}=VALUE.")
-                value = rest.pop(0)
-            if path:
-                self.paths.append((name, value))
-            else:
-                self.values[name] = value
-
-    def take(self, least: int, most: int, what: str) -> list[str | None]:
-        """The positional arguments, padded with None; ConfigError where there are too few or many."""
-        if not least <= len(self.positional) <= most:
-            came = " ".join(self.positional) or "nothing"
-            raise ConfigError(f"imaml {self.command}: accepted is {what}; {came} came. See --help.")
-        return [*self.positional, *[None] * (most - len(self.positional))]
-
-    def whole(self, name: str, default: int, least: int = 0) -> int:
-        """An option that is a whole number."""
-        if name not in self.values:
-            return default
-        text = self.values[name]
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise ConfigError(f"--{name} {text}: accepted is a whole number of at least {least}.")
-        return value
-
-
-def _meant(word: str, known: Iterable[str], command: str = "") -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; see imaml {command + ' ' if command else ''}--help."
-
-
 def use_all_cores() -> None:
     """On a CPU, makes every core a device of its own, so that tasks run side by side.
 
@@ -177,7 +103,7 @@ def main(words: Sequence[str] | None = None) -> int:
     command = words[0]
     try:
         if command not in COMMANDS:
-            raise ConfigError(f"there is no command {command!r}{_meant(command, COMMANDS)}")
+            raise ConfigError(f"there is no command {command!r}{meant(command, COMMANDS)}")
         if "--help" in words or "-h" in words:
             print(HELP[command], end="")
             return 0
@@ -210,7 +136,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def train_command(words: Sequence[str]) -> int:
     """imaml train."""
     shorthands = ("steps", "tasks", "seed", "minutes")
-    arguments = _Arguments(
+    arguments = Arguments(
         "train", words, (*shorthands, "data", "out", "from"), ("resume", "quiet"), dotted=True
     )
     (name,) = arguments.take(0, 1, "at most one preset")
@@ -264,7 +190,8 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     import dataclasses
 
     from .adaptation import load
-    from .training import check_new, check_resumable, devices_mesh, train
+    from .folder import check_new, check_resumable
+    from .training import devices_mesh, train
 
     # Before the data are read, which may take long.
     if resume:
@@ -373,7 +300,7 @@ def _wave(run: Any, key: Any) -> Any:
 
 def evaluate_command(words: Sequence[str]) -> int:
     """imaml evaluate."""
-    arguments = _Arguments("evaluate", words, ("split", "tasks", "seed", "data"), ("json",))
+    arguments = Arguments("evaluate", words, ("split", "tasks", "seed", "data"), ("json",))
     (path,) = arguments.take(1, 1, "one run or artefact")
     tasks, seed = arguments.whole("tasks", 1000, 2), arguments.whole("seed", 0)
     split = arguments.values.get("split", "test")
@@ -410,7 +337,7 @@ def evaluate_command(words: Sequence[str]) -> int:
 
 def adapt_command(words: Sequence[str]) -> int:
     """imaml adapt."""
-    arguments = _Arguments("adapt", words, ("support", "query"), ("json",))
+    arguments = Arguments("adapt", words, ("support", "query"), ("json",))
     (path,) = arguments.take(1, 1, "one run or artefact")
     for name in ("support", "query"):
         if name not in arguments.values:
@@ -463,11 +390,11 @@ def adapt_command(words: Sequence[str]) -> int:
 
 def data_command(words: Sequence[str]) -> int:
     """imaml data."""
-    arguments = _Arguments("data", words, (), ())
+    arguments = Arguments("data", words, (), ())
     action, name, path = arguments.take(1, 3, "list, get NAME [DIR], or check NAME [PATH]")
     actions = ("list", "get", "check")
     if action not in actions:
-        raise ConfigError(f"imaml data has no {action!r}{_meant(str(action), actions, 'data')}")
+        raise ConfigError(f"imaml data has no {action!r}{meant(str(action), actions, 'data')}")
     if action != "list" and name != "omniglot":
         raise ConfigError(f"imaml data {action}: {name or 'nothing'} came; accepted is omniglot.")
     from .domains import omniglot
@@ -485,7 +412,7 @@ def data_command(words: Sequence[str]) -> int:
 
 def report_command(words: Sequence[str]) -> int:
     """imaml report."""
-    arguments = _Arguments("report", words, (), ())
+    arguments = Arguments("report", words, (), ())
     (path,) = arguments.take(1, 1, "one run's folder")
     folder = Path(str(path))
     if folder.name == "artefact.safetensors":
@@ -507,7 +434,7 @@ def report_command(words: Sequence[str]) -> int:
 
 def presets_command(words: Sequence[str]) -> int:
     """imaml presets."""
-    _Arguments("presets", words, (), ()).take(0, 0, "no argument")
+    Arguments("presets", words, (), ()).take(0, 0, "no argument")
     from .config import PRESETS
 
     for name, entry in PRESETS.items():
