@@ -10,13 +10,13 @@ def loss(phi, batch):  # one task's loss: any function of its parameters and its
 
 
 keys = jax.random.split(jax.random.key(0), 4)
-theta = {"hidden": jax.random.normal(keys[0], (3, 8)), "out": jax.random.normal(keys[1], (8,))}
+theta = {"hidden": jax.random.normal(keys[0], (3, 8)), "out": 0.3 * jax.random.normal(keys[1], (8,))}
 x, weights = jax.random.normal(keys[2], (16, 20, 3)), jax.random.normal(keys[3], (16, 3))
 y = jnp.sin(jnp.einsum("tnd,td->tn", x, weights))  # sixteen tasks of twenty points
 tasks = imaml.Task(support=(x[:, :10], y[:, :10]), query=(x[:, 10:], y[:, 10:]))
 
 problem = imaml.proximal(loss, strength=0.5)  # loss(phi) + 0.5/2 |phi - theta|^2
-inner = imaml.GradientDescent(0.3, tolerance=1e-4)  # how well each task is solved
+inner = imaml.GradientDescent(0.2, tolerance=1e-4)  # how well each task is solved
 linear = imaml.CG(tolerance=1e-3)  # how well its meta-gradient is
 method = imaml.IMAML(problem, lambda phi, theta, batch: loss(phi, batch), inner=inner, linear=linear)
 gradient, known = jax.jit(method)(theta, tasks)  # the mean implicit meta-gradient, shaped like theta

@@ -340,7 +340,8 @@ def test_vmap_over_fast_and_slow_systems_equals_a_loop():
     np.testing.assert_allclose(together.value[0], apart.value[0], rtol=1e-13)
     np.testing.assert_allclose(together.value[1], apart.value[1], rtol=1e-6)
     assert (together.status.code == imaml.Ending.CONVERGED).all()
-    assert abs(int(together.stats.steps[1]) - int(apart.stats.steps[1])) <= 3
+    # Condition 1e4, over nine hundred steps: lost orthogonality makes their number a matter of rounding.
+    assert abs(int(together.stats.steps[1]) - int(apart.stats.steps[1])) <= 0.05 * int(apart.stats.steps[1])
 
 
 @pytest.mark.parametrize("name", ["CG", "BiCGStab", "GMRES"])
