@@ -395,7 +395,7 @@ PRESETS: dict[str, Preset] = {
             Method(strength=0.1, inner=GradientDescent(0.4, steps=8), linear=CG(steps=3), chunk=1),
             Optimiser("adam", 3e-3, warmup=20, clip=1.0, average=0.98),
             Training(
-                steps=600, tasks=8, minutes=3, validate_every=200, validation_tasks=100, checkpoint_every=100
+                steps=480, tasks=8, minutes=3, validate_every=200, validation_tasks=100, checkpoint_every=100
             ),
         ),
     ),
