@@ -23,9 +23,9 @@ from benchmarks.machine import describe_machine
 
 WORKS = {
     "conv4-5w1s-8": {"kind": "conv4", "tasks": 8, "steps": 16, "cg": 5, "rate": 0.2, "strength": 0.5},
-    "sinusoid-25": {"kind": "sinusoid", "tasks": 25, "steps": 16, "cg": 5, "rate": 0.01, "strength": 0.5},
+    "sinusoid-25": {"kind": "sinusoid", "tasks": 25, "steps": 16, "cg": 5, "rate": 0.001, "strength": 10.0},
 }
-ROUNDS = 5
+ROUNDS = 7
 
 
 def prepare(work, folder):
@@ -206,11 +206,13 @@ def measure(name, threads):
             )
             sides[side] = {"child": child, "first": json.loads(child.stdout.readline()), "seconds": []}
         repeats = {"conv4": {"imaml": 3, "torch-loop": 1}, "sinusoid": {"imaml": 50, "torch-loop": 1}}
-        for _ in range(ROUNDS):
+        for round_number in range(ROUNDS + 1):
             for side, state in sides.items():
                 state["child"].stdin.write(f"{repeats[WORKS[name]['kind']][side]}\n")
                 state["child"].stdin.flush()
                 answer = json.loads(state["child"].stdout.readline())
+                if round_number == 0:  # warms up memory and clocks
+                    continue
                 state["seconds"].append(float(np.median(answer["seconds"])))
                 state["compilations"] = answer["compilations"]
         for state in sides.values():
