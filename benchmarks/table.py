@@ -66,7 +66,7 @@ def rows():
     speed = RESULTS / "speed.json"
     if speed.exists():
         r = json.loads(speed.read_text())
-        text = "; ".join(f"{row['work']}: {row['ratio_median']:.0f} times" for row in r["rows"])
+        text = "; ".join(f"{row['work']}: {row['ratio_median']:.1f} times" for row in r["rows"])
         found.append(("one meta-step beside a plain PyTorch loop", text, r["command"], speed))
     new = RESULTS / "new_tasks.json"
     if new.exists():

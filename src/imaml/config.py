@@ -407,8 +407,8 @@ PRESETS: dict[str, Preset] = {
         "regression of sinusoids from 10 points; seconds",
         Config(
             SinusoidRecipe(),
-            Method(strength=0.5, inner=GradientDescent(0.02, steps=32), linear=CG(steps=8)),
-            Optimiser("adam", 3e-3),
+            Method(strength=0.5, inner=GradientDescent(0.01, steps=32), linear=CG(steps=8)),
+            Optimiser("adam", 1e-3, clip=1.0),
             Training(steps=5000, tasks=25, validate_every=1000, validation_tasks=500, checkpoint_every=1000),
         ),
     ),
