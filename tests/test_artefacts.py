@@ -1,4 +1,4 @@
-"""The committed artefacts load, say what they are, and read characters as the README claims, on a few tasks."""
+"""The committed artefacts load, say what they are, and read characters as the README claims: a few tasks."""
 
 from pathlib import Path
 
