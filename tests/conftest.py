@@ -19,3 +19,11 @@ def strict_dtypes():
     """Strict dtype promotion around our own kernels (Optax's Adam does not stand it)."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def optimised():
+    """Compiles with XLA's optimisations on, for what is sensitive to how sums are ordered."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

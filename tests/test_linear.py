@@ -325,7 +325,7 @@ def test_nan_is_reported_and_never_returned(name):
     assert np.isposinf(solutions.stats.residual).all()
 
 
-def test_vmap_over_fast_and_slow_systems_equals_a_loop():
+def test_vmap_over_fast_and_slow_systems_equals_a_loop(optimised):
     """A system of 3 distinct eigenvalues (3 steps) beside one that needs 300: neither disturbs the other."""
     size = 400
     slow = np.geomspace(1e-4, 1, size)
@@ -340,8 +340,7 @@ def test_vmap_over_fast_and_slow_systems_equals_a_loop():
     np.testing.assert_allclose(together.value[0], apart.value[0], rtol=1e-13)
     np.testing.assert_allclose(together.value[1], apart.value[1], rtol=1e-6)
     assert (together.status.code == imaml.Ending.CONVERGED).all()
-    # Condition 1e4, over nine hundred steps: lost orthogonality makes their number a matter of rounding.
-    assert abs(int(together.stats.steps[1]) - int(apart.stats.steps[1])) <= 0.05 * int(apart.stats.steps[1])
+    assert abs(int(together.stats.steps[1]) - int(apart.stats.steps[1])) <= 3
 
 
 @pytest.mark.parametrize("name", ["CG", "BiCGStab", "GMRES"])

@@ -13,7 +13,7 @@ from typing import Any
 
 from .domains.fewshot import FewShotRecipe
 from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
-from .errors import ConfigError
+from .errors import ConfigError, require_whole
 from .inner import Descent, GradientDescent
 from .linear import CG, GMRES, BiCGStab, Dense, Neumann
 from .methods import IMAML, POLICIES
@@ -34,13 +34,6 @@ def _number(
             bounds = f"above {least}" if open else f"of at least {least}"
             bounds += f" and below {below}" if below < math.inf else ""
             raise ConfigError(f"{recipe}: {name}={value!r}; accepted is a finite number {bounds}.")
-
-
-def _whole(recipe: str, least: int, **values: Any) -> None:
-    """Refuses values that are no whole numbers of at least `least` (ConfigError)."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{recipe}: {name}={value!r}; accepted is a whole number of at least {least}.")
 
 
 def _one_of(recipe: str, name: str, value: Any, accepted: Sequence[Any]) -> None:
@@ -80,7 +73,7 @@ class Optimiser:
         _one_of("optimiser", "name", self.name, OPTIMISERS)
         _one_of("optimiser", "schedule", self.schedule, SCHEDULES)
         _number("optimiser", 0, open=True, learning_rate=self.learning_rate, epsilon=self.epsilon)
-        _whole("optimiser", 0, warmup=self.warmup)
+        require_whole("optimiser", 0, warmup=self.warmup)
         _number("optimiser", 0, weight_decay=self.weight_decay)
         decays = {name: getattr(self, name) for name in ("beta1", "beta2", "momentum", "average")}
         _number("optimiser", 0, 1, **decays)
@@ -146,7 +139,7 @@ class Method:
         _one_of("method", "learned", self.learned, (None, "all", "leaf", "parameter"))
         _one_of("method", "policy", self.policy, POLICIES)
         if self.chunk is not None:
-            _whole("method", 1, chunk=self.chunk)
+            require_whole("method", 1, chunk=self.chunk)
 
     def build(self, domain: Any, mesh: Any = None) -> IMAML:
         """The method on a domain's problem, its tasks shared over a mesh's devices."""
@@ -190,19 +183,19 @@ class Training:
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
-        _whole("training", 0, steps=self.steps, seed=self.seed, validate_every=self.validate_every)
-        _whole("training", 1, tasks=self.tasks, checkpoint_every=self.checkpoint_every, keep=self.keep)
-        _whole("training", 1, log_every=self.log_every)
-        _whole("training", 2, validation_tasks=self.validation_tasks)  # an interval needs two
+        require_whole("training", 0, steps=self.steps, seed=self.seed, validate_every=self.validate_every)
+        require_whole("training", 1, tasks=self.tasks, checkpoint_every=self.checkpoint_every, keep=self.keep)
+        require_whole("training", 1, log_every=self.log_every)
+        require_whole("training", 2, validation_tasks=self.validation_tasks)  # an interval needs two
         if self.test_tasks != 0:
-            _whole("training", 2, test_tasks=self.test_tasks)
+            require_whole("training", 2, test_tasks=self.test_tasks)
         if self.seed >= 2**32:
             raise ConfigError(f"training: seed={self.seed}; accepted is a whole number below 2**32.")
         for name in ("minutes", "gradient_below"):
             if getattr(self, name) is not None:
                 _number("training", 0, open=True, **{name: getattr(self, name)})
         if self.patience is not None:
-            _whole("training", 1, patience=self.patience)
+            require_whole("training", 1, patience=self.patience)
             if not self.validate_every:
                 raise ConfigError(
                     f"training: patience={self.patience} counts validations, and validate_every=0 has none; "

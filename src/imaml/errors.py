@@ -6,6 +6,7 @@ is a defect of ours.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 class ImamlError(Exception):
@@ -41,3 +42,10 @@ def some_of(names: Sequence[str | Path], most: int = 5) -> str:
     shown = [name.name if isinstance(name, Path) else name for name in names[:most]]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(shown) + more) or "nothing"
+
+
+def require_whole(owner: str, least: int, **values: Any) -> None:
+    """Refuses values that are no whole numbers of at least `least`, naming whose they are (ConfigError)."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{owner}: {name}={value!r}; accepted is a whole number of at least {least}.")

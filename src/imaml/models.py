@@ -9,15 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .errors import ConfigError
+from .errors import ConfigError, require_whole
 
 EPSILON = 1e-5  # added to variances, as is usual
-
-
-def _whole(recipe: str, **numbers: int) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{recipe}: {name}={value!r}; accepted is a whole number of at least 1.")
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,9 @@ class Conv4:
 
     def __post_init__(self) -> None:
         """Refuses sizes that make no sense (ConfigError)."""
-        _whole("Conv4", ways=self.ways, filters=self.filters, side=self.side, channels=self.channels)
+        require_whole(
+            "Conv4", 1, ways=self.ways, filters=self.filters, side=self.side, channels=self.channels
+        )
 
     @property
     def features(self) -> int:
@@ -126,7 +122,7 @@ class MLP:
             raise ConfigError(
                 f"MLP: sizes={self.sizes!r}; accepted are at least two numbers, input and output."
             )
-        _whole("MLP", **{f"sizes[{i}]": size for i, size in enumerate(self.sizes)})
+        require_whole("MLP", 1, **{f"sizes[{i}]": size for i, size in enumerate(self.sizes)})
         if self.activation not in ("relu", "tanh", "gelu", "silu", "softplus", "identity"):
             raise ConfigError(
                 f"MLP: activation={self.activation!r}; accepted: relu, tanh, gelu, silu, softplus, identity."

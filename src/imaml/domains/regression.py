@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..errors import ConfigError
+from ..errors import ConfigError, require_whole
 from ..methods import Task
 from ..models import MLP
 from ..problem import Problem, proximal
@@ -22,12 +22,10 @@ class Points(NamedTuple):
     inputs: Array
     targets: Array
 
-
-def _whole(**numbers: Any) -> None:
-    """Refuses what are no whole numbers of at least 1 (ConfigError)."""
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"domain: {name}={value!r}; accepted is a whole number of at least 1.")
+    def task(self, shots: int) -> Task:
+        """The task whose support is the first `shots` rows, and whose query is the rest."""
+        support, query = (Points(*(part[cut] for part in self)) for cut in (slice(shots), slice(shots, None)))
+        return Task(support, query)
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class SinusoidRecipe:
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
-        _whole(shots=self.shots, queries=self.queries, hidden=self.hidden)
+        require_whole("domain", 1, shots=self.shots, queries=self.queries, hidden=self.hidden)
 
     def build(self) -> Sinusoid:
         """The domain."""
@@ -108,10 +106,7 @@ class Sinusoid:
         """The task of a wave: its first points are the support."""
         targets = indices.amplitude * jnp.sin(indices.inputs + indices.phase)
         points = Points(indices.inputs[:, None], targets[:, None])
-        shots = self.recipe.shots
-        return Task(
-            *(Points(*(part[cut] for part in points)) for cut in (slice(None, shots), slice(shots, None)))
-        )
+        return points.task(self.recipe.shots)
 
     def sample(self, key: Array, split: str) -> Task:
         """One random task of a split."""
@@ -159,7 +154,7 @@ class LinearGaussianRecipe:
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
-        _whole(features=self.features, shots=self.shots, queries=self.queries)
+        require_whole("domain", 1, features=self.features, shots=self.shots, queries=self.queries)
         for name in ("noise", "spread"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < np.inf:
@@ -228,10 +223,7 @@ class LinearGaussian:
     def gather(self, indices: Line) -> Task:
         """The task of a line: its first rows are the support."""
         points = Points(indices.inputs, indices.inputs @ indices.weights + indices.noise)
-        shots = self.recipe.shots
-        return Task(
-            *(Points(*(part[cut] for part in points)) for cut in (slice(None, shots), slice(shots, None)))
-        )
+        return points.task(self.recipe.shots)
 
     def sample(self, key: Array, split: str) -> Task:
         """One random task of a split."""
