@@ -7,7 +7,7 @@ import pytest
 
 import imaml
 from imaml.domain import SPLITS, Domain
-from imaml.domains.fewshot import FewShotRecipe, _distinct, _turn
+from imaml.domains.fewshot import FewShotRecipe, _distinct, _then, _turn
 from imaml.domains.images import Images
 from imaml.errors import ConfigError, DataError
 
@@ -154,6 +154,29 @@ def test_turns_are_quarters_anticlockwise():
         np.testing.assert_array_equal(_turn(image, jnp.asarray(turns)), np.rot90(image, turns, axes=(1, 2)))
 
 
+def test_eight_symmetries_and_their_composition():
+    image = jnp.arange(9, dtype=jnp.float32).reshape(1, 3, 3, 1)
+    shown = [_turn(image, jnp.asarray(k)) for k in range(8)]
+    assert len({tuple(np.ravel(x).tolist()) for x in shown}) == 8
+    np.testing.assert_array_equal(shown[4], image[:, ::-1])
+    for first in range(8):
+        for last in range(8):
+            both = _then(jnp.asarray(first), jnp.asarray(last))
+            np.testing.assert_array_equal(_turn(image, both), _turn(shown[first], jnp.asarray(last)))
+
+
+def test_a_task_is_in_one_symmetry_as_a_whole():
+    options = {"ways": 3, "shots": 1, "queries": 2, "filters": 4, "symmetries": True}
+    domain = imaml.image_tasks(table(), rotations=False, **options)
+    turns = np.asarray(DRAW(domain, KEYS, "train").turns)
+    assert np.all(turns == turns[:, :1])
+    assert set(np.unique(turns)) == set(range(8))
+    assert not np.any(DRAW(domain, KEYS, "validation").turns)
+    drawn = DRAW(imaml.image_tasks(table(), **options), KEYS, "train")
+    assert all(len(set(row)) == 3 for row in (np.asarray(drawn.classes) * 8 + drawn.turns).tolist())
+    assert np.all(np.asarray(drawn.turns) // 4 == np.asarray(drawn.turns)[:, :1] // 4)  # mirrored all or none
+
+
 def test_a_limited_domain_says_so_in_its_recipe():
     domain = imaml.characters(ways=3, filters=4).limited("train", [5, 9, 100, 7])
     assert domain.recipe.limits == (("train", (5, 7, 9, 100)),)
@@ -180,6 +203,10 @@ def test_a_limited_domain_says_so_in_its_recipe():
         (lambda: FewShotRecipe("photos"), ConfigError, "source"),
         (lambda: FewShotRecipe(split="mine"), ConfigError, "vinyals"),
         (lambda: FewShotRecipe(rotations="no"), ConfigError, "rotations"),  # type: ignore[arg-type]
+        (lambda: FewShotRecipe(symmetries=1), ConfigError, "symmetries"),  # type: ignore[arg-type]
+        (lambda: FewShotRecipe(distortion=-0.5), ConfigError, "distortion=-0.5"),
+        (lambda: FewShotRecipe(distortion=float("nan")), ConfigError, "distortion=nan"),
+        (lambda: FewShotRecipe(distortion="much"), ConfigError, "distortion"),  # type: ignore[arg-type]
         (lambda: FewShotRecipe("mini-imagenet").build(), DataError, "--data"),
         (lambda: imaml.sinusoid(shots=0), ConfigError, "shots=0"),
         (lambda: imaml.linear_gaussian(features=0), ConfigError, "features=0"),

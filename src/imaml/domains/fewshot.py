@@ -14,7 +14,7 @@ from ..errors import ConfigError, DataError
 from ..methods import Task
 from ..models import Conv4
 from ..problem import Problem, proximal
-from . import strokes
+from . import distortion, strokes
 from .images import Images
 
 SOURCES = ("characters", "omniglot", "mini-imagenet", "images")
@@ -37,11 +37,16 @@ class Labelled(NamedTuple):
 
 
 class Indices(NamedTuple):
-    """One episode: classes (ways,), examples (ways, shots + queries), quarter turns (ways,); int32."""
+    """One episode: classes (ways,), examples (ways, shots + queries), turns (ways,), int32, and distortions.
+
+    turns: quarter turns anticlockwise, 0 to 3; 4 to 7 are 0 to 3 after a mirroring top to bottom. maps: of
+    (ways, shots + queries, ...), or None for images as they are.
+    """
 
     classes: Array
     examples: Array
     turns: Array
+    maps: distortion.Maps | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,12 @@ class FewShotRecipe:
     source: where images come from; "images" are your own drawings, a folder with train/, val/ and test/ or a
     table (see `image_tasks`). ways, shots: classes a task, and support images of each; queries: query images
     of each. normalisation: by whose statistics a query batch is normalised in training: its own
-    ("transductive", as in the literature) or the support set's ("inductive"). rotations: whether quarter
-    turns count as classes of their own in training. split: of Omniglot, "vinyals", "background" or "random".
-    data: a path, or None for the usual places. filters: the width of Conv4. limits: splits of which only some
-    classes are used, and which (see `FewShot.limited`).
+    ("transductive", as in the literature) or the support set's ("inductive"). Three ways to get more from the
+    training classes: rotations, whether quarter turns count as classes of their own, as in the literature;
+    symmetries, whether each task as a whole is shown in one of the square's eight symmetries; distortion, how
+    much random maps distort tasks and drawings, 0 for not at all (see `imaml.domains.distortion`). split: of
+    Omniglot, "vinyals", "background" or "random". data: a path, or None for the usual places. filters: the
+    width of Conv4. limits: splits of which only some classes are used, and which (see `FewShot.limited`).
     """
 
     source: str = "characters"
@@ -63,6 +70,8 @@ class FewShotRecipe:
     queries: int = 5
     normalisation: str = "transductive"
     rotations: bool = True
+    symmetries: bool = False
+    distortion: float = 0.0
     split: str = "vinyals"
     data: str | None = None
     filters: int = 64
@@ -78,8 +87,14 @@ class FewShotRecipe:
             )
         if self.split not in OMNIGLOT_SPLITS:
             raise ConfigError(f"domain: split={self.split!r}; accepted: {', '.join(OMNIGLOT_SPLITS)}.")
-        if not isinstance(self.rotations, bool):
-            raise ConfigError(f"domain: rotations={self.rotations!r}; accepted: true, false.")
+        for name in ("rotations", "symmetries"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"domain: {name}={getattr(self, name)!r}; accepted: true, false.")
+        amount = self.distortion
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= 2:
+            raise ConfigError(
+                f"domain: distortion={amount!r}; accepted is a number from 0 (none) to 2 (unreadable)."
+            )
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("filters", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -169,14 +184,20 @@ class FewShot:
         return self.loss(phi, batch)
 
     def draw(self, key: Array, split: str) -> Indices:
-        """Indices of one random episode: distinct classes, distinct images of each."""
+        """Indices of one random episode: distinct classes, distinct images of each.
+
+        Only training tasks are turned, mirrored and distorted.
+        """
         recipe = self.recipe
         ids = self.splits[split]
-        turned = recipe.rotations and split == "train"
+        training = split == "train"
+        turned = recipe.rotations and training
         class_key, example_key = jax.random.split(key)
         number = ids.shape[0] * (4 if turned else 1)
         virtual = _distinct(class_key, number, recipe.ways)
         classes, turns = ids[virtual % ids.shape[0]], virtual // ids.shape[0]
+        if recipe.symmetries and training:
+            turns = _then(turns, jax.random.randint(jax.random.fold_in(class_key, 1), (), 0, 8, jnp.int32))
         wanted = recipe.shots + recipe.queries
         if self.counts is None:
             share = DRAWINGS // wanted  # each from a range of its own, so that no two are the same drawing
@@ -186,7 +207,11 @@ class FewShot:
             scores = jax.random.uniform(example_key, (recipe.ways, self.most), jnp.float32)
             scores = jnp.where(jnp.arange(self.most)[None] < self.counts[classes][:, None], scores, 2.0)
             examples = jnp.argsort(scores, axis=1)[:, :wanted]
-        return Indices(classes.astype(jnp.int32), examples.astype(jnp.int32), turns.astype(jnp.int32))
+        maps = None
+        if recipe.distortion and training:
+            map_key = jax.random.fold_in(example_key, 1)
+            maps = distortion.draw(map_key, recipe.ways, wanted, recipe.distortion)
+        return Indices(*(array.astype(jnp.int32) for array in (classes, examples, turns)), maps=maps)
 
     def gather(self, indices: Indices) -> Task:
         """The episode that indices mean: Task of two `Labelled`, class by class in the order of `classes`."""
@@ -197,6 +222,8 @@ class FewShot:
             images = self.pixels[self.first[indices.classes][:, None] + indices.examples]
             images = images.astype(jnp.float32) / 255
         images = jax.vmap(_turn)(images, indices.turns)
+        if indices.maps is not None:
+            images = jax.vmap(distortion.warp)(images, indices.maps)
         shape = (-1, *images.shape[2:])
         labels = jnp.arange(recipe.ways, dtype=jnp.int32)
         support = images[:, : recipe.shots].reshape(shape)
@@ -285,10 +312,18 @@ def _distinct(key: Array, number: int, wanted: int) -> Array:
     return taken
 
 
+def _then(turns: Array, last: Array) -> Array:
+    """The one of the square's eight symmetries that is `turns` and then `last`; numbered as in `Indices`."""
+    mirrored = (turns // 4 + last // 4) % 2
+    quarters = jnp.where(last >= 4, -turns, turns) + last  # a mirroring turns quarter turns about
+    return 4 * mirrored + quarters % 4
+
+
 def _turn(images: Array, turns: Array) -> Array:
-    """Images (n, side, side, channels) turned anticlockwise by `turns` quarters."""
+    """Images (n, side, side, channels) in the symmetry `turns`, numbered as in `Indices`."""
+    images = jnp.where(turns >= 4, images[:, ::-1], images)
     turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
-    return turned[turns]
+    return turned[turns % 4]
 
 
 def characters_of(recipe: FewShotRecipe) -> FewShot:

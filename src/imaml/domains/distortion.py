@@ -1,0 +1,82 @@
+"""Random smooth distortions of drawings: one for a task as a whole, and one for each of its drawings.
+
+A task's distortion, shared by all of its images, shows its classes as another alphabet might have them; a
+drawing's own is one more way to draw the same. None is shared by a class alone: by its slant a network could
+then tell a class without reading it.
+
+maps = draw(key, ways=5, each=6, amount=1.0)     # float32 (5, 6, 2, 3) and (5, 6, 2, 5)
+images = warp(images, jax.tree.map(lambda m: m[0], maps))     # six drawings of the first class
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Standard deviations at amount 1: of a rotation (radians), of the logarithm of a stretch along each axis, and
+# of a shear. Lengths are in units of half the side.
+TASK_ROTATION, TASK_STRETCH, TASK_SHEAR, TASK_BEND = 0.2, 0.2, 0.25, 0.08
+ROTATION, STRETCH, SHEAR, SHIFT = 0.1, 0.08, 0.1, 0.08
+
+
+class Maps(NamedTuple):
+    """From points of a distorted image to points of the original; (down, across) from the middle.
+
+    drawing: a matrix and a shift, (..., 2, 3). shape: a matrix and the coefficients of the three squares
+    down^2, down * across and across^2, (..., 2, 5), applied after it.
+    """
+
+    drawing: Array
+    shape: Array
+
+
+def draw(key: Array, ways: int, each: int, amount: float) -> Maps:
+    """Random maps, float32 (ways, each, ...); amount scales all standard deviations, 0 gives the identity."""
+    task_key, bend_key, drawing_key, shift_key = jax.random.split(key, 4)
+    deviations = (amount * TASK_ROTATION, amount * TASK_STRETCH, amount * TASK_SHEAR)
+    matrices = _matrices(task_key, (), *deviations)
+    bends = amount * TASK_BEND * jax.random.normal(bend_key, (2, 3), jnp.float32)
+    shape = jnp.concatenate([matrices, bends], axis=-1)
+    matrices = _matrices(drawing_key, (ways, each), amount * ROTATION, amount * STRETCH, amount * SHEAR)
+    shifts = amount * SHIFT * jax.random.normal(shift_key, (ways, each, 2, 1), jnp.float32)
+    drawing = jnp.concatenate([matrices, shifts], axis=-1)
+    return Maps(drawing, jnp.broadcast_to(shape, (ways, each, 2, 5)))
+
+
+def warp(images: Array, maps: Maps) -> Array:
+    """Images (n, side, side, channels) distorted by maps (n, ...), bilinearly; 0 comes in from outside."""
+    number, side, _, channels = images.shape
+    middle = (side - 1) / 2
+    axis = (jnp.arange(side, dtype=jnp.float32) - middle) / (side / 2)
+    down, across = jnp.meshgrid(axis, axis, indexing="ij")
+    points = jnp.stack([down.ravel(), across.ravel(), jnp.ones(side * side, jnp.float32)])
+    points = jnp.einsum("nij,jp->nip", maps.drawing, points)
+    squares = jnp.stack([points[:, 0] ** 2, points[:, 0] * points[:, 1], points[:, 1] ** 2], axis=1)
+    points = jnp.einsum("nij,njp->nip", maps.shape, jnp.concatenate([points, squares], axis=1))
+    source = jnp.clip(points * (side / 2) + middle, -1.0, side)  # a border of 0 lies at both ends
+    corner = jnp.floor(source)
+    high = source - corner
+    low = 1 - high
+    corner = corner.astype(jnp.int32) + 1
+    size = side + 2
+    padded = jnp.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)))
+    neighbours = jnp.stack([padded[:, i : i + size, j : j + size] for i in (0, 1) for j in (0, 1)], axis=3)
+    flat = neighbours.reshape(number, size * size, 4 * channels)
+    index = corner[:, 0] * size + corner[:, 1]
+    values = jnp.take_along_axis(flat, index[..., None], axis=1).reshape(number, side, side, 4, channels)
+    weights = jnp.stack([a * b for a in (low[:, 0], high[:, 0]) for b in (low[:, 1], high[:, 1])], axis=-1)
+    return jnp.einsum("nhwkc,nhwk->nhwc", values, weights.reshape(number, side, side, 4))
+
+
+def _matrices(key: Array, shape: tuple[int, ...], rotation: float, stretch: float, shear: float) -> Array:
+    """A rotation after a shear and a stretch along each axis, (*shape, 2, 2)."""
+    angle, down, across, slant = jnp.moveaxis(jax.random.normal(key, (*shape, 4), jnp.float32), -1, 0)
+    angle, slant = rotation * angle, shear * slant
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    turn = jnp.stack([jnp.stack([cos, -sin], -1), jnp.stack([sin, cos], -1)], -2)
+    tall, wide = jnp.exp(stretch * down), jnp.exp(stretch * across)
+    rest = jnp.stack([jnp.stack([tall, slant], -1), jnp.stack([jnp.zeros_like(tall), wide], -1)], -2)
+    return jnp.einsum("...ij,...jk->...ik", turn, rest)
