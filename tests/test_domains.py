@@ -12,8 +12,8 @@ from imaml.domains.images import Images
 from imaml.errors import ConfigError, DataError
 
 
-def table(classes=24, images=6, side=28):
-    """Random drawings; the first two pixels of each hold its class and its number."""
+def table(classes=24, images=6, side=28, groups=None):
+    """Random drawings; the first two pixels of each hold its class and its number; every class a group."""
     pixels = np.random.default_rng(0).integers(0, 256, (classes * images, side, side, 1), np.uint8)
     pixels[:, 0, 0, 0] = np.repeat(np.arange(classes), images)
     pixels[:, 0, 1, 0] = np.tile(np.arange(images), classes)
@@ -21,7 +21,7 @@ def table(classes=24, images=6, side=28):
     names = tuple(f"class{i}" for i in range(classes))
     splits = {"train": range(12), "validation": range(12, 18), "test": range(18, 24)}
     splits = {name: np.array(ids, np.int32) for name, ids in splits.items()}
-    return Images(pixels, first, np.full(classes, images), names, names, splits)
+    return Images(pixels, first, np.full(classes, images), names, groups or names, splits)
 
 
 DOMAINS = {
@@ -177,6 +177,34 @@ def test_a_task_is_in_one_symmetry_as_a_whole():
     assert np.all(np.asarray(drawn.turns) // 4 == np.asarray(drawn.turns)[:, :1] // 4)  # mirrored all or none
 
 
+GROUPS = tuple("abcabcabcabd" + "b" * 12)  # of the train split's classes: 4 a, 4 b, 3 c, 1 d, in turn
+
+
+def test_tasks_within_one_group():
+    options = {"ways": 4, "queries": 2, "filters": 4, "rotations": False}
+    domain = imaml.image_tasks(table(groups=GROUPS), within=1.0, **options)
+    drawn = np.asarray(DRAW(domain, KEYS, "train").classes)
+    assert all(len(set(row)) == 4 for row in drawn.tolist())
+    groups = np.array(GROUPS)[drawn]
+    assert np.all(groups == groups[:, :1])  # and never of c or d, which have too few
+    share = np.mean(groups[:, 0] == "a")
+    assert abs(share - 0.5) < 4 * 0.5 / len(KEYS) ** 0.5  # four standard deviations
+    assert set(np.unique(drawn).tolist()) == {0, 3, 6, 9, 1, 4, 7, 10}
+    half = np.asarray(
+        DRAW(imaml.image_tasks(table(groups=GROUPS), within=0.5, **options), KEYS, "train").classes
+    )
+    none = np.asarray(DRAW(imaml.image_tasks(table(groups=GROUPS), **options), KEYS, "train").classes)
+    same = np.all(half == none, axis=1)  # the other tasks are as they were
+    assert abs(np.mean(same) - 0.5) < 4 * 0.5 / len(KEYS) ** 0.5
+    np.testing.assert_array_equal(half[~same], drawn[~same])
+    tested = np.asarray(DRAW(domain, KEYS, "test").classes)
+    np.testing.assert_array_equal(tested, DRAW(imaml.image_tasks(table(), **options), KEYS, "test").classes)
+    limited = domain.limited("train", [0, 3, 6, 9, 2])
+    assert set(np.unique(DRAW(limited, KEYS[:20], "train").classes).tolist()) == {0, 3, 6, 9}
+    with pytest.raises(DataError, match="has 3 classes; a task needs 4"):
+        domain.limited("train", [0, 3, 6, 1, 4, 7])
+
+
 def test_a_limited_domain_says_so_in_its_recipe():
     domain = imaml.characters(ways=3, filters=4).limited("train", [5, 9, 100, 7])
     assert domain.recipe.limits == (("train", (5, 7, 9, 100)),)
@@ -207,6 +235,9 @@ def test_a_limited_domain_says_so_in_its_recipe():
         (lambda: FewShotRecipe(distortion=-0.5), ConfigError, "distortion=-0.5"),
         (lambda: FewShotRecipe(distortion=float("nan")), ConfigError, "distortion=nan"),
         (lambda: FewShotRecipe(distortion="much"), ConfigError, "distortion"),  # type: ignore[arg-type]
+        (lambda: FewShotRecipe(within=1.5), ConfigError, "within=1.5"),
+        (lambda: FewShotRecipe("characters", within=0.5), ConfigError, "no alphabet"),
+        (lambda: imaml.image_tasks(table(), within=0.5), DataError, "has 1 classes; a task needs 5"),
         (lambda: FewShotRecipe("mini-imagenet").build(), DataError, "--data"),
         (lambda: imaml.sinusoid(shots=0), ConfigError, "shots=0"),
         (lambda: imaml.linear_gaussian(features=0), ConfigError, "features=0"),

@@ -24,6 +24,7 @@ from imaml.config import Config, from_json, load_config, to_json
 from imaml.errors import CheckpointError, ConfigError, NumericalError
 from imaml.folder import first_difference
 from imaml.journal import read_events
+from imaml.problem import Anchor
 from imaml.training import initial_state, make_step
 
 DOMAIN = imaml.linear_gaussian(features=3, shots=4, queries=4)
@@ -402,3 +403,39 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     equal(one, other)
     assert tree == other_tree  # names, shapes, dtypes and SHA-256 of every array of the final state
     assert note == other_note
+
+
+def test_muon_orthogonalises_large_matrices_and_leaves_the_rest_to_adam():
+    rate, scale = 0.02, 0.25
+    shapes = {"first": (9, 40), "middle": (80, 40), "head": (40, 5), "bias": (40,)}
+    keys = dict(zip(shapes, jax.random.split(jax.random.key(0), 4), strict=True))
+    gradient = {name: jax.random.normal(keys[name], shape, jnp.float32) for name, shape in shapes.items()}
+    optimiser = imaml.Optimiser("muon", rate, schedule="constant", adam_scale=scale)
+    adam = imaml.Optimiser("adam", scale * rate, schedule="constant").build(10)
+    for theta, part in (
+        (gradient, lambda tree: tree),
+        (Anchor(gradient, gradient), lambda tree: tree.mean),
+    ):
+        transform = optimiser.build(10)
+        updates, _ = transform.update(theta, transform.init(theta), theta)
+        singular = np.linalg.svd(np.asarray(part(updates)["middle"]), compute_uv=False) / rate
+        assert singular.min() > 0.6  # five Newton-Schulz steps bring singular values to about 1 (Jordan 2024)
+        assert singular.max() < 1.3
+        expected, _ = adam.update(gradient, adam.init(gradient), gradient)
+        for name in ("first", "head", "bias"):
+            np.testing.assert_allclose(part(updates)[name], expected[name], rtol=1e-5)  # float32
+    np.testing.assert_allclose(updates.log_strength["middle"], expected["middle"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "muon", "least_side": 0}, "least_side=0"),
+        ({"name": "muon", "adam_scale": 0.0}, "adam_scale=0.0"),
+        ({"name": "muon", "momentum": 1.0}, "momentum=1.0"),
+        ({"name": "adam", "weight_decay": 0.1}, "'adamw' or 'muon'"),
+    ],
+)
+def test_optimisers_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        imaml.Optimiser(**options)

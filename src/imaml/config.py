@@ -17,11 +17,11 @@ from .errors import ConfigError, require_whole
 from .inner import Descent, GradientDescent
 from .linear import CG, GMRES, BiCGStab, Dense, Neumann
 from .methods import IMAML, POLICIES
-from .problem import learned
+from .problem import Anchor, learned
 
 PYTHON = "Python"  # the kind in the config.json of a run whose objects have no JSON form
 SCHEDULES = ("constant", "cosine")
-OPTIMISERS = ("adam", "sgd", "rmsprop", "adamw")
+OPTIMISERS = ("adam", "sgd", "rmsprop", "adamw", "muon")
 
 
 def _number(
@@ -47,10 +47,15 @@ def _one_of(recipe: str, name: str, value: Any, accepted: Sequence[Any]) -> None
 class Optimiser:
     """The outer optimiser as a recipe that goes to JSON; `build(steps)` makes the Optax transform.
 
-    name: adam, adamw, sgd or rmsprop. schedule: "cosine" (to zero at the last step) or "constant". warmup:
-    steps of linear warm-up. clip: the largest global norm of the meta-gradient, or None. epsilon: of all but
-    SGD; beta1, beta2: of Adam and AdamW; momentum: of SGD and RMSprop; weight_decay: of AdamW alone. average:
-    decay of the moving average of theta that evaluation uses, 0 for none.
+    name: adam, adamw, sgd, rmsprop or muon. schedule: "cosine" (to zero at the last step) or "constant".
+    warmup: steps of linear warm-up. clip: the largest global norm of the meta-gradient, or None. epsilon: of
+    all but SGD; beta1, beta2: of Adam and AdamW; momentum: of SGD, RMSprop (by default 0) and Muon (0.95);
+    weight_decay: of AdamW and Muon. average: decay of the moving average of theta that evaluation uses, 0 for none.
+
+    Muon (Jordan 2024; Bernstein and Newhouse 2024) makes the update of every large matrix orthogonal; the
+    rest goes by Adam. least_side: a matrix both of whose sides are at least that is large, so that the first
+    layer and the head, whose rows mean something, are not. adam_scale: Adam's learning rate in units of
+    Muon's, whose unit is another (the update's spectral norm, not the size of its entries).
 
     >>> Optimiser("adam", 3e-3).schedule
     'cosine'
@@ -64,9 +69,11 @@ class Optimiser:
     epsilon: float = 1e-8
     beta1: float = 0.9
     beta2: float = 0.999
-    momentum: float = 0.0
+    momentum: float | None = None
     weight_decay: float = 0.0
     average: float = 0.0
+    least_side: int = 32
+    adam_scale: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -76,11 +83,13 @@ class Optimiser:
         require_whole("optimiser", 0, warmup=self.warmup)
         _number("optimiser", 0, weight_decay=self.weight_decay)
         decays = {name: getattr(self, name) for name in ("beta1", "beta2", "momentum", "average")}
-        _number("optimiser", 0, 1, **decays)
-        if self.weight_decay and self.name != "adamw":
+        _number("optimiser", 0, 1, **{name: value for name, value in decays.items() if value is not None})
+        require_whole("optimiser", 1, least_side=self.least_side)
+        _number("optimiser", 0, open=True, adam_scale=self.adam_scale)
+        if self.weight_decay and self.name not in ("adamw", "muon"):
             raise ConfigError(
                 f"optimiser: weight_decay={self.weight_decay!r} with name={self.name!r}; accepted is 0, or "
-                "name='adamw'."
+                "name='adamw' or 'muon'."
             )
         if self.clip is not None:
             _number("optimiser", 0, open=True, clip=self.clip)
@@ -107,11 +116,38 @@ class Optimiser:
             inner = optax.adam(rate, self.beta1, self.beta2, self.epsilon)
         elif self.name == "adamw":
             inner = optax.adamw(rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay)
+        elif self.name == "muon":
+            inner = self._muon(rate)
         elif self.name == "rmsprop":
             inner = optax.rmsprop(rate, eps=self.epsilon, momentum=self.momentum or None)
         else:
             inner = optax.sgd(rate, self.momentum or None)
         return inner if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), inner)
+
+    def _muon(self, rate: Any) -> Any:
+        """Optax's Muon with this recipe's choice of matrices."""
+        import jax
+        from optax import contrib
+
+        def large(theta: Any) -> Any:
+            if isinstance(theta, Anchor):  # a strength's logarithm is no layer, whatever its shape
+                rest = jax.tree.map(lambda _: None, theta.log_strength)
+                return Anchor(large(theta.mean), rest)
+            numbers = contrib.MuonDimensionNumbers((0,), (1,))
+            chosen = lambda leaf: leaf.ndim == 2 and min(leaf.shape) >= self.least_side  # noqa: E731
+            return jax.tree.map(lambda leaf: numbers if chosen(leaf) else None, theta)
+
+        return contrib.muon(
+            rate,
+            beta=0.95 if self.momentum is None else self.momentum,
+            eps=self.epsilon,
+            weight_decay=self.weight_decay,
+            adam_b1=self.beta1,
+            adam_b2=self.beta2,
+            adam_weight_decay=self.weight_decay,
+            adam_learning_rate=lambda step: self.adam_scale * rate(step),
+            muon_weight_dimension_numbers=large,
+        )
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,11 @@ class FewShotRecipe:
     source: where images come from; "images" are your own drawings, a folder with train/, val/ and test/ or a
     table (see `image_tasks`). ways, shots: classes a task, and support images of each; queries: query images
     of each. normalisation: by whose statistics a query batch is normalised in training: its own
-    ("transductive", as in the literature) or the support set's ("inductive"). Three ways to get more from the
+    ("transductive", as in the literature) or the support set's ("inductive"). Four ways to get more from the
     training classes: rotations, whether quarter turns count as classes of their own, as in the literature;
     symmetries, whether each task as a whole is shown in one of the square's eight symmetries; distortion, how
-    much random maps distort tasks and drawings, 0 for not at all (see `imaml.domains.distortion`). split: of
+    much random maps distort tasks and drawings, 0 for not at all (see `imaml.domains.distortion`); within,
+    the share of tasks whose classes are all of one group, such as an alphabet: they are harder. split: of
     Omniglot, "vinyals", "background" or "random". data: a path, or None for the usual places. filters: the
     width of Conv4. limits: splits of which only some classes are used, and which (see `FewShot.limited`).
     """
@@ -72,6 +73,7 @@ class FewShotRecipe:
     rotations: bool = True
     symmetries: bool = False
     distortion: float = 0.0
+    within: float = 0.0
     split: str = "vinyals"
     data: str | None = None
     filters: int = 64
@@ -94,6 +96,16 @@ class FewShotRecipe:
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= 2:
             raise ConfigError(
                 f"domain: distortion={amount!r}; accepted is a number from 0 (none) to 2 (unreadable)."
+            )
+        share = self.within
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ConfigError(
+                f"domain: within={share!r}; accepted is a number from 0 to 1, a share of tasks."
+            )
+        if share and self.source == "characters":
+            raise ConfigError(
+                f"domain: within={share!r} with source='characters'; accepted is 0, as characters that are "
+                "drawn on the fly belong to no alphabet."
             )
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("filters", 1)):
             value = getattr(self, name)
@@ -139,13 +151,14 @@ class FewShot:
     """Few-shot classification tasks; made by `characters`, `omniglot`, `mini_imagenet` or `image_tasks`.
 
     pixels: uint8 (rows, side, side, channels), or None for characters drawn on the fly. first, counts: a
-    class's first row and number of images, (classes,). splits: class numbers by split name. most: the largest
-    of counts.
+    class's first row and number of images, (classes,). groups: the number of a class's group, (classes,).
+    splits: class numbers by split name. most: the largest of counts.
     """
 
     pixels: Array | None
     first: Array | None
     counts: Array | None
+    groups: Array | None
     splits: dict[str, Array]
     most: int = field(metadata={"static": True})
     recipe: FewShotRecipe = field(metadata={"static": True})
@@ -196,6 +209,8 @@ class FewShot:
         number = ids.shape[0] * (4 if turned else 1)
         virtual = _distinct(class_key, number, recipe.ways)
         classes, turns = ids[virtual % ids.shape[0]], virtual // ids.shape[0]
+        if recipe.within and training:
+            classes = self._within(jax.random.fold_in(class_key, 2), ids, classes)
         if recipe.symmetries and training:
             turns = _then(turns, jax.random.randint(jax.random.fold_in(class_key, 1), (), 0, 8, jnp.int32))
         wanted = recipe.shots + recipe.queries
@@ -212,6 +227,22 @@ class FewShot:
             map_key = jax.random.fold_in(example_key, 1)
             maps = distortion.draw(map_key, recipe.ways, wanted, recipe.distortion)
         return Indices(*(array.astype(jnp.int32) for array in (classes, examples, turns)), maps=maps)
+
+    def _within(self, key: Array, ids: Array, others: Array) -> Array:
+        """Distinct classes (ways,) of one group among `ids`, or `others`, as often as the recipe says.
+
+        A group with fewer classes than ways is never drawn, any other as often as it has classes.
+        """
+        assert self.groups is not None
+        share_key, group_key, class_key = jax.random.split(key, 3)
+        groups = self.groups[ids]
+        order = jnp.argsort(groups)
+        begin = jnp.searchsorted(groups[order], groups[order], side="left")
+        size = jnp.searchsorted(groups[order], groups[order], side="right") - begin
+        enough = size >= self.recipe.ways
+        one = jax.random.choice(group_key, ids.shape[0], p=enough / enough.sum())
+        chosen = ids[order[begin[one] + _distinct(class_key, size[one], self.recipe.ways)]]
+        return jnp.where(jax.random.uniform(share_key) < self.recipe.within, chosen, others)
 
     def gather(self, indices: Indices) -> Task:
         """The episode that indices mean: Task of two `Labelled`, class by class in the order of `classes`."""
@@ -272,6 +303,8 @@ class FewShot:
                 f"limited: {chosen.size} classes of which {unknown.size} are not in the {split} split; "
                 f"accepted are at least {self.recipe.ways} (the ways) of its {self.splits[split].shape[0]}."
             )
+        if split == "train" and self.recipe.within:
+            _require_group(self.recipe, np.asarray(self.groups)[chosen])
         limits = dict(self.recipe.limits) | {split: tuple(chosen.tolist())}
         recipe = replace(self.recipe, limits=tuple(sorted(limits.items())))
         return replace(self, splits={**self.splits, split: jnp.asarray(chosen)}, recipe=recipe)
@@ -298,7 +331,7 @@ def accuracy(logits: Array, labels: Array) -> Array:
     return jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
 
 
-def _distinct(key: Array, number: int, wanted: int) -> Array:
+def _distinct(key: Array, number: int | Array, wanted: int) -> Array:
     """`wanted` distinct whole numbers below `number`, uniform, int32 (wanted,); no work grows with `number`.
 
     The i-th is drawn from those left, `number - i`, and then moved past the ones taken before it.
@@ -310,6 +343,16 @@ def _distinct(key: Array, number: int, wanted: int) -> Array:
         value = rank + jnp.sum(rank >= jnp.sort(taken) - order, dtype=jnp.int32)
         taken = taken.at[i].set(value)
     return taken
+
+
+def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:
+    """Refuses training classes of which no group has enough for a task of its own (DataError)."""
+    most = int(np.unique(groups, return_counts=True)[1].max(initial=0))
+    if most < recipe.ways:
+        raise DataError(
+            f"domain: within={recipe.within!r} asks for tasks within one group (an alphabet), and the largest "
+            f"of the train split has {most} classes; a task needs {recipe.ways} ways. Set --domain.within=0."
+        )
 
 
 def _then(turns: Array, last: Array) -> Array:
@@ -334,7 +377,7 @@ def characters_of(recipe: FewShotRecipe) -> FewShot:
             f"domain: ways={recipe.ways}; accepted are at most {fewest}, the smallest split's classes."
         )
     splits = {name: jnp.arange(*ends, dtype=jnp.int32) for name, ends in DRAWN_CLASSES.items()}
-    return FewShot(None, None, None, splits, 0, recipe)
+    return FewShot(None, None, None, None, splits, 0, recipe)
 
 
 def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
@@ -363,7 +406,10 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
             f"{(side, side, channels)}."
         )
     most = int(table.count.max())
-    arrays = (jnp.asarray(table.pixels), jnp.asarray(table.first), jnp.asarray(table.count))
+    groups = np.unique(table.groups, return_inverse=True)[1].astype(np.int32)
+    if recipe.within:
+        _require_group(recipe, groups[np.asarray(splits["train"])])
+    arrays = tuple(jnp.asarray(array) for array in (table.pixels, table.first, table.count, groups))
     return FewShot(*arrays, splits, most, recipe)
 
 
