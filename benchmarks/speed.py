@@ -120,7 +120,7 @@ def plain_torch(work, folder, threads):
         x = x.permute(0, 3, 1, 2)
         for layer in (1, 2, 3, 4):
             kernel = p[f"theta/conv{layer}/kernel"]
-            kernel = kernel.reshape(3, 3, -1, kernel.shape[-1]).permute(3, 2, 0, 1)
+            kernel = kernel.reshape(kernel.shape[0], 3, 3, -1).permute(0, 3, 1, 2)
             x = F.conv2d(x, kernel, stride=2, padding=1)
             x = F.relu(
                 F.batch_norm(

@@ -50,12 +50,14 @@ class Optimiser:
     name: adam, adamw, sgd, rmsprop or muon. schedule: "cosine" (to zero at the last step) or "constant".
     warmup: steps of linear warm-up. clip: the largest global norm of the meta-gradient, or None. epsilon: of
     all but SGD; beta1, beta2: of Adam and AdamW; momentum: of SGD, RMSprop (by default 0) and Muon (0.95);
-    weight_decay: of AdamW and Muon. average: decay of the moving average of theta that evaluation uses, 0 for none.
+    weight_decay: of AdamW and Muon. average: decay of the moving average of theta that evaluation uses, 0
+    for none.
 
-    Muon (Jordan 2024; Bernstein and Newhouse 2024) makes the update of every large matrix orthogonal; the
-    rest goes by Adam. least_side: a matrix both of whose sides are at least that is large, so that the first
-    layer and the head, whose rows mean something, are not. adam_scale: Adam's learning rate in units of
-    Muon's, whose unit is another (the update's spectral norm, not the size of its entries).
+    Muon (Jordan 2024) makes the update of every large matrix orthogonal, scaled to the size that Adam's
+    entries have (Liu et al. 2025, section 2.2: a root mean square of 0.2 learning rates); the rest goes by
+    Adam with Nesterov's momentum, at adam_scale times the learning rate. least_side: a matrix both of whose
+    sides are at least that is large, so that the first layer and the head, with sides that mean something,
+    are not.
 
     >>> Optimiser("adam", 3e-3).schedule
     'cosine'
@@ -73,7 +75,7 @@ class Optimiser:
     weight_decay: float = 0.0
     average: float = 0.0
     least_side: int = 32
-    adam_scale: float = 0.1
+    adam_scale: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -147,6 +149,7 @@ class Optimiser:
             adam_weight_decay=self.weight_decay,
             adam_learning_rate=lambda step: self.adam_scale * rate(step),
             muon_weight_dimension_numbers=large,
+            consistent_rms=0.2,
         )
 
 

@@ -350,8 +350,8 @@ def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:
     most = int(np.unique(groups, return_counts=True)[1].max(initial=0))
     if most < recipe.ways:
         raise DataError(
-            f"domain: within={recipe.within!r} asks for tasks within one group (an alphabet), and the largest "
-            f"of the train split has {most} classes; a task needs {recipe.ways} ways. Set --domain.within=0."
+            f"domain: within={recipe.within!r} asks for tasks within one group (an alphabet), and the largest"
+            f" of the train split has {most} classes; a task needs {recipe.ways} ways. Set --domain.within=0."
         )
 
 
