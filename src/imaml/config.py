@@ -403,11 +403,11 @@ def load_config(text: str, where: str) -> Config:
 
 
 def _omniglot(ways: int, shots: int, tasks: int, steps: int = 9500) -> Config:
-    augmentation = {"rotations": False, "symmetries": True, "distortion": 0.8}
+    augmentation = {"rotations": False, "symmetries": True, "distortion": 0.8, "within": 0.5}
     return Config(
         FewShotRecipe("omniglot", ways, shots, queries=5 if ways == 5 else 2, **augmentation),
         Method(strength=0.1, inner=GradientDescent(0.4, steps=8), linear=CG(steps=3), chunk=1),
-        Optimiser("adam", 2.5e-3, warmup=100, clip=1.0, average=0.998),
+        Optimiser("muon", 7e-3, warmup=100, clip=1.0, average=0.998),
         Training(steps=steps, tasks=tasks, validate_every=2500, validation_tasks=500, checkpoint_every=500),
     )
 
@@ -432,7 +432,7 @@ PRESETS: dict[str, Preset] = {
             ),
         ),
     ),
-    "omniglot-5w1s": Preset("real handwriting, 5 ways, 1 shot", _omniglot(5, 1, 8, steps=24_500)),
+    "omniglot-5w1s": Preset("real handwriting, 5 ways, 1 shot", _omniglot(5, 1, 8, steps=14_000)),
     "omniglot-5w5s": Preset("real handwriting, 5 ways, 5 shots", _omniglot(5, 5, 8)),
     "omniglot-20w1s": Preset("real handwriting, 20 ways, 1 shot", _omniglot(20, 1, 4)),
     "omniglot-20w5s": Preset("real handwriting, 20 ways, 5 shots", _omniglot(20, 5, 4)),
