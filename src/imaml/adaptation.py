@@ -121,7 +121,7 @@ def like_theta(config: Config) -> Any:
 
 def _without_data(recipe: Any) -> Any:
     """A domain with the recipe's network, loss and problem, but no data behind it."""
-    return FewShot(None, None, None, {}, 0, recipe) if isinstance(recipe, FewShotRecipe) else recipe.build()
+    return FewShot(None, None, None, None, {}, 0, recipe) if isinstance(recipe, FewShotRecipe) else recipe.build()
 
 
 @dataclass(frozen=True)
