@@ -25,6 +25,7 @@ from imaml.domains import omniglot as reader
 from imaml.domains.fewshot import table_of
 from imaml.domains.images import by_group
 from imaml.evaluation import evaluate_theta, paired
+from imaml.presets import preset
 from imaml.training import devices_mesh
 
 TASKS = 8
@@ -38,7 +39,7 @@ def main():
     parser.add_argument("--tasks", type=int, default=1000)
     options = parser.parse_args()
     table = reader.read(reader.locate(options.data), split="vinyals")
-    config = imaml.config.preset("omniglot-5w1s")
+    config = preset("omniglot-5w1s")
     halves = by_group(table, "train", fraction=0.5, seed=0)
     parts = []
     for ids in halves:

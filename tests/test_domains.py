@@ -7,7 +7,8 @@ import pytest
 
 import imaml
 from imaml.domain import SPLITS, Domain
-from imaml.domains.fewshot import FewShotRecipe, _distinct, _then, _turn
+from imaml.domains.episodes import distinct, then, turn
+from imaml.domains.fewshot import FewShotRecipe
 from imaml.domains.images import Images
 from imaml.errors import ConfigError, DataError
 
@@ -135,7 +136,7 @@ def test_labels_and_images_of_an_episode_belong_together():
 def test_distinct_numbers_are_uniform():
     number, wanted, draws = 7, 3, 21_000
     keys = jax.random.split(jax.random.key(1), draws)
-    rows = np.asarray(jax.jit(jax.vmap(lambda k: _distinct(k, number, wanted)))(keys))
+    rows = np.asarray(jax.jit(jax.vmap(lambda k: distinct(k, number, wanted)))(keys))
     assert rows.min() == 0
     assert rows.max() == number - 1
     assert all(len(set(row)) == wanted for row in rows.tolist())
@@ -144,25 +145,25 @@ def test_distinct_numbers_are_uniform():
     expected = draws / 210
     chi2 = float(np.sum((counts - expected) ** 2 / expected))
     assert chi2 < 290  # 209 degrees of freedom: mean 209, deviation 20.4; four deviations
-    everything = np.asarray(_distinct(jax.random.key(0), 5, 5))
+    everything = np.asarray(distinct(jax.random.key(0), 5, 5))
     assert sorted(everything.tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_turns_are_quarters_anticlockwise():
     image = jnp.arange(2 * 3 * 3, dtype=jnp.float32).reshape(1, 2, 3, 3, 1)[0, :, :, :, :]
     for turns in range(4):
-        np.testing.assert_array_equal(_turn(image, jnp.asarray(turns)), np.rot90(image, turns, axes=(1, 2)))
+        np.testing.assert_array_equal(turn(image, jnp.asarray(turns)), np.rot90(image, turns, axes=(1, 2)))
 
 
 def test_eight_symmetries_and_their_composition():
     image = jnp.arange(9, dtype=jnp.float32).reshape(1, 3, 3, 1)
-    shown = [_turn(image, jnp.asarray(k)) for k in range(8)]
+    shown = [turn(image, jnp.asarray(k)) for k in range(8)]
     assert len({tuple(np.ravel(x).tolist()) for x in shown}) == 8
     np.testing.assert_array_equal(shown[4], image[:, ::-1])
     for first in range(8):
         for last in range(8):
-            both = _then(jnp.asarray(first), jnp.asarray(last))
-            np.testing.assert_array_equal(_turn(image, both), _turn(shown[first], jnp.asarray(last)))
+            both = then(jnp.asarray(first), jnp.asarray(last))
+            np.testing.assert_array_equal(turn(image, both), turn(shown[first], jnp.asarray(last)))
 
 
 def test_a_task_is_in_one_symmetry_as_a_whole():

@@ -304,7 +304,7 @@ def test_float32_in_a_process_of_its_own():
     [
         ({"policy": "ignore"}, "policy='ignore'; accepted: raise, warn, skip"),
         ({"chunk": 0}, "chunk=0; accepted is a whole number"),
-        ({"linear": None}, "linear=None cannot be called"),
+        ({"linear": None}, "None is no linear solver"),
         ({"inner": 3}, "inner=3 cannot be called"),
         ({"problem": loss}, r"pass one made by proximal\(loss, strength\)"),
         ({"problem": imaml.plain(loss)}, "needs a solution that depends on theta itself"),
@@ -313,7 +313,7 @@ def test_float32_in_a_process_of_its_own():
 )
 def test_recipes_refuse_when_made(change, message):
     with pytest.raises(imaml.ConfigError, match=message):
-        dataclasses.replace(imaml.IMAML(PROBLEM, query_loss, **CHEAP), **change)
+        imaml.IMAML(**({"problem": PROBLEM, "query_loss": query_loss, **CHEAP} | change))
 
 
 def test_other_meshes_and_leading_axes_are_refused():

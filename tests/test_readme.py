@@ -28,7 +28,7 @@ def test_links_lead_somewhere():
 
 def test_commands_exist():
     from imaml.cli import COMMANDS
-    from imaml.config import PRESETS
+    from imaml.presets import PRESETS
 
     for command, word in re.findall(r"^imaml (\w+) (\S+)", README, re.MULTILINE):
         assert command in COMMANDS

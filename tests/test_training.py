@@ -24,6 +24,7 @@ from imaml.config import Config, from_json, load_config, to_json
 from imaml.errors import CheckpointError, ConfigError, NumericalError
 from imaml.folder import first_difference
 from imaml.journal import read_events
+from imaml.presets import PRESETS
 from imaml.problem import Anchor
 from imaml.training import initial_state, make_step
 
@@ -285,7 +286,7 @@ def test_a_configuration_goes_to_json_and_back():
     assert isinstance(config, Config)
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
     assert load_config(json.dumps(to_json(config)), "here") == config
-    for preset in imaml.config.PRESETS.values():
+    for preset in PRESETS.values():
         assert from_json(json.loads(json.dumps(to_json(preset.config)))) == preset.config
     assert first_difference(to_json(config), to_json(config)) is None
     for text, says in (("{", "no JSON"), ("[]", "tuple"), ('{"kind": "Confi"}', "did you mean 'Config'")):

@@ -14,9 +14,19 @@ _HOME = {
     "problem": ("Anchor", "Problem", "fixed_point", "game", "learned", "plain", "proximal", "stationary"),
     "linear": ("CG", "BiCGStab", "Dense", "GMRES", "LinearSolver", "Neumann"),
     "inner": ("Descent", "GradientDescent", "InnerSolver"),
-    "rules": ("Rule", "first_order", "implicit", "implicit_vjp", "solve", "unrolled"),
+    "rules": (
+        "Rule",
+        "displacement",
+        "envelope",
+        "first_order",
+        "implicit",
+        "implicit_vjp",
+        "jointly",
+        "solve",
+        "unrolled",
+    ),
     "solution": ("Ending", "Solution", "Stats", "Status"),
-    "methods": ("IMAML", "Metrics", "Task"),
+    "methods": ("FOMAML", "IMAML", "Joint", "MAML", "MetaGradient", "Metrics", "Reptile", "Task"),
     "models": ("MLP", "Conv4"),
     "domains.fewshot": ("characters", "omniglot", "mini_imagenet", "image_tasks"),
     "domains.regression": ("linear_gaussian", "sinusoid"),
@@ -79,8 +89,13 @@ if TYPE_CHECKING:
     from .linear import Dense as Dense
     from .linear import LinearSolver as LinearSolver
     from .linear import Neumann as Neumann
+    from .methods import FOMAML as FOMAML
     from .methods import IMAML as IMAML
+    from .methods import MAML as MAML
+    from .methods import Joint as Joint
+    from .methods import MetaGradient as MetaGradient
     from .methods import Metrics as Metrics
+    from .methods import Reptile as Reptile
     from .methods import Task as Task
     from .models import MLP as MLP
     from .models import Conv4 as Conv4
@@ -93,9 +108,12 @@ if TYPE_CHECKING:
     from .problem import proximal as proximal
     from .problem import stationary as stationary
     from .rules import Rule as Rule
+    from .rules import displacement as displacement
+    from .rules import envelope as envelope
     from .rules import first_order as first_order
     from .rules import implicit as implicit
     from .rules import implicit_vjp as implicit_vjp
+    from .rules import jointly as jointly
     from .rules import solve as solve
     from .rules import unrolled as unrolled
     from .solution import Ending as Ending

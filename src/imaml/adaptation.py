@@ -115,13 +115,17 @@ def save(path: str | Path, theta: Any, config: Config | str) -> None:
 def like_theta(config: Config) -> Any:
     """Theta's structure, shapes and dtypes for a configuration, without data."""
     domain = _without_data(config.domain)
-    problem = config.method.build(domain).problem
-    return jax.eval_shape(lambda key: problem.parameters(domain.init(key)), jax.random.key(0))
+    method = config.method.build(domain)
+    return jax.eval_shape(lambda key: method.kept(domain, key), jax.random.key(0))
 
 
 def _without_data(recipe: Any) -> Any:
     """A domain with the recipe's network, loss and problem, but no data behind it."""
-    return FewShot(None, None, None, None, {}, 0, recipe) if isinstance(recipe, FewShotRecipe) else recipe.build()
+    return (
+        FewShot(None, None, None, None, {}, 0, recipe)
+        if isinstance(recipe, FewShotRecipe)
+        else recipe.build()
+    )
 
 
 @dataclass(frozen=True)
@@ -174,11 +178,9 @@ def _answer(network: Any, ways: int | None, phi: Any, statistics: Any, row: Arra
 def _solver(recipe: Method, domain: Any, network: Any) -> Any:
     """The compiled (theta, support) -> (phi, Solution, statistics) of a method on a domain, both recipes."""
     method = recipe.build(_without_data(domain))
-    problem = method.problem
 
     def run(theta: Any, support: Any) -> tuple[Any, Solution, Any]:
-        solution = method.inner(problem, theta, support)
-        phi = problem.full(solution.value, theta)
+        phi, solution = method.adapt(theta, support)
         statistics = network.forward(phi, support.images)[1] if isinstance(support, Labelled) else None
         return phi, solution, statistics
 

@@ -150,7 +150,8 @@ def train_command(words: Sequence[str]) -> int:
         raise ConfigError("--resume needs --out DIR, the run's folder.")
     if resume and "from" in values:
         raise ConfigError("--from begins a new run and --resume goes on with one; leave out one of the two.")
-    from .config import Config, load_config, override, preset, replace_data
+    from .config import Config, load_config, override, replace_data
+    from .presets import preset
 
     config: Config = preset(name or "characters-5w1s")
     if resume and out is not None:
@@ -287,7 +288,7 @@ def _wave(run: Any, key: Any) -> Any:
     wave = run.domain.draw(key, "test")
     support = run.domain.gather(wave).support
     line = np.linspace(-5, 5, 101, dtype=np.float32)
-    mean = run.method.problem.mean(run.theta)
+    mean = run.method.mean(run.theta)
     return Example(
         support=np.asarray(support.inputs),
         support_labels=np.asarray(support.targets),
@@ -435,7 +436,7 @@ def report_command(words: Sequence[str]) -> int:
 def presets_command(words: Sequence[str]) -> int:
     """imaml presets."""
     Arguments("presets", words, (), ()).take(0, 0, "no argument")
-    from .config import PRESETS
+    from .presets import PRESETS
 
     for name, entry in PRESETS.items():
         print(f"{name:<20} {entry.about}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 import types
@@ -16,11 +17,13 @@ from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
 from .errors import ConfigError, require_whole
 from .inner import Descent, GradientDescent
 from .linear import CG, GMRES, BiCGStab, Dense, Neumann
-from .methods import IMAML, POLICIES
+from .methods import FOMAML, IMAML, MAML, POLICIES, Joint, MetaGradient, Reptile
 from .problem import Anchor, learned
+from .rules import Displacement, Envelope, FirstOrder, Implicit, Jointly, Unrolled
 
 PYTHON = "Python"  # the kind in the config.json of a run whose objects have no JSON form
 SCHEDULES = ("constant", "cosine")
+METHODS = ("imaml", "maml", "fomaml", "reptile", "transfer", "multitask")
 OPTIMISERS = ("adam", "sgd", "rmsprop", "adamw", "muon")
 
 
@@ -157,42 +160,72 @@ class Optimiser:
 class Method:
     """The method as a recipe that goes to JSON; `build(domain)` makes it.
 
-    strength: the anchor's. learned: None for fixed, or how it is learned: "all", "leaf", "parameter". adapt:
-    names of the branches that a task adapts, or None for all. policy: what happens when tasks fail
-    numerically, "raise", "warn" or "skip". chunk: tasks worked on at once on each device, or None for all.
+    name: imaml, maml, fomaml, reptile, transfer or multitask. strength: the anchor's; None for none, which
+    imaml never is and maml and fomaml always are; with one, reptile is its proximal form, and fine-tuning
+    after transfer is anchored. learned: None for fixed, or how it is learned: "all", "leaf", "parameter"
+    (imaml alone). adapt: names of the branches that a task adapts, or None for all; maml that adapts the head
+    is ANIL. inner: what solves a task. new_task: what solves a new one in evaluation and use, None for inner.
+    linear: of imaml.
+    policy: what happens when tasks fail numerically, "raise", "warn" or "skip". chunk: tasks worked on at
+    once on each device, or None for all.
     """
 
     name: str = "imaml"
-    strength: float = 0.5
+    strength: float | None = 0.5
     learned: str | None = None
     adapt: tuple[str, ...] | None = None
     inner: GradientDescent = field(default_factory=lambda: GradientDescent(0.2, steps=16))
+    new_task: GradientDescent | None = None
     linear: CG | Neumann | GMRES | BiCGStab | Dense = field(default_factory=lambda: CG(steps=5))
     policy: str = "warn"
     chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
-        _one_of("method", "name", self.name, ("imaml",))
-        _number("method", 0, open=True, strength=self.strength)
+        _one_of("method", "name", self.name, METHODS)
         _one_of("method", "learned", self.learned, (None, "all", "leaf", "parameter"))
         _one_of("method", "policy", self.policy, POLICIES)
+        if self.strength is not None:
+            _number("method", 0, open=True, strength=self.strength)
+        if self.strength is None and self.name == "imaml":
+            raise ConfigError("method: strength=None with name='imaml'; accepted is a positive number.")
+        if self.strength is not None and self.name in ("maml", "fomaml"):
+            raise ConfigError(
+                f"method: strength={self.strength!r} with name={self.name!r}, which has no anchor; accepted "
+                "is none: --method.strength=none, in Python strength=None."
+            )
+        if self.learned is not None and self.name != "imaml":
+            raise ConfigError(
+                f"method: learned={self.learned!r} with name={self.name!r}; accepted is None, or "
+                "name='imaml'."
+            )
         if self.chunk is not None:
             require_whole("method", 1, chunk=self.chunk)
 
-    def build(self, domain: Any, mesh: Any = None) -> IMAML:
+    def build(self, domain: Any, mesh: Any = None) -> MetaGradient:
         """The method on a domain's problem, its tasks shared over a mesh's devices."""
-        strength = self.strength if self.learned is None else learned(self.strength, self.learned)
-        return IMAML(
-            domain.problem(strength, self.adapt),
-            domain.query_loss,
-            inner=self.inner,
-            linear=self.linear,
-            policy=self.policy,
-            chunk=self.chunk,
-            mesh=mesh,
-            measure=domain.measure,
-        )
+        strength = self.strength
+        if self.learned is not None and strength is not None:
+            strength = learned(strength, self.learned)
+        problem, common = domain.problem(strength, self.adapt), {"inner": self.inner, "policy": self.policy}
+        common |= {"chunk": self.chunk, "mesh": mesh, "new_task": self.new_task}
+        if self.name in ("transfer", "multitask"):
+            return Joint(domain, problem, grouped=self.name == "multitask", **common)
+        make: Any = {"imaml": IMAML, "maml": MAML, "fomaml": FOMAML, "reptile": Reptile}[self.name]
+        own = {"imaml": {"linear": self.linear}, "reptile": {"whole": domain.whole}}.get(self.name, {})
+        return make(problem, domain.query_loss, measure=domain.measure, **common, **own)
+
+
+def method_of(rule: Any) -> dict[str, Any]:
+    """The fields of `Method` that a rule amounts to; ConfigError where it has no JSON form."""
+    if isinstance(rule, Implicit):
+        return {"name": "imaml", "linear": rule.linear}
+    if isinstance(rule, Jointly) and isinstance(rule.loss, functools.partial):
+        return {"name": "multitask" if rule.loss.keywords.get("grouped") else "transfer"}
+    names = {Unrolled: "maml", FirstOrder: "fomaml", Displacement: "reptile", Envelope: "reptile"}
+    if type(rule) not in names:
+        raise ConfigError(f"the rule, {type(rule).__name__}, has no JSON form.")
+    return {"name": names[type(rule)]}
 
 
 @dataclass(frozen=True)
@@ -351,13 +384,13 @@ def _parse(hint: Any, text: str, option: str) -> Any:
     for choice in choices:
         if is_dataclass(choice) and isinstance(choice, type):
             kinds[choice.__name__] = choice
+    if types.NoneType in choices and text.lower() in ("none", "null"):
+        return None
     if kinds:
         if text not in kinds:
             raise ConfigError(f"option {option}: {text!r} is no kind of it{meant(text, kinds)}")
         chosen = kinds[text]
         return _fresh(chosen)
-    if types.NoneType in choices and text.lower() in ("none", "null"):
-        return None
     try:
         if bool in choices:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
@@ -400,68 +433,6 @@ def load_config(text: str, where: str) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"{where} holds no run's configuration but {type(config).__name__}.")
     return config
-
-
-def _omniglot(ways: int, shots: int, tasks: int, steps: int = 9500) -> Config:
-    augmentation = {"rotations": False, "symmetries": True, "distortion": 0.8, "within": 0.5}
-    return Config(
-        FewShotRecipe("omniglot", ways, shots, queries=5 if ways == 5 else 2, **augmentation),
-        Method(strength=0.1, inner=GradientDescent(0.4, steps=8), linear=CG(steps=3), chunk=1),
-        Optimiser("muon", 7e-3, warmup=100, clip=1.0, average=0.998),
-        Training(steps=steps, tasks=tasks, validate_every=2500, validation_tasks=500, checkpoint_every=500),
-    )
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named configuration with one line of what it is."""
-
-    about: str
-    config: Config = field(default_factory=Config)
-
-
-PRESETS: dict[str, Preset] = {
-    "characters-5w1s": Preset(
-        "read procedural handwriting, 5 ways, 1 shot; needs no data, minutes",
-        Config(
-            FewShotRecipe("characters", 5, 1, queries=3, normalisation="inductive"),
-            Method(strength=0.1, inner=GradientDescent(0.4, steps=8), linear=CG(steps=3), chunk=1),
-            Optimiser("adam", 3e-3, warmup=20, clip=1.0, average=0.98),
-            Training(
-                steps=480, tasks=8, minutes=3, validate_every=200, validation_tasks=100, checkpoint_every=100
-            ),
-        ),
-    ),
-    "omniglot-5w1s": Preset("real handwriting, 5 ways, 1 shot", _omniglot(5, 1, 8, steps=12_500)),
-    "omniglot-5w5s": Preset("real handwriting, 5 ways, 5 shots", _omniglot(5, 5, 8)),
-    "omniglot-20w1s": Preset("real handwriting, 20 ways, 1 shot", _omniglot(20, 1, 4)),
-    "omniglot-20w5s": Preset("real handwriting, 20 ways, 5 shots", _omniglot(20, 5, 4)),
-    "sinusoid": Preset(
-        "regression of sinusoids from 10 points; seconds",
-        Config(
-            SinusoidRecipe(),
-            Method(strength=0.5, inner=GradientDescent(0.01, steps=32), linear=CG(steps=8)),
-            Optimiser("adam", 1e-3, clip=1.0),
-            Training(steps=5000, tasks=25, validate_every=1000, validation_tasks=500, checkpoint_every=1000),
-        ),
-    ),
-    "mini-imagenet-5w1s": Preset(
-        "mini-ImageNet from its usual folders, 84 x 84 x 3 (bring the data)",
-        Config(
-            FewShotRecipe("mini-imagenet", 5, 1, queries=5, rotations=False, filters=32),
-            Method(strength=0.5, inner=GradientDescent(0.1, steps=10), chunk=1),
-            Optimiser("adam", 1e-3),
-            Training(steps=10_000, tasks=4),
-        ),
-    ),
-}
-
-
-def preset(name: str) -> Config:
-    """The configuration of a preset; a misspelt name says what was meant."""
-    if name not in PRESETS:
-        raise ConfigError(f"there is no preset {name!r}{meant(name, PRESETS)}")
-    return PRESETS[name].config
 
 
 def replace_data(config: Config, data: str | None) -> Config:

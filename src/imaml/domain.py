@@ -6,7 +6,8 @@ Laws, held by one table-driven test over all domains:
 2. `sample(key, split) == gather(draw(key, split))`: indices first, data second, so that data may live
    elsewhere;
 3. splits share no class and no task;
-4. `query_loss` and the problem's loss are finite at `init(key)` on every sampled task.
+4. `query_loss` and the problem's loss, on the support batch and on `whole`, are finite at `init(key)` on
+   every sampled task.
 
 A domain is a tree: its data are leaves (so they are arguments of a compiled step, not constants in it), all
 else is static.
@@ -38,7 +39,23 @@ class Domain(Protocol):
         ...
 
     def problem(self, strength: Any, adapt: Any = None) -> Problem:
-        """The anchored problem of one task's support set."""
+        """The problem of one task's support set: anchored, or `plain` where strength is None."""
+        ...
+
+    def whole(self, support: Any, query: Any) -> Any:
+        """All of a task's data as one batch of the problem's, for methods that learn from it unsplit."""
+        ...
+
+    def wide(self, key: Array) -> Any:
+        """Fresh parameters of the network that learns all training tasks at once."""
+        ...
+
+    def narrow(self, theta: Any) -> Any:
+        """What a new task starts at after joint learning, shaped like phi; narrow(narrow(t)) is narrow(t)."""
+        ...
+
+    def joint_loss(self, theta: Any, batch: Any, grouped: bool = False) -> Array:
+        """The loss of wide parameters on a task's whole batch; grouped: each group a task of its own."""
         ...
 
     def draw(self, key: Array, split: str) -> Any:

@@ -92,15 +92,13 @@ def _valid(value: Any) -> Any:
 
 def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict[str, dict[str, Array]]:
     """The scores of the tasks that `keys` mean, arrays (keys,): after, before, baselines, numerics."""
-    problem = method.problem
 
     def one(key: Array) -> dict[str, dict[str, Array]]:
         task = domain.sample(key, split)
-        solution = method.inner(problem, theta, task.support, None, key)
-        phi = problem.full(solution.value, theta)
+        phi, solution = method.adapt(theta, task.support, key)
         return {
             "after": domain.metrics(phi, task),
-            "before": domain.metrics(problem.mean(theta), task),
+            "before": domain.metrics(method.mean(theta), task),
             "baselines": domain.baselines(task),
             "numerics": {"finite": jnp.isfinite(solution.stats.residual)},
         }

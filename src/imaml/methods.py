@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,10 +18,10 @@ from jax.sharding import Mesh, PartitionSpec
 from . import tree
 from .errors import ConfigError, NumericalError
 from .inner import InnerSolver
-from .linear import LinearSolver, refuse_structure
-from .problem import Problem, require_anchor
-from .rules import implicit_vjp_at
-from .solution import Ending, Status
+from .linear import LinearSolver
+from .problem import Problem
+from .rules import Estimator, displacement, envelope, first_order, implicit, joined, jointly, unrolled
+from .solution import Ending, Solution, Status
 
 POLICIES = ("raise", "warn", "skip")
 AXIS = "tasks"
@@ -38,80 +39,112 @@ class Metrics(NamedTuple):
 
     loss: the query loss at phi*. inner_residual: |F(phi*)|. inner_steps, linear_steps: iterations taken.
     linear_residual: |b - A u| / |b|. negative_curvature: whether the linear solver saw it. inner_status,
-    linear_status: how the solves ended. used: whether the task is in the mean; a task is left out where its
-    loss, gradient or residuals are not finite, where the linear solver broke down with an answer worse than
-    zero, or where it met negative curvature in its very first direction and so has nothing to give.
-    measures: what the method's `measure` returned.
+    linear_status: how the solves ended. Fields of a solve that the rule does not make are None. used:
+    whether the task is in the mean; a task is left out where its loss, gradient or residuals are not finite,
+    where the inner solve moved away from the solution that the rule needs, where the linear solver broke down
+    with an answer worse than zero, or where it met negative curvature in its very first direction and so has
+    nothing to give. measures: what the method's `measure` returned.
     """
 
     loss: Array
-    inner_residual: Array
-    inner_steps: Array
-    linear_residual: Array
-    linear_steps: Array
-    negative_curvature: Array
-    inner_status: Status
-    linear_status: Status
+    inner_residual: Array | None
+    inner_steps: Array | None
+    linear_residual: Array | None
+    linear_steps: Array | None
+    negative_curvature: Array | None
+    inner_status: Status | None
+    linear_status: Status | None
     used: Array
     measures: dict[str, Array]
 
 
+class View(NamedTuple):
+    """How a theta that is not shaped like a task's parameters is made, and what a new task starts at.
+
+    wide: key -> fresh theta. narrow: theta -> parameters shaped like phi; narrow(narrow(t)) is narrow(t).
+    """
+
+    wide: Callable[[Array], Any]
+    narrow: Callable[[Any], Any]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class IMAML:
-    """Implicit MAML: the mean over tasks of the implicit meta-gradient (paper, Algorithms 1 and 2).
+class MetaGradient:
+    """The mean over tasks of a meta-gradient: what `IMAML`, `MAML`, `FOMAML` and `Reptile` make.
 
-    problem: one task's inner problem (usually `proximal`). query_loss: (phi, theta, batch) -> scalar.
-    inner, linear: how well each task is solved (delta) and its linear system (delta'). policy: what happens
-    to tasks that fail numerically; they are never averaged in: "raise" (NumericalError), "warn", or "skip"
-    (only `Metrics.used` tells). Inside jit nothing can be raised: call `check(metrics)` on the host. chunk:
-    how many tasks are worked on at once (None: all). mesh: a mesh with one axis named "tasks" over which the
-    tasks are sharded, with one all-reduce a call. measure: (phi, theta, batch) -> dict of scalars, taken on
-    the query batch at phi*.
-
-    The result is the gradient of `theta`, shaped like it: the direct term plus `implicit_vjp`.
-
-    >>> import imaml, jax, jax.numpy as jnp
-    >>> loss = lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2)
-    >>> method = imaml.IMAML(imaml.proximal(loss, 1.0), lambda phi, theta, x: loss(phi, x),
-    ...                      inner=imaml.GradientDescent(0.5, steps=30), linear=imaml.CG(steps=2))
-    >>> tasks = imaml.Task(jnp.ones((4, 1)), jnp.ones((4, 1)))
-    >>> gradient, metrics = method(jnp.zeros(1), tasks, jax.random.key(0))
-    >>> gradient
-    Array([-0.25], dtype=float32)
+    problem: one task's inner problem. query_loss: (phi, theta, batch) -> scalar. inner: what solves a task.
+    rule: how theta learns from it, see `imaml.rules`. policy: what happens to tasks that fail numerically;
+    they are never averaged in: "raise" (NumericalError), "warn", or "skip" (only `Metrics.used` tells).
+    Inside jit nothing can be raised: call `check(metrics)` on the host. chunk: how many tasks are worked on
+    at once (None: all). mesh: a mesh with one axis named "tasks" over which the tasks are sharded, with one
+    all-reduce a call. measure: (phi, theta, batch) -> dict of scalars, taken on the query batch at phi*.
+    view: for a theta that is not shaped like a task's parameters, see `View`. new_task: what solves a new
+    task in evaluation and use, None for `inner`; solved better than learning can afford it may answer better.
     """
 
     problem: Problem = field(kw_only=False)
     query_loss: Callable = field(kw_only=False)
     inner: InnerSolver
-    linear: LinearSolver
+    rule: Estimator
     policy: str = "warn"
     chunk: int | None = None
     mesh: Mesh | None = None
     measure: Callable | None = None
+    view: View | None = None
+    new_task: InnerSolver | None = None
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
         if not isinstance(self.problem, Problem):
             raise ConfigError(
-                f"IMAML: problem={self.problem!r}; pass one made by proximal(loss, strength) or its kin."
+                f"method: problem={self.problem!r}; pass one made by proximal(loss, strength) or its kin."
             )
-        for name in ("query_loss", "inner", "linear"):
-            if not callable(getattr(self, name)):
+        for name in ("query_loss", "inner", "new_task"):
+            if not callable(getattr(self, name)) and not (name == "new_task" and self.new_task is None):
                 raise ConfigError(
-                    f"IMAML: {name}={getattr(self, name)!r} cannot be called; see help(imaml.IMAML)."
+                    f"method: {name}={getattr(self, name)!r} cannot be called; see help(imaml.MetaGradient)."
                 )
-        require_anchor(self.problem)
-        refuse_structure(self.linear, self.problem.structure)
+        if not hasattr(self.rule, "estimate"):
+            raise ConfigError(
+                f"method: rule={self.rule!r}; accepted are implicit(linear), unrolled(), first_order(), "
+                "displacement() and envelope()."
+            )
+        self.rule.refuse(self.problem, self.inner)
         if self.policy not in POLICIES:
-            raise ConfigError(f"IMAML: policy={self.policy!r}; accepted: {', '.join(POLICIES)}.")
+            raise ConfigError(f"method: policy={self.policy!r}; accepted: {', '.join(POLICIES)}.")
         if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
             raise ConfigError(
-                f"IMAML: chunk={self.chunk!r}; accepted is a whole number of at least 1, or None."
+                f"method: chunk={self.chunk!r}; accepted is a whole number of at least 1, or None."
             )
         if self.mesh is not None and tuple(self.mesh.axis_names) != (AXIS,):
             raise ConfigError(
-                f"IMAML: the mesh's axes are {self.mesh.axis_names}; accepted is one, named {AXIS!r}."
+                f"method: the mesh's axes are {self.mesh.axis_names}; accepted is one, named {AXIS!r}."
             )
+
+    def init(self, domain: Any, key: Array) -> Any:
+        """Fresh meta-parameters for a domain's network."""
+        if self.view is not None:
+            return self.view.wide(key)
+        return self.problem.parameters(domain.init(key))
+
+    def mean(self, theta: Any) -> Any:
+        """The network's parameters before adaptation: the part of theta that is shaped like phi."""
+        return self.problem.mean(self.start(theta))
+
+    def start(self, theta: Any) -> Any:
+        """What new tasks need of theta, and so what an artefact keeps: theta, or the view's narrow part."""
+        return theta if self.view is None else self.view.narrow(theta)
+
+    def kept(self, domain: Any, key: Array) -> Any:
+        """What an artefact keeps of fresh meta-parameters; needs no data behind the domain."""
+        return self.start(self.init(domain, key) if self.view is None else domain.init(key))
+
+    def adapt(self, theta: Any, support: Any, key: Array | None = None) -> tuple[Any, Solution]:
+        """The network's parameters adapted to one task, and how the inner solve ended."""
+        theta = self.start(theta)
+        inner = self.inner if self.new_task is None else self.new_task
+        found = inner(self.problem, theta, support, self.problem.init(theta, support, key), key)
+        return self.problem.full(found.value, theta), found
 
     def __call__(self, theta: Any, tasks: Task, key: Array | None = None) -> tuple[Any, Metrics]:
         """The meta-gradient, shaped like theta, and Metrics. `tasks` has a leading axis on every leaf."""
@@ -122,7 +155,7 @@ class IMAML:
         else:
             if count % self.mesh.size:
                 raise ConfigError(
-                    f"IMAML: {count} tasks cannot be shared evenly by {self.mesh.size} devices; use a "
+                    f"method: {count} tasks cannot be shared evenly by {self.mesh.size} devices; use a "
                     "multiple."
                 )
             spread, whole = PartitionSpec(AXIS), PartitionSpec()
@@ -149,9 +182,10 @@ class IMAML:
         if used.all():
             return
         failed = [int(i) for i in np.flatnonzero(~used)]
-        codes = [np.asarray(status.code) for status in (metrics.inner_status, metrics.linear_status)]
-        worst = Ending(int(max(code[~used].max() for code in codes)))
-        if worst <= Ending.STEPS_DONE:  # both solves went well, so it is the query loss or its gradient
+        solves = (metrics.inner_status, metrics.linear_status)
+        codes = [np.asarray(status.code) for status in solves if status is not None]
+        worst = Ending(int(max((code[~used].max() for code in codes), default=0)))
+        if worst <= Ending.STEPS_DONE:  # the solves went well, so it is the query loss or its gradient
             worst = Ending.NOT_FINITE
         message = (
             f"{len(failed)} of {used.size} tasks failed numerically and were left out of the meta-gradient "
@@ -179,35 +213,126 @@ class IMAML:
 
     def _task(self, theta: Any, task: Task, key: Array | None) -> tuple[Array, Metrics]:
         """One task's meta-gradient as a flat vector, and its Metrics (scalars)."""
-        problem = self.problem
-        start = problem.init(theta, task.support, key)
-        inner = self.inner(problem, theta, task.support, start, key)
-        phi = problem.full(inner.value, theta)
-        loss, (slope, direct) = jax.value_and_grad(self.query_loss, argnums=(0, 1))(phi, theta, task.query)
-        through, linear, residual = implicit_vjp_at(
-            problem, phi, theta, task.support, slope, linear=self.linear
+        found = self.rule.estimate(
+            self.problem, self.query_loss, self.inner, theta, task.support, task.query, key
         )
-        gradient = tree.ravel(jax.tree.map(jnp.add, direct, through))[0]
-        size = tree.norm(residual)
-        nothing = linear.stats.negative_curvature & (linear.stats.steps == 0)
-        worse = (linear.status.code == int(Ending.BREAKDOWN)) & (linear.stats.residual > 1)
-        worst = jnp.maximum(inner.status.code, linear.status.code)
-        failed = worst >= int(Ending.DIVERGED)
-        whole = tree.finite((loss, gradient, size, linear.stats.residual))
-        used = whole & ~nothing & ~worse & ~failed
-        measures = {} if self.measure is None else self.measure(phi, theta, task.query)
+        gradient = tree.ravel(found.gradient)[0]
+        inner, linear = found.inner, found.linear
+        used = tree.finite((found.loss, gradient, found.residual))
+        if inner is not None and self.rule.needs_solution:
+            used &= inner.status.code < int(Ending.DIVERGED)
+        if linear is not None:
+            nothing = linear.stats.negative_curvature & (linear.stats.steps == 0)
+            worse = (linear.status.code == int(Ending.BREAKDOWN)) & (linear.stats.residual > 1)
+            spoilt = (linear.status.code >= int(Ending.DIVERGED)) | ~jnp.isfinite(linear.stats.residual)
+            used &= ~nothing & ~worse & ~spoilt
+        measures = {} if self.measure is None else self.measure(found.phi, theta, task.query)
         return gradient, Metrics(
-            loss,
-            size,
-            inner.stats.steps,
-            linear.stats.residual,
-            linear.stats.steps,
-            linear.stats.negative_curvature,
-            inner.status,
-            linear.status,
+            found.loss,
+            found.residual,
+            None if inner is None else inner.stats.steps,
+            None if linear is None else linear.stats.residual,
+            None if linear is None else linear.stats.steps,
+            None if linear is None else linear.stats.negative_curvature,
+            None if inner is None else inner.status,
+            None if linear is None else linear.status,
             used,
             measures,
         )
+
+
+def IMAML(
+    problem: Problem, query_loss: Callable, *, inner: InnerSolver, linear: LinearSolver, **options: Any
+) -> MetaGradient:
+    """Implicit MAML: the implicit meta-gradient (Rajeswaran et al. 2019, Algorithms 1 and 2).
+
+    problem: one task's inner problem, usually `proximal`. query_loss: (phi, theta, batch) -> scalar. inner,
+    linear: how well each task is solved (delta) and its linear system (delta'). options: policy, chunk, mesh,
+    measure, of `MetaGradient`. The result is the gradient of `theta`, shaped like it: the direct term plus
+    `implicit_vjp`.
+
+    >>> import imaml, jax, jax.numpy as jnp
+    >>> loss = lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2)
+    >>> method = imaml.IMAML(imaml.proximal(loss, 1.0), lambda phi, theta, x: loss(phi, x),
+    ...                      inner=imaml.GradientDescent(0.5, steps=30), linear=imaml.CG(steps=2))
+    >>> tasks = imaml.Task(jnp.ones((4, 1)), jnp.ones((4, 1)))
+    >>> gradient, metrics = method(jnp.zeros(1), tasks, jax.random.key(0))
+    >>> gradient
+    Array([-0.25], dtype=float32)
+    """
+    return MetaGradient(problem, query_loss, inner=inner, rule=implicit(linear), **options)
+
+
+def MAML(problem: Problem, query_loss: Callable, *, inner: InnerSolver, **options: Any) -> MetaGradient:
+    """Model-agnostic meta-learning: through every inner step (Finn, Abbeel, Levine 2017, Algorithm 1).
+
+    problem: usually `plain(loss)`, which starts at theta; with adapt="head" it is ANIL (Raghu et al. 2020).
+    inner: for a fixed number of steps. Memory grows with them. The other arguments as for `IMAML`.
+
+    >>> import imaml, jax.numpy as jnp
+    >>> loss = lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2)
+    >>> method = imaml.MAML(imaml.plain(loss), lambda phi, theta, x: loss(phi, x),
+    ...                     inner=imaml.GradientDescent(0.5, steps=1))
+    >>> method(jnp.zeros(1), imaml.Task(jnp.ones((4, 1)), jnp.ones((4, 1))))[0]
+    Array([-0.25], dtype=float32)
+    """
+    return MetaGradient(problem, query_loss, inner=inner, rule=unrolled(), **options)
+
+
+def FOMAML(problem: Problem, query_loss: Callable, *, inner: InnerSolver, **options: Any) -> MetaGradient:
+    """First-order MAML: the query loss's gradient at the adapted parameters (Finn et al. 2017, section 5.2).
+
+    Arguments as for `MAML`; the inner solver may also stop at a tolerance, or be one that cannot be
+    differentiated.
+    """
+    return MetaGradient(problem, query_loss, inner=inner, rule=first_order(), **options)
+
+
+def Reptile(
+    problem: Problem,
+    query_loss: Callable,
+    *,
+    inner: InnerSolver,
+    whole: Callable[[Any, Any], Any] = joined,
+    **options: Any,
+) -> MetaGradient:
+    """Reptile: theta - phi_k on `plain(loss)` (Nichol, Achiam, Schulman 2018); on `proximal` its proximal
+    form, the gradient of the inner optimum's value, strength (theta - phi*).
+
+    Each learns from a task's data as one batch, whole(support, query); the query loss is only measured. The
+    displacement is in units of theta: plain SGD with an outer learning rate of 1 moves theta to the mean phi.
+
+    >>> import imaml, jax.numpy as jnp
+    >>> loss = lambda phi, x: 0.5 * jnp.sum((phi - jnp.mean(x)) ** 2)
+    >>> method = imaml.Reptile(imaml.plain(loss), lambda phi, theta, x: loss(phi, x),
+    ...                        inner=imaml.GradientDescent(0.5, steps=1))
+    >>> method(jnp.zeros(1), imaml.Task(jnp.ones((4, 1)), jnp.ones((4, 1))))[0]
+    Array([-0.5], dtype=float32)
+    """
+    anchored = isinstance(problem, Problem) and problem.anchored
+    rule = envelope(whole) if anchored else displacement(whole)
+    return MetaGradient(problem, query_loss, inner=inner, rule=rule, **options)
+
+
+def Joint(
+    domain: Any, problem: Problem, *, inner: InnerSolver, grouped: bool = False, **options: Any
+) -> MetaGradient:
+    """Transfer learning: one network for all training tasks, then fine-tuned; grouped: multi-task learning.
+
+    domain: gives the loss of all classes at once (`joint_loss`), the parameters with all their outputs
+    (`wide`), and what a new task starts at, with a fresh head (`narrow`). grouped: a head for every group of
+    classes on one shared body (Caruana 1997), instead of one head for all. problem, inner: how a new task is
+    learned from there; `domain.problem(None)` fine-tunes the whole network, `domain.problem(None, "head")`
+    the head alone. options: as of `MetaGradient`.
+    """
+    return MetaGradient(
+        problem,
+        domain.query_loss,
+        inner=inner,
+        rule=jointly(functools.partial(domain.joint_loss, grouped=grouped), domain.whole),
+        view=View(domain.wide, domain.narrow),
+        **options,
+    )
 
 
 def _count(tasks: Any) -> int:

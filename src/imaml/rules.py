@@ -1,21 +1,28 @@
-"""How d phi*/d theta is had, apart from the solver that found phi*.
+"""How theta learns from a task, apart from the solver that found phi*.
 
-implicit     d phi*/d theta = -(dF/dphi)^-1 dF/dtheta at the solution       iMAML; paper, Lemma 1
-unrolled     through every step of the inner solver                          MAML
-first_order  d phi/d theta = d init/d theta                                  first-order MAML
+implicit      d phi*/d theta = -(dF/dphi)^-1 dF/dtheta at the solution       iMAML; paper, Lemma 1
+unrolled      through every step of the inner solver                          MAML
+first_order   d phi/d theta = d init/d theta                                  first-order MAML
+displacement  theta - phi_k, no query set                                     Reptile
+envelope      d/dtheta of the inner optimum's value, no query set             proximal Reptile
+jointly       the slope of one loss for all tasks, nothing adapted            transfer, multi-task
+
+The first three make `solve` differentiable; all six estimate one task's meta-gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 from . import tree
 from .errors import ConfigError, StructureError
-from .inner import InnerSolver
+from .inner import InnerSolver, judged
 from .linear import LinearSolver, refuse_structure
 from .problem import Problem, require_anchor
 from .solution import Solution
@@ -31,18 +38,82 @@ class Rule(Protocol):
         ...
 
 
+class TaskGradient(NamedTuple):
+    """One task's meta-gradient, shaped like theta, and what is known of it.
+
+    loss: the query loss at phi, the full tree of adapted parameters. residual: the norm |F(phi)|. inner,
+    linear: how the solves ended; None for rules that solve no task, or no linear system.
+    """
+
+    gradient: Any
+    loss: Array
+    phi: Any
+    residual: Array | None = None
+    inner: Solution | None = None
+    linear: Solution | None = None
+
+
+class Estimator(Protocol):
+    """Estimates one task's meta-gradient; a rule, or one of those that use no query set."""
+
+    needs_solution: ClassVar[
+        bool
+    ]  # whether an inner solve that moved away from a solution spoils the estimate
+
+    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
+        """Raises StructureError, with advice, for a problem or solver that it is not made for."""
+        ...
+
+    def estimate(
+        self,
+        problem: Problem,
+        query_loss: Callable,
+        inner: InnerSolver,
+        theta: Any,
+        support: Any,
+        query: Any,
+        key: Array | None,
+    ) -> TaskGradient:
+        """One task's meta-gradient."""
+        ...
+
+
 @dataclass(frozen=True)
 class Implicit:
     """The implicit function theorem; made by `implicit(linear)`."""
 
     linear: LinearSolver
+    needs_solution: ClassVar[bool] = True
+
+    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
+        """Raises StructureError for a problem without an anchor, or not of the linear solver's structure."""
+        require_anchor(problem)
+        refuse_structure(self.linear, problem.structure)
+
+    def estimate(
+        self,
+        problem: Problem,
+        query_loss: Callable,
+        inner: InnerSolver,
+        theta: Any,
+        support: Any,
+        query: Any,
+        key: Array | None,
+    ) -> TaskGradient:
+        """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
+        found = inner(problem, theta, support, problem.init(theta, support, key), key)
+        phi = problem.full(found.value, theta)
+        loss, (slope, direct) = jax.value_and_grad(query_loss, argnums=(0, 1))(phi, theta, query)
+        through, linear, residual = implicit_vjp_at(problem, phi, theta, support, slope, linear=self.linear)
+        gradient = jax.tree.map(jnp.add, direct, through)
+        size = tree.norm(residual)
+        return TaskGradient(gradient, loss, phi, size, judged(found, size), linear)
 
     def __call__(
         self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
     ) -> Any:
         """The adapted leaves at the solution, differentiable in every mode and order."""
-        require_anchor(problem)
-        refuse_structure(self.linear, problem.structure)
+        self.refuse(problem, inner)
         # One flat vector: custom_root fails with a bare AssertionError where a leaf of F ignores theta.
         flat, unravel = tree.ravel(lax.stop_gradient(phi0))
 
@@ -66,30 +137,216 @@ class Implicit:
 class Unrolled:
     """Differentiation through every inner step; made by `unrolled()`."""
 
-    def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
-    ) -> Any:
-        """The adapted leaves after the inner steps."""
+    needs_solution: ClassVar[bool] = False
+
+    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
+        """Raises StructureError for an inner solver that stops at a tolerance."""
         if getattr(inner, "tolerance", None) is not None:
             raise StructureError(
                 f"unrolled() needs an inner solver with a fixed number of steps; {inner!r} stops at a "
                 "tolerance, and such a loop has no reverse mode. Give steps= and no tolerance, or use "
                 "implicit(...)."
             )
-        return inner(problem, theta, batch, phi0, key).value
+
+    def solution(
+        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+    ) -> Solution:
+        """The inner Solution, its value differentiable through the steps."""
+        self.refuse(problem, inner)
+        return inner(problem, theta, batch, phi0, key)
+
+    def __call__(
+        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+    ) -> Any:
+        """The adapted leaves after the inner steps."""
+        return self.solution(problem, inner, theta, batch, phi0, key).value
+
+    def estimate(
+        self,
+        problem: Problem,
+        query_loss: Callable,
+        inner: InnerSolver,
+        theta: Any,
+        support: Any,
+        query: Any,
+        key: Array | None,
+    ) -> TaskGradient:
+        """The exact gradient of the query loss after the steps taken (Finn, Abbeel, Levine 2017, eq. 1)."""
+        return _differentiated(self, problem, query_loss, inner, theta, support, query, key)
 
 
 @dataclass(frozen=True)
 class FirstOrder:
     """d phi/d theta = d init/d theta; made by `first_order()`."""
 
+    needs_solution: ClassVar[bool] = False
+
+    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
+        """Nothing is refused."""
+
+    def solution(
+        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+    ) -> Solution:
+        """The inner Solution, its value with the derivatives of where the solver started."""
+        fixed = lax.stop_gradient((problem, theta, batch, phi0))
+        found = inner(*fixed, key)
+        passed = jax.tree.map(
+            lambda p, s: lax.stop_gradient(p) + (s - lax.stop_gradient(s)), found.value, phi0
+        )
+        return Solution(passed, found.stats, found.status)
+
     def __call__(
         self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
     ) -> Any:
         """The adapted leaves at the solution; derivatives pass to where the solver started."""
-        fixed = lax.stop_gradient((problem, theta, batch, phi0))
-        found = inner(*fixed, key).value
-        return jax.tree.map(lambda p, s: lax.stop_gradient(p) + (s - lax.stop_gradient(s)), found, phi0)
+        return self.solution(problem, inner, theta, batch, phi0, key).value
+
+    def estimate(
+        self,
+        problem: Problem,
+        query_loss: Callable,
+        inner: InnerSolver,
+        theta: Any,
+        support: Any,
+        query: Any,
+        key: Array | None,
+    ) -> TaskGradient:
+        """The query loss's gradient at the adapted parameters (Finn, Abbeel, Levine 2017, section 5.2)."""
+        return _differentiated(self, problem, query_loss, inner, theta, support, query, key)
+
+
+def _differentiated(
+    rule: Unrolled | FirstOrder,
+    problem: Problem,
+    query_loss: Callable,
+    inner: InnerSolver,
+    theta: Any,
+    support: Any,
+    query: Any,
+    key: Array | None,
+) -> TaskGradient:
+    """The meta-gradient by automatic differentiation of the query loss at the rule's solution."""
+
+    def outer(theta: Any) -> tuple[Array, tuple[Any, Solution]]:
+        start = problem.init(theta, support, key)
+        found = rule.solution(problem, inner, theta, support, start, key)
+        phi = problem.full(found.value, theta)
+        return query_loss(phi, theta, query), (phi, found)
+
+    (loss, (phi, found)), gradient = jax.value_and_grad(outer, has_aux=True)(theta)
+    return TaskGradient(gradient, loss, phi, found.stats.residual, found)
+
+
+def joined(support: Any, query: Any) -> Any:
+    """Both batches of a task as one: their leaves, row after row."""
+    if jax.tree.structure(support) != jax.tree.structure(query):
+        raise ConfigError(
+            f"joined: support is {tree.shapes(support)} and query {tree.shapes(query)}; they can be made one "
+            "batch only where their trees are alike. Pass whole=(support, query) -> batch."
+        )
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, query)
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """Where the inner solver went, theta - phi_k; made by `displacement()`."""
+
+    whole: Callable[[Any, Any], Any] = joined
+    needs_solution: ClassVar[bool] = False
+
+    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
+        """Raises StructureError for a problem that is anchored, or started elsewhere than at theta."""
+        if problem.anchored:
+            raise StructureError(
+                f"displacement() is for plain(loss), which starts at theta; this problem is {problem.kind}. "
+                "For proximal(loss, strength) use envelope()."
+            )
+
+    def estimate(
+        self,
+        problem: Problem,
+        query_loss: Callable,
+        inner: InnerSolver,
+        theta: Any,
+        support: Any,
+        query: Any,
+        key: Array | None,
+    ) -> TaskGradient:
+        """The displacement; leaves that a task does not adapt get the gradient of its loss at phi_k."""
+        batch = self.whole(support, query)
+        start = problem.init(theta, batch, key)
+        found = inner(problem, theta, batch, start, key)
+        phi = problem.full(found.value, theta)
+        shared = jax.grad(lambda t: problem.objective(found.value, t, batch))(theta)  # 0 for adapted leaves
+        moved = problem.adapt.join(
+            jax.tree.map(jnp.subtract, start, found.value), problem.adapt.split(shared)[1]
+        )
+        return TaskGradient(moved, query_loss(phi, theta, query), phi, found.stats.residual, found)
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The gradient of the inner optimum's value; made by `envelope()`."""
+
+    whole: Callable[[Any, Any], Any] = joined
+    needs_solution: ClassVar[bool] = True
+
+    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
+        """Raises StructureError for a problem without an objective or anchor, or with a learned strength."""
+        require_anchor(problem)
+        if problem.objective_of is None:
+            raise StructureError(
+                f"envelope() needs a problem that minimises something; this one is a {problem.kind}. Use "
+                "implicit(GMRES())."
+            )
+        if problem.learns is not None:
+            raise StructureError(
+                "envelope() with a learned strength drives it to zero, as the optimum's value only falls by "
+                "that; fix the strength, or use implicit(...)."
+            )
+
+    def estimate(
+        self,
+        problem: Problem,
+        query_loss: Callable,
+        inner: InnerSolver,
+        theta: Any,
+        support: Any,
+        query: Any,
+        key: Array | None,
+    ) -> TaskGradient:
+        """d/dtheta objective(phi, theta) at the phi found; for a proximal problem strength (theta - phi)."""
+        batch = self.whole(support, query)
+        found = inner(problem, theta, batch, problem.init(theta, batch, key), key)
+        phi = problem.full(found.value, theta)
+        gradient = jax.grad(lambda t: problem.objective(found.value, t, batch))(theta)
+        return TaskGradient(gradient, query_loss(phi, theta, query), phi, found.stats.residual, found)
+
+
+@dataclass(frozen=True)
+class Jointly:
+    """The gradient of one loss for all tasks; made by `jointly(loss)`."""
+
+    loss: Callable[[Any, Any], Array]
+    whole: Callable[[Any, Any], Any] = joined
+    needs_solution: ClassVar[bool] = False
+
+    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
+        """Nothing is refused: the problem and its solver are for new tasks, later."""
+
+    def estimate(
+        self,
+        problem: Problem,
+        query_loss: Callable,
+        inner: InnerSolver,
+        theta: Any,
+        support: Any,
+        query: Any,
+        key: Array | None,
+    ) -> TaskGradient:
+        """The loss's gradient on all of the task's data; phi is theta, as nothing is adapted."""
+        loss, gradient = jax.value_and_grad(self.loss)(theta, self.whole(support, query))
+        return TaskGradient(gradient, loss, theta)
 
 
 def implicit(linear: LinearSolver) -> Implicit:
@@ -114,6 +371,34 @@ def unrolled() -> Unrolled:
 def first_order() -> FirstOrder:
     """The rule of first-order MAML: d phi/d theta = d init/d theta, the identity by default."""
     return FirstOrder()
+
+
+def displacement(whole: Callable[[Any, Any], Any] = joined) -> Displacement:
+    """The estimator of Reptile, theta - phi_k after k inner steps (Nichol et al. 2018, Algorithm 1).
+
+    Learns from all of a task's data at once: whole makes one batch of support and query. There is no query
+    loss in it; it is measured at phi_k all the same. An estimate of no loss's gradient, in units of theta.
+    """
+    return Displacement(whole)
+
+
+def envelope(whole: Callable[[Any, Any], Any] = joined) -> Envelope:
+    """The estimator of proximal Reptile: the gradient of `min_phi objective(phi, theta)` in theta.
+
+    By the envelope theorem (Danskin 1967) that is the partial derivative at phi*, for a proximal problem
+    strength (theta - phi*): the gradient of the Moreau envelope, with no linear solve. Exact at the solution;
+    elsewhere off by at most strength |phi - phi*|. whole: as in `displacement`.
+    """
+    return Envelope(whole)
+
+
+def jointly(loss: Callable[[Any, Any], Array], whole: Callable[[Any, Any], Any] = joined) -> Jointly:
+    """The estimator of transfer and multi-task learning: the gradient of loss(theta, batch), all of a task's.
+
+    Nothing is adapted while it learns; new tasks are fine-tuned from the theta that comes out. whole: as in
+    `displacement`.
+    """
+    return Jointly(loss, whole)
 
 
 def solve(

@@ -96,13 +96,15 @@ class Stats:
     steps: iterations taken. residual: of a linear solve |b - A x| / |b|; of an inner solve the norm |F(phi)|
     itself, in the units of the loss's gradient. negative_curvature: whether a direction p with p.Ap <= 0 was
     seen (always False for solvers that do not look). lanczos: of CG its coefficients (alpha, beta), each of
-    shape (max_steps,), zero where no step was taken; else None.
+    shape (max_steps,), zero where no step was taken; else None. first: of an inner solve of a fixed number of
+    steps the norm of F where it started, by which it is judged; else None.
     """
 
     steps: Array
     residual: Array
     negative_curvature: Array
     lanczos: tuple[Array, Array] | None = None
+    first: Array | None = None
 
 
 @jax.tree_util.register_dataclass

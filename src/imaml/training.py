@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,13 +25,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from . import __version__, tree
 from .adaptation import Predictor, adapt, save
 from .checkpoint import Checkpoints
-from .config import PYTHON, Config, Method, Optimiser, Training, meant, to_json
+from .config import PYTHON, Config, Method, Optimiser, Training, meant, method_of, to_json
 from .domains.fewshot import FewShotRecipe
 from .errors import ConfigError, NumericalError
 from .evaluation import Evaluation, evaluate_theta
 from .folder import check_new, check_resumable
 from .journal import Journal
-from .methods import AXIS, IMAML
+from .methods import AXIS, MetaGradient
 
 VALIDATION_SEED = 20_190_910  # validation tasks are the same in every run, so that runs can be paired
 
@@ -46,7 +47,7 @@ class Run:
 
     theta: Any
     domain: Any
-    method: IMAML
+    method: MetaGradient
     config: Config | None
     step: int
     reason: str
@@ -68,8 +69,8 @@ def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Co
     """The Config that a run from Python objects amounts to, or the reason why there is none."""
     if not isinstance(optimiser, Optimiser):
         return f"the optimiser, {type(optimiser).__name__}, is a raw Optax object and no imaml.Optimiser"
-    if not isinstance(method, IMAML) or method.problem.kind != "proximal":
-        return "the method is not IMAML on a proximal problem"
+    if method.problem.kind not in ("proximal", "plain"):
+        return f"the method's problem is a {method.problem.kind} and no proximal or plain one"
     problem, recipe, maker = method.problem, getattr(domain, "recipe", None), method.query_loss
     if recipe is None:
         return f"the domain, {type(domain).__name__}, has no recipe"
@@ -81,17 +82,18 @@ def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Co
     ):
         return "the method's loss or query_loss is not the domain's own"
     strength = problem.learns.initial if problem.learns is not None else problem.strength
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+    if isinstance(strength, bool) or not isinstance(strength, (int, float, types.NoneType)):
         return "the strength is not one number"
     if callable(problem.adapt.choice):
         return "adapt= is a function; names of leaves have a JSON form"
     try:
         described = Method(
-            strength=float(strength),
+            **method_of(method.rule),
+            strength=None if strength is None else float(strength),
             learned=None if problem.learns is None else problem.learns.per,
             adapt=problem.adapt.choice,
             inner=method.inner,  # type: ignore[arg-type]
-            linear=method.linear,  # type: ignore[arg-type]
+            new_task=method.new_task,  # type: ignore[arg-type]
             policy=method.policy,
             chunk=method.chunk,
         )
@@ -115,7 +117,7 @@ def devices_mesh(tasks: int) -> Mesh | None:
     return Mesh(np.array(found), (AXIS,)) if len(found) > 1 else None
 
 
-def make_step(method: IMAML, transform: Any, tasks: int, average: float) -> Callable:
+def make_step(method: MetaGradient, transform: Any, tasks: int, average: float) -> Callable:
     """The jitted (domain, state, key) -> (state, report): sample, meta-gradient, update.
 
     Episodes come from `fold_in(key, step)`, so step k is the same whatever came before. Where no task is
@@ -147,10 +149,10 @@ def make_step(method: IMAML, transform: Any, tasks: int, average: float) -> Call
 
 
 def initial_state(
-    domain: Any, method: IMAML, transform: Any, key: Array, average: float, start: Any = None
+    domain: Any, method: MetaGradient, transform: Any, key: Array, average: float, start: Any = None
 ) -> dict[str, Any]:
     """The state of step 0: a tree of arrays. start: theta to go on from, or None for a fresh one."""
-    theta = method.problem.parameters(domain.init(key))
+    theta = method.init(domain, key)
     if start is not None:
         _check_theta(start, theta)
         theta = jax.tree.map(lambda old, new: jnp.asarray(old, new.dtype), start, theta)
@@ -199,14 +201,16 @@ class _Window:
         fields = {
             "loss": mean([m.loss for m in metrics]),
             "gradient_norm": math.fsum(self.norms) / len(self.norms),
-            "inner_residual": mean([m.inner_residual for m in metrics]),
-            "inner_steps": mean([m.inner_steps for m in metrics]),
-            "inner_steps_max": float(max(m.inner_steps.max() for m in metrics)),
-            "linear_residual": mean([m.linear_residual for m in metrics]),
-            "linear_steps": mean([m.linear_steps for m in metrics]),
-            "negative_curvature": float(np.mean([m.negative_curvature.mean() for m in metrics])),
             "failed": int((~used).sum()),
         }
+        if metrics[0].inner_status is not None:
+            fields["inner_residual"] = mean([m.inner_residual for m in metrics])
+            fields["inner_steps"] = mean([m.inner_steps for m in metrics])
+            fields["inner_steps_max"] = float(max(m.inner_steps.max() for m in metrics))
+        if metrics[0].linear_status is not None:
+            fields["linear_residual"] = mean([m.linear_residual for m in metrics])
+            fields["linear_steps"] = mean([m.linear_steps for m in metrics])
+            fields["negative_curvature"] = float(np.mean([m.negative_curvature.mean() for m in metrics]))
         for name in metrics[0].measures:
             fields[name] = mean([m.measures[name] for m in metrics])
         self.reports.clear()
@@ -237,7 +241,7 @@ class _Interrupts:
 
 def train(
     domain: Any,
-    method: IMAML,
+    method: MetaGradient,
     optimiser: Any = None,
     *,
     out: str | Path | None = None,
@@ -267,8 +271,11 @@ def train(
     2
     """
     optimiser = Optimiser() if optimiser is None else optimiser
-    if not isinstance(method, IMAML):
-        raise ConfigError(f"train: method={method!r}; accepted is an imaml.IMAML(problem, query_loss, ...).")
+    if not isinstance(method, MetaGradient):
+        raise ConfigError(
+            f"train: method={method!r}; accepted is one made by imaml.IMAML(problem, query_loss, ...), MAML, "
+            "FOMAML, Reptile or Joint."
+        )
     if not isinstance(optimiser, Optimiser) and not hasattr(optimiser, "update"):
         raise ConfigError(
             f"train: optimiser={optimiser!r}; accepted: imaml.Optimiser, or an Optax transform."
@@ -297,7 +304,7 @@ class _Loop:
     def __init__(
         self,
         domain: Any,
-        method: IMAML,
+        method: MetaGradient,
         optimiser: Any,
         training: Training,
         described: Config | str,
@@ -341,7 +348,7 @@ class _Loop:
         theta = state["average"] if self.average else state["theta"]
         config = None if isinstance(self.described, str) else self.described
         if self.folder is not None:
-            save(self.folder / "artefact.safetensors", theta, self.described)
+            save(self.folder / "artefact.safetensors", self.method.start(theta), self.described)
         return Run(theta, self.domain, self.method, config, count, reason, self.folder, self.last)
 
     def _started(self, state: dict) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ from jax import Array
 from ..errors import ConfigError, DataError
 from ..methods import Task
 from ..models import Conv4
-from ..problem import Problem, proximal
+from ..problem import Problem, plain, proximal
 from . import distortion, strokes
+from .episodes import Indices, Labelled, accuracy, cross_entropy, distinct, then, turn
 from .images import Images
 
 SOURCES = ("characters", "omniglot", "mini-imagenet", "images")
@@ -22,31 +23,6 @@ OMNIGLOT_SPLITS = ("vinyals", "background", "random")
 NORMALISATIONS = ("transductive", "inductive")
 DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (22_000, 26_000)}
 DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
-
-
-class Labelled(NamedTuple):
-    """Images with labels, and for a query batch the support images that inductive normalisation refers to.
-
-    images: float32 (n, side, side, channels) in [0, 1], 1 = ink. labels: int32 (n,). reference: None, or
-    images of the same kind.
-    """
-
-    images: Array
-    labels: Array
-    reference: Array | None = None
-
-
-class Indices(NamedTuple):
-    """One episode: classes (ways,), examples (ways, shots + queries), turns (ways,), int32, and distortions.
-
-    turns: quarter turns anticlockwise, 0 to 3; 4 to 7 are 0 to 3 after a mirroring top to bottom. maps: of
-    (ways, shots + queries, ...), or None for images as they are.
-    """
-
-    classes: Array
-    examples: Array
-    turns: Array
-    maps: distortion.Maps | None = None
 
 
 @dataclass(frozen=True)
@@ -189,8 +165,47 @@ class FewShot:
         return self.network.forward(phi, batch.images, statistics)[0]
 
     def problem(self, strength: Any, adapt: Any = None) -> Problem:
-        """The anchored problem: cross-entropy on the support set + strength/2 |phi - theta|^2."""
-        return proximal(SupportLoss(self.network), strength, adapt)
+        """Cross-entropy on the support set + strength/2 |phi - theta|^2; without an anchor for None."""
+        loss = SupportLoss(self.network)
+        return plain(loss, adapt) if strength is None else proximal(loss, strength, adapt)
+
+    @staticmethod
+    def whole(support: Labelled, query: Labelled) -> Labelled:
+        """All of a task's images as one batch, for methods that learn from it unsplit."""
+        known = support.classes is not None and query.classes is not None
+        return Labelled(
+            jnp.concatenate([support.images, query.images]),
+            jnp.concatenate([support.labels, query.labels]),
+            classes=jnp.concatenate([support.classes, query.classes]) if known else None,
+        )
+
+    def wide(self, key: Array) -> Any:
+        """Fresh parameters of the network with an output for every class, for joint learning."""
+        if self.groups is None and self.recipe.source != "characters":
+            raise ConfigError(
+                "wide: joint learning needs the domain's data, to know how many classes it has."
+            )
+        classes = DRAWN_CLASSES["train"][1] if self.groups is None else self.groups.shape[0]
+        return replace(self.network, ways=classes).init(key)
+
+    def narrow(self, theta: Any) -> Any:
+        """The network's parameters with a fresh head for a new task, all zeros."""
+        head = jax.eval_shape(self.init, jax.random.key(0))["head"]
+        return {**theta, "head": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), head)}
+
+    def joint_loss(self, theta: Any, batch: Labelled, grouped: bool = False) -> Array:
+        """The mean cross-entropy of telling all classes apart, or those of an image's own group; a scalar.
+
+        theta: as `wide` makes it. A group's outputs are then a head of its own on the shared body. Groups are
+        those of the table, such as alphabets, and every fifty of the characters drawn on the fly.
+        """
+        assert batch.classes is not None
+        logits = self.network.forward(theta, batch.images)[0]
+        if grouped:
+            numbers = jnp.arange(logits.shape[1], dtype=jnp.int32)
+            groups = numbers // 50 if self.groups is None else self.groups
+            logits = jnp.where(groups[None] == groups[batch.classes][:, None], logits, -jnp.inf)
+        return cross_entropy(logits, batch.classes)
 
     def query_loss(self, phi: Any, theta: Any, batch: Labelled) -> Array:
         """The mean cross-entropy on the query batch, a scalar."""
@@ -207,12 +222,12 @@ class FewShot:
         turned = recipe.rotations and training
         class_key, example_key = jax.random.split(key)
         number = ids.shape[0] * (4 if turned else 1)
-        virtual = _distinct(class_key, number, recipe.ways)
+        virtual = distinct(class_key, number, recipe.ways)
         classes, turns = ids[virtual % ids.shape[0]], virtual // ids.shape[0]
         if recipe.within and training:
             classes = self._within(jax.random.fold_in(class_key, 2), ids, classes)
         if recipe.symmetries and training:
-            turns = _then(turns, jax.random.randint(jax.random.fold_in(class_key, 1), (), 0, 8, jnp.int32))
+            turns = then(turns, jax.random.randint(jax.random.fold_in(class_key, 1), (), 0, 8, jnp.int32))
         wanted = recipe.shots + recipe.queries
         if self.counts is None:
             share = DRAWINGS // wanted  # each from a range of its own, so that no two are the same drawing
@@ -241,7 +256,7 @@ class FewShot:
         size = jnp.searchsorted(groups[order], groups[order], side="right") - begin
         enough = size >= self.recipe.ways
         one = jax.random.choice(group_key, ids.shape[0], p=enough / enough.sum())
-        chosen = ids[order[begin[one] + _distinct(class_key, size[one], self.recipe.ways)]]
+        chosen = ids[order[begin[one] + distinct(class_key, size[one], self.recipe.ways)]]
         return jnp.where(jax.random.uniform(share_key) < self.recipe.within, chosen, others)
 
     def gather(self, indices: Indices) -> Task:
@@ -252,16 +267,17 @@ class FewShot:
         else:
             images = self.pixels[self.first[indices.classes][:, None] + indices.examples]
             images = images.astype(jnp.float32) / 255
-        images = jax.vmap(_turn)(images, indices.turns)
+        images = jax.vmap(turn)(images, indices.turns)
         if indices.maps is not None:
             images = jax.vmap(distortion.warp)(images, indices.maps)
         shape = (-1, *images.shape[2:])
         labels = jnp.arange(recipe.ways, dtype=jnp.int32)
         support = images[:, : recipe.shots].reshape(shape)
         query = images[:, recipe.shots :].reshape(shape)
+        support_labels, query_labels = (jnp.repeat(labels, n) for n in (recipe.shots, recipe.queries))
         return Task(
-            Labelled(support, jnp.repeat(labels, recipe.shots)),
-            Labelled(query, jnp.repeat(labels, recipe.queries), support),
+            Labelled(support, support_labels, None, indices.classes[support_labels]),
+            Labelled(query, query_labels, support, indices.classes[query_labels]),
         )
 
     def sample(self, key: Array, split: str) -> Task:
@@ -321,30 +337,6 @@ class SupportLoss:
         return cross_entropy(self.network.forward(phi, batch.images)[0], batch.labels)
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """The mean negative log-likelihood, a scalar, of logits (n, ways) and labels int (n,)."""
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
-
-
-def accuracy(logits: Array, labels: Array) -> Array:
-    """The share of rows whose largest logit is the label's, a scalar."""
-    return jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
-
-
-def _distinct(key: Array, number: int | Array, wanted: int) -> Array:
-    """`wanted` distinct whole numbers below `number`, uniform, int32 (wanted,); no work grows with `number`.
-
-    The i-th is drawn from those left, `number - i`, and then moved past the ones taken before it.
-    """
-    taken = jnp.full(wanted, number + wanted, jnp.int32)
-    order = jnp.arange(wanted, dtype=jnp.int32)
-    for i, one in enumerate(jax.random.split(key, wanted)):
-        rank = jax.random.randint(one, (), 0, number - i, jnp.int32)
-        value = rank + jnp.sum(rank >= jnp.sort(taken) - order, dtype=jnp.int32)
-        taken = taken.at[i].set(value)
-    return taken
-
-
 def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:
     """Refuses training classes of which no group has enough for a task of its own (DataError)."""
     most = int(np.unique(groups, return_counts=True)[1].max(initial=0))
@@ -353,20 +345,6 @@ def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:
             f"domain: within={recipe.within!r} asks for tasks within one group (an alphabet), and the largest"
             f" of the train split has {most} classes; a task needs {recipe.ways} ways. Set --domain.within=0."
         )
-
-
-def _then(turns: Array, last: Array) -> Array:
-    """The one of the square's eight symmetries that is `turns` and then `last`; numbered as in `Indices`."""
-    mirrored = (turns // 4 + last // 4) % 2
-    quarters = jnp.where(last >= 4, -turns, turns) + last  # a mirroring turns quarter turns about
-    return 4 * mirrored + quarters % 4
-
-
-def _turn(images: Array, turns: Array) -> Array:
-    """Images (n, side, side, channels) in the symmetry `turns`, numbered as in `Indices`."""
-    images = jnp.where(turns >= 4, images[:, ::-1], images)
-    turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
-    return turned[turns % 4]
 
 
 def characters_of(recipe: FewShotRecipe) -> FewShot:

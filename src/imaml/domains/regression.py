@@ -13,7 +13,8 @@ from jax import Array
 from ..errors import ConfigError, require_whole
 from ..methods import Task
 from ..models import MLP
-from ..problem import Problem, proximal
+from ..problem import Problem, plain, proximal
+from ..rules import joined
 
 
 class Points(NamedTuple):
@@ -84,8 +85,28 @@ class Sinusoid:
         return self.network.init(key)
 
     def problem(self, strength: Any, adapt: Any = None) -> Problem:
-        """The anchored problem: half the mean squared error on the support + strength/2 |phi - theta|^2."""
-        return proximal(NetworkLoss(self.network), strength, adapt)
+        """Half the mean squared error on the support + strength/2 |phi - theta|^2; no anchor for None."""
+        loss = NetworkLoss(self.network)
+        return plain(loss, adapt) if strength is None else proximal(loss, strength, adapt)
+
+    @staticmethod
+    def whole(support: Points, query: Points) -> Points:
+        """All of a task's points as one batch, for methods that learn from it unsplit."""
+        return joined(support, query)
+
+    def wide(self, key: Array) -> Any:
+        """Fresh parameters, for joint learning: the same network."""
+        return self.init(key)
+
+    def narrow(self, theta: Any) -> Any:
+        """What a new task starts at: theta itself, as outputs mean the same in every task."""
+        return theta
+
+    def joint_loss(self, theta: Any, batch: Points, grouped: bool = False) -> Array:
+        """Half the mean squared error of one function for all tasks, a scalar."""
+        if grouped:
+            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
+        return NetworkLoss(self.network)(theta, batch)
 
     def query_loss(self, phi: Any, theta: Any, batch: Points) -> Array:
         """Half the mean squared error on the query points, a scalar."""
@@ -201,8 +222,28 @@ class LinearGaussian:
         return jnp.zeros(self.recipe.features)
 
     def problem(self, strength: Any, adapt: Any = None) -> Problem:
-        """The anchored problem: half the mean squared error on the support + strength/2 |phi - theta|^2."""
-        return proximal(LinearLoss(), strength, adapt)
+        """Half the mean squared error on the support + strength/2 |phi - theta|^2; no anchor for None."""
+        loss = LinearLoss()
+        return plain(loss, adapt) if strength is None else proximal(loss, strength, adapt)
+
+    @staticmethod
+    def whole(support: Points, query: Points) -> Points:
+        """All of a task's points as one batch, for methods that learn from it unsplit."""
+        return joined(support, query)
+
+    def wide(self, key: Array) -> Any:
+        """Fresh parameters, for joint learning: the same network."""
+        return self.init(key)
+
+    def narrow(self, theta: Any) -> Any:
+        """What a new task starts at: theta itself, as outputs mean the same in every task."""
+        return theta
+
+    def joint_loss(self, theta: Any, batch: Points, grouped: bool = False) -> Array:
+        """Half the mean squared error of one function for all tasks, a scalar."""
+        if grouped:
+            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
+        return LinearLoss()(theta, batch)
 
     def query_loss(self, phi: Array, theta: Any, batch: Points) -> Array:
         """Half the mean squared error on the query rows, a scalar."""

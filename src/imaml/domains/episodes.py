@@ -1,0 +1,76 @@
+"""What an episode of few-shot classification is made of: batches, indices, symmetries, losses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from . import distortion
+
+
+class Labelled(NamedTuple):
+    """Images with labels, and for a query batch the support images that inductive normalisation refers to.
+
+    images: float32 (n, side, side, channels) in [0, 1], 1 = ink. labels: int32 (n,), the class's number in
+    the task. reference: None, or images of the same kind. classes: int32 (n,), the class's number in the
+    domain, or None for images that come from none.
+    """
+
+    images: Array
+    labels: Array
+    reference: Array | None = None
+    classes: Array | None = None
+
+
+class Indices(NamedTuple):
+    """One episode: classes (ways,), examples (ways, shots + queries), turns (ways,), int32, and distortions.
+
+    turns: quarter turns anticlockwise, 0 to 3; 4 to 7 are 0 to 3 after a mirroring top to bottom. maps: of
+    (ways, shots + queries, ...), or None for images as they are.
+    """
+
+    classes: Array
+    examples: Array
+    turns: Array
+    maps: distortion.Maps | None = None
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """The mean negative log-likelihood, a scalar, of logits (n, ways) and labels int (n,)."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+    """The share of rows whose largest logit is the label's, a scalar."""
+    return jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
+
+
+def distinct(key: Array, number: int | Array, wanted: int) -> Array:
+    """`wanted` distinct whole numbers below `number`, uniform, int32 (wanted,); no work grows with `number`.
+
+    The i-th is drawn from those left, `number - i`, and then moved past the ones taken before it.
+    """
+    taken = jnp.full(wanted, number + wanted, jnp.int32)
+    order = jnp.arange(wanted, dtype=jnp.int32)
+    for i, one in enumerate(jax.random.split(key, wanted)):
+        rank = jax.random.randint(one, (), 0, number - i, jnp.int32)
+        value = rank + jnp.sum(rank >= jnp.sort(taken) - order, dtype=jnp.int32)
+        taken = taken.at[i].set(value)
+    return taken
+
+
+def then(turns: Array, last: Array) -> Array:
+    """The one of the square's eight symmetries that is `turns` and then `last`; numbered as in `Indices`."""
+    mirrored = (turns // 4 + last // 4) % 2
+    quarters = jnp.where(last >= 4, -turns, turns) + last  # a mirroring turns quarter turns about
+    return 4 * mirrored + quarters % 4
+
+
+def turn(images: Array, turns: Array) -> Array:
+    """Images (n, side, side, channels) in the symmetry `turns`, numbered as in `Indices`."""
+    images = jnp.where(turns >= 4, images[:, ::-1], images)
+    turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
+    return turned[turns % 4]

@@ -1,0 +1,355 @@
+"""MAML, first-order MAML, Reptile, its proximal form: each its own formula, and what all methods promise."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import imaml
+from imaml.config import METHODS as NAMES
+from imaml.config import Config, Method, from_json, to_json
+from imaml.domains.episodes import cross_entropy
+from imaml.domains.images import Images
+
+COUNT, ROWS, STRENGTH = 3, 5, 0.5
+RANDOM = np.random.default_rng(1)
+KEY = jax.random.key(0)
+
+
+def loss(phi, batch):
+    inputs, targets = batch
+    return 0.5 * jnp.mean((jnp.tanh(inputs @ phi["body"]) @ phi["head"] - targets) ** 2)
+
+
+def query_loss(phi, theta, batch):
+    """With a direct dependence on theta, so that the direct term is tested too."""
+    return loss(phi, batch) + 0.01 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(theta))
+
+
+def points():
+    return jnp.asarray(RANDOM.normal(size=(COUNT, ROWS, 2))), jnp.asarray(RANDOM.normal(size=(COUNT, ROWS)))
+
+
+THETA = {"body": jnp.asarray(RANDOM.normal(size=(2, 3))), "head": jnp.asarray(RANDOM.normal(size=3))}
+TASKS = imaml.Task(points(), points())
+FLAT, UNRAVEL = ravel_pytree(THETA)
+PLAIN, ANCHORED = imaml.plain(loss), imaml.proximal(loss, STRENGTH)
+FEW = imaml.GradientDescent(0.3, steps=3)
+TIGHT = imaml.GradientDescent(0.3, tolerance=1e-12)
+
+METHODS = {
+    "imaml": lambda: imaml.IMAML(ANCHORED, query_loss, inner=TIGHT, linear=imaml.CG(tolerance=1e-12)),
+    "maml": lambda: imaml.MAML(PLAIN, query_loss, inner=FEW),
+    "anil": lambda: imaml.MAML(imaml.plain(loss, adapt="head"), query_loss, inner=FEW),
+    "fomaml": lambda: imaml.FOMAML(PLAIN, query_loss, inner=FEW),
+    "reptile": lambda: imaml.Reptile(PLAIN, query_loss, inner=FEW),
+    "reptile of the head": lambda: imaml.Reptile(imaml.plain(loss, adapt="head"), query_loss, inner=FEW),
+    "proximal reptile": lambda: imaml.Reptile(ANCHORED, query_loss, inner=TIGHT),
+}
+
+
+def close(left, right, tolerance):
+    left, right = ravel_pytree(left)[0], ravel_pytree(right)[0]
+    assert float(jnp.linalg.norm(left - right)) <= tolerance * float(jnp.linalg.norm(right))
+
+
+def central(function, step=1e-5):
+    """The gradient of a function of a flat vector by central differences; truncation about step^2 = 1e-10."""
+    rows = FLAT[None] + step * jnp.concatenate([jnp.eye(FLAT.size), -jnp.eye(FLAT.size)])
+    values = jax.jit(jax.vmap(function))(rows)
+    return (values[: FLAT.size] - values[FLAT.size :]) / (2 * step)
+
+
+def mean(function):
+    """The mean over tasks of function(theta, support, query), of a flat theta."""
+    return lambda flat: jnp.mean(jax.vmap(lambda task: function(UNRAVEL(flat), *task))(TASKS))
+
+
+def both(support, query):
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, query)
+
+
+def adapted(inner, problem, theta, batch):
+    return problem.full(inner(problem, theta, batch).value, theta)
+
+
+INNER = {
+    "gradient descent": FEW,
+    "momentum": imaml.Descent(optax.sgd(0.2, momentum=0.7), steps=3),
+    "Nesterov": imaml.Descent(optax.sgd(0.2, momentum=0.7, nesterov=True), steps=3),
+    "Adam": imaml.Descent(optax.adam(0.05, eps_root=1e-10), steps=3),
+    "RMSprop": imaml.Descent(optax.rmsprop(0.05, eps=1e-2), steps=3),
+}
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("adapt", [None, "head"])
+def test_maml_is_the_gradient_of_its_own_unrolled_objective(inner, adapt):
+    problem = imaml.plain(loss, adapt)
+    objective = lambda theta, s, q: query_loss(adapted(INNER[inner], problem, theta, s), theta, q)  # noqa: E731
+    gradient, metrics = jax.jit(imaml.MAML(problem, query_loss, inner=INNER[inner]))(THETA, TASKS, KEY)
+    close(gradient, UNRAVEL(central(mean(objective))), 1e-6)
+    np.testing.assert_allclose(jnp.mean(metrics.loss), mean(objective)(FLAT), rtol=1e-12)
+
+
+def test_first_order_maml_is_the_slope_at_the_adapted_parameters():
+    gradient, _ = jax.jit(imaml.FOMAML(PLAIN, query_loss, inner=FEW))(THETA, TASKS, KEY)
+    total = jax.tree.map(jnp.zeros_like, THETA)
+    for i in range(COUNT):
+        support, query = jax.tree.map(lambda leaf: leaf[i], TASKS)  # noqa: B023
+        phi = THETA
+        for _ in range(3):
+            phi = jax.tree.map(lambda p, g: p - 0.3 * g, phi, jax.grad(loss)(phi, support))
+        total = jax.tree.map(jnp.add, total, jax.grad(loss)(phi, query))
+    expected = jax.tree.map(lambda t, p: t / COUNT + 0.02 * p, total, THETA)
+    close(gradient, expected, 1e-12)
+    later = imaml.FOMAML(PLAIN, query_loss, inner=imaml.GradientDescent(0.3, steps=3, tolerance=1e-9))
+    close(jax.jit(later)(THETA, TASKS, KEY)[0], expected, 1e-12)  # a while loop, which has no reverse mode
+
+
+def test_reptile_is_where_the_tasks_went():
+    gradient, metrics = jax.jit(imaml.Reptile(PLAIN, query_loss, inner=FEW))(THETA, TASKS, KEY)
+    moved = 0
+    for i in range(COUNT):
+        support, query = jax.tree.map(lambda leaf: leaf[i], TASKS)  # noqa: B023
+        phi = THETA
+        for _ in range(3):
+            phi = jax.tree.map(lambda p, g: p - 0.3 * g, phi, jax.grad(loss)(phi, both(support, query)))
+        np.testing.assert_allclose(metrics.loss[i], query_loss(phi, THETA, query), rtol=1e-12)
+        moved = moved + (FLAT - ravel_pytree(phi)[0]) / COUNT
+    close(gradient, UNRAVEL(moved), 1e-12)
+
+
+def test_reptile_of_the_head_gives_the_body_its_gradient():
+    problem = imaml.plain(loss, adapt="head")
+    gradient, _ = jax.jit(imaml.Reptile(problem, query_loss, inner=FEW))(THETA, TASKS, KEY)
+
+    def one(support, query):
+        batch = both(support, query)
+        phi = adapted(FEW, problem, THETA, batch)
+        return {"body": jax.grad(loss)(phi, batch)["body"], "head": THETA["head"] - phi["head"]}
+
+    close(gradient, jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(one)(*TASKS)), 1e-12)
+
+
+@pytest.mark.parametrize("adapt", [None, "head"])
+def test_proximal_reptile_is_the_gradient_of_the_inner_optimum(adapt):
+    problem = imaml.proximal(loss, STRENGTH, adapt)
+    gradient, _ = jax.jit(imaml.Reptile(problem, query_loss, inner=TIGHT))(THETA, TASKS, KEY)
+
+    def value(theta, support, query):
+        batch = both(support, query)
+        return problem.objective(TIGHT(problem, theta, batch).value, theta, batch)
+
+    close(gradient, UNRAVEL(central(mean(value))), 1e-6)
+    if adapt is None:
+
+        def pull(support, query):
+            phi = TIGHT(problem, THETA, both(support, query)).value
+            return jax.tree.map(lambda t, p: STRENGTH * (t - p), THETA, phi)
+
+        close(gradient, jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(pull)(*TASKS)), 1e-12)
+
+
+def test_unrolled_to_convergence_on_the_anchored_problem_is_implicit():
+    many = imaml.GradientDescent(0.3, steps=3000)
+    exact, _ = jax.jit(METHODS["imaml"]())(THETA, TASKS, KEY)
+    gradient, _ = jax.jit(imaml.MAML(ANCHORED, query_loss, inner=many))(THETA, TASKS, KEY)
+    close(gradient, exact, 1e-8)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(name):
+    """Shapes and finiteness, the same for the same key, a step that lowers the loss, compiled once."""
+    method = METHODS[name]()
+    step = jax.jit(method)
+    gradient, metrics = step(THETA, TASKS, KEY)
+    assert jax.tree.structure(gradient) == jax.tree.structure(THETA)
+    jax.tree.map(
+        lambda g, t: np.testing.assert_equal((g.shape, g.dtype), (t.shape, t.dtype)), gradient, THETA
+    )
+    assert np.all(np.isfinite(ravel_pytree(gradient)[0]))
+    assert all(leaf.shape == (COUNT,) for leaf in jax.tree.leaves(metrics))
+    assert metrics.used.all()
+    assert (metrics.linear_status is None) == (name != "imaml")
+    again, _ = step(THETA, TASKS, KEY)
+    jax.tree.map(np.testing.assert_array_equal, gradient, again)
+    after = jax.tree.map(lambda t, g: t - 0.1 * g, THETA, gradient)
+    _, later = step(after, TASKS, jax.random.key(1))
+    assert float(jnp.mean(later.loss)) < float(jnp.mean(metrics.loss))
+    assert step._cache_size() == 1
+    chunked, _ = jax.jit(dataclasses.replace(method, chunk=2))(THETA, TASKS, KEY)
+    close(chunked, gradient, 1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_spoilt_task_is_left_out_by_every_method(name):
+    inputs, targets = TASKS.support
+    spoilt = TASKS._replace(support=(inputs.at[1, 0, 0].set(jnp.nan), targets))
+    method = dataclasses.replace(METHODS[name](), policy="skip")
+    gradient, metrics = jax.jit(method)(THETA, spoilt, KEY)
+    assert metrics.used.tolist() == [True, False, True]
+    alone, _ = jax.jit(method)(THETA, jax.tree.map(lambda leaf: leaf[jnp.array([0, 2])], TASKS), KEY)
+    close(gradient, alone, 1e-12)
+    with pytest.warns(RuntimeWarning, match="1 of 3 tasks failed"):
+        dataclasses.replace(method, policy="warn").check(metrics)
+
+
+def test_inner_steps_that_move_away_are_a_failure_only_where_a_solution_is_needed():
+    """The first-order and unrolled gradients are what they are after any steps; the implicit one is not."""
+    apart = imaml.GradientDescent(30.0, steps=2)
+    bowl = lambda phi, batch: 0.5 * jnp.sum((phi - batch) ** 2)  # noqa: E731
+    options = {"inner": apart, "policy": "skip"}
+    tasks = imaml.Task(jnp.ones((2, 1)), jnp.ones((2, 1)))
+    outer = lambda phi, theta, batch: bowl(phi, batch)  # noqa: E731
+    for make, used in ((imaml.MAML, True), (imaml.FOMAML, True), (imaml.Reptile, True)):
+        _, metrics = make(imaml.plain(bowl), outer, **options)(jnp.zeros(1), tasks)
+        assert metrics.used.tolist() == [used] * 2
+        assert metrics.inner_status.ending == imaml.Ending.DIVERGED
+    anchored = imaml.MetaGradient(imaml.proximal(bowl, 1.0), outer, rule=imaml.envelope(), **options)
+    _, metrics = jax.jit(anchored)(jnp.zeros(1), tasks)
+    assert not metrics.used.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: imaml.MAML(PLAIN, query_loss, inner=TIGHT), "fixed number of steps"),
+        (lambda: imaml.IMAML(PLAIN, query_loss, inner=FEW, linear=imaml.CG(2)), "only starts"),
+        (
+            lambda: imaml.MetaGradient(ANCHORED, query_loss, inner=FEW, rule=imaml.displacement()),
+            "proximal.*envelope",
+        ),
+        (lambda: imaml.MetaGradient(PLAIN, query_loss, inner=FEW, rule=imaml.envelope()), "only starts"),
+        (
+            lambda: imaml.Reptile(imaml.proximal(loss, imaml.learned(0.5)), query_loss, inner=FEW),
+            "drives it to zero",
+        ),
+        (
+            lambda: imaml.Reptile(imaml.fixed_point(lambda p, t, b: p), query_loss, inner=FEW),
+            "minimises something",
+        ),
+        (lambda: imaml.MetaGradient(PLAIN, query_loss, inner=FEW, rule="maml"), "rule='maml'; accepted are"),
+        (
+            lambda: imaml.Reptile(PLAIN, query_loss, inner=FEW)(
+                THETA, imaml.Task(TASKS.support, TASKS.query[0]), KEY
+            ),
+            "Pass whole=",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(make, words):
+    with pytest.raises(imaml.ConfigError, match=words):
+        make()
+
+
+CLASSES, EACH = 12, 4
+
+
+def drawings(groups=tuple("aabbccddeeff"), **options):
+    """A few-shot domain over random drawings of twelve classes, four each for training, validation, test."""
+    pixels = np.random.default_rng(0).integers(0, 256, (CLASSES * EACH, 28, 28, 1), np.uint8)
+    names = tuple(f"class{i}" for i in range(CLASSES))
+    splits = {"train": range(6), "validation": range(6, 9), "test": range(9, 12)}
+    splits = {name: np.array(ids, np.int32) for name, ids in splits.items()}
+    table = Images(pixels, np.arange(CLASSES) * EACH, np.full(CLASSES, EACH), names, groups, splits)
+    options = {"ways": 2, "shots": 1, "queries": 2, "filters": 3, "rotations": False, **options}
+    return imaml.image_tasks(table, **options)
+
+
+@pytest.fixture
+def ranks():
+    """Networks add biases to batches; strictness about ranks is for our own solvers."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.usefixtures("ranks")
+def test_transfer_learns_to_tell_all_classes_apart():
+    """Its gradient is that of one cross-entropy over all classes; with one group, so is multi-task's."""
+    one_group = drawings(groups=("a",) * CLASSES)
+    tasks = jax.vmap(lambda key: one_group.sample(key, "train"))(jax.random.split(KEY, 2))
+    theta = one_group.wide(KEY)
+    theta["head"]["kernel"] = 0.1 * jax.random.normal(KEY, theta["head"]["kernel"].shape, "float32")
+
+    def plain(theta):
+        def one(task):
+            images = jnp.concatenate([task.support.images, task.query.images])
+            numbers = jnp.concatenate([task.support.classes, task.query.classes])
+            return cross_entropy(one_group.network.forward(theta, images)[0], numbers)
+
+        return jnp.mean(jax.vmap(one)(tasks))
+
+    expected = jax.jit(jax.grad(plain))(theta)
+    for grouped in (False, True):
+        method = imaml.Joint(one_group, one_group.problem(None), inner=FEW, grouped=grouped)
+        gradient, metrics = jax.jit(method)(theta, tasks, KEY)
+        close(gradient, expected, 1e-5)  # float32
+        assert metrics.inner_status is None
+        assert metrics.used.all()
+    several = drawings()  # pairs of classes
+    method = imaml.Joint(several, several.problem(None), inner=FEW, grouped=True)
+    gradient, _ = jax.jit(method)(theta, tasks, KEY)
+    numbers = np.unique(tasks.support.classes)
+    touched = np.unique(np.concatenate([numbers // 2 * 2, numbers // 2 * 2 + 1]))
+    moved = np.flatnonzero(np.abs(gradient["head"]["kernel"]).sum(0))
+    np.testing.assert_array_equal(moved, touched)  # a head learns from its own group alone
+
+
+@pytest.mark.usefixtures("ranks")
+def test_a_new_task_starts_with_a_fresh_head_on_what_was_learned():
+    domain = drawings()
+    theta = domain.wide(KEY)
+    assert theta["head"]["kernel"].shape == (domain.network.features, CLASSES)
+    start = domain.narrow(theta)
+    assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, domain.init(KEY))
+    assert not np.any(start["head"]["kernel"])
+    np.testing.assert_array_equal(start["conv3"]["kernel"], theta["conv3"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, domain.narrow(start), start)
+    method = imaml.Joint(domain, domain.problem(None, adapt="head"), inner=FEW)
+    task = domain.sample(KEY, "test")
+    phi, solution = jax.jit(method.adapt)(theta, task.support)
+    np.testing.assert_array_equal(phi["conv3"]["kernel"], theta["conv3"]["kernel"])  # the head alone adapts
+    assert np.any(phi["head"]["kernel"])
+    assert int(solution.stats.steps) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("ranks")
+def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):
+    domain = drawings()
+    recipe = Method(name, strength=0.5 if name == "imaml" else None, inner=FEW)
+    assert from_json(to_json(Config(method=recipe))) == Config(method=recipe)
+    optimiser = imaml.Optimiser("adam", 1e-2)
+    options = {"steps": 2, "tasks": 2, "validation_tasks": 2, "validate_every": 2, "progress": False}
+    run = imaml.train(domain, recipe.build(domain), optimiser, out=tmp_path / "run", **options)
+    assert run.step == 2
+    assert run.config.method == recipe
+    learned = imaml.load(tmp_path / "run")
+    assert learned.config.method == recipe
+    task = jax.device_get(domain.sample(KEY, "test"))
+    answers = [
+        it.adapt(task.support.images, task.support.labels).predict_proba(task.query.images)
+        for it in (run, learned)
+    ]
+    np.testing.assert_array_equal(*answers)
+    assert np.isfinite(imaml.evaluate(run, tasks=2).scores["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "imaml", "strength": None}, "strength=None with name='imaml'"),
+        ({"name": "maml"}, "has no anchor; accepted is none"),
+        ({"name": "fomaml", "strength": 1.0}, "has no anchor; accepted is none"),
+        ({"name": "reptile", "learned": "leaf"}, "learned='leaf' with name='reptile'"),
+        ({"name": "mamml"}, "did you mean 'maml'"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(imaml.ConfigError, match=words):
+        Method(**options)
