@@ -172,12 +172,11 @@ class FewShot:
     @staticmethod
     def whole(support: Labelled, query: Labelled) -> Labelled:
         """All of a task's images as one batch, for methods that learn from it unsplit."""
-        known = support.classes is not None and query.classes is not None
-        return Labelled(
-            jnp.concatenate([support.images, query.images]),
-            jnp.concatenate([support.labels, query.labels]),
-            classes=jnp.concatenate([support.classes, query.classes]) if known else None,
-        )
+        images = jnp.concatenate([support.images, query.images])
+        labels = jnp.concatenate([support.labels, query.labels])
+        if support.classes is None or query.classes is None:
+            return Labelled(images, labels)
+        return Labelled(images, labels, classes=jnp.concatenate([support.classes, query.classes]))
 
     def wide(self, key: Array) -> Any:
         """Fresh parameters of the network with an output for every class, for joint learning."""
@@ -387,8 +386,8 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
     groups = np.unique(table.groups, return_inverse=True)[1].astype(np.int32)
     if recipe.within:
         _require_group(recipe, groups[np.asarray(splits["train"])])
-    arrays = tuple(jnp.asarray(array) for array in (table.pixels, table.first, table.count, groups))
-    return FewShot(*arrays, splits, most, recipe)
+    arrays = [jnp.asarray(array) for array in (table.pixels, table.first, table.count, groups)]
+    return FewShot(*arrays, splits=splits, most=most, recipe=recipe)
 
 
 def characters(ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
