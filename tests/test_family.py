@@ -187,6 +187,23 @@ def test_every_method(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_new_task_may_be_solved_by_another_solver(name):
+    """It is for evaluation and use; the meta-gradient is by `inner` all the same."""
+    method = METHODS[name]()
+    other = dataclasses.replace(method, new_task=imaml.GradientDescent(0.1, steps=7))
+    support = jax.tree.map(lambda leaf: leaf[0], TASKS.support)
+    phi, solution = jax.jit(other.adapt)(THETA, support)
+    assert int(solution.stats.steps) == 7
+    expected = adapted(other.new_task, method.problem, THETA, support)
+    close(phi, expected, 1e-12)
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.jit(other)(THETA, TASKS)[0], jax.jit(method)(THETA, TASKS)[0]
+    )
+    with pytest.raises(imaml.ConfigError, match="new_task=7 cannot be called"):
+        dataclasses.replace(method, new_task=7)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_a_spoilt_task_is_left_out_by_every_method(name):
     inputs, targets = TASKS.support
     spoilt = TASKS._replace(support=(inputs.at[1, 0, 0].set(jnp.nan), targets))
