@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import imaml
 from imaml.config import METHODS as NAMES
-from imaml.config import Config, Method, from_json, to_json
+from imaml.config import Config, Method, NewTask, from_json, to_json
 from imaml.domains.episodes import cross_entropy
 from imaml.domains.images import Images
 
@@ -190,16 +190,17 @@ def test_every_method(name):
 def test_a_new_task_may_be_solved_by_another_solver(name):
     """It is for evaluation and use; the meta-gradient is by `inner` all the same."""
     method = METHODS[name]()
-    other = dataclasses.replace(method, new_task=imaml.GradientDescent(0.1, steps=7))
+    weaker = imaml.proximal(loss, 0.1, method.problem.adapt)
+    other = dataclasses.replace(method, new_task=imaml.Solving(weaker, imaml.GradientDescent(0.1, steps=7)))
     support = jax.tree.map(lambda leaf: leaf[0], TASKS.support)
     phi, solution = jax.jit(other.adapt)(THETA, support)
     assert int(solution.stats.steps) == 7
-    expected = adapted(other.new_task, method.problem, THETA, support)
+    expected = adapted(other.new_task.inner, weaker, THETA, support)
     close(phi, expected, 1e-12)
     jax.tree.map(
         np.testing.assert_array_equal, jax.jit(other)(THETA, TASKS)[0], jax.jit(method)(THETA, TASKS)[0]
     )
-    with pytest.raises(imaml.ConfigError, match="new_task=7 cannot be called"):
+    with pytest.raises(imaml.ConfigError, match="new_task=7; accepted is a Solving"):
         dataclasses.replace(method, new_task=7)
 
 
@@ -339,7 +340,9 @@ def test_a_new_task_starts_with_a_fresh_head_on_what_was_learned():
 @pytest.mark.usefixtures("ranks")
 def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):
     domain = drawings()
-    recipe = Method(name, strength=0.5 if name == "imaml" else None, inner=FEW)
+    strength = 0.5 if name == "imaml" else None
+    new_task = NewTask(imaml.GradientDescent(0.1, steps=7), strength and 0.1)
+    recipe = Method(name, strength=strength, inner=FEW, new_task=new_task)
     assert from_json(to_json(Config(method=recipe))) == Config(method=recipe)
     optimiser = imaml.Optimiser("adam", 1e-2)
     options = {"steps": 2, "tasks": 2, "validation_tasks": 2, "validate_every": 2, "progress": False}
@@ -354,6 +357,7 @@ def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):
         for it in (run, learned)
     ]
     np.testing.assert_array_equal(*answers)
+    assert int(learned.adapt(task.support.images, task.support.labels).solution.stats.steps) == 7
     assert np.isfinite(imaml.evaluate(run, tasks=2).scores["accuracy"])
 
 
@@ -364,6 +368,9 @@ def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):
         ({"name": "maml"}, "has no anchor; accepted is none"),
         ({"name": "fomaml", "strength": 1.0}, "has no anchor; accepted is none"),
         ({"name": "reptile", "learned": "leaf"}, "learned='leaf' with name='reptile'"),
+        ({"new_task": FEW}, r"accepted is a NewTask\(inner\)"),
+        ({"new_task": NewTask(FEW, 0.1), "learned": "leaf"}, "strength of learning is learned"),
+        ({"name": "maml", "strength": None, "new_task": NewTask(FEW, 0.1)}, "strength of learning is none"),
         ({"name": "mamml"}, "did you mean 'maml'"),
     ],
 )

@@ -26,7 +26,7 @@ _HOME = {
         "unrolled",
     ),
     "solution": ("Ending", "Solution", "Stats", "Status"),
-    "methods": ("FOMAML", "IMAML", "Joint", "MAML", "MetaGradient", "Metrics", "Reptile", "Task"),
+    "methods": ("FOMAML", "IMAML", "Joint", "MAML", "MetaGradient", "Metrics", "Reptile", "Solving", "Task"),
     "models": ("MLP", "Conv4"),
     "domains.fewshot": ("characters", "omniglot", "mini_imagenet", "image_tasks"),
     "domains.regression": ("linear_gaussian", "sinusoid"),
@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from .methods import MetaGradient as MetaGradient
     from .methods import Metrics as Metrics
     from .methods import Reptile as Reptile
+    from .methods import Solving as Solving
     from .methods import Task as Task
     from .models import MLP as MLP
     from .models import Conv4 as Conv4

@@ -17,7 +17,7 @@ from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
 from .errors import ConfigError, require_whole
 from .inner import Descent, GradientDescent
 from .linear import CG, GMRES, BiCGStab, Dense, Neumann
-from .methods import FOMAML, IMAML, MAML, POLICIES, Joint, MetaGradient, Reptile
+from .methods import FOMAML, IMAML, MAML, POLICIES, Joint, MetaGradient, Reptile, Solving
 from .problem import Anchor, learned
 from .rules import Displacement, Envelope, FirstOrder, Implicit, Jointly, Unrolled
 
@@ -157,6 +157,22 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
+class NewTask:
+    """How a new task is solved in evaluation and use; see `imaml.methods.Solving`.
+
+    inner: what solves it. strength: the anchor's, or None for that of learning.
+    """
+
+    inner: GradientDescent
+    strength: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        if self.strength is not None:
+            _number("new_task", 0, open=True, strength=self.strength)
+
+
+@dataclass(frozen=True)
 class Method:
     """The method as a recipe that goes to JSON; `build(domain)` makes it.
 
@@ -164,8 +180,8 @@ class Method:
     imaml never is and maml and fomaml always are; with one, reptile is its proximal form, and fine-tuning
     after transfer is anchored. learned: None for fixed, or how it is learned: "all", "leaf", "parameter"
     (imaml alone). adapt: names of the branches that a task adapts, or None for all; maml that adapts the head
-    is ANIL. inner: what solves a task. new_task: what solves a new one in evaluation and use, None for inner.
-    linear: of imaml.
+    is ANIL. inner: what solves a task. new_task: how a new one is solved in evaluation and use, None for as
+    in learning; theta does not depend on it. linear: of imaml.
     policy: what happens when tasks fail numerically, "raise", "warn" or "skip". chunk: tasks worked on at
     once on each device, or None for all.
     """
@@ -175,7 +191,7 @@ class Method:
     learned: str | None = None
     adapt: tuple[str, ...] | None = None
     inner: GradientDescent = field(default_factory=lambda: GradientDescent(0.2, steps=16))
-    new_task: GradientDescent | None = None
+    new_task: NewTask | None = None
     linear: CG | Neumann | GMRES | BiCGStab | Dense = field(default_factory=lambda: CG(steps=5))
     policy: str = "warn"
     chunk: int | None = None
@@ -199,6 +215,14 @@ class Method:
                 f"method: learned={self.learned!r} with name={self.name!r}; accepted is None, or "
                 "name='imaml'."
             )
+        if not isinstance(self.new_task, NewTask | None):
+            raise ConfigError(f"method: new_task={self.new_task!r}; accepted is a NewTask(inner), or None.")
+        other = None if self.new_task is None else self.new_task.strength
+        if other is not None and (self.strength is None or self.learned is not None):
+            raise ConfigError(
+                f"method: new_task.strength={other!r} where the strength of learning is "
+                f"{'none' if self.strength is None else 'learned'}; accepted is None."
+            )
         if self.chunk is not None:
             require_whole("method", 1, chunk=self.chunk)
 
@@ -208,7 +232,11 @@ class Method:
         if self.learned is not None and strength is not None:
             strength = learned(strength, self.learned)
         problem, common = domain.problem(strength, self.adapt), {"inner": self.inner, "policy": self.policy}
-        common |= {"chunk": self.chunk, "mesh": mesh, "new_task": self.new_task}
+        common |= {"chunk": self.chunk, "mesh": mesh}
+        if self.new_task is not None:
+            other = self.new_task.strength
+            new = problem if other is None else domain.problem(other, self.adapt)
+            common["new_task"] = Solving(new, self.new_task.inner)
         if self.name in ("transfer", "multitask"):
             return Joint(domain, problem, grouped=self.name == "multitask", **common)
         make: Any = {"imaml": IMAML, "maml": MAML, "fomaml": FOMAML, "reptile": Reptile}[self.name]
@@ -297,6 +325,7 @@ _KINDS: dict[str, type] = {
         GMRES,
         BiCGStab,
         Dense,
+        NewTask,
         Method,
         Optimiser,
         Training,
@@ -411,6 +440,8 @@ def _fresh(kind: Any) -> Any:
     needs = {f.name for f in fields(kind)}
     if kind is GradientDescent:
         return kind(0.1, steps=5)
+    if kind is NewTask:
+        return kind(_fresh(GradientDescent))
     return kind(steps=5) if "steps" in needs else kind()
 
 

@@ -9,7 +9,19 @@ from .config import PYTHON, Config, load_config, to_json
 from .errors import ConfigError
 from .journal import FILE
 
-MAY_CHANGE = ("minutes", "patience", "gradient_below", "checkpoint_every", "keep", "log_every", "test_tasks")
+MAY_CHANGE = {
+    "domain.": ("data",),
+    "method.": ("new_task",),
+    "training.": (
+        "minutes",
+        "patience",
+        "gradient_below",
+        "checkpoint_every",
+        "keep",
+        "log_every",
+        "test_tasks",
+    ),
+}
 
 
 def check_new(folder: Path) -> None:
@@ -60,11 +72,12 @@ def check_resumable(folder: Path, described: Config | str) -> None:
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     """A sentence on the first field in which two JSON configurations differ, or None.
 
-    Where the data lie, when a run stops early and how often it writes may change: no step depends on them.
+    Where the data lie, when a run stops early, how often it writes and how new tasks are solved may change:
+    no step depends on them.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(set(old) | set(new)):
-            if (path == "domain." and name == "data") or (path == "training." and name in MAY_CHANGE):
+            if name in MAY_CHANGE.get(path, ()):
                 continue
             found = first_difference(old.get(name), new.get(name), f"{path}{name}.")
             if found:

@@ -68,6 +68,17 @@ class View(NamedTuple):
     narrow: Callable[[Any], Any]
 
 
+class Solving(NamedTuple):
+    """A problem, of the same theta, and what solves it: how new tasks are learned from what was learned.
+
+    Learning can afford few inner steps for each of very many tasks; a new task is solved once, and may want
+    smaller steps, more of them, and another strength. Theta does not depend on it.
+    """
+
+    problem: Problem
+    inner: InnerSolver
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MetaGradient:
     """The mean over tasks of a meta-gradient: what `IMAML`, `MAML`, `FOMAML` and `Reptile` make.
@@ -78,8 +89,8 @@ class MetaGradient:
     Inside jit nothing can be raised: call `check(metrics)` on the host. chunk: how many tasks are worked on
     at once (None: all). mesh: a mesh with one axis named "tasks" over which the tasks are sharded, with one
     all-reduce a call. measure: (phi, theta, batch) -> dict of scalars, taken on the query batch at phi*.
-    view: for a theta that is not shaped like a task's parameters, see `View`. new_task: what solves a new
-    task in evaluation and use, None for `inner`; solved better than learning can afford it may answer better.
+    view: for a theta that is not shaped like a task's parameters, see `View`. new_task: how
+    a new task is solved in evaluation and use, see `Solving`; None for as in learning.
     """
 
     problem: Problem = field(kw_only=False)
@@ -91,7 +102,7 @@ class MetaGradient:
     mesh: Mesh | None = None
     measure: Callable | None = None
     view: View | None = None
-    new_task: InnerSolver | None = None
+    new_task: Solving | None = None
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -99,8 +110,8 @@ class MetaGradient:
             raise ConfigError(
                 f"method: problem={self.problem!r}; pass one made by proximal(loss, strength) or its kin."
             )
-        for name in ("query_loss", "inner", "new_task"):
-            if not callable(getattr(self, name)) and not (name == "new_task" and self.new_task is None):
+        for name in ("query_loss", "inner"):
+            if not callable(getattr(self, name)):
                 raise ConfigError(
                     f"method: {name}={getattr(self, name)!r} cannot be called; see help(imaml.MetaGradient)."
                 )
@@ -110,6 +121,15 @@ class MetaGradient:
                 "displacement() and envelope()."
             )
         self.rule.refuse(self.problem, self.inner)
+        if self.new_task is not None and not (
+            isinstance(self.new_task, tuple)
+            and len(self.new_task) == 2
+            and isinstance(self.new_task[0], Problem)
+            and callable(self.new_task[1])
+        ):
+            raise ConfigError(
+                f"method: new_task={self.new_task!r}; accepted is a Solving(problem, inner), or None."
+            )
         if self.policy not in POLICIES:
             raise ConfigError(f"method: policy={self.policy!r}; accepted: {', '.join(POLICIES)}.")
         if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
@@ -142,9 +162,9 @@ class MetaGradient:
     def adapt(self, theta: Any, support: Any, key: Array | None = None) -> tuple[Any, Solution]:
         """The network's parameters adapted to one task, and how the inner solve ended."""
         theta = self.start(theta)
-        inner = self.inner if self.new_task is None else self.new_task
-        found = inner(self.problem, theta, support, self.problem.init(theta, support, key), key)
-        return self.problem.full(found.value, theta), found
+        problem, inner = (self.problem, self.inner) if self.new_task is None else self.new_task
+        found = inner(problem, theta, support, problem.init(theta, support, key), key)
+        return problem.full(found.value, theta), found
 
     def __call__(self, theta: Any, tasks: Task, key: Array | None = None) -> tuple[Any, Metrics]:
         """The meta-gradient, shaped like theta, and Metrics. `tasks` has a leading axis on every leaf."""

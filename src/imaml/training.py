@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import time
-import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from . import __version__, tree
 from .adaptation import Predictor, adapt, save
 from .checkpoint import Checkpoints
-from .config import PYTHON, Config, Method, Optimiser, Training, meant, method_of, to_json
-from .domains.fewshot import FewShotRecipe
+from .config import PYTHON, Config, Optimiser, Training, meant, to_json
+from .description import describe
 from .errors import ConfigError, NumericalError
 from .evaluation import Evaluation, evaluate_theta
 from .folder import check_new, check_resumable
@@ -63,50 +62,6 @@ class Run:
                 "inner=run.method.inner, rule=imaml.first_order())."
             )
         return adapt(self.theta, self.config, x, y)
-
-
-def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Config | str:
-    """The Config that a run from Python objects amounts to, or the reason why there is none."""
-    if not isinstance(optimiser, Optimiser):
-        return f"the optimiser, {type(optimiser).__name__}, is a raw Optax object and no imaml.Optimiser"
-    if method.problem.kind not in ("proximal", "plain"):
-        return f"the method's problem is a {method.problem.kind} and no proximal or plain one"
-    problem, recipe, maker = method.problem, getattr(domain, "recipe", None), method.query_loss
-    if recipe is None:
-        return f"the domain, {type(domain).__name__}, has no recipe"
-    own = getattr(maker, "__self__", None)
-    if (
-        problem.loss != domain.problem(1.0).loss
-        or getattr(maker, "__func__", None) is not getattr(type(domain), "query_loss", None)
-        or _apart_from_data(getattr(own, "recipe", None)) != _apart_from_data(recipe)
-    ):
-        return "the method's loss or query_loss is not the domain's own"
-    strength = problem.learns.initial if problem.learns is not None else problem.strength
-    if isinstance(strength, bool) or not isinstance(strength, (int, float, types.NoneType)):
-        return "the strength is not one number"
-    if callable(problem.adapt.choice):
-        return "adapt= is a function; names of leaves have a JSON form"
-    try:
-        described = Method(
-            **method_of(method.rule),
-            strength=None if strength is None else float(strength),
-            learned=None if problem.learns is None else problem.learns.per,
-            adapt=problem.adapt.choice,
-            inner=method.inner,  # type: ignore[arg-type]
-            new_task=method.new_task,  # type: ignore[arg-type]
-            policy=method.policy,
-            chunk=method.chunk,
-        )
-        config = Config(recipe, described, optimiser, training)
-        to_json(config)
-    except ConfigError as error:
-        return str(error).rstrip(".")
-    return config
-
-
-def _apart_from_data(recipe: Any) -> Any:
-    """A domain's recipe without what its losses do not depend on: where the data lie, which classes."""
-    return dataclasses.replace(recipe, data=None, limits=()) if isinstance(recipe, FewShotRecipe) else recipe
 
 
 def devices_mesh(tasks: int) -> Mesh | None:
