@@ -15,7 +15,7 @@ from .linear import CG
 _SOLVED = Method(
     strength=0.1,
     inner=GradientDescent(0.4, steps=8),
-    new_task=NewTask(GradientDescent(0.2, steps=16), strength=0.03),
+    new_task=NewTask(GradientDescent(0.2, steps=32), strength=0.01),
     linear=CG(steps=3),
     chunk=1,
 )
