@@ -25,7 +25,7 @@ WORKS = {
     "conv4-5w1s-8": {"kind": "conv4", "tasks": 8, "steps": 16, "cg": 5, "rate": 0.2, "strength": 0.5},
     "sinusoid-25": {"kind": "sinusoid", "tasks": 25, "steps": 16, "cg": 5, "rate": 0.001, "strength": 10.0},
 }
-ROUNDS = 7
+ROUNDS = 15
 
 
 def prepare(work, folder):
@@ -85,7 +85,8 @@ def ours(work, folder, threads):
         inner=imaml.GradientDescent(work["rate"], steps=work["steps"]),
         linear=imaml.CG(steps=work["cg"]),
         chunk=1 if work["kind"] == "conv4" else None,
-        mesh=devices_mesh(work["tasks"]) if threads > 1 else None,
+        # A sinusoid's step takes milliseconds, which sharing it between devices would rather lengthen.
+        mesh=devices_mesh(work["tasks"]) if threads > 1 and work["kind"] == "conv4" else None,
     )
     step = jax.jit(method)
 
@@ -205,7 +206,7 @@ def measure(name, threads):
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
             )
             sides[side] = {"child": child, "first": json.loads(child.stdout.readline()), "seconds": []}
-        repeats = {"conv4": {"imaml": 3, "torch-loop": 1}, "sinusoid": {"imaml": 50, "torch-loop": 1}}
+        repeats = {"conv4": {"imaml": 4, "torch-loop": 2}, "sinusoid": {"imaml": 60, "torch-loop": 3}}
         for round_number in range(ROUNDS + 1):
             for side, state in sides.items():
                 state["child"].stdin.write(f"{repeats[WORKS[name]['kind']][side]}\n")
