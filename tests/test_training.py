@@ -54,7 +54,7 @@ def shared_steps(monkeypatch):
 
 def train(optimiser=ADAM, domain=DOMAIN, method=METHOD, **options):
     # The schedule is constant in all of these, so that a step does not depend on how many there are.
-    BUILT["next"] = (repr(optimiser), method.inner, method.linear)
+    BUILT["next"] = (repr(optimiser), method.inner, method.rule)
     defaults = {"steps": 6, "tasks": 4, "validate_every": 0, "progress": False}
     return imaml.train(domain, method, optimiser, **{**defaults, **options})
 
