@@ -206,7 +206,7 @@ def test_resuming_refuses_another_configuration(tmp_path):
     ):
         with pytest.raises(ConfigError, match=says):
             train(optimiser, out=out, resume=True, **options)
-    method = dataclasses.replace(METHOD, linear=imaml.CG(steps=3))
+    method = dataclasses.replace(METHOD, rule=imaml.implicit(imaml.CG(steps=3)))
     with pytest.raises(ConfigError, match=r"method\.linear\.steps was 2 and is now 3"):
         train(method=method, out=out, resume=True, steps=4)
     assert train(out=out, resume=True, steps=4, minutes=5, keep=1).step == 4  # no step depends on these
