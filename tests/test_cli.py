@@ -380,6 +380,7 @@ def test_a_bad_input_in_a_process_of_its_own(case, place):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_go_on(place):
     out = place / "stopped"
     long = ["--steps=1000000", *SINUSOID[1:], "--quiet"]

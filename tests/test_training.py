@@ -136,15 +136,16 @@ def test_why_it_stops(options, reason, tmp_path):
     equal(again.theta, run.theta)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_stops_it_after_the_step(tmp_path):
     timer = threading.Timer(3.0, lambda: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     timer.start()
     run = train(out=tmp_path / "run", steps=10**6, checkpoint_every=10**6)
+    assert signal.getsignal(signal.SIGINT) == before
     assert run.reason == "interrupted"
     assert 0 < run.step < 10**6
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == run.step
-    assert signal.getsignal(signal.SIGINT) == before
 
 
 def stop_after(monkeypatch, count):
