@@ -83,7 +83,7 @@ def test_proximal_residual_is_the_formula_and_the_gradient_of_the_objective(stre
 def test_learned_strength_is_the_exponential_of_its_part_of_theta(per):
     problem = imaml.proximal(loss, imaml.learned(0.5, per=per))
     theta = problem.parameters(THETA)
-    assert isinstance(theta, imaml.Anchor)
+    assert isinstance(theta, imaml.Theta)
     shapes = {"all": [()], "leaf": [(), (), ()], "parameter": [(3,), (2, 3), (3,)]}[per]
     assert [leaf.shape for leaf in jax.tree.leaves(theta.log_strength)] == shapes
     changed = theta._replace(log_strength=jax.tree.map(lambda log: log + np.log(3.0), theta.log_strength))
@@ -210,7 +210,7 @@ REFUSED = {
     ),
     "no anchor": (
         lambda: imaml.proximal(loss, imaml.learned(1.0)).residual(PHI, THETA, BATCH),
-        r"theta must be an Anchor.*came as dict.*problem\.parameters\(mean\)",
+        r"theta must be a Theta.*came as dict.*problem\.parameters\(mean\)",
     ),
     "adapt unknown": (
         lambda: imaml.proximal(loss, 1.0, adapt="tail").init(THETA, BATCH),

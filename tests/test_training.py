@@ -25,7 +25,7 @@ from imaml.errors import CheckpointError, ConfigError, NumericalError
 from imaml.folder import first_difference
 from imaml.journal import read_events
 from imaml.presets import PRESETS
-from imaml.problem import Anchor
+from imaml.problem import Theta
 from imaml.training import initial_state, make_step
 
 DOMAIN = imaml.linear_gaussian(features=3, shots=4, queries=4)
@@ -416,7 +416,7 @@ def test_muon_orthogonalises_large_matrices_and_leaves_the_rest_to_adam():
     adam = optax.adam(scale * rate, nesterov=True)
     for theta, part in (
         (gradient, lambda tree: tree),
-        (Anchor(gradient, gradient), lambda tree: tree.mean),
+        (Theta(gradient, gradient), lambda tree: tree.mean),
     ):
         transform = optimiser.build(10)
         updates, _ = transform.update(theta, transform.init(theta), theta)

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "problem": ("Anchor", "Problem", "fixed_point", "game", "learned", "plain", "proximal", "stationary"),
+    "problem": (
+        "Problem",
+        "Task",
+        "Theta",
+        "fixed_point",
+        "game",
+        "learned",
+        "plain",
+        "proximal",
+        "stationary",
+    ),
     "linear": ("CG", "BiCGStab", "Dense", "GMRES", "LinearSolver", "Neumann"),
     "inner": ("Descent", "GradientDescent", "InnerSolver"),
     "rules": (
@@ -26,7 +36,19 @@ _HOME = {
         "unrolled",
     ),
     "solution": ("Ending", "Solution", "Stats", "Status"),
-    "methods": ("FOMAML", "IMAML", "Joint", "MAML", "MetaGradient", "Metrics", "Reptile", "Solving", "Task"),
+    "methods": (
+        "FOMAML",
+        "IMAML",
+        "Joint",
+        "MAML",
+        "MetaGradient",
+        "MetaSGD",
+        "Metrics",
+        "Reptile",
+        "Solving",
+    ),
+    "newton": ("NewtonCG",),
+    "released": ("ThenPulled", "as_released"),
     "models": ("MLP", "Conv4"),
     "domains.fewshot": ("characters", "omniglot", "mini_imagenet", "image_tasks"),
     "domains.regression": ("linear_gaussian", "sinusoid"),
@@ -94,20 +116,24 @@ if TYPE_CHECKING:
     from .methods import MAML as MAML
     from .methods import Joint as Joint
     from .methods import MetaGradient as MetaGradient
+    from .methods import MetaSGD as MetaSGD
     from .methods import Metrics as Metrics
     from .methods import Reptile as Reptile
     from .methods import Solving as Solving
-    from .methods import Task as Task
     from .models import MLP as MLP
     from .models import Conv4 as Conv4
-    from .problem import Anchor as Anchor
+    from .newton import NewtonCG as NewtonCG
     from .problem import Problem as Problem
+    from .problem import Task as Task
+    from .problem import Theta as Theta
     from .problem import fixed_point as fixed_point
     from .problem import game as game
     from .problem import learned as learned
     from .problem import plain as plain
     from .problem import proximal as proximal
     from .problem import stationary as stationary
+    from .released import ThenPulled as ThenPulled
+    from .released import as_released as as_released
     from .rules import Rule as Rule
     from .rules import displacement as displacement
     from .rules import envelope as envelope

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import json
-import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from .domains.fewshot import FewShotRecipe
 from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
-from .errors import ConfigError, require_whole
+from .errors import ConfigError, meant, require_number, require_one_of, require_whole
+from .family import Method, NewTask
 from .inner import Descent, GradientDescent
 from .linear import CG, GMRES, BiCGStab, Dense, Neumann
-from .methods import FOMAML, IMAML, MAML, POLICIES, Joint, MetaGradient, Reptile, Solving
-from .problem import Anchor, learned
-from .rules import Displacement, Envelope, FirstOrder, Implicit, Jointly, Unrolled
+from .newton import NewtonCG
+from .problem import Theta
 
 PYTHON = "Python"  # the kind in the config.json of a run whose objects have no JSON form
 SCHEDULES = ("constant", "cosine")
-METHODS = ("imaml", "maml", "fomaml", "reptile", "transfer", "multitask")
 OPTIMISERS = ("adam", "sgd", "rmsprop", "adamw", "muon")
-
-
-def _number(
-    recipe: str, least: float = 0, below: float = math.inf, open: bool = False, **values: Any
-) -> None:
-    """Refuses values that are no numbers in [least, below), or (least, below) where `open` (ConfigError)."""
-    for name, value in values.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number and least <= value < below and not (open and value == least)):
-            bounds = f"above {least}" if open else f"of at least {least}"
-            bounds += f" and below {below}" if below < math.inf else ""
-            raise ConfigError(f"{recipe}: {name}={value!r}; accepted is a finite number {bounds}.")
-
-
-def _one_of(recipe: str, name: str, value: Any, accepted: Sequence[Any]) -> None:
-    """Refuses a value that is not among those accepted, saying what was perhaps meant (ConfigError)."""
-    if value not in accepted:
-        words = [str(word) for word in accepted]
-        raise ConfigError(f"{recipe}: {name}={value!r}{meant(str(value), words)}")
 
 
 @dataclass(frozen=True)
@@ -82,22 +59,24 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
-        _one_of("optimiser", "name", self.name, OPTIMISERS)
-        _one_of("optimiser", "schedule", self.schedule, SCHEDULES)
-        _number("optimiser", 0, open=True, learning_rate=self.learning_rate, epsilon=self.epsilon)
+        require_one_of("optimiser", "name", self.name, OPTIMISERS)
+        require_one_of("optimiser", "schedule", self.schedule, SCHEDULES)
+        require_number("optimiser", 0, open=True, learning_rate=self.learning_rate, epsilon=self.epsilon)
         require_whole("optimiser", 0, warmup=self.warmup)
-        _number("optimiser", 0, weight_decay=self.weight_decay)
+        require_number("optimiser", 0, weight_decay=self.weight_decay)
         decays = {name: getattr(self, name) for name in ("beta1", "beta2", "momentum", "average")}
-        _number("optimiser", 0, 1, **{name: value for name, value in decays.items() if value is not None})
+        require_number(
+            "optimiser", 0, 1, **{name: value for name, value in decays.items() if value is not None}
+        )
         require_whole("optimiser", 1, least_side=self.least_side)
-        _number("optimiser", 0, open=True, adam_scale=self.adam_scale)
+        require_number("optimiser", 0, open=True, adam_scale=self.adam_scale)
         if self.weight_decay and self.name not in ("adamw", "muon"):
             raise ConfigError(
                 f"optimiser: weight_decay={self.weight_decay!r} with name={self.name!r}; accepted is 0, or "
                 "name='adamw' or 'muon'."
             )
         if self.clip is not None:
-            _number("optimiser", 0, open=True, clip=self.clip)
+            require_number("optimiser", 0, open=True, clip=self.clip)
 
     def rate(self, steps: int) -> Any:
         """The learning rate as an Optax schedule, step -> rate, for a run of `steps`."""
@@ -135,9 +114,8 @@ class Optimiser:
         from optax import contrib
 
         def large(theta: Any) -> Any:
-            if isinstance(theta, Anchor):  # a strength's logarithm is no layer, whatever its shape
-                rest = jax.tree.map(lambda _: None, theta.log_strength)
-                return Anchor(large(theta.mean), rest)
+            if isinstance(theta, Theta):  # a strength's or a rate's logarithm is no layer, whatever its shape
+                return Theta(large(theta.mean), *jax.tree.map(lambda _: None, theta[1:]))
             numbers = contrib.MuonDimensionNumbers((0,), (1,))
             chosen = lambda leaf: leaf.ndim == 2 and min(leaf.shape) >= self.least_side  # noqa: E731
             return jax.tree.map(lambda leaf: numbers if chosen(leaf) else None, theta)
@@ -154,106 +132,6 @@ class Optimiser:
             muon_weight_dimension_numbers=large,
             consistent_rms=0.2,
         )
-
-
-@dataclass(frozen=True)
-class NewTask:
-    """How a new task is solved in evaluation and use; see `imaml.methods.Solving`.
-
-    inner: what solves it. strength: the anchor's, or None for that of learning.
-    """
-
-    inner: GradientDescent
-    strength: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        if self.strength is not None:
-            _number("new_task", 0, open=True, strength=self.strength)
-
-
-@dataclass(frozen=True)
-class Method:
-    """The method as a recipe that goes to JSON; `build(domain)` makes it.
-
-    name: imaml, maml, fomaml, reptile, transfer or multitask. strength: the anchor's; None for none, which
-    imaml never is and maml and fomaml always are; with one, reptile is its proximal form, and fine-tuning
-    after transfer is anchored. learned: None for fixed, or how it is learned: "all", "leaf", "parameter"
-    (imaml alone). adapt: names of the branches that a task adapts, or None for all; maml that adapts the head
-    is ANIL. inner: what solves a task. new_task: how a new one is solved in evaluation and use, None for as
-    in learning; theta does not depend on it. linear: of imaml.
-    policy: what happens when tasks fail numerically, "raise", "warn" or "skip". chunk: tasks worked on at
-    once on each device, or None for all.
-    """
-
-    name: str = "imaml"
-    strength: float | None = 0.5
-    learned: str | None = None
-    adapt: tuple[str, ...] | None = None
-    inner: GradientDescent = field(default_factory=lambda: GradientDescent(0.2, steps=16))
-    new_task: NewTask | None = None
-    linear: CG | Neumann | GMRES | BiCGStab | Dense = field(default_factory=lambda: CG(steps=5))
-    policy: str = "warn"
-    chunk: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        _one_of("method", "name", self.name, METHODS)
-        _one_of("method", "learned", self.learned, (None, "all", "leaf", "parameter"))
-        _one_of("method", "policy", self.policy, POLICIES)
-        if self.strength is not None:
-            _number("method", 0, open=True, strength=self.strength)
-        if self.strength is None and self.name == "imaml":
-            raise ConfigError("method: strength=None with name='imaml'; accepted is a positive number.")
-        if self.strength is not None and self.name in ("maml", "fomaml"):
-            raise ConfigError(
-                f"method: strength={self.strength!r} with name={self.name!r}, which has no anchor; accepted "
-                "is none: --method.strength=none, in Python strength=None."
-            )
-        if self.learned is not None and self.name != "imaml":
-            raise ConfigError(
-                f"method: learned={self.learned!r} with name={self.name!r}; accepted is None, or "
-                "name='imaml'."
-            )
-        if not isinstance(self.new_task, NewTask | None):
-            raise ConfigError(f"method: new_task={self.new_task!r}; accepted is a NewTask(inner), or None.")
-        other = None if self.new_task is None else self.new_task.strength
-        if other is not None and (self.strength is None or self.learned is not None):
-            raise ConfigError(
-                f"method: new_task.strength={other!r} where the strength of learning is "
-                f"{'none' if self.strength is None else 'learned'}; accepted is None."
-            )
-        if self.chunk is not None:
-            require_whole("method", 1, chunk=self.chunk)
-
-    def build(self, domain: Any, mesh: Any = None) -> MetaGradient:
-        """The method on a domain's problem, its tasks shared over a mesh's devices."""
-        strength = self.strength
-        if self.learned is not None and strength is not None:
-            strength = learned(strength, self.learned)
-        problem, common = domain.problem(strength, self.adapt), {"inner": self.inner, "policy": self.policy}
-        common |= {"chunk": self.chunk, "mesh": mesh}
-        if self.new_task is not None:
-            other = self.new_task.strength
-            new = problem if other is None else domain.problem(other, self.adapt)
-            common["new_task"] = Solving(new, self.new_task.inner)
-        if self.name in ("transfer", "multitask"):
-            return Joint(domain, problem, grouped=self.name == "multitask", **common)
-        make: Any = {"imaml": IMAML, "maml": MAML, "fomaml": FOMAML, "reptile": Reptile}[self.name]
-        own = {"imaml": {"linear": self.linear}, "reptile": {"whole": domain.whole}}.get(self.name, {})
-        return make(problem, domain.query_loss, measure=domain.measure, **common, **own)
-
-
-def method_of(rule: Any) -> dict[str, Any]:
-    """The fields of `Method` that a rule amounts to; ConfigError where it has no JSON form."""
-    if isinstance(rule, Implicit):
-        return {"name": "imaml", "linear": rule.linear}
-    if isinstance(rule, Jointly) and isinstance(rule.loss, functools.partial):
-        return {"name": "multitask" if rule.loss.keywords.get("grouped") else "transfer"}
-    names = {Unrolled: "maml", FirstOrder: "fomaml", Displacement: "reptile", Envelope: "reptile"}
-    if type(rule) not in names:
-        raise ConfigError(f"the rule, {type(rule).__name__}, has no JSON form.")
-    return {"name": names[type(rule)]}
 
 
 @dataclass(frozen=True)
@@ -293,7 +171,7 @@ class Training:
             raise ConfigError(f"training: seed={self.seed}; accepted is a whole number below 2**32.")
         for name in ("minutes", "gradient_below"):
             if getattr(self, name) is not None:
-                _number("training", 0, open=True, **{name: getattr(self, name)})
+                require_number("training", 0, open=True, **{name: getattr(self, name)})
         if self.patience is not None:
             require_whole("training", 1, patience=self.patience)
             if not self.validate_every:
@@ -308,7 +186,7 @@ class Config:
     """A whole run."""
 
     domain: FewShotRecipe | SinusoidRecipe | LinearGaussianRecipe = field(default_factory=FewShotRecipe)
-    method: Method = Method()
+    method: Method = field(default_factory=Method)
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
 
@@ -320,6 +198,7 @@ _KINDS: dict[str, type] = {
         SinusoidRecipe,
         LinearGaussianRecipe,
         GradientDescent,
+        NewtonCG,
         CG,
         Neumann,
         GMRES,
@@ -368,15 +247,6 @@ def from_json(value: Any) -> Any:
         raise ConfigError(f"config: {kind}: {error}.") from error
 
 
-def meant(word: str, known: Any) -> str:
-    """The end of a message about a misspelt word: what was perhaps meant, else what there is."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are: {', '.join(names)}."
-
-
 def override(config: Any, path: str, text: str, option: str | None = None) -> Any:
     """The config with one field, "method.inner.steps", set from text; ConfigError says what was meant.
 
@@ -411,7 +281,7 @@ def _parse(hint: Any, text: str, option: str) -> Any:
     choices: tuple[Any, ...] = typing.get_args(hint) if union else (hint,)
     kinds: dict[str, Any] = {}
     for choice in choices:
-        if is_dataclass(choice) and isinstance(choice, type):
+        if is_dataclass(choice) and isinstance(choice, type) and choice.__name__ in _KINDS:
             kinds[choice.__name__] = choice
     if types.NoneType in choices and text.lower() in ("none", "null"):
         return None

@@ -6,9 +6,10 @@ import dataclasses
 import types
 from typing import Any
 
-from .config import Config, Method, NewTask, Optimiser, Training, method_of, to_json
+from .config import Config, Optimiser, Training, to_json
 from .domains.fewshot import FewShotRecipe
 from .errors import ConfigError
+from .family import Method, NewTask, fields_of
 from .methods import MetaGradient
 
 
@@ -35,11 +36,10 @@ def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Co
         return "adapt= is a function; names of leaves have a JSON form"
     try:
         described = Method(
-            **method_of(method.rule),
+            **fields_of(method),
             strength=None if strength is None else float(strength),
             learned=None if problem.learns is None else problem.learns.per,
             adapt=problem.adapt.choice,
-            inner=method.inner,  # type: ignore[arg-type]
             new_task=_new_task(method),
             policy=method.policy,
             chunk=method.chunk,

@@ -19,8 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jax import Array
 
-from .methods import Task
-from .problem import Problem
+from .problem import Problem, Task
 
 SPLITS = ("train", "validation", "test")
 

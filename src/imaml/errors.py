@@ -4,7 +4,9 @@ The command line prints the message of an `ImamlError` on one line and exits wit
 is a defect of ours.
 """
 
-from collections.abc import Sequence
+import difflib
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,31 @@ def require_whole(owner: str, least: int, **values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{owner}: {name}={value!r}; accepted is a whole number of at least {least}.")
+
+
+def require_number(
+    owner: str, least: float = 0, below: float = math.inf, open: bool = False, **values: Any
+) -> None:
+    """Refuses values that are no numbers in [least, below), or (least, below) where `open` (ConfigError)."""
+    for name, value in values.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and least <= value < below and not (open and value == least)):
+            bounds = f"above {least}" if open else f"of at least {least}"
+            bounds += f" and below {below}" if below < math.inf else ""
+            raise ConfigError(f"{owner}: {name}={value!r}; accepted is a finite number {bounds}.")
+
+
+def require_one_of(owner: str, name: str, value: Any, accepted: Sequence[Any]) -> None:
+    """Refuses a value that is not among those accepted, saying what was perhaps meant (ConfigError)."""
+    if value not in accepted:
+        words = [str(word) for word in accepted]
+        raise ConfigError(f"{owner}: {name}={value!r}{meant(str(value), words)}")
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a misspelt word: what was perhaps meant, else what there is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(names)}."

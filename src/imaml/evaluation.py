@@ -13,9 +13,8 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
-from .config import meant
 from .domain import SPLITS
-from .errors import ConfigError
+from .errors import ConfigError, meant
 from .methods import AXIS
 
 BATCH = 64  # tasks a call, so that memory stays bounded and progress can be told

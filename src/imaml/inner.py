@@ -19,7 +19,7 @@ from jax.core import Tracer
 from . import tree
 from .errors import ConfigError
 from .linear import check_limits
-from .problem import Problem
+from .problem import Learned, Problem, Theta
 from .solution import Ending, Solution, Stats, Status
 
 DEFAULT_MOST = 10_000
@@ -101,7 +101,8 @@ def judged(solution: Solution, size: Array) -> Solution:
     return Solution(solution.value, replace(solution.stats, residual=size), Status(code))
 
 
-def _check(name: str, steps: int | None, tolerance: float | None) -> None:
+def check_stopping(name: str, steps: int | None, tolerance: float | None) -> None:
+    """Refuses a solver that is not told when to stop, or told nonsense (ConfigError)."""
     check_limits(name, steps, tolerance)
     if steps is None and tolerance is None:
         raise ConfigError(
@@ -109,7 +110,8 @@ def _check(name: str, steps: int | None, tolerance: float | None) -> None:
         )
 
 
-def _start(problem: Problem, theta: Any, batch: Any, phi0: Any, key: Array | None) -> Any:
+def start_of(problem: Problem, theta: Any, batch: Any, phi0: Any, key: Array | None) -> Any:
+    """Where a solver starts: phi0, or what the problem begins with."""
     return problem.init(theta, batch, key) if phi0 is None else phi0
 
 
@@ -119,7 +121,8 @@ class GradientDescent:
 
     For `steps` steps, or until |F| <= tolerance (then at most `steps`, by default 10,000). For a proximal
     problem that is the paper's inner loop (Algorithm 2, line 2). Converges for learning_rate < 2 / largest
-    curvature of the problem, strength included.
+    curvature of the problem, strength included. learning_rate: a positive number, or `learned(...)`: then it
+    is part of theta, and only a rule that goes through the steps, `unrolled()`, learns it (Meta-SGD).
 
     >>> import imaml, jax.numpy as jnp
     >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
@@ -127,29 +130,52 @@ class GradientDescent:
     Array([0.5], dtype=float32)
     """
 
-    learning_rate: float
+    learning_rate: float | Learned
     steps: int | None = None
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
-        _check("GradientDescent", self.steps, self.tolerance)
+        check_stopping("GradientDescent", self.steps, self.tolerance)
         rate = self.learning_rate
-        concrete = not isinstance(rate, Tracer)
         number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
-        if concrete and not (number and 0 < rate < float("inf")):
-            raise ConfigError(f"GradientDescent: learning_rate={rate!r}; accepted is a positive number.")
+        if not isinstance(rate, Learned | Tracer) and not (number and 0 < rate < float("inf")):
+            raise ConfigError(
+                f"GradientDescent: learning_rate={rate!r}; accepted is a positive number, or learned(...)."
+            )
+
+    def parameters(self, problem: Problem, theta: Any) -> Any:
+        """Theta with what this solver learns: the logarithm of its rate, where that is `learned`."""
+        if not isinstance(self.learning_rate, Learned):
+            return theta
+        mean = problem.mean(theta)
+        strength = theta.log_strength if isinstance(theta, Theta) else None
+        return Theta(mean, strength, self.learning_rate.logs(problem.split(mean)))
 
     def __call__(
         self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
     ) -> Solution:
         """The Solution after descending; its value holds the problem's adapted leaves."""
 
-        def step(slope: Any, phi: Any, memory: Any) -> tuple:
-            return jax.tree.map(lambda p, g: p - self.learning_rate * g, phi, slope), memory
+        phi0 = start_of(problem, theta, batch, phi0, key)
+        rates = self._rates(theta, phi0)
 
-        phi0 = _start(problem, theta, batch, phi0, key)
+        def step(slope: Any, phi: Any, memory: Any) -> tuple:
+            return jax.tree.map(lambda p, g, r: p - r * g, phi, slope, rates), memory
+
         return iterate(problem, theta, batch, phi0, None, step, self.steps, self.tolerance)
+
+    def _rates(self, theta: Any, phi: Any) -> Any:
+        """The learning rate of every adapted leaf, a tree like phi."""
+        rate = self.learning_rate
+        if not isinstance(rate, Learned):
+            return jax.tree.map(lambda _: rate, phi)
+        if getattr(theta, "log_rate", None) is None:
+            raise ConfigError(
+                "GradientDescent: the rate is learned, so theta must be a Theta with log_rate; it came as "
+                f"{type(theta).__name__}. Make it with inner.parameters(problem, theta)."
+            )
+        return rate.values(theta.log_rate, phi)
 
 
 @dataclass(frozen=True)
@@ -169,7 +195,7 @@ class Descent:
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
-        _check("Descent", self.steps, self.tolerance)
+        check_stopping("Descent", self.steps, self.tolerance)
         if not (hasattr(self.transform, "init") and hasattr(self.transform, "update")):
             raise ConfigError(
                 f"Descent: {self.transform!r} is no Optax transform; pass one such as optax.adam(1e-2), "
@@ -185,7 +211,7 @@ class Descent:
             updates, memory = self.transform.update(slope, memory, phi)
             return jax.tree.map(jnp.add, phi, updates), memory
 
-        phi0 = _start(problem, theta, batch, phi0, key)
+        phi0 = start_of(problem, theta, batch, phi0, key)
         return iterate(
             problem, theta, batch, phi0, self.transform.init(phi0), step, self.steps, self.tolerance
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -17,21 +17,24 @@ from jax.sharding import Mesh, PartitionSpec
 
 from . import tree
 from .errors import ConfigError, NumericalError
-from .inner import InnerSolver
+from .inner import GradientDescent, InnerSolver
 from .linear import LinearSolver
-from .problem import Problem
-from .rules import Estimator, displacement, envelope, first_order, implicit, joined, jointly, unrolled
+from .problem import Problem, Task, learned
+from .rules import (
+    Estimator,
+    Learning,
+    displacement,
+    envelope,
+    first_order,
+    implicit,
+    joined,
+    jointly,
+    unrolled,
+)
 from .solution import Ending, Solution, Status
 
 POLICIES = ("raise", "warn", "skip")
 AXIS = "tasks"
-
-
-class Task(NamedTuple):
-    """Tasks to learn from: `support` is learned from, `query` is scored; any trees, leading axis: tasks."""
-
-    support: Any
-    query: Any
 
 
 class Metrics(NamedTuple):
@@ -145,7 +148,9 @@ class MetaGradient:
         """Fresh meta-parameters for a domain's network."""
         if self.view is not None:
             return self.view.wide(key)
-        return self.problem.parameters(domain.init(key))
+        theta = self.problem.parameters(domain.init(key))
+        learns = getattr(self.inner, "parameters", None)
+        return theta if learns is None else learns(self.problem, theta)
 
     def mean(self, theta: Any) -> Any:
         """The network's parameters before adaptation: the part of theta that is shaped like phi."""
@@ -233,9 +238,8 @@ class MetaGradient:
 
     def _task(self, theta: Any, task: Task, key: Array | None) -> tuple[Array, Metrics]:
         """One task's meta-gradient as a flat vector, and its Metrics (scalars)."""
-        found = self.rule.estimate(
-            self.problem, self.query_loss, self.inner, theta, task.support, task.query, key
-        )
+        learning = Learning(self.problem, self.query_loss, self.inner)
+        found = self.rule.estimate(learning, theta, task, key)
         gradient = tree.ravel(found.gradient)[0]
         inner, linear = found.inner, found.linear
         used = tree.finite((found.loss, gradient, found.residual))
@@ -296,6 +300,29 @@ def MAML(problem: Problem, query_loss: Callable, *, inner: InnerSolver, **option
     >>> method(jnp.zeros(1), imaml.Task(jnp.ones((4, 1)), jnp.ones((4, 1))))[0]
     Array([-0.25], dtype=float32)
     """
+    return MetaGradient(problem, query_loss, inner=inner, rule=unrolled(), **options)
+
+
+def MetaSGD(
+    problem: Problem, query_loss: Callable, *, inner: GradientDescent, **options: Any
+) -> MetaGradient:
+    """Meta-SGD: MAML that learns an inner learning rate for every parameter (Li, Zhou, Chen, Li 2017, eq. 2).
+
+    inner: its learning_rate is what the rates begin with, its number of steps is fixed. Unlike in the paper,
+    rates stay positive: their logarithms are learned. The other arguments as for `MAML`.
+
+    >>> import imaml, jax, jax.numpy as jnp
+    >>> loss = lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2)
+    >>> method = imaml.MetaSGD(imaml.plain(loss), lambda phi, theta, x: loss(phi, x),
+    ...                        inner=imaml.GradientDescent(0.5, steps=1))
+    >>> theta = method.inner.parameters(method.problem, jnp.zeros(1))
+    >>> method(theta, imaml.Task(jnp.ones((4, 1)), jnp.ones((4, 1))))[0].log_rate
+    Array([-0.25], dtype=float32)
+    """
+    if not isinstance(inner, GradientDescent):
+        raise ConfigError(f"MetaSGD: inner={inner!r}; accepted is a GradientDescent(rate, steps=...).")
+    if isinstance(inner.learning_rate, float | int):
+        inner = replace(inner, learning_rate=learned(inner.learning_rate, per="parameter"))
     return MetaGradient(problem, query_loss, inner=inner, rule=unrolled(), **options)
 
 

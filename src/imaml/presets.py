@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .config import Config, Method, NewTask, Optimiser, Training, meant
+from .config import Config, Optimiser, Training
 from .domains.fewshot import FewShotRecipe
 from .domains.regression import SinusoidRecipe
-from .errors import ConfigError
+from .errors import ConfigError, meant
+from .family import Method, NewTask
 from .inner import GradientDescent
 from .linear import CG
 

@@ -28,28 +28,53 @@ Loss = Callable[[Any, Any], Array]
 
 @dataclass(frozen=True)
 class Learned:
-    """A strength that is learned with theta; made by `learned`."""
+    """A strength, or an inner learning rate, that is learned with theta; made by `learned`."""
 
     initial: float
     per: str
 
+    def logs(self, adapted: Any) -> Any:
+        """The logarithms to begin with, for the adapted leaves."""
+        value = float(np.log(self.initial))
+        if self.per == "all":
+            return jnp.asarray(value, jnp.result_type(*jax.tree.leaves(adapted)))
+        shape = (lambda _: ()) if self.per == "leaf" else jnp.shape
+        return jax.tree.map(lambda leaf: jnp.full(shape(leaf), value, jnp.result_type(leaf)), adapted)
 
-class Anchor(NamedTuple):
-    """Meta-parameters of a problem with a learned strength: what phi is anchored to, and how strongly.
+    def values(self, logs: Any, adapted: Any) -> Any:
+        """What was learned, a tree like the adapted leaves of arrays that broadcast to them."""
+        if self.per == "all":
+            return jax.tree.map(lambda _: jnp.exp(logs), adapted)
+        return jax.tree.map(lambda _, log: jnp.exp(log), adapted, logs)
 
-    mean: a tree shaped like phi. log_strength: a scalar (per="all"), or a tree shaped like `mean` with one
-    scalar a leaf (per="leaf") or one number a parameter (per="parameter").
+
+class Task(NamedTuple):
+    """Tasks to learn from: `support` is learned from, `query` is scored; any trees, leading axis: tasks."""
+
+    support: Any
+    query: Any
+
+
+class Theta(NamedTuple):
+    """Meta-parameters where more is learned than where tasks start.
+
+    mean: a tree shaped like phi, what it is anchored to or starts at. log_strength, log_rate: the logarithms
+    of a learned strength, and of a learned inner learning rate; each None where it is not learned, a scalar
+    (per="all"), or a tree like the adapted leaves with one scalar a leaf (per="leaf") or one number a
+    parameter (per="parameter").
     """
 
     mean: Any
-    log_strength: Any
+    log_strength: Any = None
+    log_rate: Any = None
 
 
 def learned(initial: float, per: str = "leaf") -> Learned:
-    """A strength that is learned: its logarithm becomes part of theta, so that it stays positive.
+    """A number that is learned: its logarithm becomes part of theta, so that it stays positive.
 
-    `per` is "all" (one number), "leaf" (one a leaf, the default) or "parameter". Theta is then an `Anchor`,
-    which `Problem.parameters(mean)` makes.
+    A strength of `proximal`, or the learning rate of `GradientDescent`. `per` is "all" (one number), "leaf"
+    (one a leaf, the default) or "parameter". Theta is then a `Theta`, which `MetaGradient.init`, or for a
+    strength `Problem.parameters(mean)`, makes.
 
     >>> import imaml, jax.numpy as jnp
     >>> problem = imaml.proximal(lambda phi, batch: jnp.sum(phi**2), imaml.learned(0.5, per="all"))
@@ -91,29 +116,12 @@ class Problem:
         return self.kind != "plain"
 
     def parameters(self, mean: Any) -> Any:
-        """Theta for a given mean: the mean itself, or an `Anchor` where the strength is learned."""
-        if self.learns is None:
-            return mean
-        chosen, _ = self.adapt.split(mean)
-        value = float(np.log(self.learns.initial))
-        if self.learns.per == "all":
-            dtype = jnp.result_type(*jax.tree.leaves(chosen))
-            return Anchor(mean, jnp.asarray(value, dtype))
-        shape = (lambda _: ()) if self.learns.per == "leaf" else jnp.shape
-        return Anchor(
-            mean, jax.tree.map(lambda leaf: jnp.full(shape(leaf), value, jnp.result_type(leaf)), chosen)
-        )
+        """Theta for a given mean: the mean itself, or a `Theta` where the strength is learned."""
+        return mean if self.learns is None else Theta(mean, self.learns.logs(self.split(mean)))
 
     def mean(self, theta: Any) -> Any:
         """The part of theta that is shaped like the full tree of a task's parameters."""
-        if self.learns is None:
-            return theta
-        if not isinstance(theta, Anchor):
-            raise ConfigError(
-                f"this problem learns its strength, so theta must be an Anchor(mean, log_strength); it came "
-                f"as {type(theta).__name__}. Make it with problem.parameters(mean)."
-            )
-        return theta.mean
+        return theta.mean if isinstance(theta, Theta) else theta
 
     def init(self, theta: Any, batch: Any, key: Array | None = None) -> Any:
         """Where the inner solver starts: the adapted leaves of theta, or what the problem's `init` gives."""
@@ -142,10 +150,12 @@ class Problem:
     def strengths(self, phi: Any, theta: Any) -> Any:
         """The strength of every adapted leaf, a tree like `phi` of arrays that broadcast to its leaves."""
         if self.learns is not None:
-            logs = theta.log_strength
-            if self.learns.per == "all":
-                return jax.tree.map(lambda _: jnp.exp(logs), phi)
-            return jax.tree.map(lambda _, log: jnp.exp(log), phi, logs)
+            if getattr(theta, "log_strength", None) is None:
+                raise ConfigError(
+                    "this problem learns its strength, so theta must be a Theta(mean, log_strength); it came "
+                    f"as {type(theta).__name__}. Make it with problem.parameters(mean)."
+                )
+            return self.learns.values(theta.log_strength, phi)
         return _spread(self.strength, phi, self.adapt)
 
 

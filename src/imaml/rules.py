@@ -24,7 +24,7 @@ from . import tree
 from .errors import ConfigError, StructureError
 from .inner import InnerSolver, judged
 from .linear import LinearSolver, refuse_structure
-from .problem import Problem, require_anchor
+from .problem import Learned, Problem, Task, require_anchor
 from .solution import Solution
 
 
@@ -53,6 +53,20 @@ class TaskGradient(NamedTuple):
     linear: Solution | None = None
 
 
+class Learning(NamedTuple):
+    """What is learned by: one task's inner problem, the loss (phi, theta, batch) that judges, what solves."""
+
+    problem: Problem
+    query_loss: Callable
+    inner: InnerSolver
+
+    def solved(self, theta: Any, batch: Any, key: Array | None) -> tuple[Any, Solution]:
+        """The full tree of parameters adapted to a batch, and the inner Solution."""
+        start = self.problem.init(theta, batch, key)
+        found = self.inner(self.problem, theta, batch, start, key)
+        return self.problem.full(found.value, theta), found
+
+
 class Estimator(Protocol):
     """Estimates one task's meta-gradient; a rule, or one of those that use no query set."""
 
@@ -64,16 +78,7 @@ class Estimator(Protocol):
         """Raises StructureError, with advice, for a problem or solver that it is not made for."""
         ...
 
-    def estimate(
-        self,
-        problem: Problem,
-        query_loss: Callable,
-        inner: InnerSolver,
-        theta: Any,
-        support: Any,
-        query: Any,
-        key: Array | None,
-    ) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """One task's meta-gradient."""
         ...
 
@@ -89,22 +94,16 @@ class Implicit:
         """Raises StructureError for a problem without an anchor, or not of the linear solver's structure."""
         require_anchor(problem)
         refuse_structure(self.linear, problem.structure)
+        _refuse_learned_rate(inner, "implicit()")
 
-    def estimate(
-        self,
-        problem: Problem,
-        query_loss: Callable,
-        inner: InnerSolver,
-        theta: Any,
-        support: Any,
-        query: Any,
-        key: Array | None,
-    ) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
-        found = inner(problem, theta, support, problem.init(theta, support, key), key)
-        phi = problem.full(found.value, theta)
-        loss, (slope, direct) = jax.value_and_grad(query_loss, argnums=(0, 1))(phi, theta, query)
-        through, linear, residual = implicit_vjp_at(problem, phi, theta, support, slope, linear=self.linear)
+        problem, query_loss, _ = learning
+        phi, found = learning.solved(theta, task.support, key)
+        loss, (slope, direct) = jax.value_and_grad(query_loss, argnums=(0, 1))(phi, theta, task.query)
+        through, linear, residual = implicit_vjp_at(
+            problem, phi, theta, task.support, slope, linear=self.linear
+        )
         gradient = jax.tree.map(jnp.add, direct, through)
         size = tree.norm(residual)
         return TaskGradient(gradient, loss, phi, size, judged(found, size), linear)
@@ -140,7 +139,12 @@ class Unrolled:
     needs_solution: ClassVar[bool] = False
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for an inner solver that stops at a tolerance."""
+        """Raises StructureError for an inner solver that reverse mode cannot go through."""
+        if not getattr(inner, "reversible", True):
+            raise StructureError(
+                f"unrolled() differentiates through every inner step, and {type(inner).__name__}'s have no "
+                "reverse mode; use GradientDescent or Descent, or implicit(...) or first_order()."
+            )
         if getattr(inner, "tolerance", None) is not None:
             raise StructureError(
                 f"unrolled() needs an inner solver with a fixed number of steps; {inner!r} stops at a "
@@ -161,18 +165,9 @@ class Unrolled:
         """The adapted leaves after the inner steps."""
         return self.solution(problem, inner, theta, batch, phi0, key).value
 
-    def estimate(
-        self,
-        problem: Problem,
-        query_loss: Callable,
-        inner: InnerSolver,
-        theta: Any,
-        support: Any,
-        query: Any,
-        key: Array | None,
-    ) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The exact gradient of the query loss after the steps taken (Finn, Abbeel, Levine 2017, eq. 1)."""
-        return _differentiated(self, problem, query_loss, inner, theta, support, query, key)
+        return _differentiated(self, learning, theta, task, key)
 
 
 @dataclass(frozen=True)
@@ -182,7 +177,8 @@ class FirstOrder:
     needs_solution: ClassVar[bool] = False
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Nothing is refused."""
+        """Raises StructureError for a learned inner rate."""
+        _refuse_learned_rate(inner, "first_order()")
 
     def solution(
         self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
@@ -201,37 +197,22 @@ class FirstOrder:
         """The adapted leaves at the solution; derivatives pass to where the solver started."""
         return self.solution(problem, inner, theta, batch, phi0, key).value
 
-    def estimate(
-        self,
-        problem: Problem,
-        query_loss: Callable,
-        inner: InnerSolver,
-        theta: Any,
-        support: Any,
-        query: Any,
-        key: Array | None,
-    ) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The query loss's gradient at the adapted parameters (Finn, Abbeel, Levine 2017, section 5.2)."""
-        return _differentiated(self, problem, query_loss, inner, theta, support, query, key)
+        return _differentiated(self, learning, theta, task, key)
 
 
 def _differentiated(
-    rule: Unrolled | FirstOrder,
-    problem: Problem,
-    query_loss: Callable,
-    inner: InnerSolver,
-    theta: Any,
-    support: Any,
-    query: Any,
-    key: Array | None,
+    rule: Unrolled | FirstOrder, learning: Learning, theta: Any, task: Task, key: Array | None
 ) -> TaskGradient:
     """The meta-gradient by automatic differentiation of the query loss at the rule's solution."""
+    problem, query_loss, inner = learning
 
     def outer(theta: Any) -> tuple[Array, tuple[Any, Solution]]:
-        start = problem.init(theta, support, key)
-        found = rule.solution(problem, inner, theta, support, start, key)
+        start = problem.init(theta, task.support, key)
+        found = rule.solution(problem, inner, theta, task.support, start, key)
         phi = problem.full(found.value, theta)
-        return query_loss(phi, theta, query), (phi, found)
+        return query_loss(phi, theta, task.query), (phi, found)
 
     (loss, (phi, found)), gradient = jax.value_and_grad(outer, has_aux=True)(theta)
     return TaskGradient(gradient, loss, phi, found.stats.residual, found)
@@ -261,27 +242,19 @@ class Displacement:
                 f"displacement() is for plain(loss), which starts at theta; this problem is {problem.kind}. "
                 "For proximal(loss, strength) use envelope()."
             )
+        _refuse_learned_rate(inner, "displacement()")
 
-    def estimate(
-        self,
-        problem: Problem,
-        query_loss: Callable,
-        inner: InnerSolver,
-        theta: Any,
-        support: Any,
-        query: Any,
-        key: Array | None,
-    ) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The displacement; leaves that a task does not adapt get the gradient of its loss at phi_k."""
-        batch = self.whole(support, query)
+        problem, query_loss, _ = learning
+        batch = self.whole(*task)
         start = problem.init(theta, batch, key)
-        found = inner(problem, theta, batch, start, key)
-        phi = problem.full(found.value, theta)
+        phi, found = learning.solved(theta, batch, key)
         shared = jax.grad(lambda t: problem.objective(found.value, t, batch))(theta)  # 0 for adapted leaves
         moved = problem.adapt.join(
             jax.tree.map(jnp.subtract, start, found.value), problem.adapt.split(shared)[1]
         )
-        return TaskGradient(moved, query_loss(phi, theta, query), phi, found.stats.residual, found)
+        return TaskGradient(moved, query_loss(phi, theta, task.query), phi, found.stats.residual, found)
 
 
 @dataclass(frozen=True)
@@ -304,23 +277,15 @@ class Envelope:
                 "envelope() with a learned strength drives it to zero, as the optimum's value only falls by "
                 "that; fix the strength, or use implicit(...)."
             )
+        _refuse_learned_rate(inner, "envelope()")
 
-    def estimate(
-        self,
-        problem: Problem,
-        query_loss: Callable,
-        inner: InnerSolver,
-        theta: Any,
-        support: Any,
-        query: Any,
-        key: Array | None,
-    ) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """d/dtheta objective(phi, theta) at the phi found; for a proximal problem strength (theta - phi)."""
-        batch = self.whole(support, query)
-        found = inner(problem, theta, batch, problem.init(theta, batch, key), key)
-        phi = problem.full(found.value, theta)
+        problem, query_loss, _ = learning
+        batch = self.whole(*task)
+        phi, found = learning.solved(theta, batch, key)
         gradient = jax.grad(lambda t: problem.objective(found.value, t, batch))(theta)
-        return TaskGradient(gradient, query_loss(phi, theta, query), phi, found.stats.residual, found)
+        return TaskGradient(gradient, query_loss(phi, theta, task.query), phi, found.stats.residual, found)
 
 
 @dataclass(frozen=True)
@@ -334,19 +299,19 @@ class Jointly:
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Nothing is refused: the problem and its solver are for new tasks, later."""
 
-    def estimate(
-        self,
-        problem: Problem,
-        query_loss: Callable,
-        inner: InnerSolver,
-        theta: Any,
-        support: Any,
-        query: Any,
-        key: Array | None,
-    ) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The loss's gradient on all of the task's data; phi is theta, as nothing is adapted."""
-        loss, gradient = jax.value_and_grad(self.loss)(theta, self.whole(support, query))
+        loss, gradient = jax.value_and_grad(self.loss)(theta, self.whole(*task))
         return TaskGradient(gradient, loss, theta)
+
+
+def _refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
+    """Refuses a learned inner rate under a rule that does not see the steps (StructureError)."""
+    if isinstance(getattr(inner, "learning_rate", None), Learned):
+        raise StructureError(
+            f"{rule} learns nothing of how a task is solved, so the inner rate cannot be learned; accepted "
+            "is a number, or unrolled() on plain(loss), which is MetaSGD."
+        )
 
 
 def implicit(linear: LinearSolver) -> Implicit:

@@ -24,9 +24,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from . import __version__, tree
 from .adaptation import Predictor, adapt, save
 from .checkpoint import Checkpoints
-from .config import PYTHON, Config, Optimiser, Training, meant, to_json
+from .config import PYTHON, Config, Optimiser, Training, to_json
 from .description import describe
-from .errors import ConfigError, NumericalError
+from .errors import ConfigError, NumericalError, meant
 from .evaluation import Evaluation, evaluate_theta
 from .folder import check_new, check_resumable
 from .journal import Journal

@@ -11,9 +11,8 @@ import numpy as np
 from jax import Array
 
 from ..errors import ConfigError, DataError
-from ..methods import Task
 from ..models import Conv4
-from ..problem import Problem, plain, proximal
+from ..problem import Problem, Task, plain, proximal
 from . import distortion, strokes
 from .episodes import Indices, Labelled, accuracy, cross_entropy, distinct, then, turn
 from .images import Images

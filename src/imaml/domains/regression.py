@@ -11,9 +11,8 @@ import numpy as np
 from jax import Array
 
 from ..errors import ConfigError, require_whole
-from ..methods import Task
 from ..models import MLP
-from ..problem import Problem, plain, proximal
+from ..problem import Problem, Task, plain, proximal
 from ..rules import joined
 
 

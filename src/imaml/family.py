@@ -1,0 +1,219 @@
+"""The methods as one table of recipes: what each is made of, and its options as JSON values.
+
+A method is a row of `FAMILY` and, where it is new mathematics, a rule of its own; docs/methods.md shows how
+to add one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .errors import ConfigError, require_number, require_one_of, require_whole
+from .inner import GradientDescent
+from .linear import CG, GMRES, BiCGStab, Dense, Neumann
+from .methods import FOMAML, IMAML, MAML, POLICIES, Joint, MetaGradient, MetaSGD, Reptile, Solving
+from .newton import NewtonCG
+from .problem import Learned, Problem, learned
+from .released import ThenPulled, as_released
+from .rules import Displacement, Envelope, FirstOrder, Implicit, Jointly, Unrolled
+
+ANCHORS = ("needed", "none", "either")
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """How a new task is solved in evaluation and use; see `imaml.methods.Solving`.
+
+    inner: what solves it. strength: the anchor's, or None for that of learning.
+    """
+
+    inner: GradientDescent | NewtonCG
+    strength: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        if self.strength is not None:
+            require_number("new_task", 0, open=True, strength=self.strength)
+
+
+@dataclass(frozen=True)
+class Method:
+    """The method as a recipe that goes to JSON; `build(domain)` makes it.
+
+    name: a row of `FAMILY`: imaml, maml, fomaml, metasgd, reptile, transfer, multitask or as-released.
+    strength: the anchor's; None for none. What learns by the solution itself needs one, what learns by the
+    steps taken has none; with one, reptile is its proximal form, and fine-tuning after transfer is anchored.
+    learned: None for fixed, or how the strength is learned: "all", "leaf", "parameter" (imaml alone). adapt:
+    names of the branches that a task adapts, or None for all; maml that adapts the head is ANIL. inner: what
+    solves a task. new_task: how a new one is solved in evaluation and use, None for as in learning; theta
+    does not depend on it. linear: of imaml and as-released. policy: what happens when tasks fail
+    numerically, "raise", "warn" or "skip". chunk: tasks worked on at once on each device, or None for all.
+    """
+
+    name: str = "imaml"
+    strength: float | None = 0.5
+    learned: str | None = None
+    adapt: tuple[str, ...] | None = None
+    inner: GradientDescent | NewtonCG = field(default_factory=lambda: GradientDescent(0.2, steps=16))
+    new_task: NewTask | None = None
+    linear: CG | Neumann | GMRES | BiCGStab | Dense = field(default_factory=lambda: CG(steps=5))
+    policy: str = "warn"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        require_one_of("method", "name", self.name, tuple(FAMILY))
+        require_one_of("method", "learned", self.learned, (None, "all", "leaf", "parameter"))
+        require_one_of("method", "policy", self.policy, POLICIES)
+        anchor = FAMILY[self.name].anchor
+        if self.strength is not None:
+            require_number("method", 0, open=True, strength=self.strength)
+        if self.strength is None and anchor == "needed":
+            raise ConfigError(
+                f"method: strength=None with name={self.name!r}; accepted is a positive number."
+            )
+        if self.strength is not None and anchor == "none":
+            raise ConfigError(
+                f"method: strength={self.strength!r} with name={self.name!r}, which has no anchor; accepted "
+                "is none: --method.strength=none, in Python strength=None."
+            )
+        if self.learned is not None and self.name != "imaml":
+            raise ConfigError(
+                f"method: learned={self.learned!r} with name={self.name!r}; accepted is None, or "
+                "name='imaml'."
+            )
+        if not isinstance(self.new_task, NewTask | None):
+            raise ConfigError(f"method: new_task={self.new_task!r}; accepted is a NewTask(inner), or None.")
+        other = None if self.new_task is None else self.new_task.strength
+        if other is not None and self.strength is None:
+            raise ConfigError(
+                f"method: new_task.strength={other!r} where learning has none; accepted is None."
+            )
+        if self.chunk is not None:
+            require_whole("method", 1, chunk=self.chunk)
+
+    def build(self, domain: Any, mesh: Any = None) -> MetaGradient:
+        """The method on a domain's problem, its tasks shared over a mesh's devices."""
+        strength: Any = self.strength
+        if self.learned is not None and strength is not None:
+            strength = learned(strength, self.learned)
+        problem = domain.problem(strength, self.adapt)
+        new_task = None
+        if self.new_task is not None:
+            other = self.new_task.strength
+            new = problem if other is None else domain.problem(other, self.adapt)
+            new_task = Solving(new, self.new_task.inner)
+        common = {"policy": self.policy, "chunk": self.chunk, "mesh": mesh, "new_task": new_task}
+        return FAMILY[self.name].make(self, domain, problem, common)
+
+
+@dataclass(frozen=True)
+class Kin:
+    """One method of the family.
+
+    about: what it is, in a line. make: (recipe, domain, problem, options) -> MetaGradient. fits: whether a
+    MetaGradient is of this method. anchor: whether its problem is "needed" to have one, has "none", or
+    "either". fields: the fields of `Method` that a MetaGradient of it amounts to, beyond those of all.
+    """
+
+    about: str
+    make: Callable[[Method, Any, Problem, Mapping[str, Any]], MetaGradient]
+    fits: Callable[[Any], bool]
+    anchor: str = "needed"
+    fields: Callable[[Any], dict[str, Any]] = lambda method: {}
+
+
+def _split(make: Callable) -> Callable:
+    """A method that learns from the query loss after solving the support."""
+
+    def made(recipe: Method, domain: Any, problem: Problem, options: Mapping[str, Any], **more: Any) -> Any:
+        more = {"inner": recipe.inner, "measure": domain.measure, **options, **more}
+        return make(problem, domain.query_loss, **more)
+
+    return made
+
+
+def _joint(recipe: Method, domain: Any, problem: Problem, options: Mapping[str, Any]) -> MetaGradient:
+    return Joint(domain, problem, inner=recipe.inner, grouped=recipe.name == "multitask", **options)
+
+
+def _joined(grouped: bool) -> Callable[[MetaGradient], bool]:
+    def fits(method: MetaGradient) -> bool:
+        loss = method.rule.loss if isinstance(method.rule, Jointly) else None
+        return isinstance(loss, functools.partial) and loss.keywords.get("grouped", False) == grouped
+
+    return fits
+
+
+def _by(*rules: type) -> Callable[[MetaGradient], bool]:
+    return lambda method: isinstance(method.rule, rules)
+
+
+def _rate(method: MetaGradient) -> Any:
+    """The learned rate of a method's inner solver, or None."""
+    rate = getattr(method.inner, "learning_rate", None)
+    return rate if isinstance(rate, Learned) else None
+
+
+def _released(recipe: Method, domain: Any, problem: Problem, options: Mapping[str, Any]) -> MetaGradient:
+    inner, rate = recipe.inner, getattr(recipe.inner, "learning_rate", None)
+    if not isinstance(rate, float | int) or inner.steps is None or inner.tolerance is not None:
+        raise ConfigError(
+            f"method: inner={inner!r} with name='as-released'; accepted is GradientDescent(rate, steps=...)."
+        )
+    return _split(MetaGradient)(
+        recipe, domain, problem, options,
+        inner=ThenPulled(rate, inner.steps), rule=as_released(recipe.linear),
+    )  # fmt: skip
+
+
+FAMILY: dict[str, Kin] = {
+    "imaml": Kin(
+        "implicit MAML: the meta-gradient from the solution alone",
+        lambda recipe, *rest: _split(IMAML)(recipe, *rest, linear=recipe.linear),
+        _by(Implicit),
+        fields=lambda method: {"linear": method.rule.linear},
+    ),
+    "maml": Kin(
+        "MAML: through every inner step; ANIL where only the head adapts",
+        _split(MAML),
+        lambda method: _by(Unrolled)(method) and _rate(method) is None,
+        "none",
+    ),
+    "fomaml": Kin("first-order MAML", _split(FOMAML), _by(FirstOrder), "none"),
+    "metasgd": Kin(
+        "Meta-SGD: MAML with a learned inner rate for every parameter",
+        _split(MetaSGD),
+        lambda method: _by(Unrolled)(method) and getattr(_rate(method), "per", None) == "parameter",
+        "none",
+        lambda method: {"inner": replace(method.inner, learning_rate=_rate(method).initial)},
+    ),
+    "reptile": Kin(
+        "Reptile: where the tasks went; with an anchor its proximal form",
+        lambda recipe, domain, *rest: _split(Reptile)(recipe, domain, *rest, whole=domain.whole),
+        _by(Displacement, Envelope),
+        "either",
+    ),
+    "transfer": Kin("transfer: one network for all classes, fine-tuned", _joint, _joined(False), "either"),
+    "multitask": Kin("multi-task: one body, a head for each group", _joint, _joined(True), "either"),
+    "as-released": Kin(
+        "the published code's linear system, which is not the paper's",
+        _released,
+        lambda method: method.rule == as_released(getattr(method.rule, "linear", None)),
+        fields=lambda method: {
+            "linear": method.rule.linear,
+            "inner": GradientDescent(method.inner.learning_rate, method.inner.steps),
+        },
+    ),
+}
+
+
+def fields_of(method: MetaGradient) -> dict[str, Any]:
+    """The fields of `Method` that a MetaGradient amounts to; ConfigError where it has no JSON form."""
+    for name, kin in FAMILY.items():
+        if kin.fits(method):
+            return {"name": name, "inner": method.inner, **kin.fields(method)}
+    raise ConfigError(f"the rule, {type(method.rule).__name__}, has no JSON form.")
