@@ -108,8 +108,10 @@ class Checkpoints:
             self._clean()
         return final
 
-    def restore(self, like: Tree) -> Restored:
+    def restore(self, like: Tree, most: int | None = None) -> Restored:
         """The newest checkpoint that is whole, bit for bit as saved, in the structure of `like`.
+
+        most: the newest step that is wanted, by default any.
 
         `like` has arrays or `jax.ShapeDtypeStruct`s. For a NumPy array a NumPy array returns, otherwise a
         (strongly typed) JAX array, sharded as there; 64-bit values stay in NumPy while JAX has x64 off. Every
@@ -117,7 +119,8 @@ class Checkpoints:
         """
         wanted = flatten_names(like, CheckpointError)
         skipped: list[str] = []
-        for step, path in (candidates := self._candidates()):
+        candidates = [(step, path) for step, path in self._candidates() if most is None or step <= most]
+        for step, path in candidates:
             try:
                 record = _verified(path, step)
                 saved = {k: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for k, s, d, _ in record["tree"]}

@@ -11,71 +11,7 @@ from typing import Any
 
 from .arguments import Arguments, meant
 from .errors import ConfigError, DataError, ImamlError
-
-USAGE = """\
-imaml: meta-learning with implicit gradients
-
-  imaml train [PRESET] [--a.b=c ...]   learn across tasks (default preset: characters-5w1s)
-      --steps N --seed S --data PATH --out DIR --minutes M
-      --resume                         go on with the run in DIR
-      --from ARTEFACT                  start from what an earlier run has learned
-      --quiet                          no progress
-  imaml evaluate RUN                   score what was learned on new tasks
-      --split train|validation|test --tasks N --seed S --data PATH --json
-  imaml adapt RUN --support DIR --query DIR [--json]
-                                       learn a new task from images, a folder a class, and predict
-  imaml data list | get NAME [DIR] | check NAME [PATH]
-  imaml report RUN                     write the run's report page again
-  imaml presets                        what can be trained, a line each
-
-RUN is a run's folder or an artefact. `imaml COMMAND --help` says more; so does the README.
-"""
-
-HELP = {
-    "train": """\
-imaml train [PRESET] [options]
-
-Learns across tasks and writes a folder with config.json, events.jsonl, checkpoints/, artefact.safetensors
-and report.html; then scores what was learned on test tasks. Ctrl-C stops it after the step, with a
-checkpoint. `imaml presets` lists the presets.
-
-  --steps N --tasks N --seed S --minutes M   how long, on how many tasks a step, from which seed
-  --data PATH                                where the images lie, for presets that read images
-  --out DIR                                  the run's folder (default: runs/PRESET)
-  --resume                                   go on with the run in --out, as it was configured; options given
-                                             must agree with it, but for when it stops and how often it writes
-  --from RUN                                 a new run that starts from what an earlier one has learned
-  --quiet                                    no progress
-
-Any field of the configuration can be set by its path; config.json in a run's folder shows them all:
-
-  --domain.ways=20 --method.strength=0.5 --method.inner.steps=32 --method.linear=GMRES
-  --method.name=maml --method.strength=none       or fomaml, reptile, transfer, multitask
-  --optimiser.learning_rate=1e-3 --training.patience=5 --training.gradient_below=1e-3
-""",
-    "evaluate": """\
-imaml evaluate RUN [--split test] [--tasks 1000] [--seed 0] [--data PATH] [--json]
-
-Adapts to random tasks of a split and scores the query sets: before and after adaptation, transductive
-(normalised by the query batch's own statistics, as in the literature) and inductive (by the support set's),
-with 95 % intervals over tasks. --data PATH scores a few-shot run on the images at PATH: on Omniglot for a run
-that was trained on characters or Omniglot. RUN is a run's folder or an artefact.
-""",
-    "adapt": """\
-imaml adapt RUN --support DIR --query DIR [--json]
-
-Learns a new task from DIR/CLASS/*.png (any size; dark on light or light on dark) and predicts the class of
-every image in the query folder (in it, or in folders in it), one line each: file, class, probability. Each
-answer depends on its own image and the support set alone. RUN is a run's folder or an artefact.
-""",
-    "data": """\
-imaml data list               what can be read, and where it is looked for
-imaml data get omniglot [DIR] downloads Omniglot and verifies it
-imaml data check omniglot [PATH]
-""",
-    "report": "imaml report RUN\n\nWrites RUN/report.html again from the run's events.\n",
-    "presets": "imaml presets\n\nLists what can be trained.\n",
-}
+from .manual import HELP, USAGE
 
 
 def use_all_cores() -> None:
@@ -300,6 +236,43 @@ def _wave(run: Any, key: Any) -> Any:
     )
 
 
+def compare_command(words: Sequence[str]) -> int:
+    """imaml compare."""
+    options = ("preset", "budget", "out", "data", "tasks", "seeds")
+    arguments = Arguments("compare", words, options, ("quiet", "json"), dotted=True)
+    names = [str(name) for name in arguments.take(0, 100, "names of methods") if name is not None]
+    values, tasks = arguments.values, arguments.whole("tasks", 1000, 2)
+    seeds, name = arguments.whole("seeds", 1, 1), values.get("preset", "characters-5w1s")
+    from .config import override, replace_data
+    from .presets import preset
+
+    config = preset(name)
+    for path, value in arguments.paths:
+        config = override(config, path, value)
+    config = replace_data(config, values.get("data"))
+    minutes = override(config, "training.minutes", values.get("budget", "5"), "--budget").training.minutes
+    if minutes is None:
+        raise ConfigError("--budget none: accepted is a number of minutes for each method.")
+    use_all_cores()
+    from .comparison import Interrupted, compare, rows_of
+    from .comparison_page import text, write_comparison
+
+    rows_of(names)  # a misspelt one is told before anything is read
+    out = Path(values.get("out", f"runs/compare-{name}"))
+    say = (lambda line: None) if "quiet" in arguments.flags else (lambda line: print(line, flush=True))
+    try:
+        options = {"out": out, "minutes": minutes, "tasks": tasks, "seeds": seeds, "progress": False}
+        summary = compare(config, names, say=say, **options)
+    except Interrupted:
+        print(f"interrupted; the same command goes on with what is in {out}")
+        return 130
+    page = write_comparison(summary, out)
+    print(json.dumps(summary, allow_nan=False) if "json" in arguments.flags else text(summary))
+    if "json" not in arguments.flags:
+        print(f"report   {page}")
+    return 0
+
+
 def evaluate_command(words: Sequence[str]) -> int:
     """imaml evaluate."""
     arguments = Arguments("evaluate", words, ("split", "tasks", "seed", "data"), ("json",))
@@ -446,6 +419,7 @@ def presets_command(words: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
+    "compare": compare_command,
     "evaluate": evaluate_command,
     "adapt": adapt_command,
     "data": data_command,

@@ -77,6 +77,10 @@ class Domain(Protocol):
         """Scores of adapted parameters on a task's query set: scalars, by name; `headline` is among them."""
         ...
 
+    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
+        """What calibration errors are made of, by name (`confidences`); nothing where no class is told."""
+        ...
+
     def baselines(self, task: Task) -> dict[str, Array]:
         """Scores of simple methods without learning across tasks, by name, on the headline's scale."""
         ...

@@ -24,9 +24,9 @@ BATCH = 64  # tasks a call, so that memory stays bounded and progress can be tol
 class Evaluation:
     """Scores over tasks: means and half-widths of 95 % intervals (1.96 standard errors over tasks).
 
-    scores: after adaptation. before: at theta, unadapted. baselines: methods without learning across tasks.
-    failed: tasks whose inner solve was not finite: wrong in every accuracy, left out of every
-    loss. values: the scores task by task, for pairing.
+    scores: after adaptation, with `calibration_error` where answers say how sure they are. before: at theta,
+    unadapted. baselines: methods without learning across tasks. failed: tasks whose inner solve was not
+    finite: wrong in every accuracy, left out of every loss. values: the scores task by task, for pairing.
     """
 
     scores: Mapping[str, float]
@@ -99,6 +99,7 @@ def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict
             "after": domain.metrics(phi, task),
             "before": domain.metrics(method.mean(theta), task),
             "baselines": domain.baselines(task),
+            "calibration": domain.calibration(phi, task),
             "numerics": {"finite": jnp.isfinite(solution.stats.residual)},
         }
 
@@ -163,7 +164,9 @@ def evaluate_theta(
     for name, values in after.items():
         bad = ~np.isfinite(values) | failed
         after[name] = np.where(bad, 0.0 if "accuracy" in name else np.nan, values)
+    errors, widths = _calibration(joined["calibration"], ~failed)
     summary = {group: _summary(joined[group]) for group in ("after", "before", "baselines")}
+    summary["after"] = ({**summary["after"][0], **errors}, {**summary["after"][1], **widths})
     return Evaluation(
         *summary["after"],
         *summary["before"],
@@ -185,6 +188,29 @@ def _summary(values: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[s
         means[name] = float(known.mean()) if known.size else np.nan
         widths[name] = float(1.96 * known.std(ddof=1) / np.sqrt(known.size)) if known.size > 1 else np.nan
     return means, widths
+
+
+def _calibration(
+    parts: Mapping[str, np.ndarray], good: np.ndarray
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Expected calibration errors, all tasks' answers together, with 95 % intervals.
+
+    The mean over answers of |how often right - how sure|, bin by bin of confidence (Guo et al. 2017, eq. 3).
+    An interval is 1.96 standard deviations over bootstrap samples of the tasks.
+    """
+    errors, widths = {}, {}
+    draws = np.random.default_rng(0).multinomial(good.sum(), np.full(good.sum(), 1 / max(good.sum(), 1)), 200)
+
+    def error(sums: np.ndarray) -> np.ndarray:
+        rows = np.maximum(sums[..., 0].sum(-1), 1)
+        return np.abs(sums[..., 2] - sums[..., 1]).sum(-1) / rows
+
+    for name, column in parts.items():
+        kept = column[good]
+        errors[name] = float(error(kept.sum(0))) if len(kept) else np.nan
+        samples = np.einsum("st,tbc->sbc", draws, kept)
+        widths[name] = float(1.96 * error(samples).std(ddof=1)) if len(kept) else np.nan
+    return errors, widths
 
 
 def paired(first: Evaluation, second: Evaluation, name: str | None = None) -> tuple[float, float]:

@@ -158,14 +158,14 @@ class GradientDescent:
         """The Solution after descending; its value holds the problem's adapted leaves."""
 
         phi0 = start_of(problem, theta, batch, phi0, key)
-        rates = self._rates(theta, phi0)
+        rates = self.rates(theta, phi0)
 
         def step(slope: Any, phi: Any, memory: Any) -> tuple:
             return jax.tree.map(lambda p, g, r: p - r * g, phi, slope, rates), memory
 
         return iterate(problem, theta, batch, phi0, None, step, self.steps, self.tolerance)
 
-    def _rates(self, theta: Any, phi: Any) -> Any:
+    def rates(self, theta: Any, phi: Any) -> Any:
         """The learning rate of every adapted leaf, a tree like phi."""
         rate = self.learning_rate
         if not isinstance(rate, Learned):

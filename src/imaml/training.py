@@ -418,6 +418,7 @@ class _Loop:
             self._validate(state, count)
 
     def _validate(self, state: dict, count: int) -> None:
+        began = time.monotonic()
         theta = state["average"] if self.average else state["theta"]
         drawn = {"split": "validation", "tasks": self.training.validation_tasks, "seed": VALIDATION_SEED}
         self.last = result = evaluate_theta(self.domain, self.method, theta, **drawn)
@@ -425,6 +426,7 @@ class _Loop:
         sign = 1 if self.domain.higher_is_better else -1
         better = not math.isnan(score) and (math.isnan(self.best) or sign * score > sign * self.best)
         self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
+        self.began += time.monotonic() - began  # a validation is no training time
         self.journal.write(
             "validation",
             step=count,

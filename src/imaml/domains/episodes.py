@@ -48,6 +48,22 @@ def accuracy(logits: Array, labels: Array) -> Array:
     return jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
 
 
+BINS = 15  # of confidence, as in Guo et al. 2017
+
+
+def confidences(logits: Array, labels: Array) -> Array:
+    """By bin of confidence: rows, the sum of their confidences, and how many are right; (bins, 3).
+
+    Confidence is the largest probability; bins are equally wide. What calibration errors are made of.
+    """
+    probabilities = jax.nn.softmax(logits)
+    sure = probabilities.max(axis=1)
+    right = (jnp.argmax(logits, axis=1) == labels).astype(sure.dtype)
+    bins = jnp.minimum((sure * BINS).astype(jnp.int32), BINS - 1)
+    parts = jnp.stack([jnp.ones_like(sure), sure, right], axis=1)
+    return jnp.zeros((BINS, 3), sure.dtype).at[bins].add(parts)
+
+
 def distinct(key: Array, number: int | Array, wanted: int) -> Array:
     """`wanted` distinct whole numbers below `number`, uniform, int32 (wanted,); no work grows with `number`.
 

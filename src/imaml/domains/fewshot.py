@@ -14,7 +14,7 @@ from ..errors import ConfigError, DataError
 from ..models import Conv4
 from ..problem import Problem, Task, plain, proximal
 from . import distortion, strokes
-from .episodes import Indices, Labelled, accuracy, cross_entropy, distinct, then, turn
+from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, distinct, then, turn
 from .images import Images
 
 SOURCES = ("characters", "omniglot", "mini-imagenet", "images")
@@ -198,12 +198,19 @@ class FewShot:
         those of the table, such as alphabets, and every fifty of the characters drawn on the fly.
         """
         assert batch.classes is not None
-        logits = self.network.forward(theta, batch.images)[0]
         if grouped:
-            numbers = jnp.arange(logits.shape[1], dtype=jnp.int32)
-            groups = numbers // 50 if self.groups is None else self.groups
-            logits = jnp.where(groups[None] == groups[batch.classes][:, None], logits, -jnp.inf)
-        return cross_entropy(logits, batch.classes)
+            return cross_entropy(self._in_group(theta, batch), batch.classes)
+        return cross_entropy(self.network.forward(theta, batch.images)[0], batch.classes)
+
+    def _groups(self, classes: int) -> Array:
+        """The number of each class's group, (classes,)."""
+        return jnp.arange(classes, dtype=jnp.int32) // 50 if self.groups is None else self.groups
+
+    def _in_group(self, theta: Any, batch: Labelled) -> Array:
+        """Logits of wide parameters, (n, classes), minus infinity outside an image's own group."""
+        logits = self.network.forward(theta, batch.images)[0]
+        groups = self._groups(logits.shape[1])
+        return jnp.where(groups[None] == groups[batch.classes][:, None], logits, -jnp.inf)
 
     def query_loss(self, phi: Any, theta: Any, batch: Labelled) -> Array:
         """The mean cross-entropy on the query batch, a scalar."""
@@ -291,6 +298,32 @@ class FewShot:
             scores["accuracy" + suffix] = accuracy(logits, query.labels)
             scores["loss" + suffix] = cross_entropy(logits, query.labels)
         return scores
+
+    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
+        """How sure the answers to the query set are, and how often right: see `confidences`, (bins, 3)."""
+        query = task.query
+        parts = {"calibration_error": False, "calibration_error_inductive": True}
+        return {name: confidences(self.logits(phi, query, way), query.labels) for name, way in parts.items()}
+
+    def trade_off(self, theta: Any, tasks: int = 1000, seed: int = 0) -> dict[str, Any]:
+        """How well joint learning serves each group of training classes, on random training tasks.
+
+        theta: as `wide` makes it; an image's answer is the largest output of its own group. The accuracy by
+        group, and its least, quartiles and most.
+        """
+        groups = self._groups(theta["head"]["bias"].shape[0])
+
+        def one(key: Array) -> tuple[Array, Array]:
+            task = self.sample(key, "train")
+            batch = self.whole(*task)
+            logits = self._in_group(theta, batch)
+            return groups[batch.classes], jnp.argmax(logits, axis=1) == batch.classes
+
+        keys = jax.random.split(jax.random.key(seed), tasks)
+        numbers, right = (np.asarray(a).ravel() for a in jax.jit(lambda k: jax.lax.map(one, k))(keys))
+        shares = {int(g): float(right[numbers == g].mean()) for g in np.unique(numbers)}
+        quartiles = np.quantile(list(shares.values()), [0, 0.25, 0.5, 0.75, 1]).tolist()
+        return {"accuracy": shares, "least_quartiles_most": quartiles, "images": int(right.size)}
 
     def measure(self, phi: Any, theta: Any, batch: Labelled) -> dict[str, Array]:
         """The accuracy on a query batch, normalised as in training; for a method's `measure`."""

@@ -136,6 +136,10 @@ class Sinusoid:
         """The mean squared error on the query points."""
         return {"loss": 2 * self.query_loss(phi, None, task.query)}
 
+    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
+        """Nothing: a number is answered without saying how sure."""
+        return {}
+
     def measure(self, phi: Any, theta: Any, batch: Points) -> dict[str, Array]:
         """Nothing beyond the loss; for a method's `measure`."""
         return {}
@@ -272,6 +276,10 @@ class LinearGaussian:
     def metrics(self, phi: Array, task: Task) -> dict[str, Array]:
         """The mean squared error on the query rows."""
         return {"loss": 2 * self.query_loss(phi, None, task.query)}
+
+    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
+        """Nothing: a number is answered without saying how sure."""
+        return {}
 
     def measure(self, phi: Any, theta: Any, batch: Points) -> dict[str, Array]:
         """Nothing beyond the loss; for a method's `measure`."""

@@ -1,0 +1,456 @@
+"""Methods side by side under one protocol, so that their differences mean something.
+
+The same domain, network, initialisation (by seed), outer optimiser and test tasks for all; equal wall-clock,
+and equal number of tasks seen. Differences are paired task by task. The outer learning rate is constant and
+theta averaged, so that a run is comparable at every moment: what annealing gives depends on when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .checkpoint import Checkpoints
+from .config import Config, load_config, to_json
+from .errors import ConfigError, DataError, NumericalError, meant
+from .evaluation import Evaluation, evaluate_theta
+from .family import NewTask
+from .folder import first_difference
+from .inner import GradientDescent
+from .journal import FILE, read_events
+from .linear import CG
+from .newton import NewtonCG
+from .training import Run, devices_mesh, initial_state, train
+
+STEPS = 10**7  # at most; it is the minutes that end a run
+GRID = 200  # steps between validations, each with a checkpoint
+VALIDATION_TASKS = 200
+SWEEP = (0, 1, 2, 4, 8, 16, 32, 64, 128)  # inner steps at test time
+SWEEP_TASKS = 200
+REFERENCE = "imaml"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of the comparison: how it changes a preset's recipe.
+
+    about: what it is, in a line. method, optimiser: fields that differ from the preset's. rate: by how much
+    the preset's inner learning rate is multiplied in learning. fine: how many steps a new task is solved by,
+    at the preset's rate for new tasks; None for as `method` says, else as the preset. learns: whether it
+    learns across tasks at all.
+    """
+
+    about: str
+    method: Mapping[str, Any] = field(default_factory=dict)
+    optimiser: Mapping[str, Any] = field(default_factory=dict)
+    rate: float = 1.0
+    fine: int | None = None
+    learns: bool = True
+
+    def config(self, base: Config, minutes: float, seed: int) -> Config:
+        """The run that this row makes of a preset."""
+        training = replace(
+            base.training,
+            steps=STEPS if self.learns else 0,
+            minutes=minutes,
+            seed=seed,
+            validate_every=GRID if self.learns else 0,
+            validation_tasks=VALIDATION_TASKS,
+            checkpoint_every=GRID,
+            keep=10**6,
+            patience=None,
+            gradient_below=None,
+            test_tasks=0,
+        )
+        optimiser = replace(base.optimiser, schedule="constant", **self.optimiser)
+        changes, inner = dict(self.method), base.method.inner
+        if "inner" not in changes and isinstance(inner, GradientDescent):
+            changes["inner"] = replace(inner, learning_rate=self.rate * inner.learning_rate)  # type: ignore[operator]
+        if self.fine is not None:
+            solver = inner if base.method.new_task is None else base.method.new_task.inner
+            changes["new_task"] = NewTask(replace(solver, steps=self.fine))
+        return replace(base, method=replace(base.method, **changes), optimiser=optimiser, training=training)
+
+
+# What differs from the preset was chosen by trials on validation tasks, as many for each method: see
+# benchmarks/results/tuning.json.
+_PLAIN = {"strength": None, "new_task": None}
+ROWS: dict[str, Row] = {
+    "scratch": Row(
+        "each task from a random start, nothing learned across tasks",
+        {"name": "fomaml", **_PLAIN},
+        fine=64,
+        learns=False,
+    ),
+    "transfer-head": Row(
+        "one network for all classes, then a new head is fitted",
+        {"name": "transfer", **_PLAIN, "adapt": ("head",)},
+        fine=64,
+    ),
+    "transfer": Row(
+        "one network for all classes, then fine-tuned as a whole",
+        {"name": "transfer", **_PLAIN},
+        fine=64,
+    ),
+    "multitask": Row(
+        "one body with a head for every group of classes, then fine-tuned with a new head",
+        {"name": "multitask", **_PLAIN},
+        fine=64,
+    ),
+    "maml": Row("MAML, through every inner step", {"name": "maml", **_PLAIN}),
+    "fomaml": Row("first-order MAML", {"name": "fomaml", **_PLAIN}),
+    "reptile": Row("Reptile, theta - phi_k", {"name": "reptile", **_PLAIN}),
+    "reptile-proximal": Row("Reptile on the anchored problem, strength (theta - phi*)", {"name": "reptile"}),
+    "anil": Row("MAML that adapts the head alone", {"name": "maml", **_PLAIN, "adapt": ("head",)}),
+    "metasgd": Row("Meta-SGD, an inner rate learned for every parameter", {"name": "metasgd", **_PLAIN}),
+    "imaml": Row("implicit MAML, gradient descent inside"),
+    "imaml-hessian-free": Row(
+        "implicit MAML, Newton-CG with a line search inside",
+        {"inner": NewtonCG(steps=3, linear=CG(steps=5))},
+    ),
+    "imaml-head": Row("implicit MAML that adapts the head alone", {"adapt": ("head",)}),
+    "imaml-learned": Row(
+        "implicit MAML, a strength learned for every layer", {"learned": "leaf", "new_task": None}
+    ),
+    "as-released": Row(
+        "the published implementation: another linear system, no anchor inside", {"name": "as-released"}
+    ),
+}
+
+
+def rows_of(names: Sequence[str]) -> dict[str, Row]:
+    """The rows named, in the table's order, or all; ConfigError says what was meant."""
+    for name in names:
+        if name not in ROWS:
+            raise ConfigError(f"compare: there is no method {name!r}{meant(name, ROWS)}")
+    return {name: row for name, row in ROWS.items() if name in names or not names}
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM stopped a row; what it had is in its checkpoint."""
+
+
+def compare(
+    base: Config,
+    names: Sequence[str] = (),
+    *,
+    out: str | Path,
+    minutes: float,
+    tasks: int = 1000,
+    seeds: int = 1,
+    progress: bool | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Trains and evaluates methods in turn; returns what `out`/comparison.json then holds.
+
+    base: a preset's configuration, which each row of `ROWS` changes. names: which rows, by default all.
+    minutes: of training for each, without validations. tasks: test tasks, the same for all. seeds: so many
+    runs of each, from seeds 0, 1, ...; their scores are averaged task by task. out: what is done already is
+    kept, what was cut off goes on. say: told a line about each row.
+    """
+    out, rows = Path(out), rows_of(names)
+    domain = base.domain.build()
+    _check_plan(out, base, minutes, tasks)
+    found: dict[str, list[_Result]] = {}
+    for seed in range(seeds):
+        for name, row in rows.items():
+            began = time.monotonic()
+            config = row.config(base, minutes, seed)
+            result = _row(domain, name, config, out / name / f"seed-{seed}", tasks, progress)
+            found.setdefault(name, []).append(result)
+            took = f" ({time.monotonic() - began:.0f} s)"
+            say(f"{name:<20} seed {seed}  {result.line(domain.headline)}{took}")
+    common = min((r.last for results in found.values() for r in results if r.last is not None), default=0)
+    for name, results in found.items():
+        for seed, result in enumerate(results):
+            if result.last is not None and common:
+                result.equal = _equal(domain, rows[name].config(base, minutes, seed), result, common, tasks)
+    summary = _summary(base, minutes, tasks, seeds, domain, rows, found, common * base.training.tasks)
+    _write(out / "comparison.json", summary)
+    return summary
+
+
+def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
+    """Writes what is compared, or refuses a folder in which something else is (ConfigError)."""
+    file, plan = out / "plan.json", {"config": to_json(base), "minutes": minutes, "tasks": tasks}
+    if file.is_file():
+        try:
+            old = json.loads(file.read_text())
+        except ValueError as error:
+            raise DataError(
+                f"{file} is no JSON ({error}); put back a copy, or choose another --out."
+            ) from error
+        before, now = ({k: v for k, v in given.items() if k != "config"} for given in (old, plan))
+        difference = first_difference(old.get("config"), plan["config"]) or first_difference(before, now)
+        if difference:
+            raise ConfigError(
+                f"{out} holds another comparison: {difference}. Leave that as it was, or choose another "
+                "--out."
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and holds no comparison; choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    _write(file, plan)
+
+
+def _write(file: Path, content: Any) -> None:
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    os.replace(part, file)
+
+
+@dataclass
+class _Result:
+    """One run: what result.json says, the test scores task by task, and the last step with a checkpoint."""
+
+    folder: Path
+    content: dict[str, Any]
+    values: dict[str, np.ndarray]
+    last: int | None
+    equal: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None
+
+    def line(self, headline: str) -> str:
+        c = self.content
+        return (
+            f"{c['steps']:>6} steps in {c['seconds']:.0f} s  {headline} {c['scores'][headline]:.4f} "
+            f"+- {c['ci95'][headline]:.4f}"
+        )
+
+
+def _row(domain: Any, name: str, config: Config, folder: Path, tasks: int, progress: bool | None) -> _Result:
+    """One row's run, trained and evaluated; what was done before is read."""
+    file, arrays = folder / "result.json", folder / "values.npz"
+    if not file.is_file():
+        run = _trained(domain, config, folder / "run", progress)
+        content, evaluation = _measured(domain, config, run, tasks)
+        _save(folder, "", {"method": name, **content}, evaluation)
+    content = json.loads(file.read_text())
+    with np.load(arrays) as stored:
+        values = {key: stored[key] for key in stored.files}
+    last = content["steps"] // GRID * GRID if config.training.steps else None
+    return _Result(folder, content, values, last)
+
+
+def _save(folder: Path, prefix: str, content: dict[str, Any], evaluation: Evaluation) -> None:
+    """Writes the scores task by task, then the result; a result that is there is whole."""
+    arrays: dict[str, Any] = {name: v.astype(np.float32) for name, v in evaluation.values.items()}
+    np.savez(folder / f"{prefix}values.npz", **arrays)
+    _write(folder / f"{prefix}result.json", content)
+
+
+def _trained(domain: Any, config: Config, folder: Path, progress: bool | None) -> Run:
+    """The run, begun or gone on with."""
+    resume = (folder / "config.json").is_file()
+    if resume:
+        load_config((folder / "config.json").read_text(), str(folder / "config.json"))
+    training = {f.name: getattr(config.training, f.name) for f in fields(config.training)}
+    method = config.method.build(domain, devices_mesh(config.training.tasks))
+    run = train(domain, method, config.optimiser, out=folder, resume=resume, progress=progress, **training)
+    if run.reason == "interrupted":
+        raise Interrupted
+    return run
+
+
+def _measured(domain: Any, config: Config, run: Run, tasks: int) -> tuple[dict[str, Any], Evaluation]:
+    """What is said of a finished run, and its evaluation on the test tasks."""
+    evaluation = evaluate_theta(domain, run.method, run.theta, split="test", tasks=tasks)
+    events = read_events(Path(str(run.folder)) / FILE)
+    checks = {event["step"]: event for event in events if event["event"] == "validation"}
+    curve = [
+        {"tasks": step * config.training.tasks, "seconds": checks[step]["seconds"], **checks[step]["scores"]}
+        for step in sorted(checks)
+    ]
+    ends = [event for event in events if event["event"] == "end"]
+    recipe = to_json(config)
+    recipe["domain"].pop("data", None)
+    content = {
+        "steps": run.step,
+        "tasks_seen": run.step * config.training.tasks,
+        "seconds": ends[-1]["seconds"] if run.step else 0.0,
+        "reason": run.reason,
+        **_scores(evaluation),
+        "curve": curve,
+        "inner_steps": sweep(domain, run.method, run.theta, "test", SWEEP_TASKS),
+        "adaptation_ms": adaptation_ms(domain, run),
+        "failed_in_training": sum(e["failed"] for e in events if e["event"] == "step"),
+        "config": recipe,
+    }
+    if config.method.name == "multitask":
+        content["groups"] = domain.trade_off(run.theta)
+    return content, evaluation
+
+
+def _scores(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "scores": dict(evaluation.scores),
+        "ci95": dict(evaluation.ci95),
+        "before": dict(evaluation.before),
+        "baselines": dict(evaluation.baselines),
+        "failed": evaluation.failed,
+    }
+
+
+def _equal(
+    domain: Any, config: Config, result: _Result, step: int, tasks: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The scores of a run as it was after `step` steps."""
+    file = result.folder / "equal-result.json"
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    if content.get("step") != step:
+        method = config.method.build(domain, devices_mesh(config.training.tasks))
+        transform, average = config.optimiser.build(config.training.steps), config.optimiser.average
+        like = jax.eval_shape(
+            lambda key: initial_state(domain, method, transform, key, average), jax.random.key(0)
+        )
+        state = Checkpoints(result.folder / "run" / "checkpoints").restore(like, step).state
+        theta = state["average"] if average else state["theta"]
+        evaluation = evaluate_theta(domain, method, theta, split="test", tasks=tasks)
+        content = {"step": step, **_scores(evaluation)}
+        _save(result.folder, "equal-", content, evaluation)
+    with np.load(result.folder / "equal-values.npz") as stored:
+        return content, {key: stored[key] for key in stored.files}
+
+
+def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: int = 0) -> dict[str, Any]:
+    """The headline on tasks of a split after more and more inner steps: {"steps", the headline, "ci95"}.
+
+    The problem and gradient descent are those that solve new tasks; another inner solver is passed over for
+    gradient descent at its place in the preset. Steps go on from one another, so one program does them all.
+    """
+    problem, inner = (method.problem, method.inner) if method.new_task is None else method.new_task
+    start, headline = method.start(theta), domain.headline
+    if not isinstance(inner, GradientDescent):
+        return {}
+
+    def one(key: Array) -> Array:
+        task = domain.sample(key, split)
+        phi = problem.init(start, task.support, key)
+        rates = inner.rates(start, phi)
+
+        def descend(_: Any, phi: Any) -> Any:
+            slope = problem.residual(phi, start, task.support)
+            return jax.tree.map(lambda p, g, r: p - r * g, phi, slope, rates)
+
+        def further(phi: Any, steps: Array) -> tuple[Any, Array]:
+            phi = lax.fori_loop(0, steps, descend, phi)
+            return phi, domain.metrics(problem.full(phi, start), task)[headline]
+
+        return lax.scan(further, phi, jnp.diff(jnp.asarray(SWEEP), prepend=0))[1]
+
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(tasks))
+    scores = np.asarray(jax.jit(lambda keys: lax.map(one, keys))(keys), np.float64)
+    width = 1.96 * scores.std(axis=0, ddof=1) / np.sqrt(tasks)
+    known = np.atleast_1d(np.isfinite(scores).all(axis=0))
+    return {
+        "steps": [s for s, good in zip(SWEEP, known, strict=True) if good],
+        headline: scores.mean(axis=0)[known].tolist(),
+        "ci95": width[known].tolist(),
+    }
+
+
+def adaptation_ms(domain: Any, run: Run, calls: int = 20) -> float | None:
+    """Milliseconds that a new task takes to adapt to, in use: the median of `calls` after the first."""
+    times = []
+    for i in range(calls + 1):
+        support = jax.device_get(domain.sample(jax.random.fold_in(jax.random.key(1), i), "test").support)
+        began = time.perf_counter()
+        try:
+            jax.block_until_ready(run.adapt(support[0], support[1]).phi)
+        except NumericalError:  # told by the scores
+            return None
+        times.append(1e3 * (time.perf_counter() - began))
+    return float(np.median(times[1:]))
+
+
+def _summary(
+    base: Config,
+    minutes: float,
+    tasks: int,
+    seeds: int,
+    domain: Any,
+    rows: Mapping[str, Row],
+    found: Mapping[str, list[_Result]],
+    common: int,
+) -> dict[str, Any]:
+    """Everything that the table and the page show."""
+    recipe = to_json(base)
+    recipe["domain"].pop("data", None)
+    reference = REFERENCE if REFERENCE in found else next(iter(found))
+    listed = []
+    for name, results in found.items():
+        first = results[0].content
+        entry = {
+            "method": name,
+            "about": rows[name].about,
+            "runs": [_without(r.content, "config") for r in results],
+            "config": first["config"],
+            "equal_time": _mean([r.values for r in results]),
+            "difference_at_equal_time": _difference(
+                [r.values for r in results], [r.values for r in found[reference]]
+            ),
+        }
+        snapshots = [r.equal[1] for r in results if r.equal is not None]
+        others = [r.equal[1] for r in found[reference] if r.equal is not None]
+        if snapshots:
+            entry["equal_tasks"] = _mean(snapshots)
+            entry["difference_at_equal_tasks"] = _difference(snapshots, others) if others else {}
+        listed.append(entry)
+    return {
+        "minutes": minutes,
+        "test_tasks": tasks,
+        "seeds": seeds,
+        "equal_tasks": common,
+        "reference": reference,
+        "headline": domain.headline,
+        "higher_is_better": domain.higher_is_better,
+        "config": recipe,
+        "rows": listed,
+    }
+
+
+def _without(content: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in names}
+
+
+def _over_seeds(runs: Sequence[Mapping[str, np.ndarray]], name: str) -> np.ndarray:
+    """The score of every test task, averaged over seeds."""
+    return np.mean([run[name].astype(np.float64) for run in runs], axis=0)
+
+
+def _mean(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Each score's mean with its interval over tasks, and the seeds' own means."""
+    summary = {}
+    for name in runs[0]:
+        values = _over_seeds(runs, name)
+        known = values[np.isfinite(values)]
+        if known.size < 2:
+            continue
+        width = 1.96 * known.std(ddof=1) / np.sqrt(known.size)
+        means = [float(np.nanmean(run[name])) for run in runs]
+        summary[name] = {"mean": float(known.mean()), "ci95": float(width), "seeds": means}
+    return summary
+
+
+def _difference(
+    runs: Sequence[Mapping[str, np.ndarray]], others: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Any]:
+    """Each score less that of the reference on the same tasks, with the interval over tasks."""
+    summary = {}
+    for name in runs[0]:
+        gap = _over_seeds(runs, name) - _over_seeds(others, name)
+        gap = gap[np.isfinite(gap)]
+        if gap.size > 1:
+            width = 1.96 * gap.std(ddof=1) / np.sqrt(gap.size)
+            summary[name] = {"mean": float(gap.mean()), "ci95": float(width)}
+    return summary

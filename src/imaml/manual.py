@@ -1,0 +1,89 @@
+"""What the command line says of itself: the usage, and the help of each command."""
+
+from __future__ import annotations
+
+USAGE = """\
+imaml: meta-learning with implicit gradients
+
+  imaml train [PRESET] [--a.b=c ...]   learn across tasks (default preset: characters-5w1s)
+      --steps N --seed S --data PATH --out DIR --minutes M
+      --resume                         go on with the run in DIR
+      --from ARTEFACT                  start from what an earlier run has learned
+      --quiet                          no progress
+  imaml compare [METHOD ...]           train and score methods side by side
+      --preset PRESET --budget MINUTES --seeds N --tasks N --data PATH --out DIR --json
+  imaml evaluate RUN                   score what was learned on new tasks
+      --split train|validation|test --tasks N --seed S --data PATH --json
+  imaml adapt RUN --support DIR --query DIR [--json]
+                                       learn a new task from images, a folder a class, and predict
+  imaml data list | get NAME [DIR] | check NAME [PATH]
+  imaml report RUN                     write the run's report page again
+  imaml presets                        what can be trained, a line each
+
+RUN is a run's folder or an artefact. `imaml COMMAND --help` says more; so does the README.
+"""
+
+HELP = {
+    "train": """\
+imaml train [PRESET] [options]
+
+Learns across tasks and writes a folder with config.json, events.jsonl, checkpoints/, artefact.safetensors
+and report.html; then scores what was learned on test tasks. Ctrl-C stops it after the step, with a
+checkpoint. `imaml presets` lists the presets.
+
+  --steps N --tasks N --seed S --minutes M   how long, on how many tasks a step, from which seed
+  --data PATH                                where the images lie, for presets that read images
+  --out DIR                                  the run's folder (default: runs/PRESET)
+  --resume                                   go on with the run in --out, as it was configured; options given
+                                             must agree with it, but for when it stops and how often it writes
+  --from RUN                                 a new run that starts from what an earlier one has learned
+  --quiet                                    no progress
+
+Any field of the configuration can be set by its path; config.json in a run's folder shows them all:
+
+  --domain.ways=20 --method.strength=0.5 --method.inner.steps=32 --method.linear=GMRES
+  --method.name=maml --method.strength=none       or fomaml, reptile, transfer, multitask
+  --optimiser.learning_rate=1e-3 --training.patience=5 --training.gradient_below=1e-3
+""",
+    "compare": """\
+imaml compare [METHOD ...] [--preset characters-5w1s] [--budget 5] [options]
+
+Trains each method for so many minutes, scores all on the same test tasks, and writes comparison.json,
+comparison.md and comparison.html: at equal time and at equal tasks seen, with paired differences from imaml.
+Without METHOD, all of them:
+
+  scratch transfer-head transfer multitask maml fomaml reptile reptile-proximal anil metasgd
+  imaml imaml-hessian-free imaml-head imaml-learned as-released
+
+  --seeds N      so many runs of each, averaged task by task (default 1)
+  --tasks N      test tasks (default 1000)
+  --data PATH    where the images lie, for presets that read images
+  --out DIR      where everything is written (default: runs/compare-PRESET); the same command goes on with
+                 what an earlier one has left there
+  --json         the result as JSON instead of a table; --quiet: no line for each method done
+
+Any field of the preset can be set by its path, as for imaml train: --domain.ways=20
+""",
+    "evaluate": """\
+imaml evaluate RUN [--split test] [--tasks 1000] [--seed 0] [--data PATH] [--json]
+
+Adapts to random tasks of a split and scores the query sets: before and after adaptation, transductive
+(normalised by the query batch's own statistics, as in the literature) and inductive (by the support set's),
+with 95 % intervals over tasks. --data PATH scores a few-shot run on the images at PATH: on Omniglot for a run
+that was trained on characters or Omniglot. RUN is a run's folder or an artefact.
+""",
+    "adapt": """\
+imaml adapt RUN --support DIR --query DIR [--json]
+
+Learns a new task from DIR/CLASS/*.png (any size; dark on light or light on dark) and predicts the class of
+every image in the query folder (in it, or in folders in it), one line each: file, class, probability. Each
+answer depends on its own image and the support set alone. RUN is a run's folder or an artefact.
+""",
+    "data": """\
+imaml data list               what can be read, and where it is looked for
+imaml data get omniglot [DIR] downloads Omniglot and verifies it
+imaml data check omniglot [PATH]
+""",
+    "report": "imaml report RUN\n\nWrites RUN/report.html again from the run's events.\n",
+    "presets": "imaml presets\n\nLists what can be trained.\n",
+}

@@ -1,0 +1,211 @@
+"""Methods side by side: the protocol, going on after a stop, the table and its page."""
+
+import itertools
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import imaml
+from imaml import cli, comparison
+from imaml.adaptation import _without_data
+from imaml.config import override
+from imaml.presets import preset
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A sinusoid preset of a few small tasks, with a validation every three steps."""
+    monkeypatch.setattr(comparison, "GRID", 3)
+    monkeypatch.setattr(comparison, "STEPS", 7)
+    monkeypatch.setattr(comparison, "VALIDATION_TASKS", 2)
+    monkeypatch.setattr(comparison, "SWEEP", (0, 1, 2, 4))
+    monkeypatch.setattr(comparison, "SWEEP_TASKS", 3)
+    config = preset("sinusoid")
+    changes = {
+        "domain.hidden": "4",
+        "training.tasks": "4",
+        "method.inner.steps": "3",
+        "training.log_every": "1",
+    }
+    for path, text in changes.items():
+        config = override(config, path, text)
+    with jax.numpy_rank_promotion("allow"):
+        yield config
+
+
+def run(config, out, names=("scratch", "fomaml", "imaml"), **options):
+    said = []
+    options = {"minutes": 10.0, "tasks": 6, "progress": False, "say": said.append, **options}
+    return comparison.compare(config, names, out=out, **options), said
+
+
+def test_every_row_makes_a_recipe_of_every_preset():
+    for name in ("characters-5w1s", "omniglot-5w1s", "omniglot-20w1s"):
+        for row in comparison.ROWS.values():
+            config = row.config(preset(name), 5.0, 1)
+            assert config.domain == preset(name).domain
+            assert (config.training.minutes, config.training.seed) == (5.0, 1)
+            config.method.build(_without_data(config.domain))
+
+
+def test_methods_are_scored_on_the_same_tasks_at_equal_time_and_equal_tasks(small, tmp_path):
+    out = tmp_path / "out"
+    summary, said = run(small, out)
+    assert [row["method"] for row in summary["rows"]] == ["scratch", "fomaml", "imaml"]
+    assert len(said) == 3
+    assert summary["equal_tasks"] == 24
+    by_name = {row["method"]: row for row in summary["rows"]}
+    assert by_name["scratch"]["runs"][0]["tasks_seen"] == 0
+    assert "equal_tasks" not in by_name["scratch"]
+    values = {}
+    for name in by_name:
+        with np.load(out / name / "seed-0" / "values.npz") as stored:
+            values[name] = stored["loss"]
+    gap = values["fomaml"].astype(float) - values["imaml"]
+    stated = by_name["fomaml"]["difference_at_equal_time"]["loss"]
+    np.testing.assert_allclose(stated["mean"], gap.mean(), rtol=1e-6)
+    np.testing.assert_allclose(stated["ci95"], 1.96 * gap.std(ddof=1) / np.sqrt(6), rtol=1e-6)
+    assert by_name["imaml"]["difference_at_equal_time"]["loss"]["mean"] == 0
+    # at theta itself, before any inner step, scratch is the network that all began with
+    start = by_name["scratch"]["runs"][0]["inner_steps"]
+    assert start["steps"] == [0, 1, 2, 4]
+    for row in (by_name["fomaml"], by_name["imaml"]):
+        curve = row["runs"][0]["curve"]
+        assert [point["tasks"] for point in curve] == [12, 24, 28]
+        assert all(a["seconds"] <= b["seconds"] for a, b in itertools.pairwise(curve))
+        assert row["runs"][0]["adaptation_ms"] > 0
+    assert json.loads((out / "comparison.json").read_text()) == summary
+
+
+def test_equal_tasks_are_the_checkpoint_of_that_step(small, tmp_path):
+    summary, _ = run(small, tmp_path / "out", ("fomaml", "imaml"))
+    step = summary["equal_tasks"] // 4
+    entry = next(row for row in summary["rows"] if row["method"] == "imaml")
+    short = comparison.ROWS["imaml"].config(small, 10.0, 0)
+    domain = small.domain.build()
+    trained = imaml.train(
+        domain,
+        short.method.build(domain),
+        short.optimiser,
+        steps=step,
+        tasks=4,
+        validate_every=0,
+        progress=False,
+    )
+    again = imaml.evaluate(trained, tasks=6)
+    np.testing.assert_allclose(entry["equal_tasks"]["loss"]["mean"], again.scores["loss"], rtol=1e-5)
+
+
+def test_what_is_done_is_kept_and_what_was_cut_off_goes_on(small, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run(small, out, ("imaml",))
+    before = (out / "imaml" / "seed-0" / "result.json").read_bytes()
+    measured = comparison._measured
+
+    def cut_off(*arguments):
+        raise comparison.Interrupted
+
+    monkeypatch.setattr(comparison, "_measured", cut_off)
+    with pytest.raises(comparison.Interrupted):
+        run(small, out, ("fomaml", "imaml"))
+    monkeypatch.setattr(comparison, "_measured", measured)
+    summary, _ = run(small, out, ("fomaml", "imaml"))
+    assert summary["rows"][0]["runs"][0]["steps"] == 7
+    events = (out / "fomaml" / "seed-0" / "run" / "events.jsonl").read_text()
+    assert events.count('"event": "start"') == events.count('"event": "resume"') == 1
+    assert (out / "imaml" / "seed-0" / "result.json").read_bytes() == before
+    other = override(small, "domain.hidden", "5")
+    with pytest.raises(
+        imaml.ConfigError, match=r"holds another comparison: domain\.hidden was 4 and is now 5"
+    ):
+        run(other, out)
+    with pytest.raises(imaml.ConfigError, match=r"another comparison: minutes was 10\.0 and is now 0\.03"):
+        run(small, out, minutes=0.03)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(imaml.ConfigError, match="exists and holds no comparison"):
+        run(small, tmp_path)
+
+
+def test_the_sweep_is_gradient_descent_from_theta(small):
+    domain = small.domain.build()
+    method, theta = small.method.build(domain), domain.init(jax.random.key(0))
+    found = comparison.sweep(domain, method, theta, "test", 3)
+    losses = []
+    for i in range(3):
+        task = domain.sample(jax.random.fold_in(jax.random.key(0), i), "test")
+        phi = imaml.GradientDescent(small.method.inner.learning_rate, steps=4)(
+            method.problem, theta, task.support
+        )
+        losses.append(float(domain.metrics(phi.value, task)["loss"]))
+    np.testing.assert_allclose(found["loss"][-1], np.mean(losses), rtol=1e-5)
+
+
+def summary_of(**changes):
+    def row(name, accuracy):
+        scores = {"accuracy": {"mean": accuracy, "ci95": 0.01}, "loss": {"mean": 1.0, "ci95": 0.1}}
+        scores["accuracy_inductive"] = {"mean": accuracy - 0.1, "ci95": 0.01}
+        points = [{"tasks": n, "seconds": n / 2, "accuracy": accuracy * n / 20} for n in (10, 20)]
+        swept = {"steps": [0, 1], "accuracy": [0.2, accuracy], "ci95": [0.1, 0.1]}
+        one = {"tasks_seen": 20, "steps": 2, "adaptation_ms": 3.4, "curve": points, "inner_steps": swept}
+        one["scores"] = {"calibration_error": 0.051}
+        return {
+            "method": name,
+            "about": f"about <{name}>",
+            "runs": [one],
+            "equal_time": scores,
+            "equal_tasks": scores,
+            "difference_at_equal_time": {"accuracy": {"mean": -0.05, "ci95": 0.02}},
+            "difference_at_equal_tasks": {"accuracy": {"mean": 0.05, "ci95": 0.02}},
+        }
+
+    return {
+        "minutes": 5,
+        "test_tasks": 1000,
+        "seeds": 1,
+        "equal_tasks": 20,
+        "reference": "imaml",
+        "headline": "accuracy",
+        "rows": [row("maml", 0.8), row("imaml", 0.9)],
+        **changes,
+    }
+
+
+def test_the_table_says_what_there_is(tmp_path):
+    from imaml.comparison_page import markdown, text, write_comparison
+
+    summary = summary_of()
+    table = markdown(summary)
+    assert "| maml | 20 | 80.00 ± 1.00 | 70.00 ± 1.00 | 1.0000 ± 0.1000 | 5.10 | -5.00 ± 2.00 |" in table
+    assert "+5.00 ± 2.00 | 3 |" in table
+    lines = text(summary).splitlines()
+    assert len({line.index("±") for line in lines[1:3]}) == 1
+    page = write_comparison(summary, tmp_path).read_text()
+    assert "about &lt;maml&gt;" in page
+    assert page.count('<svg viewBox="0 0 460') == 6
+    assert not re.search(r"https?://|<script", page)
+    assert (tmp_path / "comparison.md").read_text() == table
+
+
+def test_the_command_line(tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["compare", "scratch", "--preset=sinusoid", "--budget=0.01", "--tasks=4", f"--out={out}"]
+    words += ["--domain.hidden=4"]
+    with jax.numpy_rank_promotion("allow"):
+        assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("scratch ")
+    assert f"report   {out / 'comparison.html'}" in printed
+    assert cli.main([*words, "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["method"] == "scratch"
+    for bad, message in (
+        (["compare", "imamml"], "there is no method 'imamml'; did you mean 'imaml'?"),
+        (["compare", "--budget=0"], "minutes=0"),
+        (["compare", "--budget=none"], "accepted is a number of minutes"),
+        (["compare", "--seeds=0"], "at least 1"),
+        (["compare", "--bugdet=3"], "did you mean --budget"),
+    ):
+        assert cli.main(bad) == 2
+        assert message in capsys.readouterr().err
