@@ -64,8 +64,8 @@ def _said(summary: Mapping[str, Any]) -> str:
     return (
         f"{summary['minutes']:g} minutes of training each, {summary['seeds']} seed"
         f"{'s' if summary['seeds'] > 1 else ''}, {summary['test_tasks']:,} test tasks, the same for all; "
-        f"equal tasks: {summary['equal_tasks'] or 'none'} seen. ± is the half-width of the 95 % interval over "
-        "tasks; differences are paired."
+        f"equal tasks: {summary['equal_tasks'] or 'none'} seen. ± is the half-width of the 95 % interval "
+        "over tasks; differences are paired."
     )
 
 
