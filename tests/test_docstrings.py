@@ -1,9 +1,11 @@
-"""Every example in docstrings and docs/gotchas.md runs, in float32 as users see it: in its own process."""
+"""Every example in docstrings and in docs/ runs, in float32 as users see it: in its own process."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 RUNNER = """
 import doctest, importlib, pkgutil, sys
@@ -27,9 +29,10 @@ def test_examples_in_docstrings():
     assert int(run.stdout.split()[-1]) >= 20, run.stdout
 
 
-def test_examples_in_the_gotchas():
-    page = (Path(__file__).parent.parent / "docs" / "gotchas.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    assert len(blocks) >= 8
+@pytest.mark.parametrize(("page", "least"), [("gotchas", 8), ("methods", 2)])
+def test_examples_in_the_documents(page, least):
+    text = (Path(__file__).parent.parent / "docs" / f"{page}.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert len(blocks) >= least
     run = subprocess.run([sys.executable, "-c", "".join(blocks)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

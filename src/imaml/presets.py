@@ -56,6 +56,15 @@ PRESETS: dict[str, Preset] = {
     "omniglot-5w5s": Preset("real handwriting, 5 ways, 5 shots", _omniglot(5, 5, 8)),
     "omniglot-20w1s": Preset("real handwriting, 20 ways, 1 shot", _omniglot(20, 1, 4)),
     "omniglot-20w5s": Preset("real handwriting, 20 ways, 5 shots", _omniglot(20, 5, 4)),
+    "as-released": Preset(
+        "the published implementation's script and defaults, on Omniglot, 5 ways, 1 shot",
+        Config(
+            FewShotRecipe("omniglot", 5, 1, queries=5),
+            Method("as-released", 1.0, inner=GradientDescent(0.01, steps=16), linear=CG(steps=5), chunk=1),
+            Optimiser("adam", 1e-2, schedule="constant", epsilon=1e-3),
+            Training(steps=1000, tasks=16, validate_every=250, validation_tasks=500),
+        ),
+    ),
     "sinusoid": Preset(
         "regression of sinusoids from 10 points; seconds",
         Config(
