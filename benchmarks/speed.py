@@ -175,6 +175,53 @@ def plain_torch(work, folder, threads):
     return run, lambda gradient: np.concatenate([g.numpy().ravel() for g in gradient]), lambda: 1
 
 
+def conv4_flops(work, support=5, query=25, ways=5, filters=64):
+    """Floating-point operations of the matrix products of one meta-step, two for a multiply-add."""
+    places, wide = (14**2, 7**2, 4**2, 2**2), (9, 9 * filters, 9 * filters, 9 * filters)
+    layers = [2 * n * k * filters for n, k in zip(places, wide, strict=True)] + [2 * 4 * filters * ways]
+    first, rest = layers[0], sum(layers[1:])
+    slope = 2 * first + 3 * rest  # forward, and the products for kernels and, but for the first layer, inputs
+    product = 2 * first + 6 * rest  # a Hessian-vector product at a linearised slope
+    images = support * ((work["steps"] + 1) * slope + work["cg"] * product) + query * slope
+    return work["tasks"] * images
+
+
+def matmul(seconds):
+    """Child process: prints the GFLOP/s of 1024 x 1024 float32 matrix products on one thread."""
+    import jax
+
+    a = jax.numpy.ones((1024, 1024), jax.numpy.float32)
+    product = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(a))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    rates, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        jax.block_until_ready([product(a) for _ in range(10)])
+        rates.append(10 * 2 * 1024**3 / (time.perf_counter() - began) / 1e9)
+    print(float(np.median(rates)), flush=True)
+
+
+def matmul_rate(threads, seconds=4):
+    """GFLOP/s of float32 matrix products with one on each of so many threads at once, all together."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    command = [sys.executable, "-m", "benchmarks.speed", "--matmul", str(seconds)]
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(threads)
+    ]
+    for child in children:
+        child.stdout.readline()
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    total = sum(float(child.stdout.readline()) for child in children)
+    for child in children:
+        child.communicate()
+    return total
+
+
 def serve(side, name, folder, threads):
     """Child process: measures one step for every line that comes, and prints its seconds."""
     run, vector, compilations = (ours if side == "imaml" else plain_torch)(WORKS[name], folder, threads)
@@ -240,8 +287,12 @@ def measure(name, threads):
 def main():
     """Measures every work and writes the results."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--serve", nargs=4)
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--matmul", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.matmul:
+        matmul(arguments.matmul)
+        return
     if arguments.serve:
         side, name, folder, threads = arguments.serve
         serve(side, name, Path(folder), int(threads))
@@ -249,7 +300,10 @@ def main():
     import torch
 
     threads = len(os.sched_getaffinity(0))
+    rates = {"one_thread": matmul_rate(1), "all_threads": matmul_rate(threads)}
     rows = [measure(name, threads) for name in WORKS]
+    rows[0]["gflop"] = conv4_flops(WORKS["conv4-5w1s-8"]) / 1e9
+    rows[0]["floor_ms"] = 1e3 * rows[0]["gflop"] / rates["all_threads"]
     for row in rows:
         print(
             f"{row['work']:<14} {row['ratio_median']:.1f} times a plain PyTorch loop "
@@ -257,9 +311,14 @@ def main():
             f"{row['torch_ms_median']:.1f} ms; difference of gradients {row['difference_of_gradients']:.1e}; "
             f"compilations {row['imaml_compilations']}"
         )
+    print(
+        f"matrix products: {rates['one_thread']:.0f} GFLOP/s on one thread, {rates['all_threads']:.0f} on "
+        f"{threads} at once; floor of the Conv4 step {rows[0]['floor_ms']:.0f} ms"
+    )
     result = {
         "command": "python -m benchmarks.speed",
         "machine": {**describe_machine(), "torch": torch.__version__},
+        "matmul_gflops": rates,
         "rows": rows,
     }
     Path("benchmarks/results/speed.json").write_text(json.dumps(result, indent=2) + "\n")
