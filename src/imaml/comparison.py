@@ -82,8 +82,8 @@ class Row:
         return replace(base, method=replace(base.method, **changes), optimiser=optimiser, training=training)
 
 
-# What differs from the preset was chosen by trials on validation tasks, as many for each method: see
-# benchmarks/results/tuning.json.
+# Learning rates are the preset's, which were chosen for implicit MAML: trials for the other methods
+# (benchmarks/tuning.py) are not finished.
 _PLAIN = {"strength": None, "new_task": None}
 ROWS: dict[str, Row] = {
     "scratch": Row(
