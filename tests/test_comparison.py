@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from imaml import cli, comparison
 from imaml.adaptation import _without_data
 from imaml.config import override
 from imaml.presets import preset
+from imaml.training import devices_mesh
 
 
 @pytest.fixture
@@ -61,8 +63,8 @@ def test_methods_are_scored_on_the_same_tasks_at_equal_time_and_equal_tasks(smal
     assert by_name["scratch"]["runs"][0]["tasks_seen"] == 0
     assert "equal_tasks" not in by_name["scratch"]
     values = {}
-    for name in by_name:
-        with np.load(out / name / "seed-0" / "values.npz") as stored:
+    for name, row in by_name.items():
+        with np.load(out / name / "seed-0" / f"step-{row['runs'][0]['step']}.npz") as stored:
             values[name] = stored["loss"]
     gap = values["fomaml"].astype(float) - values["imaml"]
     stated = by_name["fomaml"]["difference_at_equal_time"]["loss"]
@@ -80,10 +82,15 @@ def test_methods_are_scored_on_the_same_tasks_at_equal_time_and_equal_tasks(smal
     assert json.loads((out / "comparison.json").read_text()) == summary
 
 
-def test_equal_tasks_are_the_checkpoint_of_that_step(small, tmp_path):
+def test_the_checkpoint_that_is_tested_is_the_best_on_validation_tasks(small, tmp_path):
+    """Of those with as many tasks as all have seen, for the scores at equal tasks."""
     summary, _ = run(small, tmp_path / "out", ("fomaml", "imaml"))
-    step = summary["equal_tasks"] // 4
     entry = next(row for row in summary["rows"] if row["method"] == "imaml")
+    losses = {point["tasks"] // 4: point["loss"] for point in entry["runs"][0]["curve"]}
+    assert list(losses) == [3, 6, 7]
+    assert entry["runs"][0]["step"] == min(losses, key=losses.get)
+    assert summary["equal_tasks"] == 24
+    step = min((3, 6), key=losses.get)
     short = comparison.ROWS["imaml"].config(small, 10.0, 0)
     domain = small.domain.build()
     trained = imaml.train(
@@ -97,6 +104,17 @@ def test_equal_tasks_are_the_checkpoint_of_that_step(small, tmp_path):
     )
     again = imaml.evaluate(trained, tasks=6)
     np.testing.assert_allclose(entry["equal_tasks"]["loss"]["mean"], again.scores["loss"], rtol=1e-5)
+
+
+def test_the_best_checkpoint_is_so_in_the_scores_own_sense_and_not_a_failed_one(tmp_path):
+    (tmp_path / "run").mkdir()
+    found = {3: 0.5, 6: 0.9, 7: None, 9: 0.8, 12: 0.95}
+    lines = [{"event": "validation", "step": s, "scores": {"accuracy": v}} for s, v in found.items()]
+    lines += [{**lines[0], "scores": {"accuracy": 0.1}}, {"event": "step", "step": 4}]  # step 3, seen again
+    (tmp_path / "run" / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    up, down = (SimpleNamespace(headline="accuracy", higher_is_better=better) for better in (True, False))
+    assert [comparison._best(up, tmp_path, most) for most in (2, 7, 9, 20)] == [2, 6, 6, 12]
+    assert [comparison._best(down, tmp_path, most) for most in (2, 20)] == [2, 3]
 
 
 def test_what_is_done_is_kept_and_what_was_cut_off_goes_on(small, tmp_path, monkeypatch):
@@ -133,6 +151,11 @@ def test_the_sweep_is_gradient_descent_from_theta(small):
     domain = small.domain.build()
     method, theta = small.method.build(domain), domain.init(jax.random.key(0))
     found = comparison.sweep(domain, method, theta, "test", 3)
+    shared = small.method.build(domain, devices_mesh(4))
+    assert shared.mesh.size == 2
+    np.testing.assert_allclose(
+        comparison.sweep(domain, shared, theta, "test", 3)["loss"], found["loss"], rtol=1e-6
+    )
     losses = []
     for i in range(3):
         task = domain.sample(jax.random.fold_in(jax.random.key(0), i), "test")
@@ -185,6 +208,15 @@ def test_the_table_says_what_there_is(tmp_path):
     page = write_comparison(summary, tmp_path).read_text()
     assert "about &lt;maml&gt;" in page
     assert page.count('<svg viewBox="0 0 460') == 6
+    assert page.count('<svg viewBox="0 0 700') == 1
+    assert "maml at equal time -5.00 ± 2.00; maml at equal tasks +5.00 ± 2.00" in page
+    assert "multitask tells" not in table
+    groups = {"accuracy": {"0": 0.5, "1": 0.9}, "least_quartiles_most": [0.5, 0.6, 0.7, 0.8, 0.9]}
+    summary["rows"][0]["runs"][0]["groups"] = groups
+    assert (
+        "in 70.0 % of the drawings (median over 2 groups; half of them between 60.0 and 80.0 %"
+        in markdown(summary)
+    )
     assert not re.search(r"https?://|<script", page)
     assert (tmp_path / "comparison.md").read_text() == table
 

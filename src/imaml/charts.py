@@ -1,9 +1,9 @@
-"""Hand-made SVG charts of the report: lines, bands, points and columns with axes."""
+"""Hand-made SVG charts of the reports: lines, bands, points, columns and intervals, with axes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,46 @@ def figure(title: str, note: str, lines: Sequence[Line], x_name: str, kind: str 
     svg = f'<svg viewBox="0 0 460 258" role="img" aria-label="{alt}">{"".join(marks)}</svg>'
     note += ", logarithmic" if log and note else ""
     return f"<figure><figcaption><b>{title}</b>{note}</figcaption>{legend}{svg}</figure>"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with the half-width of its interval, in a chart of intervals. style: a or b."""
+
+    mean: float
+    half: float
+    style: str
+
+
+def intervals(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], key: Mapping[str, str]) -> str:
+    """Intervals about zero, a row for each name, as inline SVG; per cent. key: what each style means."""
+    rows = [(name, [i for i in given if math.isfinite(i.mean + i.half)]) for name, given in rows]
+    found = [i for _, given in rows for i in given]
+    if not found:
+        return ""
+    ends = np.array([0.0, *(i.mean - i.half for i in found), *(i.mean + i.half for i in found)])
+    xs, foot = _Axis(100 * ends, 170, 690, False, 0.03), 26 * len(rows) + 8
+    marks = [f'<text x="430" y="{foot + 42}" text-anchor="middle">points of per cent</text>']
+    for tick in xs.ticks():
+        at = xs(tick)
+        marks.append(f'<path class="axis" d="M{at:.1f} 4V{foot}"/>')
+        marks.append(f'<text x="{at:.1f}" y="{foot + 20}" text-anchor="middle">{tick:+.4g}</text>')
+    marks.append(f'<path class="c" d="M{xs(0.0):.1f} 4V{foot}"/>')
+    said = []
+    for number, (name, given) in enumerate(rows):
+        middle = 26 * number + 20
+        marks.append(f'<text x="160" y="{middle + 4}" text-anchor="end">{name}</text>')
+        for place, one in enumerate(given):
+            y = middle + 7 * (place - (len(given) - 1) / 2)
+            low, mean, high = (xs(100 * v) for v in (one.mean - one.half, one.mean, one.mean + one.half))
+            marks.append(f'<path class="{one.style}" d="M{low:.1f} {y:.1f}H{high:.1f}"/>')
+            marks.append(f'<circle class="{one.style} dot" cx="{mean:.1f}" cy="{y:.1f}" r="3.5"/>')
+            said.append(f"{name} {key[one.style]} {100 * one.mean:+.2f} ± {100 * one.half:.2f}")
+    drawn = '<svg viewBox="0 0 26 10" aria-hidden="true"><path class="{}" d="M0 5H26"/></svg>'
+    legend = "".join(f"<span>{drawn.format(style)}{meaning}</span>" for style, meaning in key.items())
+    svg = f'<svg viewBox="0 0 700 {foot + 50}" role="img" aria-label="{title}: {"; ".join(said)}">'
+    caption = f"<figcaption><b>{title}</b></figcaption>"
+    return f'<figure>{caption}<div class="key">{legend}</div>{svg}{"".join(marks)}</svg></figure>'
 
 
 def _marks(line: Line, xs: _Axis, ys: _Axis, scale: float) -> list[str]:

@@ -3,6 +3,7 @@
 The same domain, network, initialisation (by seed), outer optimiser and test tasks for all; equal wall-clock,
 and equal number of tasks seen. Differences are paired task by task. The outer learning rate is constant and
 theta averaged, so that a run is comparable at every moment: what annealing gives depends on when it ends.
+Of a run's checkpoints the one with the best validation score is tested.
 """
 
 from __future__ import annotations
@@ -19,23 +20,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 
 from .checkpoint import Checkpoints
 from .config import Config, load_config, to_json
 from .errors import ConfigError, DataError, NumericalError, meant
-from .evaluation import Evaluation, evaluate_theta
+from .evaluation import evaluate_theta
 from .family import NewTask
 from .folder import first_difference
 from .inner import GradientDescent
 from .journal import FILE, read_events
 from .linear import CG
+from .methods import AXIS
 from .newton import NewtonCG
 from .training import Run, devices_mesh, initial_state, train
 
 STEPS = 10**7  # at most; it is the minutes that end a run
-GRID = 200  # steps between validations, each with a checkpoint
+GRID = 200  # steps between validations, each with a checkpoint; the end has both, too
 VALIDATION_TASKS = 200
-SWEEP = (0, 1, 2, 4, 8, 16, 32, 64, 128)  # inner steps at test time
+SWEEP = (0, 1, 2, 4, 8, 16, 32, 64)  # inner steps at test time
 SWEEP_TASKS = 200
 REFERENCE = "imaml"
 
@@ -170,11 +173,12 @@ def compare(
             found.setdefault(name, []).append(result)
             took = f" ({time.monotonic() - began:.0f} s)"
             say(f"{name:<20} seed {seed}  {result.line(domain.headline)}{took}")
-    common = min((r.last for results in found.values() for r in results if r.last is not None), default=0)
-    for name, results in found.items():
-        for seed, result in enumerate(results):
-            if result.last is not None and common:
-                result.equal = _equal(domain, rows[name].config(base, minutes, seed), result, common, tasks)
+    learned = [r for results in found.values() for r in results if r.content["steps"]]
+    common = min((r.content["steps"] for r in learned), default=0) // GRID * GRID
+    for result in learned:
+        if common:
+            step = _best(domain, result.folder, common)
+            result.equal = _tested(domain, result.config, result.folder, step, tasks)
     summary = _summary(base, minutes, tasks, seeds, domain, rows, found, common * base.training.tasks)
     _write(out / "comparison.json", summary)
     return summary
@@ -211,42 +215,42 @@ def _write(file: Path, content: Any) -> None:
 
 
 @dataclass
-class _Result:
-    """One run: what result.json says, the test scores task by task, and the last step with a checkpoint."""
+class _Scores:
+    """What a theta scores on the test tasks: summaries as JSON values, and the scores task by task."""
 
-    folder: Path
     content: dict[str, Any]
     values: dict[str, np.ndarray]
-    last: int | None
-    equal: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None
+
+
+@dataclass
+class _Result:
+    """One run: its recipe, what result.json says, and its scores at equal time and at equal tasks."""
+
+    folder: Path
+    config: Config
+    content: dict[str, Any]
+    time: _Scores
+    equal: _Scores | None = None
 
     def line(self, headline: str) -> str:
-        c = self.content
+        c = self.time.content
         return (
-            f"{c['steps']:>6} steps in {c['seconds']:.0f} s  {headline} {c['scores'][headline]:.4f} "
-            f"+- {c['ci95'][headline]:.4f}"
+            f"{self.content['steps']:>6} steps in {self.content['seconds']:.0f} s  {headline} "
+            f"{c['scores'][headline]:.4f} +- {c['ci95'][headline]:.4f}"
         )
 
 
 def _row(domain: Any, name: str, config: Config, folder: Path, tasks: int, progress: bool | None) -> _Result:
-    """One row's run, trained and evaluated; what was done before is read."""
-    file, arrays = folder / "result.json", folder / "values.npz"
+    """One row's run, trained and tested; what was done before is read."""
+    file = folder / "result.json"
     if not file.is_file():
         run = _trained(domain, config, folder / "run", progress)
-        content, evaluation = _measured(domain, config, run, tasks)
-        _save(folder, "", {"method": name, **content}, evaluation)
+        step = _best(domain, folder, run.step)
+        tested = _tested(domain, config, folder, step, tasks)
+        content = _measured(domain, config, folder, run, step)
+        _write(file, {"method": name, **content, **tested.content})
     content = json.loads(file.read_text())
-    with np.load(arrays) as stored:
-        values = {key: stored[key] for key in stored.files}
-    last = content["steps"] // GRID * GRID if config.training.steps else None
-    return _Result(folder, content, values, last)
-
-
-def _save(folder: Path, prefix: str, content: dict[str, Any], evaluation: Evaluation) -> None:
-    """Writes the scores task by task, then the result; a result that is there is whole."""
-    arrays: dict[str, Any] = {name: v.astype(np.float32) for name, v in evaluation.values.items()}
-    np.savez(folder / f"{prefix}values.npz", **arrays)
-    _write(folder / f"{prefix}result.json", content)
+    return _Result(folder, config, content, _tested(domain, config, folder, content["step"], tasks))
 
 
 def _trained(domain: Any, config: Config, folder: Path, progress: bool | None) -> Run:
@@ -262,15 +266,60 @@ def _trained(domain: Any, config: Config, folder: Path, progress: bool | None) -
     return run
 
 
-def _measured(domain: Any, config: Config, run: Run, tasks: int) -> tuple[dict[str, Any], Evaluation]:
-    """What is said of a finished run, and its evaluation on the test tasks."""
-    evaluation = evaluate_theta(domain, run.method, run.theta, split="test", tasks=tasks)
-    events = read_events(Path(str(run.folder)) / FILE)
-    checks = {event["step"]: event for event in events if event["event"] == "validation"}
+def _validations(folder: Path) -> dict[int, dict[str, Any]]:
+    """The validations of a run's journal, by step; of a step validated twice the last."""
+    events = read_events(folder / "run" / FILE)
+    return {event["step"]: event for event in events if event["event"] == "validation"}
+
+
+def _best(domain: Any, folder: Path, most: int) -> int:
+    """The step, of the first `most`, with the best validation score; `most` where none has one."""
+    sign = 1 if domain.higher_is_better else -1
+    scores = {
+        step: sign * event["scores"][domain.headline]
+        for step, event in _validations(folder).items()
+        if step <= most and event["scores"][domain.headline] is not None
+    }
+    return max(scores, key=lambda step: scores[step], default=most)
+
+
+def _theta(domain: Any, config: Config, folder: Path, step: int) -> tuple[Any, Any]:
+    """The method, and theta (the moving average where one is kept) as it was after `step` steps."""
+    method = config.method.build(domain, devices_mesh(config.training.tasks))
+    transform, average = config.optimiser.build(config.training.steps), config.optimiser.average
+    like = jax.eval_shape(
+        lambda key: initial_state(domain, method, transform, key, average), jax.random.key(0)
+    )
+    state = Checkpoints(folder / "run" / "checkpoints").restore(like, step).state
+    return method, state["average"] if average else state["theta"]
+
+
+def _tested(domain: Any, config: Config, folder: Path, step: int, tasks: int) -> _Scores:
+    """The test scores of a run as it was after `step` steps; read where they are there already."""
+    file, arrays = folder / f"step-{step}.json", folder / f"step-{step}.npz"
+    if not file.is_file():
+        method, theta = _theta(domain, config, folder, step)
+        found = evaluate_theta(domain, method, theta, split="test", tasks=tasks)
+        stored: dict[str, Any] = {name: v.astype(np.float32) for name, v in found.values.items()}
+        np.savez(arrays, **stored)
+        summaries = ("scores", "ci95", "before", "baselines")
+        content = {name: dict(getattr(found, name)) for name in summaries}
+        _write(
+            file, {"step": step, **content, "failed": found.failed}
+        )  # last: scores that are there are whole
+    with np.load(arrays) as stored:
+        return _Scores(json.loads(file.read_text()), {key: stored[key] for key in stored.files})
+
+
+def _measured(domain: Any, config: Config, folder: Path, run: Run, step: int) -> dict[str, Any]:
+    """What is said of a finished run beside its test scores, some of it of theta after `step` steps."""
+    method, theta = _theta(domain, config, folder, step)
+    checks = _validations(folder)
     curve = [
-        {"tasks": step * config.training.tasks, "seconds": checks[step]["seconds"], **checks[step]["scores"]}
-        for step in sorted(checks)
+        {"tasks": at * config.training.tasks, "seconds": checks[at]["seconds"], **checks[at]["scores"]}
+        for at in sorted(checks)
     ]
+    events = read_events(folder / "run" / FILE)
     ends = [event for event in events if event["event"] == "end"]
     recipe = to_json(config)
     recipe["domain"].pop("data", None)
@@ -279,47 +328,15 @@ def _measured(domain: Any, config: Config, run: Run, tasks: int) -> tuple[dict[s
         "tasks_seen": run.step * config.training.tasks,
         "seconds": ends[-1]["seconds"] if run.step else 0.0,
         "reason": run.reason,
-        **_scores(evaluation),
         "curve": curve,
-        "inner_steps": sweep(domain, run.method, run.theta, "test", SWEEP_TASKS),
-        "adaptation_ms": adaptation_ms(domain, run),
+        "inner_steps": sweep(domain, method, theta, "test", SWEEP_TASKS),
+        "adaptation_ms": adaptation_ms(domain, replace(run, theta=theta)),
         "failed_in_training": sum(e["failed"] for e in events if e["event"] == "step"),
         "config": recipe,
     }
     if config.method.name == "multitask":
-        content["groups"] = domain.trade_off(run.theta)
-    return content, evaluation
-
-
-def _scores(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "scores": dict(evaluation.scores),
-        "ci95": dict(evaluation.ci95),
-        "before": dict(evaluation.before),
-        "baselines": dict(evaluation.baselines),
-        "failed": evaluation.failed,
-    }
-
-
-def _equal(
-    domain: Any, config: Config, result: _Result, step: int, tasks: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The scores of a run as it was after `step` steps."""
-    file = result.folder / "equal-result.json"
-    content = json.loads(file.read_text()) if file.is_file() else {}
-    if content.get("step") != step:
-        method = config.method.build(domain, devices_mesh(config.training.tasks))
-        transform, average = config.optimiser.build(config.training.steps), config.optimiser.average
-        like = jax.eval_shape(
-            lambda key: initial_state(domain, method, transform, key, average), jax.random.key(0)
-        )
-        state = Checkpoints(result.folder / "run" / "checkpoints").restore(like, step).state
-        theta = state["average"] if average else state["theta"]
-        evaluation = evaluate_theta(domain, method, theta, split="test", tasks=tasks)
-        content = {"step": step, **_scores(evaluation)}
-        _save(result.folder, "equal-", content, evaluation)
-    with np.load(result.folder / "equal-values.npz") as stored:
-        return content, {key: stored[key] for key in stored.files}
+        content["groups"] = domain.trade_off(theta)
+    return content
 
 
 def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: int = 0) -> dict[str, Any]:
@@ -348,8 +365,13 @@ def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: in
 
         return lax.scan(further, phi, jnp.diff(jnp.asarray(SWEEP), prepend=0))[1]
 
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(tasks))
-    scores = np.asarray(jax.jit(lambda keys: lax.map(one, keys))(keys), np.float64)
+    run, size = (lambda keys: lax.map(one, keys)), 1
+    if method.mesh is not None:
+        spread, size = PartitionSpec(AXIS), method.mesh.size
+        run = jax.shard_map(run, mesh=method.mesh, in_specs=spread, out_specs=spread, check_vma=False)
+    number = -(-tasks // size) * size
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(number))
+    scores = np.asarray(jax.jit(run)(keys), np.float64)[:tasks]
     width = 1.96 * scores.std(axis=0, ddof=1) / np.sqrt(tasks)
     known = np.atleast_1d(np.isfinite(scores).all(axis=0))
     return {
@@ -395,13 +417,13 @@ def _summary(
             "about": rows[name].about,
             "runs": [_without(r.content, "config") for r in results],
             "config": first["config"],
-            "equal_time": _mean([r.values for r in results]),
+            "equal_time": _mean([r.time.values for r in results]),
             "difference_at_equal_time": _difference(
-                [r.values for r in results], [r.values for r in found[reference]]
+                [r.time.values for r in results], [r.time.values for r in found[reference]]
             ),
         }
-        snapshots = [r.equal[1] for r in results if r.equal is not None]
-        others = [r.equal[1] for r in found[reference] if r.equal is not None]
+        snapshots = [r.equal.values for r in results if r.equal is not None]
+        others = [r.equal.values for r in found[reference] if r.equal is not None]
         if snapshots:
             entry["equal_tasks"] = _mean(snapshots)
             entry["difference_at_equal_tasks"] = _difference(snapshots, others) if others else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .charts import Line, figure
+from .charts import Interval, Line, figure, intervals
 from .errors import DataError
 from .reporting import POLICY, STYLE
 
@@ -64,8 +64,22 @@ def _said(summary: Mapping[str, Any]) -> str:
     return (
         f"{summary['minutes']:g} minutes of training each, {summary['seeds']} seed"
         f"{'s' if summary['seeds'] > 1 else ''}, {summary['test_tasks']:,} test tasks, the same for all; "
-        f"equal tasks: {summary['equal_tasks'] or 'none'} seen. ± is the half-width of the 95 % interval "
-        "over tasks; differences are paired."
+        f"equal tasks: {summary['equal_tasks'] or 'none'} seen. Of each run's checkpoints, the one best on "
+        "validation tasks. ± is the half-width of the 95 % interval over tasks; differences are paired."
+        + "".join(_trade_off(row) for row in summary["rows"])
+    )
+
+
+def _trade_off(row: Mapping[str, Any]) -> str:
+    """How evenly joint learning serves the groups of training classes, in a sentence, or nothing."""
+    groups = row["runs"][0].get("groups")
+    if not groups:
+        return ""
+    least, lower, middle, upper, most = (100 * share for share in groups["least_quartiles_most"])
+    return (
+        f" {row['method']} tells the classes within a training group apart in {middle:.1f} % of the drawings "
+        f"(median over {len(groups['accuracy'])} groups; half of them between {lower:.1f} and {upper:.1f} %, "
+        f"least {least:.1f}, most {most:.1f} %)."
     )
 
 
@@ -102,6 +116,7 @@ def write_comparison(summary: Mapping[str, Any], folder: Path) -> Path:
         f'<p class="eyebrow">imaml</p><h1>{title}</h1><p class="lead">{escape(_said(summary))}</p>',
         f'<div class="scroll card" style="max-height:none" tabindex="0">{table}</div>',
         f"<details><summary>What each method is</summary><ul>{about}</ul></details>",
+        _differences(summary),
         _charts(summary, "tasks", f"{name} by tasks seen", "tasks seen"),
         _charts(summary, "seconds", f"{name} by training time", "seconds"),
         _charts(summary, "steps", f"{name} after more inner steps on a new task", "inner steps"),
@@ -119,6 +134,22 @@ def write_comparison(summary: Mapping[str, Any], folder: Path) -> Path:
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error.strerror}); make it writable.") from error
     return folder / "comparison.html"
+
+
+def _differences(summary: Mapping[str, Any]) -> str:
+    """The paired differences from the reference, at equal time and at equal tasks, as a chart."""
+    name, against = summary["headline"], summary["reference"]
+    if "accuracy" not in name:
+        return ""
+    rows = []
+    for row in summary["rows"]:
+        kinds = (("a", "difference_at_equal_time"), ("b", "difference_at_equal_tasks"))
+        found = [((row.get(kind) or {}).get(name), style) for style, kind in kinds]
+        given = [Interval(one["mean"], one["ci95"], style) for one, style in found if one]
+        rows += [(row["method"], given)] if row["method"] != against else []
+    key = {"a": "at equal time", "b": "at equal tasks"}
+    drawn = intervals(f"{name[:1].upper() + name[1:]} less that of {against}", rows, key)
+    return f"<h2>Paired differences</h2>{drawn}" if drawn else ""
 
 
 def _charts(summary: Mapping[str, Any], axis: str, title: str, x_name: str) -> str:

@@ -367,6 +367,9 @@ class _Loop:
                 count += 1
                 self._after(state, report, count)
                 reason = self._over(count) or ("interrupted" if interrupts.asked else None)
+                every = self.training.validate_every
+                if reason in ("minutes", "gradient") and every and count % every:
+                    self._validate(state, count)
                 if reason is not None or count % self.training.checkpoint_every == 0:
                     self._save(state, count)
         return state, reason
