@@ -1,8 +1,8 @@
-"""The README's table of results, made from the committed result files.
+"""The tables of results in README.md and docs/comparison.md, made from the committed result files.
 
-    python -m benchmarks.table            # rewrites the block between the marks in README.md
+    python -m benchmarks.table            # rewrites the blocks between the marks
 
-`--check` writes nothing and fails where the README's table is not what the files say.
+`--check` writes nothing and fails where a table is not what the files say.
 """
 
 import json
@@ -11,7 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-START, END = "<!-- results: python -m benchmarks.table -->", "<!-- end of results -->"
+START, END = "<!-- {}: python -m benchmarks.table -->", "<!-- end of {} -->"
+COMPARISONS = {  # what each result file of `imaml compare` is of
+    "omniglot-5w1s": "Omniglot, 5-way 1-shot",
+    "omniglot-20w1s": "Omniglot, 20-way 1-shot",
+    "characters-5w1s": "drawn characters, 5-way 1-shot",
+}
 
 
 def percent(mean, width):
@@ -68,6 +73,17 @@ def rows():
         r = json.loads(speed.read_text())
         text = "; ".join(f"{row['work']}: {row['ratio_median']:.1f} times" for row in r["rows"])
         found.append(("one meta-step beside a plain PyTorch loop", text, r["command"], speed))
+    adaptation = RESULTS / "adaptation.json"
+    if adaptation.exists():
+        r = json.loads(adaptation.read_text())
+        row = next(row for row in r["rows"] if "omniglot" in row["artefact"])
+        spent = row["milliseconds"]["read_and_adapt"]
+        text = (
+            f"{spent['median']:.0f} ms after the first call (median of {r['tasks']}; {spent['min']:.0f} to "
+            f"{spent['max']:.0f}), {spent['first_call'] / 1e3:.1f} s at the first"
+        )
+        what = "adapting the Omniglot artefact to a new 5-way 1-shot task from PNG files"
+        found.append((what, text, r["command"], adaptation))
     new = RESULTS / "new_tasks.json"
     if new.exists():
         r = json.loads(new.read_text())
@@ -92,16 +108,70 @@ def table():
     return "\n".join(lines)
 
 
+def comparisons():
+    """What is compared -> (what `imaml compare` wrote, its file), of every result that is there."""
+    files = {title: RESULTS / f"compare-{name}.json" for name, title in COMPARISONS.items()}
+    return {title: (json.loads(file.read_text()), file) for title, file in files.items() if file.exists()}
+
+
+def _mean(entry, signed=False):
+    return f"{100 * entry['mean']:{'+' if signed else ''}.1f} ± {100 * entry['ci95']:.1f}" if entry else "–"
+
+
+def compared():
+    """The README's table of methods: accuracies in per cent at equal time, and what is left minus iMAML's."""
+    found = comparisons()
+    methods = dict.fromkeys(row["method"] for summary, _ in found.values() for row in summary["rows"])
+    head = ["method"]
+    for title in found:
+        head += [title, "inductive", "minus imaml"]
+    lines = [head, ["---"] * len(head)]
+    for method in methods:
+        line = [method]
+        for summary, _ in found.values():
+            row = next((row for row in summary["rows"] if row["method"] == method), None)
+            if row is None:
+                line += [""] * 3
+                continue
+            scores, less = row["equal_time"], row["difference_at_equal_time"]
+            line += [_mean(scores.get("accuracy")), _mean(scores.get("accuracy_inductive"))]
+            line += ["" if method == summary["reference"] else _mean(less.get("accuracy"), signed=True)]
+        lines.append(line)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def whole_comparisons():
+    """The whole tables, one after another, each with its command, as docs/comparison.md has them."""
+    from imaml.comparison_page import markdown
+
+    parts = []
+    for title, (summary, file) in comparisons().items():
+        parts.append(f"## {title[0].upper()}{title[1:]}\n")
+        parts.append(f"`{summary['command']}` ([{file.name}](../{file.relative_to(ROOT).as_posix()}))\n")
+        parts.append(markdown(summary))
+    return "\n".join(parts).rstrip()
+
+
+def filled(text, name, content):
+    """A text with the block of that name replaced."""
+    start, end = START.format(name), END.format(name)
+    head, rest = text.split(start)
+    return f"{head}{start}\n\n{content}\n\n{end}{rest.split(end)[1]}"
+
+
 def main():
-    """Writes or checks the README's table."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    head, rest = text.split(START)
-    tail = rest.split(END)[1]
-    made = f"{head}{START}\n\n{table()}\n\n{END}{tail}"
-    if "--check" in sys.argv:
-        sys.exit(0 if made == text else "README.md: the table is not what the result files say")
-    readme.write_text(made)
+    """Writes or checks the tables."""
+    blocks = {"README.md": {"results": table()}}
+    if comparisons():
+        blocks["README.md"]["comparison"] = compared()
+        blocks["docs/comparison.md"] = {"comparisons": whole_comparisons()}
+    for name, contents in blocks.items():
+        text = made = (ROOT / name).read_text()
+        for block, content in contents.items():
+            made = filled(made, block, content)
+        if "--check" in sys.argv and made != text:
+            sys.exit(f"{name}: a table is not what the result files say")
+        (ROOT / name).write_text(made)
 
 
 if __name__ == "__main__":

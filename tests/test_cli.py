@@ -187,13 +187,13 @@ BAD = {
     "seed below zero": (["evaluate", RUN, "--seed=-1"], "at least 0"),
     # adapt
     "no support": (["adapt", RUN, "--query={root}/query"], "needs --support"),
-    "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "reads images"),
-    "support empty": ([*ADAPT, "--support={root}/empty"], "no images"),
+    "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "which has no images"),
+    "support empty": ([*ADAPT, "--support={root}/empty"], "is empty"),
     "support class empty": ([*ADAPT, "--support={root}/hollow"], "'k0' is empty"),
     "support missing": ([*ADAPT, "--support={root}/nowhere"], "no such folder"),
     "support corrupt": ([*ADAPT, "--support={root}/corrupt"], "k1/a.png"),
-    "support above ways": ([*ADAPT, "--support={root}/four"], "4 different labels"),
-    "support of one class": ([*ADAPT, "--support={root}/one"], "all labels are k0"),
+    "support above ways": ([*ADAPT, "--support={root}/four"], "4 different ones"),
+    "support of one class": ([*ADAPT, "--support={root}/one"], "all are k0"),
     "query missing": ([*ADAPT, "--query={root}/nowhere"], "no such folder"),
 }
 

@@ -257,15 +257,16 @@ def test_folder_of_classes(tmp_path):
     save(tmp_path, "b/2.png", "b/1.PNG", "a/x.jpg", "a/.hidden.png", "__MACOSX/z.png", ".git/y.png")
     (tmp_path / "a" / "notes.txt").write_text("not an image")
     read = read_image_folder(tmp_path, side=14)
-    assert {name: array.shape for name, array in read.items()} == {"a": (1, 14, 14), "b": (2, 14, 14)}
-    assert [file.name for file in image_files(tmp_path)["b"]] == ["1.PNG", "2.png"]
-    assert read_image_folder(tmp_path, channels=3)["b"].shape == (2, 28, 28, 3)
+    assert read.images.shape == (3, 14, 14)
+    assert read.labels == ["a", "b", "b"]
+    assert [file.name for file in read.files] == ["x.jpg", "1.PNG", "2.png"]
+    assert read_image_folder(tmp_path, channels=3).images.shape == (3, 28, 28, 3)
 
 
 def test_flat_folder_where_accepted(tmp_path):
     save(tmp_path, "2.png", "1.png")
     assert [file.name for file in image_files(tmp_path, flat=True)[""]] == ["1.png", "2.png"]
-    assert read_image_folder(tmp_path, flat=True)[""].shape == (2, 28, 28)
+    assert read_image_folder(tmp_path, flat=True).images.shape == (2, 28, 28)
 
 
 def truncated(tmp_path):
@@ -317,7 +318,7 @@ BAD_FOLDERS = {
         "no: no such folder; accepted is a folder with one folder of images",
     ),
     "a file": (a_file, "1.png is a file; accepted is a folder"),
-    "empty": (empty, "nothing holds no images but nothing; accepted"),
+    "empty": (empty, "nothing is empty; accepted"),
     "flat where classes are wanted": (made("1.png"), "holds images directly .*1.png.*name being the class"),
     "classes and loose images": (made("a/1.png", "2.png"), "both folders .*a.* and images .*2.png.*: move"),
     "an empty class": (with_empty_class, "class 'b' is empty; accepted .*: add images or remove"),

@@ -16,6 +16,7 @@ from . import __version__
 from .checkpoint import flatten_names, read_artefact, unflatten_names, write_artefact
 from .config import Config, Method, from_json, load_config, to_json
 from .domains.fewshot import FewShot, FewShotRecipe, Labelled
+from .domains.images import Drawings, read_image_folder
 from .domains.regression import Points, SinusoidRecipe
 from .errors import ArtefactError, ConfigError, DataError, NumericalError
 from .solution import Solution
@@ -55,6 +56,21 @@ class Learner:
         NumericalError where the inner solve ends in NaN.
         """
         return adapt(self.theta, self.config, x, y)
+
+    def read(self, folder: str | Path, flat: bool = False) -> Drawings:
+        """A folder's image files as `adapt` and `predict` take them: (images, labels, files).
+
+        A folder a class, or with flat=True images directly inside. Any size and polarity: they are shrunk to
+        the artefact's side, and dark ink on light paper is turned round. DataError for what is no such
+        folder, ConfigError for an artefact that has not learned images.
+        """
+        recipe = self.config.domain
+        if not isinstance(recipe, FewShotRecipe):
+            raise ConfigError(
+                f"read: {self.source} has learned {type(recipe).__name__}, which has no images; accepted is "
+                "an artefact of characters, Omniglot or mini-ImageNet."
+            )
+        return read_image_folder(folder, recipe.network.side, recipe.network.channels, flat)
 
 
 def load(path: str | Path) -> Learner:
@@ -258,11 +274,11 @@ def check_labels(y: Any, count: int, ways: int) -> tuple[np.ndarray, np.ndarray]
     if np.issubdtype(labels.dtype, np.floating) and not np.all(np.isfinite(labels)):
         raise DataError("y: a label is NaN or infinite; accepted are whole numbers, or texts.")
     if len(classes) < 2:
-        raise DataError(f"y: all labels are {classes[0]!s}; accepted are 2 to {ways} different ones.")
+        raise DataError(f"labels: all are {classes[0]!s}; accepted are 2 to {ways} different ones.")
     if len(classes) > ways:
         raise DataError(
-            f"y: {len(classes)} different labels; this artefact was trained to tell {ways} classes apart and "
-            f"accepts 2 to {ways}. Train one with --domain.ways={len(classes)}."
+            f"labels: {len(classes)} different ones; this artefact was trained to tell {ways} classes apart "
+            f"and accepts 2 to {ways}. Train one with --domain.ways={len(classes)}."
         )
     return classes, numbers
 

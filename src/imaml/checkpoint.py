@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .errors import ArtefactError, CheckpointError, ConfigError, ImamlError
+from .errors import ArtefactError, CheckpointError, ConfigError, ImamlError, meant
 from .tree import Tree, name
 
 FORMAT = 1
@@ -239,6 +239,19 @@ def write_artefact(path: str | Path, arrays: Mapping[str, Any], description: Map
         _flush(path.parent)
 
 
+def _others(path: Path) -> str:
+    """The end of a message on an artefact that is not there: those near it."""
+    if (path.parent / "comparison.json").is_file():
+        runs = sorted(str(file.parent) for file in path.parent.glob(f"*/*/run/{ARTEFACT_NAME}"))
+        return f"; that is a comparison, whose runs are {', '.join(runs[:3])}, ..." if runs else "."
+    folder = path.parent.parent if path.name == ARTEFACT_NAME else path.parent
+    found = [file for pattern in ("*.safetensors", f"*/{ARTEFACT_NAME}") for file in folder.glob(pattern)]
+    names = sorted(str(file.parent if file.name == ARTEFACT_NAME else file) for file in found)
+    if not names:
+        return "; accepted is a run's folder, or an artefact (*.safetensors)."
+    return meant(str(path.parent if path.name == ARTEFACT_NAME else path), names)
+
+
 def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays by name, and the description, exactly as written; nothing in the file is executed.
 
@@ -253,8 +266,7 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, An
     try:
         data = path.read_bytes()
     except OSError as error:
-        there = ", ".join(sorted(p.name for p in path.parent.glob("*"))[:8]) or "nothing"
-        raise ArtefactError(f"no artefact {path}: {_reason(error)}. Its folder has {there}.") from error
+        raise ArtefactError(f"no artefact {path}: {_reason(error)}{_others(path)}") from error
     end = 8 + int.from_bytes(data[:8], "little")
     if data[8:9] not in (b"{", b""):
         raise ArtefactError(f"{path} is no safetensors file: name one that imaml exported, {ARTEFACT_NAME}.")

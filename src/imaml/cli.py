@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +72,12 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _go_on(out: Path, more: str = "") -> str:
+    """The command that goes on with a run, as it can be typed here."""
+    program = "imaml" if shutil.which("imaml") else sys.argv[0]
+    return f"{program} train --resume --out {out}{more}"
+
+
 def train_command(words: Sequence[str]) -> int:
     """imaml train."""
     shorthands = ("steps", "tasks", "seed", "minutes")
@@ -107,13 +115,20 @@ def train_command(words: Sequence[str]) -> int:
         config = override(config, path, value)
     config = replace_data(config, values.get("data"))
     use_all_cores()
-    return _train(
-        config,
-        _free_folder(Path("runs") / (name or "characters-5w1s")) if out is None else out,
-        resume,
-        values.get("from"),
-        "quiet" in arguments.flags,
-    )
+    quiet = "quiet" in arguments.flags
+    if out is None:
+        usual = Path("runs") / (name or "characters-5w1s")
+        out = _free_folder(usual)
+        if out != usual and not quiet:
+            print(f"{usual} exists, so this run is in {out}", file=sys.stderr)
+    new = not out.exists()
+    try:
+        return _train(config, out, resume, values.get("from"), quiet)
+    except ImamlError:
+        if new:  # what failed before it began leaves nothing behind
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def _free_folder(base: Path) -> Path:
@@ -149,9 +164,16 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
         **dataclasses.asdict(config.training),
     )
     if run.reason == "interrupted":
-        print(f"interrupted at step {run.step}; go on with: imaml train --resume --out {out}")
+        print(f"go on with: {_go_on(out)}")
         return 130
+    if not quiet and config.training.test_tasks:
+        print(f"scoring on {config.training.test_tasks:,} test tasks ...", file=sys.stderr, flush=True)
     _score(run, out, config)
+    if run.reason == "minutes":
+        cut = ", so the learning rate's schedule was cut off" if config.optimiser.schedule == "cosine" else ""
+        more = f" --minutes {2 * config.training.minutes:g}"
+        print(f"at step {run.step} of {config.training.steps} the time was up{cut};")
+        print(f"go on with: {_go_on(out, more)}")
     print(f"run      {out}")
     from .reporting import write_report
 
@@ -320,41 +342,26 @@ def adapt_command(words: Sequence[str]) -> int:
     import numpy as np
 
     from .adaptation import load
-    from .config import FewShotRecipe
-    from .domains.images import image_files
-    from .domains.pixels import read_image
 
     learned = load(str(path))
-    recipe = learned.config.domain
-    if not isinstance(recipe, FewShotRecipe):
-        raise ConfigError(
-            f"imaml adapt reads images, and {path} has learned {type(recipe).__name__}; use Python."
-        )
-    network = recipe.network
-    shape = (-1, network.side, network.side, network.channels)
-
-    def read(folder: str, flat: bool) -> tuple[list[Path], np.ndarray, list[str]]:
-        """The files of a folder, their images, and the folder that each lies in."""
-        found = image_files(folder, flat=flat)
-        files = [(file, label) for label, group in found.items() for file in group]
-        images = [read_image(file, network.side, network.channels) for file, _ in files]
-        return [file for file, _ in files], np.stack(images).reshape(shape), [label for _, label in files]
-
-    _, support, labels = read(arguments.values["support"], False)
-    files, query, _ = read(arguments.values["query"], True)
-    predictor = learned.adapt(support, labels)
-    probabilities = predictor.predict_proba(query)
+    support = learned.read(arguments.values["support"])
+    query = learned.read(arguments.values["query"], flat=True)
+    predictor = learned.adapt(support.images, support.labels)
+    probabilities = predictor.predict_proba(query.images)
     status = predictor.solution.status
     classes = [] if predictor.classes is None else [str(c) for c in predictor.classes]
     rows = [
         {"file": str(file), "class": classes[int(np.argmax(p))], "probability": round(float(p.max()), 6)}
-        for file, p in zip(files, probabilities, strict=True)
+        for file, p in zip(query.files, probabilities, strict=True)
     ]
     if not bool(status.ok):
         print(f"imaml: the inner solve ended in {status.ending.name}. {status.advice}", file=sys.stderr)
     if "json" not in arguments.flags:
         for row in rows:
             print(f"{row['file']}\t{row['class']}\t{row['probability']:.3f}")
+        if set(query.labels) <= set(classes):
+            right = sum(row["class"] == label for row, label in zip(rows, query.labels, strict=True))
+            print(f"imaml: {right} of {len(rows)} as their folders are named", file=sys.stderr)
         return 0
     for row, p in zip(rows, probabilities, strict=True):
         row["probabilities"] = {c: round(float(v), 6) for c, v in zip(classes, p, strict=True)}

@@ -20,18 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import PartitionSpec
 
 from .checkpoint import Checkpoints
 from .config import Config, load_config, to_json
 from .errors import ConfigError, DataError, NumericalError, meant
-from .evaluation import evaluate_theta
+from .evaluation import evaluate_theta, over_devices, task_keys
 from .family import NewTask
 from .folder import first_difference
 from .inner import GradientDescent
-from .journal import FILE, read_events
+from .journal import FILE, clock, read_events, score_text
 from .linear import CG
-from .methods import AXIS
 from .newton import NewtonCG
 from .training import Run, devices_mesh, initial_state, train
 
@@ -47,16 +45,16 @@ REFERENCE = "imaml"
 class Row:
     """One method of the comparison: how it changes a preset's recipe.
 
-    about: what it is, in a line. method, optimiser: fields that differ from the preset's. rate: by how much
-    the preset's inner learning rate is multiplied in learning. fine: how many steps a new task is solved by,
-    at the preset's rate for new tasks; None for as `method` says, else as the preset. learns: whether it
-    learns across tasks at all.
+    about: what it is, in a line. method: fields that differ from the preset's. rate, outer: by how much the
+    preset's inner learning rate, in learning, and its outer one are multiplied. fine: how many steps a new
+    task is solved by, at the preset's rate for new tasks; None for as `method` says, else as the preset.
+    learns: whether it learns across tasks at all.
     """
 
     about: str
     method: Mapping[str, Any] = field(default_factory=dict)
-    optimiser: Mapping[str, Any] = field(default_factory=dict)
     rate: float = 1.0
+    outer: float = 1.0
     fine: int | None = None
     learns: bool = True
 
@@ -75,7 +73,8 @@ class Row:
             gradient_below=None,
             test_tasks=0,
         )
-        optimiser = replace(base.optimiser, schedule="constant", **self.optimiser)
+        outer = self.outer * base.optimiser.learning_rate
+        optimiser = replace(base.optimiser, schedule="constant", learning_rate=outer)
         changes, inner = dict(self.method), base.method.inner
         if "inner" not in changes and isinstance(inner, GradientDescent):
             changes["inner"] = replace(inner, learning_rate=self.rate * inner.learning_rate)  # type: ignore[operator]
@@ -85,8 +84,7 @@ class Row:
         return replace(base, method=replace(base.method, **changes), optimiser=optimiser, training=training)
 
 
-# Learning rates are the preset's, which were chosen for implicit MAML: trials for the other methods
-# (benchmarks/tuning.py) are not finished.
+# rate, outer and fine are the best of three trials each on validation tasks: benchmarks/results/tuning.json.
 _PLAIN = {"strength": None, "new_task": None}
 ROWS: dict[str, Row] = {
     "scratch": Row(
@@ -98,35 +96,45 @@ ROWS: dict[str, Row] = {
     "transfer-head": Row(
         "one network for all classes, then a new head is fitted",
         {"name": "transfer", **_PLAIN, "adapt": ("head",)},
-        fine=64,
+        outer=2.0,
+        fine=16,
     ),
     "transfer": Row(
         "one network for all classes, then fine-tuned as a whole",
         {"name": "transfer", **_PLAIN},
-        fine=64,
+        outer=2.0,
+        fine=16,
     ),
     "multitask": Row(
         "one body with a head for every group of classes, then fine-tuned with a new head",
         {"name": "multitask", **_PLAIN},
-        fine=64,
+        outer=2.0,
+        fine=16,
     ),
-    "maml": Row("MAML, through every inner step", {"name": "maml", **_PLAIN}),
-    "fomaml": Row("first-order MAML", {"name": "fomaml", **_PLAIN}),
+    "maml": Row("MAML, through every inner step", {"name": "maml", **_PLAIN}, rate=0.25),
+    "fomaml": Row("first-order MAML", {"name": "fomaml", **_PLAIN}, rate=0.25),
     "reptile": Row("Reptile, theta - phi_k", {"name": "reptile", **_PLAIN}),
-    "reptile-proximal": Row("Reptile on the anchored problem, strength (theta - phi*)", {"name": "reptile"}),
-    "anil": Row("MAML that adapts the head alone", {"name": "maml", **_PLAIN, "adapt": ("head",)}),
-    "metasgd": Row("Meta-SGD, an inner rate learned for every parameter", {"name": "metasgd", **_PLAIN}),
-    "imaml": Row("implicit MAML, gradient descent inside"),
+    "reptile-proximal": Row(
+        "Reptile on the anchored problem, strength (theta - phi*)", {"name": "reptile"}, rate=0.5
+    ),
+    "anil": Row("MAML that adapts the head alone", {"name": "maml", **_PLAIN, "adapt": ("head",)}, rate=0.25),
+    "metasgd": Row(
+        "Meta-SGD, an inner rate learned for every parameter", {"name": "metasgd", **_PLAIN}, rate=0.25
+    ),
+    "imaml": Row("implicit MAML, gradient descent inside", rate=0.25),
     "imaml-hessian-free": Row(
         "implicit MAML, Newton-CG with a line search inside",
         {"inner": NewtonCG(steps=3, linear=CG(steps=5))},
+        outer=2.0,
     ),
-    "imaml-head": Row("implicit MAML that adapts the head alone", {"adapt": ("head",)}),
+    "imaml-head": Row("implicit MAML that adapts the head alone", {"adapt": ("head",)}, rate=0.25),
     "imaml-learned": Row(
-        "implicit MAML, a strength learned for every layer", {"learned": "leaf", "new_task": None}
+        "implicit MAML, a strength learned for every layer", {"learned": "leaf", "new_task": None}, rate=0.25
     ),
     "as-released": Row(
-        "the published implementation: another linear system, no anchor inside", {"name": "as-released"}
+        "the published implementation: another linear system, no anchor inside",
+        {"name": "as-released"},
+        rate=0.25,
     ),
 }
 
@@ -169,9 +177,11 @@ def compare(
         for name, row in rows.items():
             began = time.monotonic()
             config = row.config(base, minutes, seed)
+            if row.learns and not (out / name / f"seed-{seed}" / "result.json").is_file():
+                say(f"{name:<20} seed {seed}  training for {minutes:g} min, then {tasks:,} test tasks ...")
             result = _row(domain, name, config, out / name / f"seed-{seed}", tasks, progress)
             found.setdefault(name, []).append(result)
-            took = f" ({time.monotonic() - began:.0f} s)"
+            took = f" ({clock(time.monotonic() - began)} in all)"
             say(f"{name:<20} seed {seed}  {result.line(domain.headline)}{took}")
     learned = [r for results in found.values() for r in results if r.content["steps"]]
     common = min((r.content["steps"] for r in learned), default=0) // GRID * GRID
@@ -186,7 +196,7 @@ def compare(
 
 def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
     """Writes what is compared, or refuses a folder in which something else is (ConfigError)."""
-    file, plan = out / "plan.json", {"config": to_json(base), "minutes": minutes, "tasks": tasks}
+    file, plan = out / "plan.json", {"config": to_json(base), "budget": minutes, "tasks": tasks}
     if file.is_file():
         try:
             old = json.loads(file.read_text())
@@ -194,7 +204,7 @@ def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
             raise DataError(
                 f"{file} is no JSON ({error}); put back a copy, or choose another --out."
             ) from error
-        before, now = ({k: v for k, v in given.items() if k != "config"} for given in (old, plan))
+        before, now = ({f"--{k}": v for k, v in given.items() if k != "config"} for given in (old, plan))
         difference = first_difference(old.get("config"), plan["config"]) or first_difference(before, now)
         if difference:
             raise ConfigError(
@@ -233,11 +243,10 @@ class _Result:
     equal: _Scores | None = None
 
     def line(self, headline: str) -> str:
-        c = self.time.content
-        return (
-            f"{self.content['steps']:>6} steps in {self.content['seconds']:.0f} s  {headline} "
-            f"{c['scores'][headline]:.4f} +- {c['ci95'][headline]:.4f}"
-        )
+        scores, ci95 = self.time.content["scores"], self.time.content["ci95"]
+        steps, spent = self.content["steps"], clock(self.content["seconds"])
+        score = score_text(headline, scores[headline], ci95[headline])
+        return f"{headline} {score} after {steps} steps, {spent}"
 
 
 def _row(domain: Any, name: str, config: Config, folder: Path, tasks: int, progress: bool | None) -> _Result:
@@ -346,11 +355,11 @@ def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: in
     gradient descent at its place in the preset. Steps go on from one another, so one program does them all.
     """
     problem, inner = (method.problem, method.inner) if method.new_task is None else method.new_task
-    start, headline = method.start(theta), domain.headline
     if not isinstance(inner, GradientDescent):
         return {}
+    headline = domain.headline
 
-    def one(key: Array) -> Array:
+    def one(domain: Any, start: Any, key: Array) -> Array:
         task = domain.sample(key, split)
         phi = problem.init(start, task.support, key)
         rates = inner.rates(start, phi)
@@ -365,13 +374,12 @@ def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: in
 
         return lax.scan(further, phi, jnp.diff(jnp.asarray(SWEEP), prepend=0))[1]
 
-    run, size = (lambda keys: lax.map(one, keys)), 1
-    if method.mesh is not None:
-        spread, size = PartitionSpec(AXIS), method.mesh.size
-        run = jax.shard_map(run, mesh=method.mesh, in_specs=spread, out_specs=spread, check_vma=False)
-    number = -(-tasks // size) * size
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(number))
-    scores = np.asarray(jax.jit(run)(keys), np.float64)[:tasks]
+    run = over_devices(
+        lambda domain, start, keys: lax.map(lambda k: one(domain, start, k), keys), method.mesh
+    )
+    size = 1 if method.mesh is None else method.mesh.size
+    keys = task_keys(seed, 0, -(-tasks // size) * size)
+    scores = np.asarray(run(domain, method.start(theta), keys), np.float64)[:tasks]
     width = 1.96 * scores.std(axis=0, ddof=1) / np.sqrt(tasks)
     known = np.atleast_1d(np.isfinite(scores).all(axis=0))
     return {
@@ -384,8 +392,9 @@ def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: in
 def adaptation_ms(domain: Any, run: Run, calls: int = 20) -> float | None:
     """Milliseconds that a new task takes to adapt to, in use: the median of `calls` after the first."""
     times = []
+    sample = jax.jit(lambda domain, key: domain.sample(key, "test").support)
     for i in range(calls + 1):
-        support = jax.device_get(domain.sample(jax.random.fold_in(jax.random.key(1), i), "test").support)
+        support = jax.device_get(sample(domain, jax.random.fold_in(jax.random.key(1), i)))
         began = time.perf_counter()
         try:
             jax.block_until_ready(run.adapt(support[0], support[1]).phi)

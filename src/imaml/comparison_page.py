@@ -40,7 +40,7 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     unit = " %" if "accuracy" in name else ""
     head = ["method", "tasks seen", name + unit]
     head += [f"inductive{unit}", "log loss", "calibration error %"] if both else []
-    head += [f"less {against}", f"{name}{unit} at equal tasks", f"less {against}", "adapts in ms"]
+    head += [f"minus {against}", f"{name}{unit} at equal tasks", f"minus {against}", "adapts in ms"]
     lines = []
     for row in summary["rows"]:
         seen = np.mean([run["tasks_seen"] for run in row["runs"]])
@@ -62,12 +62,19 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _said(summary: Mapping[str, Any]) -> str:
     """What the figures are, in a sentence or two."""
     return (
-        f"{summary['minutes']:g} minutes of training each, {summary['seeds']} seed"
-        f"{'s' if summary['seeds'] > 1 else ''}, {summary['test_tasks']:,} test tasks, the same for all; "
-        f"equal tasks: {summary['equal_tasks'] or 'none'} seen. Of each run's checkpoints, the one best on "
-        "validation tasks. ± is the half-width of the 95 % interval over tasks; differences are paired."
+        f"{summary['minutes']:g} minutes of training each (without compiling and validations), "
+        f"{summary['seeds']} seed{'s' if summary['seeds'] > 1 else ''}, {summary['test_tasks']:,} test "
+        f"tasks, the same for all; equal tasks: {_equal(summary)}. Of each run's checkpoints, the one best "
+        "on validation tasks. ± is the half-width of the 95 % interval over tasks; differences are paired."
         + "".join(_trade_off(row) for row in summary["rows"])
     )
+
+
+def _equal(summary: Mapping[str, Any]) -> str:
+    """After how many tasks methods are compared at equal tasks."""
+    if summary["equal_tasks"]:
+        return f"{summary['equal_tasks']:,} seen"
+    return "none, as a method did not come to its first checkpoint; give a larger budget"
 
 
 def _trade_off(row: Mapping[str, Any]) -> str:
@@ -148,7 +155,7 @@ def _differences(summary: Mapping[str, Any]) -> str:
         given = [Interval(one["mean"], one["ci95"], style) for one, style in found if one]
         rows += [(row["method"], given)] if row["method"] != against else []
     key = {"a": "at equal time", "b": "at equal tasks"}
-    drawn = intervals(f"{name[:1].upper() + name[1:]} less that of {against}", rows, key)
+    drawn = intervals(f"{name[:1].upper() + name[1:]} minus that of {against}", rows, key)
     return f"<h2>Paired differences</h2>{drawn}" if drawn else ""
 
 

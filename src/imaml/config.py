@@ -139,11 +139,11 @@ class Training:
     """How long and how often.
 
     steps, tasks: outer steps, and tasks a step. seed: of everything. minutes: a budget of training time
-    after which it stops, or None. validate_every, validation_tasks: a validation on the validation split, 0
-    for none. checkpoint_every, keep: steps between checkpoints, and how many are kept. patience: stop after
-    so many validations without improvement, or None. gradient_below: stop when the meta-gradient's norm,
-    averaged over `log_every` steps, falls below it, or None. test_tasks: of the evaluation that ends a run of
-    the command line, 0 for none.
+    (without validations, and without the first step, which compiles) after which it stops, or None.
+    validate_every, validation_tasks: a validation on the validation split, 0 for none. checkpoint_every,
+    keep: steps between checkpoints, and how many are kept. patience: stop after so many validations without
+    improvement, or None. gradient_below: stop when the meta-gradient's norm, averaged over `log_every` steps,
+    falls below it, or None. test_tasks: of the evaluation that ends a run of the command line, 0 for none.
     """
 
     steps: int = 1000

@@ -46,6 +46,11 @@ def some_of(names: Sequence[str | Path], most: int = 5) -> str:
     return (", ".join(shown) + more) or "nothing"
 
 
+def lacks(what: str, names: Sequence[str | Path]) -> str:
+    """The phrase on a folder that holds none of what it should, from the names of what it holds."""
+    return f"holds no {what} but {some_of(names)}" if names else "is empty"
+
+
 def require_whole(owner: str, least: int, **values: Any) -> None:
     """Refuses values that are no whole numbers of at least `least`, naming whose they are (ConfigError)."""
     for name, value in values.items():

@@ -107,19 +107,26 @@ def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict
     return lax.map(one, keys, batch_size=None if chunk == 1 else chunk)
 
 
-@functools.lru_cache(maxsize=8)
-def compiled(method: Any, split: str, mesh: Mesh | None) -> Any:
-    """The compiled (domain, theta, keys) -> scores for a method, shared over a mesh's devices."""
-
-    def run(domain: Any, theta: Any, keys: Array) -> Any:
-        return score(domain, method, theta, keys, split)
-
+def over_devices(run: Any, mesh: Mesh | None) -> Any:
+    """The compiled (domain, theta, keys) -> arrays (keys, ...), the keys shared over a mesh's devices."""
     if mesh is not None:
         whole, spread = PartitionSpec(), PartitionSpec(AXIS)
         run = jax.shard_map(
             run, mesh=mesh, in_specs=(whole, whole, spread), out_specs=spread, check_vma=False
         )
     return jax.jit(run)
+
+
+def task_keys(seed: int, start: int, count: int) -> Array:
+    """The keys of tasks `start`, `start` + 1, ...: of the same tasks for every method."""
+    root = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(start, start + count))
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(method: Any, split: str, mesh: Mesh | None) -> Any:
+    """The compiled (domain, theta, keys) -> scores for a method, shared over a mesh's devices."""
+    return over_devices(lambda domain, theta, keys: score(domain, method, theta, keys, split), mesh)
 
 
 def evaluate(
@@ -152,12 +159,10 @@ def evaluate_theta(
     mesh = getattr(method, "mesh", None)
     batch = BATCH * (mesh.size if mesh is not None else 1)
     batch = min(batch, -(-tasks // (mesh.size if mesh else 1)) * (mesh.size if mesh else 1))
-    root = jax.random.key(seed)
     run = compiled(method, split, mesh)
     parts = []
     for start in range(0, tasks, batch):
-        keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(start, start + batch))
-        parts.append(jax.device_get(run(domain, theta, keys)))
+        parts.append(jax.device_get(run(domain, theta, task_keys(seed, start, batch))))
     joined = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:tasks].astype(np.float64), *parts)
     failed = joined["numerics"]["finite"] == 0
     after = joined["after"]

@@ -5,7 +5,8 @@ higher_is_better, devices); resume (step); step (step, seconds, loss, accuracy w
 gradient_norm, inner_residual, inner_steps, inner_steps_max, linear_residual, linear_steps,
 negative_curvature, failed, learning_rate); validation (step, seconds, scores, ci95, before, tasks, best);
 checkpoint (step); warning (message); end (step, reason, seconds); evaluation (split, scores, ci95, before,
-baselines, tasks, seed, data). Shares are in [0, 1]; `seconds` is the training time so far.
+baselines, tasks, seed, data). Shares are in [0, 1]; `seconds` is the training time so far,
+without validations and without the first step of a call, which compiles.
 """
 
 from __future__ import annotations
@@ -222,6 +223,8 @@ class _Words:
         if kind == "start":
             counts = {"steps": "steps", "tasks": "tasks a step", "parameters": "parameters"}
             facts = [f"{event[name]:,} {unit}" for name, unit in counts.items() if get(name) is not None]
+            if self.minutes:
+                facts[0] = f"at most {facts[0]} or {clock(60 * self.minutes)}"
             return "training: " + ", ".join(facts + ([f"on {event['devices']}"] if get("devices") else []))
         if kind == "validation":
             scores, ci95, before = (get(name) or {} for name in ("scores", "ci95", "before"))
@@ -232,6 +235,7 @@ class _Words:
             return f"validation at {at}: {', '.join(facts)} ({get('tasks')} tasks){best}"
         if kind == "end":
             after = "" if get("seconds") is None else f" after {clock(event['seconds'])} of training"
+            at += f" of {self.total}" if self.total and get("reason") not in ("steps", "failed") else ""
             return f"ended at {at}{after}: {REASONS.get(get('reason', ''), get('reason'))}"
         return {"resume": f"resumed at {at}", "warning": f"warning: {get('message')}"}.get(kind)
 

@@ -47,9 +47,7 @@ PRESETS: dict[str, Preset] = {
             FewShotRecipe("characters", 5, 1, queries=3, normalisation="inductive"),
             _SOLVED,
             Optimiser("muon", 7e-3, warmup=20, clip=1.0, average=0.98),
-            Training(
-                steps=480, tasks=8, minutes=3, validate_every=200, validation_tasks=100, checkpoint_every=100
-            ),
+            Training(steps=480, tasks=8, validate_every=200, validation_tasks=100, checkpoint_every=100),
         ),
     ),
     "omniglot-5w1s": Preset("real handwriting, 5 ways, 1 shot", _omniglot(5, 1, 8)),

@@ -176,6 +176,9 @@ class _Window:
 class _Interrupts:
     """Whether Ctrl-C or SIGTERM has asked the run to stop after its step; asked twice, it stops at once."""
 
+    def __init__(self, visible: bool) -> None:
+        self.visible = visible
+
     def __enter__(self) -> _Interrupts:
         self.asked, self.before = False, {}
         if threading.current_thread() is threading.main_thread():  # elsewhere signals cannot be caught
@@ -188,6 +191,8 @@ class _Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if self.visible:  # written at once: a print could be caught in the middle of another
+            os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
@@ -280,9 +285,10 @@ class _Loop:
         self.spent = 0.0  # seconds of training before this call
         self.flat = False  # whether the meta-gradient's norm has fallen below its threshold
         self.saved = -1  # the step of the newest checkpoint
+        self.compiled = False  # whether a step was taken in this call
 
     def run(self, resume: bool, start: Any, progress: bool | None) -> Run:
-        training = self.training
+        training, self.visible = self.training, progress is not False
         init_key, self.key = jax.random.split(jax.random.key(training.seed))
         state = initial_state(self.domain, self.method, self.transform, init_key, self.average, start)
         if self.method.mesh is not None:  # placed once, so that the second step finds what the first compiled
@@ -355,7 +361,7 @@ class _Loop:
 
     def _steps(self, state: dict) -> tuple[dict, str]:
         count = int(state["step"])
-        with _Interrupts() as interrupts:
+        with _Interrupts(self.visible) as interrupts:
             reason = self._over(count)
             while reason is None:
                 try:
@@ -389,8 +395,13 @@ class _Loop:
 
     def _advance(self, state: dict, count: int) -> tuple[dict, dict]:
         """One step; failed tasks are dealt with by the method's policy before the new state is taken."""
+        began = time.monotonic()
         new, report = self.step(self.domain, state, self.key)
-        if not np.asarray(report["metrics"].used).all():
+        used = np.asarray(report["metrics"].used)
+        if not self.compiled:  # else a time budget would be spent on compiling, anew at every resume
+            self.began += time.monotonic() - began
+            self.compiled = True
+        if not used.all():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 self.method.check(report["metrics"])

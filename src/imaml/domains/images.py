@@ -1,7 +1,7 @@
 """Labelled image tables in memory, and image files read into them: NumPy only, no JAX.
 
 old, new = by_group(table, "train", fraction=0.5, seed=0)    # two halves of the training classes
-drawings = read_image_folder("drawings/")   # a folder a class -> {class: float32 (n, 28, 28), 1 = ink}
+images, labels, files = read_image_folder("drawings/")       # a folder a class; float32 (n, 28, 28), 1 = ink
 """
 
 import contextlib
@@ -12,12 +12,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imaml.domains.pixels import read_image
-from imaml.errors import ConfigError, DataError, some_of
+from imaml.errors import ConfigError, DataError, lacks, some_of
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -184,7 +184,7 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
             "the folder's name being the class"
         )
     if not found and not loose:
-        raise DataError(f"{folder} holds no images but {some_of(_listing(folder))}; {accepted}")
+        raise DataError(f"{folder} {lacks('images', _listing(folder))}; {accepted}")
     if loose:
         return {"": loose}
     classes = {entry.name: _images_in(entry) for entry in found}
@@ -197,17 +197,22 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
     return classes
 
 
-def read_image_folder(
-    path: str | Path, side: int = 28, channels: int = 1, flat: bool = False
-) -> dict[str, np.ndarray]:
-    """Class name -> its images, float32 (n, side, side) in [0, 1] with 1 = ink, or (n, side, side, 3).
+class Drawings(NamedTuple):
+    """A folder's images, float32 (n, side, side) or (n, side, side, 3), the class of each, and its file."""
+
+    images: np.ndarray
+    labels: list[str]
+    files: list[Path]
+
+
+def read_image_folder(path: str | Path, side: int = 28, channels: int = 1, flat: bool = False) -> Drawings:
+    """The Drawings of a folder, values in [0, 1], 1 = ink for one channel.
 
     They come in the order of `image_files`, which says what is refused; `read_image` says how one is read.
     """
-    return {
-        name: np.stack([read_image(file, side, channels) for file in files])
-        for name, files in image_files(path, flat).items()
-    }
+    found = [(file, name) for name, members in image_files(path, flat).items() for file in members]
+    images = np.stack([read_image(file, side, channels) for file, _ in found])
+    return Drawings(images, [name for _, name in found], [file for file, _ in found])
 
 
 def read_split_folders(path: str | Path, side: int = 84, channels: int = 3, cache: bool = True) -> Images:

@@ -36,7 +36,7 @@ from imaml.domains.omniglot_files import (
     parts_of,
 )
 from imaml.domains.pixels import area_average
-from imaml.errors import ConfigError, DataError, some_of
+from imaml.errors import ConfigError, DataError, lacks, some_of
 
 SPLITS = ("vinyals", "background", "random")
 
@@ -161,8 +161,7 @@ def locate(data: str | Path | None = None) -> Path:
             raise DataError(f"{path}: no such file or folder; {HELP}")
         found = _within(path)
         if found is None:
-            content = some_of(sorted(path.iterdir()))
-            raise DataError(f"{path} holds no Omniglot but {content}; {HELP}")
+            raise DataError(f"{path} {lacks('Omniglot', sorted(path.iterdir()))}; {HELP}")
         return found
     for place in _places():
         if place.exists() and (found := _within(place)) is not None:
