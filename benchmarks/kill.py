@@ -32,7 +32,7 @@ def launch(words: list[str], cache: Path) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    command = [sys.executable, "-m", "imaml.cli", "train", *words, "--quiet"]
+    command = [sys.executable, "-m", "imaml", "train", *words, "--quiet"]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -240,7 +240,7 @@ BAD_CALLS = {
 BAD_SUPPORT = {
     "NaN pixels": (PIXELS, [0, 1, 2], "1 pixels are NaN"),
     "labels too few": (good(), [0, 1], "one label for each of 3"),
-    "labels all the same": (good(), ["a", "a", "a"], "all labels are a"),
+    "labels all the same": (good(), ["a", "a", "a"], "all are a"),
     "too many classes": (np.zeros((4, 28, 28)), [0, 1, 2, 3], "--domain.ways=4"),
     "NaN label": (good(), [0.0, 1.0, np.nan], "label is NaN"),
     "mixed labels": (good(), np.array([0, "a", None], object), "cannot be compared"),
@@ -353,7 +353,7 @@ def test_a_new_run_starts_from_an_earlier_one(place, capsys):
 
 def command(*words, **options):
     environment = dict(os.environ) | {"PYTHONPATH": str(Path(imaml.__file__).parents[1])}
-    return [sys.executable, "-m", "imaml.cli", *words], {"env": environment, "text": True, **options}
+    return [sys.executable, "-m", "imaml", *words], {"env": environment, "text": True, **options}
 
 
 def test_help_is_quick_and_imports_no_jax(capsys):
@@ -393,7 +393,7 @@ def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_go_on(place):
         process.send_signal(signal.SIGINT)
         printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert f"imaml train --resume --out {out}" in printed
+    assert f"go on with: imaml train --resume --out {out}" in printed
     events = [json.loads(line) for line in events.read_text().splitlines()]
     assert events[-1]["reason"] == "interrupted"
     assert events[-2] == {"event": "checkpoint", "time": events[-2]["time"], "step": events[-1]["step"]}

@@ -343,7 +343,7 @@ def start(out, cache, *words):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    words = [sys.executable, "-m", "imaml.cli", *words, f"--out={out}"]
+    words = [sys.executable, "-m", "imaml", *words, f"--out={out}"]
     with (cache.parent / "stderr").open("w") as errors:
         return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 

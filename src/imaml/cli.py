@@ -74,7 +74,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _go_on(out: Path, more: str = "") -> str:
     """The command that goes on with a run, as it can be typed here."""
-    program = "imaml" if shutil.which("imaml") else sys.argv[0]
+    typed = Path(sys.argv[0])
+    program = "imaml" if shutil.which("imaml") or typed.name != "imaml" else typed
     return f"{program} train --resume --out {out}{more}"
 
 
@@ -433,6 +434,3 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report_command,
     "presets": presets_command,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())
