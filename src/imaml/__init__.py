@@ -15,6 +15,7 @@ _HOME = {
         "Problem",
         "Task",
         "Theta",
+        "composed",
         "fixed_point",
         "game",
         "learned",
@@ -23,6 +24,7 @@ _HOME = {
         "stationary",
     ),
     "linear": ("CG", "BiCGStab", "Dense", "GMRES", "LinearSolver", "Neumann"),
+    "certificate": ("Certificate",),
     "inner": ("Descent", "GradientDescent", "InnerSolver"),
     "rules": (
         "Rule",
@@ -35,7 +37,7 @@ _HOME = {
         "solve",
         "unrolled",
     ),
-    "solution": ("Ending", "Solution", "Stats", "Status"),
+    "solution": ("Certification", "Ending", "Solution", "Stats", "Status"),
     "methods": (
         "FOMAML",
         "IMAML",

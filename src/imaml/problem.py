@@ -11,19 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
 
 from . import tree
-from .errors import ConfigError, StructureError
+from .errors import ConfigError, StructureError, require_one_of
 from .tree import Selection
 
 Loss = Callable[[Any, Any], Array]
+CURVATURES = ("hessian", "gauss-newton")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,43 @@ class Learned:
         if self.per == "all":
             return jax.tree.map(lambda _: jnp.exp(logs), adapted)
         return jax.tree.map(lambda _, log: jnp.exp(log), adapted, logs)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A loss that is a convex cost of a model's outputs; made by `composed`."""
+
+    outputs: Callable[[Any, Any], Any]
+    cost: Callable[[Any, Any], Array]
+
+    def __call__(self, phi: Any, batch: Any) -> Array:
+        """The loss, a scalar."""
+        return self.cost(self.outputs(phi, batch), batch)
+
+    def slope(self, phi: Any, full: Callable[[Any], Any], batch: Any) -> Any:
+        """The gradient at phi, of which the derivative in phi is the Gauss-Newton matrix.
+
+        J(phi)^T cost'(outputs(phi)) with J held fixed: what is dropped is cost' times the outputs' curvature.
+        """
+        of = lambda p: self.outputs(full(p), batch)  # noqa: E731
+        value = of(phi)
+        _, pull = jax.vjp(of, lax.stop_gradient(phi))
+        return pull(jax.grad(lambda z: _scalar("cost", self.cost(z, batch)))(value))[0]
+
+
+def composed(outputs: Callable[[Any, Any], Any], cost: Callable[[Any, Any], Array]) -> Composed:
+    """The loss cost(outputs(phi, batch), batch), with cost convex in the outputs, for Gauss-Newton curvature.
+
+    outputs: (phi, batch) -> any tree. cost: (outputs, batch) -> scalar.
+
+    >>> import jax.numpy as jnp
+    >>> fit = lambda outputs, batch: jnp.mean((outputs - batch[1]) ** 2)
+    >>> loss = composed(lambda phi, batch: jnp.tanh(batch[0] @ phi), fit)
+    >>> problem = proximal(loss, 0.5, curvature="gauss-newton")
+    """
+    _check_callable("outputs", outputs)
+    _check_callable("cost", cost)
+    return Composed(outputs, cost)
 
 
 class Task(NamedTuple):
@@ -109,6 +147,7 @@ class Problem:
     adapt: Selection = field(default=Selection(), metadata={"static": True})
     learns: Learned | None = field(default=None, metadata={"static": True})
     loss: Callable | None = field(default=None, metadata={"static": True})
+    convex: bool = field(default=False, metadata={"static": True})
 
     @property
     def anchored(self) -> bool:
@@ -158,6 +197,16 @@ class Problem:
             return self.learns.values(theta.log_strength, phi)
         return _spread(self.strength, phi, self.adapt)
 
+    def curvature_floor(self, phi: Any, theta: Any) -> Array | None:
+        """A lower bound of A's eigenvalues that the problem's kind gives, the least strength; or None.
+
+        It is given for losses declared convex, and for Gauss-Newton curvature.
+        """
+        if self.kind != "proximal" or not self.convex:
+            return None
+        least = [jnp.min(leaf) for leaf in jax.tree.leaves(self.strengths(phi, theta))]
+        return jnp.min(jnp.stack(least))
+
 
 def _spread(strength: Any, phi: Any, adapt: Selection) -> Any:
     """The strength as a tree like phi; ConfigError where it fits neither phi's leaves nor its shapes."""
@@ -203,7 +252,9 @@ def _check_positive(strength: Any) -> None:
             )
 
 
-def proximal(loss: Loss, strength: Any, adapt: Any = None) -> Problem:
+def proximal(
+    loss: Loss, strength: Any, adapt: Any = None, *, curvature: str = "hessian", convex: bool = False
+) -> Problem:
     """The paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi (eq. 3).
 
     loss: (phi, batch) -> scalar; phi the full tree, batch any tree. strength: a positive number, a tree with
@@ -211,6 +262,10 @@ def proximal(loss: Loss, strength: Any, adapt: Any = None) -> Problem:
     precision is n times it. adapt: which leaves a task adapts (a name, names, a mask, or a function
     theta -> mask); the others are shared, stay at theta, and get their exact gradient through F.
     Declared "spd": true where the loss's curvature exceeds -strength at the solution; solvers say when not.
+    curvature: "hessian", or "gauss-newton" for a loss made by `composed`: A is then J^T H J + strength, never
+    indefinite, and the implicit gradient is that of the problem with its outputs linearised at phi, which is
+    another one unless the outputs fit or are linear. convex: whether the loss is convex in phi, which a
+    certificate may then rely on.
 
     >>> import jax.numpy as jnp
     >>> problem = proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
@@ -221,9 +276,19 @@ def proximal(loss: Loss, strength: Any, adapt: Any = None) -> Problem:
     learns = strength if isinstance(strength, Learned) else None
     if learns is None:
         _check_positive(strength)
+    require_one_of("proximal", "curvature", curvature, CURVATURES)
+    if curvature == "gauss-newton" and not isinstance(loss, Composed):
+        raise ConfigError(
+            "proximal: Gauss-Newton curvature needs to know what the loss is a cost of; pass a loss made by "
+            "composed(outputs, cost), or curvature='hessian'."
+        )
 
     def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        slope = jax.grad(lambda p: _scalar("loss", loss(problem.full(p, theta), batch)))(phi)
+        full = lambda p: problem.full(p, theta)  # noqa: E731
+        if curvature == "gauss-newton":
+            slope = cast(Composed, loss).slope(phi, full, batch)
+        else:
+            slope = jax.grad(lambda p: _scalar("loss", loss(full(p), batch)))(phi)
         anchor = problem.split(problem.mean(theta))
         pull = problem.strengths(phi, theta)
         return jax.tree.map(lambda g, s, p, t: g + s * (p - t), slope, pull, phi, anchor)
@@ -236,7 +301,15 @@ def proximal(loss: Loss, strength: Any, adapt: Any = None) -> Problem:
 
     fixed = None if learns else strength
     return Problem(
-        fixed, "proximal", "spd", residual, objective, adapt=Selection.of(adapt), learns=learns, loss=loss
+        fixed,
+        "proximal",
+        "spd",
+        residual,
+        objective,
+        adapt=Selection.of(adapt),
+        learns=learns,
+        loss=loss,
+        convex=convex or curvature == "gauss-newton",
     )
 
 

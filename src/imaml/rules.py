@@ -13,7 +13,7 @@ The first three make `solve` differentiable; all six estimate one task's meta-gr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -21,11 +21,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import tree
+from .certificate import Certificate, certificate_of, error_estimate, examine
 from .errors import ConfigError, StructureError
 from .inner import InnerSolver, judged
 from .linear import LinearSolver, refuse_structure
 from .problem import Learned, Problem, Task, require_anchor
-from .solution import Solution
+from .solution import Certification, Solution, Status
+from .system import Judge, System, constant, judge_of, system_at
 
 
 class Rule(Protocol):
@@ -88,6 +90,8 @@ class Implicit:
     """The implicit function theorem; made by `implicit(linear)`."""
 
     linear: LinearSolver
+    certificate: Certificate | None = None
+    correct: bool = False
     needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
@@ -100,13 +104,28 @@ class Implicit:
         """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
         problem, query_loss, _ = learning
         phi, found = learning.solved(theta, task.support, key)
-        loss, (slope, direct) = jax.value_and_grad(query_loss, argnums=(0, 1))(phi, theta, task.query)
-        through, linear, residual = implicit_vjp_at(
-            problem, phi, theta, task.support, slope, linear=self.linear
-        )
-        gradient = jax.tree.map(jnp.add, direct, through)
-        size = tree.norm(residual)
-        return TaskGradient(gradient, loss, phi, size, judged(found, size), linear)
+        judge = judge_of(query_loss, theta, task.query)
+        gradient, linear, system = self.at(problem, found.value, theta, task.support, judge, key)
+        size = tree.norm(system.residual)
+        return TaskGradient(gradient, system.loss, phi, size, judged(found, size), linear)
+
+    def at(
+        self, problem: Problem, adapted: Any, theta: Any, batch: Any, judge: Judge, key: Array | None
+    ) -> tuple[Any, Solution, System]:
+        """The meta-gradient from a task's adapted leaves, the linear Solution, and the system it solved."""
+        system = system_at(problem, adapted, theta, batch, judge)
+        solution = self.linear(system.product, system.right, structure=problem.structure)
+        gradient = system.gradient(solution.value)
+        estimate = error_estimate(problem, system, solution, adapted, theta)
+        bound, code = None, jnp.full_like(solution.status.code, int(Certification.NOT_ASKED))
+        if self.certificate is not None or self.correct:
+            recipe = self.certificate or Certificate()
+            key = jax.random.key(0) if key is None else key
+            seen = examine(recipe, problem, system, solution, adapted, theta, batch, judge, key)
+            bound, code = (seen.refined_bound if self.correct else seen.bound), seen.code
+            gradient = seen.refined if self.correct else gradient
+        stats = replace(solution.stats, error_estimate=estimate, error_bound=bound)
+        return gradient, Solution(solution.value, stats, Status(solution.status.code, code)), system
 
     def __call__(
         self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
@@ -314,18 +333,22 @@ def _refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
         )
 
 
-def implicit(linear: LinearSolver) -> Implicit:
+def implicit(linear: LinearSolver, *, certify: bool | Certificate = False, correct: bool = False) -> Implicit:
     """The implicit rule: exact up to how well phi* and the linear system are solved (Lemma 1).
 
     Built on `lax.custom_root`: forward mode, reverse mode, second order, and derivatives with respect to
     strength and data, passed or closed over. Memory does not grow with the inner steps. A rule cannot hand
     out the backward solve's status: where that matters (training), use `implicit_vjp`.
+
+    certify: whether `IMAML` bounds each task's error, see `Certificate`. correct: whether its gradient is
+    that after one Newton step more, whose error falls with the square of the inner solution's; both leave
+    the differentiable rule as it is.
     """
     if not callable(linear):
         raise ConfigError(
             f"implicit: {linear!r} is no linear solver; pass one such as CG(steps=5) or Dense()."
         )
-    return Implicit(linear)
+    return Implicit(linear, certificate_of(certify), correct)
 
 
 def unrolled() -> Unrolled:
@@ -395,7 +418,15 @@ def solve(
 
 
 def implicit_vjp(
-    problem: Problem, phi: Any, theta: Any, batch: Any, cotangent: Any, *, linear: LinearSolver
+    problem: Problem,
+    phi: Any,
+    theta: Any,
+    batch: Any,
+    cotangent: Any,
+    *,
+    linear: LinearSolver,
+    certify: bool | Certificate = False,
+    key: Array | None = None,
 ) -> tuple[Any, Solution]:
     """The cotangent of theta, -(dF/dtheta)^T A^-T cotangent with A = dF/dphi, and the linear Solution.
 
@@ -403,15 +434,12 @@ def implicit_vjp(
     d query_loss / d theta is not in it: add it (paper, eq. 6 and Algorithm 2, line 4). Shared leaves are
     theta's own, so their cotangent passes straight through: this is the transpose of d phi/d theta for the
     full phi that `solve` returns. Solution.value is u with A^T u = cotangent, over the adapted leaves.
+
+    The Solution's stats say how wrong theta's cotangent may be, against that at the exact inner solution and
+    the same cotangent: error_estimate always, error_bound with certify=True (or a `Certificate`), with
+    `solution.certified` and, where it could not be had, the reason in `solution.status.certification`. The
+    inner residual is measured at the phi given. key: for the certificate's random start.
     """
-    theta_bar, solution, _ = implicit_vjp_at(problem, phi, theta, batch, cotangent, linear=linear)
-    return theta_bar, solution
-
-
-def implicit_vjp_at(
-    problem: Problem, phi: Any, theta: Any, batch: Any, cotangent: Any, *, linear: LinearSolver
-) -> tuple[Any, Solution, Any]:
-    """`implicit_vjp` and the residual F at phi, which the linearisation gives for free."""
     require_anchor(problem)
     refuse_structure(linear, problem.structure)
     if not tree.same(cotangent, phi):
@@ -419,17 +447,8 @@ def implicit_vjp_at(
             f"implicit_vjp: the cotangent must be shaped like phi, {tree.shapes(phi)}; it came as "
             f"{tree.shapes(cotangent)}."
         )
-    adapted = problem.split(phi)
-    residual = lambda p: problem.residual(p, theta, batch)  # noqa: E731
-    if problem.structure == "general":
-        value, pull = jax.vjp(residual, adapted)
-        product = lambda u: pull(u)[0]  # noqa: E731
-    else:
-        value, product = jax.linearize(residual, adapted)  # A is its own transpose
-    solution = linear(product, problem.split(cotangent), structure=problem.structure)
-    _, pull_theta = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
-    (theta_bar,) = pull_theta(jax.tree.map(lambda u: -u, solution.value))
-    if problem.adapt.choice is not None:
-        _, pull_shared = jax.vjp(lambda t: problem.full(lax.stop_gradient(adapted), t), theta)
-        theta_bar = jax.tree.map(lambda a, b: a + b, theta_bar, pull_shared(cotangent)[0])
-    return theta_bar, solution, value
+    rule = Implicit(linear, certificate_of(certify))
+    gradient, solution, _ = rule.at(
+        problem, problem.split(phi), theta, batch, constant(cotangent, theta), key
+    )
+    return gradient, solution

@@ -49,12 +49,46 @@ _ADVICE = {
 }
 
 
+class Certification(enum.IntEnum):
+    """Whether a meta-gradient has a certified error bound, or why not. `advice` says what to do about it."""
+
+    CERTIFIED = 0
+    NOT_ASKED = 1
+    ABOVE_REQUEST = 2
+    SOLUTION_TOO_FAR = 3
+    CURVATURE_UNKNOWN = 4
+    NO_BOUND = 5
+
+    @property
+    def advice(self) -> str:
+        """One sentence: what is known, and what to do."""
+        return _CERTIFICATION_ADVICE[self]
+
+
+_CERTIFICATION_ADVICE = {
+    Certification.CERTIFIED: "The error is at most stats.error_bound.",
+    Certification.NOT_ASKED: "No certificate was asked for (certify=True); the error is only estimated, see "
+    "stats.error_estimate.",
+    Certification.ABOVE_REQUEST: "The error bound is above the accuracy asked for; allow more inner or "
+    "linear steps, or ask for less.",
+    Certification.SOLUTION_TOO_FAR: "The inner solution is too far away for a bound: a Newton step from it "
+    "does not come nearer, or the curvature changes too much on the way; take more inner steps, or raise the "
+    "strength.",
+    Certification.CURVATURE_UNKNOWN: "The curvature has no lower bound above zero: the system is indefinite, "
+    "or Lanczos' bound is too loose; raise the strength, take more inner steps, use Gauss-Newton curvature, "
+    "declare convex=True where the loss is, or give Certificate(lanczos=...) more products.",
+    Certification.NO_BOUND: "A value was not finite, or the system is of a kind (a game, a fixed point) that "
+    "has no error bound here; compare with Dense().",
+}
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Status:
     """How a solve ended, as an array of codes, so that it travels through jit and vmap.
 
     `code` has shape () for one solve and (tasks,) for a batch; its values are those of `Ending`.
+    `certificate`, where one could be had, is shaped alike, with values of `Certification`.
 
     >>> import jax.numpy as jnp
     >>> Status(jnp.asarray(0)).ending
@@ -62,6 +96,7 @@ class Status:
     """
 
     code: Array
+    certificate: Array | None = None
 
     @property
     def ok(self) -> Array:
@@ -77,6 +112,13 @@ class Status:
     def advice(self) -> str:
         """A sentence on the worst ending (on the host: not inside jit)."""
         return self.ending.advice
+
+    @property
+    def certification(self) -> Certification:
+        """The worst certification among the solves (on the host: not inside jit)."""
+        if self.certificate is None:
+            return Certification.NOT_ASKED
+        return Certification(int(np.max(np.asarray(self.certificate))))
 
     def __str__(self) -> str:
         """How many solves ended how."""
@@ -97,7 +139,8 @@ class Stats:
     itself, in the units of the loss's gradient. negative_curvature: whether a direction p with p.Ap <= 0 was
     seen (always False for solvers that do not look). lanczos: of CG its coefficients (alpha, beta), each of
     shape (max_steps,), zero where no step was taken; else None. first: of an inner solve of a fixed number of
-    steps the norm of F where it started, by which it is judged; else None.
+    steps the norm of F where it started, by which it is judged; else None. error_estimate, error_bound: of
+    an implicit gradient the norm of its error, estimated and (with certify=True) bounded; else None.
     """
 
     steps: Array
@@ -105,6 +148,8 @@ class Stats:
     negative_curvature: Array
     lanczos: tuple[Array, Array] | None = None
     first: Array | None = None
+    error_estimate: Array | None = None
+    error_bound: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -115,3 +160,10 @@ class Solution:
     value: Any
     stats: Stats
     status: Status
+
+    @property
+    def certified(self) -> Array:
+        """Whether `stats.error_bound` bounds the error, boolean like the status's codes."""
+        if self.status.certificate is None:
+            return np.zeros(np.shape(self.status.code), bool)  # type: ignore[return-value]
+        return self.status.certificate == int(Certification.CERTIFIED)

@@ -1,0 +1,202 @@
+"""Certified bounds and estimates of meta-gradients' errors beside the true errors, over random problems.
+
+    python -m benchmarks.certificates          # -> benchmarks/results/certificates.json
+
+Of each kind (ridge and logistic regression, declared convex; small networks, of which nothing is declared,
+and the same with Gauss-Newton curvature) problems are drawn with strengths from 0.1 to 10, 1 to 1,000 inner
+steps and 1 to a full number of steps of conjugate gradients, all log-uniform. The reference is dense, in
+float64: the inner solve goes on to |F| < 1e-12, and the system there is solved by LU. A problem whose
+reference is not reached (for which "the solution near phi" does not exist) is drawn anew and counted.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+import imaml
+from benchmarks.machine import describe_machine
+from imaml.solution import Certification
+from imaml.system import judge_of, system_at
+
+RESULT = Path(__file__).parent / "results" / "certificates.json"
+LINEAR = (1, 2, 3, 5, 10, 20, 1000)
+INNER = (1, 1000)
+FEATURES, ROWS, WAYS = 16, 10, 5
+
+
+def ridge():
+    """Linear regression with badly scaled inputs: (loss, a draw of one task and theta, options)."""
+
+    def draw(key):
+        keys = jax.random.split(key, 5)
+        scale = jnp.exp(jax.random.uniform(keys[3], (FEATURES,), minval=-2.0, maxval=1.0))
+        inputs = scale * jax.random.normal(keys[0], (2, ROWS, FEATURES))
+        targets = inputs @ jax.random.normal(keys[1], (FEATURES,)) + 0.1 * jax.random.normal(keys[2], (2, ROWS))
+        return jax.random.normal(keys[4], (FEATURES,)), (inputs[0], targets[0]), (inputs[1], targets[1])
+
+    return lambda phi, batch: 0.5 * jnp.mean((batch[0] @ phi - batch[1]) ** 2), draw, {"convex": True}
+
+
+def logistic():
+    """Logistic regression."""
+
+    def loss(phi, batch):
+        scores = batch[0] @ phi["weight"] + phi["bias"]
+        return jnp.mean(jnp.logaddexp(0, scores) - batch[1] * scores)
+
+    def draw(key):
+        keys = jax.random.split(key, 4)
+        inputs = 2 * jax.random.normal(keys[0], (2, ROWS, FEATURES))
+        labels = (inputs @ jax.random.normal(keys[1], (FEATURES,)) > 0).astype(inputs.dtype)
+        theta = {"weight": jax.random.normal(keys[2], (FEATURES,)), "bias": jax.random.normal(keys[3])}
+        return theta, (inputs[0], labels[0]), (inputs[1], labels[1])
+
+    return loss, draw, {"convex": True}
+
+
+def network(activation, curvature="hessian"):
+    """A network 16-24-5 (533 parameters) and five clusters of two points each, as classes."""
+    model = imaml.MLP((FEATURES, 24, WAYS), activation)
+    outputs = lambda phi, batch: model.forward(phi, batch[0])[0]  # noqa: E731
+    cost = lambda z, batch: -jnp.mean(jnp.sum(batch[1] * jax.nn.log_softmax(z), -1))  # noqa: E731
+
+    def draw(key):
+        keys = jax.random.split(key, 3)
+        centres = jax.random.normal(keys[0], (WAYS, FEATURES))
+        labels = jnp.tile(jnp.eye(WAYS), (2, ROWS // WAYS, 1))
+        inputs = jnp.tile(centres, (2, ROWS // WAYS, 1))
+        inputs = inputs + 0.5 * jax.random.normal(keys[1], inputs.shape)
+        theta = jax.tree.map(lambda leaf: leaf.astype(inputs.dtype), model.init(keys[2]))
+        return theta, (inputs[0], labels[0]), (inputs[1], labels[1])
+
+    return imaml.composed(outputs, cost), draw, {"curvature": curvature}
+
+
+KINDS = {
+    "ridge": ridge(),
+    "logistic": logistic(),
+    "network, tanh": network("tanh"),
+    "network, relu": network("relu"),
+    "network, tanh, Gauss-Newton": network("tanh", "gauss-newton"),
+}
+
+
+def measure(kind, steps, key, strength, inner_steps, recipe=imaml.Certificate()):  # noqa: B008
+    """One problem: the true error of `steps` of CG at the phi of `inner_steps`, with what is said of it."""
+    loss, draw, options = KINDS[kind]
+    theta, support, query = draw(key)
+    problem = imaml.proximal(loss, strength, **options)
+    judge = judge_of(lambda phi, theta, batch: loss(phi, batch), theta, query)
+    flat, unravel = ravel_pytree(theta)
+    slope = lambda p: ravel_pytree(problem.residual(unravel(p), theta, support))[0]  # noqa: E731
+    matrix = jax.jacfwd(slope)
+    rate = 1 / (strength + jnp.linalg.norm(matrix(flat) - strength * jnp.eye(flat.size), 2))
+    phi = lax.fori_loop(0, inner_steps, lambda _, p: p - rate * slope(p), flat)
+    rule = imaml.implicit(imaml.CG(steps=min(steps, flat.size)), certify=recipe)
+    gradient, solution, _ = rule.at(problem, unravel(phi), theta, support, judge, jax.random.fold_in(key, 1))
+    # The reference: gradient descent goes on until Newton's method takes over.
+    far = lax.while_loop(
+        lambda s: (s[1] < 20_000) & (jnp.linalg.norm(slope(s[0])) > 1e-4),
+        lambda s: (s[0] - rate * slope(s[0]), s[1] + 1),
+        (phi, 0),
+    )[0]
+    star = lax.fori_loop(0, 8, lambda _, p: p - jnp.linalg.solve(matrix(p), slope(p)), far)
+    exact = system_at(problem, unravel(star), theta, support, judge)
+    right = ravel_pytree(exact.right)[0]
+    truth = ravel_pytree(exact.gradient(unravel(jnp.linalg.solve(matrix(star), right))))[0]
+    size = jnp.linalg.norm(truth)
+    return {
+        "true": jnp.linalg.norm(ravel_pytree(gradient)[0] - truth) / size,
+        "estimate": solution.stats.error_estimate / size,
+        "bound": solution.stats.error_bound / size,
+        "code": solution.status.certificate,
+        "ending": solution.status.code,
+        "negative_curvature": solution.stats.negative_curvature,
+        "smallest": jnp.linalg.eigvalsh(matrix(phi))[0],
+        "reached": (jnp.linalg.norm(slope(star)) < 1e-12 * (1 + jnp.linalg.norm(star)))
+        & (jnp.linalg.norm(star - far) < 0.1)
+        & (jnp.linalg.eigvalsh(matrix(star))[0] > 0),
+    }
+
+
+def problems(kind, count, seed=0):
+    """What is known of `count` problems of one kind, as arrays; and how many had no reference."""
+    random = np.random.default_rng([seed, list(KINDS).index(kind)])
+    found, lost = [], 0
+    for part, steps in enumerate(LINEAR):
+        want = (count * (part + 1)) // len(LINEAR) - (count * part) // len(LINEAR)
+        run = jax.jit(lambda k, s, n, steps=steps: lax.map(lambda a: measure(kind, steps, *a), (k, s, n)))
+        have = 0
+        while have < want:
+            strengths = np.exp(random.uniform(np.log(0.1), np.log(10), want))
+            inner = np.rint(np.exp(random.uniform(np.log(INNER[0]), np.log(INNER[1]), want))).astype(int)
+            keys = jax.random.split(jax.random.key(random.integers(2**31)), want)
+            batch = {k: np.asarray(v) for k, v in run(keys, jnp.asarray(strengths), jnp.asarray(inner)).items()}
+            batch |= {"strength": strengths, "inner_steps": inner, "linear_steps": np.full(want, steps)}
+            good = np.flatnonzero(batch["reached"])[: want - have]
+            lost += int((~batch["reached"]).sum())
+            found.append({k: v[good] for k, v in batch.items()})
+            have += good.size
+    return {k: np.concatenate([part[k] for part in found]) for k in found[0]}, lost
+
+
+def summary(found):
+    """The figures of a set of problems."""
+    certified = found["code"] == int(Certification.CERTIFIED)
+    small = found["true"] < 0.01
+    ratio = (found["bound"] / found["true"])[certified]
+    flagged = ~certified
+    wrong = found["true"] > 0.1
+    return {
+        "problems": int(certified.size),
+        "certified": float(certified.mean()),
+        "bound_holds": float((ratio >= 1).mean()) if ratio.size else None,
+        "median_bound_over_true": float(np.median(ratio)) if ratio.size else None,
+        "true_below_1_percent": int(small.sum()),
+        "of_them_certified": float(certified[small].mean()) if small.any() else None,
+        "off_by_10_percent": int(wrong.sum()),
+        "of_them_neither_certified_nor_flagged": int((wrong & ~certified & ~flagged).sum()),
+        "of_them_the_bound_too_small": int((wrong & certified & (found["bound"] < found["true"])).sum()),
+        "estimate_at_least_true": float((found["estimate"] >= found["true"]).mean()),
+        "median_estimate_over_true": float(np.median(found["estimate"] / found["true"])),
+        "estimate_within_10_times": float(
+            (np.abs(np.log10(np.maximum(found["estimate"], 1e-300) / found["true"])) < 1).mean()
+        ),
+        "indefinite": int((found["smallest"] <= 0).sum()),
+        "negative_curvature_seen": int(found["negative_curvature"].sum()),
+        "codes": {code.name: int((found["code"] == int(code)).sum()) for code in Certification},
+    }
+
+
+def main():
+    """Prints and writes the figures."""
+    jax.config.update("jax_enable_x64", True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--each", type=int, default=112)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    command = "python -m benchmarks.certificates"
+    result = {"command": command, "machine": describe_machine(), "rows": [], "problems": {}}
+    everything = []
+    for kind in KINDS:
+        found, lost = problems(kind, arguments.each)
+        row = {"kind": kind, "without_reference": lost, **summary(found)}
+        print(json.dumps(row), flush=True)
+        result["rows"].append(row)
+        plain = {k: [float(f"{x:.4g}") if np.isfinite(x) else None for x in v] for k, v in found.items()}
+        result["problems"][kind] = plain
+        everything.append(found)
+    joint = {k: np.concatenate([f[k] for f in everything]) for k in everything[0]}
+    result["rows"].append({"kind": "all", **summary(joint)})
+    print(json.dumps(result["rows"][-1]))
+    arguments.out.write_text(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The linear system that the implicit rule solves, at one point phi of one task.
+
+A^T u = d query_loss / d phi,  A = dF/dphi         meta-gradient = d query_loss / d theta - (dF/dtheta)^T u
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .problem import Problem
+
+
+class Judged(NamedTuple):
+    """What a query loss says of a phi (the full tree): its value, d/dphi, and d/dtheta at fixed phi."""
+
+    loss: Array
+    slope: Any
+    direct: Any
+
+
+Judge = Callable[[Any], Judged]
+
+
+def judge_of(query_loss: Callable, theta: Any, batch: Any) -> Judge:
+    """The judge that a query loss (phi, theta, batch) -> scalar makes of one task's query batch."""
+
+    def judge(phi: Any) -> Judged:
+        loss, (slope, direct) = jax.value_and_grad(query_loss, argnums=(0, 1))(phi, theta, batch)
+        return Judged(loss, slope, direct)
+
+    return judge
+
+
+def constant(cotangent: Any, theta: Any) -> Judge:
+    """The judge that says the same of every phi: a given cotangent, and nothing direct."""
+    nothing = jax.tree.map(jnp.zeros_like, theta)
+    return lambda phi: Judged(jnp.zeros(()), cotangent, nothing)
+
+
+@dataclass(frozen=True)
+class System:
+    """A^T u = right at one point. Trees like the adapted leaves, but for theta's.
+
+    residual: F(phi). product: u -> A^T u. right: d query_loss / d phi. through: u -> -(dF/dtheta)^T u, shaped
+    like theta. apart: the rest of the meta-gradient, which does not depend on u. loss: the query loss.
+    """
+
+    residual: Any
+    product: Callable[[Any], Any]
+    right: Any
+    through: Callable[[Any], Any]
+    apart: Any
+    loss: Array
+
+    def gradient(self, u: Any) -> Any:
+        """The meta-gradient that a solution u means, shaped like theta."""
+        return jax.tree.map(jnp.add, self.apart, self.through(u))
+
+
+def system_at(problem: Problem, adapted: Any, theta: Any, batch: Any, judge: Judge) -> System:
+    """The system at a task's adapted leaves; the linearisation gives F for free."""
+    residual = lambda p: problem.residual(p, theta, batch)  # noqa: E731
+    if problem.structure == "general":
+        value, pull = jax.vjp(residual, adapted)
+        product = lambda u: pull(u)[0]  # noqa: E731
+    else:
+        value, product = jax.linearize(residual, adapted)  # A is its own transpose
+    loss, slope, apart = judge(problem.full(adapted, theta))
+
+    def through(u: Any) -> Any:
+        _, pull_theta = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
+        return pull_theta(jax.tree.map(jnp.negative, u))[0]
+
+    if problem.adapt.choice is not None:  # shared leaves are theta's own: their cotangent passes straight on
+        _, pull_shared = jax.vjp(lambda t: problem.full(lax.stop_gradient(adapted), t), theta)
+        apart = jax.tree.map(jnp.add, apart, pull_shared(slope)[0])
+    return System(value, product, problem.split(slope), through, apart, loss)
