@@ -37,7 +37,9 @@ def ridge():
         keys = jax.random.split(key, 5)
         scale = jnp.exp(jax.random.uniform(keys[3], (FEATURES,), minval=-2.0, maxval=1.0))
         inputs = scale * jax.random.normal(keys[0], (2, ROWS, FEATURES))
-        targets = inputs @ jax.random.normal(keys[1], (FEATURES,)) + 0.1 * jax.random.normal(keys[2], (2, ROWS))
+        targets = inputs @ jax.random.normal(keys[1], (FEATURES,)) + 0.1 * jax.random.normal(
+            keys[2], (2, ROWS)
+        )
         return jax.random.normal(keys[4], (FEATURES,)), (inputs[0], targets[0]), (inputs[1], targets[1])
 
     return lambda phi, batch: 0.5 * jnp.mean((batch[0] @ phi - batch[1]) ** 2), draw, {"convex": True}
@@ -87,26 +89,29 @@ KINDS = {
 }
 
 
-def measure(kind, steps, key, strength, inner_steps, recipe=imaml.Certificate()):  # noqa: B008
+def measure(kind, steps, key, strength, inner_steps, recipe=imaml.Certificate()):
     """One problem: the true error of `steps` of CG at the phi of `inner_steps`, with what is said of it."""
     loss, draw, options = KINDS[kind]
     theta, support, query = draw(key)
     problem = imaml.proximal(loss, strength, **options)
     judge = judge_of(lambda phi, theta, batch: loss(phi, batch), theta, query)
     flat, unravel = ravel_pytree(theta)
+    hessian = jax.jacfwd(jax.grad(lambda p: loss(unravel(p), support)))
     slope = lambda p: ravel_pytree(problem.residual(unravel(p), theta, support))[0]  # noqa: E731
-    matrix = jax.jacfwd(slope)
+    matrix = jax.jacfwd(slope)  # of Gauss-Newton's system where the problem has that
+    curved = lambda p: hessian(p) + strength * jnp.eye(p.size)  # noqa: E731
     rate = 1 / (strength + jnp.linalg.norm(matrix(flat) - strength * jnp.eye(flat.size), 2))
     phi = lax.fori_loop(0, inner_steps, lambda _, p: p - rate * slope(p), flat)
     rule = imaml.implicit(imaml.CG(steps=min(steps, flat.size)), certify=recipe)
-    gradient, solution, _ = rule.at(problem, unravel(phi), theta, support, judge, jax.random.fold_in(key, 1))
+    implied = rule.at(problem, unravel(phi), theta, support, judge, jax.random.fold_in(key, 1))
+    gradient, solution = implied.gradient, implied.linear
     # The reference: gradient descent goes on until Newton's method takes over.
     far = lax.while_loop(
         lambda s: (s[1] < 20_000) & (jnp.linalg.norm(slope(s[0])) > 1e-4),
         lambda s: (s[0] - rate * slope(s[0]), s[1] + 1),
         (phi, 0),
     )[0]
-    star = lax.fori_loop(0, 8, lambda _, p: p - jnp.linalg.solve(matrix(p), slope(p)), far)
+    star = lax.fori_loop(0, 8, lambda _, p: p - jnp.linalg.solve(curved(p), slope(p)), far)
     exact = system_at(problem, unravel(star), theta, support, judge)
     right = ravel_pytree(exact.right)[0]
     truth = ravel_pytree(exact.gradient(unravel(jnp.linalg.solve(matrix(star), right))))[0]
@@ -121,23 +126,25 @@ def measure(kind, steps, key, strength, inner_steps, recipe=imaml.Certificate())
         "smallest": jnp.linalg.eigvalsh(matrix(phi))[0],
         "reached": (jnp.linalg.norm(slope(star)) < 1e-12 * (1 + jnp.linalg.norm(star)))
         & (jnp.linalg.norm(star - far) < 0.1)
-        & (jnp.linalg.eigvalsh(matrix(star))[0] > 0),
+        & (jnp.linalg.eigvalsh(curved(star))[0] > 0),
     }
 
 
-def problems(kind, count, seed=0):
+def problems(kind, count, seed=0, linear=LINEAR):
     """What is known of `count` problems of one kind, as arrays; and how many had no reference."""
     random = np.random.default_rng([seed, list(KINDS).index(kind)])
     found, lost = [], 0
-    for part, steps in enumerate(LINEAR):
-        want = (count * (part + 1)) // len(LINEAR) - (count * part) // len(LINEAR)
+    for part, steps in enumerate(linear):
+        want = (count * (part + 1)) // len(linear) - (count * part) // len(linear)
         run = jax.jit(lambda k, s, n, steps=steps: lax.map(lambda a: measure(kind, steps, *a), (k, s, n)))
         have = 0
         while have < want:
             strengths = np.exp(random.uniform(np.log(0.1), np.log(10), want))
             inner = np.rint(np.exp(random.uniform(np.log(INNER[0]), np.log(INNER[1]), want))).astype(int)
             keys = jax.random.split(jax.random.key(random.integers(2**31)), want)
-            batch = {k: np.asarray(v) for k, v in run(keys, jnp.asarray(strengths), jnp.asarray(inner)).items()}
+            batch = {
+                k: np.asarray(v) for k, v in run(keys, jnp.asarray(strengths), jnp.asarray(inner)).items()
+            }
             batch |= {"strength": strengths, "inner_steps": inner, "linear_steps": np.full(want, steps)}
             good = np.flatnonzero(batch["reached"])[: want - have]
             lost += int((~batch["reached"]).sum())

@@ -25,6 +25,7 @@ SOLVERS = {
     "Neumann": lambda tight: imaml.Neumann(tolerance=tight),
     "GMRES": lambda tight: imaml.GMRES(tolerance=tight),
     "BiCGStab": lambda tight: imaml.BiCGStab(tolerance=tight),
+    "MINRES": lambda tight: imaml.MINRES(tolerance=tight),
     "Dense": lambda tight: imaml.Dense(),
 }
 ACCEPTS = {
@@ -32,6 +33,7 @@ ACCEPTS = {
     "Neumann": ("spd", "general"),
     "GMRES": STRUCTURES,
     "BiCGStab": STRUCTURES,
+    "MINRES": ("spd", "symmetric"),
     "Dense": STRUCTURES,
 }
 DTYPES = ("float64", "float32")

@@ -153,7 +153,7 @@ def test_where_all_tasks_failed_there_is_no_gradient_under_any_policy(policy):
     used = jnp.zeros(COUNT, bool)
     codes = imaml.Status(jnp.full(COUNT, int(imaml.Ending.NOT_FINITE)))
     blank = jnp.zeros(COUNT)
-    metrics = imaml.Metrics(blank, blank, blank, blank, blank, used, codes, codes, used, {})
+    metrics = imaml.Metrics(*[blank] * 6, used, blank, None, codes, codes, used, {})
     with pytest.raises(imaml.NumericalError, match="4 of 4 tasks failed"):
         method.check(metrics)
 

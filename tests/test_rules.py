@@ -53,6 +53,7 @@ SOLVERS = {
     "CG tight": TIGHT,
     "GMRES": imaml.GMRES(tolerance=1e-12),
     "BiCGStab": imaml.BiCGStab(tolerance=1e-12),
+    "MINRES": imaml.MINRES(tolerance=1e-12),
     "Dense": imaml.Dense(),
     "Neumann": imaml.Neumann(tolerance=1e-12),
 }

@@ -49,6 +49,7 @@ _HOME = {
         "Reptile",
         "Solving",
     ),
+    "minres": ("MINRES",),
     "newton": ("NewtonCG",),
     "released": ("ThenPulled", "as_released"),
     "models": ("MLP", "Conv4"),
@@ -88,6 +89,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from .adaptation import Predictor as Predictor
     from .adaptation import load as load
+    from .certificate import Certificate as Certificate
     from .config import Optimiser as Optimiser
     from .domains.fewshot import characters as characters
     from .domains.fewshot import image_tasks as image_tasks
@@ -122,12 +124,14 @@ if TYPE_CHECKING:
     from .methods import Metrics as Metrics
     from .methods import Reptile as Reptile
     from .methods import Solving as Solving
+    from .minres import MINRES as MINRES
     from .models import MLP as MLP
     from .models import Conv4 as Conv4
     from .newton import NewtonCG as NewtonCG
     from .problem import Problem as Problem
     from .problem import Task as Task
     from .problem import Theta as Theta
+    from .problem import composed as composed
     from .problem import fixed_point as fixed_point
     from .problem import game as game
     from .problem import learned as learned
@@ -145,6 +149,7 @@ if TYPE_CHECKING:
     from .rules import jointly as jointly
     from .rules import solve as solve
     from .rules import unrolled as unrolled
+    from .solution import Certification as Certification
     from .solution import Ending as Ending
     from .solution import Solution as Solution
     from .solution import Stats as Stats

@@ -17,13 +17,11 @@ from jax import Array
 
 from . import tree
 from .errors import require_number, require_whole
-from .linear import CG
 from .problem import Problem
+from .refinement import SAFETY, Move, newton_move
 from .solution import Certification, Solution
 from .spectrum import norm_bound, ritz, smallest_bound
-from .system import Judge, System, system_at
-
-SAFETY = 3.0  # the change along one direction is sampled; that along others is taken to be this much more
+from .system import Judge, System
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,15 @@ class Certificate:
 
         |g - g'|  +  |B|/mu (|rho'|  +  3 c |r'|/mu),      c = |d(v - A u)| / |w|  as seen along w
 
+    (and alike for what of the meta-gradient changes at fixed u, where theta enters it in other ways).
+
     mu is the least strength where the problem is declared convex or has Gauss-Newton curvature (for which the
-    bound is then one of the Gauss-Newton gradient). Else it is Lanczos' bound of A's smallest eigenvalue from
-    a random start, after `lanczos` products, which holds but with probability `failure` (Kuczynski and
-    Wozniakowski 1992), less three times the change of A seen along w. |B| is the largest strength where all
-    leaves are adapted and strength is fixed, else bounded by Lanczos on B B^T alike. The constants of a
-    Lipschitz bound (Ehrhardt and Roberts 2023) are so replaced by what one direction shows, times 3: no proof
-    for every function, but for a quadratic loss; docs/certificates.md says how often it held.
+    bound is then one of the Gauss-Newton gradient, and |F| must at least halve along w). Else it is Lanczos'
+    bound of A's smallest eigenvalue from a random start, after `lanczos` products, which holds but with
+    probability `failure` (Kuczynski and Wozniakowski 1992), less three times the change of A seen along w.
+    |B| is the largest strength where all leaves are adapted and strength is fixed, else bounded by Lanczos on
+    B B^T alike. The constants of a Lipschitz bound (Ehrhardt and Roberts 2023) are so replaced by what one
+    direction shows, times 3: a proof for quadratic losses only; docs/certificates.md says how often it held.
 
     tolerance: how far either solve goes at most, relative to what it began with.
     """
@@ -64,17 +64,6 @@ def certificate_of(asked: Any) -> Certificate | None:
     if isinstance(asked, Certificate) or asked is None:
         return asked
     return Certificate() if asked else None
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What a certificate found: the bound and why there is none; and a better gradient with its own bound."""
-
-    bound: Array
-    code: Array
-    refined: Any
-    refined_bound: Array
-    refined_phi: Any
 
 
 def error_estimate(problem: Problem, system: System, solution: Solution, phi: Any, theta: Any) -> Array:
@@ -105,7 +94,7 @@ def error_estimate(problem: Problem, system: System, solution: Solution, phi: An
     return jnp.where(negative | ~jnp.isfinite(estimate), jnp.inf, estimate)
 
 
-def examine(
+def moved(
     recipe: Certificate,
     problem: Problem,
     system: System,
@@ -114,63 +103,56 @@ def examine(
     theta: Any,
     batch: Any,
     judge: Judge,
-    key: Array,
-) -> Examined:
-    """The certificate of the gradient that `solution` means at the adapted leaves; see `Certificate`.
-
-    For a problem declared "spd" only: others get the code NO_BOUND.
-    """
-    if problem.structure != "spd":
-        nothing = jnp.full_like(solution.stats.residual, jnp.inf)
-        code = jnp.full_like(solution.status.code, int(Certification.NO_BOUND))
-        return Examined(nothing, code, system.gradient(solution.value), nothing, adapted)
-    keys = jax.random.split(key)
-    solver = CG(steps=recipe.steps, tolerance=recipe.tolerance)
-    minus = lambda a, b: jax.tree.map(jnp.subtract, a, b)  # noqa: E731
-    way = solver(system.product, system.residual).value
-    nearer = minus(adapted, way)
-    there = system_at(problem, nearer, theta, batch, judge)
-    left = minus(system.right, system.product(solution.value))
-    new_image = there.product(solution.value)
-    new_left = minus(there.right, new_image)
-    further = solver(there.product, new_left)
-    refined = jax.tree.map(jnp.add, solution.value, further.value)
-    still = tree.norm(minus(there.right, there.product(refined)))
-    gradient, better = system.gradient(solution.value), there.gradient(refined)
-
-    length, size = tree.norm(way), tree.norm(solution.value)
-    per = lambda change: tree.norm(change) / jnp.where(length > 0, length, 1)  # noqa: E731
-    turning = per(minus(new_left, left))
-    bending = per(minus(minus(there.right, new_left), minus(system.right, left))) / jnp.where(
-        size > 0, size, 1
+) -> Move:
+    """The Newton step that a certificate is made of, from a task's adapted leaves and linear Solution."""
+    share = lambda size, *_: recipe.tolerance * size  # noqa: E731
+    return newton_move(
+        problem, system, adapted, solution.value, theta, batch, judge, recipe.steps, (share, share)
     )
+
+
+def bound_after(
+    recipe: Certificate, problem: Problem, move: Move, theta: Any, batch: Any, key: Array
+) -> tuple[Array, Array]:
+    """The bound of the error of the meta-gradient after a Newton step, and the code of `Certification`."""
+    keys = jax.random.split(key)
+    adapted, residual = move.adapted, lambda p: problem.residual(p, theta, batch)
     floor = problem.curvature_floor(adapted, theta)
-    exact = floor is not None
+    contracts = move.residual <= 0.5 * move.before
     if floor is None:
-        flat, unravel = tree.ravel(nearer)
-        product = lambda vector: tree.ravel(there.product(unravel(vector)))[0]  # noqa: E731
+        flat, unravel = tree.ravel(adapted)
+        _, curve = jax.linearize(residual, adapted)
+        product = lambda vector: tree.ravel(curve(unravel(vector)))[0]  # noqa: E731
         floor = smallest_bound(product, flat, keys[0], recipe.lanczos, recipe.failure)
-        floor = floor - SAFETY * bending * length
+        floor = floor - SAFETY * move.bending * move.length
     known = floor > 0
     mu = jnp.where(known, floor, 1)
-    beyond = tree.norm(there.residual) / mu
-    weight = _weight(problem, there, nearer, theta, batch, recipe, keys[1]) / mu
-    after = weight * (still + SAFETY * turning * beyond)
-    # Rounding: every product of the solves is off by some units in the last place of what it adds up.
-    rounding = jnp.finfo(length.dtype).eps * (tree.norm(better) + weight * tree.norm(there.right))
-    after = after + 10 * rounding
-    bound = tree.norm(minus(gradient, better)) + after
-    near = exact | (beyond <= length) | (SAFETY * bending * beyond <= 0.1 * mu)
-    finite = jnp.isfinite(bound) & tree.finite(better)
+    beyond = move.residual / mu
+    bound = error_after(move, mu, weight_of(problem, adapted, theta, batch, recipe, keys[1]))
+    if problem.convex:
+        near = jnp.asarray(True)
+    elif problem.curvature == "gauss-newton":  # F itself may be flatter than that: its steps must contract
+        near = contracts | (beyond <= 1e4 * jnp.finfo(mu.dtype).eps * tree.norm(adapted))
+    else:
+        near = (beyond <= move.length) | (SAFETY * move.bending * beyond <= 0.1 * mu)
+    finite = jnp.isfinite(bound) & tree.finite(move.gradient)
     code = jnp.where(near, int(Certification.CERTIFIED), int(Certification.SOLUTION_TOO_FAR))
     code = jnp.where(known, code, int(Certification.CURVATURE_UNKNOWN))
     code = jnp.where(finite, code, int(Certification.NO_BOUND))
-    good = code == int(Certification.CERTIFIED)
-    return Examined(jnp.where(good, bound, jnp.inf), code, better, jnp.where(good, after, jnp.inf), nearer)
+    return jnp.where(code == int(Certification.CERTIFIED), bound, jnp.inf), code
 
 
-def _weight(
-    problem: Problem, system: System, adapted: Any, theta: Any, batch: Any, recipe: Certificate, key: Array
+def error_after(move: Move, mu: Array, weight: Array) -> Array:
+    """|B|/mu (|v - A u| + 3 turning |F|/mu) + 3 drifting |F|/mu, and some units in the last place."""
+    beyond = move.residual / mu
+    share = weight / mu
+    rounding = 10 * jnp.finfo(mu.dtype).eps * (tree.norm(move.gradient) + share * move.size)
+    through = share * (move.left + SAFETY * move.turning * beyond)
+    return through + SAFETY * move.drifting * beyond + rounding
+
+
+def weight_of(
+    problem: Problem, adapted: Any, theta: Any, batch: Any, recipe: Certificate, key: Array
 ) -> Array:
     """An upper bound of |dF/dtheta|."""
     whole = problem.adapt.choice is None and problem.learns is None
@@ -178,10 +160,10 @@ def _weight(
         most = [jnp.max(leaf) for leaf in jax.tree.leaves(problem.strengths(adapted, theta))]
         return jnp.max(jnp.stack(most))
     flat, unravel = tree.ravel(adapted)
+    _, pull = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
 
     def gram(vector: Array) -> Array:
-        pulled = system.through(unravel(vector))
-        pushed = jax.jvp(lambda t: problem.residual(adapted, t, batch), (theta,), (pulled,))[1]
-        return -tree.ravel(pushed)[0]
+        pulled = pull(unravel(vector))
+        return tree.ravel(jax.jvp(lambda t: problem.residual(adapted, t, batch), (theta,), pulled)[1])[0]
 
     return norm_bound(gram, flat, key, recipe.lanczos, recipe.failure)

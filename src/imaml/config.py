@@ -15,6 +15,7 @@ from .errors import ConfigError, meant, require_number, require_one_of, require_
 from .family import Method, NewTask
 from .inner import Descent, GradientDescent
 from .linear import CG, GMRES, BiCGStab, Dense, Neumann
+from .minres import MINRES
 from .newton import NewtonCG
 from .problem import Theta
 
@@ -144,6 +145,8 @@ class Training:
     keep: steps between checkpoints, and how many are kept. patience: stop after so many validations without
     improvement, or None. gradient_below: stop when the meta-gradient's norm, averaged over `log_every` steps,
     falls below it, or None. test_tasks: of the evaluation that ends a run of the command line, 0 for none.
+    certify_every: steps between those whose meta-gradients get a certified bound (of imaml; see
+    `imaml.Certificate`), 0 for none.
     """
 
     steps: int = 1000
@@ -158,12 +161,14 @@ class Training:
     gradient_below: float | None = None
     log_every: int = 10
     test_tasks: int = 1000
+    certify_every: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
         require_whole("training", 0, steps=self.steps, seed=self.seed, validate_every=self.validate_every)
         require_whole("training", 1, tasks=self.tasks, checkpoint_every=self.checkpoint_every, keep=self.keep)
         require_whole("training", 1, log_every=self.log_every)
+        require_whole("training", 0, certify_every=self.certify_every)
         require_whole("training", 2, validation_tasks=self.validation_tasks)  # an interval needs two
         if self.test_tasks != 0:
             require_whole("training", 2, test_tasks=self.test_tasks)
@@ -203,6 +208,7 @@ _KINDS: dict[str, type] = {
         Neumann,
         GMRES,
         BiCGStab,
+        MINRES,
         Dense,
         NewTask,
         Method,

@@ -15,6 +15,7 @@ from .errors import ConfigError, require_number, require_one_of, require_whole
 from .inner import GradientDescent
 from .linear import CG, GMRES, BiCGStab, Dense, Neumann
 from .methods import FOMAML, IMAML, MAML, POLICIES, Joint, MetaGradient, MetaSGD, Reptile, Solving
+from .minres import MINRES
 from .newton import NewtonCG
 from .problem import Learned, Problem, learned
 from .released import ThenPulled, as_released
@@ -59,7 +60,7 @@ class Method:
     adapt: tuple[str, ...] | None = None
     inner: GradientDescent | NewtonCG = field(default_factory=lambda: GradientDescent(0.2, steps=16))
     new_task: NewTask | None = None
-    linear: CG | Neumann | GMRES | BiCGStab | Dense = field(default_factory=lambda: CG(steps=5))
+    linear: CG | MINRES | Neumann | GMRES | BiCGStab | Dense = field(default_factory=lambda: CG(steps=5))
     policy: str = "warn"
     chunk: int | None = None
 

@@ -3,10 +3,11 @@
 Events, each with `time` (Unix seconds), and their fields: start (version, steps, tasks, parameters, headline,
 higher_is_better, devices); resume (step); step (step, seconds, loss, accuracy where there is one,
 gradient_norm, inner_residual, inner_steps, inner_steps_max, linear_residual, linear_steps,
-negative_curvature, failed, learning_rate); validation (step, seconds, scores, ci95, before, tasks, best);
-checkpoint (step); warning (message); end (step, reason, seconds); evaluation (split, scores, ci95, before,
-baselines, tasks, seed, data). Shares are in [0, 1]; `seconds` is the training time so far,
-without validations and without the first step of a call, which compiles.
+negative_curvature, error_estimate, certified, error_bound, failed, learning_rate); validation (step,
+seconds, scores, ci95, before, tasks, best); checkpoint (step); warning (message); end (step, reason,
+seconds); evaluation (split, scores, ci95, before, baselines, tasks, seed, data). Shares are in [0, 1];
+`seconds` is the training time so far, without validations and without the first step of a call, which
+compiles.
 """
 
 from __future__ import annotations
@@ -186,6 +187,17 @@ def score_text(name: str, value: float | None, ci95: float | None = None) -> str
     return f"{scale * value:{digits}}{interval}{unit}"
 
 
+def _error(event: Mapping[str, Any]) -> list[str]:
+    """What is known of the meta-gradient's error, in words: certified before estimated."""
+    bound, estimate = event.get("error_bound"), event.get("error_estimate")
+    if event.get("certified"):
+        share = f"{100 * event['certified']:.0f} % of tasks certified"
+        return [f"gradient error at most {100 * bound:.2g} %, {share}" if bound is not None else share]
+    if estimate is not None:
+        return [f"gradient error about {100 * estimate:.2g} %"]
+    return ["gradient error unknown"] if "error_estimate" in event else []
+
+
 class _Words:
     """Events in words; keeps what it needs of those that came before."""
 
@@ -215,7 +227,8 @@ class _Words:
         if kinds:
             parts.append("residuals: " + ", ".join(f"{k} {event[f'{k}_residual']:.0e}" for k in kinds))
         curved = event.get("negative_curvature")
-        return parts + ([f"negative curvature {100 * curved:.0f} %"] if curved is not None else [])
+        parts += [f"negative curvature {100 * curved:.0f} %"] if curved is not None else []
+        return parts + _error(event)
 
     def line(self, event: Mapping[str, Any]) -> str | None:
         """An event other than a step as one line; None for one that is not shown."""

@@ -48,14 +48,17 @@ def refuse_structure(solver: Any, structure: str) -> None:
     if structure not in STRUCTURES:
         raise StructureError(f"structure={structure!r}; accepted: {', '.join(STRUCTURES)}.")
     if structure not in solver.accepts:
-        able = [s.__name__ for s in (CG, Neumann, GMRES, BiCGStab, Dense) if structure in s.accepts]
+        from .minres import MINRES
+
+        every = (CG, MINRES, Neumann, GMRES, BiCGStab, Dense)
+        able = [kind.__name__ for kind in every if structure in kind.accepts]
         raise StructureError(
             f"{type(solver).__name__} accepts systems of structure {' or '.join(solver.accepts)}; this one "
             f"is {structure!r}. Use {', '.join(able)} instead."
         )
 
 
-def _tolerance(asked: float | None, steps: int | None, dtype: Any) -> float:
+def tolerance_of(asked: float | None, steps: int | None, dtype: Any) -> float:
     """The tolerance in force: as asked; none but roundoff with fixed steps; eps^(3/4) with neither."""
     eps = float(jnp.finfo(dtype).eps)
     if asked is not None:
@@ -63,7 +66,7 @@ def _tolerance(asked: float | None, steps: int | None, dtype: Any) -> float:
     return eps if steps is not None else eps**0.75
 
 
-def _problem(matvec: Matvec, b: Any, x0: Any) -> tuple[Callable[[Array], Array], Array, Array, Callable]:
+def flat_problem(matvec: Matvec, b: Any, x0: Any) -> tuple[Callable[[Array], Array], Array, Array, Callable]:
     """The system over flat vectors: its product, right-hand side, first guess, and the way back to trees.
 
     The right-hand side is scaled by a power of two (so without rounding) to entries of at most 1, and the way
@@ -91,7 +94,7 @@ def _true_residual(product: Callable, b: Array, x: Array) -> Array:
     return jnp.where(size > 0, jnp.linalg.norm(b - product(x)) / jnp.where(size > 0, size, 1), 0)
 
 
-def _finish(
+def finish(
     product: Callable,
     b: Array,
     x: Array,
@@ -118,6 +121,71 @@ def _finish(
     return Solution(unravel(x), stats, Status(code))
 
 
+def _iterate(
+    product: Callable[[Array], Array], start: Array, residual: Array, most: int, threshold: Array | float
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Conjugate gradients from `start` until |r| <= threshold; see `CG`.
+
+    Returns x, |r|^2, the steps taken, whether negative curvature was met, whether a number was not finite,
+    and the coefficients (2, most).
+    """
+    flag = jnp.asarray(False)
+    coefficients = jnp.zeros((2, most), residual.dtype)
+    state = (start, residual, residual, residual @ residual, jnp.asarray(0), flag, flag, coefficients)
+
+    def going(state: tuple) -> Array:
+        _, _, _, square, step, negative, broken, _ = state
+        return (step < most) & ~negative & ~broken & (jnp.sqrt(square) > threshold)
+
+    def advance(state: tuple) -> tuple:
+        x, r, p, square, step, _, _, coefficients = state
+        image = product(p)
+        curvature = p @ image
+        positive = curvature > 0
+        length = jnp.where(positive, square / jnp.where(positive, curvature, 1), 0)
+        following = r - length * image
+        next_square = following @ following
+        good = positive & jnp.isfinite(length) & jnp.isfinite(next_square)
+        ratio = next_square / square
+        keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+        coefficients = keep(coefficients.at[:, step].set(jnp.stack([length, ratio])), coefficients)
+        return (
+            keep(x + length * p, x),
+            keep(following, r),
+            keep(following + ratio * p, p),
+            keep(next_square, square),
+            step + good.astype(step.dtype),
+            curvature <= 0,
+            ~good & ~(curvature <= 0),
+            coefficients,
+        )
+
+    x, _, _, square, step, negative, broken, coefficients = lax.while_loop(going, advance, state)
+    return x, square, step, negative, broken, coefficients
+
+
+@dataclass(frozen=True)
+class Iterated:
+    """What `conjugate_gradients` returns: the value, steps taken, |r| as it believes it, and what it saw."""
+
+    value: Any
+    steps: Array
+    residual: Array
+    negative: Array
+    coefficients: tuple[Array, Array]
+
+
+def conjugate_gradients(matvec: Matvec, b: Any, most: int, threshold: Array) -> Iterated:
+    """x with |b - A x| <= threshold, an array, unlike the tolerance of `CG`; as far as `most` steps get."""
+    product, flat, start, unravel = flat_problem(matvec, b, None)
+    scale = jnp.linalg.norm(tree.ravel(b)[0])
+    here = jnp.linalg.norm(flat)
+    unit = jnp.where(scale > 0, here / jnp.where(scale > 0, scale, 1), 1)
+    run = _iterate(product, start, flat, most, threshold * unit)
+    x, square, steps, negative, _, coefficients = run
+    return Iterated(unravel(x), steps, jnp.sqrt(square) / unit, negative, (coefficients[0], coefficients[1]))
+
+
 @dataclass(frozen=True)
 class CG:
     """Conjugate gradients, for A symmetric positive definite (Hestenes and Stiefel 1952).
@@ -132,8 +200,8 @@ class CG:
     returns NaN. With both None it iterates to eps^(3/4) of the dtype. The coefficients a_k, b_k stay in
     `stats.lanczos`. With a tolerance the residual reported is computed anew, at the price of one product.
 
-    Not for symmetric indefinite or general systems: GMRES, BiCGStab or Dense. That no direction showed
-    negative curvature does not prove that there is none: see docs/gotchas.md for how often it stays unseen.
+    Not for symmetric indefinite systems (MINRES), or general ones (GMRES, BiCGStab, Dense). That no direction
+    showed negative curvature does not prove that there is none: docs/gotchas.md has how often it is unseen.
 
     >>> import jax.numpy as jnp
     >>> float(CG(steps=1)(lambda v: 2.0 * v, jnp.ones(3)).value[0])
@@ -151,42 +219,12 @@ class CG:
     def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "spd") -> Solution:
         """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
         refuse_structure(self, structure)
-        product, b, start, unravel = _problem(matvec, b, x0)
+        product, b, start, unravel = flat_problem(matvec, b, x0)
         most = self.steps or min(5 * b.size + 50, 10_000)
-        threshold = _tolerance(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
+        threshold = tolerance_of(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
         residual = b if x0 is None else b - product(start)
-        flag = jnp.asarray(False)
-        coefficients = jnp.zeros((2, most), b.dtype)
-        state = (start, residual, residual, residual @ residual, jnp.asarray(0), flag, flag, coefficients)
-
-        def going(state: tuple) -> Array:
-            _, _, _, square, step, negative, broken, _ = state
-            return (step < most) & ~negative & ~broken & (jnp.sqrt(square) > threshold)
-
-        def advance(state: tuple) -> tuple:
-            x, r, p, square, step, _, _, coefficients = state
-            image = product(p)
-            curvature = p @ image
-            positive = curvature > 0
-            length = jnp.where(positive, square / jnp.where(positive, curvature, 1), 0)
-            following = r - length * image
-            next_square = following @ following
-            good = positive & jnp.isfinite(length) & jnp.isfinite(next_square)
-            ratio = next_square / square
-            keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
-            coefficients = keep(coefficients.at[:, step].set(jnp.stack([length, ratio])), coefficients)
-            return (
-                keep(x + length * p, x),
-                keep(following, r),
-                keep(following + ratio * p, p),
-                keep(next_square, square),
-                step + good.astype(step.dtype),
-                curvature <= 0,
-                ~good & ~(curvature <= 0),
-                coefficients,
-            )
-
-        x, _, _, square, step, negative, broken, coefficients = lax.while_loop(going, advance, state)
+        run = _iterate(product, start, residual, most, threshold)
+        x, square, step, negative, broken, coefficients = run
         broken |= ~jnp.isfinite(square) | ~jnp.all(jnp.isfinite(b))
         x = jnp.where(jnp.all(jnp.isfinite(x)), x, 0)
         size = jnp.linalg.norm(b)
@@ -195,7 +233,7 @@ class CG:
             code = jnp.asarray(int(Ending.STEPS_DONE))
         else:
             relative = _true_residual(product, b, x)
-            asked = _tolerance(self.tolerance, self.steps, b.dtype)
+            asked = tolerance_of(self.tolerance, self.steps, b.dtype)
             believed = jnp.sqrt(square) <= threshold
             unreached = jnp.where(believed, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
             code = jnp.where(relative <= 2 * asked, int(Ending.CONVERGED), unreached)
@@ -233,9 +271,9 @@ class Neumann:
     def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "spd") -> Solution:
         """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
         refuse_structure(self, structure)
-        product, b, start, unravel = _problem(matvec, b, x0)
+        product, b, start, unravel = flat_problem(matvec, b, x0)
         most = self.steps or 100_000
-        threshold = _tolerance(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
+        threshold = tolerance_of(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
         if self.scale is not None:
             scale = jnp.asarray(self.scale, b.dtype)
         elif structure == "general":
@@ -256,12 +294,12 @@ class Neumann:
 
         x, _, step = lax.while_loop(going, advance, (start, first, jnp.asarray(0)))
         asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
-        return _finish(product, b, x, unravel, step, asked, int(Ending.OUT_OF_STEPS))
+        return finish(product, b, x, unravel, step, asked, int(Ending.OUT_OF_STEPS))
 
 
 def threshold_of(solver: Any, dtype: Any) -> float:
     """The relative tolerance that a recipe is held to, given the dtype it runs in."""
-    return 2 * _tolerance(solver.tolerance, solver.steps, dtype)
+    return 2 * tolerance_of(solver.tolerance, solver.steps, dtype)
 
 
 def _largest(product: Callable[[Array], Array], b: Array) -> Array:
@@ -299,7 +337,7 @@ class GMRES:
         import lineax
 
         refuse_structure(self, structure)
-        product, b, start, unravel = _problem(matvec, b, x0)
+        product, b, start, unravel = flat_problem(matvec, b, x0)
         most = self.steps or min(5 * b.size + 50, 10_000)
         # Lineax compares entry by entry, |r_i| <= atol + rtol |b_i|, which zeros in b make unreachable with
         # atol = 0. So it solves for the correction to x0 in a system scaled to |b| = 1, with
@@ -309,7 +347,7 @@ class GMRES:
         some = (size > 0) & jnp.isfinite(size)
         unit = jnp.where(some, right / jnp.where(some, size, 1), jnp.zeros_like(b).at[0].set(1))
         operator = lineax.FunctionLinearOperator(product, jax.ShapeDtypeStruct(b.shape, b.dtype))
-        tolerance = _tolerance(self.tolerance, self.steps, b.dtype) / 2
+        tolerance = tolerance_of(self.tolerance, self.steps, b.dtype) / 2
         restart = min(self.restart, b.size, most)
         absolute = tolerance / b.size**0.5
         solver = lineax.GMRES(tolerance, absolute, max_steps=most, restart=restart, stagnation_iters=most)
@@ -318,7 +356,7 @@ class GMRES:
         steps = jnp.where(some, answer.stats["num_steps"], 0)
         asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
         failed = jnp.where(steps < most, int(Ending.BREAKDOWN), int(Ending.OUT_OF_STEPS))
-        return _finish(product, b, x, unravel, steps, asked, failed)
+        return finish(product, b, x, unravel, steps, asked, failed)
 
 
 @dataclass(frozen=True)
@@ -346,9 +384,9 @@ class BiCGStab:
     def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
         """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
         refuse_structure(self, structure)
-        product, b, start, unravel = _problem(matvec, b, x0)
+        product, b, start, unravel = flat_problem(matvec, b, x0)
         most = self.steps or min(5 * b.size + 50, 10_000)
-        threshold = _tolerance(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
+        threshold = tolerance_of(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
         shadow = b if x0 is None else b - product(start)
         one, nothing = jnp.ones((), b.dtype), jnp.zeros_like(b)
         state = (start, shadow, nothing, nothing, one, one, one, jnp.asarray(0), jnp.asarray(False))
@@ -375,7 +413,7 @@ class BiCGStab:
         x, *_, step, broken = lax.while_loop(going, advance, state)
         asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
         failed = jnp.where(broken, int(Ending.BREAKDOWN), int(Ending.OUT_OF_STEPS))
-        return _finish(product, b, x, unravel, step, asked, failed)
+        return finish(product, b, x, unravel, step, asked, failed)
 
 
 @dataclass(frozen=True)
@@ -394,14 +432,12 @@ class Dense:
         import lineax
 
         refuse_structure(self, structure)
-        product, b, _, unravel = _problem(matvec, b, x0)
+        product, b, _, unravel = flat_problem(matvec, b, x0)
         if b.size > 20_000:
             raise ConfigError(f"Dense: {b.size} unknowns; accepted are up to 20,000. Use CG or GMRES.")
         matrix = jax.vmap(product, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
         answer = lineax.linear_solve(lineax.MatrixLinearOperator(matrix), b, lineax.LU(), throw=False)
-        solution = _finish(
-            product, b, cast(Array, answer.value), unravel, b.size, 1e-3, int(Ending.STAGNATED)
-        )
+        solution = finish(product, b, cast(Array, answer.value), unravel, b.size, 1e-3, int(Ending.STAGNATED))
         singular = ~jnp.isfinite(solution.stats.residual) & tree.finite((matrix, b))
         status = Status(jnp.where(singular, int(Ending.STAGNATED), solution.status.code))
         if structure == "general":

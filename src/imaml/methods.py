@@ -16,12 +16,14 @@ from jax.core import Tracer
 from jax.sharding import Mesh, PartitionSpec
 
 from . import tree
+from .certificate import Certificate
 from .errors import ConfigError, NumericalError
 from .inner import GradientDescent, InnerSolver
 from .linear import LinearSolver
 from .problem import Problem, Task, learned
 from .rules import (
     Estimator,
+    Implicit,
     Learning,
     displacement,
     envelope,
@@ -31,7 +33,7 @@ from .rules import (
     jointly,
     unrolled,
 )
-from .solution import Ending, Solution, Status
+from .solution import Certification, Ending, Solution, Status
 
 POLICIES = ("raise", "warn", "skip")
 AXIS = "tasks"
@@ -40,9 +42,11 @@ AXIS = "tasks"
 class Metrics(NamedTuple):
     """What is known of a meta-gradient, task by task; every array has shape (tasks,).
 
-    loss: the query loss at phi*. inner_residual: |F(phi*)|. inner_steps, linear_steps: iterations taken.
-    linear_residual: |b - A u| / |b|. negative_curvature: whether the linear solver saw it. inner_status,
-    linear_status: how the solves ended. Fields of a solve that the rule does not make are None. used:
+    loss: the query loss at phi*. gradient_norm: of the task's own meta-gradient. inner_residual: |F(phi*)|.
+    inner_steps, linear_steps: iterations taken. linear_residual: |b - A u| / |b|. negative_curvature: whether
+    the linear solver saw it. error_estimate, error_bound: the norm of the meta-gradient's error, estimated,
+    and bounded where `certified`. inner_status, linear_status: how the solves ended. Fields of what the rule
+    does not make are None. used:
     whether the task is in the mean; a task is left out where its loss, gradient or residuals are not finite,
     where the inner solve moved away from the solution that the rule needs, where the linear solver broke down
     with an answer worse than zero, or where it met negative curvature in its very first direction and so has
@@ -50,15 +54,24 @@ class Metrics(NamedTuple):
     """
 
     loss: Array
+    gradient_norm: Array
     inner_residual: Array | None
     inner_steps: Array | None
     linear_residual: Array | None
     linear_steps: Array | None
     negative_curvature: Array | None
+    error_estimate: Array | None
+    error_bound: Array | None
     inner_status: Status | None
     linear_status: Status | None
     used: Array
     measures: dict[str, Array]
+
+    @property
+    def certified(self) -> Array:
+        """Whether each task's error_bound bounds its error, shape (tasks,)."""
+        code = None if self.linear_status is None else self.linear_status.certificate
+        return jnp.zeros(self.used.shape, bool) if code is None else code == int(Certification.CERTIFIED)
 
 
 class View(NamedTuple):
@@ -143,6 +156,15 @@ class MetaGradient:
             raise ConfigError(
                 f"method: the mesh's axes are {self.mesh.axis_names}; accepted is one, named {AXIS!r}."
             )
+
+    def certifying(self) -> MetaGradient:
+        """The same method, its errors bounded; ConfigError where the rule has no certificate."""
+        if not isinstance(self.rule, Implicit):
+            raise ConfigError(
+                f"certify: {type(self.rule).__name__} has no certificate; accepted is the implicit rule of "
+                "IMAML."
+            )
+        return replace(self, rule=replace(self.rule, certificate=self.rule.certificate or Certificate()))
 
     def init(self, domain: Any, key: Array) -> Any:
         """Fresh meta-parameters for a domain's network."""
@@ -253,11 +275,14 @@ class MetaGradient:
         measures = {} if self.measure is None else self.measure(found.phi, theta, task.query)
         return gradient, Metrics(
             found.loss,
+            jnp.linalg.norm(gradient),
             found.residual,
             None if inner is None else inner.stats.steps,
             None if linear is None else linear.stats.residual,
             None if linear is None else linear.stats.steps,
             None if linear is None else linear.stats.negative_curvature,
+            None if linear is None else linear.stats.error_estimate,
+            None if linear is None else linear.stats.error_bound,
             None if inner is None else inner.status,
             None if linear is None else linear.status,
             used,
@@ -266,14 +291,25 @@ class MetaGradient:
 
 
 def IMAML(
-    problem: Problem, query_loss: Callable, *, inner: InnerSolver, linear: LinearSolver, **options: Any
+    problem: Problem,
+    query_loss: Callable,
+    *,
+    inner: InnerSolver,
+    linear: LinearSolver | None = None,
+    certify: bool | Certificate = False,
+    correct: bool = False,
+    accuracy: float | None = None,
+    **options: Any,
 ) -> MetaGradient:
     """Implicit MAML: the implicit meta-gradient (Rajeswaran et al. 2019, Algorithms 1 and 2).
 
     problem: one task's inner problem, usually `proximal`. query_loss: (phi, theta, batch) -> scalar. inner,
-    linear: how well each task is solved (delta) and its linear system (delta'). options: policy, chunk, mesh,
-    measure, of `MetaGradient`. The result is the gradient of `theta`, shaped like it: the direct term plus
-    `implicit_vjp`.
+    linear: how well each task is solved (delta) and its linear system (delta'). certify: whether each task's
+    error is bounded (`Metrics.error_bound`, see `Certificate`); without, it is only estimated. correct:
+    whether one Newton step more is taken, after which the error falls with delta squared. accuracy: the error
+    asked for instead, relative to a task's meta-gradient, see `implicit`. options: policy,
+    chunk, mesh, measure, of `MetaGradient`. The result is the gradient of `theta`, shaped like it: the direct
+    term plus `implicit_vjp`.
 
     >>> import imaml, jax, jax.numpy as jnp
     >>> loss = lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2)
@@ -284,7 +320,8 @@ def IMAML(
     >>> gradient
     Array([-0.25], dtype=float32)
     """
-    return MetaGradient(problem, query_loss, inner=inner, rule=implicit(linear), **options)
+    rule = implicit(linear, certify=certify, correct=correct, accuracy=accuracy)
+    return MetaGradient(problem, query_loss, inner=inner, rule=rule, **options)
 
 
 def MAML(problem: Problem, query_loss: Callable, *, inner: InnerSolver, **options: Any) -> MetaGradient:

@@ -148,6 +148,7 @@ class Problem:
     learns: Learned | None = field(default=None, metadata={"static": True})
     loss: Callable | None = field(default=None, metadata={"static": True})
     convex: bool = field(default=False, metadata={"static": True})
+    curvature: str = field(default="hessian", metadata={"static": True})
 
     @property
     def anchored(self) -> bool:
@@ -202,10 +203,12 @@ class Problem:
 
         It is given for losses declared convex, and for Gauss-Newton curvature.
         """
-        if self.kind != "proximal" or not self.convex:
-            return None
-        least = [jnp.min(leaf) for leaf in jax.tree.leaves(self.strengths(phi, theta))]
-        return jnp.min(jnp.stack(least))
+        given = self.kind == "proximal" and (self.convex or self.curvature == "gauss-newton")
+        return self.least_strength(phi, theta) if given else None
+
+    def least_strength(self, phi: Any, theta: Any) -> Array:
+        """The least strength of all adapted parameters, of a proximal problem."""
+        return jnp.min(jnp.stack([jnp.min(leaf) for leaf in jax.tree.leaves(self.strengths(phi, theta))]))
 
 
 def _spread(strength: Any, phi: Any, adapt: Selection) -> Any:
@@ -309,7 +312,8 @@ def proximal(
         adapt=Selection.of(adapt),
         learns=learns,
         loss=loss,
-        convex=convex or curvature == "gauss-newton",
+        convex=convex,
+        curvature=curvature,
     )
 
 

@@ -72,6 +72,9 @@ figure,.card{break-inside:avoid}}
 KINDS = {  # of the numerics: title, what it is, how it is drawn
     "inner_residual": ("Inner residual", "how far from its optimum adaptation stopped; mean norm", "log"),
     "linear_residual": ("Linear residual", "relative error left in the implicit system; mean", "log"),
+    "error_estimate": ("Error, estimated", "of a task's meta-gradient, relative; median, no bound", "log"),
+    "error_bound": ("Error, certified bound", "of a task's meta-gradient, relative; median", "log"),
+    "certified": ("Certified tasks", "share of tasks whose error is bounded", "percent"),
     "negative_curvature": ("Negative curvature", "share of tasks where the linear solver met it", "percent"),
     "failed": ("Failed tasks", "left out of the meta-gradient for numerical reasons", "column"),
     "gradient_norm": ("Meta-gradient norm", "of the mean over tasks", "log"),

@@ -21,13 +21,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import tree
-from .certificate import Certificate, certificate_of, error_estimate, examine
-from .errors import ConfigError, StructureError
+from .accuracy import until_accurate
+from .certificate import Certificate, bound_after, certificate_of, error_estimate, moved
+from .errors import ConfigError, StructureError, require_number
 from .inner import InnerSolver, judged
-from .linear import LinearSolver, refuse_structure
+from .linear import CG, LinearSolver, refuse_structure
 from .problem import Learned, Problem, Task, require_anchor
+from .refinement import minus
 from .solution import Certification, Solution, Status
-from .system import Judge, System, constant, judge_of, system_at
+from .system import Judge, constant, judge_of, system_at
 
 
 class Rule(Protocol):
@@ -85,6 +87,16 @@ class Estimator(Protocol):
         ...
 
 
+class Implied(NamedTuple):
+    """The adapted leaves that a meta-gradient is of, it, the query loss, |F|, and the linear Solution."""
+
+    adapted: Any
+    gradient: Any
+    loss: Array
+    residual: Array
+    linear: Solution
+
+
 @dataclass(frozen=True)
 class Implicit:
     """The implicit function theorem; made by `implicit(linear)`."""
@@ -92,6 +104,7 @@ class Implicit:
     linear: LinearSolver
     certificate: Certificate | None = None
     correct: bool = False
+    accuracy: float | None = None
     needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
@@ -99,33 +112,51 @@ class Implicit:
         require_anchor(problem)
         refuse_structure(self.linear, problem.structure)
         _refuse_learned_rate(inner, "implicit()")
+        if problem.structure != "spd" and (self.correct or self.accuracy is not None):
+            raise StructureError(
+                "implicit: correct and accuracy take Newton steps by conjugate gradients, for problems that "
+                f"minimise something; this one is {problem.structure!r}. Use step counts and tolerances."
+            )
 
     def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
         problem, query_loss, _ = learning
         phi, found = learning.solved(theta, task.support, key)
         judge = judge_of(query_loss, theta, task.query)
-        gradient, linear, system = self.at(problem, found.value, theta, task.support, judge, key)
-        size = tree.norm(system.residual)
-        return TaskGradient(gradient, system.loss, phi, size, judged(found, size), linear)
+        at = self.at(problem, found.value, theta, task.support, judge, key)
+        phi = phi if at.adapted is found.value else problem.full(at.adapted, theta)
+        return TaskGradient(at.gradient, at.loss, phi, at.residual, judged(found, at.residual), at.linear)
 
     def at(
         self, problem: Problem, adapted: Any, theta: Any, batch: Any, judge: Judge, key: Array | None
-    ) -> tuple[Any, Solution, System]:
-        """The meta-gradient from a task's adapted leaves, the linear Solution, and the system it solved."""
+    ) -> Implied:
+        """What follows from a task's adapted leaves, which `correct` and `accuracy` move on."""
         system = system_at(problem, adapted, theta, batch, judge)
         solution = self.linear(system.product, system.right, structure=problem.structure)
-        gradient = system.gradient(solution.value)
+        key = jax.random.key(0) if key is None else key
+        given = (problem, system, solution, adapted, theta, batch, judge)
+        if self.accuracy is not None:
+            move, linear = until_accurate(self.accuracy, self.certificate, *given, key)
+            return Implied(move.adapted, move.gradient, move.loss, move.residual, linear)
+        gradient, residual = system.gradient(solution.value), tree.norm(system.residual)
         estimate = error_estimate(problem, system, solution, adapted, theta)
         bound, code = None, jnp.full_like(solution.status.code, int(Certification.NOT_ASKED))
-        if self.certificate is not None or self.correct:
+        implied = Implied(adapted, gradient, system.loss, residual, solution)
+        if problem.structure != "spd":
+            if self.certificate is not None:
+                bound = jnp.full_like(estimate, jnp.inf)
+                code = jnp.full_like(code, int(Certification.NO_BOUND))
+        elif self.certificate is not None or self.correct:
             recipe = self.certificate or Certificate()
-            key = jax.random.key(0) if key is None else key
-            seen = examine(recipe, problem, system, solution, adapted, theta, batch, judge, key)
-            bound, code = (seen.refined_bound if self.correct else seen.bound), seen.code
-            gradient = seen.refined if self.correct else gradient
+            move = moved(recipe, *given)
+            apart = tree.norm(minus(gradient, move.gradient))
+            if self.correct:
+                implied = Implied(move.adapted, move.gradient, move.loss, move.residual, solution)
+            if self.certificate is not None:
+                after, code = bound_after(recipe, problem, move, theta, batch, key)
+                bound = after if self.correct else after + apart
         stats = replace(solution.stats, error_estimate=estimate, error_bound=bound)
-        return gradient, Solution(solution.value, stats, Status(solution.status.code, code)), system
+        return implied._replace(linear=Solution(solution.value, stats, Status(solution.status.code, code)))
 
     def __call__(
         self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
@@ -333,7 +364,13 @@ def _refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
         )
 
 
-def implicit(linear: LinearSolver, *, certify: bool | Certificate = False, correct: bool = False) -> Implicit:
+def implicit(
+    linear: LinearSolver | None = None,
+    *,
+    certify: bool | Certificate = False,
+    correct: bool = False,
+    accuracy: float | None = None,
+) -> Implicit:
     """The implicit rule: exact up to how well phi* and the linear system are solved (Lemma 1).
 
     Built on `lax.custom_root`: forward mode, reverse mode, second order, and derivatives with respect to
@@ -341,14 +378,19 @@ def implicit(linear: LinearSolver, *, certify: bool | Certificate = False, corre
     out the backward solve's status: where that matters (training), use `implicit_vjp`.
 
     certify: whether `IMAML` bounds each task's error, see `Certificate`. correct: whether its gradient is
-    that after one Newton step more, whose error falls with the square of the inner solution's; both leave
-    the differentiable rule as it is.
+    that after one Newton step more, whose error falls with the square of the inner solution's. accuracy: the
+    error asked for, relative to the norm of a task's meta-gradient: Newton steps and linear solves go on from
+    the inner solution until it is reached; `linear` may then be left out. All leave the differentiable rule
+    as it is.
     """
+    if accuracy is not None:
+        require_number("implicit", 0, below=1, open=True, accuracy=accuracy)
+        linear = CG(steps=200, tolerance=0.1) if linear is None else linear
     if not callable(linear):
         raise ConfigError(
             f"implicit: {linear!r} is no linear solver; pass one such as CG(steps=5) or Dense()."
         )
-    return Implicit(linear, certificate_of(certify), correct)
+    return Implicit(linear, certificate_of(certify), correct, accuracy)
 
 
 def unrolled() -> Unrolled:
@@ -448,7 +490,5 @@ def implicit_vjp(
             f"{tree.shapes(cotangent)}."
         )
     rule = Implicit(linear, certificate_of(certify))
-    gradient, solution, _ = rule.at(
-        problem, problem.split(phi), theta, batch, constant(cotangent, theta), key
-    )
-    return gradient, solution
+    implied = rule.at(problem, problem.split(phi), theta, batch, constant(cotangent, theta), key)
+    return implied.gradient, implied.linear

@@ -37,7 +37,7 @@ _ADVICE = {
     "less, or raise the strength (a better conditioned system).",
     Ending.NEGATIVE_CURVATURE: "A direction of negative curvature was met, so the system is not positive "
     "definite, and the solver stopped at the iterate before it; raise the strength, take more inner steps or "
-    "use a solver for indefinite systems (GMRES, BiCGStab, Dense).",
+    "use a solver for indefinite systems (MINRES, GMRES, Dense), or Gauss-Newton curvature.",
     Ending.STAGNATED: "The residual stopped falling before the tolerance: the system is nearly singular or "
     "the tolerance is below what the precision gives; use float64, ask for less, or raise strength.",
     Ending.BREAKDOWN: "The method broke down (a division by nearly zero, or an answer worse than zero); use "

@@ -30,7 +30,7 @@ from .errors import ConfigError, NumericalError, meant
 from .evaluation import Evaluation, evaluate_theta
 from .folder import check_new, check_resumable
 from .journal import Journal
-from .methods import AXIS, MetaGradient
+from .methods import AXIS, MetaGradient, Metrics
 
 VALIDATION_SEED = 20_190_910  # validation tasks are the same in every run, so that runs can be paired
 
@@ -130,6 +130,28 @@ def _check_theta(start: Any, fresh: Any) -> None:
         raise ConfigError("start: theta holds NaN or infinity; take that of an earlier checkpoint or run.")
 
 
+def _median(shares: np.ndarray) -> float | None:
+    """The median, or None where it is infinite: nothing is known of half of the tasks."""
+    median = float(np.median(shares))
+    return median if math.isfinite(median) else None
+
+
+def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
+    """What is known of the meta-gradients' errors, relative to each task's own: medians over tasks."""
+    fields: dict[str, float | None] = {}
+    known = [m for m in metrics if m.error_estimate is not None]
+    if known:
+        share = np.concatenate([m.error_estimate / m.gradient_norm for m in known])
+        fields["error_estimate"] = _median(share)
+    bounded = [m for m in metrics if m.error_bound is not None]
+    if bounded:
+        certified = np.concatenate([np.asarray(m.certified) for m in bounded])
+        share = np.concatenate([m.error_bound / m.gradient_norm for m in bounded])
+        fields["certified"] = float(certified.mean())
+        fields["error_bound"] = _median(share)
+    return fields
+
+
 class _Window:
     """Reports since the last line of the journal, averaged when one is due."""
 
@@ -144,7 +166,7 @@ class _Window:
         self.reports.append(report)
         self.norms.append(float(report["gradient_norm"]))
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float | None]:
         """The means over the window's steps and tasks, as event fields; empties the window."""
         metrics = [jax.device_get(report["metrics"]) for report in self.reports]
         used = np.concatenate([m.used for m in metrics])
@@ -153,7 +175,7 @@ class _Window:
             joined = np.concatenate([np.asarray(v, np.float64) for v in values])[used]
             return float(joined.mean()) if joined.size else math.nan
 
-        fields = {
+        fields: dict[str, float | None] = {
             "loss": mean([m.loss for m in metrics]),
             "gradient_norm": math.fsum(self.norms) / len(self.norms),
             "failed": int((~used).sum()),
@@ -166,6 +188,7 @@ class _Window:
             fields["linear_residual"] = mean([m.linear_residual for m in metrics])
             fields["linear_steps"] = mean([m.linear_steps for m in metrics])
             fields["negative_curvature"] = float(np.mean([m.negative_curvature.mean() for m in metrics]))
+        fields |= _errors(metrics)
         for name in metrics[0].measures:
             fields[name] = mean([m.measures[name] for m in metrics])
         self.reports.clear()
@@ -277,7 +300,9 @@ class _Loop:
         self.rate = optimiser.rate(training.steps) if recipe else None
         self.average = optimiser.average if recipe else 0.0
         self.checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", training.keep)
-        self.step = make_step(method, self.transform, training.tasks, self.average)
+        build = lambda method: make_step(method, self.transform, training.tasks, self.average)  # noqa: E731
+        self.step = build(method)
+        self.certifying = build(method.certifying()) if training.certify_every else self.step
         self.window = _Window()
         self.best, self.stale = math.nan, 0  # the best validation, and how many came since
         self.last: Evaluation | None = None
@@ -396,7 +421,9 @@ class _Loop:
     def _advance(self, state: dict, count: int) -> tuple[dict, dict]:
         """One step; failed tasks are dealt with by the method's policy before the new state is taken."""
         began = time.monotonic()
-        new, report = self.step(self.domain, state, self.key)
+        every = self.training.certify_every
+        step = self.certifying if every and (count + 1) % every == 0 else self.step
+        new, report = step(self.domain, state, self.key)
         used = np.asarray(report["metrics"].used)
         if not self.compiled:  # else a time budget would be spent on compiling, anew at every resume
             self.began += time.monotonic() - began

@@ -1,0 +1,137 @@
+"""Accuracy as a request: Newton steps and linear solves just far enough for an error asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from . import tree
+from .certificate import Certificate, bound_after, error_after, weight_of
+from .problem import Problem
+from .refinement import SAFETY, Move, newton_move
+from .solution import Certification, Ending, Solution, Stats, Status
+from .spectrum import ritz
+from .system import Judge, System, system_at
+
+ROUNDS = 20
+MOST = 1000  # steps of conjugate gradients in one solve
+
+
+def until_accurate(
+    accuracy: float,
+    certificate: Certificate | None,
+    problem: Problem,
+    system: System,
+    solution: Solution,
+    adapted: Any,
+    theta: Any,
+    batch: Any,
+    judge: Judge,
+    key: Array,
+) -> tuple[Move, Solution]:
+    """Newton steps from the adapted leaves until the meta-gradient is off by at most `accuracy` of its norm.
+
+    Each round takes a Newton step and goes on with the linear system there. The Newton step is solved to
+    where what is left of the way matters half of what may be wrong, the linear system to the other half, but
+    no further than the solution is known: c, the change along the last step, says what a way matters (see
+    `certificate.Certificate`). mu and |B| are those of the certificate where the problem's kind gives
+    them; else the least Ritz value seen, or the least strength if that is less, and |B^T u| / |u|, and then
+    the error is an estimate unless a certificate is asked for.
+
+    Returns the last step, and the Solution: its steps count all products with A (the first solve's among
+    them), its status is CONVERGED, or says why not.
+    """
+    least = problem.least_strength(adapted, theta) if problem.kind == "proximal" else jnp.inf
+    floor = problem.curvature_floor(adapted, theta)
+    whole = problem.kind == "proximal" and problem.adapt.choice is None and problem.learns is None
+    recipe = certificate or Certificate()
+    weight = (
+        weight_of(problem, adapted, theta, batch, recipe, key) if whole else _sensitivity(system, solution)
+    )
+
+    def curvature(smallest: Array) -> Array:
+        known = jnp.minimum(smallest, least) if floor is None else floor
+        return jnp.where(known > 0, known, 1)
+
+    def off(move: Move) -> Array:
+        return error_after(move, curvature(move.smallest), weight)
+
+    def advance(state: tuple) -> tuple:
+        move, count, size = state
+        mu = curvature(move.smallest)
+        allowed = accuracy * size * mu / weight  # of |v - A u| + 3 c |F| / mu
+        here = system_at(problem, move.adapted, theta, batch, judge)
+
+        def until_step(residual: Array) -> Array:
+            matters = SAFETY * move.turning / mu
+            enough = allowed / 2 / jnp.where(matters > 0, matters, 1)
+            return jnp.where(matters > 0, jnp.clip(enough, 1e-4 * residual, 0.1 * residual), 0.1 * residual)
+
+        def until_linear(left: Array, turning: Array, residual: Array) -> Array:
+            return jnp.maximum(allowed / 2, jnp.minimum(SAFETY * turning * residual / mu, 0.5 * left))
+
+        thresholds = (until_step, until_linear)
+        new = newton_move(problem, here, move.adapted, move.u, theta, batch, judge, MOST, thresholds)
+        new = replace(
+            new,
+            products=move.products + new.products,
+            smallest=jnp.minimum(move.smallest, new.smallest),
+            negative=move.negative | new.negative,
+        )
+        return new, count + 1, tree.norm(new.gradient)
+
+    def going(state: tuple) -> Array:
+        move, count, size = state
+        wanting = ~(off(move) <= accuracy * size) | (count == 0)
+        return wanting & (count < ROUNDS) & ~move.negative & tree.finite(move.gradient)
+
+    gradient = system.gradient(solution.value)
+    start = _start(system, solution, adapted, gradient)
+    move, _, size = lax.while_loop(going, advance, (start, jnp.asarray(0), tree.norm(gradient)))
+    estimate = off(move)
+    good = estimate <= accuracy * size
+    code = jnp.where(good, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
+    code = jnp.where(move.negative, int(Ending.NEGATIVE_CURVATURE), code)
+    code = jnp.where(tree.finite(move.gradient), code, int(Ending.NOT_FINITE))
+    bound, certified = None, jnp.full_like(code, int(Certification.NOT_ASKED))
+    if certificate is not None or (floor is not None and whole):
+        bound, certified = bound_after(recipe, problem, move, theta, batch, key)
+        above = (certified == int(Certification.CERTIFIED)) & (bound > accuracy * size)
+        certified = jnp.where(above, int(Certification.ABOVE_REQUEST), certified)
+    share = move.left / jnp.where(move.size > 0, move.size, 1)
+    stats = Stats(move.products, share, move.negative, error_estimate=estimate, error_bound=bound)
+    return move, Solution(move.u, stats, Status(code, certified))
+
+
+def _sensitivity(system: System, solution: Solution) -> Array:
+    """|B^T u| / |u|, an estimate of |B|."""
+    size = tree.norm(solution.value)
+    return jnp.where(size > 0, tree.norm(system.through(solution.value)) / jnp.where(size > 0, size, 1), 1)
+
+
+def _start(system: System, solution: Solution, adapted: Any, gradient: Any) -> Move:
+    """The state before the first round, as a step that was not taken."""
+    nothing = jnp.zeros_like(solution.stats.residual)
+    smallest = jnp.full_like(nothing, jnp.inf)
+    if solution.stats.lanczos is not None:
+        smallest = ritz(solution.stats.lanczos, solution.stats.steps)[0]
+    return Move(
+        adapted=adapted,
+        u=solution.value,
+        gradient=gradient,
+        before=tree.norm(system.residual),
+        residual=tree.norm(system.residual),
+        left=solution.stats.residual * tree.norm(system.right),
+        size=tree.norm(system.right),
+        length=nothing,
+        turning=nothing,
+        drifting=nothing,
+        bending=nothing,
+        products=solution.stats.steps,
+        smallest=smallest,
+        negative=jnp.asarray(False),
+        loss=system.loss,
+    )
