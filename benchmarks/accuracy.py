@@ -1,0 +1,139 @@
+"""Whether an accuracy that is asked for is reached, and at what price beside the best fixed step counts.
+
+    python -m benchmarks.accuracy          # -> benchmarks/results/accuracy.json
+
+The problems are those of benchmarks.certificates, with strengths from 0.1 to 10. Asked for: 1e-2, 1e-4, 1e-6
+of the meta-gradient's norm, from theta after INNER steps of gradient descent. Fixed step counts: the pair
+(inner steps, steps of conjugate gradients) with the fewest steps in all for which at least 99 % of a kind's
+problems are below the request, found by search with the true errors in hand, which no user has. A gradient
+and a Hessian-vector product count alike; those of Lanczos' bound, where one is needed, are not among them.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+import imaml
+from benchmarks.certificates import KINDS, setting
+from benchmarks.machine import describe_machine
+from imaml.solution import Certification
+from imaml.system import system_at
+
+RESULT = Path(__file__).parent / "results" / "accuracy.json"
+ASKED = (1e-2, 1e-4, 1e-6)
+INNER = 10
+GRID = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+LINEAR = 120
+
+
+def iterates(product, b):
+    """The iterates of conjugate gradients after 1, 2, ..., LINEAR steps."""
+
+    def advance(state, _):
+        x, r, p = state
+        image, square = product(p), r @ r
+        length = jnp.where(square > 0, square / (p @ image), 0)
+        x, new = x + length * p, r - length * image
+        return (x, new, new + jnp.where(square > 0, new @ new / square, 0) * p), x
+
+    return lax.scan(advance, (jnp.zeros_like(b), b, b), length=LINEAR)[1]
+
+
+def measure(kind, key, strength):
+    """One problem: what each request gave, and the true errors of all fixed step counts."""
+    here = setting(kind, key, strength)
+    begun = here.descended(here.flat, INNER)
+    _, truth, reached = here.reference(begun)
+    off = lambda gradient: jnp.linalg.norm(gradient - truth) / jnp.linalg.norm(truth)  # noqa: E731
+    asked = []
+    for accuracy in ASKED:
+        rule = imaml.implicit(accuracy=accuracy, certify=True)
+        implied = here.implied(rule, begun, jax.random.fold_in(key, 1))
+        status, stats = implied.linear.status, implied.linear.stats
+        asked.append(
+            jnp.stack([off(implied.gradient), 1.0 * (stats.steps + INNER), 1.0 * status.certificate])
+        )
+
+    def fixed(phi, more):
+        phi = here.descended(phi, more)
+        system = system_at(here.problem, here.unravel(phi), here.theta, here.support, here.judge)
+        product = lambda v: ravel_pytree(system.product(here.unravel(v)))[0]  # noqa: E731
+        found = iterates(product, ravel_pytree(system.right)[0])
+        gradient = lambda u: ravel_pytree(system.gradient(here.unravel(u)))[0]  # noqa: E731
+        return phi, lax.map(lambda u: off(gradient(u)), found)
+
+    _, errors = lax.scan(fixed, here.flat, jnp.diff(jnp.asarray(GRID), prepend=0))
+    return {"asked": jnp.stack(asked), "fixed": errors, "reached": reached}
+
+
+def row_of(kind, accuracy, asked, errors):
+    """The figures of one request for one kind: asked (problems, 3), errors (problems, GRID, LINEAR)."""
+    error, products, certificate = asked.T
+    certified = certificate == int(Certification.CERTIFIED)
+    cost = np.add.outer(np.array(GRID), np.arange(1, LINEAR + 1))
+    below = np.nan_to_num(errors, nan=np.inf) <= accuracy
+    best = np.where(below.mean(0) >= 0.99, cost, 10**9)
+    inner, linear = np.unravel_index(best.argmin(), best.shape)
+    each = np.where(below, cost, 10**9).min((1, 2))
+    possible = best.min() < 10**9
+    row = {
+        "kind": kind,
+        "accuracy": accuracy,
+        "problems": int(error.size),
+        "certified": float(certified.mean()),
+        "of_all_below": float((error <= accuracy).mean()),
+        "not_certified": {c.name: int((certificate == int(c)).sum()) for c in Certification if c},
+        "best_fixed": None,
+    }
+    if possible:
+        steps = {"inner": GRID[inner], "linear": int(linear) + 1}
+        row["best_fixed"] = {**steps, "products": int(best.min())}
+    if certified.any():
+        spent = products[certified]
+        row |= {
+            "of_them_below": float((error[certified] <= accuracy).mean()),
+            "products": {
+                "median": float(np.median(spent)),
+                "mean": float(spent.mean()),
+                "max": float(spent.max()),
+            },
+            "mean_over_best_fixed": float(spent.mean() / best.min()) if possible else None,
+            "median_over_each_problems_own_best": float(
+                np.median((products / each)[certified & (each < 10**9)])
+            ),
+        }
+    return row
+
+
+def main():
+    """Prints and writes the figures."""
+    jax.config.update("jax_enable_x64", True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--each", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    rows = []
+    for kind in KINDS:
+        random = np.random.default_rng(list(KINDS).index(kind))
+        strengths = jnp.asarray(np.exp(random.uniform(np.log(0.1), np.log(10), arguments.each)))
+        keys = jax.random.split(jax.random.key(random.integers(2**31)), arguments.each)
+        run = jax.jit(lambda k, s, kind=kind: lax.map(lambda a: measure(kind, *a), (k, s)))
+        found = {name: np.asarray(value) for name, value in run(keys, strengths).items()}
+        good = found["reached"]
+        for i, accuracy in enumerate(ASKED):
+            row = row_of(kind, accuracy, found["asked"][good, i], found["fixed"][good])
+            rows.append(row | {"without_reference": int((~good).sum())})
+            print(json.dumps(rows[-1]), flush=True)
+    command = "python -m benchmarks.accuracy"
+    result = {"command": command, "machine": describe_machine(), "inner_steps_before": INNER, "rows": rows}
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
