@@ -51,6 +51,8 @@ _HOME = {
     ),
     "minres": ("MINRES",),
     "newton": ("NewtonCG",),
+    "stochastic": ("SGD", "SVRG"),
+    "classical": ("External", "LBFGS", "LevenbergMarquardt", "NonlinearCG", "least_squares"),
     "released": ("ThenPulled", "as_released"),
     "models": ("MLP", "Conv4"),
     "domains.fewshot": ("characters", "omniglot", "mini_imagenet", "image_tasks"),
@@ -90,6 +92,11 @@ if TYPE_CHECKING:
     from .adaptation import Predictor as Predictor
     from .adaptation import load as load
     from .certificate import Certificate as Certificate
+    from .classical import LBFGS as LBFGS
+    from .classical import External as External
+    from .classical import LevenbergMarquardt as LevenbergMarquardt
+    from .classical import NonlinearCG as NonlinearCG
+    from .classical import least_squares as least_squares
     from .config import Optimiser as Optimiser
     from .domains.fewshot import characters as characters
     from .domains.fewshot import image_tasks as image_tasks
@@ -154,5 +161,7 @@ if TYPE_CHECKING:
     from .solution import Solution as Solution
     from .solution import Stats as Stats
     from .solution import Status as Status
+    from .stochastic import SGD as SGD
+    from .stochastic import SVRG as SVRG
     from .training import Run as Run
     from .training import train as train

@@ -313,11 +313,10 @@ def _tested(domain: Any, config: Config, folder: Path, step: int, tasks: int) ->
         np.savez(arrays, **stored)
         summaries = ("scores", "ci95", "before", "baselines")
         content = {name: dict(getattr(found, name)) for name in summaries}
-        _write(
-            file, {"step": step, **content, "failed": found.failed}
-        )  # last: scores that are there are whole
-    with np.load(arrays) as stored:
-        return _Scores(json.loads(file.read_text()), {key: stored[key] for key in stored.files})
+        # Last: scores that are there are whole.
+        _write(file, {"step": step, **content, "failed": found.failed})
+    with np.load(arrays) as values:
+        return _Scores(json.loads(file.read_text()), {key: values[key] for key in values.files})
 
 
 def _measured(domain: Any, config: Config, folder: Path, run: Run, step: int) -> dict[str, Any]:

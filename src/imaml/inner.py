@@ -101,12 +101,12 @@ def judged(solution: Solution, size: Array) -> Solution:
     return Solution(solution.value, replace(solution.stats, residual=size), Status(code))
 
 
-def check_stopping(name: str, steps: int | None, tolerance: float | None) -> None:
+def check_stopping(name: str, steps: int | None, tolerance: float | None, steps_name: str = "steps") -> None:
     """Refuses a solver that is not told when to stop, or told nonsense (ConfigError)."""
     check_limits(name, steps, tolerance)
     if steps is None and tolerance is None:
         raise ConfigError(
-            f"{name}: when should it stop? Give steps=, tolerance= (norm of the residual), or both."
+            f"{name}: when should it stop? Give {steps_name}=, tolerance= (norm of the residual), or both."
         )
 
 

@@ -139,16 +139,14 @@ def _median(shares: np.ndarray) -> float | None:
 def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
     """What is known of the meta-gradients' errors, relative to each task's own: medians over tasks."""
     fields: dict[str, float | None] = {}
-    known = [m for m in metrics if m.error_estimate is not None]
+    known = [m.error_estimate / m.gradient_norm for m in metrics if m.error_estimate is not None]
     if known:
-        share = np.concatenate([m.error_estimate / m.gradient_norm for m in known])
-        fields["error_estimate"] = _median(share)
-    bounded = [m for m in metrics if m.error_bound is not None]
+        fields["error_estimate"] = _median(np.concatenate(known))
+    bounded = [m.error_bound / m.gradient_norm for m in metrics if m.error_bound is not None]
     if bounded:
-        certified = np.concatenate([np.asarray(m.certified) for m in bounded])
-        share = np.concatenate([m.error_bound / m.gradient_norm for m in bounded])
-        fields["certified"] = float(certified.mean())
-        fields["error_bound"] = _median(share)
+        certified = [np.asarray(m.certified) for m in metrics if m.error_bound is not None]
+        fields["certified"] = float(np.concatenate(certified).mean())
+        fields["error_bound"] = _median(np.concatenate(bounded))
     return fields
 
 
@@ -454,7 +452,8 @@ class _Loop:
                 fields["learning_rate"] = float(self.rate(count - 1))
             self.journal.write("step", step=count, seconds=self._seconds(), **fields)
             if training.gradient_below is not None:
-                self.flat = fields["gradient_norm"] < training.gradient_below
+                norm = fields["gradient_norm"]
+                self.flat = norm is not None and norm < training.gradient_below
         if training.validate_every and (count % training.validate_every == 0 or count == training.steps):
             self._validate(state, count)
 
