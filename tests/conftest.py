@@ -23,6 +23,13 @@ def strict_dtypes():
 
 
 @pytest.fixture
+def ranks_mixed():
+    """Networks add a bias to every row."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
 def optimised():
     """Compiles with XLA's optimisations on, for what is sensitive to how sums are ordered."""
     jax.config.update("jax_disable_most_optimizations", False)

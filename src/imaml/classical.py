@@ -21,6 +21,15 @@ DEFAULT_MOST = 1000
 PATIENCE = 30  # steps without a smaller |F| after which it stops
 
 
+@dataclass(frozen=True)
+class HalfSquares:
+    """1/2 |z|^2, the cost of residuals."""
+
+    def __call__(self, residuals: Any, batch: Any) -> Array:
+        """The cost, a scalar."""
+        return 0.5 * tree.dot(residuals, residuals)
+
+
 def least_squares(residuals: Callable[[Any, Any], Any], strength: Any, adapt: Any = None) -> Problem:
     """The problem min_phi 1/2 |residuals(phi, batch)|^2 + strength/2 |phi - theta|^2.
 
@@ -32,8 +41,7 @@ def least_squares(residuals: Callable[[Any, Any], Any], strength: Any, adapt: An
     >>> problem.residual(jnp.ones(2), jnp.zeros(2), jnp.ones(2))
     Array([1., 1.], dtype=float32)
     """
-    half = lambda z, batch: 0.5 * tree.dot(z, z)  # noqa: E731
-    return proximal(composed(residuals, half), strength, adapt, curvature="gauss-newton")
+    return proximal(composed(residuals, HalfSquares()), strength, adapt, curvature="gauss-newton")
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,9 @@ class LevenbergMarquardt:
         import optimistix
 
         loss = problem.loss
-        if problem.kind != "proximal" or not isinstance(loss, Composed):
+        if problem.kind != "proximal" or not (
+            isinstance(loss, Composed) and isinstance(loss.cost, HalfSquares)
+        ):
             raise StructureError(
                 "LevenbergMarquardt: made for least_squares(residuals, strength); this problem is "
                 f"{problem.kind}. Use LBFGS or NewtonCG."

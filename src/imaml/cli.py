@@ -425,6 +425,23 @@ def presets_command(words: Sequence[str]) -> int:
     return 0
 
 
+def bench_command(words: Sequence[str]) -> int:
+    """imaml bench theory."""
+    arguments = Arguments("bench", words, ("out",), ("quick",))
+    (name,) = arguments.take(1, 1, "what to measure: theory")
+    if name != "theory":
+        raise ConfigError(f"bench: there is no {name!r}{meant(str(name), ['theory'], 'bench')}")
+    from .theory import draw, measure
+
+    found = measure("quick" in arguments.flags)
+    for method, exponents in found["products"]["exponents"].items():
+        facts = ", ".join(f"{slope:.2f} to {float(a):.0e}" for a, slope in exponents.items())
+        print(f"products grow with the condition number to the power of: {method}: {facts}")
+    for file in draw(found, Path(arguments.values.get("out", "theory"))):
+        print(file)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "compare": compare_command,
@@ -433,4 +450,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data": data_command,
     "report": report_command,
     "presets": presets_command,
+    "bench": bench_command,
 }

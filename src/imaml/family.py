@@ -17,7 +17,7 @@ from .linear import CG, GMRES, BiCGStab, Dense, Neumann
 from .methods import FOMAML, IMAML, MAML, POLICIES, Joint, MetaGradient, MetaSGD, Reptile, Solving
 from .minres import MINRES
 from .newton import NewtonCG
-from .problem import Learned, Problem, learned
+from .problem import CURVATURES, Learned, Problem, learned
 from .released import ThenPulled, as_released
 from .rules import Displacement, Envelope, FirstOrder, Implicit, Jointly, Unrolled
 
@@ -47,11 +47,16 @@ class Method:
     name: a row of `FAMILY`: imaml, maml, fomaml, metasgd, reptile, transfer, multitask or as-released.
     strength: the anchor's; None for none. What learns by the solution itself needs one, what learns by the
     steps taken has none; with one, reptile is its proximal form, and fine-tuning after transfer is anchored.
-    learned: None for fixed, or how the strength is learned: "all", "leaf", "parameter" (imaml alone). adapt:
-    names of the branches that a task adapts, or None for all; maml that adapts the head is ANIL. inner: what
-    solves a task. new_task: how a new one is solved in evaluation and use, None for as in learning; theta
-    does not depend on it. linear: of imaml and as-released. policy: what happens when tasks fail
-    numerically, "raise", "warn" or "skip". chunk: tasks worked on at once on each device, or None for all.
+    adapt: names of the branches that a task adapts, or None for all; maml that adapts the head is ANIL.
+    inner: what solves a task. new_task: how a new one is solved in evaluation and use, None for as in
+    learning; theta does not depend on it. linear: of imaml and as-released. policy: what happens when tasks
+    fail numerically, "raise", "warn" or "skip". chunk: tasks worked on at once on each device, or None for
+    all.
+
+    Of imaml alone: learned: None for fixed, or how the strength is learned, "all", "leaf" or "parameter".
+    curvature: "hessian", or "gauss-newton", which is never indefinite (see `imaml.proximal`). correct:
+    whether a Newton step more is taken; accuracy: the accuracy asked for instead of step counts, relative to
+    a task's meta-gradient (see `imaml.implicit`).
     """
 
     name: str = "imaml"
@@ -63,6 +68,9 @@ class Method:
     linear: CG | MINRES | Neumann | GMRES | BiCGStab | Dense = field(default_factory=lambda: CG(steps=5))
     policy: str = "warn"
     chunk: int | None = None
+    curvature: str = "hessian"
+    correct: bool = False
+    accuracy: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -81,11 +89,16 @@ class Method:
                 f"method: strength={self.strength!r} with name={self.name!r}, which has no anchor; accepted "
                 "is none: --method.strength=none, in Python strength=None."
             )
-        if self.learned is not None and self.name != "imaml":
-            raise ConfigError(
-                f"method: learned={self.learned!r} with name={self.name!r}; accepted is None, or "
-                "name='imaml'."
-            )
+        require_one_of("method", "curvature", self.curvature, CURVATURES)
+        if self.accuracy is not None:
+            require_number("method", 0, below=1, open=True, accuracy=self.accuracy)
+        usual = {"learned": None, "curvature": "hessian", "correct": False, "accuracy": None}
+        for name, value in usual.items():
+            if getattr(self, name) != value and self.name != "imaml":
+                raise ConfigError(
+                    f"method: {name}={getattr(self, name)!r} with name={self.name!r}; accepted is {value!r}, "
+                    "or name='imaml'."
+                )
         if not isinstance(self.new_task, NewTask | None):
             raise ConfigError(f"method: new_task={self.new_task!r}; accepted is a NewTask(inner), or None.")
         other = None if self.new_task is None else self.new_task.strength
@@ -101,11 +114,12 @@ class Method:
         strength: Any = self.strength
         if self.learned is not None and strength is not None:
             strength = learned(strength, self.learned)
-        problem = domain.problem(strength, self.adapt)
+        curved = {} if self.curvature == "hessian" else {"curvature": self.curvature}
+        problem = domain.problem(strength, self.adapt, **curved)
         new_task = None
         if self.new_task is not None:
             other = self.new_task.strength
-            new = problem if other is None else domain.problem(other, self.adapt)
+            new = problem if other is None else domain.problem(other, self.adapt, **curved)
             new_task = Solving(new, self.new_task.inner)
         common = {"policy": self.policy, "chunk": self.chunk, "mesh": mesh, "new_task": new_task}
         return FAMILY[self.name].make(self, domain, problem, common)
@@ -174,9 +188,16 @@ def _released(recipe: Method, domain: Any, problem: Problem, options: Mapping[st
 FAMILY: dict[str, Kin] = {
     "imaml": Kin(
         "implicit MAML: the meta-gradient from the solution alone",
-        lambda recipe, *rest: _split(IMAML)(recipe, *rest, linear=recipe.linear),
+        lambda recipe, *rest: _split(IMAML)(
+            recipe, *rest, linear=recipe.linear, correct=recipe.correct, accuracy=recipe.accuracy
+        ),
         _by(Implicit),
-        fields=lambda method: {"linear": method.rule.linear},
+        fields=lambda method: {
+            "linear": method.rule.linear,
+            "correct": method.rule.correct,
+            "accuracy": method.rule.accuracy,
+            "curvature": method.problem.curvature,
+        },
     ),
     "maml": Kin(
         "MAML: through every inner step; ANIL where only the head adapts",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,21 +60,23 @@ class Composed:
         """The loss, a scalar."""
         return self.cost(self.outputs(phi, batch), batch)
 
-    def slope(self, phi: Any, full: Callable[[Any], Any], batch: Any) -> Any:
-        """The gradient at phi, of which the derivative in phi is the Gauss-Newton matrix.
 
-        J(phi)^T cost'(outputs(phi)) with J held fixed: what is dropped is cost' times the outputs' curvature.
-        """
-        of = lambda p: self.outputs(full(p), batch)  # noqa: E731
-        value = of(phi)
-        _, pull = jax.vjp(of, lax.stop_gradient(phi))
-        return pull(jax.grad(lambda z: _scalar("cost", self.cost(z, batch)))(value))[0]
+def _gauss_newton_slope(loss: Any, phi: Any, full: Callable[[Any], Any], batch: Any) -> Any:
+    """The loss's gradient at phi, whose derivative in phi is the Gauss-Newton matrix.
+
+    J(phi)^T cost'(outputs(phi)) with J held fixed: what is dropped is cost' times the outputs' curvature.
+    """
+    of = lambda p: loss.outputs(full(p), batch)  # noqa: E731
+    value = of(phi)
+    _, pull = jax.vjp(of, lax.stop_gradient(phi))
+    return pull(jax.grad(lambda z: _scalar("cost", loss.cost(z, batch)))(value))[0]
 
 
 def composed(outputs: Callable[[Any, Any], Any], cost: Callable[[Any, Any], Array]) -> Composed:
     """The loss cost(outputs(phi, batch), batch), with cost convex in the outputs, for Gauss-Newton curvature.
 
-    outputs: (phi, batch) -> any tree. cost: (outputs, batch) -> scalar.
+    A loss of your own with two such methods, `outputs` and `cost`, does as well. outputs: (phi, batch) -> any
+    tree. cost: (outputs, batch) -> scalar.
 
     >>> import jax.numpy as jnp
     >>> fit = lambda outputs, batch: jnp.mean((outputs - batch[1]) ** 2)
@@ -280,7 +282,7 @@ def proximal(
     if learns is None:
         _check_positive(strength)
     require_one_of("proximal", "curvature", curvature, CURVATURES)
-    if curvature == "gauss-newton" and not isinstance(loss, Composed):
+    if curvature == "gauss-newton" and not (hasattr(loss, "outputs") and hasattr(loss, "cost")):
         raise ConfigError(
             "proximal: Gauss-Newton curvature needs to know what the loss is a cost of; pass a loss made by "
             "composed(outputs, cost), or curvature='hessian'."
@@ -289,7 +291,7 @@ def proximal(
     def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
         full = lambda p: problem.full(p, theta)  # noqa: E731
         if curvature == "gauss-newton":
-            slope = cast(Composed, loss).slope(phi, full, batch)
+            slope = _gauss_newton_slope(loss, phi, full, batch)
         else:
             slope = jax.grad(lambda p: _scalar("loss", loss(full(p), batch)))(phi)
         anchor = problem.split(problem.mean(theta))

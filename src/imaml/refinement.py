@@ -86,7 +86,6 @@ def newton_move(
         there.product, new_left, steps, until_linear(tree.norm(new_left), turning, beyond)
     )
     refined = jax.tree.map(jnp.add, u, further.value)
-    still = tree.norm(minus(there.right, there.product(refined)))
     smallest = jnp.minimum(ritz(way.coefficients, way.steps)[0], ritz(further.coefficients, further.steps)[0])
     return Move(
         nearer,
@@ -94,13 +93,13 @@ def newton_move(
         there.gradient(refined),
         tree.norm(system.residual),
         beyond,
-        still,
+        further.residual,
         tree.norm(there.right),
         length,
         turning,
         per(minus(there.gradient(u), system.gradient(u))),
         per(minus(new_image, image)) / jnp.where(width > 0, width, 1),
-        way.steps + further.steps + 3,
+        way.steps + further.steps + 2,
         smallest,
         way.negative | further.negative,
         there.loss,

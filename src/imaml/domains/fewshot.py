@@ -163,10 +163,12 @@ class FewShot:
         _, statistics = self.network.forward(phi, batch.reference)
         return self.network.forward(phi, batch.images, statistics)[0]
 
-    def problem(self, strength: Any, adapt: Any = None) -> Problem:
+    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
         """Cross-entropy on the support set + strength/2 |phi - theta|^2; without an anchor for None."""
         loss = SupportLoss(self.network)
-        return plain(loss, adapt) if strength is None else proximal(loss, strength, adapt)
+        if strength is None:
+            return plain(loss, adapt)
+        return proximal(loss, strength, adapt, curvature=curvature)
 
     @staticmethod
     def whole(support: Labelled, query: Labelled) -> Labelled:
@@ -363,9 +365,17 @@ class SupportLoss:
 
     network: Conv4
 
+    def outputs(self, phi: Any, batch: Labelled) -> Array:
+        """Logits (n, ways) of the batch normalised by its own statistics."""
+        return self.network.forward(phi, batch.images)[0]
+
+    def cost(self, outputs: Array, batch: Labelled) -> Array:
+        """The mean cross-entropy of logits."""
+        return cross_entropy(outputs, batch.labels)
+
     def __call__(self, phi: Any, batch: Labelled) -> Array:
         """The mean cross-entropy of the batch normalised by its own statistics."""
-        return cross_entropy(self.network.forward(phi, batch.images)[0], batch.labels)
+        return self.cost(self.outputs(phi, batch), batch)
 
 
 def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:

@@ -28,15 +28,27 @@ class Points(NamedTuple):
         return Task(support, query)
 
 
+def _half_mean_square(outputs: Array, batch: Points) -> Array:
+    return 0.5 * jnp.mean(jnp.square(outputs - batch.targets))
+
+
 @dataclass(frozen=True)
 class NetworkLoss:
     """Half the mean squared error of a network, (phi, batch) -> scalar; hashable."""
 
     network: MLP
 
+    def outputs(self, phi: Any, batch: Points) -> Array:
+        """The network's outputs, shaped like the targets."""
+        return self.network.forward(phi, batch.inputs)[0]
+
+    def cost(self, outputs: Array, batch: Points) -> Array:
+        """The loss of outputs, a scalar."""
+        return _half_mean_square(outputs, batch)
+
     def __call__(self, phi: Any, batch: Points) -> Array:
         """The loss of parameters `phi` on `batch`."""
-        return 0.5 * jnp.mean(jnp.square(self.network.forward(phi, batch.inputs)[0] - batch.targets))
+        return self.cost(self.outputs(phi, batch), batch)
 
 
 @dataclass(frozen=True)
@@ -83,10 +95,12 @@ class Sinusoid:
         """Fresh parameters of the network."""
         return self.network.init(key)
 
-    def problem(self, strength: Any, adapt: Any = None) -> Problem:
+    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
         """Half the mean squared error on the support + strength/2 |phi - theta|^2; no anchor for None."""
         loss = NetworkLoss(self.network)
-        return plain(loss, adapt) if strength is None else proximal(loss, strength, adapt)
+        if strength is None:
+            return plain(loss, adapt)
+        return proximal(loss, strength, adapt, curvature=curvature)
 
     @staticmethod
     def whole(support: Points, query: Points) -> Points:
@@ -201,9 +215,17 @@ class Line(NamedTuple):
 class LinearLoss:
     """Half the mean squared error of a linear model without intercept, (phi, batch) -> scalar."""
 
+    def outputs(self, phi: Array, batch: Points) -> Array:
+        """The model's outputs, shaped like the targets."""
+        return batch.inputs @ phi
+
+    def cost(self, outputs: Array, batch: Points) -> Array:
+        """The loss of outputs, a scalar."""
+        return _half_mean_square(outputs, batch)
+
     def __call__(self, phi: Array, batch: Points) -> Array:
         """The loss of weights `phi` (features,) on `batch`."""
-        return 0.5 * jnp.mean(jnp.square(batch.inputs @ phi - batch.targets))
+        return self.cost(self.outputs(phi, batch), batch)
 
 
 @jax.tree_util.register_static
@@ -224,10 +246,12 @@ class LinearGaussian:
         """Zero weights (features,)."""
         return jnp.zeros(self.recipe.features)
 
-    def problem(self, strength: Any, adapt: Any = None) -> Problem:
+    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
         """Half the mean squared error on the support + strength/2 |phi - theta|^2; no anchor for None."""
         loss = LinearLoss()
-        return plain(loss, adapt) if strength is None else proximal(loss, strength, adapt)
+        if strength is None:
+            return plain(loss, adapt)
+        return proximal(loss, strength, adapt, curvature=curvature, convex=True)
 
     @staticmethod
     def whole(support: Points, query: Points) -> Points:
