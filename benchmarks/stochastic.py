@@ -1,0 +1,290 @@
+"""Does a stochastic inner loop reach a given delta sooner? Solvers of one task, side by side.
+
+    python -m benchmarks.stochastic          # -> benchmarks/results/stochastic.json
+
+Ridge regression with 20 features, strength 1, support sets of 5 to 5,000 rows, condition numbers of the inner
+problem from 1.5 to 10,000; solution and meta-gradient in closed form, float64. For every solver the learning
+rate is the best of a grid for each figure (an oracle's choice for all of them alike; Newton-CG has none).
+Counted are gradients of single rows (a Hessian-vector product as one, an evaluation of the loss as a half)
+until first |phi - phi*| <= delta |theta - phi*|, and until first the meta-gradient (with an exact linear solve
+at phi) is right to 1 %, looked at once per pass over the rows, of minibatch solvers after every tenth of one if
+they can; the median over SEEDS tasks. Then the library's own solver is run for that many steps, and timed.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import imaml
+from benchmarks.machine import describe_machine
+
+RESULT = Path(__file__).parent / "results" / "stochastic.json"
+FEATURES, BATCH, SEEDS = 20, 5, 3
+SIZES, CONDITIONS = (5, 50, 500, 5000), (1.5, 10, 100, 1000, 10_000)
+DELTAS = (0.3, 0.1, 0.01, 1e-4)
+PASSES = 3000  # at most, over the rows
+PROBLEM = imaml.proximal(lambda phi, rows: 0.5 * jnp.mean((rows[0] @ phi - rows[1]) ** 2), 1.0, convex=True)
+
+
+def draw(rows, condition, seed):
+    """One task: rows, theta, and what is exact of it. The largest curvature is `condition`, strength included."""
+    random = np.random.default_rng([rows, int(condition), seed])
+    scale = np.geomspace(0.05, 1, FEATURES)
+    inputs = random.normal(size=(2, max(rows, 50), FEATURES)) * scale
+    support, query = inputs[0][:rows], inputs[1][:50]
+    support = support * np.sqrt((condition - 1) / np.linalg.norm(support.T @ support / rows, 2))
+    weights, theta = random.normal(size=(2, FEATURES))
+    targets = support @ weights + 0.3 * random.normal(size=rows)
+    hessian = support.T @ support / rows + np.eye(FEATURES)
+    inverse = np.linalg.inv(hessian)
+    star = inverse @ (support.T @ targets / rows + theta)
+    query_hessian = query.T @ query / 50
+    meta = lambda phi: inverse @ (query_hessian @ (phi - weights))  # noqa: E731
+    return {
+        "rows": (jnp.asarray(support), jnp.asarray(targets)),
+        "theta": jnp.asarray(theta),
+        "star": jnp.asarray(star),
+        "meta": jnp.asarray(inverse @ query_hessian),
+        "error": np.linalg.norm(meta(star)),
+    }
+
+
+def full(update, memory):
+    """Steps of a solver of whole gradients, one pass each: (task) -> errors after 0, 1, ..., PASSES passes."""
+
+    def run(task):
+        support, targets = task["rows"]
+        hessian = support.T @ support / targets.size + jnp.eye(FEATURES)
+        right = support.T @ targets / targets.size + task["theta"]
+
+        def step(state, _):
+            phi, rest = state
+            phi, rest = update(phi, hessian @ phi - right, rest)
+            return (phi, rest), phi
+
+        first = (task["theta"], memory(task["theta"]))
+        _, path = lax.scan(step, first, length=PASSES)
+        return measured(task, path)
+
+    return run
+
+
+def measured(task, path):
+    """Relative distance to the solution, and relative error of the meta-gradient, along a path of phi."""
+    off = path - task["star"]
+    start = jnp.linalg.norm(task["theta"] - task["star"])
+    return jnp.linalg.norm(off, axis=1) / start, jnp.linalg.norm(off @ task["meta"].T, axis=1) / task["error"]
+
+
+def optax_run(transform):
+    """Whole gradients through an Optax transform."""
+
+    def update(phi, slope, memory):
+        change, memory = transform.update(slope, memory, phi)
+        return phi + change, memory
+
+    return full(update, transform.init)
+
+
+def minibatch(rate, decay, reduced):
+    """SGD or SVRG as the library has them, looked at after parts of a pass."""
+
+    def run(task):
+        support, targets = task["rows"]
+        size = targets.size
+        batch = min(BATCH, size)
+        length = size // batch
+        key = jax.random.key(0)
+        slope = lambda phi, x, y: x.T @ (x @ phi - y) / y.size + phi - task["theta"]  # noqa: E731
+
+        def epoch(phi, number):
+            order = jax.random.permutation(jax.random.fold_in(key, number), size)[: length * batch]
+            x, y = support[order].reshape(length, batch, -1), targets[order].reshape(length, batch)
+            whole, snapshot = slope(phi, support, targets), phi
+
+            def step(phi, part):
+                x, y, count = part
+                change = slope(phi, x, y)
+                if reduced:
+                    change = change - slope(snapshot, x, y) + whole
+                phi = phi - rate / (1 + decay * count) * change
+                return phi, phi
+
+            phi, path = lax.scan(step, phi, (x, y, number * length + jnp.arange(length)))
+            kept = max(1, length // 10)
+            return phi, path[kept - 1 :: kept][: length // kept]
+
+        passes = PASSES // 3 if reduced else PASSES
+        passes = min(passes, max(60, 600_000 // length))
+        _, path = lax.scan(epoch, task["theta"], jnp.arange(passes))
+        return measured(task, path.reshape(-1, FEATURES))
+
+    return run
+
+
+def rates(condition):
+    """Learning rates to choose among, about 1 / the largest curvature."""
+    return [float(f"{f / condition:.3g}") for f in (0.03, 0.1, 0.3, 0.6, 1.0, 1.8)]
+
+
+def nesterov(rate):
+    """The library's Nesterov momentum at a rate, with the momentum that strength 1 asks for."""
+    root = math.sqrt(max(1 / rate, 1))
+    return optax.sgd(rate, momentum=(root - 1) / (root + 1), nesterov=True)
+
+
+SOLVERS = {  # name: (rates, run at a rate, rows' gradients a point of the path, the library's solver)
+    "gradient descent": (
+        rates,
+        lambda r: optax_run(optax.sgd(r)),
+        lambda n: n,
+        lambda r, points, n: imaml.GradientDescent(r, steps=points),
+    ),
+    "Nesterov": (
+        rates,
+        lambda r: optax_run(nesterov(r)),
+        lambda n: n,
+        lambda r, points, n: imaml.Descent(nesterov(r), steps=points),
+    ),
+    "Adam": (
+        lambda condition: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
+        lambda r: optax_run(optax.adam(r)),
+        lambda n: n,
+        lambda r, points, n: imaml.Descent(optax.adam(r), steps=points),
+    ),
+    "SGD": (
+        rates,
+        lambda r: minibatch(r, 0.0, False),
+        lambda n: part_of(n) * min(BATCH, n),
+        lambda r, points, n: imaml.SGD(r, min(BATCH, n), epochs=epochs_of(points, n)),
+    ),
+    "SGD with decay": (
+        rates,
+        lambda r: minibatch(r, r / 2, False),
+        lambda n: part_of(n) * min(BATCH, n),
+        lambda r, points, n: imaml.SGD(r, min(BATCH, n), epochs=epochs_of(points, n), decay=r / 2),
+    ),
+    "SVRG": (
+        rates,
+        lambda r: minibatch(r, 0.0, True),
+        lambda n: 3 * part_of(n) * min(BATCH, n),
+        lambda r, points, n: imaml.SVRG(r, min(BATCH, n), epochs=epochs_of(points, n)),
+    ),
+}
+
+
+def part_of(rows):
+    """Minibatches between two looks."""
+    return max(1, rows // min(BATCH, rows) // 10)
+
+
+def epochs_of(points, rows):
+    """Passes that so many points of a minibatch solver's path took, rounded up."""
+    length = rows // min(BATCH, rows)
+    return math.ceil(points * part_of(rows) / length)
+
+
+def newton(task, rows):
+    """Newton-CG: (rows' gradients, relative distance, relative meta-gradient error) after each step."""
+    found = []
+    for steps in range(1, 6):
+        solver = imaml.NewtonCG(steps=steps, linear=imaml.CG(steps=FEATURES, tolerance=1e-8))
+        phi = jax.jit(lambda t, b, s=solver: s(PROBLEM, t, b).value)(task["theta"], task["rows"])
+        distance, error = measured(task, phi[None])
+        # A gradient, at most FEATURES products, and two evaluations of the loss a step.
+        found.append((steps * rows * (1 + min(FEATURES, rows + 1) + 1), float(distance[0]), float(error[0])))
+    return found
+
+
+def timed(solver, task):
+    """Median seconds of the library's compiled solver."""
+    run = jax.jit(lambda t, b: solver(PROBLEM, t, b).value)
+    jax.block_until_ready(run(task["theta"], task["rows"]))
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        jax.block_until_ready(run(task["theta"], task["rows"]))
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def first_below(values, threshold):
+    """The number of the first point at or below a threshold from which on, or None."""
+    below = np.flatnonzero(np.asarray(values) <= threshold)
+    return int(below[0]) + 1 if below.size else None
+
+
+def cell(rows, condition):
+    """All solvers on the tasks of one size and condition number."""
+    tasks = [draw(rows, condition, seed) for seed in range(SEEDS)]
+    goals = {f"delta {delta:g}": (0, delta) for delta in DELTAS} | {"meta-gradient to 1 %": (1, 0.01)}
+    found = []
+    for name, (grid, make, price, library) in SOLVERS.items():
+        best = {}
+        for rate in grid(condition):
+            run = jax.jit(make(rate))
+            paths = [run(task) for task in tasks]
+            for goal, (which, threshold) in goals.items():
+                points = [first_below(path[which], threshold) for path in paths]
+                if all(points):
+                    middle = statistics.median(points)
+                    if goal not in best or middle < best[goal][0]:
+                        best[goal] = (middle, rate)
+        for goal in goals:
+            row = {"rows": rows, "condition": condition, "solver": name, "goal": goal, "gradients": None}
+            if goal in best:
+                points, rate = best[goal]
+                row |= {
+                    "gradients": price(rows) * points,
+                    "passes": price(rows) * points / rows,
+                    "rate": rate,
+                }
+                row["seconds"] = timed(library(rate, int(points), rows), tasks[0])
+            found.append(row)
+    paths = [newton(task, rows) for task in tasks]
+    for goal, (which, threshold) in goals.items():
+        steps = [first_below([p[1 + which] for p in path], threshold) for path in paths]
+        row = {"rows": rows, "condition": condition, "solver": "Newton-CG", "goal": goal, "gradients": None}
+        if all(steps):
+            count = int(statistics.median(steps))
+            gradients = paths[0][count - 1][0]
+            solver = imaml.NewtonCG(steps=count, linear=imaml.CG(steps=FEATURES, tolerance=1e-8))
+            row |= {"gradients": gradients, "passes": gradients / rows, "seconds": timed(solver, tasks[0])}
+        found.append(row)
+    return found
+
+
+def main():
+    """Prints and writes the table."""
+    jax.config.update("jax_enable_x64", True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--conditions", type=float, nargs="*", default=CONDITIONS)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    table = []
+    for rows in arguments.sizes:
+        for condition in arguments.conditions:
+            began = time.monotonic()
+            new = cell(rows, condition)
+            table += new
+            for row in new:
+                if row["goal"] in ("delta 0.1", "meta-gradient to 1 %"):
+                    print({k: v for k, v in row.items() if k != "rate"}, flush=True)
+            print(f"{rows} rows, condition {condition}: {time.monotonic() - began:.0f} s", flush=True)
+            result = {"command": "python -m benchmarks.stochastic", "machine": describe_machine()}
+            result |= {"seeds": SEEDS, "minibatch": BATCH, "passes_at_most": PASSES, "table": table}
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
