@@ -29,6 +29,7 @@ from imaml.presets import preset
 from imaml.training import devices_mesh
 
 TASKS = 8
+COMMAND = "python -m benchmarks.new_tasks --data PATH"
 
 
 def main():
@@ -100,7 +101,7 @@ def main():
             mean, width = paired(results["went_on", which], results[other, which])
             differences.append({"tasks_of": which, "went_on_minus": other, "mean": mean, "ci95": width})
     result = {
-        "command": f"python -m benchmarks.new_tasks --steps {options.steps} --tasks {options.tasks}",
+        "command": f"{COMMAND} --steps {options.steps} --tasks {options.tasks}",
         "machine": describe_machine(),
         "steps": options.steps,
         "characters": {

@@ -6,9 +6,10 @@ Ridge regression with 20 features, strength 1, support sets of 5 to 5,000 rows, 
 problem from 1.5 to 10,000; solution and meta-gradient in closed form, float64. For every solver the learning
 rate is the best of a grid for each figure (an oracle's choice for all of them alike; Newton-CG has none).
 Counted are gradients of single rows (a Hessian-vector product as one, an evaluation of the loss as a half)
-until first |phi - phi*| <= delta |theta - phi*|, and until first the meta-gradient (with an exact linear solve
-at phi) is right to 1 %, looked at once per pass over the rows, of minibatch solvers after every tenth of one if
-they can; the median over SEEDS tasks. Then the library's own solver is run for that many steps, and timed.
+until first |phi - phi*| <= delta |theta - phi*|, and until first the meta-gradient (with an exact linear
+solve at phi) is right to 1 %, looked at once per pass over the rows, of minibatch solvers after every tenth
+of one if they can; the median over SEEDS tasks. Then the library's own solver is run for that many steps, and
+timed.
 """
 
 import argparse
@@ -36,7 +37,7 @@ PROBLEM = imaml.proximal(lambda phi, rows: 0.5 * jnp.mean((rows[0] @ phi - rows[
 
 
 def draw(rows, condition, seed):
-    """One task: rows, theta, and what is exact of it. The largest curvature is `condition`, strength included."""
+    """One task: rows, theta, and what is exact of it; the largest curvature is `condition`."""
     random = np.random.default_rng([rows, int(condition), seed])
     scale = np.geomspace(0.05, 1, FEATURES)
     inputs = random.normal(size=(2, max(rows, 50), FEATURES)) * scale
@@ -59,7 +60,7 @@ def draw(rows, condition, seed):
 
 
 def full(update, memory):
-    """Steps of a solver of whole gradients, one pass each: (task) -> errors after 0, 1, ..., PASSES passes."""
+    """Steps of a solver of whole gradients, one pass each: (task) -> errors after 1, 2, ..., passes."""
 
     def run(task):
         support, targets = task["rows"]

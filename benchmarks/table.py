@@ -64,15 +64,20 @@ def rows():
         name = next(n for n in r["temporary_bytes"] if n.startswith("Conv4"))
         flat, grown = (r["temporary_bytes"][name][kind] for kind in ("IMAML", "unrolled"))
         text = (
-            f"{flat[-1] / flat[0]:.2f} times the memory of 4 steps ({flat[-1] / 2**20:.0f} MiB); unrolled "
-            f"{grown[-1] / grown[0]:.0f} times ({grown[-1] / 2**20:.0f} MiB)"
+            f"{flat[-1] / flat[0]:.2f} times its memory with 4 steps, {flat[-1] / 2**20:.0f} MiB; MAML, "
+            f"unrolled, {grown[-1] / grown[0]:.0f} times its own with 4, {grown[-1] / 2**20:,.0f} MiB"
         )
         found.append((f"meta-step with 1,024 inner steps ({name})", text, r["command"], memory))
     speed = RESULTS / "speed.json"
     if speed.exists():
         r = json.loads(speed.read_text())
-        text = "; ".join(f"{row['work']}: {row['ratio_median']:.1f} times" for row in r["rows"])
-        found.append(("one meta-step beside a plain PyTorch loop", text, r["command"], speed))
+        works = {"conv4-5w1s-8": "Conv4, 8 tasks 5-way 1-shot", "sinusoid-25": "sinusoid network, 25 tasks"}
+        text = "; ".join(
+            f"{works[row['work']]}: {row['ratio_median']:.1f} times as fast (rounds "
+            f"{row['ratio_min']:.1f} to {row['ratio_max']:.1f})"
+            for row in r["rows"]
+        )
+        found.append(("one meta-step against a plain PyTorch loop over the tasks", text, r["command"], speed))
     adaptation = RESULTS / "adaptation.json"
     if adaptation.exists():
         r = json.loads(adaptation.read_text())
@@ -88,14 +93,19 @@ def rows():
     if new.exists():
         r = json.loads(new.read_text())
         scores = {(row["theta"], row["tasks_of"]): row for row in r["rows"]}
+        said = {
+            "before": "before",
+            "went_on": "having gone on for as many steps again",
+            "anew_on_all": "learned anew on all alphabets, half as many steps in all",
+            "from_scratch": "each test task by a fresh network",
+        }
         shown = [
-            f"{theta.replace('_', ' ')} {percent(row['accuracy'], row['accuracy_ci95'])}"
-            for theta in ("before", "went_on", "anew_on_all", "from_scratch")
+            f"{words} {percent(row['accuracy'], row['accuracy_ci95'])}"
+            for theta, words in said.items()
             for row in [scores[theta, "new"]]
         ]
-        found.append(
-            ("new alphabets arrive (`--from`), accuracy on them", "; ".join(shown), r["command"], new)
-        )
+        what = "half of the alphabets learned, then the others arrive (`--from`): accuracy on the new ones"
+        found.append((what, "; ".join(shown), r["command"], new))
     return [row for row in found if row is not None]
 
 

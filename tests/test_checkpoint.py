@@ -479,12 +479,19 @@ def test_files_that_are_no_artefact(case: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_artefact_says_what_is_there(tmp_path: Path) -> None:
+    """What is spelt alike is offered; else what is near is listed; else what is accepted is said."""
     (tmp_path / "other.safetensors").write_text("")
-    for path in (tmp_path / "artifact.safetensors", tmp_path):
-        with pytest.raises(ArtefactError, match=r"No such file.* has other\.safetensors"):
-            read_artefact(path)
-    with pytest.raises(ArtefactError, match="folder has nothing"):
+    with pytest.raises(ArtefactError, match=r"No such file.*; did you mean '.*/other\.safetensors'\?"):
+        read_artefact(tmp_path / "otter.safetensors")
+    with pytest.raises(ArtefactError, match=r"No such file.*; there is .*/other\.safetensors\."):
+        read_artefact(tmp_path / "nothing-like-it")
+    with pytest.raises(ArtefactError, match=r"accepted is a run's folder, or an artefact"):
         read_artefact(tmp_path / "none" / "x")
+    (tmp_path / "out" / "maml" / "seed-0" / "run").mkdir(parents=True)
+    (tmp_path / "out" / "comparison.json").write_text("{}")
+    (tmp_path / "out" / "maml" / "seed-0" / "run" / "artefact.safetensors").write_text("")
+    with pytest.raises(ArtefactError, match=r"that is a comparison, whose runs are .*maml/seed-0/run"):
+        read_artefact(tmp_path / "out")
 
 
 REFUSED_ARTEFACTS = {

@@ -270,9 +270,9 @@ def test_lanczos_coefficients_of_steps_not_taken_are_zero():
 @pytest.mark.parametrize(
     ("solver", "structure", "advice"),
     [
-        (imaml.CG(), "symmetric", "Use GMRES, BiCGStab, Dense instead"),
+        (imaml.CG(), "symmetric", "Use MINRES, GMRES, BiCGStab, Dense instead"),
         (imaml.CG(), "general", "Use Neumann, GMRES, BiCGStab, Dense instead"),
-        (imaml.Neumann(), "symmetric", "Use GMRES, BiCGStab, Dense instead"),
+        (imaml.Neumann(), "symmetric", "Use MINRES, GMRES, BiCGStab, Dense instead"),
         (imaml.Dense(), "hermitian", "accepted: spd, symmetric, general"),
     ],
 )

@@ -9,6 +9,7 @@ damage shows. (Orbax alone notices truncation, but not flipped bits.) Nothing is
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .errors import ArtefactError, CheckpointError, ConfigError, ImamlError, meant
+from .errors import ArtefactError, CheckpointError, ConfigError, ImamlError, some_of
 from .tree import Tree, name
 
 FORMAT = 1
@@ -244,12 +245,17 @@ def _others(path: Path) -> str:
     if (path.parent / "comparison.json").is_file():
         runs = sorted(str(file.parent) for file in path.parent.glob(f"*/*/run/{ARTEFACT_NAME}"))
         return f"; that is a comparison, whose runs are {', '.join(runs[:3])}, ..." if runs else "."
-    folder = path.parent.parent if path.name == ARTEFACT_NAME else path.parent
-    found = [file for pattern in ("*.safetensors", f"*/{ARTEFACT_NAME}") for file in folder.glob(pattern)]
-    names = sorted(str(file.parent if file.name == ARTEFACT_NAME else file) for file in found)
-    if not names:
-        return "; accepted is a run's folder, or an artefact (*.safetensors)."
-    return meant(str(path.parent if path.name == ARTEFACT_NAME else path), names)
+    named = path.parent if path.name == ARTEFACT_NAME else path
+    found = [
+        file for pattern in ("*.safetensors", f"*/{ARTEFACT_NAME}") for file in named.parent.glob(pattern)
+    ]
+    there = sorted(file.parent if file.name == ARTEFACT_NAME else file for file in found)
+    close = difflib.get_close_matches(named.name, [place.name for place in there], n=1, cutoff=0.7)
+    if close:
+        return f"; did you mean '{named.with_name(close[0])}'?"
+    if there:
+        return f"; there is {some_of(there)}."
+    return "; accepted is a run's folder, or an artefact (*.safetensors)."
 
 
 def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -167,9 +167,7 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     if run.reason == "interrupted":
         print(f"go on with: {_go_on(out)}")
         return 130
-    if not quiet and config.training.test_tasks:
-        print(f"scoring on {config.training.test_tasks:,} test tasks ...", file=sys.stderr, flush=True)
-    _score(run, out, config)
+    _score(run, out, config, quiet)
     if run.reason == "minutes":
         cut = ", so the learning rate's schedule was cut off" if config.optimiser.schedule == "cosine" else ""
         more = f" --minutes {2 * config.training.minutes:g}"
@@ -182,14 +180,29 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     return 0
 
 
-def _score(run: Any, out: Path, config: Any) -> None:
+def _scoring(quiet: bool) -> Callable[[int, int], None] | None:
+    """Says how far the scoring is: a live line on a terminal, else nothing until the end."""
+    if quiet or not sys.stderr.isatty():
+        return None
+
+    def say(done: int, tasks: int) -> None:
+        end = "\r" if done < tasks else "\r\033[K"
+        print(f"scored {done:,} of {tasks:,} test tasks", end=end, file=sys.stderr, flush=True)
+
+    return say
+
+
+def _score(run: Any, out: Path, config: Any, quiet: bool) -> None:
     """Prints the evaluation that ends a run, and writes it to the run's events."""
     from .evaluation import evaluate
     from .journal import Journal
 
     if not config.training.test_tasks:
         return
-    result = evaluate(run, split="test", tasks=config.training.test_tasks)
+    if not quiet:
+        words = f"scoring on {config.training.test_tasks:,} test tasks (--training.test_tasks) ..."
+        print(words, file=sys.stderr, flush=True)
+    result = evaluate(run, split="test", tasks=config.training.test_tasks, progress=_scoring(quiet))
     with Journal(out, progress=False, append=True) as journal:
         journal.write(
             "evaluation",

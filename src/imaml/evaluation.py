@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,19 +66,20 @@ class Evaluation:
         )
         name = self.headline
         lines = [f"{self.tasks} tasks never seen in training ({self.split} split, seed {self.seed})"]
-        lines.append(f"  {name} before adaptation   {show(self.before[name], self.before_ci95[name])}")
-        if f"{name}_inductive" in self.scores:
-            inductive = f"{name}_inductive"
-            lines.append(f"  {name} after, transductive {show(self.scores[name], self.ci95[name])}")
-            lines.append(f"  {name} after, inductive    {show(self.scores[inductive], self.ci95[inductive])}")
+        facts = [(f"{name} before adaptation", self.before[name], self.before_ci95[name])]
+        inductive = f"{name}_inductive"
+        if inductive in self.scores:
+            facts.append((f"{name} after, transductive", self.scores[name], self.ci95[name]))
+            facts.append((f"{name} after, inductive", self.scores[inductive], self.ci95[inductive]))
         else:
-            lines.append(f"  {name} after adaptation    {show(self.scores[name], self.ci95[name])}")
+            facts.append((f"{name} after adaptation", self.scores[name], self.ci95[name]))
         for other, mean in self.baselines.items():
-            lines.append(f"  {other.replace('_', ' '):<27}{show(mean, self.baselines_ci95[other])}")
+            facts.append((other.replace("_", " "), mean, self.baselines_ci95[other]))
+        width = max(len(what) for what, _, _ in facts)
+        lines += [f"  {what:<{width}}  {show(mean, half)}" for what, mean, half in facts]
         if self.failed:
-            lines.append(
-                f"  {self.failed} tasks failed numerically: wrong in every accuracy, left out of every loss"
-            )
+            counted = "counted as wrong, and " if percent else ""
+            lines.append(f"  {self.failed} tasks failed numerically: {counted}left out of every loss")
         return "\n".join(lines)
 
 
@@ -130,22 +131,37 @@ def compiled(method: Any, split: str, mesh: Mesh | None) -> Any:
 
 
 def evaluate(
-    run: Any, domain: Any = None, *, split: str = "test", tasks: int = 1000, seed: int = 0
+    run: Any,
+    domain: Any = None,
+    *,
+    split: str = "test",
+    tasks: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """The Evaluation of what a run has learned, on `tasks` random tasks of a split.
 
     run: anything with `.theta` (the moving average where one is kept), `.method` and `.domain`: what `train`
     and `load` return. domain: another domain with the same network to evaluate on. The same seed means the
-    same tasks for every run, so that differences can be paired through `values`.
+    same tasks for every run, so that differences can be paired through `values`. progress: told (tasks done,
+    tasks) now and then.
     """
     domain = run.domain if domain is None else domain
     if not hasattr(domain, "sample"):
         raise ConfigError(f"evaluate: domain={domain!r}; accepted is a domain, such as imaml.characters().")
-    return evaluate_theta(domain, run.method, run.theta, split=split, tasks=tasks, seed=seed)
+    asked = {"split": split, "tasks": tasks, "seed": seed, "progress": progress}
+    return evaluate_theta(domain, run.method, run.theta, **asked)
 
 
 def evaluate_theta(
-    domain: Any, method: Any, theta: Any, *, split: str = "test", tasks: int = 1000, seed: int = 0
+    domain: Any,
+    method: Any,
+    theta: Any,
+    *,
+    split: str = "test",
+    tasks: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """The Evaluation of given meta-parameters; see `evaluate`."""
     if split not in SPLITS:
@@ -163,6 +179,8 @@ def evaluate_theta(
     parts = []
     for start in range(0, tasks, batch):
         parts.append(jax.device_get(run(domain, theta, task_keys(seed, start, batch))))
+        if progress is not None:
+            progress(min(start + batch, tasks), tasks)
     joined = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:tasks].astype(np.float64), *parts)
     failed = joined["numerics"]["finite"] == 0
     after = joined["after"]

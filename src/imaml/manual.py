@@ -35,7 +35,7 @@ checkpoint. `imaml presets` lists the presets.
 
   --steps N --tasks N --seed S --minutes M   how long, on how many tasks a step, from which seed
   --data PATH                                where the images lie, for presets that read images
-  --out DIR                                  the run's folder (default: runs/PRESET)
+  --out DIR                                  the run's folder (default: runs/PRESET; where that exists, -2, ...)
   --resume                                   go on with the run in --out, as it was configured; options given
                                              must agree with it, but for when it stops and how often it writes
   --from RUN                                 a new run that starts from what an earlier one has learned
@@ -46,6 +46,7 @@ Any field of the configuration can be set by its path; config.json in a run's fo
   --domain.ways=20 --method.strength=0.5 --method.inner.steps=32 --method.linear=GMRES
   --method.name=maml --method.strength=none       or fomaml, reptile, transfer, multitask
   --optimiser.learning_rate=1e-3 --training.patience=5 --training.gradient_below=1e-3
+  --training.test_tasks=100 --training.certify_every=50
 """,
     "compare": """\
 imaml compare [METHOD ...] [--preset characters-5w1s] [--budget 5] [options]

@@ -132,17 +132,18 @@ def _check_theta(start: Any, fresh: Any) -> None:
 
 def _median(shares: np.ndarray) -> float | None:
     """The median, or None where it is infinite: nothing is known of half of the tasks."""
-    median = float(np.median(shares))
+    median = float(np.median(np.nan_to_num(shares, nan=np.inf)))  # a task that failed: nothing is known
     return median if math.isfinite(median) else None
 
 
 def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
     """What is known of the meta-gradients' errors, relative to each task's own: medians over tasks."""
     fields: dict[str, float | None] = {}
-    known = [m.error_estimate / m.gradient_norm for m in metrics if m.error_estimate is not None]
+    relative = lambda error, m: error / np.maximum(m.gradient_norm, np.finfo(error.dtype).tiny)  # noqa: E731
+    known = [relative(m.error_estimate, m) for m in metrics if m.error_estimate is not None]
     if known:
         fields["error_estimate"] = _median(np.concatenate(known))
-    bounded = [m.error_bound / m.gradient_norm for m in metrics if m.error_bound is not None]
+    bounded = [relative(m.error_bound, m) for m in metrics if m.error_bound is not None]
     if bounded:
         certified = [np.asarray(m.certified) for m in metrics if m.error_bound is not None]
         fields["certified"] = float(np.concatenate(certified).mean())

@@ -190,9 +190,11 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
     classes = {entry.name: _images_in(entry) for entry in found}
     for name, files in classes.items():
         if not files:
+            below = [entry.name for entry in _listing(folder / name) if entry.is_dir()]
+            deeper = f"did you mean {folder / name}, which has {some_of(below)}?"
             raise DataError(
                 f"{folder / name} holds no images, so the class {name!r} is empty; {accepted}: "
-                "add images or remove the folder"
+                + (deeper if below else "add images or remove the folder")
             )
     return classes
 
