@@ -483,7 +483,7 @@ def test_a_missing_artefact_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").write_text("")
     with pytest.raises(ArtefactError, match=r"No such file.*; did you mean '.*/other\.safetensors'\?"):
         read_artefact(tmp_path / "otter.safetensors")
-    with pytest.raises(ArtefactError, match=r"No such file.*; there is .*/other\.safetensors\."):
+    with pytest.raises(ArtefactError, match=r"No such file.*; there is other\.safetensors\."):
         read_artefact(tmp_path / "nothing-like-it")
     with pytest.raises(ArtefactError, match=r"accepted is a run's folder, or an artefact"):
         read_artefact(tmp_path / "none" / "x")

@@ -35,7 +35,7 @@ checkpoint. `imaml presets` lists the presets.
 
   --steps N --tasks N --seed S --minutes M   how long, on how many tasks a step, from which seed
   --data PATH                                where the images lie, for presets that read images
-  --out DIR                                  the run's folder (default: runs/PRESET; where that exists, -2, ...)
+  --out DIR                                  the run's folder (default: runs/PRESET, then -2, ...)
   --resume                                   go on with the run in --out, as it was configured; options given
                                              must agree with it, but for when it stops and how often it writes
   --from RUN                                 a new run that starts from what an earlier one has learned

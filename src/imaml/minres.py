@@ -23,7 +23,7 @@ class MINRES:
     Lineax has none.
 
     >>> import jax.numpy as jnp
-    >>> MINRES(steps=2)(lambda v: jnp.array([1.0, -2.0]) * v, jnp.ones(2)).value
+    >>> MINRES(steps=2)(lambda v: jnp.array([1.0, -2.0]) * v, jnp.ones(2)).value.round(3)
     Array([ 1. , -0.5], dtype=float32)
     """
 

@@ -132,14 +132,16 @@ def _check_theta(start: Any, fresh: Any) -> None:
 
 def _median(shares: np.ndarray) -> float | None:
     """The median, or None where it is infinite: nothing is known of half of the tasks."""
-    median = float(np.median(np.nan_to_num(shares, nan=np.inf)))  # a task that failed: nothing is known
+    median = float(
+        np.median(np.nan_to_num(shares, nan=np.inf, posinf=np.inf))
+    )  # a task that failed: nothing is known
     return median if math.isfinite(median) else None
 
 
 def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
     """What is known of the meta-gradients' errors, relative to each task's own: medians over tasks."""
     fields: dict[str, float | None] = {}
-    relative = lambda error, m: error / np.maximum(m.gradient_norm, np.finfo(error.dtype).tiny)  # noqa: E731
+    relative = lambda error, m: np.float64(error) / np.maximum(np.float64(m.gradient_norm), 1e-300)  # noqa: E731
     known = [relative(m.error_estimate, m) for m in metrics if m.error_estimate is not None]
     if known:
         fields["error_estimate"] = _median(np.concatenate(known))
