@@ -143,7 +143,8 @@ def setting(kind, key, strength):
     slope = lambda p: ravel_pytree(problem.residual(unravel(p), theta, support))[0]  # noqa: E731
     hessian = jax.jacfwd(jax.grad(lambda p: loss(unravel(p), support)))
     matrix, one = jax.jacfwd(slope), strength * jnp.eye(flat.size)
-    rate = 1 / (strength + jnp.linalg.norm(matrix(flat) - one, 2))
+    # A step that is stable at theta, and at 0, where a logistic loss is steepest.
+    rate = 1 / (strength + jnp.maximum(*(jnp.linalg.norm(matrix(p) - one, 2) for p in (flat, 0 * flat))))
     return Setting(
         problem, theta, support, judge, flat, unravel, slope, matrix, lambda p: hessian(p) + one, rate
     )

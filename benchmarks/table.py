@@ -58,6 +58,33 @@ def rows():
             "imaml evaluate artefacts/omniglot-5w1s.safetensors --data PATH --json",
         ),
     ]
+    waves = RESULTS / "sinusoid.json"
+    if waves.exists():
+        r = json.loads(waves.read_text())
+        text = (
+            f"{r['loss']:.2f} ± {r['loss_ci95']:.2f}; before adaptation {r['before']:.2f}, nearest point "
+            f"{r['baselines']['nearest_point']:.2f} ({r['tasks']} tasks)"
+        )
+        command = "imaml train sinusoid --out RUN; imaml evaluate RUN --json"
+        found.append(("sinusoids from 10 points, mean squared error", text, command, waves))
+    certificates = RESULTS / "certificates.json"
+    if certificates.exists():
+        r = json.loads(certificates.read_text())
+        every = next(row for row in r["rows"] if row["kind"] == "all")
+        text = (
+            f"{100 * every['certified']:.0f} % of {every['problems']} random problems certified; of these "
+            f"the bound held in {100 * every['bound_holds']:.1f} %, at "
+            f"{every['median_bound_over_true']:.2f} times the true error in the median"
+        )
+        found.append(("certified bounds beside a dense reference", text, r["command"], certificates))
+    accuracy = RESULTS / "accuracy.json"
+    if accuracy.exists():
+        r = json.loads(accuracy.read_text())
+        met = [(row["certified"] * row["problems"], row.get("of_them_below") or 0) for row in r["rows"]]
+        share = sum(n * below for n, below in met) / sum(n for n, _ in met)
+        text = f"reached in {100 * share:.1f} % of the certified cases"
+        what = "an accuracy asked for (1e-2, 1e-4, 1e-6 of the meta-gradient)"
+        found.append((what, text, r["command"], accuracy))
     memory = RESULTS / "memory.json"
     if memory.exists():
         r = json.loads(memory.read_text())
@@ -162,6 +189,51 @@ def whole_comparisons():
     return "\n".join(parts).rstrip()
 
 
+def certified():
+    """The table of docs/certificates.md: bounds and estimates beside true errors, by kind of problem."""
+    r = json.loads((RESULTS / "certificates.json").read_text())
+    lines = [
+        "| problems | certified | of those with an error below 1 % | bound held | bound / error, median "
+        "| estimate at least the error | estimate / error, median |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in r["rows"]:
+        cells = [
+            f"{row['kind']} ({row['problems']})",
+            f"{100 * row['certified']:.0f} %",
+            f"{100 * row['of_them_certified']:.0f} %",
+            f"{100 * row['bound_holds']:.1f} %",
+            f"{row['median_bound_over_true']:.2f}",
+            f"{100 * row['estimate_at_least_true']:.0f} %",
+            f"{row['median_estimate_over_true']:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return (
+        "\n".join(lines)
+        + f"\n\n`{r['command']}` ([certificates.json](../benchmarks/results/certificates.json))"
+    )
+
+
+def requested():
+    """The table of docs/certificates.md: accuracies asked for, and their price."""
+    r = json.loads((RESULTS / "accuracy.json").read_text())
+    lines = ["| problems | asked for | certified | of these reached | products, mean | best fixed counts |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in r["rows"]:
+        best = row["best_fixed"]
+        counts = f"{best['products']} ({best['inner']} + {best['linear']})" if best else "none reaches 99 %"
+        cells = [
+            f"{row['kind']} ({row['problems']})",
+            f"{row['accuracy']:.0e}",
+            f"{100 * row['certified']:.0f} %",
+            f"{100 * row['of_them_below']:.1f} %",
+            f"{row['products']['mean']:.0f}",
+            counts,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n`{r['command']}` ([accuracy.json](../benchmarks/results/accuracy.json))"
+
+
 def filled(text, name, content):
     """A text with the block of that name replaced."""
     start, end = START.format(name), END.format(name)
@@ -172,6 +244,7 @@ def filled(text, name, content):
 def main():
     """Writes or checks the tables."""
     blocks = {"README.md": {"results": table()}}
+    blocks["docs/certificates.md"] = {"certified": certified(), "requested": requested()}
     if comparisons():
         blocks["README.md"]["comparison"] = compared()
         blocks["docs/comparison.md"] = {"comparisons": whole_comparisons()}
