@@ -76,6 +76,8 @@ class Row:
         outer = self.outer * base.optimiser.learning_rate
         optimiser = replace(base.optimiser, schedule="constant", learning_rate=outer)
         changes, inner = dict(self.method), base.method.inner
+        if changes.get("name", base.method.name) != "imaml":  # what only implicit MAML has
+            changes |= {"curvature": "hessian", "correct": False, "accuracy": None}
         if "inner" not in changes and isinstance(inner, GradientDescent):
             changes["inner"] = replace(inner, learning_rate=self.rate * inner.learning_rate)  # type: ignore[operator]
         if self.fine is not None:
@@ -354,6 +356,8 @@ def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: in
     gradient descent at its place in the preset. Steps go on from one another, so one program does them all.
     """
     problem, inner = (method.problem, method.inner) if method.new_task is None else method.new_task
+    if not isinstance(inner, GradientDescent):
+        problem, inner = method.problem, method.inner
     if not isinstance(inner, GradientDescent):
         return {}
     headline = domain.headline
