@@ -29,9 +29,16 @@ def ritz(coefficients: tuple[Array, Array], steps: Array) -> tuple[Array, Array]
     beside = jnp.where(jnp.roll(known, -1).at[-1].set(False), beside, 0)[:-1]
     # Steps not taken get a copy of the first entry of the diagonal, which lies between the extremes.
     diagonal = jnp.where(known, diagonal, diagonal[0])
-    values = jnp.linalg.eigvalsh(jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1))
+    values = _eigenvalues(diagonal, beside)
     some = steps > 0
     return jnp.where(some, values[0], jnp.inf), jnp.where(some, values[-1], 0)
+
+
+def _eigenvalues(diagonal: Array, beside: Array) -> Array:
+    """Those of a tridiagonal matrix, NaN where an entry is not finite: LAPACK need not end on such a one."""
+    good = jnp.all(jnp.isfinite(diagonal)) & jnp.all(jnp.isfinite(beside))
+    matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
+    return jnp.where(good, jnp.linalg.eigvalsh(jnp.where(good, matrix, 0)), jnp.nan)
 
 
 def lanczos(product: Callable[[Array], Array], start: Array, steps: int) -> tuple[Array, Array]:
@@ -59,8 +66,7 @@ def lanczos(product: Callable[[Array], Array], start: Array, steps: int) -> tupl
     nothing = jnp.zeros(steps, start.dtype)
     state = (jnp.zeros((steps, start.size), start.dtype), unit, nothing, nothing, jnp.asarray(True))
     _, _, diagonal, beside, _ = lax.fori_loop(0, steps, advance, state)
-    matrix = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
-    values = jnp.linalg.eigvalsh(matrix)
+    values = _eigenvalues(diagonal, beside[:-1])
     return values[0], values[-1]
 
 
