@@ -5,6 +5,8 @@ The reference is Newton's method with a dense Jacobian, from the same start.
 
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -258,3 +260,65 @@ def test_unrolling_refuses_what_has_no_reverse_mode():
     for inner in (imaml.LBFGS(steps=3), imaml.External(by_scipy, tolerance=1e-3)):
         with pytest.raises(imaml.StructureError, match="have no reverse mode"):
             imaml.MAML(imaml.plain(ridge), lambda phi, theta, batch: 0.0, inner=inner)
+
+
+def conditions(jaxpr):
+    """The primitives in the conditions of all loops of a jaxpr, however deep."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "while":
+            found |= {inner.primitive.name for inner in equation.params["cond_jaxpr"].jaxpr.eqns}
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else [value]:
+                part = getattr(part, "jaxpr", part)
+                found |= conditions(part) if hasattr(part, "eqns") else set()
+    return found
+
+
+TRIVIAL = {"reduce_or", "reduce_max", "lt", "convert_element_type"}  # "any task", or the count of a fori_loop
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_loop_computes_its_condition_twice(solver):
+    """Under vmap a condition that computes is computed once more in the body, perhaps rounded otherwise."""
+    make, tolerance, accepted = SOLVERS[solver]
+    problem, theta = PROBLEMS[accepted[0]]
+    batch = jax.tree.map(lambda x: jnp.stack([x, x]), BATCH)
+    solve = jax.vmap(lambda b: make(tolerance)(problem, theta, b).value)
+    assert conditions(jax.make_jaxpr(solve)(batch).jaxpr) <= TRIVIAL
+
+
+@pytest.mark.parametrize(
+    "linear", [imaml.CG(), imaml.MINRES(), imaml.BiCGStab(), imaml.Neumann()], ids=lambda s: type(s).__name__
+)
+def test_no_loop_of_a_linear_solver_does(linear):
+    matrices = jnp.stack([jnp.eye(3), 2 * jnp.eye(3)])
+    solve = jax.vmap(lambda m, b: linear(lambda x: m @ x, b, structure="spd").value)
+    assert conditions(jax.make_jaxpr(solve)(matrices, jnp.ones((2, 3))).jaxpr) <= TRIVIAL
+
+
+def test_what_these_tests_look_for_is_found():
+    plain = lambda x: jax.lax.while_loop(lambda x: x @ x > 0.1, lambda x: x / 2, x)  # noqa: E731
+    assert "dot_general" in conditions(jax.make_jaxpr(jax.vmap(plain))(jnp.ones((2, 3))).jaxpr)
+
+
+EDGE = """
+import jax, imaml
+from imaml.family import Method
+from imaml.training import initial_state, make_step
+
+domain, newton = imaml.sinusoid(), imaml.NewtonCG(steps=5, linear=imaml.CG(steps=8))
+method = Method(strength=0.5, inner=newton, linear=imaml.CG(steps=8), curvature="gauss-newton").build(domain)
+transform = imaml.Optimiser("adam", 1e-3, clip=1.0).build(1500)
+init, key = jax.random.split(jax.random.key(0))
+state, step = initial_state(domain, method, transform, init, 0.0), make_step(method, transform, 25, 0.0)
+for _ in range(5):
+    state, report = step(domain, state, key)
+print(int(state["step"]))
+"""
+
+
+def test_a_line_search_at_the_edge_of_rounding_ends():
+    """The very run that hung in its third step; float32 and optimised as users have it, so on its own."""
+    done = subprocess.run([sys.executable, "-c", EDGE], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "5", done.stderr

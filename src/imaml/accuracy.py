@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from . import tree
 from .certificate import Certificate, bound_after, error_after, weight_of
+from .loops import repeat_while
 from .problem import Problem
 from .refinement import SAFETY, Move, newton_move
 from .solution import Certification, Ending, Solution, Stats, Status
@@ -90,7 +91,7 @@ def until_accurate(
 
     gradient = system.gradient(solution.value)
     start = _start(system, solution, adapted, gradient)
-    move, _, size = lax.while_loop(going, advance, (start, jnp.asarray(0), tree.norm(gradient)))
+    move, _, size = repeat_while(going, advance, (start, jnp.asarray(0), tree.norm(gradient)))
     estimate = off(move)
     good = estimate <= accuracy * size
     code = jnp.where(good, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from . import tree
 from .errors import ConfigError, StructureError
 from .inner import check_stopping, start_of
+from .loops import repeat_while
 from .problem import Composed, Problem, composed, proximal
 from .solution import Ending, Solution, Stats, Status
 
@@ -196,7 +197,7 @@ def _stepped(
         return phi, arrays, best, jnp.where(better, new, size), count + 1, stale
 
     first = (start, arrays, start, residual(start), jnp.asarray(0), jnp.asarray(0))
-    _, _, best, size, count, stale = lax.while_loop(going, advance, first)
+    _, _, best, size, count, stale = repeat_while(going, advance, first)
     code = jnp.asarray(int(Ending.STEPS_DONE))
     if recipe.tolerance is not None:
         failed = jnp.where(stale < PATIENCE, int(Ending.OUT_OF_STEPS), int(Ending.STAGNATED))

@@ -19,6 +19,7 @@ from jax.core import Tracer
 from . import tree
 from .errors import ConfigError
 from .linear import check_limits
+from .loops import repeat_while
 from .problem import Learned, Problem, Theta
 from .solution import Ending, Solution, Stats, Status
 
@@ -79,7 +80,7 @@ def iterate(
         phi, memory = step(slope, phi, memory)
         return phi, memory, residual(phi), count + 1
 
-    phi, _, slope, count = lax.while_loop(going, advance, (phi0, memory, residual(phi0), jnp.asarray(0)))
+    phi, _, slope, count = repeat_while(going, advance, (phi0, memory, residual(phi0), jnp.asarray(0)))
     size = tree.norm(slope)
     code = jnp.where(size <= tolerance, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
     code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))

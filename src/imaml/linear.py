@@ -16,10 +16,19 @@ from jax import Array, lax
 
 from . import tree
 from .errors import ConfigError, StructureError
+from .loops import repeat_while
 from .solution import Ending, Solution, Stats, Status
 
 Matvec = Callable[[Any], Any]
 STRUCTURES = ("spd", "symmetric", "general")
+ACCEPTS: dict[str, tuple[str, ...]] = {  # which solver is made for which
+    "CG": ("spd",),
+    "MINRES": ("spd", "symmetric"),
+    "Neumann": ("spd", "general"),
+    "GMRES": STRUCTURES,
+    "BiCGStab": STRUCTURES,
+    "Dense": STRUCTURES,
+}
 
 
 class LinearSolver(Protocol):
@@ -48,10 +57,7 @@ def refuse_structure(solver: Any, structure: str) -> None:
     if structure not in STRUCTURES:
         raise StructureError(f"structure={structure!r}; accepted: {', '.join(STRUCTURES)}.")
     if structure not in solver.accepts:
-        from .minres import MINRES
-
-        every = (CG, MINRES, Neumann, GMRES, BiCGStab, Dense)
-        able = [kind.__name__ for kind in every if structure in kind.accepts]
+        able = [name for name, accepted in ACCEPTS.items() if structure in accepted]
         raise StructureError(
             f"{type(solver).__name__} accepts systems of structure {' or '.join(solver.accepts)}; this one "
             f"is {structure!r}. Use {', '.join(able)} instead."
@@ -160,7 +166,7 @@ def _iterate(
             coefficients,
         )
 
-    x, _, _, square, step, negative, broken, coefficients = lax.while_loop(going, advance, state)
+    x, _, _, square, step, negative, broken, coefficients = repeat_while(going, advance, state)
     return x, square, step, negative, broken, coefficients
 
 
@@ -210,7 +216,7 @@ class CG:
 
     steps: int | None = None
     tolerance: float | None = None
-    accepts: ClassVar[tuple[str, ...]] = ("spd",)
+    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["CG"]
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -258,7 +264,7 @@ class Neumann:
     steps: int | None = None
     tolerance: float | None = None
     scale: float | None = None
-    accepts: ClassVar[tuple[str, ...]] = ("spd", "general")
+    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["Neumann"]
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -292,7 +298,7 @@ class Neumann:
             x = x + scale * r
             return x, b - product(x), step + 1
 
-        x, _, step = lax.while_loop(going, advance, (start, first, jnp.asarray(0)))
+        x, _, step = repeat_while(going, advance, (start, first, jnp.asarray(0)))
         asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
         return finish(product, b, x, unravel, step, asked, int(Ending.OUT_OF_STEPS))
 
@@ -324,7 +330,7 @@ class GMRES:
     steps: int | None = None
     tolerance: float | None = None
     restart: int = 50
-    accepts: ClassVar[tuple[str, ...]] = STRUCTURES
+    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["GMRES"]
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -375,7 +381,7 @@ class BiCGStab:
 
     steps: int | None = None
     tolerance: float | None = None
-    accepts: ClassVar[tuple[str, ...]] = STRUCTURES
+    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["BiCGStab"]
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -410,7 +416,7 @@ class BiCGStab:
             x, r = jnp.where(good, new_x, x), jnp.where(good, new_r, r)
             return x, r, p, v, following, alpha, omega, step + good.astype(step.dtype), ~good
 
-        x, *_, step, broken = lax.while_loop(going, advance, state)
+        x, *_, step, broken = repeat_while(going, advance, state)
         asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
         failed = jnp.where(broken, int(Ending.BREAKDOWN), int(Ending.OUT_OF_STEPS))
         return finish(product, b, x, unravel, step, asked, failed)
@@ -425,7 +431,7 @@ class Dense:
     exact solution all the same. Refused above 20,000 unknowns (3 GB in float64).
     """
 
-    accepts: ClassVar[tuple[str, ...]] = STRUCTURES
+    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["Dense"]
 
     def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
         """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""

@@ -6,9 +6,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from .linear import Matvec, check_limits, finish, flat_problem, refuse_structure, threshold_of, tolerance_of
+from .linear import (
+    ACCEPTS,
+    Matvec,
+    check_limits,
+    finish,
+    flat_problem,
+    refuse_structure,
+    threshold_of,
+    tolerance_of,
+)
+from .loops import repeat_while
 from .solution import Ending, Solution, Stats
 
 
@@ -29,7 +39,7 @@ class MINRES:
 
     steps: int | None = None
     tolerance: float | None = None
-    accepts: ClassVar[tuple[str, ...]] = ("spd", "symmetric")
+    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["MINRES"]
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -109,7 +119,7 @@ class MINRES:
                 exhausted | ~solid,
             )
 
-        x, *_, step, negative, _ = lax.while_loop(going, advance, state)
+        x, *_, step, negative, _ = repeat_while(going, advance, state)
         asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
         failed = jnp.where(step < most, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
         found = finish(product, b, x, unravel, step, asked, failed)

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from . import tree
 from .errors import ConfigError, StructureError
 from .inner import check_stopping, iterate, start_of
 from .linear import CG
+from .loops import repeat_while
 from .problem import Problem
 from .solution import Solution
 
@@ -81,7 +82,7 @@ class NewtonCG:
                 return ~(objective(moved(length)) <= bound) & (count < self.halvings)
 
             halve = lambda state: (state[0] / 2, state[1] + 1)  # noqa: E731
-            length, count = lax.while_loop(short, halve, (jnp.ones_like(before), jnp.asarray(0)))
+            length, count = repeat_while(short, halve, (jnp.ones_like(before), jnp.asarray(0)))
             return moved(jnp.where(count < self.halvings, length, 0))
 
         phi0 = start_of(problem, theta, batch, phi0, key)

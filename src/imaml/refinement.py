@@ -51,11 +51,6 @@ class Move:
     loss: Array
 
 
-def minus(a: Any, b: Any) -> Any:
-    """The difference of two trees."""
-    return jax.tree.map(jnp.subtract, a, b)
-
-
 def newton_move(
     problem: Problem,
     system: System,
@@ -75,12 +70,12 @@ def newton_move(
     until_step, until_linear = thresholds
     way = conjugate_gradients(system.product, system.residual, steps, until_step(tree.norm(system.residual)))
     length, width = tree.norm(way.value), tree.norm(u)
-    nearer = minus(adapted, way.value)
+    nearer = tree.minus(adapted, way.value)
     there = system_at(problem, nearer, theta, batch, judge)
     image, new_image = system.product(u), there.product(u)
-    left, new_left = minus(system.right, image), minus(there.right, new_image)
+    left, new_left = tree.minus(system.right, image), tree.minus(there.right, new_image)
     per = lambda change: tree.norm(change) / jnp.where(length > 0, length, 1)  # noqa: E731
-    turning = per(minus(new_left, left))
+    turning = per(tree.minus(new_left, left))
     beyond = tree.norm(there.residual)
     further = conjugate_gradients(
         there.product, new_left, steps, until_linear(tree.norm(new_left), turning, beyond)
@@ -97,8 +92,8 @@ def newton_move(
         tree.norm(there.right),
         length,
         turning,
-        per(minus(there.gradient(u), system.gradient(u))),
-        per(minus(new_image, image)) / jnp.where(width > 0, width, 1),
+        per(tree.minus(there.gradient(u), system.gradient(u))),
+        per(tree.minus(new_image, image)) / jnp.where(width > 0, width, 1),
         way.steps + further.steps + 2,
         smallest,
         way.negative | further.negative,

@@ -27,7 +27,6 @@ from .errors import ConfigError, StructureError, require_number
 from .inner import InnerSolver, judged
 from .linear import CG, LinearSolver, refuse_structure
 from .problem import Learned, Problem, Task, require_anchor
-from .refinement import minus
 from .solution import Certification, Solution, Status
 from .system import Judge, constant, judge_of, system_at
 
@@ -149,7 +148,7 @@ class Implicit:
         elif self.certificate is not None or self.correct:
             recipe = self.certificate or Certificate()
             move = moved(recipe, *given)
-            apart = tree.norm(minus(gradient, move.gradient))
+            apart = tree.norm(tree.minus(gradient, move.gradient))
             if self.correct:
                 implied = Implied(move.adapted, move.gradient, move.loss, move.residual, solution)
             if self.certificate is not None:

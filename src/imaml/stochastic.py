@@ -13,8 +13,8 @@ from jax import Array, lax
 from . import tree
 from .errors import ConfigError, require_number, require_whole
 from .inner import check_stopping, judged, start_of
+from .loops import repeat_while
 from .problem import Problem
-from .refinement import minus
 from .solution import Ending, Solution, Stats, Status
 
 DEFAULT_MOST = 1000  # epochs
@@ -108,7 +108,9 @@ class SVRG:
 
             def step(i: Array, phi: Any) -> Any:
                 rows = parts(i)
-                change = minus(problem.residual(phi, theta, rows), problem.residual(snapshot, theta, rows))
+                change = tree.minus(
+                    problem.residual(phi, theta, rows), problem.residual(snapshot, theta, rows)
+                )
                 return jax.tree.map(
                     lambda p, c, w: p - jnp.asarray(self.learning_rate, p.dtype) * (c + w),
                     phi, change, whole,
@@ -183,7 +185,7 @@ def _epochs(
         phi = once(phi, slope, number)
         return phi, residual(phi), number + 1
 
-    phi, slope, number = lax.while_loop(going, advance, (start, first, jnp.asarray(0)))
+    phi, slope, number = repeat_while(going, advance, (start, first, jnp.asarray(0)))
     size = tree.norm(slope)
     code = jnp.where(size <= tolerance, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
     code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))

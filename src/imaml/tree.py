@@ -27,6 +27,11 @@ def dot(left: Tree, right: Tree) -> Array:
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: jnp.sum(a * b), left, right))
 
 
+def minus(left: Tree, right: Tree) -> Tree:
+    """The difference of two trees of the same structure, shaped like them."""
+    return jax.tree.map(jnp.subtract, left, right)
+
+
 def norm(tree: Tree) -> Array:
     """The Euclidean norm of all of the tree's entries, a scalar."""
     return jnp.sqrt(dot(tree, tree))

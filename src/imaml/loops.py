@@ -1,0 +1,31 @@
+"""A while loop that is safe under `vmap`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from jax import Array, lax
+
+State = TypeVar("State")
+
+
+def repeat_while(going: Callable[[State], Array], advance: Callable[[State], State], state: State) -> State:
+    """The first of state, advance(state), advance(advance(state)), ... for which `going` is False.
+
+    going: state -> boolean scalar. `lax.while_loop`, but that `going` is computed once for each state, and
+    its answer carried. For under `vmap` the loop goes on while it is true of any task, and asks it anew which
+    tasks to advance: computed twice, in two places, it may be rounded in two ways, and where it is true of a
+    task in the one and not in the other, that task never advances and the loop never ends (docs/gotchas.md,
+    13).
+
+    >>> import jax.numpy as jnp
+    >>> int(repeat_while(lambda n: n < 10, lambda n: 2 * n, jnp.asarray(3)))
+    12
+    """
+
+    def step(carry: tuple[State, Array]) -> tuple[State, Array]:
+        new = advance(carry[0])
+        return new, going(new)
+
+    return lax.while_loop(lambda carry: carry[1], step, (state, going(state)))[0]
