@@ -23,7 +23,6 @@ import imaml
 from benchmarks.certificates import KINDS, setting
 from benchmarks.machine import describe_machine
 from imaml.solution import Certification
-from imaml.system import system_at
 
 RESULT = Path(__file__).parent / "results" / "accuracy.json"
 ASKED = (1e-2, 1e-4, 1e-6)
@@ -62,7 +61,7 @@ def measure(kind, key, strength):
 
     def fixed(phi, more):
         phi = here.descended(phi, more)
-        system = system_at(here.problem, here.unravel(phi), here.theta, here.support, here.judge)
+        system = here.case.system(here.unravel(phi))
         product = lambda v: ravel_pytree(system.product(here.unravel(v)))[0]  # noqa: E731
         found = iterates(product, ravel_pytree(system.right)[0])
         gradient = lambda u: ravel_pytree(system.gradient(here.unravel(u)))[0]  # noqa: E731

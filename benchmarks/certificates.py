@@ -25,7 +25,7 @@ from jax.flatten_util import ravel_pytree
 import imaml
 from benchmarks.machine import describe_machine
 from imaml.solution import Certification
-from imaml.system import judge_of, system_at
+from imaml.system import Case, judge_of
 
 RESULT = Path(__file__).parent / "results" / "certificates.json"
 LINEAR = (1, 2, 3, 5, 10, 20, 1000)
@@ -95,10 +95,7 @@ KINDS = {
 class Setting:
     """One task's problem over flat vectors: F, its matrix, and what the reference is made of."""
 
-    problem: Any
-    theta: Any
-    support: Any
-    judge: Any
+    case: Case
     flat: Any
     unravel: Any
     slope: Any
@@ -112,7 +109,7 @@ class Setting:
 
     def implied(self, rule, phi, key):
         """What a rule makes of a phi, its gradient as a flat vector."""
-        found = rule.at(self.problem, self.unravel(phi), self.theta, self.support, self.judge, key)
+        found = rule.at(self.case, self.unravel(phi), key)
         return found._replace(gradient=ravel_pytree(found.gradient)[0])
 
     def reference(self, phi):
@@ -124,7 +121,7 @@ class Setting:
         )[0]
         newton = lambda _, p: p - jnp.linalg.solve(self.curved(p), self.slope(p))  # noqa: E731
         star = lax.fori_loop(0, 8, newton, far)
-        exact = system_at(self.problem, self.unravel(star), self.theta, self.support, self.judge)
+        exact = self.case.system(self.unravel(star))
         right = ravel_pytree(exact.right)[0]
         u = self.unravel(jnp.linalg.solve(self.matrix(star), right))
         reached = jnp.linalg.norm(self.slope(star)) < 1e-12 * (1 + jnp.linalg.norm(star))
@@ -145,9 +142,8 @@ def setting(kind, key, strength):
     matrix, one = jax.jacfwd(slope), strength * jnp.eye(flat.size)
     # A step that is stable at theta, and at 0, where a logistic loss is steepest.
     rate = 1 / (strength + jnp.maximum(*(jnp.linalg.norm(matrix(p) - one, 2) for p in (flat, 0 * flat))))
-    return Setting(
-        problem, theta, support, judge, flat, unravel, slope, matrix, lambda p: hessian(p) + one, rate
-    )
+    case = Case(problem, theta, support, judge)
+    return Setting(case, flat, unravel, slope, matrix, lambda p: hessian(p) + one, rate)
 
 
 def measure(kind, steps, key, strength, inner_steps, recipe=imaml.Certificate()):

@@ -18,7 +18,7 @@ from imaml.family import Method
 from imaml.journal import Journal, read_events
 from imaml.solution import Certification
 from imaml.spectrum import lanczos, norm_bound, ritz, share_unseen, smallest_bound
-from imaml.system import judge_of, system_at
+from imaml.system import Case, judge_of
 
 RANDOM = np.random.default_rng(0)
 SIZE = 40
@@ -105,7 +105,7 @@ def exact(problem=PROBLEM):
     phi = THETA
     for _ in range(20):
         phi = phi - jnp.linalg.solve(jax.jacfwd(slope)(phi), slope(phi))
-    system = system_at(problem, phi, THETA, SUPPORT, JUDGE)
+    system = Case(problem, THETA, SUPPORT, JUDGE).system(phi)
     return phi, system.gradient(jnp.linalg.solve(jax.jacfwd(slope)(phi), system.right))
 
 
@@ -115,7 +115,7 @@ STAR, TRUTH = exact()
 def error(rule, distance, problem=PROBLEM):
     """The meta-gradient's error from a phi that is so far from the solution, and all that was implied."""
     way = jnp.asarray([0.6, 0.0, -0.8])
-    implied = rule.at(problem, STAR + distance * way, THETA, SUPPORT, JUDGE, jax.random.key(0))
+    implied = rule.at(Case(problem, THETA, SUPPORT, JUDGE), STAR + distance * way, jax.random.key(0))
     return float(jnp.linalg.norm(implied.gradient - TRUTH)), implied
 
 
@@ -201,6 +201,7 @@ def test_a_bound_where_theta_enters_in_other_ways(shared):
     problem = imaml.proximal(tall, strength, adapt)
     theta = problem.parameters(mean)
     judge = judge_of(lambda phi, theta, batch: tall(phi, batch), theta, QUERY)
+    case = Case(problem, theta, SUPPORT, judge)
     start, unravel = ravel_pytree(problem.split(mean))
     slope = lambda p: ravel_pytree(problem.residual(unravel(p), theta, SUPPORT))[0]  # noqa: E731
     phi = start
@@ -209,13 +210,13 @@ def test_a_bound_where_theta_enters_in_other_ways(shared):
     for _ in range(8):
         phi = phi - jnp.linalg.solve(jax.jacfwd(slope)(phi), slope(phi))
     assert float(jnp.linalg.norm(slope(phi))) < 1e-13
-    at = system_at(problem, unravel(phi), theta, SUPPORT, judge)
+    at = case.system(unravel(phi))
     right = ravel_pytree(at.right)[0]
     truth = ravel_pytree(at.gradient(unravel(jnp.linalg.solve(jax.jacfwd(slope)(phi), right))))[0]
     rule = imaml.implicit(imaml.CG(steps=10), certify=True)
     for distance in (1e-3, 1e-2):
         near = unravel(phi + distance * jnp.asarray(RANDOM.normal(size=phi.size)))
-        implied = rule.at(problem, near, theta, SUPPORT, judge, jax.random.key(0))
+        implied = rule.at(case, near, jax.random.key(0))
         off = float(jnp.linalg.norm(ravel_pytree(implied.gradient)[0] - truth))
         assert bool(implied.linear.certified)
         assert off <= float(implied.linear.stats.error_bound) <= 30 * off
@@ -241,9 +242,10 @@ def test_gauss_newton_is_the_hessian_of_a_linear_model_and_never_indefinite():
 
 
 def test_the_estimate_is_zero_only_where_the_solves_are_exact():
-    system = system_at(PROBLEM, STAR, THETA, SUPPORT, JUDGE)
+    case = Case(PROBLEM, THETA, SUPPORT, JUDGE)
+    system = case.system(STAR)
     solution = imaml.CG(steps=3)(system.product, system.right)
-    assert float(error_estimate(PROBLEM, system, solution, STAR, THETA)) < 1e-12
+    assert float(error_estimate(case, system, solution, STAR)) < 1e-12
     for steps, distance in ((1, 0.0), (3, 0.1)):
         off, implied = error(imaml.implicit(imaml.CG(steps=steps)), distance)
         assert 0.1 < float(implied.linear.stats.error_estimate) / off < 10

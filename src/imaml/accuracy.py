@@ -11,11 +11,10 @@ from jax import Array
 from . import tree
 from .certificate import Certificate, bound_after, error_after, weight_of
 from .loops import repeat_while
-from .problem import Problem
 from .refinement import SAFETY, Move, newton_move
 from .solution import Certification, Ending, Solution, Stats, Status
 from .spectrum import ritz
-from .system import Judge, System, system_at
+from .system import Case, System
 
 ROUNDS = 20
 MOST = 1000  # steps of conjugate gradients in one solve
@@ -24,13 +23,10 @@ MOST = 1000  # steps of conjugate gradients in one solve
 def until_accurate(
     accuracy: float,
     certificate: Certificate | None,
-    problem: Problem,
+    case: Case,
     system: System,
     solution: Solution,
     adapted: Any,
-    theta: Any,
-    batch: Any,
-    judge: Judge,
     key: Array,
 ) -> tuple[Move, Solution]:
     """Newton steps from the adapted leaves until the meta-gradient is off by at most `accuracy` of its norm.
@@ -45,13 +41,12 @@ def until_accurate(
     Returns the last step, and the Solution: its steps count all products with A (the first solve's among
     them), its status is CONVERGED, or says why not.
     """
+    problem, theta, _, _ = case
     least = problem.least_strength(adapted, theta) if problem.kind == "proximal" else jnp.inf
     floor = problem.curvature_floor(adapted, theta)
     whole = problem.kind == "proximal" and problem.adapt.choice is None and problem.learns is None
     recipe = certificate or Certificate()
-    weight = (
-        weight_of(problem, adapted, theta, batch, recipe, key) if whole else _sensitivity(system, solution)
-    )
+    weight = weight_of(recipe, case, adapted, key) if whole else _sensitivity(system, solution)
 
     def curvature(smallest: Array) -> Array:
         known = jnp.minimum(smallest, least) if floor is None else floor
@@ -64,7 +59,7 @@ def until_accurate(
         move, count, size = state
         mu = curvature(move.smallest)
         allowed = accuracy * size * mu / weight  # of |v - A u| + 3 c |F| / mu
-        here = system_at(problem, move.adapted, theta, batch, judge)
+        here = case.system(move.adapted)
 
         def until_step(residual: Array) -> Array:
             matters = SAFETY * move.turning / mu
@@ -75,7 +70,7 @@ def until_accurate(
             return jnp.maximum(allowed / 2, jnp.minimum(SAFETY * turning * residual / mu, 0.5 * left))
 
         thresholds = (until_step, until_linear)
-        new = newton_move(problem, here, move.adapted, move.u, theta, batch, judge, MOST, thresholds)
+        new = newton_move(case, here, move.adapted, move.u, MOST, thresholds)
         new = replace(
             new,
             products=move.products + new.products,
@@ -99,7 +94,7 @@ def until_accurate(
     code = jnp.where(tree.finite(move.gradient), code, int(Ending.NOT_FINITE))
     bound, certified = None, jnp.full_like(code, int(Certification.NOT_ASKED))
     if certificate is not None or (floor is not None and whole):
-        bound, certified = bound_after(recipe, problem, move, theta, batch, key)
+        bound, certified = bound_after(recipe, case, move, key)
         above = (certified == int(Certification.CERTIFIED)) & (bound > accuracy * size)
         certified = jnp.where(above, int(Certification.ABOVE_REQUEST), certified)
     share = move.left / jnp.where(move.size > 0, move.size, 1)

@@ -17,11 +17,10 @@ from jax import Array
 
 from . import tree
 from .errors import require_number, require_whole
-from .problem import Problem
 from .refinement import SAFETY, Move, newton_move
 from .solution import Certification, Solution
 from .spectrum import norm_bound, ritz, smallest_bound
-from .system import Judge, System
+from .system import Case, System
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def certificate_of(asked: Any) -> Certificate | None:
     return Certificate() if asked else None
 
 
-def error_estimate(problem: Problem, system: System, solution: Solution, phi: Any, theta: Any) -> Array:
+def error_estimate(case: Case, system: System, solution: Solution, adapted: Any) -> Array:
     """The error of the meta-gradient as estimated from what the solves leave behind, with no product more.
 
     ```
@@ -76,7 +75,7 @@ def error_estimate(problem: Problem, system: System, solution: Solution, phi: An
     where the second term takes v - A u to change by itself over the way that the task went. Infinite where m
     is not positive. No bound: m lies above the smallest eigenvalue.
     """
-    u, right = solution.value, tree.norm(system.right)
+    problem, theta, u, right = case.problem, case.theta, solution.value, tree.norm(system.right)
     size, image = tree.norm(u), tree.norm(system.through(u))
     some = size > 0
     smallest = tree.dot(u, system.right) / jnp.where(some, size**2, 1)  # Rayleigh's quotient of u
@@ -86,7 +85,7 @@ def error_estimate(problem: Problem, system: System, solution: Solution, phi: An
         smallest = ritz(solution.stats.lanczos, solution.stats.steps)[0]
     negative = solution.stats.negative_curvature | ~(smallest > 0)
     mean = problem.split(problem.mean(theta))
-    way = tree.norm(jax.tree.map(jnp.subtract, phi, mean)) if tree.same(phi, mean) else tree.norm(phi)
+    way = tree.norm(tree.minus(adapted, mean) if tree.same(adapted, mean) else adapted)
     off = tree.norm(system.residual) / smallest
     share = jnp.minimum(off / jnp.where(way > 0, way, 1), 1)
     sensitivity = jnp.where(some, image / jnp.where(some, size, 1), 1)
@@ -94,41 +93,28 @@ def error_estimate(problem: Problem, system: System, solution: Solution, phi: An
     return jnp.where(negative | ~jnp.isfinite(estimate), jnp.inf, estimate)
 
 
-def moved(
-    recipe: Certificate,
-    problem: Problem,
-    system: System,
-    solution: Solution,
-    adapted: Any,
-    theta: Any,
-    batch: Any,
-    judge: Judge,
-) -> Move:
+def moved(recipe: Certificate, case: Case, system: System, solution: Solution, adapted: Any) -> Move:
     """The Newton step that a certificate is made of, from a task's adapted leaves and linear Solution."""
     share = lambda size, *_: recipe.tolerance * size  # noqa: E731
-    return newton_move(
-        problem, system, adapted, solution.value, theta, batch, judge, recipe.steps, (share, share)
-    )
+    return newton_move(case, system, adapted, solution.value, recipe.steps, (share, share))
 
 
-def bound_after(
-    recipe: Certificate, problem: Problem, move: Move, theta: Any, batch: Any, key: Array
-) -> tuple[Array, Array]:
+def bound_after(recipe: Certificate, case: Case, move: Move, key: Array) -> tuple[Array, Array]:
     """The bound of the error of the meta-gradient after a Newton step, and the code of `Certification`."""
     keys = jax.random.split(key)
-    adapted, residual = move.adapted, lambda p: problem.residual(p, theta, batch)
-    floor = problem.curvature_floor(adapted, theta)
+    problem, adapted = case.problem, move.adapted
+    floor = problem.curvature_floor(adapted, case.theta)
     contracts = move.residual <= 0.5 * move.before
     if floor is None:
         flat, unravel = tree.ravel(adapted)
-        _, curve = jax.linearize(residual, adapted)
+        _, curve = jax.linearize(case.residual, adapted)
         product = lambda vector: tree.ravel(curve(unravel(vector)))[0]  # noqa: E731
         floor = smallest_bound(product, flat, keys[0], recipe.lanczos, recipe.failure)
         floor = floor - SAFETY * move.bending * move.length
     known = floor > 0
     mu = jnp.where(known, floor, 1)
     beyond = move.residual / mu
-    bound = error_after(move, mu, weight_of(problem, adapted, theta, batch, recipe, keys[1]))
+    bound = error_after(move, mu, weight_of(recipe, case, adapted, keys[1]))
     if problem.convex:
         near = jnp.asarray(True)
     elif problem.curvature == "gauss-newton":  # F itself may be flatter than that: its steps must contract
@@ -151,10 +137,9 @@ def error_after(move: Move, mu: Array, weight: Array) -> Array:
     return through + SAFETY * move.drifting * beyond + rounding
 
 
-def weight_of(
-    problem: Problem, adapted: Any, theta: Any, batch: Any, recipe: Certificate, key: Array
-) -> Array:
+def weight_of(recipe: Certificate, case: Case, adapted: Any, key: Array) -> Array:
     """An upper bound of |dF/dtheta|."""
+    problem, theta, batch, _ = case
     whole = problem.adapt.choice is None and problem.learns is None
     if problem.kind == "proximal" and whole:
         most = [jnp.max(leaf) for leaf in jax.tree.leaves(problem.strengths(adapted, theta))]

@@ -7,6 +7,7 @@ begun at the old u, starts from that very right-hand side).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,15 @@ from jax import Array
 
 from . import tree
 from .linear import conjugate_gradients
-from .problem import Problem
 from .spectrum import ritz
-from .system import Judge, System, system_at
+from .system import Case, System
 
 SAFETY = 3.0  # the change along one direction is sampled; that along others is taken to be this much more
+
+
+# How far the Newton step is solved, |F| before -> |F + A w|, and the linear system, (|v - A u|, turning, |F|)
+# there -> |v - A u|.
+Thresholds = tuple[Callable[[Array], Array], Callable[[Array, Array, Array], Array]]
 
 
 @jax.tree_util.register_dataclass
@@ -51,17 +56,7 @@ class Move:
     loss: Array
 
 
-def newton_move(
-    problem: Problem,
-    system: System,
-    adapted: Any,
-    u: Any,
-    theta: Any,
-    batch: Any,
-    judge: Judge,
-    steps: int,
-    thresholds: Any,
-) -> Move:
+def newton_move(case: Case, system: System, adapted: Any, u: Any, steps: int, thresholds: Thresholds) -> Move:
     """One step from the adapted leaves with solution u; `system` is theirs, its structure "spd".
 
     steps: of conjugate gradients at most, for the Newton step and for the linear system. thresholds: how far
@@ -71,7 +66,7 @@ def newton_move(
     way = conjugate_gradients(system.product, system.residual, steps, until_step(tree.norm(system.residual)))
     length, width = tree.norm(way.value), tree.norm(u)
     nearer = tree.minus(adapted, way.value)
-    there = system_at(problem, nearer, theta, batch, judge)
+    there = case.system(nearer)
     image, new_image = system.product(u), there.product(u)
     left, new_left = tree.minus(system.right, image), tree.minus(there.right, new_image)
     per = lambda change: tree.norm(change) / jnp.where(length > 0, length, 1)  # noqa: E731

@@ -28,7 +28,7 @@ from .inner import InnerSolver, judged
 from .linear import CG, LinearSolver, refuse_structure
 from .problem import Learned, Problem, Task, require_anchor
 from .solution import Certification, Solution, Status
-from .system import Judge, constant, judge_of, system_at
+from .system import Case, constant, judge_of
 
 
 class Rule(Protocol):
@@ -121,24 +121,22 @@ class Implicit:
         """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
         problem, query_loss, _ = learning
         phi, found = learning.solved(theta, task.support, key)
-        judge = judge_of(query_loss, theta, task.query)
-        at = self.at(problem, found.value, theta, task.support, judge, key)
+        case = Case(problem, theta, task.support, judge_of(query_loss, theta, task.query))
+        at = self.at(case, found.value, key)
         phi = phi if at.adapted is found.value else problem.full(at.adapted, theta)
         return TaskGradient(at.gradient, at.loss, phi, at.residual, judged(found, at.residual), at.linear)
 
-    def at(
-        self, problem: Problem, adapted: Any, theta: Any, batch: Any, judge: Judge, key: Array | None
-    ) -> Implied:
+    def at(self, case: Case, adapted: Any, key: Array | None) -> Implied:
         """What follows from a task's adapted leaves, which `correct` and `accuracy` move on."""
-        system = system_at(problem, adapted, theta, batch, judge)
+        problem, system = case.problem, case.system(adapted)
         solution = self.linear(system.product, system.right, structure=problem.structure)
         key = jax.random.key(0) if key is None else key
-        given = (problem, system, solution, adapted, theta, batch, judge)
+        given = (case, system, solution, adapted)
         if self.accuracy is not None:
             move, linear = until_accurate(self.accuracy, self.certificate, *given, key)
             return Implied(move.adapted, move.gradient, move.loss, move.residual, linear)
         gradient, residual = system.gradient(solution.value), tree.norm(system.residual)
-        estimate = error_estimate(problem, system, solution, adapted, theta)
+        estimate = error_estimate(*given)
         bound, code = None, jnp.full_like(solution.status.code, int(Certification.NOT_ASKED))
         implied = Implied(adapted, gradient, system.loss, residual, solution)
         if problem.structure != "spd":
@@ -152,7 +150,7 @@ class Implicit:
             if self.correct:
                 implied = Implied(move.adapted, move.gradient, move.loss, move.residual, solution)
             if self.certificate is not None:
-                after, code = bound_after(recipe, problem, move, theta, batch, key)
+                after, code = bound_after(recipe, case, move, key)
                 bound = after if self.correct else after + apart
         stats = replace(solution.stats, error_estimate=estimate, error_bound=bound)
         return implied._replace(linear=Solution(solution.value, stats, Status(solution.status.code, code)))
@@ -489,5 +487,5 @@ def implicit_vjp(
             f"{tree.shapes(cotangent)}."
         )
     rule = Implicit(linear, certificate_of(certify))
-    implied = rule.at(problem, problem.split(phi), theta, batch, constant(cotangent, theta), key)
+    implied = rule.at(Case(problem, theta, batch, constant(cotangent, theta)), problem.split(phi), key)
     return implied.gradient, implied.linear

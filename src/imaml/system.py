@@ -63,21 +63,33 @@ class System:
         return jax.tree.map(jnp.add, self.apart, self.through(u))
 
 
-def system_at(problem: Problem, adapted: Any, theta: Any, batch: Any, judge: Judge) -> System:
-    """The system at a task's adapted leaves; the linearisation gives F for free."""
-    residual = lambda p: problem.residual(p, theta, batch)  # noqa: E731
-    if problem.structure == "general":
-        value, pull = jax.vjp(residual, adapted)
-        product = lambda u: pull(u)[0]  # noqa: E731
-    else:
-        value, product = jax.linearize(residual, adapted)  # A is its own transpose
-    loss, slope, apart = judge(problem.full(adapted, theta))
+class Case(NamedTuple):
+    """One task as the implicit rule sees it: its problem, theta, its support batch, and what judges a phi."""
 
-    def through(u: Any) -> Any:
-        _, pull_theta = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
-        return pull_theta(jax.tree.map(jnp.negative, u))[0]
+    problem: Problem
+    theta: Any
+    batch: Any
+    judge: Judge
 
-    if problem.adapt.choice is not None:  # shared leaves are theta's own: their cotangent passes straight on
-        _, pull_shared = jax.vjp(lambda t: problem.full(lax.stop_gradient(adapted), t), theta)
-        apart = jax.tree.map(jnp.add, apart, pull_shared(slope)[0])
-    return System(value, product, problem.split(slope), through, apart, loss)
+    def residual(self, adapted: Any) -> Any:
+        """F at a task's adapted leaves."""
+        return self.problem.residual(adapted, self.theta, self.batch)
+
+    def system(self, adapted: Any) -> System:
+        """The system at a task's adapted leaves; the linearisation gives F for free."""
+        problem, theta, batch, judge = self
+        if problem.structure == "general":
+            value, pull = jax.vjp(self.residual, adapted)
+            product = lambda u: pull(u)[0]  # noqa: E731
+        else:
+            value, product = jax.linearize(self.residual, adapted)  # A is its own transpose
+        loss, slope, apart = judge(problem.full(adapted, theta))
+
+        def through(u: Any) -> Any:
+            _, pull_theta = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
+            return pull_theta(jax.tree.map(jnp.negative, u))[0]
+
+        if problem.adapt.choice is not None:  # shared leaves are theta's own: their cotangent passes on
+            _, pull_shared = jax.vjp(lambda t: problem.full(lax.stop_gradient(adapted), t), theta)
+            apart = jax.tree.map(jnp.add, apart, pull_shared(slope)[0])
+        return System(value, product, problem.split(slope), through, apart, loss)

@@ -28,7 +28,7 @@ from .linear import CG
 from .methods import IMAML, MAML
 from .problem import Task, proximal
 from .rules import implicit
-from .system import judge_of, system_at
+from .system import Case, judge_of
 
 FEATURES, ROWS, STRENGTH = 20, 30, 0.5
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -60,7 +60,8 @@ def errors(seed: int = 0) -> dict[str, list[float | None]]:
     matrix = jax.jacfwd(slope)(theta)
     star = theta - jnp.linalg.solve(matrix, slope(theta))
     judge = judge_of(lambda phi, theta, batch: _squares(phi, batch), theta, task.query)
-    system = system_at(problem, star, theta, task.support, judge)
+    case = Case(problem, theta, task.support, judge)
+    system = case.system(star)
     truth = system.gradient(jnp.linalg.solve(matrix, system.right))
     size = jnp.linalg.norm(truth)
     found: dict[str, list[float | None]] = {}
@@ -82,7 +83,7 @@ def errors(seed: int = 0) -> dict[str, list[float | None]]:
 
     @jax.jit
     def implied(phi: Array) -> dict[str, Array]:
-        at = lambda rule: rule.at(problem, phi, theta, task.support, judge, None)  # noqa: E731
+        at = lambda rule: rule.at(case, phi, None)  # noqa: E731
         known: dict[str, Array] = {}
         for count in (2, 5, 10):
             found = at(implicit(CG(steps=count), certify=Certificate()))
