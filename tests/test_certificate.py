@@ -137,6 +137,7 @@ def test_the_corrected_gradient_has_a_bound_of_its_own():
     for distance in DISTANCES:
         off, implied = error(rule, distance)
         assert off <= float(implied.linear.stats.error_bound) < 0.1 * distance
+        assert 0.5 * off < float(implied.linear.stats.error_estimate) < 0.1 * distance  # not the plain one's
         assert bool(implied.linear.certified)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from . import tree
-from .certificate import Certificate, bound_after, error_after, weight_of
+from .certificate import Certificate, anchor_weight, bound_after, error_after, sensitivity
 from .loops import repeat_while
 from .refinement import SAFETY, Move, newton_move
 from .solution import Certification, Ending, Solution, Stats, Status
@@ -44,13 +44,12 @@ def until_accurate(
     problem, theta, _, _ = case
     least = problem.least_strength(adapted, theta) if problem.kind == "proximal" else jnp.inf
     floor = problem.curvature_floor(adapted, theta)
-    whole = problem.kind == "proximal" and problem.adapt.choice is None and problem.learns is None
-    recipe = certificate or Certificate()
-    weight = weight_of(recipe, case, adapted, key) if whole else _sensitivity(system, solution)
+    recipe, known = certificate or Certificate(), anchor_weight(case, adapted)
+    weight = sensitivity(system, solution.value) if known is None else known
 
     def curvature(smallest: Array) -> Array:
-        known = jnp.minimum(smallest, least) if floor is None else floor
-        return jnp.where(known > 0, known, 1)
+        mu = jnp.minimum(smallest, least) if floor is None else floor
+        return jnp.where(mu > 0, mu, 1)
 
     def off(move: Move) -> Array:
         return error_after(move, curvature(move.smallest), weight)
@@ -93,19 +92,13 @@ def until_accurate(
     code = jnp.where(move.negative, int(Ending.NEGATIVE_CURVATURE), code)
     code = jnp.where(tree.finite(move.gradient), code, int(Ending.NOT_FINITE))
     bound, certified = None, jnp.full_like(code, int(Certification.NOT_ASKED))
-    if certificate is not None or (floor is not None and whole):
+    if certificate is not None or (floor is not None and known is not None):
         bound, certified = bound_after(recipe, case, move, key)
         above = (certified == int(Certification.CERTIFIED)) & (bound > accuracy * size)
         certified = jnp.where(above, int(Certification.ABOVE_REQUEST), certified)
     share = move.left / jnp.where(move.size > 0, move.size, 1)
     stats = Stats(move.products, share, move.negative, error_estimate=estimate, error_bound=bound)
     return move, Solution(move.u, stats, Status(code, certified))
-
-
-def _sensitivity(system: System, solution: Solution) -> Array:
-    """|B^T u| / |u|, an estimate of |B|."""
-    size = tree.norm(solution.value)
-    return jnp.where(size > 0, tree.norm(system.through(solution.value)) / jnp.where(size > 0, size, 1), 1)
 
 
 def _start(system: System, solution: Solution, adapted: Any, gradient: Any) -> Move:

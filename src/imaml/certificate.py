@@ -76,7 +76,7 @@ def error_estimate(case: Case, system: System, solution: Solution, adapted: Any)
     is not positive. No bound: m lies above the smallest eigenvalue.
     """
     problem, theta, u, right = case.problem, case.theta, solution.value, tree.norm(system.right)
-    size, image = tree.norm(u), tree.norm(system.through(u))
+    size = tree.norm(u)
     some = size > 0
     smallest = tree.dot(u, system.right) / jnp.where(some, size**2, 1)  # Rayleigh's quotient of u
     if problem.structure == "general":
@@ -88,8 +88,7 @@ def error_estimate(case: Case, system: System, solution: Solution, adapted: Any)
     way = tree.norm(tree.minus(adapted, mean) if tree.same(adapted, mean) else adapted)
     off = tree.norm(system.residual) / smallest
     share = jnp.minimum(off / jnp.where(way > 0, way, 1), 1)
-    sensitivity = jnp.where(some, image / jnp.where(some, size, 1), 1)
-    estimate = sensitivity * (solution.stats.residual * right / smallest + size * share)
+    estimate = sensitivity(system, u) * (solution.stats.residual * right / smallest + size * share)
     return jnp.where(negative | ~jnp.isfinite(estimate), jnp.inf, estimate)
 
 
@@ -137,13 +136,35 @@ def error_after(move: Move, mu: Array, weight: Array) -> Array:
     return through + SAFETY * move.drifting * beyond + rounding
 
 
+def anchor_weight(case: Case, adapted: Any) -> Array | None:
+    """|dF/dtheta| where it is the largest strength: all leaves adapted, the strength fixed; else None."""
+    problem = case.problem
+    if problem.kind != "proximal" or problem.adapt.choice is not None or problem.learns is not None:
+        return None
+    most = [jnp.max(leaf) for leaf in jax.tree.leaves(problem.strengths(adapted, case.theta))]
+    return jnp.max(jnp.stack(most))
+
+
+def sensitivity(system: System, u: Any) -> Array:
+    """|B^T u| / |u|, an estimate of |B|; 1 for u = 0."""
+    size = tree.norm(u)
+    return jnp.where(size > 0, tree.norm(system.through(u)) / jnp.where(size > 0, size, 1), 1)
+
+
+def estimate_after(case: Case, system: System, move: Move) -> Array:
+    """The error of the meta-gradient after a Newton step, by the least Ritz value that it saw; no bound."""
+    floor = case.problem.curvature_floor(move.adapted, case.theta)
+    mu = move.smallest if floor is None else floor
+    estimate = error_after(move, jnp.where(mu > 0, mu, 1), sensitivity(system, move.u))
+    return jnp.where((mu > 0) & ~move.negative, estimate, jnp.inf)
+
+
 def weight_of(recipe: Certificate, case: Case, adapted: Any, key: Array) -> Array:
     """An upper bound of |dF/dtheta|."""
     problem, theta, batch, _ = case
-    whole = problem.adapt.choice is None and problem.learns is None
-    if problem.kind == "proximal" and whole:
-        most = [jnp.max(leaf) for leaf in jax.tree.leaves(problem.strengths(adapted, theta))]
-        return jnp.max(jnp.stack(most))
+    known = anchor_weight(case, adapted)
+    if known is not None:
+        return known
     flat, unravel = tree.ravel(adapted)
     _, pull = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
 

@@ -22,7 +22,7 @@ from jax import Array, lax
 
 from . import tree
 from .accuracy import until_accurate
-from .certificate import Certificate, bound_after, certificate_of, error_estimate, moved
+from .certificate import Certificate, bound_after, certificate_of, error_estimate, estimate_after, moved
 from .errors import ConfigError, StructureError, require_number
 from .inner import InnerSolver, judged
 from .linear import CG, LinearSolver, refuse_structure
@@ -149,6 +149,7 @@ class Implicit:
             apart = tree.norm(tree.minus(gradient, move.gradient))
             if self.correct:
                 implied = Implied(move.adapted, move.gradient, move.loss, move.residual, solution)
+                estimate = estimate_after(case, system, move)
             if self.certificate is not None:
                 after, code = bound_after(recipe, case, move, key)
                 bound = after if self.correct else after + apart
