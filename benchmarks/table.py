@@ -193,13 +193,14 @@ def certified():
     """The table of docs/certificates.md: bounds and estimates beside true errors, by kind of problem."""
     r = json.loads((RESULTS / "certificates.json").read_text())
     lines = [
-        "| problems | certified | of those with an error below 1 % | bound held | bound / error, median "
+        "| problems | indefinite, seen by CG | certified | of those with an error below 1 % | bound held | bound / error, median "
         "| estimate at least the error | estimate / error, median |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in r["rows"]:
         cells = [
             f"{row['kind']} ({row['problems']})",
+            f"{row['indefinite']}, {row['negative_curvature_seen']}",
             f"{100 * row['certified']:.0f} %",
             f"{100 * row['of_them_certified']:.0f} %",
             f"{100 * row['bound_holds']:.1f} %",
@@ -212,6 +213,18 @@ def certified():
         "\n".join(lines)
         + f"\n\n`{r['command']}` ([certificates.json](../benchmarks/results/certificates.json))"
     )
+
+
+def costs():
+    """The table of docs/certificates.md: what estimates and certificates add to a meta-step."""
+    r = json.loads((RESULTS / "certificate_cost.json").read_text())
+    lines = ["| Conv4 meta-step with | takes more, median | its 8 tasks |", "|---|---|---|"]
+    for row in r["rows"]:
+        if row["what"] != row["more_than"]:
+            codes = ", ".join(f"{count} {code}" for code, count in row.get("tasks", {}).items())
+            lines.append(f"| {row['what']} | {100 * row['more_median']:.0f} % | {codes} |")
+    source = f"`{r['command']}` ([certificate_cost.json](../benchmarks/results/certificate_cost.json))"
+    return "\n".join(lines) + f"\n\n{source}"
 
 
 def requested():
@@ -244,7 +257,7 @@ def filled(text, name, content):
 def main():
     """Writes or checks the tables."""
     blocks = {"README.md": {"results": table()}}
-    blocks["docs/certificates.md"] = {"certified": certified(), "requested": requested()}
+    blocks["docs/certificates.md"] = {"certified": certified(), "requested": requested(), "costs": costs()}
     if comparisons():
         blocks["README.md"]["comparison"] = compared()
         blocks["docs/comparison.md"] = {"comparisons": whole_comparisons()}
