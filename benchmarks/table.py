@@ -257,7 +257,8 @@ def filled(text, name, content):
 def main():
     """Writes or checks the tables."""
     blocks = {"README.md": {"results": table()}}
-    blocks["docs/certificates.md"] = {"certified": certified(), "requested": requested(), "costs": costs()}
+    certificates = {"certified": certified(), "requested": requested(), "costs": costs()}
+    blocks["docs/certificates.md"] = certificates
     if comparisons():
         blocks["README.md"]["comparison"] = compared()
         blocks["docs/comparison.md"] = {"comparisons": whole_comparisons()}
