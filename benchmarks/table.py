@@ -193,7 +193,8 @@ def certified():
     """The table of docs/certificates.md: bounds and estimates beside true errors, by kind of problem."""
     r = json.loads((RESULTS / "certificates.json").read_text())
     lines = [
-        "| problems | indefinite, seen by CG | certified | of those with an error below 1 % | bound held | bound / error, median "
+        "| problems | indefinite, seen by CG | certified | of those with an error below 1 % | bound held "
+        "| bound / error, median "
         "| estimate at least the error | estimate / error, median |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -23,7 +23,9 @@ _HOME = {
         "proximal",
         "stationary",
     ),
-    "linear": ("CG", "BiCGStab", "Dense", "GMRES", "LinearSolver", "Neumann"),
+    "products": ("LinearSolver",),
+    "linear": ("CG", "Neumann"),
+    "general": ("BiCGStab", "Dense", "GMRES"),
     "certificate": ("Certificate",),
     "inner": ("Descent", "GradientDescent", "InnerSolver"),
     "rules": (
@@ -50,6 +52,8 @@ _HOME = {
         "Solving",
     ),
     "minres": ("MINRES",),
+    "damped": ("DampedCG",),
+    "nystrom": ("Diagonal", "Nystrom"),
     "newton": ("NewtonCG",),
     "stochastic": ("SGD", "SVRG"),
     "classical": ("External", "LBFGS", "LevenbergMarquardt", "NonlinearCG", "least_squares"),
@@ -98,6 +102,7 @@ if TYPE_CHECKING:
     from .classical import NonlinearCG as NonlinearCG
     from .classical import least_squares as least_squares
     from .config import Optimiser as Optimiser
+    from .damped import DampedCG as DampedCG
     from .domains.fewshot import characters as characters
     from .domains.fewshot import image_tasks as image_tasks
     from .domains.fewshot import mini_imagenet as mini_imagenet
@@ -113,14 +118,13 @@ if TYPE_CHECKING:
     from .errors import StructureError as StructureError
     from .evaluation import Evaluation as Evaluation
     from .evaluation import evaluate as evaluate
+    from .general import GMRES as GMRES
+    from .general import BiCGStab as BiCGStab
+    from .general import Dense as Dense
     from .inner import Descent as Descent
     from .inner import GradientDescent as GradientDescent
     from .inner import InnerSolver as InnerSolver
     from .linear import CG as CG
-    from .linear import GMRES as GMRES
-    from .linear import BiCGStab as BiCGStab
-    from .linear import Dense as Dense
-    from .linear import LinearSolver as LinearSolver
     from .linear import Neumann as Neumann
     from .methods import FOMAML as FOMAML
     from .methods import IMAML as IMAML
@@ -135,6 +139,8 @@ if TYPE_CHECKING:
     from .models import MLP as MLP
     from .models import Conv4 as Conv4
     from .newton import NewtonCG as NewtonCG
+    from .nystrom import Diagonal as Diagonal
+    from .nystrom import Nystrom as Nystrom
     from .problem import Problem as Problem
     from .problem import Task as Task
     from .problem import Theta as Theta
@@ -145,6 +151,7 @@ if TYPE_CHECKING:
     from .problem import plain as plain
     from .problem import proximal as proximal
     from .problem import stationary as stationary
+    from .products import LinearSolver as LinearSolver
     from .released import ThenPulled as ThenPulled
     from .released import as_released as as_released
     from .rules import Rule as Rule

@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from .damped import DampedCG
 from .domains.fewshot import FewShotRecipe
 from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
 from .errors import ConfigError, meant, require_number, require_one_of, require_whole
 from .family import Method, NewTask
+from .general import GMRES, BiCGStab, Dense
 from .inner import Descent, GradientDescent
-from .linear import CG, GMRES, BiCGStab, Dense, Neumann
+from .linear import CG, Neumann
 from .minres import MINRES
 from .newton import NewtonCG
+from .nystrom import Diagonal, Nystrom
 from .problem import Theta
 
 PYTHON = "Python"  # the kind in the config.json of a run whose objects have no JSON form
@@ -210,6 +213,9 @@ _KINDS: dict[str, type] = {
         BiCGStab,
         MINRES,
         Dense,
+        DampedCG,
+        Diagonal,
+        Nystrom,
         NewTask,
         Method,
         Optimiser,

@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .damped import DampedCG
 from .errors import ConfigError, require_number, require_one_of, require_whole
+from .general import GMRES, BiCGStab, Dense
 from .inner import GradientDescent
-from .linear import CG, GMRES, BiCGStab, Dense, Neumann
+from .linear import CG, Neumann
 from .methods import FOMAML, IMAML, MAML, POLICIES, Joint, MetaGradient, MetaSGD, Reptile, Solving
 from .minres import MINRES
 from .newton import NewtonCG
+from .nystrom import Nystrom
 from .problem import CURVATURES, Learned, Problem, learned
 from .released import ThenPulled, as_released
 from .rules import Displacement, Envelope, FirstOrder, Implicit, Jointly, Unrolled
@@ -65,7 +68,9 @@ class Method:
     adapt: tuple[str, ...] | None = None
     inner: GradientDescent | NewtonCG = field(default_factory=lambda: GradientDescent(0.2, steps=16))
     new_task: NewTask | None = None
-    linear: CG | MINRES | Neumann | GMRES | BiCGStab | Dense = field(default_factory=lambda: CG(steps=5))
+    linear: CG | DampedCG | MINRES | Neumann | Nystrom | GMRES | BiCGStab | Dense = field(
+        default_factory=lambda: CG(steps=5)
+    )
     policy: str = "warn"
     chunk: int | None = None
     curvature: str = "hessian"

@@ -18,9 +18,9 @@ from jax.core import Tracer
 
 from . import tree
 from .errors import ConfigError
-from .linear import check_limits
 from .loops import repeat_while
 from .problem import Learned, Problem, Theta
+from .products import check_limits
 from .solution import Ending, Solution, Stats, Status
 
 DEFAULT_MOST = 10_000

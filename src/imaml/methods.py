@@ -19,8 +19,8 @@ from . import tree
 from .certificate import Certificate
 from .errors import ConfigError, NumericalError
 from .inner import GradientDescent, InnerSolver
-from .linear import LinearSolver
 from .problem import Problem, Task, learned
+from .products import LinearSolver
 from .rules import (
     Estimator,
     Implicit,
@@ -232,7 +232,7 @@ class MetaGradient:
         solves = (metrics.inner_status, metrics.linear_status)
         codes = [np.asarray(status.code) for status in solves if status is not None]
         worst = Ending(int(max((code[~used].max() for code in codes), default=0)))
-        if worst <= Ending.STEPS_DONE:  # the solves went well, so it is the query loss or its gradient
+        if worst <= Ending.DAMPED:  # the solves went well, so it is the query loss or its gradient
             worst = Ending.NOT_FINITE
         message = (
             f"{len(failed)} of {used.size} tasks failed numerically and were left out of the meta-gradient "

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from .linear import (
+from .loops import repeat_while
+from .products import (
     ACCEPTS,
     Matvec,
     check_limits,
@@ -18,7 +19,6 @@ from .linear import (
     threshold_of,
     tolerance_of,
 )
-from .loops import repeat_while
 from .solution import Ending, Solution, Stats
 
 

@@ -20,10 +20,12 @@ from jax import Array, lax
 from . import tree
 from .errors import StructureError, require_number
 from .inner import InnerSolver, check_stopping, start_of
-from .linear import CG, LinearSolver, refuse_structure
+from .linear import CG
 from .problem import Problem, Task
+from .products import LinearSolver, refuse_structure
 from .rules import Learning, TaskGradient
 from .solution import Ending, Solution, Stats, Status
+from .system import solve_anchored
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class AsReleased:
         def product(v: Any) -> Any:
             return jax.tree.map(lambda a, h: (1 + self.damping) * a + scale * h, v, curve(v))
 
-        linear = self.linear(product, slope, structure="spd")
+        whole = jax.tree.map(lambda p: jnp.full_like(p, 1 + self.damping), phi)
+        linear = solve_anchored(self.linear, product, slope, "spd", whole)
         gradient = jax.tree.map(jnp.add, direct, linear.value)
         return TaskGradient(gradient, value, phi, found.stats.residual, found, linear)
 

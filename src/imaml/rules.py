@@ -25,10 +25,11 @@ from .accuracy import until_accurate
 from .certificate import Certificate, bound_after, certificate_of, error_estimate, estimate_after, moved
 from .errors import ConfigError, StructureError, require_number
 from .inner import InnerSolver, judged
-from .linear import CG, LinearSolver, refuse_structure
+from .linear import CG
 from .problem import Learned, Problem, Task, require_anchor
+from .products import LinearSolver
 from .solution import Certification, Solution, Status
-from .system import Case, constant, judge_of
+from .system import Case, anchor_of, constant, judge_of, refuse_system, solve_anchored
 
 
 class Rule(Protocol):
@@ -109,7 +110,7 @@ class Implicit:
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Raises StructureError for a problem without an anchor, or not of the linear solver's structure."""
         require_anchor(problem)
-        refuse_structure(self.linear, problem.structure)
+        refuse_system(self.linear, problem)
         _refuse_learned_rate(inner, "implicit()")
         if problem.structure != "spd" and (self.correct or self.accuracy is not None):
             raise StructureError(
@@ -129,7 +130,7 @@ class Implicit:
     def at(self, case: Case, adapted: Any, key: Array | None) -> Implied:
         """What follows from a task's adapted leaves, which `correct` and `accuracy` move on."""
         problem, system = case.problem, case.system(adapted)
-        solution = self.linear(system.product, system.right, structure=problem.structure)
+        solution = system.solve(self.linear)
         key = jax.random.key(0) if key is None else key
         given = (case, system, solution, adapted)
         if self.accuracy is not None:
@@ -170,8 +171,13 @@ class Implicit:
         def find(_: Any, start: Array) -> Array:
             return tree.ravel(inner(problem, theta, batch, unravel(start), key).value)[0]
 
+        anchor = anchor_of(problem, phi0, theta)
+        anchor = None if anchor is None else tree.ravel(tree.spread(anchor, phi0))[0]
+
         def solve_tangent(product: Any, b: Array) -> Array:
-            solve = lambda matvec, b: self.linear(matvec, b, structure=problem.structure).value  # noqa: E731
+            def solve(matvec: Any, b: Array) -> Any:
+                return solve_anchored(self.linear, matvec, b, problem.structure, anchor).value
+
             symmetric = problem.structure != "general"
             return lax.custom_linear_solve(
                 product, b, solve, None if symmetric else solve, symmetric=symmetric
@@ -481,7 +487,7 @@ def implicit_vjp(
     inner residual is measured at the phi given. key: for the certificate's random start.
     """
     require_anchor(problem)
-    refuse_structure(linear, problem.structure)
+    refuse_system(linear, problem)
     if not tree.same(cotangent, phi):
         raise ConfigError(
             f"implicit_vjp: the cotangent must be shaped like phi, {tree.shapes(phi)}; it came as "

@@ -17,12 +17,13 @@ class Ending(enum.IntEnum):
 
     CONVERGED = 0
     STEPS_DONE = 1
-    OUT_OF_STEPS = 2
-    NEGATIVE_CURVATURE = 3
-    STAGNATED = 4
-    BREAKDOWN = 5
-    DIVERGED = 6
-    NOT_FINITE = 7
+    DAMPED = 2
+    OUT_OF_STEPS = 3
+    NEGATIVE_CURVATURE = 4
+    STAGNATED = 5
+    BREAKDOWN = 6
+    DIVERGED = 7
+    NOT_FINITE = 8
 
     @property
     def advice(self) -> str:
@@ -33,6 +34,9 @@ class Ending(enum.IntEnum):
 _ADVICE = {
     Ending.CONVERGED: "The residual is below the tolerance.",
     Ending.STEPS_DONE: "The asked number of steps was taken; the residual says how good the value is.",
+    Ending.DAMPED: "The system showed too little curvature, so (A + d I) u = b was solved instead, with d in "
+    "stats.damping: another system than was asked for; raise the strength or take more inner steps where it "
+    "should be the same.",
     Ending.OUT_OF_STEPS: "The tolerance was not reached within the allowed steps; allow more steps, ask for "
     "less, or raise the strength (a better conditioned system).",
     Ending.NEGATIVE_CURVATURE: "A direction of negative curvature was met, so the system is not positive "
@@ -141,6 +145,7 @@ class Stats:
     shape (max_steps,), zero where no step was taken; else None. first: of an inner solve of a fixed number of
     steps the norm of F where it started, by which it is judged; else None. error_estimate, error_bound: of
     an implicit gradient the norm of its error, estimated and (with certify=True) bounded; else None.
+    damping: what was added to a linear system's diagonal, of a solver that does so; else None.
     """
 
     steps: Array
@@ -150,6 +155,7 @@ class Stats:
     first: Array | None = None
     error_estimate: Array | None = None
     error_bound: Array | None = None
+    damping: Array | None = None
 
 
 @jax.tree_util.register_dataclass

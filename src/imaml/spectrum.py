@@ -34,17 +34,38 @@ def ritz(coefficients: tuple[Array, Array], steps: Array) -> tuple[Array, Array]
     return jnp.where(some, values[0], jnp.inf), jnp.where(some, values[-1], 0)
 
 
-def _eigenvalues(diagonal: Array, beside: Array) -> Array:
-    """Those of a tridiagonal matrix, NaN where an entry is not finite: LAPACK need not end on such a one."""
+def _tridiagonal(diagonal: Array, beside: Array) -> tuple[Array, Array]:
+    """The matrix, and whether it is finite; if not it is zero, as LAPACK need not end on it."""
     good = jnp.all(jnp.isfinite(diagonal)) & jnp.all(jnp.isfinite(beside))
     matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
-    return jnp.where(good, jnp.linalg.eigvalsh(jnp.where(good, matrix, 0)), jnp.nan)
+    return jnp.where(good, matrix, 0), good
+
+
+def _eigenvalues(diagonal: Array, beside: Array) -> Array:
+    """Those of a tridiagonal matrix, NaN where an entry is not finite."""
+    matrix, good = _tridiagonal(diagonal, beside)
+    return jnp.where(good, jnp.linalg.eigvalsh(matrix), jnp.nan)
+
+
+def eigenpairs(diagonal: Array, beside: Array) -> tuple[Array, Array]:
+    """A tridiagonal matrix's eigenvalues and eigenvectors, in columns; NaN where an entry is not finite."""
+    matrix, good = _tridiagonal(diagonal, beside)
+    values, vectors = jnp.linalg.eigh(matrix)
+    return jnp.where(good, values, jnp.nan), jnp.where(good, vectors, jnp.nan)
 
 
 def lanczos(product: Callable[[Array], Array], start: Array, steps: int) -> tuple[Array, Array]:
-    """The smallest and the largest Ritz value after `steps` of Lanczos, with full reorthogonalisation.
+    """The smallest and the largest Ritz value after `steps` of Lanczos; see `krylov`."""
+    _, diagonal, beside, _ = krylov(product, start, steps)
+    values = _eigenvalues(diagonal, beside)
+    return values[0], values[-1]
 
-    start: shape (n,), not zero. Where the Krylov space is exhausted, the values found before that stand.
+
+def krylov(product: Callable[[Array], Array], start: Array, steps: int) -> tuple[Array, Array, Array, Array]:
+    """`steps` of Lanczos with full reorthogonalisation: V^T (steps, n), T's diagonal, what is beside it.
+
+    start: shape (n,), not zero. And how many steps were taken: where the Krylov space is exhausted before,
+    rows of V^T are zero and T has its first entry once more, which lies between its extreme eigenvalues.
     """
     steps = min(steps, start.size)
     tiny = 100 * jnp.finfo(start.dtype).eps
@@ -65,9 +86,9 @@ def lanczos(product: Callable[[Array], Array], start: Array, steps: int) -> tupl
     unit = start / jnp.linalg.norm(start)
     nothing = jnp.zeros(steps, start.dtype)
     state = (jnp.zeros((steps, start.size), start.dtype), unit, nothing, nothing, jnp.asarray(True))
-    _, _, diagonal, beside, _ = lax.fori_loop(0, steps, advance, state)
-    values = _eigenvalues(diagonal, beside[:-1])
-    return values[0], values[-1]
+    basis, _, diagonal, beside, _ = lax.fori_loop(0, steps, advance, state)
+    taken = jnp.sum(jnp.any(basis != 0, axis=1))
+    return basis, diagonal, beside[:-1], taken
 
 
 def share_unseen(size: int, steps: int, failure: float) -> float:

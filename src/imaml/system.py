@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .errors import StructureError
 from .problem import Problem
+from .products import LinearSolver, Matvec, refuse_structure, uses_anchor
+from .solution import Solution
 
 
 class Judged(NamedTuple):
@@ -49,6 +52,7 @@ class System:
 
     residual: F(phi). product: u -> A^T u. right: d query_loss / d phi. through: u -> -(dF/dtheta)^T u, shaped
     like theta. apart: the rest of the meta-gradient, which does not depend on u. loss: the query loss.
+    structure, anchor: of A, as a `LinearSolver` takes them.
     """
 
     residual: Any
@@ -57,6 +61,12 @@ class System:
     through: Callable[[Any], Any]
     apart: Any
     loss: Array
+    structure: str
+    anchor: Any = None
+
+    def solve(self, linear: LinearSolver) -> Solution:
+        """A linear solver's Solution of the system."""
+        return solve_anchored(linear, self.product, self.right, self.structure, self.anchor)
 
     def gradient(self, u: Any) -> Any:
         """The meta-gradient that a solution u means, shaped like theta."""
@@ -92,4 +102,29 @@ class Case(NamedTuple):
         if problem.adapt.choice is not None:  # shared leaves are theta's own: their cotangent passes on
             _, pull_shared = jax.vjp(lambda t: problem.full(lax.stop_gradient(adapted), t), theta)
             apart = jax.tree.map(jnp.add, apart, pull_shared(slope)[0])
-        return System(value, product, problem.split(slope), through, apart, loss)
+        anchor = anchor_of(problem, adapted, theta)
+        right = problem.split(slope)
+        return System(value, product, right, through, apart, loss, problem.structure, anchor)
+
+
+def anchor_of(problem: Problem, adapted: Any, theta: Any) -> Any:
+    """What a problem adds to the curvature of its loss, a tree like the adapted leaves; None if nothing."""
+    return lax.stop_gradient(problem.strengths(adapted, theta)) if problem.kind == "proximal" else None
+
+
+def solve_anchored(
+    linear: LinearSolver, product: Matvec, right: Any, structure: str, anchor: Any
+) -> Solution:
+    """A linear solver's Solution; it is told of the anchor where it uses one."""
+    given = {"anchor": anchor} if uses_anchor(linear) else {}
+    return linear(product, right, structure=structure, **given)
+
+
+def refuse_system(linear: LinearSolver, problem: Problem) -> None:
+    """Raises StructureError, with advice, where a linear solver is not made for a problem's systems."""
+    refuse_structure(linear, problem.structure)
+    if uses_anchor(linear) and problem.kind != "proximal":
+        raise StructureError(
+            f"{linear!r} needs the strengths of proximal(loss, strength); this problem is {problem.kind}. "
+            "Use CG() without a preconditioner, GMRES or Dense."
+        )

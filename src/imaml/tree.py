@@ -32,6 +32,12 @@ def minus(left: Tree, right: Tree) -> Tree:
     return jax.tree.map(jnp.subtract, left, right)
 
 
+def spread(values: Tree, like: Tree) -> Tree:
+    """Values that broadcast to the leaves of a tree, in full, of the shapes and dtypes of those leaves."""
+    full = lambda value, leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape)  # noqa: E731
+    return jax.tree.map(full, values, like)
+
+
 def norm(tree: Tree) -> Array:
     """The Euclidean norm of all of the tree's entries, a scalar."""
     return jnp.sqrt(dot(tree, tree))

@@ -1,0 +1,158 @@
+"""Linear solvers for systems of any structure: GMRES, BiCGStab, and the dense oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from . import tree
+from .errors import ConfigError
+from .loops import repeat_while
+from .products import (
+    ACCEPTS,
+    Matvec,
+    check_limits,
+    finish,
+    flat_problem,
+    refuse_structure,
+    threshold_of,
+    tolerance_of,
+)
+from .solution import Ending, Solution, Stats, Status
+
+
+@dataclass(frozen=True)
+class GMRES:
+    """Generalised minimal residuals, for any invertible A (Saad and Schultz 1986), through Lineax.
+
+    `restart` vectors are kept; `steps` counts products, in whole restarts.
+    """
+
+    steps: int | None = None
+    tolerance: float | None = None
+    restart: int = 50
+    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["GMRES"]
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        check_limits("GMRES", self.steps, self.tolerance)
+        if not isinstance(self.restart, int) or self.restart < 1:
+            raise ConfigError(f"GMRES: restart={self.restart!r}; accepted is a whole number of at least 1.")
+
+    def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
+        """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
+        import lineax
+
+        refuse_structure(self, structure)
+        product, b, start, unravel = flat_problem(matvec, b, x0)
+        most = self.steps or min(5 * b.size + 50, 10_000)
+        # Lineax compares entry by entry, |r_i| <= atol + rtol |b_i|, which zeros in b make unreachable with
+        # atol = 0. So it solves for the correction to x0 in a system scaled to |b| = 1, with
+        # atol = tolerance / sqrt(n): what it accepts has |r| of the order of the tolerance.
+        right = b if x0 is None else b - product(start)
+        size = jnp.linalg.norm(right)
+        some = (size > 0) & jnp.isfinite(size)
+        unit = jnp.where(some, right / jnp.where(some, size, 1), jnp.zeros_like(b).at[0].set(1))
+        operator = lineax.FunctionLinearOperator(product, jax.ShapeDtypeStruct(b.shape, b.dtype))
+        tolerance = tolerance_of(self.tolerance, self.steps, b.dtype) / 2
+        restart = min(self.restart, b.size, most)
+        absolute = tolerance / b.size**0.5
+        solver = lineax.GMRES(tolerance, absolute, max_steps=most, restart=restart, stagnation_iters=most)
+        answer = lineax.linear_solve(operator, unit, solver, throw=False)
+        x = jnp.where(some, start + cast(Array, answer.value) * size, start)
+        steps = jnp.where(some, answer.stats["num_steps"], 0)
+        asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
+        failed = jnp.where(steps < most, int(Ending.BREAKDOWN), int(Ending.OUT_OF_STEPS))
+        return finish(product, b, x, unravel, steps, asked, failed)
+
+
+@dataclass(frozen=True)
+class BiCGStab:
+    """Stabilised biconjugate gradients, for any invertible A (van der Vorst 1992); two products a step.
+
+    ```
+    rho' = s.r           p = r + (rho'/rho) (alpha/omega) (p - omega v)      v = A p      alpha = rho' / s.v
+    h = r - alpha v      t = A h      omega = t.h / t.t      x += alpha p + omega h      r = h - omega t
+    ```
+
+    with the shadow s, the first residual. Where a step is not finite (a breakdown), the iterate before it
+    stays. Of our own: Lineax 0.1.1 divides 0 by 0 for A = I, and in float32 takes a negative alpha or omega,
+    which indefinite systems have, for a breakdown.
+    """
+
+    steps: int | None = None
+    tolerance: float | None = None
+    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["BiCGStab"]
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        check_limits("BiCGStab", self.steps, self.tolerance)
+
+    def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
+        """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
+        refuse_structure(self, structure)
+        product, b, start, unravel = flat_problem(matvec, b, x0)
+        most = self.steps or min(5 * b.size + 50, 10_000)
+        threshold = tolerance_of(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
+        shadow = b if x0 is None else b - product(start)
+        one, nothing = jnp.ones((), b.dtype), jnp.zeros_like(b)
+        state = (start, shadow, nothing, nothing, one, one, one, jnp.asarray(0), jnp.asarray(False))
+
+        def going(state: tuple) -> Array:
+            _, r, _, _, _, _, _, step, broken = state
+            return (step < most) & ~broken & (jnp.linalg.norm(r) > threshold)
+
+        def advance(state: tuple) -> tuple:
+            x, r, p, v, rho, alpha, omega, step, _ = state
+            following = shadow @ r
+            p = r + (following / rho) * (alpha / omega) * (p - omega * v)
+            v = product(p)
+            alpha = following / (shadow @ v)
+            half = r - alpha * v
+            t = product(half)
+            square = t @ t
+            omega = jnp.where(square > 0, (t @ half) / jnp.where(square > 0, square, 1), 0)
+            new_x, new_r = x + alpha * p + omega * half, half - omega * t
+            good = jnp.all(jnp.isfinite(new_x)) & jnp.all(jnp.isfinite(new_r))
+            x, r = jnp.where(good, new_x, x), jnp.where(good, new_r, r)
+            return x, r, p, v, following, alpha, omega, step + good.astype(step.dtype), ~good
+
+        x, *_, step, broken = repeat_while(going, advance, state)
+        asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
+        failed = jnp.where(broken, int(Ending.BREAKDOWN), int(Ending.OUT_OF_STEPS))
+        return finish(product, b, x, unravel, step, asked, failed)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The exact solve by the whole matrix, n products and n^3 work: the oracle for tests and small problems.
+
+    The matrix is made by `vmap` over the identity and factored through Lineax (LU). For symmetric structures
+    its smallest eigenvalue is looked at, so `stats.negative_curvature` is the truth, and the value is the
+    exact solution all the same. Refused above 20,000 unknowns (3 GB in float64).
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["Dense"]
+
+    def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
+        """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
+        import lineax
+
+        refuse_structure(self, structure)
+        product, b, _, unravel = flat_problem(matvec, b, x0)
+        if b.size > 20_000:
+            raise ConfigError(f"Dense: {b.size} unknowns; accepted are up to 20,000. Use CG or GMRES.")
+        matrix = jax.vmap(product, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
+        answer = lineax.linear_solve(lineax.MatrixLinearOperator(matrix), b, lineax.LU(), throw=False)
+        solution = finish(product, b, cast(Array, answer.value), unravel, b.size, 1e-3, int(Ending.STAGNATED))
+        singular = ~jnp.isfinite(solution.stats.residual) & tree.finite((matrix, b))
+        status = Status(jnp.where(singular, int(Ending.STAGNATED), solution.status.code))
+        if structure == "general":
+            return Solution(solution.value, solution.stats, status)
+        smallest = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[0]
+        stats = Stats(solution.stats.steps, solution.stats.residual, smallest <= 0)
+        return Solution(solution.value, stats, status)
