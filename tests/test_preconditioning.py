@@ -61,7 +61,7 @@ def test_nystrom_of_a_low_rank_is_exact_and_otherwise_its_residual_says_how_wron
     assert 0.05 < true < 1
     np.testing.assert_allclose(rough.stats.residual, true, rtol=1e-10)
     assert off(solved(imaml.Nystrom(SIZE), full, anchor), full, anchor) < 1e-10
-    # Curvatures far above the anchor that the sketch does not hold make it worse than nothing, and it says so.
+    # Curvatures far above the anchor that the sketch lacks make it worse than nothing, and it says so.
     hopeless = solved(imaml.Nystrom(RANK), turned(np.linspace(1, 30, SIZE)), anchor)
     assert hopeless.status.ending == imaml.Ending.BREAKDOWN
 

@@ -54,7 +54,8 @@ _HOME = {
     "minres": ("MINRES",),
     "damped": ("DampedCG",),
     "nystrom": ("Diagonal", "Nystrom"),
-    "newton": ("NewtonCG",),
+    "newton": ("Newton", "NewtonCG"),
+    "last_step": ("one_step",),
     "stochastic": ("SGD", "SVRG"),
     "classical": ("External", "LBFGS", "LevenbergMarquardt", "NonlinearCG", "least_squares"),
     "released": ("ThenPulled", "as_released"),
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
     from .inner import Descent as Descent
     from .inner import GradientDescent as GradientDescent
     from .inner import InnerSolver as InnerSolver
+    from .last_step import one_step as one_step
     from .linear import CG as CG
     from .linear import Neumann as Neumann
     from .methods import FOMAML as FOMAML
@@ -138,6 +140,7 @@ if TYPE_CHECKING:
     from .minres import MINRES as MINRES
     from .models import MLP as MLP
     from .models import Conv4 as Conv4
+    from .newton import Newton as Newton
     from .newton import NewtonCG as NewtonCG
     from .nystrom import Diagonal as Diagonal
     from .nystrom import Nystrom as Nystrom

@@ -43,7 +43,8 @@ class Certificate:
     B B^T alike. The constants of a Lipschitz bound (Ehrhardt and Roberts 2023) are so replaced by what one
     direction shows, times 3: a proof for quadratic losses only; docs/certificates.md says how often it held.
 
-    tolerance: how far either solve goes at most, relative to what it began with.
+    tolerance: how far either solve goes at most, relative to what it began with (with `correct=True` on to
+    the root of the dtype's precision).
     """
 
     steps: int = 50
@@ -92,9 +93,17 @@ def error_estimate(case: Case, system: System, solution: Solution, adapted: Any)
     return jnp.where(negative | ~jnp.isfinite(estimate), jnp.inf, estimate)
 
 
-def moved(recipe: Certificate, case: Case, system: System, solution: Solution, adapted: Any) -> Move:
-    """The Newton step that a certificate is made of, from a task's adapted leaves and linear Solution."""
-    share = lambda size, *_: recipe.tolerance * size  # noqa: E731
+def moved(
+    recipe: Certificate, case: Case, system: System, solution: Solution, adapted: Any, exact: bool = False
+) -> Move:
+    """The Newton step that a certificate is made of, from a task's adapted leaves and linear Solution.
+
+    exact: whether both its solves go to the root of the dtype's precision, so that what they leave over does
+    not hide that the error falls with the square of the distance.
+    """
+    root = float(jnp.finfo(system.loss.dtype).eps) ** 0.5
+    tolerance = min(recipe.tolerance, root) if exact else recipe.tolerance
+    share = lambda size, *_: tolerance * size  # noqa: E731
     return newton_move(case, system, adapted, solution.value, recipe.steps, (share, share))
 
 

@@ -1,4 +1,4 @@
-"""Newton's method with conjugate gradients and a line search: the Hessian-free inner solver."""
+"""Newton's method: with conjugate gradients and a line search (Hessian-free), and plain for any F = 0."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from . import tree
 from .errors import ConfigError, StructureError
+from .general import Dense
 from .inner import check_stopping, iterate, start_of
 from .linear import CG
 from .loops import repeat_while
 from .problem import Problem
+from .products import LinearSolver
 from .solution import Solution
+from .system import anchor_of, refuse_system, solve_anchored
 
 SUFFICIENT = 1e-4  # Armijo: the share of the decrease that the slope promises (Nocedal and Wright, eq. 3.4)
 
@@ -96,3 +99,51 @@ class NewtonCG:
         solution = self.linear(product, downhill, structure="spd")
         nothing = solution.stats.steps == 0
         return jax.tree.map(lambda d, g: jnp.where(nothing, g, d), solution.value, downhill)
+
+
+@dataclass(frozen=True)
+class Newton:
+    """Newton's method on F = 0, phi <- phi - A^-1 F with A = dF/dphi, for a problem of any structure.
+
+    For `steps`, or until |F| <= tolerance (then at most `steps`, by default 100). No line search: it
+    converges, quadratically with a `linear` that is exact, only from near enough, and else ends as DIVERGED
+    or OUT_OF_STEPS; where the problem minimises something `NewtonCG` is the safer one. With a fixed number of
+    steps every derivative goes through it, so it is for `unrolled()` and, one step of it, `one_step()`.
+
+    >>> import imaml, jax.numpy as jnp
+    >>> problem = imaml.fixed_point(lambda phi, theta, batch: jnp.cos(phi) + theta)
+    >>> round(float(Newton(tolerance=1e-5)(problem, jnp.asarray(0.0), None).value), 4)
+    0.7391
+    """
+
+    steps: int | None = None
+    linear: LinearSolver = field(default_factory=Dense)
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        check_stopping("Newton", self.steps, self.tolerance)
+        if not callable(self.linear):
+            raise ConfigError(f"Newton: {self.linear!r} is no linear solver; pass one such as Dense().")
+
+    def __call__(
+        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    ) -> Solution:
+        """The Solution after the steps; its value holds the problem's adapted leaves."""
+        refuse_system(self.linear, problem)
+
+        def step(slope: Any, phi: Any, memory: Any) -> tuple:
+            _, product = jax.linearize(lambda p: problem.residual(p, theta, batch), phi)
+            anchor = anchor_of(problem, phi, theta)
+
+            def solve(matvec: Any, b: Any) -> Any:
+                return solve_anchored(self.linear, matvec, b, problem.structure, anchor).value
+
+            symmetric = problem.structure != "general"
+            transposed = None if symmetric else solve
+            way = lax.custom_linear_solve(product, slope, solve, transposed, symmetric=symmetric)
+            return tree.minus(phi, way), memory
+
+        phi0 = start_of(problem, theta, batch, phi0, key)
+        most = self.steps if self.tolerance is None else self.steps or 100
+        return iterate(problem, theta, batch, phi0, None, step, most, self.tolerance)

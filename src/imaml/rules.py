@@ -87,6 +87,16 @@ class Estimator(Protocol):
         ...
 
 
+class Passing(Protocol):
+    """A rule whose inner Solution automatic differentiation goes through."""
+
+    def solution(
+        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+    ) -> Solution:
+        """The inner Solution, its value with the derivatives that the rule gives it."""
+        ...
+
+
 class Implied(NamedTuple):
     """The adapted leaves that a meta-gradient is of, it, the query loss, |F|, and the linear Solution."""
 
@@ -146,7 +156,7 @@ class Implicit:
                 code = jnp.full_like(code, int(Certification.NO_BOUND))
         elif self.certificate is not None or self.correct:
             recipe = self.certificate or Certificate()
-            move = moved(recipe, *given)
+            move = moved(recipe, *given, exact=self.correct)
             apart = tree.norm(tree.minus(gradient, move.gradient))
             if self.correct:
                 implied = Implied(move.adapted, move.gradient, move.loss, move.residual, solution)
@@ -221,7 +231,7 @@ class Unrolled:
 
     def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The exact gradient of the query loss after the steps taken (Finn, Abbeel, Levine 2017, eq. 1)."""
-        return _differentiated(self, learning, theta, task, key)
+        return differentiated(self, learning, theta, task, key)
 
 
 @dataclass(frozen=True)
@@ -253,11 +263,11 @@ class FirstOrder:
 
     def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The query loss's gradient at the adapted parameters (Finn, Abbeel, Levine 2017, section 5.2)."""
-        return _differentiated(self, learning, theta, task, key)
+        return differentiated(self, learning, theta, task, key)
 
 
-def _differentiated(
-    rule: Unrolled | FirstOrder, learning: Learning, theta: Any, task: Task, key: Array | None
+def differentiated(
+    rule: Passing, learning: Learning, theta: Any, task: Task, key: Array | None
 ) -> TaskGradient:
     """The meta-gradient by automatic differentiation of the query loss at the rule's solution."""
     problem, query_loss, inner = learning
