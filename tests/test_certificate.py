@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from benchmarks import certificates
 from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, Mesh
 
 import imaml
 from imaml.certificate import error_estimate
-from imaml.config import Training, from_json, to_json
+from imaml.config import Config, Training, from_json, override, to_json
 from imaml.description import describe
 from imaml.family import Method
 from imaml.journal import Journal, read_events
@@ -395,15 +396,90 @@ def test_the_theory_bench_has_the_exponents_of_theorem_1(tmp_path, capsys):
 
     assert main(["bench", "theory", "--quick", f"--out={tmp_path / 'plots'}"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert [line.rpartition("/")[2] for line in printed[-3:]] == [
-        "theory-errors.svg", "theory-products.svg", "theory.json"
+    assert [line.rpartition("/")[2] for line in printed[-4:]] == [
+        "theory-errors.svg", "theory-correction.svg", "theory-products.svg", "theory.json"
     ]  # fmt: skip
     found = json.loads((tmp_path / "plots" / "theory.json").read_text())
     for name, (low, high) in {"Nesterov + CG": (0.4, 0.6), "gradient descent + CG": (0.85, 1.1)}.items():
         assert all(low < slope < high for slope in found["products"]["exponents"][name].values())
+    slopes = found["correction"]["slopes"]
+    assert 0.9 < slopes["iMAML"] < 1.1
+    assert slopes["iMAML, a Newton step more"] > 1.8
+    spent = found["correction"]["products"]
+    assert spent["iMAML"] < spent["iMAML, a Newton step more"] < 5 * spent["iMAML"]
+    assert max(found["correction"]["errors"]["iMAML, accuracy 1e-6 asked for"]) < 1e-6
     for count in (2, 5, 10):
         errors, bounds = (found["errors"][f"{n}, CG {count}"] for n in ("iMAML", "its certified bound"))
         assert all(bound >= error for bound, error in zip(bounds, errors, strict=True))
     assert found["errors"]["iMAML, CG 10, a Newton step more"][0] < 0.1 * found["errors"]["iMAML, CG 10"][0]
     assert main(["bench", "thory"]) == 2
     assert "did you mean theory?" in capsys.readouterr().err
+
+
+def test_an_accuracy_that_tightens():
+    """By its formula; in jit, on one device and two; and the products spent grow as it tightens."""
+    asked = imaml.Tightening(first=0.2, last=1e-6, pace=2.0, power=3.0)
+    for step in (0, 3, 1000, None):
+        expected = 1e-6 if step is None else max(1e-6, 0.2 / (1 + step / 2) ** 3)
+        np.testing.assert_allclose(asked.at(step), expected)
+    domain = imaml.linear_gaussian(features=6, shots=8, queries=4)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("tasks",), axis_types=(AxisType.Auto,))
+    inner = imaml.GradientDescent(0.05, steps=1)
+    tasks = jax.vmap(lambda k: domain.sample(k, "train"))(jax.random.split(jax.random.key(0), 4))
+    theta = domain.init(jax.random.key(1))
+    for devices in (None, mesh):
+        method = imaml.IMAML(
+            domain.problem(0.2), domain.query_loss, inner=inner, accuracy=asked, mesh=devices
+        )
+        step = jax.jit(method)
+        spent = []
+        for number in (0, 3, 1000, None):
+            now = number if number is None else jnp.asarray(number)
+            gradient, metrics = step(theta, tasks, None, now)
+            relative = metrics.error_estimate / metrics.gradient_norm
+            assert (relative <= asked.at(number) * 1.001).all()
+            spent.append(float(metrics.linear_steps.mean()))
+        assert spent[0] < spent[1] < spent[2]
+        assert spent[2] == spent[3]  # without a step it asks for the last accuracy
+    exact, _ = imaml.IMAML(domain.problem(0.2), domain.query_loss, inner=inner, accuracy=1e-9)(theta, tasks)
+    assert float(jnp.linalg.norm(gradient - exact)) <= 1e-6 * float(jnp.linalg.norm(exact))
+
+
+def test_training_tightens_and_logs_how_steps_are_spread(tmp_path):
+    domain = imaml.linear_gaussian(features=6, shots=8, queries=4)
+    recipe = Method(
+        strength=0.2,
+        inner=imaml.GradientDescent(0.05, steps=1),
+        accuracy=imaml.Tightening(first=0.5, last=1e-8, pace=1.0, power=6.0),
+    )
+    imaml.train(
+        domain, recipe.build(domain), imaml.Optimiser("adam", 1e-3),
+        steps=6, tasks=4, validate_every=0, log_every=1, out=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    config = (tmp_path / "run" / "config.json").read_text()
+    assert from_json(json.loads(config)).method.accuracy == recipe.accuracy
+    events = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["event"] == "step"]
+    assert events[0]["linear_steps"] < events[-1]["linear_steps"]
+    for event in events:
+        spread = [event[f"linear_steps{of}"] for of in ("_median", "_p90", "_max")]
+        assert spread == sorted(spread)
+        assert event["linear_steps"] <= event["linear_steps_max"]
+        assert event["inner_steps_median"] == event["inner_steps_max"] == 1
+
+
+def test_an_accuracy_from_the_command_line():
+    config = Config()
+    assert override(config, "method.accuracy", "1e-3").method.accuracy == 1e-3
+    assert override(config, "method.accuracy", "none").method.accuracy is None
+    tightens = override(config, "method.accuracy", "Tightening")
+    assert tightens.method.accuracy == imaml.Tightening()
+    assert override(tightens, "method.accuracy.last", "1e-5").method.accuracy.last == 1e-5
+    with pytest.raises(imaml.ConfigError, match="'Tighten' came; accepted is a number or Tightening or none"):
+        override(config, "method.accuracy", "Tighten")
+    for bad, says in (
+        ({"first": 1.5}, "first=1.5; accepted is a finite number above 0 and below 1"),
+        ({"power": 1}, "power=1; accepted is a finite number above 1"),
+        ({"first": 1e-5}, "last=0.0001; accepted is at most first=1e-05"),
+    ):
+        with pytest.raises(imaml.ConfigError, match=says):
+            imaml.Tightening(**bad)

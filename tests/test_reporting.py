@@ -58,7 +58,9 @@ def fake(folder, steps=300, end=True, accuracy=True):
             fields = {"loss": 2.0 / step if step != 100 else float("nan"), "failed": step == 50}
             fields |= {"accuracy": 1 - 1 / step} if accuracy else {}
             fields |= {"inner_residual": 1 / step, "linear_residual": 0.1, "negative_curvature": 0.0}
-            fields |= {"inner_steps": 16.0, "inner_steps_max": 16, "linear_steps": 4 + step % 3}
+            fields |= {f"inner_steps{of}": 16.0 for of in ("", "_median", "_p90", "_max")}
+            fields |= {"linear_steps": 4 + step % 3, "linear_steps_median": 4, "linear_steps_p90": 6}
+            fields |= {"linear_steps_max": 7 + step // 100}
             journal.write(
                 "step", step=step, seconds=0.5 * step, gradient_norm=1.0, learning_rate=1e-3, **fields
             )
@@ -128,7 +130,7 @@ def test_the_figures_are_said(tmp_path):
         "45.67 %",
         "the time budget is used up",
         "9.8.7",
-        "16 inner steps a task",
+        "Every task took 16 inner steps",
         "5 of 6 right",
         "✗ A33 %",
         "Linear residual",

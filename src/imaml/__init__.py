@@ -27,18 +27,17 @@ _HOME = {
     "linear": ("CG", "Neumann"),
     "general": ("BiCGStab", "Dense", "GMRES"),
     "certificate": ("Certificate",),
+    "accuracy": ("Tightening",),
     "inner": ("Descent", "GradientDescent", "InnerSolver"),
     "rules": (
         "Rule",
-        "displacement",
-        "envelope",
         "first_order",
         "implicit",
         "implicit_vjp",
-        "jointly",
         "solve",
         "unrolled",
     ),
+    "pooled": ("displacement", "envelope", "jointly"),
     "solution": ("Certification", "Ending", "Solution", "Stats", "Status"),
     "methods": (
         "FOMAML",
@@ -94,6 +93,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from .accuracy import Tightening as Tightening
     from .adaptation import Predictor as Predictor
     from .adaptation import load as load
     from .certificate import Certificate as Certificate
@@ -144,6 +144,9 @@ if TYPE_CHECKING:
     from .newton import NewtonCG as NewtonCG
     from .nystrom import Diagonal as Diagonal
     from .nystrom import Nystrom as Nystrom
+    from .pooled import displacement as displacement
+    from .pooled import envelope as envelope
+    from .pooled import jointly as jointly
     from .problem import Problem as Problem
     from .problem import Task as Task
     from .problem import Theta as Theta
@@ -158,12 +161,9 @@ if TYPE_CHECKING:
     from .released import ThenPulled as ThenPulled
     from .released import as_released as as_released
     from .rules import Rule as Rule
-    from .rules import displacement as displacement
-    from .rules import envelope as envelope
     from .rules import first_order as first_order
     from .rules import implicit as implicit
     from .rules import implicit_vjp as implicit_vjp
-    from .rules import jointly as jointly
     from .rules import solve as solve
     from .rules import unrolled as unrolled
     from .solution import Certification as Certification

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax import Array
 
 from . import tree
 from .certificate import Certificate, anchor_weight, bound_after, error_after, sensitivity
+from .errors import ConfigError, require_number
 from .loops import repeat_while
 from .refinement import SAFETY, Move, newton_move
 from .solution import Certification, Ending, Solution, Stats, Status
@@ -20,8 +21,48 @@ ROUNDS = 20
 MOST = 1000  # steps of conjugate gradients in one solve
 
 
+@dataclass(frozen=True)
+class Tightening:
+    """An accuracy that tightens as learning goes on: max(last, first / (1 + step / pace)^power).
+
+    Far from where theta ends a rough meta-gradient does; outer learning converges if the accuracies have a
+    finite sum, so power > 1 (Pedregosa 2016, Theorem 2; the quadratic decrease of its section 4 is power=2).
+    first, last: relative to a task's meta-gradient, as `accuracy`; last is what the precision or the patience
+    allows. step: of outer learning, from 0. Without one (a gradient outside of training) it is last.
+
+    >>> Tightening(first=0.1, last=1e-3, pace=10).at(10)
+    0.025
+    """
+
+    first: float = 0.1
+    last: float = 1e-4
+    pace: float = 100.0
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        require_number("Tightening", 0, below=1, open=True, first=self.first, last=self.last)
+        require_number("Tightening", 0, open=True, pace=self.pace)
+        require_number("Tightening", 1, open=True, power=self.power)
+        if self.last > self.first:
+            raise ConfigError(f"Tightening: last={self.last!r}; accepted is at most first={self.first!r}.")
+
+    def at(self, step: Any) -> Any:
+        """The accuracy at an outer step, a number or an array."""
+        if step is None:
+            return self.last
+        now = self.first / (1 + step / self.pace) ** self.power
+        return max(self.last, now) if isinstance(step, int) else jnp.maximum(self.last, now)
+
+
+def check_accuracy(owner: str, accuracy: Any) -> None:
+    """Refuses what is no accuracy (ConfigError)."""
+    if accuracy is not None and not isinstance(accuracy, Tightening):
+        require_number(owner, 0, below=1, open=True, accuracy=accuracy)
+
+
 def until_accurate(
-    accuracy: float,
+    accuracy: Any,
     certificate: Certificate | None,
     case: Case,
     system: System,

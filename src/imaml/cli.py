@@ -450,6 +450,9 @@ def bench_command(words: Sequence[str]) -> int:
     for method, exponents in found["products"]["exponents"].items():
         facts = ", ".join(f"{slope:.2f} to {float(a):.0e}" for a, slope in exponents.items())
         print(f"products grow with the condition number to the power of: {method}: {facts}")
+    more = found["correction"]
+    for method, slope in more["slopes"].items():
+        print(f"error against delta: {method}: slope {slope:.2f}, {more['products'][method]:.0f} products")
     for file in draw(found, Path(arguments.values.get("out", "theory"))):
         print(file)
     return 0

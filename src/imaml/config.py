@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from .accuracy import Tightening
 from .damped import DampedCG
 from .domains.fewshot import FewShotRecipe
 from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
@@ -216,6 +217,7 @@ _KINDS: dict[str, type] = {
         DampedCG,
         Diagonal,
         Nystrom,
+        Tightening,
         NewTask,
         Method,
         Optimiser,
@@ -297,11 +299,10 @@ def _parse(hint: Any, text: str, option: str) -> Any:
             kinds[choice.__name__] = choice
     if types.NoneType in choices and text.lower() in ("none", "null"):
         return None
-    if kinds:
-        if text not in kinds:
-            raise ConfigError(f"option {option}: {text!r} is no kind of it{meant(text, kinds)}")
-        chosen = kinds[text]
-        return _fresh(chosen)
+    if text in kinds:
+        return _fresh(kinds[text])
+    if kinds and not set(choices) & set(_WORDS) - {types.NoneType}:
+        raise ConfigError(f"option {option}: {text!r} is no kind of it{meant(text, kinds)}")
     try:
         if bool in choices:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
@@ -312,7 +313,7 @@ def _parse(hint: Any, text: str, option: str) -> Any:
         if float in choices:
             return float(text)
     except (KeyError, ValueError) as error:
-        accepted = " or ".join(_WORDS.get(choice, str(choice)) for choice in choices)
+        accepted = " or ".join(_WORDS.get(choice, getattr(choice, "__name__", "")) for choice in choices)
         raise ConfigError(f"option {option}: {text!r} came; accepted is a {accepted}.") from error
     return text
 

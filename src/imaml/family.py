@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .accuracy import Tightening, check_accuracy
 from .damped import DampedCG
 from .errors import ConfigError, require_number, require_one_of, require_whole
 from .general import GMRES, BiCGStab, Dense
@@ -20,9 +21,10 @@ from .methods import FOMAML, IMAML, MAML, POLICIES, Joint, MetaGradient, MetaSGD
 from .minres import MINRES
 from .newton import NewtonCG
 from .nystrom import Nystrom
+from .pooled import Displacement, Envelope, Jointly
 from .problem import CURVATURES, Learned, Problem, learned
 from .released import ThenPulled, as_released
-from .rules import Displacement, Envelope, FirstOrder, Implicit, Jointly, Unrolled
+from .rules import FirstOrder, Implicit, Unrolled
 
 ANCHORS = ("needed", "none", "either")
 
@@ -59,7 +61,7 @@ class Method:
     Of imaml alone: learned: None for fixed, or how the strength is learned, "all", "leaf" or "parameter".
     curvature: "hessian", or "gauss-newton", which is never indefinite (see `imaml.proximal`). correct:
     whether a Newton step more is taken; accuracy: the accuracy asked for instead of step counts, relative to
-    a task's meta-gradient (see `imaml.implicit`).
+    a task's meta-gradient (see `imaml.implicit`), or a `Tightening`.
     """
 
     name: str = "imaml"
@@ -75,7 +77,7 @@ class Method:
     chunk: int | None = None
     curvature: str = "hessian"
     correct: bool = False
-    accuracy: float | None = None
+    accuracy: float | Tightening | None = None
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -95,8 +97,7 @@ class Method:
                 "is none: --method.strength=none, in Python strength=None."
             )
         require_one_of("method", "curvature", self.curvature, CURVATURES)
-        if self.accuracy is not None:
-            require_number("method", 0, below=1, open=True, accuracy=self.accuracy)
+        check_accuracy("method", self.accuracy)
         usual = {"learned": None, "curvature": "hessian", "correct": False, "accuracy": None}
         for name, value in usual.items():
             if getattr(self, name) != value and self.name != "imaml":

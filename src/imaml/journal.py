@@ -2,12 +2,12 @@
 
 Events, each with `time` (Unix seconds), and their fields: start (version, steps, tasks, parameters, headline,
 higher_is_better, devices); resume (step); step (step, seconds, loss, accuracy where there is one,
-gradient_norm, inner_residual, inner_steps, inner_steps_max, linear_residual, linear_steps,
-negative_curvature, error_estimate, certified, error_bound, failed, learning_rate); validation (step,
-seconds, scores, ci95, before, tasks, best); checkpoint (step); warning (message); end (step, reason,
-seconds); evaluation (split, scores, ci95, before, baselines, tasks, seed, data). Shares are in [0, 1];
-`seconds` is the training time so far, without validations and without the first step of a call, which
-compiles.
+gradient_norm, inner_residual, inner_steps, linear_residual, linear_steps (both means over tasks, with
+_median, _p90, the ninth decile, and _max beside them), negative_curvature, error_estimate, certified,
+error_bound, failed, learning_rate); validation (step, seconds, scores, ci95, before, tasks, best); checkpoint
+(step); warning (message); end (step, reason, seconds); evaluation (split, scores, ci95, before, baselines,
+tasks, seed, data). Shares are in [0, 1]; `seconds` is the training time so far, without validations and
+without the first step of a call, which compiles.
 """
 
 from __future__ import annotations

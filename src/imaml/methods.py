@@ -16,23 +16,14 @@ from jax.core import Tracer
 from jax.sharding import Mesh, PartitionSpec
 
 from . import tree
+from .accuracy import Tightening
 from .certificate import Certificate
 from .errors import ConfigError, NumericalError
 from .inner import GradientDescent, InnerSolver
+from .pooled import displacement, envelope, joined, jointly
 from .problem import Problem, Task, learned
 from .products import LinearSolver
-from .rules import (
-    Estimator,
-    Implicit,
-    Learning,
-    displacement,
-    envelope,
-    first_order,
-    implicit,
-    joined,
-    jointly,
-    unrolled,
-)
+from .rules import Estimator, Implicit, Learning, first_order, implicit, unrolled
 from .solution import Certification, Ending, Solution, Status
 
 POLICIES = ("raise", "warn", "skip")
@@ -193,12 +184,22 @@ class MetaGradient:
         found = inner(problem, theta, support, problem.init(theta, support, key), key)
         return problem.full(found.value, theta), found
 
-    def __call__(self, theta: Any, tasks: Task, key: Array | None = None) -> tuple[Any, Metrics]:
-        """The meta-gradient, shaped like theta, and Metrics. `tasks` has a leading axis on every leaf."""
+    def at_step(self, step: Any) -> MetaGradient:
+        """The method as it is at a step of outer learning, for rules that change; None for as it ends."""
+        at = getattr(self.rule, "at_step", None)
+        return self if at is None else replace(self, rule=at(step))
+
+    def __call__(
+        self, theta: Any, tasks: Task, key: Array | None = None, step: Any = None
+    ) -> tuple[Any, Metrics]:
+        """The meta-gradient, shaped like theta, and Metrics. `tasks` has a leading axis on every leaf.
+
+        step: of outer learning, for an accuracy that tightens; None for as it ends.
+        """
         count = _count(tasks)
         keys = None if key is None else jax.random.split(key, count)
         if self.mesh is None:
-            flat, metrics = self._mean(theta, tasks, keys, lambda vector: vector)
+            flat, metrics = self.at_step(step)._mean(theta, tasks, keys, lambda vector: vector)
         else:
             if count % self.mesh.size:
                 raise ConfigError(
@@ -208,13 +209,13 @@ class MetaGradient:
             spread, whole = PartitionSpec(AXIS), PartitionSpec()
             # check_vma=False: else a gradient at a replicated theta is summed over devices inside each task.
             share = jax.shard_map(
-                lambda t, b, k: self._mean(t, b, k, lambda vector: lax.psum(vector, AXIS)),
+                lambda t, b, k, s: self.at_step(s)._mean(t, b, k, lambda vector: lax.psum(vector, AXIS)),
                 mesh=self.mesh,
-                in_specs=(whole, spread, spread),
+                in_specs=(whole, spread, spread, whole),
                 out_specs=(whole, spread),
                 check_vma=False,
             )
-            flat, metrics = share(theta, tasks, keys)
+            flat, metrics = share(theta, tasks, keys, step)
         gradient = tree.ravel(theta)[1](flat)
         if not isinstance(metrics.used, Tracer):
             self.check(metrics)
@@ -298,7 +299,7 @@ def IMAML(
     linear: LinearSolver | None = None,
     certify: bool | Certificate = False,
     correct: bool = False,
-    accuracy: float | None = None,
+    accuracy: float | Tightening | None = None,
     **options: Any,
 ) -> MetaGradient:
     """Implicit MAML: the implicit meta-gradient (Rajeswaran et al. 2019, Algorithms 1 and 2).
@@ -307,7 +308,7 @@ def IMAML(
     linear: how well each task is solved (delta) and its linear system (delta'). certify: whether each task's
     error is bounded (`Metrics.error_bound`, see `Certificate`); without, it is only estimated. correct:
     whether one Newton step more is taken, after which the error falls with delta squared. accuracy: the error
-    asked for instead, relative to a task's meta-gradient, see `implicit`. options: policy,
+    asked for instead, relative to a task's meta-gradient, or a `Tightening`, see `implicit`. options: policy,
     chunk, mesh, measure, of `MetaGradient`. The result is the gradient of `theta`, shaped like it: the direct
     term plus `implicit_vjp`.
 

@@ -296,7 +296,8 @@ def _curves(run: _Run) -> str:
 def _numerics(run: _Run) -> str:
     """How well the inner and the linear problems were solved."""
     figures, sentences = [], []
-    names = ("step", *KINDS, "inner_steps", "inner_steps_max", "linear_steps")
+    spread = {"": "mean", "_median": "median", "_p90": "ninth decile", "_max": "most"}
+    names = ("step", *KINDS, *(f"{n}_steps{of}" for n in ("inner", "linear") for of in spread))
     columns = {name: run.column(name) for name in names}
     for name, (title, note, kind) in KINDS.items():
         if kind == "column" and columns[name].size and not np.nansum(columns[name]):
@@ -306,16 +307,17 @@ def _numerics(run: _Run) -> str:
             line = Line("", columns["step"], columns[name], style, smooth=smooth)
             figures.append(figure(title, note, [line], "step", kind))
     for name in ("inner_steps", "linear_steps"):
-        words, y = name.replace("_", " "), columns[name][np.isfinite(columns[name])]
-        if y.size and np.ptp(y) < 1e-6:
-            sentences.append(f"Every logged mean is {y[0]:g} {words} a task.")
-        elif y.size:
-            counts, edges = np.histogram(y, bins=min(24, max(5, math.isqrt(y.size))))
-            most = columns.get(f"{name}_max", np.array([]))
-            note = f"how often; median {np.median(y):.3g} a task"
-            note += f", most {np.nanmax(most):g}" if np.isfinite(most).any() else ""
-            line = Line("", (edges[1:] + edges[:-1]) / 2, counts.astype(float), "column")
-            figures.append(figure(_words(words), note, [line], f"mean {words} a task"))
+        words, known = name.replace("_", " "), {of: columns[f"{name}{of}"] for of in spread}
+        known = {of: y for of, y in known.items() if np.isfinite(y).any()}
+        if not known:
+            continue
+        ends = np.concatenate([y[np.isfinite(y)] for y in known.values()])
+        if np.ptp(ends) < 1e-6:
+            sentences.append(f"Every task took {ends[0]:g} {words}.")
+        else:
+            styles = {"": "a", "_median": "d", "_p90": "b", "_max": "c"}
+            lines = [Line(spread[of], columns["step"], y, styles[of]) for of, y in known.items()]
+            figures.append(figure(_words(words), "a task, over the tasks of each logged line", lines, "step"))
     drawn, text = "".join(figures), " ".join(sentences)
     if not drawn and not text:
         return ""

@@ -3,11 +3,9 @@
 implicit      d phi*/d theta = -(dF/dphi)^-1 dF/dtheta at the solution       iMAML; paper, Lemma 1
 unrolled      through every step of the inner solver                          MAML
 first_order   d phi/d theta = d init/d theta                                  first-order MAML
-displacement  theta - phi_k, no query set                                     Reptile
-envelope      d/dtheta of the inner optimum's value, no query set             proximal Reptile
-jointly       the slope of one loss for all tasks, nothing adapted            transfer, multi-task
 
-The first three make `solve` differentiable; all six estimate one task's meta-gradient.
+They make `solve` differentiable, and estimate one task's meta-gradient. One more does both, `last_step`;
+those that learn from all of a task's data at once are in `pooled`.
 """
 
 from __future__ import annotations
@@ -21,9 +19,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import tree
-from .accuracy import until_accurate
+from .accuracy import Tightening, check_accuracy, until_accurate
 from .certificate import Certificate, bound_after, certificate_of, error_estimate, estimate_after, moved
-from .errors import ConfigError, StructureError, require_number
+from .errors import ConfigError, StructureError
 from .inner import InnerSolver, judged
 from .linear import CG
 from .problem import Learned, Problem, Task, require_anchor
@@ -114,19 +112,24 @@ class Implicit:
     linear: LinearSolver
     certificate: Certificate | None = None
     correct: bool = False
-    accuracy: float | None = None
+    accuracy: float | Tightening | None = None
     needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Raises StructureError for a problem without an anchor, or not of the linear solver's structure."""
         require_anchor(problem)
         refuse_system(self.linear, problem)
-        _refuse_learned_rate(inner, "implicit()")
+        refuse_learned_rate(inner, "implicit()")
         if problem.structure != "spd" and (self.correct or self.accuracy is not None):
             raise StructureError(
                 "implicit: correct and accuracy take Newton steps by conjugate gradients, for problems that "
                 f"minimise something; this one is {problem.structure!r}. Use step counts and tolerances."
             )
+
+    def at_step(self, step: Any) -> Implicit:
+        """The rule as it is at a step of outer learning; None for as it ends."""
+        asked = self.accuracy
+        return replace(self, accuracy=asked.at(step)) if isinstance(asked, Tightening) else self
 
     def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
@@ -148,7 +151,11 @@ class Implicit:
             return Implied(move.adapted, move.gradient, move.loss, move.residual, linear)
         gradient, residual = system.gradient(solution.value), tree.norm(system.residual)
         estimate = error_estimate(*given)
-        bound, code = None, jnp.full_like(solution.status.code, int(Certification.NOT_ASKED))
+        spent, bound, code = (
+            solution.stats.steps,
+            None,
+            jnp.full_like(solution.status.code, int(Certification.NOT_ASKED)),
+        )
         implied = Implied(adapted, gradient, system.loss, residual, solution)
         if problem.structure != "spd":
             if self.certificate is not None:
@@ -161,10 +168,11 @@ class Implicit:
             if self.correct:
                 implied = Implied(move.adapted, move.gradient, move.loss, move.residual, solution)
                 estimate = estimate_after(case, system, move)
+                spent = spent + move.products
             if self.certificate is not None:
                 after, code = bound_after(recipe, case, move, key)
                 bound = after if self.correct else after + apart
-        stats = replace(solution.stats, error_estimate=estimate, error_bound=bound)
+        stats = replace(solution.stats, steps=spent, error_estimate=estimate, error_bound=bound)
         return implied._replace(linear=Solution(solution.value, stats, Status(solution.status.code, code)))
 
     def __call__(
@@ -242,7 +250,7 @@ class FirstOrder:
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Raises StructureError for a learned inner rate."""
-        _refuse_learned_rate(inner, "first_order()")
+        refuse_learned_rate(inner, "first_order()")
 
     def solution(
         self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
@@ -282,94 +290,7 @@ def differentiated(
     return TaskGradient(gradient, loss, phi, found.stats.residual, found)
 
 
-def joined(support: Any, query: Any) -> Any:
-    """Both batches of a task as one: their leaves, row after row."""
-    if jax.tree.structure(support) != jax.tree.structure(query):
-        raise ConfigError(
-            f"joined: support is {tree.shapes(support)} and query {tree.shapes(query)}; they can be made one "
-            "batch only where their trees are alike. Pass whole=(support, query) -> batch."
-        )
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, query)
-
-
-@dataclass(frozen=True)
-class Displacement:
-    """Where the inner solver went, theta - phi_k; made by `displacement()`."""
-
-    whole: Callable[[Any, Any], Any] = joined
-    needs_solution: ClassVar[bool] = False
-
-    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for a problem that is anchored, or started elsewhere than at theta."""
-        if problem.anchored:
-            raise StructureError(
-                f"displacement() is for plain(loss), which starts at theta; this problem is {problem.kind}. "
-                "For proximal(loss, strength) use envelope()."
-            )
-        _refuse_learned_rate(inner, "displacement()")
-
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """The displacement; leaves that a task does not adapt get the gradient of its loss at phi_k."""
-        problem, query_loss, _ = learning
-        batch = self.whole(*task)
-        start = problem.init(theta, batch, key)
-        phi, found = learning.solved(theta, batch, key)
-        shared = jax.grad(lambda t: problem.objective(found.value, t, batch))(theta)  # 0 for adapted leaves
-        moved = problem.adapt.join(
-            jax.tree.map(jnp.subtract, start, found.value), problem.adapt.split(shared)[1]
-        )
-        return TaskGradient(moved, query_loss(phi, theta, task.query), phi, found.stats.residual, found)
-
-
-@dataclass(frozen=True)
-class Envelope:
-    """The gradient of the inner optimum's value; made by `envelope()`."""
-
-    whole: Callable[[Any, Any], Any] = joined
-    needs_solution: ClassVar[bool] = True
-
-    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for a problem without an objective or anchor, or with a learned strength."""
-        require_anchor(problem)
-        if problem.objective_of is None:
-            raise StructureError(
-                f"envelope() needs a problem that minimises something; this one is a {problem.kind}. Use "
-                "implicit(GMRES())."
-            )
-        if problem.learns is not None:
-            raise StructureError(
-                "envelope() with a learned strength drives it to zero, as the optimum's value only falls by "
-                "that; fix the strength, or use implicit(...)."
-            )
-        _refuse_learned_rate(inner, "envelope()")
-
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """d/dtheta objective(phi, theta) at the phi found; for a proximal problem strength (theta - phi)."""
-        problem, query_loss, _ = learning
-        batch = self.whole(*task)
-        phi, found = learning.solved(theta, batch, key)
-        gradient = jax.grad(lambda t: problem.objective(found.value, t, batch))(theta)
-        return TaskGradient(gradient, query_loss(phi, theta, task.query), phi, found.stats.residual, found)
-
-
-@dataclass(frozen=True)
-class Jointly:
-    """The gradient of one loss for all tasks; made by `jointly(loss)`."""
-
-    loss: Callable[[Any, Any], Array]
-    whole: Callable[[Any, Any], Any] = joined
-    needs_solution: ClassVar[bool] = False
-
-    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Nothing is refused: the problem and its solver are for new tasks, later."""
-
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """The loss's gradient on all of the task's data; phi is theta, as nothing is adapted."""
-        loss, gradient = jax.value_and_grad(self.loss)(theta, self.whole(*task))
-        return TaskGradient(gradient, loss, theta)
-
-
-def _refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
+def refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
     """Refuses a learned inner rate under a rule that does not see the steps (StructureError)."""
     if isinstance(getattr(inner, "learning_rate", None), Learned):
         raise StructureError(
@@ -383,7 +304,7 @@ def implicit(
     *,
     certify: bool | Certificate = False,
     correct: bool = False,
-    accuracy: float | None = None,
+    accuracy: float | Tightening | None = None,
 ) -> Implicit:
     """The implicit rule: exact up to how well phi* and the linear system are solved (Lemma 1).
 
@@ -392,13 +313,15 @@ def implicit(
     out the backward solve's status: where that matters (training), use `implicit_vjp`.
 
     certify: whether `IMAML` bounds each task's error, see `Certificate`. correct: whether its gradient is
-    that after one Newton step more, whose error falls with the square of the inner solution's. accuracy: the
+    that after one Newton step more, whose error falls with the square of the inner solution's; the linear
+    steps then count its products, too. accuracy: the
     error asked for, relative to the norm of a task's meta-gradient: Newton steps and linear solves go on from
-    the inner solution until it is reached; `linear` may then be left out. All leave the differentiable rule
+    the inner solution until it is reached; `linear` may then be left out; a `Tightening` asks for more as
+    learning goes on. All leave the differentiable rule
     as it is.
     """
     if accuracy is not None:
-        require_number("implicit", 0, below=1, open=True, accuracy=accuracy)
+        check_accuracy("implicit", accuracy)
         linear = CG(steps=200, tolerance=0.1) if linear is None else linear
     if not callable(linear):
         raise ConfigError(
@@ -415,34 +338,6 @@ def unrolled() -> Unrolled:
 def first_order() -> FirstOrder:
     """The rule of first-order MAML: d phi/d theta = d init/d theta, the identity by default."""
     return FirstOrder()
-
-
-def displacement(whole: Callable[[Any, Any], Any] = joined) -> Displacement:
-    """The estimator of Reptile, theta - phi_k after k inner steps (Nichol et al. 2018, Algorithm 1).
-
-    Learns from all of a task's data at once: whole makes one batch of support and query. There is no query
-    loss in it; it is measured at phi_k all the same. An estimate of no loss's gradient, in units of theta.
-    """
-    return Displacement(whole)
-
-
-def envelope(whole: Callable[[Any, Any], Any] = joined) -> Envelope:
-    """The estimator of proximal Reptile: the gradient of `min_phi objective(phi, theta)` in theta.
-
-    By the envelope theorem (Danskin 1967) that is the partial derivative at phi*, for a proximal problem
-    strength (theta - phi*): the gradient of the Moreau envelope, with no linear solve. Exact at the solution;
-    elsewhere off by at most strength |phi - phi*|. whole: as in `displacement`.
-    """
-    return Envelope(whole)
-
-
-def jointly(loss: Callable[[Any, Any], Array], whole: Callable[[Any, Any], Any] = joined) -> Jointly:
-    """The estimator of transfer and multi-task learning: the gradient of loss(theta, batch), all of a task's.
-
-    Nothing is adapted while it learns; new tasks are fine-tuned from the theta that comes out. whole: as in
-    `displacement`.
-    """
-    return Jointly(loss, whole)
 
 
 def solve(

@@ -3,6 +3,7 @@
 (a) error against inner steps, on linear regression where the meta-gradient has a closed form: MAML by
     unrolling and truncated unrolling, implicit MAML with several numbers of CG steps, with a Newton step
     more, and the certificate beside the true error                                   (paper, figure 2a)
+    and, with logistic regression, error against delta, how far the inner solution is off
 (b) memory, as XLA counts it in the compiled step, (c) time against inner steps of Conv4   (figures 2b, 2c)
 (d) products to an accuracy against the condition number                                      (Theorem 1)
 """
@@ -26,6 +27,7 @@ from .domains.fewshot import characters
 from .inner import GradientDescent
 from .linear import CG
 from .methods import IMAML, MAML
+from .newton import Newton
 from .problem import Task, proximal
 from .rules import implicit
 from .system import Case, judge_of
@@ -34,6 +36,7 @@ FEATURES, ROWS, STRENGTH = 20, 30, 0.5
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONDITIONS = (10, 30, 100, 300, 1000, 3000, 10_000)
 ACCURACIES = (1e-2, 1e-4, 1e-6)
+DELTAS = tuple(float(f"{d:.3g}") for d in np.geomspace(1e-4, 0.3, 8))
 
 
 def regression(seed: int) -> tuple[Any, Array, Task, float]:
@@ -100,6 +103,48 @@ def errors(seed: int = 0) -> dict[str, list[float | None]]:
         for name, value in implied(phi).items():
             add(name, value)
     return found
+
+
+def corrections(seed: int = 0) -> dict[str, Any]:
+    """(a) again: relative errors of the meta-gradient against delta, the slopes, and the products with A.
+
+    Of logistic regression, which is no quadratic, at phi* and a random way of length delta from it, with the
+    linear system solved to the end. products: the mean over all deltas, the first solve's among them.
+    """
+    _, theta, task, _ = regression(seed)
+    support, query = (
+        (inputs, jnp.sign(targets), jnp.ones(())) for inputs, targets in (task.support, task.query)
+    )
+    problem = proximal(_logistic, STRENGTH, convex=True)
+    slope = lambda p: problem.residual(p, theta, support)  # noqa: E731
+    star = Newton(steps=30)(problem, theta, support).value
+    matrix = jax.jacfwd(slope)(star)
+    judge = judge_of(lambda phi, theta, batch: _logistic(phi, batch), theta, query)
+    case = Case(problem, theta, support, judge)
+    system = case.system(star)
+    truth = system.gradient(jnp.linalg.solve(matrix, system.right))
+    way = jnp.asarray(np.random.default_rng(seed + 1).normal(size=FEATURES))
+    way = way / jnp.linalg.norm(way)
+    linear = CG(tolerance=1e-12)
+    rules = {
+        "iMAML": implicit(linear),
+        "iMAML, a Newton step more": implicit(linear, correct=True),
+        "iMAML, accuracy 1e-6 asked for": implicit(linear, accuracy=1e-6),
+    }
+    found: dict[str, Any] = {"deltas": list(DELTAS), "errors": {}, "products": {}, "slopes": {}}
+    for name, rule in rules.items():
+        at = jax.jit(lambda phi, rule=rule: rule.at(case, phi, None)[1::3])
+        ends = [at(star + delta * way) for delta in DELTAS]
+        off = [float(jnp.linalg.norm(g - truth) / jnp.linalg.norm(truth)) for g, _ in ends]
+        found["errors"][name] = off
+        found["products"][name] = float(np.mean([solution.stats.steps for _, solution in ends]))
+        clear = [i for i, error in enumerate(off) if error > 1e-11]  # above rounding
+        found["slopes"][name] = exponent([DELTAS[i] for i in clear], [off[i] for i in clear])
+    return found
+
+
+def _logistic(phi: Any, batch: Any) -> Array:
+    return jnp.mean(jax.nn.softplus(-batch[1] * (batch[0] @ phi)))
 
 
 def products(condition: float, accuracy: float, seed: int = 0, size: int = 200) -> dict[str, int]:
@@ -187,7 +232,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     try:
         conditions = CONDITIONS[:4] if quick else CONDITIONS
         counted = {a: [products(c, a) for c in conditions] for a in ACCURACIES}
-        found = {"inner_steps": list(STEPS), "errors": errors()}
+        found = {"inner_steps": list(STEPS), "errors": errors(), "correction": corrections()}
     finally:
         jax.config.update("jax_enable_x64", before)
     names = list(next(iter(counted.values()))[0])
@@ -224,6 +269,16 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize=8, ncols=2)
     files = [folder / "theory-errors.svg"]
+    figure.savefig(files[-1], metadata={"Date": None})
+    figure, panel = plt.subplots(figsize=(6, 4), layout="constrained")
+    more = found["correction"]
+    for name, values in more["errors"].items():
+        label = f"{name}: slope {more['slopes'][name]:.2f}, {more['products'][name]:.0f} products"
+        panel.loglog(more["deltas"], values, marker=".", label=label)
+    panel.set(xlabel="delta, distance to the inner solution", ylabel="relative error of the meta-gradient")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False, fontsize=8)
+    files.append(folder / "theory-correction.svg")
     figure.savefig(files[-1], metadata={"Date": None})
     figure, panel = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, rows in found["products"]["counts"].items():

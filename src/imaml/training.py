@@ -30,7 +30,8 @@ from .errors import ConfigError, NumericalError, meant
 from .evaluation import Evaluation, evaluate_theta
 from .folder import check_new, check_resumable
 from .journal import Journal
-from .methods import AXIS, MetaGradient, Metrics
+from .methods import AXIS, MetaGradient
+from .window import Window
 
 VALIDATION_SEED = 20_190_910  # validation tasks are the same in every run, so that runs can be paired
 
@@ -86,7 +87,7 @@ def make_step(method: MetaGradient, transform: Any, tasks: int, average: float) 
         if method.mesh is not None:
             keys = jax.lax.with_sharding_constraint(keys, NamedSharding(method.mesh, PartitionSpec(AXIS)))
         batch = jax.vmap(lambda k: domain.sample(k, "train"))(keys)
-        gradient, metrics = method(state["theta"], batch, method_key)
+        gradient, metrics = method(state["theta"], batch, method_key, state["step"])
         size = tree.norm(gradient)
         good = jnp.isfinite(size) & jnp.any(metrics.used)
         updates, memory = transform.update(gradient, state["optimiser"], state["theta"])
@@ -128,73 +129,6 @@ def _check_theta(start: Any, fresh: Any) -> None:
         )
     if not bool(tree.finite(start)):
         raise ConfigError("start: theta holds NaN or infinity; take that of an earlier checkpoint or run.")
-
-
-def _median(shares: np.ndarray) -> float | None:
-    """The median, or None where it is infinite: nothing is known of half of the tasks."""
-    median = float(
-        np.median(np.nan_to_num(shares, nan=np.inf, posinf=np.inf))
-    )  # a task that failed: nothing is known
-    return median if math.isfinite(median) else None
-
-
-def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
-    """What is known of the meta-gradients' errors, relative to each task's own: medians over tasks."""
-    fields: dict[str, float | None] = {}
-    relative = lambda error, m: np.float64(error) / np.maximum(np.float64(m.gradient_norm), 1e-300)  # noqa: E731
-    known = [relative(m.error_estimate, m) for m in metrics if m.error_estimate is not None]
-    if known:
-        fields["error_estimate"] = _median(np.concatenate(known))
-    bounded = [relative(m.error_bound, m) for m in metrics if m.error_bound is not None]
-    if bounded:
-        certified = [np.asarray(m.certified) for m in metrics if m.error_bound is not None]
-        fields["certified"] = float(np.concatenate(certified).mean())
-        fields["error_bound"] = _median(np.concatenate(bounded))
-    return fields
-
-
-class _Window:
-    """Reports since the last line of the journal, averaged when one is due."""
-
-    def __init__(self) -> None:
-        self.reports: list[dict[str, Any]] = []
-        self.norms: list[
-            float
-        ] = []  # of the meta-gradient; travels with a checkpoint, as runs may stop by it
-
-    def add(self, report: dict[str, Any]) -> None:
-        """Takes up one step's report."""
-        self.reports.append(report)
-        self.norms.append(float(report["gradient_norm"]))
-
-    def summary(self) -> dict[str, float | None]:
-        """The means over the window's steps and tasks, as event fields; empties the window."""
-        metrics = [jax.device_get(report["metrics"]) for report in self.reports]
-        used = np.concatenate([m.used for m in metrics])
-
-        def mean(values: list[Any]) -> float:
-            joined = np.concatenate([np.asarray(v, np.float64) for v in values])[used]
-            return float(joined.mean()) if joined.size else math.nan
-
-        fields: dict[str, float | None] = {
-            "loss": mean([m.loss for m in metrics]),
-            "gradient_norm": math.fsum(self.norms) / len(self.norms),
-            "failed": int((~used).sum()),
-        }
-        if metrics[0].inner_status is not None:
-            fields["inner_residual"] = mean([m.inner_residual for m in metrics])
-            fields["inner_steps"] = mean([m.inner_steps for m in metrics])
-            fields["inner_steps_max"] = float(max(m.inner_steps.max() for m in metrics))
-        if metrics[0].linear_status is not None:
-            fields["linear_residual"] = mean([m.linear_residual for m in metrics])
-            fields["linear_steps"] = mean([m.linear_steps for m in metrics])
-            fields["negative_curvature"] = float(np.mean([m.negative_curvature.mean() for m in metrics]))
-        fields |= _errors(metrics)
-        for name in metrics[0].measures:
-            fields[name] = mean([m.measures[name] for m in metrics])
-        self.reports.clear()
-        self.norms.clear()
-        return fields
 
 
 class _Interrupts:
@@ -304,7 +238,7 @@ class _Loop:
         build = lambda method: make_step(method, self.transform, training.tasks, self.average)  # noqa: E731
         self.step = build(method)
         self.certifying = build(method.certifying()) if training.certify_every else self.step
-        self.window = _Window()
+        self.window = Window()
         self.best, self.stale = math.nan, 0  # the best validation, and how many came since
         self.last: Evaluation | None = None
         self.failing = 0  # steps with failed tasks

@@ -12,8 +12,8 @@ from jax import Array
 
 from ..errors import ConfigError, require_whole
 from ..models import MLP
+from ..pooled import joined
 from ..problem import Problem, Task, plain, proximal
-from ..rules import joined
 
 
 class Points(NamedTuple):
