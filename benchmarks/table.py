@@ -248,6 +248,45 @@ def requested():
     return "\n".join(lines) + f"\n\n`{r['command']}` ([accuracy.json](../benchmarks/results/accuracy.json))"
 
 
+def theory():
+    """The result of `imaml bench theory`, as committed."""
+    return json.loads((RESULTS / "theory" / "theory.json").read_text())
+
+
+def corrected():
+    """The table of docs/certificates.md: error against delta, and the price."""
+    r = theory()["correction"]
+    lines = [
+        "| | slope of log error against log delta | error at the least and the largest delta | products |"
+    ]
+    lines.append("|---|---|---|---|")
+    for name, errors in r["errors"].items():
+        ends = f"{errors[0]:.1e}, {errors[-1]:.1e}"
+        lines.append(f"| {name} | {r['slopes'][name]:.2f} | {ends} | {r['products'][name]:.0f} |")
+    return "\n".join(lines)
+
+
+def exponents():
+    """The tables of docs/theory.md: fitted exponents of products, and memory and time by inner steps."""
+    r = theory()
+    accuracies = list(next(iter(r["products"]["exponents"].values())))
+    heads = [f"to {float(a):.0e}" for a in accuracies]
+    lines = ["| products grow with the condition number to the power of | " + " | ".join(heads) + " |"]
+    lines.append("|---" * (1 + len(heads)) + "|")
+    for name, found in r["products"]["exponents"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{found[a]:.2f}" for a in accuracies) + " |")
+    lines += [
+        "",
+        "| Conv4, 20-way 5-shot, one task, inner steps | " + " | ".join(map(str, r["compiled_steps"])) + " |",
+    ]
+    lines.append("|---" * (1 + len(r["compiled_steps"])) + "|")
+    for name, values in r["temporary_bytes"].items():
+        lines.append(f"| {name}, MiB | " + " | ".join(f"{v / 2**20:,.0f}" for v in values) + " |")
+    for name, values in r["seconds"].items():
+        lines.append(f"| {name}, seconds | " + " | ".join(f"{v:.2f}" for v in values) + " |")
+    return "\n".join(lines)
+
+
 def filled(text, name, content):
     """A text with the block of that name replaced."""
     start, end = START.format(name), END.format(name)
@@ -259,6 +298,8 @@ def main():
     """Writes or checks the tables."""
     blocks = {"README.md": {"results": table()}}
     certificates = {"certified": certified(), "requested": requested(), "costs": costs()}
+    certificates["correction"] = corrected()
+    blocks["docs/theory.md"] = {"theory": exponents()}
     blocks["docs/certificates.md"] = certificates
     if comparisons():
         blocks["README.md"]["comparison"] = compared()
