@@ -28,7 +28,10 @@ from jax import lax
 import imaml
 from benchmarks.machine import describe_machine
 
-RESULT = Path(__file__).parent / "results" / "stochastic.json"
+ROOT = Path(__file__).parent
+RESULT = ROOT / "results" / "stochastic.json"
+FIGURE = ROOT.parent / "docs" / "figures" / "stochastic.svg"
+STOCHASTIC = ("SGD", "SGD with decay", "SVRG")
 FEATURES, BATCH, SEEDS = 20, 5, 3
 SIZES, CONDITIONS = (5, 50, 500, 5000), (1.5, 10, 100, 1000, 10_000)
 DELTAS = (0.3, 0.1, 0.01, 1e-4)
@@ -264,14 +267,50 @@ def cell(rows, condition):
     return found
 
 
+def plotted(result):
+    """The figure: passes over the rows until a coarse delta, a fine one, and a right meta-gradient."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams.update({"svg.hashsalt": "imaml", "font.size": 10})
+    goals, sizes = ("delta 0.3", "delta 0.01", "meta-gradient to 1 %"), (50, 5000)
+    figure, panels = plt.subplots(
+        len(sizes), len(goals), figsize=(11, 6.4), layout="constrained", sharex=True, sharey="row"
+    )
+    names = list(dict.fromkeys(row["solver"] for row in result["table"]))
+    for i, size in enumerate(sizes):
+        for j, goal in enumerate(goals):
+            for name in names:
+                rows = [
+                    row
+                    for row in result["table"]
+                    if (row["rows"], row["solver"], row["goal"]) == (size, name, goal) and row["gradients"]
+                ]
+                style = "--" if name in STOCHASTIC else "-"
+                x, y = [row["condition"] for row in rows], [row["passes"] for row in rows]
+                panels[i, j].loglog(x, y, style, marker=".", label=name)
+            panels[i, j].grid(alpha=0.3)
+            panels[i, j].set_title(f"{goal}, {size:,} rows", fontsize=10)
+            panels[-1, j].set_xlabel("condition number")
+        panels[i, 0].set_ylabel("passes over the rows")
+    panels[0, 0].legend(frameon=False, fontsize=7)
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, metadata={"Date": None})
+
+
 def main():
-    """Prints and writes the table."""
+    """Prints and writes the table, and draws it."""
     jax.config.update("jax_enable_x64", True)
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--conditions", type=float, nargs="*", default=CONDITIONS)
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--draw", action="store_true", help="only draw what is there")
     arguments = parser.parse_args()
+    if arguments.draw:
+        return plotted(json.loads(arguments.out.read_text()))
     table = []
     for rows in arguments.sizes:
         for condition in arguments.conditions:
@@ -285,6 +324,9 @@ def main():
             result = {"command": "python -m benchmarks.stochastic", "machine": describe_machine()}
             result |= {"seeds": SEEDS, "minibatch": BATCH, "passes_at_most": PASSES, "table": table}
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.out == RESULT:
+        plotted(result)
+    return None
 
 
 if __name__ == "__main__":
