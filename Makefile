@@ -19,7 +19,7 @@ train: $(STAMP)
 	$(BIN)/imaml train characters-5w1s
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
 
 lint: $(DEV)
 	$(BIN)/ruff check .

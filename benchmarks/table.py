@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks import pages
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 START, END = "<!-- {}: python -m benchmarks.table -->", "<!-- end of {} -->"
@@ -189,104 +191,6 @@ def whole_comparisons():
     return "\n".join(parts).rstrip()
 
 
-def certified():
-    """The table of docs/certificates.md: bounds and estimates beside true errors, by kind of problem."""
-    r = json.loads((RESULTS / "certificates.json").read_text())
-    lines = [
-        "| problems | indefinite, seen by CG | certified | of those with an error below 1 % | bound held "
-        "| bound / error, median "
-        "| estimate at least the error | estimate / error, median |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in r["rows"]:
-        cells = [
-            f"{row['kind']} ({row['problems']})",
-            f"{row['indefinite']}, {row['negative_curvature_seen']}",
-            f"{100 * row['certified']:.0f} %",
-            f"{100 * row['of_them_certified']:.0f} %",
-            f"{100 * row['bound_holds']:.1f} %",
-            f"{row['median_bound_over_true']:.2f}",
-            f"{100 * row['estimate_at_least_true']:.0f} %",
-            f"{row['median_estimate_over_true']:.1f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return (
-        "\n".join(lines)
-        + f"\n\n`{r['command']}` ([certificates.json](../benchmarks/results/certificates.json))"
-    )
-
-
-def costs():
-    """The table of docs/certificates.md: what estimates and certificates add to a meta-step."""
-    r = json.loads((RESULTS / "certificate_cost.json").read_text())
-    lines = ["| Conv4 meta-step with | takes more, median | its 8 tasks |", "|---|---|---|"]
-    for row in r["rows"]:
-        if row["what"] != row["more_than"]:
-            codes = ", ".join(f"{count} {code}" for code, count in row.get("tasks", {}).items())
-            lines.append(f"| {row['what']} | {100 * row['more_median']:.0f} % | {codes} |")
-    source = f"`{r['command']}` ([certificate_cost.json](../benchmarks/results/certificate_cost.json))"
-    return "\n".join(lines) + f"\n\n{source}"
-
-
-def requested():
-    """The table of docs/certificates.md: accuracies asked for, and their price."""
-    r = json.loads((RESULTS / "accuracy.json").read_text())
-    lines = ["| problems | asked for | certified | of these reached | products, mean | best fixed counts |"]
-    lines.append("|---|---|---|---|---|---|")
-    for row in r["rows"]:
-        best = row["best_fixed"]
-        counts = f"{best['products']} ({best['inner']} + {best['linear']})" if best else "none reaches 99 %"
-        cells = [
-            f"{row['kind']} ({row['problems']})",
-            f"{row['accuracy']:.0e}",
-            f"{100 * row['certified']:.0f} %",
-            f"{100 * row['of_them_below']:.1f} %",
-            f"{row['products']['mean']:.0f}",
-            counts,
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n`{r['command']}` ([accuracy.json](../benchmarks/results/accuracy.json))"
-
-
-def theory():
-    """The result of `imaml bench theory`, as committed."""
-    return json.loads((RESULTS / "theory" / "theory.json").read_text())
-
-
-def corrected():
-    """The table of docs/certificates.md: error against delta, and the price."""
-    r = theory()["correction"]
-    lines = [
-        "| | slope of log error against log delta | error at the least and the largest delta | products |"
-    ]
-    lines.append("|---|---|---|---|")
-    for name, errors in r["errors"].items():
-        ends = f"{errors[0]:.1e}, {errors[-1]:.1e}"
-        lines.append(f"| {name} | {r['slopes'][name]:.2f} | {ends} | {r['products'][name]:.0f} |")
-    return "\n".join(lines)
-
-
-def exponents():
-    """The tables of docs/theory.md: fitted exponents of products, and memory and time by inner steps."""
-    r = theory()
-    accuracies = list(next(iter(r["products"]["exponents"].values())))
-    heads = [f"to {float(a):.0e}" for a in accuracies]
-    lines = ["| products grow with the condition number to the power of | " + " | ".join(heads) + " |"]
-    lines.append("|---" * (1 + len(heads)) + "|")
-    for name, found in r["products"]["exponents"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{found[a]:.2f}" for a in accuracies) + " |")
-    lines += [
-        "",
-        "| Conv4, 20-way 5-shot, one task, inner steps | " + " | ".join(map(str, r["compiled_steps"])) + " |",
-    ]
-    lines.append("|---" * (1 + len(r["compiled_steps"])) + "|")
-    for name, values in r["temporary_bytes"].items():
-        lines.append(f"| {name}, MiB | " + " | ".join(f"{v / 2**20:,.0f}" for v in values) + " |")
-    for name, values in r["seconds"].items():
-        lines.append(f"| {name}, seconds | " + " | ".join(f"{v:.2f}" for v in values) + " |")
-    return "\n".join(lines)
-
-
 def filled(text, name, content):
     """A text with the block of that name replaced."""
     start, end = START.format(name), END.format(name)
@@ -297,10 +201,16 @@ def filled(text, name, content):
 def main():
     """Writes or checks the tables."""
     blocks = {"README.md": {"results": table()}}
-    certificates = {"certified": certified(), "requested": requested(), "costs": costs()}
-    certificates["correction"] = corrected()
-    blocks["docs/theory.md"] = {"theory": exponents()}
+    certificates = {"certified": pages.certified(), "requested": pages.requested(), "costs": pages.costs()}
+    certificates["correction"] = pages.corrected()
+    blocks["docs/theory.md"] = {"theory": pages.exponents()}
     blocks["docs/certificates.md"] = certificates
+    blocks["docs/indefinite.md"] = {"indefinite": pages.indefinite()}
+    blocks["docs/delta.md"] = {"delta": pages.delta()}
+    blocks["docs/stochastic_inner_loops.md"] = {
+        "counts": pages.stochastic(),
+        "learning": pages.stochastic_learning(),
+    }
     if comparisons():
         blocks["README.md"]["comparison"] = compared()
         blocks["docs/comparison.md"] = {"comparisons": whole_comparisons()}

@@ -1,0 +1,254 @@
+"""The tables of the pages in docs/, from the results; `python -m benchmarks.table` puts them there."""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def certified():
+    """The table of docs/certificates.md: bounds and estimates beside true errors, by kind of problem."""
+    r = json.loads((RESULTS / "certificates.json").read_text())
+    lines = [
+        "| problems | indefinite, seen by CG | certified | of those with an error below 1 % | bound held "
+        "| bound / error, median "
+        "| estimate at least the error | estimate / error, median |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in r["rows"]:
+        cells = [
+            f"{row['kind']} ({row['problems']})",
+            f"{row['indefinite']}, {row['negative_curvature_seen']}",
+            f"{100 * row['certified']:.0f} %",
+            f"{100 * row['of_them_certified']:.0f} %",
+            f"{100 * row['bound_holds']:.1f} %",
+            f"{row['median_bound_over_true']:.2f}",
+            f"{100 * row['estimate_at_least_true']:.0f} %",
+            f"{row['median_estimate_over_true']:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return (
+        "\n".join(lines)
+        + f"\n\n`{r['command']}` ([certificates.json](../benchmarks/results/certificates.json))"
+    )
+
+
+def costs():
+    """The table of docs/certificates.md: what estimates and certificates add to a meta-step."""
+    r = json.loads((RESULTS / "certificate_cost.json").read_text())
+    lines = ["| Conv4 meta-step with | takes more, median | its 8 tasks |", "|---|---|---|"]
+    for row in r["rows"]:
+        if row["what"] != row["more_than"]:
+            codes = ", ".join(f"{count} {code}" for code, count in row.get("tasks", {}).items())
+            lines.append(f"| {row['what']} | {100 * row['more_median']:.0f} % | {codes} |")
+    source = f"`{r['command']}` ([certificate_cost.json](../benchmarks/results/certificate_cost.json))"
+    return "\n".join(lines) + f"\n\n{source}"
+
+
+def requested():
+    """The table of docs/certificates.md: accuracies asked for, and their price."""
+    r = json.loads((RESULTS / "accuracy.json").read_text())
+    lines = ["| problems | asked for | certified | of these reached | products, mean | best fixed counts |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in r["rows"]:
+        best = row["best_fixed"]
+        counts = f"{best['products']} ({best['inner']} + {best['linear']})" if best else "none reaches 99 %"
+        cells = [
+            f"{row['kind']} ({row['problems']})",
+            f"{row['accuracy']:.0e}",
+            f"{100 * row['certified']:.0f} %",
+            f"{100 * row['of_them_below']:.1f} %",
+            f"{row['products']['mean']:.0f}",
+            counts,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n`{r['command']}` ([accuracy.json](../benchmarks/results/accuracy.json))"
+
+
+def theory():
+    """The result of `imaml bench theory`, as committed."""
+    return json.loads((RESULTS / "theory" / "theory.json").read_text())
+
+
+def corrected():
+    """The table of docs/certificates.md: error against delta, and the price."""
+    r = theory()["correction"]
+    lines = [
+        "| | slope of log error against log delta | error at the least and the largest delta | products |"
+    ]
+    lines.append("|---|---|---|---|")
+    for name, errors in r["errors"].items():
+        ends = f"{errors[0]:.1e}, {errors[-1]:.1e}"
+        lines.append(f"| {name} | {r['slopes'][name]:.2f} | {ends} | {r['products'][name]:.0f} |")
+    return "\n".join(lines)
+
+
+def exponents():
+    """The tables of docs/theory.md: fitted exponents of products, and memory and time by inner steps."""
+    r = theory()
+    accuracies = list(next(iter(r["products"]["exponents"].values())))
+    heads = [f"to {float(a):.0e}" for a in accuracies]
+    lines = ["| products grow with the condition number to the power of | " + " | ".join(heads) + " |"]
+    lines.append("|---" * (1 + len(heads)) + "|")
+    for name, found in r["products"]["exponents"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{found[a]:.2f}" for a in accuracies) + " |")
+    lines += [
+        "",
+        "| Conv4, 20-way 5-shot, one task, inner steps | " + " | ".join(map(str, r["compiled_steps"])) + " |",
+    ]
+    lines.append("|---" * (1 + len(r["compiled_steps"])) + "|")
+    for name, values in r["temporary_bytes"].items():
+        lines.append(f"| {name}, MiB | " + " | ".join(f"{v / 2**20:,.0f}" for v in values) + " |")
+    for name, values in r["seconds"].items():
+        lines.append(f"| {name}, seconds | " + " | ".join(f"{v:.2f}" for v in values) + " |")
+    return "\n".join(lines)
+
+
+def with_interval(pair, scale=1.0, digits=2, sign=False):
+    """A mean with its interval, as text."""
+    shown = f"{scale * pair[0]:+.{digits}f}" if sign else f"{scale * pair[0]:.{digits}f}"
+    return shown if pair[1] is None else f"{shown} ± {scale * pair[1]:.{digits}f}"
+
+
+def indefinite():
+    """The tables of docs/indefinite.md."""
+    r = json.loads((RESULTS / "indefinite.json").read_text())
+    found = r["gradients"]
+    size = found["at"][0]["parameters"]
+    lines = [
+        f"| network of {size} parameters, {found['rows'][0]['tasks']} tasks | A indefinite | told so "
+        "| error against a dense solve of the same A, median | error against the solved problem, median "
+        "| cosine with it, median |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        cells = [
+            row["choice"],
+            f"{100 * row['indefinite']:.0f} %",
+            f"{100 * row['told']:.0f} %",
+            f"{100 * row['error_against_dense']:.3g} %",
+            f"{100 * row['error_against_solved']:.3g} %",
+            f"{row['cosine_with_solved']:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    learned = r["learning"]
+    lines += [
+        "",
+        f"| learning, {learned['steps']} steps, {learned['seeds']} seeds, {learned['test_tasks']} test tasks "
+        "| accuracy | less that of the first row, paired | seconds |",
+        "|---|---|---|---|",
+    ]
+    for row in learned["rows"]:
+        gap = with_interval((row["less_first"], row["less_first_ci95"]), 100, 2, True)
+        score = with_interval((row["accuracy"], row["accuracy_ci95"]), 100)
+        lines.append(f"| {row['choice']} | {score} % | {gap} | {row['seconds']:.0f} |")
+    return (
+        "\n".join(lines) + f"\n\n`{r['command']}` ([indefinite.json](../benchmarks/results/indefinite.json))"
+    )
+
+
+def delta():
+    """The tables of docs/delta.md."""
+    r = json.loads((RESULTS / "delta.json").read_text())
+    lines = [
+        "| new tasks of | solved | strength | steps | delta, mean | score | loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, study in r["domains"].items():
+        test = study["at_test_time"]
+        for what, found in test["choices"].items():
+            accurate = test["headline"] == "accuracy"
+            score = with_interval(found[test["headline"]], 100 if accurate else 1) + (
+                " %" if accurate else ""
+            )
+            cells = [name, what, f"{found['strength']:g}", found["steps"], f"{found['delta'][0]:.2g}", score]
+            lines.append("| " + " | ".join(map(str, cells)) + f" | {with_interval(found['loss'], 1, 3)} |")
+    lines += ["", "| paired differences on test tasks | score | loss |", "|---|---|---|"]
+    for name, study in r["domains"].items():
+        test = study["at_test_time"]
+        gaps = {}
+        for gap in test["differences"]:
+            gaps.setdefault((gap["first"], gap["second"]), {})[gap["measure"]] = (gap["mean"], gap["ci95"])
+        for (first, second), both in gaps.items():
+            scale = 100 if test["headline"] == "accuracy" else 1
+            score = with_interval(both[test["headline"]], scale, 2, True)
+            lines.append(
+                f"| {name}: {first}, less {second} | {score} | {with_interval(both['loss'], 1, 3, True)} |"
+            )
+    lines += [
+        "",
+        "| learned with inner steps | new tasks solved so | new tasks solved to the end |",
+        "|---|---|---|",
+    ]
+    for name, study in r["domains"].items():
+        rows = study["in_learning"]["rows"]
+        for count in dict.fromkeys(row["inner_steps"] for row in rows):
+            cells = []
+            for way in ("as learned", "solved"):
+                row = next(x for x in rows if (x["inner_steps"], x["solved"]) == (count, way))
+                known = "accuracy" in row
+                key = "accuracy" if known else "loss"
+                cells.append(
+                    with_interval((row[key], row[f"{key}_ci95"]), 100 if known else 1)
+                    + (" %" if known else "")
+                )
+            outer = study["in_learning"]["outer_steps"]
+            lines.append(f"| {name}, {outer} outer steps: {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n`{r['command']}` ([delta.json](../benchmarks/results/delta.json))"
+
+
+STOCHASTIC = ("SGD", "SGD with decay", "SVRG")
+
+
+def stochastic():
+    """The tables of docs/stochastic_inner_loops.md."""
+    r = json.loads((RESULTS / "stochastic.json").read_text())
+    conditions = list(dict.fromkeys(row["condition"] for row in r["table"]))
+    lines = []
+    for goal in ("delta 0.3", "delta 0.01", "meta-gradient to 1 %"):
+        lines += [f"| {goal}: rows | " + " | ".join(f"condition {c:g}" for c in conditions) + " |"]
+        lines.append("|---" * (1 + len(conditions)) + "|")
+        for size in dict.fromkeys(row["rows"] for row in r["table"]):
+            cells = []
+            for condition in conditions:
+                rows = [
+                    row
+                    for row in r["table"]
+                    if (row["rows"], row["condition"], row["goal"]) == (size, condition, goal)
+                ]
+                kinds = [[x for x in rows if (x["solver"] in STOCHASTIC) == kind] for kind in (True, False)]
+                best = [
+                    min((x for x in k if x["gradients"]), key=lambda x: x["gradients"], default=None)
+                    for k in kinds
+                ]
+                if best[0] is None or best[1] is None:
+                    cells.append("never" if best[0] is None else "only so")
+                else:
+                    share = best[0]["gradients"] / best[1]["gradients"]
+                    cells.append(f"{share:.2g} ({best[0]['solver']} / {best[1]['solver']})")
+            lines.append(f"| {size:,} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines) + f"`{r['command']}` ([stochastic.json](../benchmarks/results/stochastic.json))"
+
+
+def stochastic_learning():
+    """The second table of docs/stochastic_inner_loops.md."""
+    r = json.loads((RESULTS / "stochastic_learning.json").read_text())
+    lines = [
+        f"| support, inner solver in learning | outer steps in {r['final_seconds']:.0f} s "
+        "| mean squared error of new tasks | less gradient descent's, paired | solved as learned |",
+        "|---|---|---|---|---|",
+    ]
+    for size, rows in r["sizes"].items():
+        for row in rows:
+            steps = sum(run["steps"] for run in row["runs"]) / len(row["runs"])
+            cells = [
+                f"{size}, {row['solver']}",
+                f"{steps:,.0f}",
+                with_interval((row["loss"], row["loss_ci95"]), 1, 3),
+                with_interval((row["less_gradient_descent"], row["less_gradient_descent_ci95"]), 1, 3, True),
+                f"{row['own_loss']:.3f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    name = "stochastic_learning.json"
+    return "\n".join(lines) + f"\n\n`{r['command']}` ([{name}](../benchmarks/results/{name}))"
