@@ -14,6 +14,21 @@ from benchmarks import pages
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 START, END = "<!-- {}: python -m benchmarks.table -->", "<!-- end of {} -->"
+PAGES = {  # page: block: the result file it needs, and what writes it
+    "docs/certificates.md": {
+        "certified": ("certificates.json", pages.certified),
+        "requested": ("accuracy.json", pages.requested),
+        "costs": ("certificate_cost.json", pages.costs),
+        "correction": ("theory/theory.json", pages.corrected),
+    },
+    "docs/theory.md": {"theory": ("theory/theory.json", pages.exponents)},
+    "docs/indefinite.md": {"indefinite": ("indefinite.json", pages.indefinite)},
+    "docs/delta.md": {"delta": ("delta.json", pages.delta)},
+    "docs/stochastic_inner_loops.md": {
+        "counts": ("stochastic.json", pages.stochastic),
+        "learning": ("stochastic_learning.json", pages.stochastic_learning),
+    },
+}
 COMPARISONS = {  # what each result file of `imaml compare` is of
     "omniglot-5w1s": "Omniglot, 5-way 1-shot",
     "omniglot-20w1s": "Omniglot, 20-way 1-shot",
@@ -201,16 +216,10 @@ def filled(text, name, content):
 def main():
     """Writes or checks the tables."""
     blocks = {"README.md": {"results": table()}}
-    certificates = {"certified": pages.certified(), "requested": pages.requested(), "costs": pages.costs()}
-    certificates["correction"] = pages.corrected()
-    blocks["docs/theory.md"] = {"theory": pages.exponents()}
-    blocks["docs/certificates.md"] = certificates
-    blocks["docs/indefinite.md"] = {"indefinite": pages.indefinite()}
-    blocks["docs/delta.md"] = {"delta": pages.delta()}
-    blocks["docs/stochastic_inner_loops.md"] = {
-        "counts": pages.stochastic(),
-        "learning": pages.stochastic_learning(),
-    }
+    for page, tables in PAGES.items():
+        made = {block: write() for block, (file, write) in tables.items() if (RESULTS / file).exists()}
+        if made:
+            blocks[page] = made
     if comparisons():
         blocks["README.md"]["comparison"] = compared()
         blocks["docs/comparison.md"] = {"comparisons": whole_comparisons()}
