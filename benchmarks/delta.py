@@ -113,7 +113,7 @@ def mean_of(values):
     return float(known.mean()), float(1.96 * known.std(ddof=1) / np.sqrt(known.size))
 
 
-def at_test_time(name, domain, theta, study, mesh):
+def at_test_time(name, domain, theta, study, strength, mesh):
     """The table of scores by strength and steps, the choices made on validation, and their differences."""
     sign = 1 if domain.higher_is_better else -1
     tables = {
@@ -141,6 +141,8 @@ def at_test_time(name, domain, theta, study, mesh):
     choices = {
         "anything": choice(on_validation),
         "solved, the best strength": choice([at for at in on_validation if at[1] == solved]),
+        "learning's strength, stopped": choice([at for at in on_validation if at[0] == strength]),
+        "learning's strength, solved": choice([(strength, solved)]),
         "the weakest strength, stopped": choice([at for at in on_validation if at[0] == STRENGTHS[0]]),
         "the weakest strength, solved": choice([(STRENGTHS[0], solved)]),
     }
@@ -149,7 +151,7 @@ def at_test_time(name, domain, theta, study, mesh):
     for first, second in (
         ("anything", "solved, the best strength"),
         ("the weakest strength, stopped", "the weakest strength, solved"),
-        ("the weakest strength, stopped", "solved, the best strength"),
+        ("learning's strength, stopped", "learning's strength, solved"),
     ):
         for measure in (headline, "loss"):
             gap = mean_of(test(choices[first], measure) - test(choices[second], measure))
@@ -259,7 +261,7 @@ def main():
                 theta = run.theta
             else:
                 theta = imaml.load(study.artefact).theta
-            found["at_test_time"] = at_test_time(name, domain, theta, study, mesh)
+            found["at_test_time"] = at_test_time(name, domain, theta, study, config.method.strength, mesh)
             RESULT.write_text(json.dumps(result, indent=1) + "\n")
         if "in_learning" not in found:
             found["in_learning"] = in_learning(name, config, domain, study, mesh)

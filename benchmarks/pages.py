@@ -151,8 +151,8 @@ def delta():
     """The tables of docs/delta.md."""
     r = json.loads((RESULTS / "delta.json").read_text())
     lines = [
-        "| new tasks of | solved | strength | steps | delta, mean | score | loss |",
-        "|---|---|---|---|---|---|---|",
+        "| new tasks of | solved | strength | steps | delta, mean | score | loss | calibration error |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, study in r["domains"].items():
         test = study["at_test_time"]
@@ -162,7 +162,9 @@ def delta():
                 " %" if accurate else ""
             )
             cells = [name, what, f"{found['strength']:g}", found["steps"], f"{found['delta'][0]:.2g}", score]
-            lines.append("| " + " | ".join(map(str, cells)) + f" | {with_interval(found['loss'], 1, 3)} |")
+            cells.append(with_interval(found["loss"], 1, 3))
+            cells.append(with_interval(found["calibration_error"], 1, 3) if accurate else "")
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "| paired differences on test tasks | score | loss |", "|---|---|---|"]
     for name, study in r["domains"].items():
         test = study["at_test_time"]
