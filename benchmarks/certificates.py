@@ -141,7 +141,8 @@ def setting(kind, key, strength):
     hessian = jax.jacfwd(jax.grad(lambda p: loss(unravel(p), support)))
     matrix, one = jax.jacfwd(slope), strength * jnp.eye(flat.size)
     # A step that is stable at theta, and at 0, where a logistic loss is steepest.
-    rate = 1 / (strength + jnp.maximum(*(jnp.linalg.norm(matrix(p) - one, 2) for p in (flat, 0 * flat))))
+    steepest = lambda p: jnp.max(jnp.abs(jnp.linalg.eigvalsh(matrix(p) - one)))  # noqa: E731
+    rate = 1 / (strength + jnp.maximum(steepest(flat), steepest(0 * flat)))
     case = Case(problem, theta, support, judge)
     return Setting(case, flat, unravel, slope, matrix, lambda p: hessian(p) + one, rate)
 

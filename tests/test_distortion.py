@@ -84,7 +84,7 @@ def test_only_training_tasks_are_distorted():
     key = jax.random.key(2)
     assert distorted.draw(key, "test").maps is None
     assert distorted.draw(key, "validation").maps is None
-    left, right = (domain.sample(key, "train") for domain in (plain, distorted))
+    left, right = (jax.jit(lambda k, d=d: d.sample(k, "train"))(key) for d in (plain, distorted))
     np.testing.assert_array_equal(left.support.labels, right.support.labels)
     assert left.support.images.shape == right.support.images.shape
     assert float(jnp.abs(left.support.images - right.support.images).max()) > 0.1
