@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from imaml.comparison import ROWS
+from imaml.compared import ROWS
 from imaml.config import from_json
 from imaml.presets import PRESETS
 

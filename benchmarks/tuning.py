@@ -73,7 +73,7 @@ def main():
 
     use_all_cores()
     from benchmarks.machine import describe_machine
-    from imaml.comparison import rows_of
+    from imaml.compared import rows_of
     from imaml.config import replace_data
     from imaml.presets import preset
 

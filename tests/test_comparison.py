@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml import cli, comparison
+from imaml import cli, compared, comparison
 from imaml.adaptation import _without_data
 from imaml.config import override
 from imaml.presets import preset
@@ -20,9 +20,10 @@ from imaml.training import devices_mesh
 @pytest.fixture
 def small(monkeypatch):
     """A sinusoid preset of a few small tasks, with a validation every three steps."""
-    monkeypatch.setattr(comparison, "GRID", 3)
-    monkeypatch.setattr(comparison, "STEPS", 7)
-    monkeypatch.setattr(comparison, "VALIDATION_TASKS", 2)
+    for module in (compared, comparison):
+        monkeypatch.setattr(module, "GRID", 3)
+    monkeypatch.setattr(compared, "STEPS", 7)
+    monkeypatch.setattr(compared, "VALIDATION_TASKS", 2)
     monkeypatch.setattr(comparison, "SWEEP", (0, 1, 2, 4))
     monkeypatch.setattr(comparison, "SWEEP_TASKS", 3)
     config = preset("sinusoid")
@@ -46,7 +47,7 @@ def run(config, out, names=("scratch", "fomaml", "imaml"), **options):
 
 def test_every_row_makes_a_recipe_of_every_preset():
     for name in ("characters-5w1s", "omniglot-5w1s", "omniglot-20w1s"):
-        for row in comparison.ROWS.values():
+        for row in compared.ROWS.values():
             config = row.config(preset(name), 5.0, 1)
             assert config.domain == preset(name).domain
             assert (config.training.minutes, config.training.seed) == (5.0, 1)
@@ -92,7 +93,7 @@ def test_the_checkpoint_that_is_tested_is_the_best_on_validation_tasks(small, tm
     assert entry["runs"][0]["step"] == min(losses, key=losses.get)
     assert summary["equal_tasks"] == 24
     step = min((3, 6), key=losses.get)
-    short = comparison.ROWS["imaml"].config(small, 10.0, 0)
+    short = compared.ROWS["imaml"].config(small, 10.0, 0)
     domain = small.domain.build()
     trained = imaml.train(
         domain,

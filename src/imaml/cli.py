@@ -290,7 +290,8 @@ def compare_command(words: Sequence[str]) -> int:
     if minutes is None:
         raise ConfigError("--budget none: accepted is a number of minutes for each method.")
     use_all_cores()
-    from .comparison import Interrupted, compare, rows_of
+    from .compared import rows_of
+    from .comparison import Interrupted, compare
     from .comparison_page import text, write_comparison
 
     rows_of(names)  # a misspelt one is told before anything is read

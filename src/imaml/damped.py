@@ -30,7 +30,7 @@ class DampedCG:
 
     For systems that ought to be positive definite and are not, as those of deep networks adapted in few steps
     (Martens 2010, section 4.1, has damping; that the Ritz values set it is ours). What is returned is the
-    gradient of no loss: docs/indefinite.md compares what that does to learning.
+    gradient of no loss; docs/indefinite.md has the other choices.
 
     >>> import jax.numpy as jnp
     >>> curvature = jnp.array([2.0, -3.0])

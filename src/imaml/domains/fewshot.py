@@ -439,7 +439,8 @@ def characters(ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
     learned can be used on one image at a time.
 
     >>> import imaml, jax
-    >>> task = imaml.characters(ways=5, shots=1, queries=2).sample(jax.random.key(0), "test")
+    >>> domain = imaml.characters(ways=5, shots=1, queries=2)
+    >>> task = jax.jit(lambda key: domain.sample(key, "test"))(jax.random.key(0))  # to draw is much to trace
     >>> task.query.images.shape
     (10, 28, 28, 1)
     """
