@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml import cli, compared, comparison
+from imaml import cli, compared, comparison, comparison_page
 from imaml.adaptation import _without_data
 from imaml.config import override
 from imaml.presets import preset
@@ -82,6 +82,20 @@ def test_methods_are_scored_on_the_same_tasks_at_equal_time_and_equal_tasks(smal
         assert all(a["seconds"] <= b["seconds"] for a, b in itertools.pairwise(curve))
         assert row["runs"][0]["adaptation_ms"] > 0
     assert json.loads((out / "comparison.json").read_text()) == summary
+
+
+def test_a_method_that_fails_does_not_break_off_the_others(small, tmp_path, monkeypatch):
+    plain = {"name": "fomaml", "strength": None, "new_task": None}
+    monkeypatch.setitem(compared.ROWS, "fomaml", compared.Row("explodes", plain, rate=1e30, fine=2))
+    summary, said = run(small, tmp_path / "out", ("fomaml", "imaml"))
+    by_name = {row["method"]: row for row in summary["rows"]}
+    assert by_name["fomaml"]["runs"][0]["reason"] == "failed"
+    assert "tasks failed numerically" in by_name["fomaml"]["runs"][0]["failure"]
+    assert by_name["imaml"]["runs"][0]["failure"] is None
+    assert any("after 0 steps" in line and "where it FAILED; tested is step 0" in line for line in said)
+    assert "fomaml failed numerically after 0 steps" in comparison_page.text(summary)
+    again, _ = run(small, tmp_path / "out", ("fomaml", "imaml"))  # what is there is read
+    assert again == summary
 
 
 def test_the_checkpoint_that_is_tested_is_the_best_on_validation_tasks(small, tmp_path):

@@ -25,7 +25,7 @@ from .checkpoint import Checkpoints
 from .compared import GRID, Row, rows_of
 from .config import Config, load_config, to_json
 from .errors import ConfigError, DataError, NumericalError
-from .evaluation import evaluate_theta, over_devices, task_keys
+from .evaluation import evaluate_theta, over_devices, task_keys, valid
 from .folder import first_difference
 from .inner import GradientDescent
 from .journal import FILE, clock, read_events, score_text
@@ -135,33 +135,48 @@ class _Result:
         scores, ci95 = self.time.content["scores"], self.time.content["ci95"]
         steps, spent = self.content["steps"], clock(self.content["seconds"])
         score = score_text(headline, scores[headline], ci95[headline])
-        return f"{headline} {score} after {steps} steps, {spent}"
+        ended = (
+            f", where it FAILED; tested is step {self.content['step']}" if self.content.get("failure") else ""
+        )
+        return f"{headline} {score} after {steps} steps, {spent}{ended}"
 
 
 def _row(domain: Any, name: str, config: Config, folder: Path, tasks: int, progress: bool | None) -> _Result:
     """One row's run, trained and tested; what was done before is read."""
     file = folder / "result.json"
     if not file.is_file():
-        run = _trained(domain, config, folder / "run", progress)
+        run, failure = _trained(domain, config, folder / "run", progress)
         step = _best(domain, folder, run.step)
         tested = _tested(domain, config, folder, step, tasks)
-        content = _measured(domain, config, folder, run, step)
+        content = _measured(domain, config, folder, run, step) | {"failure": failure}
         _write(file, {"method": name, **content, **tested.content})
     content = json.loads(file.read_text())
     return _Result(folder, config, content, _tested(domain, config, folder, content["step"], tasks))
 
 
-def _trained(domain: Any, config: Config, folder: Path, progress: bool | None) -> Run:
-    """The run, begun or gone on with."""
+def _trained(domain: Any, config: Config, folder: Path, progress: bool | None) -> tuple[Run, str | None]:
+    """The run, begun or gone on with; and why it failed numerically, or None.
+
+    A method that fails is one that failed, and no reason to break off the others: its checkpoints until then
+    are tested like theirs.
+    """
     resume = (folder / "config.json").is_file()
     if resume:
         load_config((folder / "config.json").read_text(), str(folder / "config.json"))
     training = {f.name: getattr(config.training, f.name) for f in fields(config.training)}
     method = config.method.build(domain, devices_mesh(config.training.tasks))
-    run = train(domain, method, config.optimiser, out=folder, resume=resume, progress=progress, **training)
+    try:
+        run = train(
+            domain, method, config.optimiser, out=folder, resume=resume, progress=progress, **training
+        )
+    except NumericalError as error:
+        ends = [event for event in read_events(folder / FILE) if event["event"] == "end"]
+        step = ends[-1]["step"]
+        method, theta = _theta(domain, config, folder.parent, step)
+        return Run(theta, domain, method, config, step, "failed", folder), str(error)
     if run.reason == "interrupted":
         raise Interrupted
-    return run
+    return run, None
 
 
 def _validations(folder: Path) -> dict[int, dict[str, Any]]:
@@ -201,7 +216,7 @@ def _tested(domain: Any, config: Config, folder: Path, step: int, tasks: int) ->
         stored: dict[str, Any] = {name: v.astype(np.float32) for name, v in found.values.items()}
         np.savez(arrays, **stored)
         summaries = ("scores", "ci95", "before", "baselines")
-        content = {name: dict(getattr(found, name)) for name in summaries}
+        content = valid({name: dict(getattr(found, name)) for name in summaries})
         # Last: scores that are there are whole.
         _write(file, {"step": step, **content, "failed": found.failed})
     with np.load(arrays) as values:

@@ -66,7 +66,7 @@ def _said(summary: Mapping[str, Any]) -> str:
         f"{summary['seeds']} seed{'s' if summary['seeds'] > 1 else ''}, {summary['test_tasks']:,} test "
         f"tasks, the same for all; equal tasks: {_equal(summary)}. Of each run's checkpoints, the one best "
         "on validation tasks. ± is the half-width of the 95 % interval over tasks; differences are paired."
-        + "".join(_trade_off(row) for row in summary["rows"])
+        + "".join(_failed(row) + _trade_off(row) for row in summary["rows"])
     )
 
 
@@ -75,6 +75,15 @@ def _equal(summary: Mapping[str, Any]) -> str:
     if summary["equal_tasks"]:
         return f"{summary['equal_tasks']:,} seen"
     return "none, as a method did not come to its first checkpoint; give a larger budget"
+
+
+def _failed(row: Mapping[str, Any]) -> str:
+    """That a method's run failed, and when, in a sentence, or nothing."""
+    ends = [run["steps"] for run in row["runs"] if run.get("failure")]
+    if not ends:
+        return ""
+    after = " and ".join(f"{steps:,}" for steps in ends)
+    return f" {row['method']} failed numerically after {after} steps; tested is what it had learned before."
 
 
 def _trade_off(row: Mapping[str, Any]) -> str:

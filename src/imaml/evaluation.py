@@ -54,7 +54,7 @@ class Evaluation:
         flat["baselines"] = dict(self.baselines)
         flat["baselines_ci95"] = dict(self.baselines_ci95)
         flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
-        return _valid(flat)
+        return valid(flat)
 
     def __str__(self) -> str:
         """A few lines of text: before, after, baselines, each with its interval."""
@@ -83,10 +83,10 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def _valid(value: Any) -> Any:
+def valid(value: Any) -> Any:
     """JSON values with null where a number is not finite."""
     if isinstance(value, dict):
-        return {name: _valid(item) for name, item in value.items()}
+        return {name: valid(item) for name, item in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
