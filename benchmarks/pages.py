@@ -80,7 +80,8 @@ def corrected():
     for name, errors in r["errors"].items():
         ends = f"{errors[0]:.1e}, {errors[-1]:.1e}"
         lines.append(f"| {name} | {r['slopes'][name]:.2f} | {ends} | {r['products'][name]:.0f} |")
-    return "\n".join(lines)
+    source = "`imaml bench theory` ([theory.json](../benchmarks/results/theory/theory.json))"
+    return "\n".join(lines) + f"\n\n{source}"
 
 
 def exponents():
@@ -101,7 +102,7 @@ def exponents():
         lines.append(f"| {name}, MiB | " + " | ".join(f"{v / 2**20:,.0f}" for v in values) + " |")
     for name, values in r["seconds"].items():
         lines.append(f"| {name}, seconds | " + " | ".join(f"{v:.2f}" for v in values) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n\n([theory.json](../benchmarks/results/theory/theory.json))"
 
 
 def with_interval(pair, scale=1.0, digits=2, sign=False):

@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from . import __version__
 from .certificate import Certificate
 from .domains.fewshot import characters
 from .inner import GradientDescent
@@ -306,5 +309,10 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
         files.append(folder / "theory-costs.svg")
         figure.savefig(files[-1], metadata={"Date": None})
     file = folder / "theory.json"
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = {"platform": platform.platform(terse=True), "cores": cores, "python": platform.python_version()}
+    machine |= {"imaml": __version__, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    file.write_text(
+        json.dumps({"command": "imaml bench theory", "machine": machine, **found}, indent=1) + "\n"
+    )
     return [*files, file]
