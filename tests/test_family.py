@@ -10,10 +10,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import imaml
-from imaml.config import Config, from_json, to_json
+from imaml.arguments import Arguments
+from imaml.config import Config, from_json, overrides, to_json
 from imaml.domains.episodes import cross_entropy
 from imaml.domains.images import Images
+from imaml.errors import ConfigError
 from imaml.family import FAMILY, Method, NewTask
+from imaml.manual import HELP
+from imaml.presets import preset
 
 COUNT, ROWS, STRENGTH = 3, 5, 0.5
 RANDOM = np.random.default_rng(1)
@@ -478,3 +482,19 @@ def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):
 def test_recipes_that_make_no_sense_are_refused(options, words):
     with pytest.raises(imaml.ConfigError, match=words):
         Method(**options)
+
+
+@pytest.mark.parametrize("name", ["characters-5w1s", "omniglot-20w1s", "sinusoid"])
+def test_every_method_is_had_from_the_command_line_as_its_help_says(name):
+    """Together: each option alone would make a method that is refused."""
+    (line,) = (line for line in HELP["train"].splitlines() if "--method.name=" in line)
+    words = line.split()
+    for method in ("maml", "fomaml", "metasgd", "reptile", "transfer", "multitask"):
+        given = [word.replace("maml", method) if "name" in word else word for word in words]
+        given += ["--method.curvature=hessian"] if name == "sinusoid" else []
+        changes = Arguments("train", given, (), (), dotted=True).changes()
+        config = overrides(preset(name), changes)
+        assert (config.method.name, config.method.strength) == (method, None)
+        assert overrides(preset(name), changes[::-1]) == config
+    with pytest.raises(ConfigError, match=r"--method\.new_task\.strength=none" if "w1s" in name else "curvature"):
+        overrides(preset(name), Arguments("train", words[:2], (), (), dotted=True).changes())

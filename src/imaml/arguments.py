@@ -55,6 +55,10 @@ class Arguments:
             else:
                 self.values[name] = value
 
+    def changes(self) -> list[tuple[str, str, str]]:
+        """The dotted options as changes of a configuration: path, text, and how it was written."""
+        return [(path, text, f"--{path}") for path, text in self.paths]
+
     def take(self, least: int, most: int, what: str) -> list[str | None]:
         """The positional arguments, padded with None; ConfigError where there are too few or many."""
         if not least <= len(self.positional) <= most:

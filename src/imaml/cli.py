@@ -96,7 +96,7 @@ def train_command(words: Sequence[str]) -> int:
         raise ConfigError("--resume needs --out DIR, the run's folder.")
     if resume and "from" in values:
         raise ConfigError("--from begins a new run and --resume goes on with one; leave out one of the two.")
-    from .config import Config, load_config, override, replace_data
+    from .config import Config, load_config, overrides, replace_data
     from .presets import preset
 
     config: Config = preset(name or "characters-5w1s")
@@ -109,11 +109,8 @@ def train_command(words: Sequence[str]) -> int:
             )
         stored = load_config(file.read_text(errors="replace"), str(file))
         config = stored if name is None else config
-    for option in shorthands:
-        if option in values:
-            config = override(config, f"training.{option}", values[option], f"--{option}")
-    for path, value in arguments.paths:
-        config = override(config, path, value)
+    changes = [(f"training.{name}", values[name], f"--{name}") for name in shorthands if name in values]
+    config = overrides(config, [*changes, *arguments.changes()])
     config = replace_data(config, values.get("data"))
     use_all_cores()
     quiet = "quiet" in arguments.flags
@@ -279,13 +276,11 @@ def compare_command(words: Sequence[str]) -> int:
     names = [str(name) for name in arguments.take(0, 100, "names of methods") if name is not None]
     values, tasks = arguments.values, arguments.whole("tasks", 1000, 2)
     seeds, name = arguments.whole("seeds", 1, 1), values.get("preset", "characters-5w1s")
-    from .config import override, replace_data
+    from .config import override, overrides, replace_data
     from .presets import preset
 
     config = preset(name)
-    for path, value in arguments.paths:
-        config = override(config, path, value)
-    config = replace_data(config, values.get("data"))
+    config = replace_data(overrides(config, arguments.changes()), values.get("data"))
     minutes = override(config, "training.minutes", values.get("budget", "5"), "--budget").training.minutes
     if minutes is None:
         raise ConfigError("--budget none: accepted is a number of minutes for each method.")

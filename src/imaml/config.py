@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -262,28 +262,40 @@ def from_json(value: Any) -> Any:
 
 
 def override(config: Any, path: str, text: str, option: str | None = None) -> Any:
-    """The config with one field, "method.inner.steps", set from text; ConfigError says what was meant.
+    """The config with one field, "method.inner.steps", set from text; see `overrides`."""
+    return overrides(config, [(path, text, option or f"--{path}")])
 
-    A field that holds a recipe of several kinds is set by kind, "CG" or "GMRES". option: how the user wrote
-    it, for messages.
+
+def overrides(config: Any, changes: Sequence[tuple[str, str, str]]) -> Any:
+    """The config with fields set, (path, text, option); ConfigError says what was meant.
+
+    All at once, so that what makes sense only together is accepted. A field that holds a recipe of several kinds
+    is set by kind, "CG" or "GMRES", and then its own fields. option: how the user wrote it, for messages.
     """
-    names = path.replace("-", "_").split(".")
-    return _override(config, names, text, option or f"--{path}", "")
+    named = [(path.replace("-", "_").split("."), text, option) for path, text, option in changes]
+    return _overrides(config, named, "")
 
 
-def _override(config: Any, names: list[str], text: str, option: str, above: str) -> Any:
+def _overrides(config: Any, changes: Sequence[tuple[list[str], str, str]], above: str) -> Any:
     known = {f.name for f in fields(config)}
-    name = names[0]
-    if name not in known:
-        raise ConfigError(f"option {option}: there is no {above + name!r}{meant(name, known)}")
-    value = getattr(config, name)
-    if len(names) == 1:
-        return replace(config, **{name: _parse(typing.get_type_hints(type(config))[name], text, option)})
-    if not is_dataclass(value):
-        raise ConfigError(
-            f"option {option}: {above + name!r} is a plain value, {value!r}, with nothing below it."
-        )
-    return replace(config, **{name: _override(value, names[1:], text, option, f"{above}{name}.")})
+    values: dict[str, Any] = {}
+    for (name, *below), text, option in changes:
+        if name not in known:
+            raise ConfigError(f"option {option}: there is no {above + name!r}{meant(name, known)}")
+        if not below:
+            values[name] = _parse(typing.get_type_hints(type(config))[name], text, option)
+    deeper: dict[str, list[tuple[list[str], str, str]]] = {}
+    for (name, *below), text, option in changes:
+        if below:
+            deeper.setdefault(name, []).append((below, text, option))
+    for name, those in deeper.items():
+        value = values.get(name, getattr(config, name))
+        if not is_dataclass(value):
+            raise ConfigError(
+                f"option {those[0][2]}: {above + name!r} is a plain value, {value!r}, with nothing below it."
+            )
+        values[name] = _overrides(value, those, f"{above}{name}.")
+    return replace(config, **values) if values else config
 
 
 _WORDS = {int: "whole number", float: "number", bool: "true or false", types.NoneType: "none"}

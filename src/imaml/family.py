@@ -110,7 +110,8 @@ class Method:
         other = None if self.new_task is None else self.new_task.strength
         if other is not None and self.strength is None:
             raise ConfigError(
-                f"method: new_task.strength={other!r} where learning has none; accepted is None."
+                f"method: new_task.strength={other!r} where learning has none; accepted is none: "
+                "--method.new_task.strength=none, in Python strength=None."
             )
         if self.chunk is not None:
             require_whole("method", 1, chunk=self.chunk)

@@ -44,7 +44,8 @@ checkpoint. `imaml presets` lists the presets.
 Any field of the configuration can be set by its path; config.json in a run's folder shows them all:
 
   --domain.ways=20 --method.strength=0.5 --method.inner.steps=32 --method.linear=GMRES
-  --method.name=maml --method.strength=none       or fomaml, reptile, transfer, multitask
+  --method.name=maml --method.strength=none --method.new_task.strength=none
+                                                  or fomaml, metasgd, reptile, transfer, multitask
   --optimiser.learning_rate=1e-3 --training.patience=5 --training.gradient_below=1e-3
   --training.test_tasks=100 --training.certify_every=50
 """,
