@@ -36,11 +36,13 @@ def certified():
 def costs():
     """The table of docs/certificates.md: what estimates and certificates add to a meta-step."""
     r = json.loads((RESULTS / "certificate_cost.json").read_text())
-    lines = ["| Conv4 meta-step with | takes more, median | its 8 tasks |", "|---|---|---|"]
+    lines = ["| Conv4 meta-step with | takes more, median (rounds) | its 8 tasks |", "|---|---|---|"]
     for row in r["rows"]:
         if row["what"] != row["more_than"]:
             codes = ", ".join(f"{count} {code}" for code, count in row.get("tasks", {}).items())
-            lines.append(f"| {row['what']} | {100 * row['more_median']:.0f} % | {codes} |")
+            low, *_, high = (100 * more for more in row["more_all"])
+            more = f"{round(100 * row['more_median'])} % ({low:.0f} to {high:.0f})"
+            lines.append(f"| {row['what']} | {more} | {codes} |")
     source = f"`{r['command']}` ([certificate_cost.json](../benchmarks/results/certificate_cost.json))"
     return "\n".join(lines) + f"\n\n{source}"
 

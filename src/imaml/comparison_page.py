@@ -38,7 +38,7 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     inductive, against = f"{name}_inductive", summary["reference"]
     both = any(inductive in row["equal_time"] for row in summary["rows"])
     unit = " %" if "accuracy" in name else ""
-    head = ["method", "tasks seen", name + unit]
+    head = ["method", "tasks seen", "tested step", name + unit]
     head += [f"inductive{unit}", "log loss", "calibration error %"] if both else []
     head += [f"minus {against}", f"{name}{unit} at equal tasks", f"minus {against}", "adapts in ms"]
     lines = []
@@ -46,7 +46,8 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         seen = np.mean([run["tasks_seen"] for run in row["runs"]])
         spent = [run["adaptation_ms"] for run in row["runs"] if run["adaptation_ms"] is not None]
         time, tasks = row["equal_time"], row.get("equal_tasks") or {}
-        line = [row["method"], f"{seen:,.0f}", _score(name, time.get(name))]
+        tested = ", ".join(f"{run['step']:,} of {run['steps']:,}" for run in row["runs"])
+        line = [row["method"], f"{seen:,.0f}", tested, _score(name, time.get(name))]
         if both:
             line += [_score(inductive, time.get(inductive)), _score("loss", time.get("loss"))]
             line += [_calibration(row)]
