@@ -2,9 +2,9 @@
 
     python -m benchmarks.new_task_solvers --data PATH    # -> benchmarks/results/new_task_solvers.json
 
-The theta that `imaml compare` has learned by Newton-CG (runs/compare-omniglot-5w1s, or where --run says), scored on
-the same test tasks with new tasks solved as they are in learning, by more Newton steps, and at weaker anchors; the
-comparison itself has gradient descent at strength 0.01.
+The theta that `imaml compare` has learned by Newton-CG (runs/compare-omniglot-5w1s, or where --run says),
+scored on the same test tasks with new tasks solved as they are in learning, by more Newton steps, and at weaker
+anchors; the comparison itself has gradient descent at strength 0.01.
 """
 
 import argparse
@@ -52,7 +52,9 @@ def main():
     step = json.loads((folder / "result.json").read_text())["step"]
     rows = []
     for name, new_task in SOLVERS.items():
-        recipe = config.method if new_task == "as it is" else dataclasses.replace(config.method, new_task=new_task)
+        recipe = (
+            config.method if new_task == "as it is" else dataclasses.replace(config.method, new_task=new_task)
+        )
         method, theta = _theta(domain, dataclasses.replace(config, method=recipe), folder, step)
         found = evaluate_theta(domain, method, theta, split="test", tasks=arguments.tasks)
         rows.append({"new_tasks_by": name, "step": step, "failed": found.failed})

@@ -188,7 +188,14 @@ def summary_of(**changes):
         scores["accuracy_inductive"] = {"mean": accuracy - 0.1, "ci95": 0.01}
         points = [{"tasks": n, "seconds": n / 2, "accuracy": accuracy * n / 20} for n in (10, 20)]
         swept = {"steps": [0, 1], "accuracy": [0.2, accuracy], "ci95": [0.1, 0.1]}
-        one = {"tasks_seen": 20, "steps": 2, "step": 1, "adaptation_ms": 3.4, "curve": points, "inner_steps": swept}
+        one = {
+            "tasks_seen": 20,
+            "steps": 2,
+            "step": 1,
+            "adaptation_ms": 3.4,
+            "curve": points,
+            "inner_steps": swept,
+        }
         one["scores"] = {"calibration_error": 0.051}
         return {
             "method": name,
@@ -217,7 +224,10 @@ def test_the_table_says_what_there_is(tmp_path):
 
     summary = summary_of()
     table = markdown(summary)
-    assert "| maml | 20 | 1 of 2 | 80.00 ± 1.00 | 70.00 ± 1.00 | 1.0000 ± 0.1000 | 5.10 | -5.00 ± 2.00 |" in table
+    assert (
+        "| maml | 20 | 1 of 2 | 80.00 ± 1.00 | 70.00 ± 1.00 | 1.0000 ± 0.1000 | 5.10 | -5.00 ± 2.00 |"
+        in table
+    )
     assert "+5.00 ± 2.00 | 3 |" in table
     lines = text(summary).splitlines()
     assert len({line.index("±") for line in lines[1:3]}) == 1

@@ -496,5 +496,7 @@ def test_every_method_is_had_from_the_command_line_as_its_help_says(name):
         config = overrides(preset(name), changes)
         assert (config.method.name, config.method.strength) == (method, None)
         assert overrides(preset(name), changes[::-1]) == config
-    with pytest.raises(ConfigError, match=r"--method\.new_task\.strength=none" if "w1s" in name else "curvature"):
+    with pytest.raises(
+        ConfigError, match=r"--method\.new_task\.strength=none" if "w1s" in name else "curvature"
+    ):
         overrides(preset(name), Arguments("train", words[:2], (), (), dotted=True).changes())

@@ -269,8 +269,9 @@ def override(config: Any, path: str, text: str, option: str | None = None) -> An
 def overrides(config: Any, changes: Sequence[tuple[str, str, str]]) -> Any:
     """The config with fields set, (path, text, option); ConfigError says what was meant.
 
-    All at once, so that what makes sense only together is accepted. A field that holds a recipe of several kinds
-    is set by kind, "CG" or "GMRES", and then its own fields. option: how the user wrote it, for messages.
+    All at once, so that what makes sense only together is accepted. A field that holds a recipe of several
+    kinds is set by kind, "CG" or "GMRES", and then its own fields. option: how the user wrote it, for
+    messages.
     """
     named = [(path.replace("-", "_").split("."), text, option) for path, text, option in changes]
     return _overrides(config, named, "")
