@@ -3,7 +3,7 @@
     python -m benchmarks.new_task_solvers --data PATH    # -> benchmarks/results/new_task_solvers.json
 
 The theta that `imaml compare` has learned by Newton-CG (runs/compare-omniglot-5w1s, or where --run says),
-scored on the same test tasks with new tasks solved as they are in learning, by more Newton steps, and at weaker
+scored on the same test tasks: new tasks solved as they are in learning, by more Newton steps, and at weaker
 anchors; the comparison itself has gradient descent at strength 0.01.
 """
 
