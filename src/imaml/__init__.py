@@ -61,6 +61,7 @@ _HOME = {
     "models": ("MLP", "Conv4"),
     "domains.fewshot": ("characters", "omniglot", "mini_imagenet", "image_tasks"),
     "domains.regression": ("linear_gaussian", "sinusoid"),
+    "domains.tables": ("tables",),
     "config": ("Optimiser",),
     "training": ("Run", "train"),
     "evaluation": ("Evaluation", "evaluate"),
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
     from .domains.fewshot import omniglot as omniglot
     from .domains.regression import linear_gaussian as linear_gaussian
     from .domains.regression import sinusoid as sinusoid
+    from .domains.tables import tables as tables
     from .errors import ArtefactError as ArtefactError
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError

@@ -18,6 +18,7 @@ from .config import Config, Method, from_json, load_config, to_json
 from .domains.fewshot import FewShot, FewShotRecipe, Labelled
 from .domains.images import Drawings, read_image_folder
 from .domains.regression import Points, SinusoidRecipe
+from .domains.tables import TablesRecipe
 from .errors import ArtefactError, ConfigError, DataError, NumericalError
 from .solution import Solution
 
@@ -46,14 +47,15 @@ class Learner:
         """The method, with the problem and the inner solver that adapting uses."""
         return self.config.method.build(_without_data(self.config.domain))
 
-    def adapt(self, x: Any, y: Any) -> Predictor:
+    def adapt(self, x: Any, y: Any = None) -> Predictor:
         """A Predictor for a new task from its support set.
 
         x: images (n, 28, 28) or (n, 28, 28, 1), floats in [0, 1], 1 = ink, and y their n labels, of any
         sortable kind, with at most `ways` different ones; for a sinusoid run inputs (n,) or (n, 1) and
-        targets likewise. Inductive: query images are normalised by the support set's statistics, and no
-        answer depends on its neighbours in the batch. DataError where the support set does not fit,
-        NumericalError where the inner solve ends in NaN.
+        targets likewise; for a run on a table a mapping from column names to values, or a file's path, and
+        the targets, or None where they are one of the columns. Inductive: query images are normalised by the
+        support set's statistics, and no answer depends on its neighbours in the batch. DataError where the
+        support set does not fit, NumericalError where the inner solve ends in NaN.
         """
         return adapt(self.theta, self.config, x, y)
 
@@ -103,15 +105,17 @@ def load(path: str | Path) -> Learner:
 
 
 def _with_data(config: Config, file: Path) -> Config:
-    """The config with the path of its data, which only a run's folder knows."""
-    if not (isinstance(config.domain, FewShotRecipe) and file.is_file()):
+    """The config with where its data lie and how they are split, which only a run's folder knows."""
+    if not (hasattr(config.domain, "data") and file.is_file()):
         return config
     try:
         stored = load_config(file.read_text(), str(file)).domain
     except (OSError, ConfigError):
         return config
-    data = stored.data if isinstance(stored, FewShotRecipe) else None
-    return replace(config, domain=replace(config.domain, data=data))
+    known = {"data": getattr(stored, "data", None)}
+    if isinstance(stored, TablesRecipe):
+        known["layout"] = stored.layout
+    return replace(config, domain=replace(config.domain, **known))
 
 
 def save(path: str | Path, theta: Any, config: Config | str) -> None:
@@ -124,7 +128,10 @@ def save(path: str | Path, theta: Any, config: Config | str) -> None:
         description |= {"config": None, "reason": config}
     else:
         description["config"] = to_json(config)
-        description["config"]["domain"].pop("data", None)  # a path of one machine does not leave the house
+        domain = description["config"]["domain"]
+        domain.pop("data", None)  # a path of one machine does not leave the house
+        if domain.get("layout"):
+            domain["layout"].pop("splits")  # nor do names of tasks, which may be people
     write_artefact(path, flatten_names(jax.device_get(theta)), description)
 
 
@@ -137,11 +144,9 @@ def like_theta(config: Config) -> Any:
 
 def _without_data(recipe: Any) -> Any:
     """A domain with the recipe's network, loss and problem, but no data behind it."""
-    return (
-        FewShot(None, None, None, None, {}, 0, recipe)
-        if isinstance(recipe, FewShotRecipe)
-        else recipe.build()
-    )
+    if isinstance(recipe, FewShotRecipe):
+        return FewShot(None, None, None, None, {}, 0, recipe)
+    return recipe.without_data() if isinstance(recipe, TablesRecipe) else recipe.build()
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ class Predictor:
 
     phi: the adapted parameters. classes: the labels in the order of `predict_proba`'s columns, or None for
     regression. solution: how the inner solve ended; look at `solution.status` where answers matter. network:
-    what phi are the parameters of. statistics: the support set's, by which it normalises.
+    what phi are the parameters of. statistics: the support set's, by which it normalises. table: of a run on
+    a table its recipe, which codes rows.
     """
 
     phi: Any
@@ -158,11 +164,18 @@ class Predictor:
     solution: Solution
     network: Any
     statistics: Any = None
+    table: TablesRecipe | None = None
 
     def predict(self, x: Any) -> np.ndarray:
-        """Labels (n,) for images (n, 28, 28[, 1]); for regression the predicted targets, shaped like x."""
+        """Labels (n,) for images (n, 28, 28[, 1]); for regression the predicted targets, shaped like x.
+
+        Of a run on a table x are rows as `adapt` takes them, and predicted is the target (n,) in its units.
+        """
         if self.classes is not None:
             return self.classes[np.argmax(self.predict_proba(x), axis=1)]
+        if self.table is not None:
+            target = self.table.fixed.target
+            return target.mean + target.scale * self._answers(None, self._coded(x))[:, 0].astype(np.float64)
         inputs = _numbers(x, "x")
         return self._answers(None, inputs.reshape(-1, 1)).reshape(inputs.shape)
 
@@ -170,7 +183,12 @@ class Predictor:
         """Class probabilities (n, classes), float32, rows a softmax; columns in the order of `classes`."""
         if self.classes is None:
             raise ConfigError("predict_proba: this artefact predicts numbers, not classes; use predict.")
-        return self._answers(len(self.classes), check_images(x, self.network, "x"))
+        rows = check_images(x, self.network, "x") if self.table is None else self._coded(x)
+        return self._answers(len(self.classes), rows)
+
+    def _coded(self, x: Any) -> np.ndarray:
+        assert self.table is not None
+        return self.table.fixed.code(self.table.read(x, "x")).astype(np.float32)
 
     def _answers(self, ways: int | None, rows: np.ndarray) -> np.ndarray:
         # Row by row through one program: in a batched product a row may round otherwise beside other rows.
@@ -206,11 +224,16 @@ def _solver(recipe: Method, domain: Any, network: Any) -> Any:
 def adapt(theta: Any, config: Config, x: Any, y: Any) -> Predictor:
     """A Predictor for one task; see `Learner.adapt`."""
     recipe = config.domain
+    table = recipe if isinstance(recipe, TablesRecipe) else None
     if isinstance(recipe, FewShotRecipe):
         network: Any = recipe.network
         images = check_images(x, network, "x")
         classes, labels = check_labels(y, images.shape[0], network.ways)
         support: Any = Labelled(jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+    elif isinstance(recipe, TablesRecipe):
+        network, levels = recipe.network, recipe.fixed.target.levels
+        classes = None if levels is None else np.array(levels)
+        support = recipe.support(x, y)
     elif isinstance(recipe, SinusoidRecipe):
         network = recipe.build().network
         inputs, targets = _numbers(x, "x"), _numbers(y, "y")
@@ -226,7 +249,7 @@ def adapt(theta: Any, config: Config, x: Any, y: Any) -> Predictor:
     phi, solution, statistics = _solver(config.method, recipe, network)(theta, support)
     if not np.isfinite(np.asarray(solution.stats.residual)):
         raise NumericalError(f"adapt: the inner solve ended in NaN or infinity. {solution.status.advice}")
-    return Predictor(phi, classes, solution, network, statistics)
+    return Predictor(phi, classes, solution, network, statistics, table)
 
 
 def check_images(x: Any, network: Any, name: str) -> np.ndarray:

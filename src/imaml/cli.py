@@ -79,11 +79,14 @@ def _go_on(out: Path, more: str = "") -> str:
     return f"{program} train --resume --out {out}{more}"
 
 
+COLUMNS = ("task", "target", "features")  # the options of a table, which are fields of the domain
+
+
 def train_command(words: Sequence[str]) -> int:
     """imaml train."""
     shorthands = ("steps", "tasks", "seed", "minutes")
     arguments = Arguments(
-        "train", words, (*shorthands, "data", "out", "from"), ("resume", "quiet"), dotted=True
+        "train", words, (*shorthands, *COLUMNS, "data", "out", "from"), ("resume", "quiet"), dotted=True
     )
     (name,) = arguments.take(0, 1, "at most one preset")
     resume, values = "resume" in arguments.flags, arguments.values
@@ -110,7 +113,13 @@ def train_command(words: Sequence[str]) -> int:
         stored = load_config(file.read_text(errors="replace"), str(file))
         config = stored if name is None else config
     changes = [(f"training.{name}", values[name], f"--{name}") for name in shorthands if name in values]
-    config = overrides(config, [*changes, *arguments.changes()])
+    columns = [(f"domain.{name}", values[name], f"--{name}") for name in COLUMNS if name in values]
+    if columns and not hasattr(config.domain, "target"):
+        raise ConfigError(
+            f"{columns[0][2]} {columns[0][1]}: {name or 'characters-5w1s'} reads no table; accepted with the "
+            "preset tables: imaml train tables --data FILE.csv --task COLUMN --target COLUMN."
+        )
+    config = overrides(config, [*changes, *columns, *arguments.changes()])
     config = replace_data(config, values.get("data"))
     use_all_cores()
     quiet = "quiet" in arguments.flags
@@ -319,7 +328,7 @@ def evaluate_command(words: Sequence[str]) -> int:
     import jax
 
     from .adaptation import load
-    from .config import FewShotRecipe
+    from .config import FewShotRecipe, TablesRecipe
     from .evaluation import evaluate_theta
     from .training import devices_mesh
 
@@ -327,10 +336,14 @@ def evaluate_command(words: Sequence[str]) -> int:
     recipe = learned.config.domain
     data = arguments.values.get("data")
     if data is not None:
-        if not isinstance(recipe, FewShotRecipe):
+        if isinstance(recipe, FewShotRecipe):
+            source = "omniglot" if recipe.source == "characters" else recipe.source
+            recipe = dataclasses.replace(recipe, source=source, data=data, limits=())
+        elif isinstance(recipe, TablesRecipe):
+            layout = dataclasses.replace(recipe.fixed, splits=())
+            recipe = dataclasses.replace(recipe, data=data, layout=layout)
+        else:
             raise ConfigError(f"--data {data}: this run's domain draws its own tasks and reads no data.")
-        source = "omniglot" if recipe.source == "characters" else recipe.source
-        recipe = dataclasses.replace(recipe, source=source, data=data, limits=())
     domain = recipe.build()
     method = learned.config.method.build(domain, devices_mesh(len(jax.devices())))
     result = evaluate_theta(domain, method, learned.theta, split=split, tasks=tasks, seed=seed)
@@ -348,12 +361,18 @@ def adapt_command(words: Sequence[str]) -> int:
     (path,) = arguments.take(1, 1, "one run or artefact")
     for name in ("support", "query"):
         if name not in arguments.values:
-            raise ConfigError(f"imaml adapt needs --{name} DIR. See imaml adapt --help.")
+            raise ConfigError(f"imaml adapt needs --{name} DIR, or FILE. See imaml adapt --help.")
     import numpy as np
 
     from .adaptation import load
+    from .config import TablesRecipe
 
     learned = load(str(path))
+    if isinstance(learned.config.domain, TablesRecipe):
+        from .answers import answer_rows
+
+        files = arguments.values["support"], arguments.values["query"]
+        return answer_rows(learned, *files, "json" in arguments.flags, str(path))
     support = learned.read(arguments.values["support"])
     query = learned.read(arguments.values["query"], flat=True)
     predictor = learned.adapt(support.images, support.labels)

@@ -13,6 +13,8 @@ from .accuracy import Tightening
 from .damped import DampedCG
 from .domains.fewshot import FewShotRecipe
 from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
+from .domains.table_layout import Column, Layout
+from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant, require_number, require_one_of, require_whole
 from .family import Method, NewTask
 from .general import GMRES, BiCGStab, Dense
@@ -194,7 +196,9 @@ class Training:
 class Config:
     """A whole run."""
 
-    domain: FewShotRecipe | SinusoidRecipe | LinearGaussianRecipe = field(default_factory=FewShotRecipe)
+    domain: FewShotRecipe | SinusoidRecipe | LinearGaussianRecipe | TablesRecipe = field(
+        default_factory=FewShotRecipe
+    )
     method: Method = field(default_factory=Method)
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
@@ -206,6 +210,9 @@ _KINDS: dict[str, type] = {
         FewShotRecipe,
         SinusoidRecipe,
         LinearGaussianRecipe,
+        TablesRecipe,
+        Layout,
+        Column,
         GradientDescent,
         NewtonCG,
         CG,
@@ -238,7 +245,7 @@ def to_json(recipe: Any) -> Any:
         }
     if isinstance(recipe, Descent) or callable(recipe):
         raise ConfigError(f"{recipe!r} has no JSON form; a raw Optax object is welcome from Python only.")
-    return list(recipe) if isinstance(recipe, tuple) else recipe
+    return [to_json(item) for item in recipe] if isinstance(recipe, tuple) else recipe
 
 
 def from_json(value: Any) -> Any:
@@ -319,16 +326,25 @@ def _parse(hint: Any, text: str, option: str) -> Any:
     try:
         if bool in choices:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        if any(typing.get_origin(choice) is tuple for choice in choices):
-            return tuple(part for part in text.split(",") if part)
+        for choice in choices:
+            if typing.get_origin(choice) is tuple:
+                kind = typing.get_args(choice)[0]
+                return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
         if int in choices:
             return int(text)
         if float in choices:
             return float(text)
     except (KeyError, ValueError) as error:
-        accepted = " or ".join(_WORDS.get(choice, getattr(choice, "__name__", "")) for choice in choices)
+        accepted = " or ".join(_said(choice) for choice in choices)
         raise ConfigError(f"option {option}: {text!r} came; accepted is a {accepted}.") from error
     return text
+
+
+def _said(choice: Any) -> str:
+    """A field's type as people say it."""
+    if typing.get_origin(choice) is tuple:
+        return f"list such as 1,2, each a {_said(typing.get_args(choice)[0])}"
+    return _WORDS.get(choice, getattr(choice, "__name__", ""))
 
 
 def _fresh(kind: Any) -> Any:
@@ -366,9 +382,9 @@ def replace_data(config: Config, data: str | None) -> Config:
     """The config with its domain's data path set; ConfigError where the domain has none."""
     if data is None:
         return config
-    if not isinstance(config.domain, FewShotRecipe) or config.domain.source == "characters":
+    if not hasattr(config.domain, "data") or getattr(config.domain, "source", "") == "characters":
         raise ConfigError(
             f"--data {data}: this run's domain draws its own tasks and reads no data; leave it out, or "
-            "choose a preset that reads images (see imaml presets)."
+            "choose a preset that reads images or a table (see imaml presets)."
         )
     return replace(config, domain=replace(config.domain, data=data))

@@ -7,7 +7,6 @@ import types
 from typing import Any
 
 from .config import Config, Optimiser, Training, to_json
-from .domains.fewshot import FewShotRecipe
 from .errors import ConfigError
 from .family import Method, NewTask, fields_of
 from .methods import MetaGradient
@@ -65,4 +64,6 @@ def _new_task(method: MetaGradient) -> NewTask | None:
 
 def _apart_from_data(recipe: Any) -> Any:
     """A domain's recipe without what its losses do not depend on: where the data lie, which classes."""
-    return dataclasses.replace(recipe, data=None, limits=()) if isinstance(recipe, FewShotRecipe) else recipe
+    known = {f.name for f in dataclasses.fields(recipe)} if dataclasses.is_dataclass(recipe) else set()
+    blank = {name: value for name, value in (("data", None), ("limits", ())) if name in known}
+    return dataclasses.replace(recipe, **blank) if blank else recipe

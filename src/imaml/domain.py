@@ -9,19 +9,31 @@ Laws, held by one table-driven test over all domains:
 4. `query_loss` and the problem's loss, on the support batch and on `whole`, are finite at `init(key)` on
    every sampled task.
 
+A domain with only so many tasks also has `draws(key, split, count)`, indices of that many tasks of which none
+comes twice before all have come, and `number(indices)`, which task was drawn.
+
 A domain is a tree: its data are leaves (so they are arguments of a compiled step, not constants in it), all
 else is static.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from jax import Array
 
 from .problem import Problem, Task
 
 SPLITS = ("train", "validation", "test")
+
+
+def sample_many(domain: Any, key: Array, split: str, count: int, place: Callable[[Any], Any]) -> Task:
+    """So many tasks of a split, leaves (count, ...); place: puts what they are drawn by on devices."""
+    if hasattr(domain, "draws"):
+        return jax.vmap(domain.gather)(place(domain.draws(key, split, count)))
+    return jax.vmap(lambda k: domain.sample(k, split))(place(jax.random.split(key, count)))
 
 
 @runtime_checkable

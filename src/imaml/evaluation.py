@@ -27,6 +27,8 @@ class Evaluation:
     scores: after adaptation, with `calibration_error` where answers say how sure they are. before: at theta,
     unadapted. baselines: methods without learning across tasks. failed: tasks whose inner solve was not
     finite: wrong in every accuracy, left out of every loss. values: the scores task by task, for pairing.
+    different, number: of a domain that has only so many tasks, how many of them were drawn, and which ones;
+    draws of one task are then averaged first, so that intervals are over different tasks.
     """
 
     scores: Mapping[str, float]
@@ -41,6 +43,8 @@ class Evaluation:
     failed: int
     values: Mapping[str, np.ndarray]
     headline: str
+    different: int = 0
+    number: np.ndarray | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as JSON values: `accuracy`, `accuracy_ci95`, `accuracy_inductive`, `before`, ..."""
@@ -53,6 +57,8 @@ class Evaluation:
         flat["before_scores"] = dict(self.before)
         flat["baselines"] = dict(self.baselines)
         flat["baselines_ci95"] = dict(self.baselines_ci95)
+        if self.number is not None:
+            flat["different_tasks"] = self.different
         flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
         return valid(flat)
 
@@ -66,6 +72,8 @@ class Evaluation:
         )
         name = self.headline
         lines = [f"{self.tasks} tasks never seen in training ({self.split} split, seed {self.seed})"]
+        if self.number is not None:
+            lines = [f"{self.tasks} draws from {self.different} tasks ({self.split} split, seed {self.seed})"]
         facts = [(f"{name} before adaptation", self.before[name], self.before_ci95[name])]
         inductive = f"{name}_inductive"
         if inductive in self.scores:
@@ -91,10 +99,12 @@ def valid(value: Any) -> Any:
 
 
 def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict[str, dict[str, Array]]:
-    """The scores of the tasks that `keys` mean, arrays (keys,): after, before, baselines, numerics."""
+    """The scores of the tasks that `keys` mean, arrays (keys,): after, before, baselines, ..."""
 
     def one(key: Array) -> dict[str, dict[str, Array]]:
-        task = domain.sample(key, split)
+        known = hasattr(domain, "number")
+        drawn = domain.draw(key, split) if known else None
+        task = domain.gather(drawn) if known else domain.sample(key, split)
         phi, solution = method.adapt(theta, task.support, key)
         return {
             "after": domain.metrics(phi, task),
@@ -102,6 +112,7 @@ def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict
             "baselines": domain.baselines(task),
             "calibration": domain.calibration(phi, task),
             "numerics": {"finite": jnp.isfinite(solution.stats.residual)},
+            "number": {"task": domain.number(drawn)} if known else {},
         }
 
     chunk = getattr(method, "chunk", None) or keys.shape[0]
@@ -188,7 +199,8 @@ def evaluate_theta(
         bad = ~np.isfinite(values) | failed
         after[name] = np.where(bad, 0.0 if "accuracy" in name else np.nan, values)
     errors, widths = _calibration(joined["calibration"], ~failed)
-    summary = {group: _summary(joined[group]) for group in ("after", "before", "baselines")}
+    number = joined["number"].get("task")
+    summary = {group: _summary(joined[group], number) for group in ("after", "before", "baselines")}
     summary["after"] = ({**summary["after"][0], **errors}, {**summary["after"][1], **widths})
     return Evaluation(
         *summary["after"],
@@ -200,17 +212,36 @@ def evaluate_theta(
         failed=int(failed.sum()),
         values=after,
         headline=domain.headline,
+        different=tasks if number is None else len(np.unique(number)),
+        number=number,
     )
 
 
-def _summary(values: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[str, float]]:
-    """Means and half-widths of 95 % intervals over the tasks that have a value; NaN where none has."""
+def _summary(
+    values: Mapping[str, np.ndarray], number: np.ndarray | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Means and half-widths of 95 % intervals over the tasks that have a value; NaN where none has.
+
+    number: which task each value is of; those of one task are averaged first, and the interval is Student's,
+    as the tasks may be few.
+    """
     means, widths = {}, {}
     for name, column in values.items():
-        known = column[np.isfinite(column)]
+        there = np.isfinite(column)
+        known = column[there]
+        if number is not None:
+            known = np.array([known[number[there] == task].mean() for task in np.unique(number[there])])
+        quantile = 1.96 if number is None else _student(known.size)
         means[name] = float(known.mean()) if known.size else np.nan
-        widths[name] = float(1.96 * known.std(ddof=1) / np.sqrt(known.size)) if known.size > 1 else np.nan
+        widths[name] = float(quantile * known.std(ddof=1) / np.sqrt(known.size)) if known.size > 1 else np.nan
     return means, widths
+
+
+def _student(count: int) -> float:
+    """The 97.5 % quantile of Student's distribution for a mean of so many."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, max(count - 1, 1)))
 
 
 def _calibration(
@@ -244,5 +275,5 @@ def paired(first: Evaluation, second: Evaluation, name: str | None = None) -> tu
             "paired: the two evaluations must be on the same tasks (same split, tasks and seed)."
         )
     difference = first.values[name] - second.values[name]
-    means, widths = _summary({name: difference})
+    means, widths = _summary({name: difference}, first.number)
     return means[name], widths[name]

@@ -7,6 +7,7 @@ imaml: meta-learning with implicit gradients
 
   imaml train [PRESET] [--a.b=c ...]   learn across tasks (default preset: characters-5w1s)
       --steps N --seed S --data PATH --out DIR --minutes M
+      --task COLUMN --target COLUMN --features A,B   of a table (preset tables)
       --resume                         go on with the run in DIR
       --from ARTEFACT                  start from what an earlier run has learned
       --quiet                          no progress
@@ -15,7 +16,7 @@ imaml: meta-learning with implicit gradients
   imaml evaluate RUN                   score what was learned on new tasks
       --split train|validation|test --tasks N --seed S --data PATH --json
   imaml adapt RUN --support DIR --query DIR [--json]
-                                       learn a new task from images, a folder a class, and predict
+                                       learn a new task from images, a folder a class, or rows, and predict
   imaml data list | get NAME [DIR] | check NAME [PATH]
   imaml report RUN                     write the run's report page again
   imaml presets                        what can be trained, a line each
@@ -34,7 +35,9 @@ and report.html; then scores what was learned on test tasks. Ctrl-C stops it aft
 checkpoint. `imaml presets` lists the presets.
 
   --steps N --tasks N --seed S --minutes M   how long, on how many tasks a step, from which seed
-  --data PATH                                where the images lie, for presets that read images
+  --data PATH                                where the images or the table lie, for presets that read them
+  --task C --target C --features A,B         a table's columns: whose rows are a task, what is asked, what is
+                                             known (by default all others); for the preset tables
   --out DIR                                  the run's folder (default: runs/PRESET, then -2, ...)
   --resume                                   go on with the run in --out, as it was configured; options given
                                              must agree with it, but for when it stops and how often it writes
@@ -78,10 +81,13 @@ that was trained on characters or Omniglot. RUN is a run's folder or an artefact
 """,
     "adapt": """\
 imaml adapt RUN --support DIR --query DIR [--json]
+imaml adapt RUN --support FILE.csv --query FILE.csv [--json]
 
 Learns a new task from DIR/CLASS/*.png (any size; dark on light or light on dark) and predicts the class of
 every image in the query folder (in it, or in folders in it), one line each: file, class, probability. Each
-answer depends on its own image and the support set alone. RUN is a run's folder or an artefact.
+answer depends on its own image and the support set alone. For a run on a table: learns from the rows of one
+new task, which have the target's column, and predicts it for the query's rows, one line each: row, answer.
+RUN is a run's folder or an artefact.
 """,
     "data": """\
 imaml data list               what can be read, and where it is looked for

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from .config import Config, Optimiser, Training
 from .domains.fewshot import FewShotRecipe
 from .domains.regression import SinusoidRecipe
+from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant
 from .family import Method, NewTask
 from .inner import GradientDescent
@@ -78,6 +79,20 @@ PRESETS: dict[str, Preset] = {
             ),
             Optimiser("adam", 3e-3, clip=1.0),
             Training(steps=3000, tasks=25, validate_every=1000, validation_tasks=500, checkpoint_every=1000),
+        ),
+    ),
+    "tables": Preset(
+        "your own table, rows grouped by a column into tasks (bring the data); seconds",
+        Config(
+            TablesRecipe(),
+            Method(
+                strength=1.0,
+                learned="parameter",
+                inner=NewtonCG(steps=4, linear=CG(steps=20)),
+                linear=CG(steps=20),
+            ),
+            Optimiser("adam", 0.03, clip=10.0),
+            Training(steps=600, tasks=8, validate_every=100, validation_tasks=200, test_tasks=500),
         ),
     ),
     "mini-imagenet-5w1s": Preset(

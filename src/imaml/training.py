@@ -26,6 +26,7 @@ from .adaptation import Predictor, adapt, save
 from .checkpoint import Checkpoints
 from .config import PYTHON, Config, Optimiser, Training, to_json
 from .description import describe
+from .domain import sample_many
 from .errors import ConfigError, NumericalError, meant
 from .evaluation import Evaluation, evaluate_theta
 from .folder import check_new, check_resumable
@@ -54,7 +55,7 @@ class Run:
     folder: Path | None = None
     last: Evaluation | None = None
 
-    def adapt(self, x: Any, y: Any) -> Predictor:
+    def adapt(self, x: Any, y: Any = None) -> Predictor:
         """A Predictor for a new task from its support set; see `imaml.load(...).adapt`."""
         if self.config is None:
             raise ConfigError(
@@ -81,12 +82,14 @@ def make_step(method: MetaGradient, transform: Any, tasks: int, average: float) 
     """
     import optax
 
+    def spread(drawn: Any) -> Any:
+        if method.mesh is None:
+            return drawn
+        return jax.lax.with_sharding_constraint(drawn, NamedSharding(method.mesh, PartitionSpec(AXIS)))
+
     def step(domain: Any, state: dict[str, Any], key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
         sample_key, method_key = jax.random.split(jax.random.fold_in(key, state["step"]))
-        keys = jax.random.split(sample_key, tasks)
-        if method.mesh is not None:
-            keys = jax.lax.with_sharding_constraint(keys, NamedSharding(method.mesh, PartitionSpec(AXIS)))
-        batch = jax.vmap(lambda k: domain.sample(k, "train"))(keys)
+        batch = sample_many(domain, sample_key, "train", tasks, spread)
         gradient, metrics = method(state["theta"], batch, method_key, state["step"])
         size = tree.norm(gradient)
         good = jnp.isfinite(size) & jnp.any(metrics.used)

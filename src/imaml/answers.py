@@ -1,0 +1,54 @@
+"""What `imaml adapt` says of a table's rows: an answer a row, as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+from .domains.table_files import Table
+
+
+def answer_rows(learned: Any, support: str, query: str, as_json: bool, run: str) -> int:
+    """Adapts to the support file's rows and prints an answer for every row of the query file; returns 0.
+
+    Where the query has the target's column, a line on stderr says how far the answers were from it.
+    """
+    recipe = learned.config.domain
+    table: Table = recipe.read(query, "--query")
+    predictor = learned.adapt(support)
+    answers = predictor.predict(table.columns)
+    target, status = recipe.fixed.target, predictor.solution.status
+    if not bool(status.ok):
+        print(f"imaml: the inner solve ended in {status.ending.name}. {status.advice}", file=sys.stderr)
+    rows: list[dict[str, Any]] = [{"row": i + 1, target.name: _plain(a)} for i, a in enumerate(answers)]
+    if target.levels is not None:
+        for row, p in zip(rows, predictor.predict_proba(table.columns), strict=True):
+            row["probability"] = round(float(p.max()), 6)
+            row["probabilities"] = {c: round(float(v), 6) for c, v in zip(target.levels, p, strict=True)}
+    if as_json:
+        about = {"target": target.name, "status": status.ending.name, "run": run}
+        print(json.dumps({**about, "predictions": rows}, allow_nan=False))
+        return 0
+    for row in rows:
+        sure = f"\t{row['probability']:.3f}" if "probability" in row else ""
+        answer = row[target.name]
+        print(f"{row['row']}\t{answer if isinstance(answer, str) else format(answer, '.6g')}{sure}")
+    if target.name in table.columns:
+        print(f"imaml: {_judged(table, target, answers)}", file=sys.stderr)
+    return 0
+
+
+def _plain(answer: Any) -> str | float:
+    return str(answer) if isinstance(answer, str) else round(float(answer), 9)
+
+
+def _judged(table: Table, target: Any, answers: np.ndarray) -> str:
+    """How right the answers were, as a phrase."""
+    if target.levels is not None:
+        right = sum(a == b for a, b in zip(answers, table.columns[target.name], strict=True))
+        return f"{right} of {table.rows} as the column {target.name!r} has them"
+    errors = answers - target.numbers(table, "the target")
+    return f"root mean squared error from the column {target.name!r}: {np.sqrt(np.mean(errors**2)):.6g}"

@@ -1,0 +1,328 @@
+"""Tables: what is refused and how, tasks of unequal size, units, artefacts, and the command line."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imaml
+from imaml.cli import main
+from imaml.config import from_json, to_json
+from imaml.domains.table_files import read_table, table_of
+from imaml.domains.table_layout import Column, Layout
+from imaml.domains.tables import TablesRecipe
+from imaml.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def ranks(ranks_mixed):
+    """Networks add a bias to every row."""
+
+
+def lines(people=12, seed=0, least=4, most=9):
+    """Rows of people who each have their own line over days, and a group that shifts it."""
+    random, rows = np.random.default_rng(seed), ["who,day,group,score"]
+    for person in range(people):
+        start, slope = random.normal((250, 10), (25, 6))
+        for day in range(random.integers(least, most + 1)):
+            group = "ab"[random.integers(2)]
+            score = start + slope * day + 30 * (group == "b") + random.normal()
+            rows.append(f"p{person},{day},{group},{score:.4f}")
+    return "\n".join(rows) + "\n"
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A table of twelve people."""
+    path = tmp_path / "scores.csv"
+    path.write_text(lines())
+    return path
+
+
+def made(file, **options):
+    return imaml.tables(str(file), "who", "score", **options)
+
+
+# --- what is refused -------------------------------------------------------------------------------------
+
+HEAD = "who,day,score\n"
+BAD = {
+    "no such file": (None, {}, "there is no such file"),
+    "empty": ("", {}, "has 0 lines"),
+    "a header alone": (HEAD, {}, "has 1 lines"),
+    "one column": ("who;day;score\na;1;2\n", {}, "has one column, 'who;day;score'"),
+    "ragged": (HEAD + "a,1,2\na,1\n", {}, "row 2: 2 cells where the header has 3"),
+    "a decimal comma": (HEAD + "a,1,2,5\n", {}, "a comma within a cell needs quotes"),
+    "a quoted decimal comma": (HEAD + 'a,1,2\na,2,"2,5"\n', {}, "row 2, column 'score': '2,5' is no finite"),
+    "a stray word": (HEAD + "a,1,2\na,x,3\na,2,3\n", {}, "column 'day': 'x' is no finite number, but 2 of 3"),
+    "a missing cell": (HEAD + "a,1,2\na,,3\n", {}, "row 2, column 'day': the cell is missing"),
+    "not a number": (HEAD + "a,1,2\na,2,nan\n", {}, "row 2, column 'score': the cell is missing ('nan')"),
+    "infinite": (HEAD + "a,1,2\na,2,inf\n", {}, "'inf' is no finite number"),
+    "a name twice": ("who,day,day\na,1,2\n", {}, "column 3 is named 'day'"),
+    "no name": ("who,,score\na,1,2\n", {}, "column 2 is named ''"),
+    "one task": (HEAD + "a,1,2\na,2,3\n", {}, "all rows are of one task, 'a'"),
+    "few tasks": (HEAD + "a,1,2\na,2,3\nb,1,2\nb,2,3\n", {}, "2 tasks are too few for shares of 0.2"),
+    "one row": (
+        HEAD + "".join(f"{w},{d},{d}\n" for w in "abcdef" for d in range(2 if w != "c" else 1)),
+        {},
+        "task 'c' has one row",
+    ),
+    "no such task": (lines(), {"task": "whom"}, "there is no column 'whom' (the task); did you mean 'who'?"),
+    "no such target": (lines(), {"target": "scor"}, "did you mean 'score'?"),
+    "no such feature": (lines(), {"features": ("days",)}, "did you mean 'day'?"),
+    "the target as feature": (lines(), {"features": ("score",)}, "accepted are columns other than the task"),
+    "texts that are no categories": (
+        HEAD + "".join(f"{w},{w}{d},{d}\n" for w in "abcdef" for d in range(3)),
+        {},
+        "different texts in",
+    ),
+    "not set": (lines(), {"task": None}, "a run on a table needs --task"),
+    "shares": (lines(), {"validation": 0.5, "test": 0.5}, "leave no tasks for training"),
+    "holdout": (lines(), {"holdout": "lst"}, "did you mean 'last'?"),
+    "shots of none": (lines(), {"holdout": "none", "shots": 3}, "where all rows are support"),
+    "option": (lines(), {"hiden": (3,)}, "did you mean 'hidden'?"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_with_a_table_is_said(case, tmp_path):
+    content, options, message = BAD[case]
+    path = tmp_path / "rows.csv"
+    if content is not None:
+        path.write_text(content)
+    given = {"task": "who", "target": "score", **options}
+    with pytest.raises((DataError, ConfigError)) as error:
+        imaml.tables(str(path), given.pop("task"), given.pop("target"), **given)
+    assert message in str(error.value)
+
+
+def test_files_that_are_no_text_or_no_table_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"who,day\n\xff\xfe,1\n")
+    with pytest.raises(DataError, match="no UTF-8 text"):
+        read_table(tmp_path / "a.csv")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"pyarrow|no Parquet table"):
+        read_table(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="accepted is a mapping from column names"):
+        table_of([1, 2], "x")
+    with pytest.raises(DataError, match="columns of one length"):
+        table_of({"a": [1], "b": [1, 2]}, "x")
+
+
+def test_lists_arrays_and_files_mean_the_same(tmp_path):
+    (tmp_path / "a.csv").write_text("\ufeffday,level\n1,7\n2.5,8\n")  # as spreadsheets save it
+    file = read_table(tmp_path / "a.csv")
+    for columns in (
+        {"day": [1, 2.5], "level": [7, 8]},
+        {"day": np.array([1, 2.5]), "level": np.array([7, 8])},
+    ):
+        assert table_of(columns, "x").columns == file.columns
+
+
+# --- coding ----------------------------------------------------------------------------------------------
+
+
+def test_standardisation_is_learned_from_training_tasks_alone(file):
+    domain = made(file)
+    layout, table = domain.recipe.layout, read_table(file)
+    training = np.isin(table.columns["who"], layout.splits[0])
+    assert 0 < training.sum() < table.rows
+    day, score = layout.features[0], layout.target
+    np.testing.assert_allclose(day.mean, table.numbers("day", "")[training].mean())
+    np.testing.assert_allclose(score.scale, table.numbers("score", "")[training].std())
+    assert layout.names == ("intercept", "day", "group=b")
+    assert layout.code(table).shape == (table.rows, 2)
+    again = made(file, layout=layout)
+    np.testing.assert_array_equal(again.inputs, domain.inputs)
+
+
+def test_levels_that_training_did_not_have_are_refused(file):
+    predictor_rows = {"day": [1], "group": ["c"]}
+    with pytest.raises(DataError, match="'c' was not among the training tasks' values, a, b"):
+        made(file).recipe.layout.code(table_of(predictor_rows, "x"))
+
+
+def test_coefficients_in_the_tables_units_are_those_of_least_squares():
+    random = np.random.default_rng(1)
+    x, z = random.normal(3.0, 2.0, 50), random.integers(0, 2, 50)
+    y = 7 - 1.5 * x + 4 * z + random.normal(size=50)
+    layout = Layout(
+        (Column("x", None, x.mean(), x.std()), Column("z", ("a", "b"))), Column("y", None, y.mean(), y.std())
+    )
+    table = table_of({"x": x, "z": ["ab"[i] for i in z], "y": y}, "x")
+    design = np.column_stack([np.ones(50), layout.code(table)])
+    standard = np.linalg.lstsq(design, layout.targets(table)[:, 0], rcond=None)[0]
+    plain = np.column_stack([np.ones(50), x, z])
+    covariance = np.linalg.inv(design.T @ design) / y.std() ** 2
+    mean, spread = layout.in_units(standard, covariance)
+    np.testing.assert_allclose(mean, np.linalg.lstsq(plain, y, rcond=None)[0], rtol=1e-9)
+    np.testing.assert_allclose(spread, np.linalg.inv(plain.T @ plain), rtol=1e-8, atol=1e-12)
+    with pytest.raises(ConfigError, match="the target is a class"):
+        Layout((), Column("y", ("a", "b"))).in_units([0.0])
+
+
+# --- tasks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("holdout", ["random", "last", "none"])
+def test_every_row_of_a_task_is_used_once(file, holdout):
+    domain = made(file, holdout=holdout)
+    counts = np.asarray(domain.counts)
+    drawn = jax.vmap(lambda k: domain.draw(k, "train"))(jax.random.split(jax.random.key(0), 40))
+    support, query = jax.vmap(domain.gather)(drawn)
+    for i, task in enumerate(np.asarray(drawn.task)):
+        known, asked = (np.asarray(part.weights[i]) for part in (support, query))
+        both = known + asked
+        assert both.sum() == (2 if holdout == "none" else 1) * counts[task]
+        assert known.sum() == (counts[task] if holdout == "none" else (counts[task] + 1) // 2)
+        rows = np.asarray(domain.inputs[task, : counts[task]])
+        used = np.asarray(support.inputs[i])[both > 0]
+        np.testing.assert_allclose(np.sort(used, 0), np.sort(rows, 0))
+        if holdout == "last":
+            np.testing.assert_allclose(np.asarray(query.inputs[i])[asked > 0], rows[int(known.sum()) :])
+
+
+def test_a_batch_has_every_task_once_before_any_comes_twice(file):
+    domain = made(file)
+    numbers = np.sort(np.asarray(domain.splits["train"]))
+    drawn = np.asarray(domain.draws(jax.random.key(0), "train", 2 * numbers.size + 1).task)
+    np.testing.assert_array_equal(np.sort(drawn[: numbers.size]), numbers)
+    np.testing.assert_array_equal(np.sort(drawn[numbers.size : -1]), numbers)
+
+
+def test_padding_changes_no_loss_and_no_gradient(file):
+    domain = made(file, holdout="none")
+    task = domain.gather(domain.draw(jax.random.key(1), "train"))
+    rows = int(task.support.weights.sum())
+    assert rows < task.support.weights.size
+    short = jax.tree.map(lambda leaf: leaf[:rows], task.support)
+    theta = jax.tree.map(lambda leaf: leaf + 0.3, domain.init(jax.random.key(0)))
+    whole, cut = (jax.value_and_grad(domain.loss)(theta, batch) for batch in (task.support, short))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, cut)
+    residuals = np.asarray(domain.loss.outputs(theta, short) - short.targets)
+    np.testing.assert_allclose(whole[0], 0.5 * np.sum(residuals**2), rtol=1e-5)
+
+
+def test_intervals_are_over_different_tasks(file):
+    domain = made(file, test=0.5)
+    method = imaml.IMAML(
+        domain.problem(1.0), domain.query_loss, inner=imaml.NewtonCG(steps=2, linear=imaml.CG(5)),
+        linear=imaml.CG(steps=5),
+    )  # fmt: skip
+    theta = domain.init(jax.random.key(0))
+    from imaml.evaluation import evaluate_theta, paired
+
+    few, many = (evaluate_theta(domain, method, theta, tasks=n) for n in (64, 512))
+    assert few.different == many.different == domain.splits["test"].size
+    values = [many.values["rmse"][many.number == task].mean() for task in np.unique(many.number)]
+    assert len(values) == 6
+    half = 2.5706 * np.std(values, ddof=1) / np.sqrt(6)  # Student's, 5 degrees of freedom
+    np.testing.assert_allclose(many.ci95["rmse"], half, rtol=1e-4)
+    np.testing.assert_allclose(many.scores["rmse"], np.mean(values))
+    assert f"512 draws from {many.different} tasks" in str(many)
+    assert paired(few, few) == (0, 0)
+
+
+# --- classes ---------------------------------------------------------------------------------------------
+
+
+def test_a_target_of_texts_makes_tasks_of_classification(tmp_path):
+    random, rows = np.random.default_rng(0), ["who,x,answer"]
+    for person in range(10):
+        edge = random.normal()
+        rows += [f"p{person},{x:.3f},{'yes' if x > edge else 'no'}" for x in random.normal(edge, 1, 8)]
+    path = tmp_path / "answers.csv"
+    path.write_text("\n".join(rows))
+    domain = imaml.tables(str(path), "who", "answer")
+    assert (domain.headline, domain.higher_is_better) == ("accuracy", True)
+    task = domain.sample(jax.random.key(0), "train")
+    phi = domain.init(jax.random.key(0))
+    np.testing.assert_allclose(domain.query_loss(phi, None, task.query), np.log(2), rtol=1e-6)
+    baselines = domain.baselines(task)
+    assert all(0 <= float(value) <= 1 for value in baselines.values())
+
+
+# --- runs ------------------------------------------------------------------------------------------------
+
+SHORT = ["--steps=40", "--training.validate_every=0", "--training.test_tasks=20", "--quiet"]
+
+
+def test_the_command_line_learns_adapts_and_predicts(file, tmp_path, capsys):
+    run = tmp_path / "run"
+    train = ["train", "tables", f"--data={file}", "--task=who", "--target=score", f"--out={run}", *SHORT]
+    assert main(train) == 0
+    text = capsys.readouterr().out
+    assert "pooled model" in text
+    assert "rmse after adaptation" in text
+    new = lines(people=1, seed=5, least=8, most=8).replace("p0", "someone")
+    head, *rows = new.splitlines()
+    for name, part in (("support", rows[:4]), ("query", rows[4:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *part]))
+    adapt = ["adapt", str(run), f"--support={tmp_path / 'support.csv'}", f"--query={tmp_path / 'query.csv'}"]
+    assert main([*adapt, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["row"] for row in found["predictions"]] == [1, 2, 3, 4]
+    answers = np.array([row["score"] for row in found["predictions"]])
+    truth = np.array([float(row.split(",")[-1]) for row in rows[4:]])
+    assert np.sqrt(np.mean((answers - truth) ** 2)) < 40  # of targets that spread by about 60
+    assert main(adapt) == 0
+    out = capsys.readouterr()
+    assert len(out.out.splitlines()) == 4
+    assert "root mean squared error from the column 'score'" in out.err
+    predictor = imaml.load(run).adapt(str(tmp_path / "support.csv"))
+    columns = read_table(tmp_path / "query.csv").columns
+    np.testing.assert_allclose(predictor.predict(columns), answers, rtol=1e-6)
+    known = {name: columns[name] for name in ("day", "group")}
+    support = read_table(tmp_path / "support.csv").columns
+    twice = imaml.load(run).adapt({n: support[n] for n in ("day", "group")}, support["score"])
+    np.testing.assert_allclose(twice.predict(known), answers, rtol=1e-6)
+
+
+def test_an_artefact_names_no_task_and_scores_on_the_same_ones(file, tmp_path, capsys):
+    run = tmp_path / "run"
+    train = ["train", "tables", f"--data={file}", "--task=who", "--target=score", f"--out={run}", *SHORT]
+    assert main(train) == 0
+    artefact = run / "artefact.safetensors"
+    assert b"p11" not in artefact.read_bytes()
+    capsys.readouterr()
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(artefact.read_bytes())
+    score = lambda *words: main(["evaluate", *map(str, words), "--json", "--tasks=8"])  # noqa: E731
+    assert score(run) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert score(alone, "--data", file) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert first["rmse"] == second["rmse"]
+    assert first["different_tasks"] <= 8
+    assert score(alone) == 2
+    assert "a run on a table needs --data" in capsys.readouterr().err
+    assert main(["train", "--resume", f"--out={run}", "--steps=40", "--quiet"]) == 0
+    file.write_text(lines(people=13))
+    assert main(["train", "--resume", f"--out={run}", "--steps=40", "--quiet"]) == 2
+    assert "are not those that this run began with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "tables"], "a run on a table needs --data FILE.csv"),
+        (["train", "sinusoid", "--task=who"], "reads no table; accepted with the preset tables"),
+        (["train", "tables", "--domain.hidden=a"], "a list such as 1,2, each a whole number"),
+        (["train", "sinusoid", "--data=x"], "preset that reads images or a table"),
+    ],
+)
+def test_bad_command_lines(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_recipe_goes_to_json_with_its_layout(file):
+    recipe = made(file, hidden=(4, 3)).recipe
+    assert from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
+    assert recipe.without_data().recipe.network.sizes == (2, 4, 3, 1)
+    with pytest.raises(ConfigError, match="has read no table yet"):
+        _ = TablesRecipe().network
+    assert jnp.shape(imaml.tables(recipe.data, "who", "score", hidden=(4,)).pooled) == (3, 1)
