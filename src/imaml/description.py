@@ -64,6 +64,5 @@ def _new_task(method: MetaGradient) -> NewTask | None:
 
 def _apart_from_data(recipe: Any) -> Any:
     """A domain's recipe without what its losses do not depend on: where the data lie, which classes."""
-    known = {f.name for f in dataclasses.fields(recipe)} if dataclasses.is_dataclass(recipe) else set()
-    blank = {name: value for name, value in (("data", None), ("limits", ())) if name in known}
+    blank = {name: value for name, value in (("data", None), ("limits", ())) if hasattr(recipe, name)}
     return dataclasses.replace(recipe, **blank) if blank else recipe

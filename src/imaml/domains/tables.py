@@ -129,8 +129,8 @@ class TablesRecipe:
             columns = {**table.columns, layout.target.name: table_of({"y": list(targets)}, "y").columns["y"]}
             table = table_of(columns, table.source)
         kind = np.float32 if layout.target.levels is None else np.int32
-        coded = layout.code(table).astype(np.float32), layout.targets(table).astype(kind)
-        return Rows(*map(jnp.asarray, coded), jnp.ones(table.rows, jnp.float32))
+        inputs, targets = layout.code(table).astype(np.float32), layout.targets(table).astype(kind)
+        return Rows(jnp.asarray(inputs), jnp.asarray(targets), jnp.ones(table.rows, jnp.float32))
 
     def without_data(self) -> Tables:
         """The domain with its network and problem, but no rows."""
