@@ -64,10 +64,10 @@ def column_of(table: Table, name: str, what: str, rows: np.ndarray, texts: bool 
         scale = float(values.std())
         return Column(name, None, float(values.mean()), scale if scale > 0 else 1.0)
     cells = table.column(name, what)
-    levels: tuple[str, ...] = tuple(sorted({cell for cell, taken in zip(cells, rows, strict=True) if taken}))
+    levels = tuple(sorted({cell for cell, taken in zip(cells, rows, strict=True) if taken}))
     if len(levels) < 2:
         raise DataError(
-            f"{table.source}, column {name!r}: training tasks have the one value {levels[0]!r}; accepted are "
+            f"{table.source}, column {name!r}: training tasks have the one value {cells[0]!r}; accepted are "
             f"at least two: leave it out of --features."
         )
     if len(levels) > 0.5 * rows.sum() and what != "the target":
