@@ -23,6 +23,7 @@ _HOME = {
         "proximal",
         "stationary",
     ),
+    "likelihoods": ("Categorical", "Gaussian", "likelihood"),
     "products": ("LinearSolver",),
     "linear": ("CG", "Neumann"),
     "general": ("BiCGStab", "Dense", "GMRES"),
@@ -126,6 +127,9 @@ if TYPE_CHECKING:
     from .inner import GradientDescent as GradientDescent
     from .inner import InnerSolver as InnerSolver
     from .last_step import one_step as one_step
+    from .likelihoods import Categorical as Categorical
+    from .likelihoods import Gaussian as Gaussian
+    from .likelihoods import likelihood as likelihood
     from .linear import CG as CG
     from .linear import Neumann as Neumann
     from .methods import FOMAML as FOMAML
