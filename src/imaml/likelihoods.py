@@ -1,16 +1,16 @@
-"""What a model's outputs say of a task's rows: negative log likelihoods that are sums, for the Bayesian reading.
+"""What a model's outputs say of a task's rows: negative log likelihoods, which are sums.
 
-The convention. A model's loss object has `outputs(phi, batch)` and `cost(outputs, batch)`, as for Gauss-Newton
-curvature, and `likelihood`, a `Gaussian()` or a `Categorical()`, which declares what its rows are:
+The convention. A model's loss object has `outputs(phi, batch)` and `cost(outputs, batch)`, as for
+Gauss-Newton curvature, and `likelihood`, a `Gaussian()` or a `Categorical()`, which says what its rows are:
 
-    kind "gaussian"      outputs (n,) or (n, k), like `batch.targets`; the noise variance in squared units of them
+    kind "gaussian"      outputs (n,) or (n, k), like `batch.targets`; noise variance in their squared units
     kind "categorical"   outputs (n, ways), logits; `batch.labels` (n,), whole numbers
     batch.weights        (n,), where the batch has such a field that is not None: a row counts so many times
                          (0 for padding); else every row counts once
 
-`likelihood(loss, noise)` makes of it the *sum* over rows, whatever `cost` does, which may be a mean: only so is
-a strength the precision of a prior, the same for tasks of 2 rows and of 200. The logarithm of a learned noise
-variance is `Theta.log_noise`, a scalar.
+`likelihood(loss, noise)` makes of it the *sum* over rows, whatever `cost` does, which may be a mean: only so
+is a strength the precision of a prior, the same for tasks of 2 rows and of 200. The logarithm of a learned
+noise variance is `Theta.log_noise`, a scalar.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def weights_of(batch: Any, rows: int, dtype: Any) -> Array:
         return jnp.ones(rows, dtype)
     if jnp.shape(weights) != (rows,):
         raise ConfigError(
-            f"likelihood: batch.weights has shape {jnp.shape(weights)} for {rows} rows; accepted is one number "
-            "a row."
+            f"likelihood: batch.weights has shape {jnp.shape(weights)} for {rows} rows; accepted is one "
+            "number a row."
         )
     return jnp.asarray(weights, dtype)
 
@@ -58,9 +58,9 @@ class Gaussian:
 
     >>> import jax.numpy as jnp
     >>> from imaml.domains.regression import Points
-    >>> points = Points(jnp.zeros((2, 1)), jnp.ones(2))
-    >>> float(Gaussian().cost(jnp.zeros(2), points, jnp.asarray(1.0))) - round(float(jnp.log(2 * jnp.pi)), 5)
-    1.0
+    >>> rows = Points(jnp.zeros((2, 1)), jnp.ones(2))
+    >>> round(float(Gaussian().cost(jnp.zeros(2), rows, jnp.asarray(1.0))), 4)  # 1 + log 2 pi
+    2.8379
     """
 
     kind: ClassVar[str] = "gaussian"
@@ -82,10 +82,10 @@ class Gaussian:
             )
         return by_row(jnp.square(outputs - targets))
 
-    def root(self, outputs: Array, batch: Any, noise: Array, vector: Array) -> Array:
-        """B v for v (n, k), where B B^T is the cost's second derivative in the outputs."""
+    def half(self, outputs: Array, batch: Any, noise: Array, vector: Array) -> Array:
+        """B^T v for v (n, k), where B B^T is the cost's second derivative in the outputs."""
         weights = weights_of(batch, vector.shape[0], vector.dtype)
-        return jnp.sqrt(weights / noise)[:, None] * vector
+        return jnp.sqrt(weights)[:, None] * vector / jnp.sqrt(noise)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class Categorical:
         chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), labels[:, None], axis=1)[:, 0]
         return -jnp.sum(weights_of(batch, chosen.shape[0], chosen.dtype) * chosen)
 
-    def root(self, outputs: Array, batch: Any, noise: Any, vector: Array) -> Array:
-        """B v for v (n, k), where B B^T = w (diag(p) - p p^T): B = sqrt(w) (diag(sqrt(p)) - p sqrt(p)^T)."""
-        half = jnp.exp(0.5 * jax.nn.log_softmax(outputs))
-        along = jnp.sum(half * vector, 1, keepdims=True)
+    def half(self, outputs: Array, batch: Any, noise: Any, vector: Array) -> Array:
+        """B^T v for v (n, k): B = sqrt(w) (diag(sqrt(p)) - p sqrt(p)^T), B B^T = w (diag(p) - p p^T)."""
+        logs = jax.nn.log_softmax(outputs)
+        average = jnp.sum(jnp.exp(logs) * vector, 1, keepdims=True)
         weights = weights_of(batch, vector.shape[0], vector.dtype)
-        return jnp.sqrt(weights)[:, None] * (half * vector - half**2 * along)
+        return jnp.sqrt(weights)[:, None] * jnp.exp(0.5 * logs) * (vector - average)
 
 
 def by_row(outputs: Array) -> Array:
@@ -198,10 +198,10 @@ class NegativeLogLikelihood:
 
 
 def likelihood(loss: Any, noise: float | Learned | None = None) -> NegativeLogLikelihood:
-    """The negative log likelihood, a sum over a task's rows, of a model's loss that declares what its rows are.
+    """The negative log likelihood, a sum over a task's rows, of a loss that declares what its rows are.
 
-    loss: with `outputs` and `likelihood`, as those of the domains; its own `cost`, which may be a mean, is not
-    used. noise: the variance of Gaussian rows, in squared units of the targets, fixed or
+    loss: with `outputs` and `likelihood`, as those of the domains; its own `cost`, which may be a mean, is
+    not used. noise: the variance of Gaussian rows, in squared units of the targets, fixed or
     `learned(initial, per="all")`; a learned one of 1.0 by default. With `proximal`, the strength is then the
     precision of a Gaussian prior and the inner solution the maximum a posteriori:
 

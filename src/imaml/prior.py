@@ -97,6 +97,7 @@ class Precision(Protocol):
         ...
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Strengths:
     """P = diag(s). values: a tree like the adapted leaves, `like`, of arrays that broadcast to them."""
@@ -149,6 +150,7 @@ class Strengths:
         return Strengths(some, some)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Factored:
     """P = L L^T. lower: L, (n, n), lower triangular with a positive diagonal."""
@@ -201,6 +203,7 @@ class Factored:
         return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LowRank:
     """P = diag(s) + W W^T. diagonal: s, (n,). factor: W, (n, rank)."""
@@ -261,6 +264,74 @@ class LowRank:
         """The precision of some."""
         some = np.flatnonzero(chosen)
         return LowRank(self.diagonal[some], self.factor[some])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Raised:
+    """R^T (I + U diag(k) U^T) R with R^T R = below: what data add along a few directions.
+
+    below: a precision. basis: U, (n, rank), columns orthonormal or zero. values: k, (rank,), above -1.
+    """
+
+    below: Any
+    basis: Array
+    values: Array
+
+    def _turned(self, vector: Array, power: float) -> Array:
+        """(I + U diag(k) U^T)^power v."""
+        return vector + self.basis @ (((1 + self.values) ** power - 1) * (self.basis.T @ vector))
+
+    def pull(self, displacement: Any) -> Any:
+        """P d."""
+        flat, unravel = tree.ravel(displacement)
+        _, back = jax.vjp(self.root, flat)
+        return unravel(back(self.root(flat))[0])
+
+    def root_matrix(self) -> Array:
+        """R with R^T R = P, (n, n)."""
+        identity = jnp.eye(self.basis.shape[0], dtype=self.basis.dtype)
+        return jax.vmap(self.root, in_axes=1, out_axes=1)(identity)
+
+    def inverse(self, vector: Array) -> Array:
+        """P^-1 v."""
+        return self.below.unroot(self._turned(self.below.unroot_transposed(vector), -1))
+
+    def root(self, vector: Array) -> Array:
+        """(I + U diag(k) U^T)^1/2 R v."""
+        return self._turned(self.below.root(vector), 0.5)
+
+    def unroot(self, vector: Array) -> Array:
+        """R^-1 (I + U diag(k) U^T)^-1/2 v."""
+        return self.below.unroot(self._turned(vector, -0.5))
+
+    def unroot_transposed(self, vector: Array) -> Array:
+        """(I + U diag(k) U^T)^-1/2 R^-T v."""
+        return self._turned(self.below.unroot_transposed(vector), -0.5)
+
+    def log_determinant(self) -> Array:
+        """log |below| + sum log (1 + k)."""
+        return self.below.log_determinant() + jnp.sum(jnp.log1p(self.values))
+
+    def least(self) -> Array:
+        """That of `below`, lowered by the least of the values where that is negative."""
+        return self.below.least() * (1 + jnp.minimum(jnp.min(self.values), 0))
+
+    def matrix(self) -> Array:
+        """P, (n, n)."""
+        root = self.root_matrix()
+        return root.T @ root
+
+    def variances(self) -> Array:
+        """The diagonal of P^-1: that of `below`'s, less k / (1 + k) of the squares of R^-1 U."""
+        directions = jax.vmap(self.below.unroot, in_axes=1, out_axes=1)(self.basis)
+        shares = self.values / (1 + self.values)
+        return self.below.variances() - jnp.sum(jnp.square(directions) * shares[None], 1)
+
+    def part(self, chosen: np.ndarray) -> Factored:
+        """The precision of some."""
+        some = np.flatnonzero(chosen)
+        return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
 
 
 def log_determinant(matrix: Array) -> Array:

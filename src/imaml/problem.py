@@ -1,7 +1,7 @@
 """One task's inner problem: a residual F(phi, theta, batch) that is zero at the solution, and its structure.
 
-proximal     F = d/dphi loss(phi, batch) + strength (phi - theta)        the paper's problem, eq. 3; a strength
-                                                                         may be a matrix, see `prior`
+proximal     F = d/dphi loss(phi, batch) + strength (phi - theta)        the paper's problem, eq. 3
+                                                                         (or P (phi - theta), see `prior`)
 plain        F = d/dphi loss(phi, batch), started at theta               MAML and its kin
 stationary   F = d/dphi objective(phi, theta, batch)
 fixed_point  F = phi - update(phi, theta, batch)
@@ -160,6 +160,11 @@ class Problem:
         """Whether the anchor has a strength for every parameter, and is no matrix that mixes them."""
         return self.learns is None or self.learns.diagonal
 
+    @property
+    def learns_more(self) -> bool:
+        """Whether the problem depends on more of theta than its mean: a learned strength, or noise."""
+        return self.learns is not None or isinstance(getattr(self.loss, "noise", None), Learned)
+
     def strengths(self, phi: Any, theta: Any) -> Any:
         """The strength of every adapted leaf, a tree like `phi` of arrays that broadcast to its leaves."""
         precision = self.precision(phi, theta)
@@ -238,8 +243,9 @@ def proximal(
 
     loss: (phi, batch) -> scalar; phi the full tree, batch any tree. strength: a positive number, a tree with
     one number a leaf or one a parameter, or `learned(...)`, which may be a matrix; for a mean loss over n
-    rows the Gaussian prior's precision is n times it (see `likelihood`). adapt: which leaves a task adapts (a name, names, a mask, or a function
-    theta -> mask); the others are shared, stay at theta, and get their exact gradient through F.
+    rows the Gaussian prior's precision is n times it (see `likelihood`). adapt: which leaves a task adapts (a
+    name, names, a mask, or a function theta -> mask); the others are shared, stay at theta, and get their
+    exact gradient through F.
     Declared "spd": true where the loss's curvature exceeds -strength at the solution; solvers say when not.
     curvature: "hessian", or "gauss-newton" for a loss made by `composed`: A is then J^T H J + strength, never
     indefinite, and the implicit gradient is that of the problem with its outputs linearised at phi, which is

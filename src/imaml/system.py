@@ -132,5 +132,5 @@ def refuse_system(linear: LinearSolver, problem: Problem) -> None:
     if uses_anchor(linear) and not problem.diagonal:
         raise StructureError(
             f"{linear!r} needs a strength for every parameter; this problem's is a matrix, learned "
-            f"per={getattr(problem.learns, 'per', None)!r}. Use CG() without a preconditioner, GMRES or Dense."
+            f"per={getattr(problem.learns, 'per', None)!r}. Use CG() without a preconditioner, or Dense."
         )
