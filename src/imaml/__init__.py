@@ -23,7 +23,18 @@ _HOME = {
         "proximal",
         "stationary",
     ),
+    "likelihoods": ("Categorical", "Gaussian", "likelihood"),
     "products": ("LinearSolver",),
+    "curvature": ("Quadrature",),
+    "laplace": ("Laplace", "log_evidence", "posterior"),
+    "bayesian": (
+        "EmpiricalBayes",
+        "ExpectationMaximisation",
+        "IBaML",
+        "averaged",
+        "evidence",
+        "moments",
+    ),
     "linear": ("CG", "Neumann"),
     "general": ("BiCGStab", "Dense", "GMRES"),
     "certificate": ("Certificate",),
@@ -97,6 +108,12 @@ if TYPE_CHECKING:
     from .accuracy import Tightening as Tightening
     from .adaptation import Predictor as Predictor
     from .adaptation import load as load
+    from .bayesian import EmpiricalBayes as EmpiricalBayes
+    from .bayesian import ExpectationMaximisation as ExpectationMaximisation
+    from .bayesian import IBaML as IBaML
+    from .bayesian import averaged as averaged
+    from .bayesian import evidence as evidence
+    from .bayesian import moments as moments
     from .certificate import Certificate as Certificate
     from .classical import LBFGS as LBFGS
     from .classical import External as External
@@ -104,6 +121,7 @@ if TYPE_CHECKING:
     from .classical import NonlinearCG as NonlinearCG
     from .classical import least_squares as least_squares
     from .config import Optimiser as Optimiser
+    from .curvature import Quadrature as Quadrature
     from .damped import DampedCG as DampedCG
     from .domains.fewshot import characters as characters
     from .domains.fewshot import image_tasks as image_tasks
@@ -127,7 +145,13 @@ if TYPE_CHECKING:
     from .inner import Descent as Descent
     from .inner import GradientDescent as GradientDescent
     from .inner import InnerSolver as InnerSolver
+    from .laplace import Laplace as Laplace
+    from .laplace import log_evidence as log_evidence
+    from .laplace import posterior as posterior
     from .last_step import one_step as one_step
+    from .likelihoods import Categorical as Categorical
+    from .likelihoods import Gaussian as Gaussian
+    from .likelihoods import likelihood as likelihood
     from .linear import CG as CG
     from .linear import Neumann as Neumann
     from .methods import FOMAML as FOMAML

@@ -148,7 +148,7 @@ def error_after(move: Move, mu: Array, weight: Array) -> Array:
 def anchor_weight(case: Case, adapted: Any) -> Array | None:
     """|dF/dtheta| where it is the largest strength: all leaves adapted, the strength fixed; else None."""
     problem = case.problem
-    if problem.kind != "proximal" or problem.adapt.choice is not None or problem.learns is not None:
+    if problem.kind != "proximal" or problem.adapt.choice is not None or problem.learns_more:
         return None
     most = [jnp.max(leaf) for leaf in jax.tree.leaves(problem.strengths(adapted, case.theta))]
     return jnp.max(jnp.stack(most))

@@ -141,12 +141,10 @@ class LevenbergMarquardt:
                 "LevenbergMarquardt: made for least_squares(residuals, strength); this problem is "
                 f"{problem.kind}. Use LBFGS or NewtonCG."
             )
-        mean = problem.split(problem.mean(theta))
 
         def residuals(phi: Any, _: Any) -> Any:
-            pull = jax.tree.map(
-                lambda s, p, t: jnp.sqrt(s) * (p - t), problem.strengths(phi, theta), phi, mean
-            )
+            apart = tree.ravel(problem.displacement(phi, theta))[0]
+            pull = problem.precision(phi, theta).root(apart)
             return (loss.outputs(problem.full(phi, theta), batch), pull), None
 
         start = start_of(problem, theta, batch, phi0, key)

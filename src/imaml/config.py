@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from .accuracy import Tightening
+from .curvature import Quadrature
 from .damped import DampedCG
 from .domains.fewshot import FewShotRecipe
 from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
 from .domains.table_layout import Column, Layout
 from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant, require_number, require_one_of, require_whole
-from .family import Method, NewTask
+from .family import Bayes, Method, NewTask
 from .general import GMRES, BiCGStab, Dense
 from .inner import Descent, GradientDescent
 from .linear import CG, Neumann
@@ -226,6 +227,8 @@ _KINDS: dict[str, type] = {
         Nystrom,
         Tightening,
         NewTask,
+        Quadrature,
+        Bayes,
         Method,
         Optimiser,
         Training,

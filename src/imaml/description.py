@@ -23,7 +23,7 @@ def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Co
         return f"the domain, {type(domain).__name__}, has no recipe"
     own = getattr(maker, "__self__", None)
     if (
-        problem.loss != domain.problem(1.0).loss
+        getattr(problem.loss, "model", problem.loss) != domain.problem(1.0).loss
         or getattr(maker, "__func__", None) is not getattr(type(domain), "query_loss", None)
         or _apart_from_data(getattr(own, "recipe", None)) != _apart_from_data(recipe)
     ):
@@ -38,6 +38,7 @@ def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Co
             **fields_of(method),
             strength=None if strength is None else float(strength),
             learned=None if problem.learns is None else problem.learns.per,
+            **({} if problem.learns is None else {"rank": problem.learns.rank}),
             adapt=problem.adapt.choice,
             new_task=_new_task(method),
             policy=method.policy,

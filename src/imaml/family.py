@@ -12,17 +12,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .accuracy import Tightening, check_accuracy
+from .bayesian import Averaged, ByEvidence, ByMoments, EmpiricalBayes, ExpectationMaximisation, IBaML
+from .curvature import Quadrature
 from .damped import DampedCG
 from .errors import ConfigError, require_number, require_one_of, require_whole
 from .general import GMRES, BiCGStab, Dense
 from .inner import GradientDescent
+from .laplace import FORMS
+from .likelihoods import likelihood
 from .linear import CG, Neumann
 from .methods import FOMAML, IMAML, MAML, POLICIES, Joint, MetaGradient, MetaSGD, Reptile, Solving
 from .minres import MINRES
 from .newton import NewtonCG
 from .nystrom import Nystrom
 from .pooled import Displacement, Envelope, Jointly
-from .problem import CURVATURES, Learned, Problem, learned
+from .prior import PER
+from .problem import CURVATURES, Learned, Problem, learned, proximal
 from .released import ThenPulled, as_released
 from .rules import FirstOrder, Implicit, Unrolled
 
@@ -46,10 +51,44 @@ class NewTask:
 
 
 @dataclass(frozen=True)
+class Bayes:
+    """What evidence, moments and posterior have beside the others; see `imaml.bayesian`.
+
+    noise: the variance of Gaussian rows that learning begins with, in squared units of the targets; it is
+    learned. determinant: of evidence, how the log-determinant is had, None for exactly. form: of moments and
+    posterior, the task posterior's, "dense", "diagonal" or (moments) "low-rank". rank: of "low-rank".
+    samples: of posterior, pairs of draws a task. curvature: the posterior's, "gauss-newton" or "hessian".
+    """
+
+    noise: float = 1.0
+    determinant: Quadrature | None = None
+    form: str = "dense"
+    rank: int = 20
+    samples: int = 4
+    curvature: str = "gauss-newton"
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        require_number("bayes", 0, open=True, noise=self.noise)
+        require_one_of("bayes", "form", self.form, FORMS)
+        require_one_of("bayes", "curvature", self.curvature, CURVATURES)
+        require_whole("bayes", 1, rank=self.rank, samples=self.samples)
+        if not isinstance(self.determinant, Quadrature | None):
+            raise ConfigError(
+                f"bayes: determinant={self.determinant!r}; accepted is Quadrature(steps, probes), or None."
+            )
+
+
+BAYESIAN = ("evidence", "moments", "posterior")
+IMPLICIT = ("imaml", "evidence", "posterior")
+
+
+@dataclass(frozen=True)
 class Method:
     """The method as a recipe that goes to JSON; `build(domain)` makes it.
 
-    name: a row of `FAMILY`: imaml, maml, fomaml, metasgd, reptile, transfer, multitask or as-released.
+    name: a row of `FAMILY`: imaml, maml, fomaml, metasgd, reptile, transfer, multitask, as-released, or,
+    where the strength is a prior's precision and the loss a sum over rows, evidence, moments or posterior.
     strength: the anchor's; None for none. What learns by the solution itself needs one, what learns by the
     steps taken has none; with one, reptile is its proximal form, and fine-tuning after transfer is anchored.
     adapt: names of the branches that a task adapts, or None for all; maml that adapts the head is ANIL.
@@ -58,10 +97,11 @@ class Method:
     fail numerically, "raise", "warn" or "skip". chunk: tasks worked on at once on each device, or None for
     all.
 
-    Of imaml alone: learned: None for fixed, or how the strength is learned, "all", "leaf" or "parameter".
-    curvature: "hessian", or "gauss-newton", which is never indefinite (see `imaml.proximal`). correct:
-    whether a Newton step more is taken; accuracy: the accuracy asked for instead of step counts, relative to
-    a task's meta-gradient (see `imaml.implicit`), or a `Tightening`.
+    Of imaml, evidence, moments and posterior: learned: None for fixed, or how the strength is learned, "all",
+    "leaf", "parameter", "dense" or "low-rank" (not of moments), whose rank is `rank`. curvature: "hessian",
+    or "gauss-newton", which is never indefinite (see `imaml.proximal`). But for moments, correct: whether a
+    Newton step more is taken; accuracy: the accuracy asked for instead of step counts, relative to a task's
+    meta-gradient (see `imaml.implicit`), or a `Tightening`. bayes: of evidence, moments and posterior.
     """
 
     name: str = "imaml"
@@ -78,11 +118,14 @@ class Method:
     curvature: str = "hessian"
     correct: bool = False
     accuracy: float | Tightening | None = None
+    rank: int = 5
+    bayes: Bayes = field(default_factory=Bayes)
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
         require_one_of("method", "name", self.name, tuple(FAMILY))
-        require_one_of("method", "learned", self.learned, (None, "all", "leaf", "parameter"))
+        require_one_of("method", "learned", self.learned, (None, *PER))
+        require_whole("method", 1, rank=self.rank)
         require_one_of("method", "policy", self.policy, POLICIES)
         anchor = FAMILY[self.name].anchor
         if self.strength is not None:
@@ -98,13 +141,30 @@ class Method:
             )
         require_one_of("method", "curvature", self.curvature, CURVATURES)
         check_accuracy("method", self.accuracy)
-        usual = {"learned": None, "curvature": "hessian", "correct": False, "accuracy": None}
-        for name, value in usual.items():
-            if getattr(self, name) != value and self.name != "imaml":
+        strengths, solves = ("imaml", *BAYESIAN), IMPLICIT
+        usual = {
+            "learned": (None, strengths),
+            "curvature": ("hessian", strengths),
+            "correct": (False, solves),
+            "accuracy": (None, solves),
+            "bayes": (Bayes(), BAYESIAN),
+        }
+        for name, (value, methods) in usual.items():
+            if getattr(self, name) != value and self.name not in methods:
                 raise ConfigError(
                     f"method: {name}={getattr(self, name)!r} with name={self.name!r}; accepted is {value!r}, "
-                    "or name='imaml'."
+                    f"or name={' or '.join(map(repr, methods))}."
                 )
+        if self.name == "moments" and self.learned == "low-rank":
+            raise ConfigError(
+                "method: learned='low-rank' with name='moments', which has no step in closed form for it; "
+                "accepted is another way of learning the strength, or name='evidence'."
+            )
+        if self.name == "posterior" and self.bayes.form == "low-rank":
+            raise ConfigError(
+                "method: bayes.form='low-rank' with name='posterior', as no derivative passes through it; "
+                "accepted are 'dense' and 'diagonal'."
+            )
         if not isinstance(self.new_task, NewTask | None):
             raise ConfigError(f"method: new_task={self.new_task!r}; accepted is a NewTask(inner), or None.")
         other = None if self.new_task is None else self.new_task.strength
@@ -120,13 +180,17 @@ class Method:
         """The method on a domain's problem, its tasks shared over a mesh's devices."""
         strength: Any = self.strength
         if self.learned is not None and strength is not None:
-            strength = learned(strength, self.learned)
+            strength = learned(strength, self.learned, self.rank)
         curved = {} if self.curvature == "hessian" else {"curvature": self.curvature}
-        problem = domain.problem(strength, self.adapt, **curved)
+
+        def made(strength: Any) -> Problem:
+            return FAMILY[self.name].problem(self, domain.problem(strength, self.adapt, **curved))
+
+        problem = made(strength)
         new_task = None
         if self.new_task is not None:
             other = self.new_task.strength
-            new = problem if other is None else domain.problem(other, self.adapt, **curved)
+            new = problem if other is None else made(other)
             new_task = Solving(new, self.new_task.inner)
         common = {"policy": self.policy, "chunk": self.chunk, "mesh": mesh, "new_task": new_task}
         return FAMILY[self.name].make(self, domain, problem, common)
@@ -139,6 +203,7 @@ class Kin:
     about: what it is, in a line. make: (recipe, domain, problem, options) -> MetaGradient. fits: whether a
     MetaGradient is of this method. anchor: whether its problem is "needed" to have one, has "none", or
     "either". fields: the fields of `Method` that a MetaGradient of it amounts to, beyond those of all.
+    problem: (recipe, the domain's problem) -> the problem of this method.
     """
 
     about: str
@@ -146,6 +211,7 @@ class Kin:
     fits: Callable[[Any], bool]
     anchor: str = "needed"
     fields: Callable[[Any], dict[str, Any]] = lambda method: {}
+    problem: Callable[[Method, Problem], Problem] = lambda recipe, problem: problem
 
 
 def _split(make: Callable) -> Callable:
@@ -180,6 +246,35 @@ def _rate(method: MetaGradient) -> Any:
     return rate if isinstance(rate, Learned) else None
 
 
+def _probable(recipe: Method, problem: Problem) -> Problem:
+    """The problem with its loss as a sum of negative log likelihoods, the noise learned."""
+    gaussian = getattr(getattr(problem.loss, "likelihood", None), "kind", None) == "gaussian"
+    noise = learned(recipe.bayes.noise, per="all") if gaussian else None
+    strength = problem.strength if problem.learns is None else problem.learns
+    return proximal(
+        likelihood(problem.loss, noise),
+        strength,
+        problem.adapt,
+        curvature=problem.curvature,
+        convex=problem.convex,
+    )
+
+
+def _implied(rule: Implicit) -> dict[str, Any]:
+    """The fields of an implicit rule."""
+    return {"linear": rule.linear, "correct": rule.correct, "accuracy": rule.accuracy}
+
+
+def _of_bayes(method: MetaGradient, **fields: Any) -> dict[str, Any]:
+    """The fields of a Bayesian method's problem and posterior."""
+    noise = getattr(method.problem.loss, "noise", None)
+    if noise is not None and not isinstance(noise, Learned):
+        raise ConfigError("the noise is fixed; one that is learned has a JSON form.")
+    fields = {"curvature": method.rule.curvature, **fields}  # type: ignore[union-attr]
+    bayes = Bayes(**fields) if noise is None else Bayes(noise=noise.initial, **fields)
+    return {"curvature": method.problem.curvature, "bayes": bayes}
+
+
 def _released(recipe: Method, domain: Any, problem: Problem, options: Mapping[str, Any]) -> MetaGradient:
     inner, rate = recipe.inner, getattr(recipe.inner, "learning_rate", None)
     if not isinstance(rate, float | int) or inner.steps is None or inner.tolerance is not None:
@@ -199,12 +294,61 @@ FAMILY: dict[str, Kin] = {
             recipe, *rest, linear=recipe.linear, correct=recipe.correct, accuracy=recipe.accuracy
         ),
         _by(Implicit),
+        fields=lambda method: {**_implied(method.rule), "curvature": method.problem.curvature},
+    ),
+    "evidence": Kin(
+        "empirical Bayes: a prior by the gradient of the tasks' evidence",
+        lambda recipe, domain, *rest: _split(EmpiricalBayes)(
+            recipe,
+            domain,
+            *rest,
+            linear=recipe.linear,
+            determinant=recipe.bayes.determinant,
+            curvature=recipe.bayes.curvature,
+            whole=domain.whole,
+            correct=recipe.correct,
+            accuracy=recipe.accuracy,
+        ),
+        _by(ByEvidence),
         fields=lambda method: {
-            "linear": method.rule.linear,
-            "correct": method.rule.correct,
-            "accuracy": method.rule.accuracy,
-            "curvature": method.problem.curvature,
+            **_implied(method.rule.implicit),
+            **_of_bayes(method, determinant=method.rule.determinant),
         },
+        problem=_probable,
+    ),
+    "moments": Kin(
+        "expectation-maximisation: prior moments from posterior moments",
+        lambda recipe, domain, *rest: _split(ExpectationMaximisation)(
+            recipe,
+            domain,
+            *rest,
+            form=recipe.bayes.form,
+            curvature=recipe.bayes.curvature,
+            rank=recipe.bayes.rank,
+            whole=domain.whole,
+        ),
+        _by(ByMoments),
+        fields=lambda method: _of_bayes(method, form=method.rule.form, rank=method.rule.rank),
+        problem=_probable,
+    ),
+    "posterior": Kin(
+        "iBaML: the validation loss under the tasks' posteriors",
+        lambda recipe, *rest: _split(IBaML)(
+            recipe,
+            *rest,
+            linear=recipe.linear,
+            samples=recipe.bayes.samples,
+            form=recipe.bayes.form,
+            curvature=recipe.bayes.curvature,
+            correct=recipe.correct,
+            accuracy=recipe.accuracy,
+        ),
+        _by(Averaged),
+        fields=lambda method: {
+            **_implied(method.rule.implicit),
+            **_of_bayes(method, samples=method.rule.samples, form=method.rule.form),
+        },
+        problem=_probable,
     ),
     "maml": Kin(
         "MAML: through every inner step; ANIL where only the head adapts",

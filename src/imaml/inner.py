@@ -144,14 +144,18 @@ class GradientDescent:
             raise ConfigError(
                 f"GradientDescent: learning_rate={rate!r}; accepted is a positive number, or learned(...)."
             )
+        if isinstance(rate, Learned) and not rate.diagonal:
+            raise ConfigError(
+                f"GradientDescent: a rate learned per={rate.per!r}; accepted is per 'all', 'leaf' or "
+                "'parameter', as a rate is no matrix."
+            )
 
     def parameters(self, problem: Problem, theta: Any) -> Any:
         """Theta with what this solver learns: the logarithm of its rate, where that is `learned`."""
         if not isinstance(self.learning_rate, Learned):
             return theta
-        mean = problem.mean(theta)
-        strength = theta.log_strength if isinstance(theta, Theta) else None
-        return Theta(mean, strength, self.learning_rate.logs(problem.split(mean)))
+        whole = theta if isinstance(theta, Theta) else Theta(theta)
+        return whole._replace(log_rate=self.learning_rate.logs(problem.split(whole.mean)))
 
     def __call__(
         self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None

@@ -216,7 +216,7 @@ class MetaGradient:
                 check_vma=False,
             )
             flat, metrics = share(theta, tasks, keys, step)
-        gradient = tree.ravel(theta)[1](flat)
+        gradient = getattr(self.rule, "combine", _shaped)(self.problem, theta, flat)
         if not isinstance(metrics.used, Tracer):
             self.check(metrics)
         return gradient, metrics
@@ -418,6 +418,11 @@ def Joint(
         view=View(domain.wide, domain.narrow),
         **options,
     )
+
+
+def _shaped(problem: Problem, theta: Any, flat: Array) -> Any:
+    """What most rules make of the mean over tasks: itself, shaped like theta."""
+    return tree.ravel(theta)[1](flat)
 
 
 def _count(tasks: Any) -> int:

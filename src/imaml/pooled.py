@@ -76,10 +76,10 @@ class Envelope:
                 f"envelope() needs a problem that minimises something; this one is a {problem.kind}. Use "
                 "implicit(GMRES())."
             )
-        if problem.learns is not None:
+        if problem.learns_more:
             raise StructureError(
                 "envelope() with a learned strength drives it to zero, as the optimum's value only falls by "
-                "that; fix the strength, or use implicit(...)."
+                "that (and makes a learned noise too small); fix it, or use implicit(...) or evidence(...)."
             )
         refuse_learned_rate(inner, "envelope()")
 

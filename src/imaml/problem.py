@@ -1,6 +1,7 @@
 """One task's inner problem: a residual F(phi, theta, batch) that is zero at the solution, and its structure.
 
 proximal     F = d/dphi loss(phi, batch) + strength (phi - theta)        the paper's problem, eq. 3
+                                                                         (or P (phi - theta), see `prior`)
 plain        F = d/dphi loss(phi, batch), started at theta               MAML and its kin
 stationary   F = d/dphi objective(phi, theta, batch)
 fixed_point  F = phi - update(phi, theta, batch)
@@ -21,32 +22,14 @@ from jax.core import Tracer
 
 from . import tree
 from .errors import ConfigError, StructureError, require_one_of
+from .prior import Learned as Learned
+from .prior import Precision, Strengths
+from .prior import Theta as Theta
+from .prior import learned as learned
 from .tree import Selection
 
 Loss = Callable[[Any, Any], Array]
 CURVATURES = ("hessian", "gauss-newton")
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A strength, or an inner learning rate, that is learned with theta; made by `learned`."""
-
-    initial: float
-    per: str
-
-    def logs(self, adapted: Any) -> Any:
-        """The logarithms to begin with, for the adapted leaves."""
-        value = float(np.log(self.initial))
-        if self.per == "all":
-            return jnp.asarray(value, jnp.result_type(*jax.tree.leaves(adapted)))
-        shape = (lambda _: ()) if self.per == "leaf" else jnp.shape
-        return jax.tree.map(lambda leaf: jnp.full(shape(leaf), value, jnp.result_type(leaf)), adapted)
-
-    def values(self, logs: Any, adapted: Any) -> Any:
-        """What was learned, a tree like the adapted leaves of arrays that broadcast to them."""
-        if self.per == "all":
-            return jax.tree.map(lambda _: jnp.exp(logs), adapted)
-        return jax.tree.map(lambda _, log: jnp.exp(log), adapted, logs)
 
 
 @dataclass(frozen=True)
@@ -95,41 +78,6 @@ class Task(NamedTuple):
     query: Any
 
 
-class Theta(NamedTuple):
-    """Meta-parameters where more is learned than where tasks start.
-
-    mean: a tree shaped like phi, what it is anchored to or starts at. log_strength, log_rate: the logarithms
-    of a learned strength, and of a learned inner learning rate; each None where it is not learned, a scalar
-    (per="all"), or a tree like the adapted leaves with one scalar a leaf (per="leaf") or one number a
-    parameter (per="parameter").
-    """
-
-    mean: Any
-    log_strength: Any = None
-    log_rate: Any = None
-
-
-def learned(initial: float, per: str = "leaf") -> Learned:
-    """A number that is learned: its logarithm becomes part of theta, so that it stays positive.
-
-    A strength of `proximal`, or the learning rate of `GradientDescent`. `per` is "all" (one number), "leaf"
-    (one a leaf, the default) or "parameter". Theta is then a `Theta`, which `MetaGradient.init`, or for a
-    strength `Problem.parameters(mean)`, makes.
-
-    >>> import imaml, jax.numpy as jnp
-    >>> problem = imaml.proximal(lambda phi, batch: jnp.sum(phi**2), imaml.learned(0.5, per="all"))
-    >>> problem.parameters(jnp.zeros(2)).mean.shape
-    (2,)
-    """
-    if isinstance(initial, bool) or not isinstance(initial, (int, float, np.number)):
-        raise ConfigError(f"learned: initial={initial!r}; accepted is a positive number.")
-    if not 0 < float(initial) < float("inf"):
-        raise ConfigError(f"learned: initial={initial!r}; a strength must be positive and finite.")
-    if per not in ("all", "leaf", "parameter"):
-        raise ConfigError(f"learned: per={per!r}; accepted: 'all', 'leaf', 'parameter'.")
-    return Learned(float(initial), per)
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Problem:
@@ -158,8 +106,15 @@ class Problem:
         return self.kind != "plain"
 
     def parameters(self, mean: Any) -> Any:
-        """Theta for a given mean: the mean itself, or a `Theta` where the strength is learned."""
-        return mean if self.learns is None else Theta(mean, self.learns.logs(self.split(mean)))
+        """Theta for a given mean: the mean itself, or a `Theta` where a strength or a noise is learned."""
+        theta = mean if self.learns is None else Theta(mean, self.learns.logs(self.split(mean)))
+        learns = getattr(self.loss, "parameters", None)
+        return theta if learns is None else learns(theta)
+
+    def loss_at(self, theta: Any) -> Any:
+        """The loss (phi, batch) -> scalar where theta is known, which a noise variance may be part of."""
+        given = getattr(self.loss, "given", None)
+        return self.loss if given is None else given(theta)
 
     def mean(self, theta: Any) -> Any:
         """The part of theta that is shaped like the full tree of a task's parameters."""
@@ -189,16 +144,40 @@ class Problem:
         """The scalar of which F is the gradient, or None where there is none."""
         return None if self.objective_of is None else self.objective_of(self, phi, theta, batch)
 
+    def precision(self, phi: Any, theta: Any) -> Precision:
+        """The precision P of the anchored term 1/2 (phi - theta)^T P (phi - theta), of a proximal problem."""
+        if self.learns is None:
+            return Strengths(_spread(self.strength, phi, self.adapt), phi)
+        if getattr(theta, "log_strength", None) is None:
+            raise ConfigError(
+                "this problem learns its strength, so theta must be a Theta(mean, log_strength); it came "
+                f"as {type(theta).__name__}. Make it with problem.parameters(mean)."
+            )
+        return self.learns.precision(theta.log_strength, phi)
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the anchor has a strength for every parameter, and is no matrix that mixes them."""
+        return self.learns is None or self.learns.diagonal
+
+    @property
+    def learns_more(self) -> bool:
+        """Whether the problem depends on more of theta than its mean: a learned strength, or noise."""
+        return self.learns is not None or isinstance(getattr(self.loss, "noise", None), Learned)
+
     def strengths(self, phi: Any, theta: Any) -> Any:
         """The strength of every adapted leaf, a tree like `phi` of arrays that broadcast to its leaves."""
-        if self.learns is not None:
-            if getattr(theta, "log_strength", None) is None:
-                raise ConfigError(
-                    "this problem learns its strength, so theta must be a Theta(mean, log_strength); it came "
-                    f"as {type(theta).__name__}. Make it with problem.parameters(mean)."
-                )
-            return self.learns.values(theta.log_strength, phi)
-        return _spread(self.strength, phi, self.adapt)
+        precision = self.precision(phi, theta)
+        if isinstance(precision, Strengths):
+            return precision.values
+        raise StructureError(
+            f"strengths: learned per={self.learns.per!r} they are a matrix, with no number of their own for "  # type: ignore[union-attr]
+            "every parameter; use problem.precision(phi, theta)."
+        )
+
+    def displacement(self, phi: Any, theta: Any) -> Any:
+        """phi - theta over the adapted leaves."""
+        return tree.minus(phi, self.split(self.mean(theta)))
 
     def curvature_floor(self, phi: Any, theta: Any) -> Array | None:
         """A lower bound of A's eigenvalues that the problem's kind gives, the least strength; or None.
@@ -209,8 +188,8 @@ class Problem:
         return self.least_strength(phi, theta) if given else None
 
     def least_strength(self, phi: Any, theta: Any) -> Array:
-        """The least strength of all adapted parameters, of a proximal problem."""
-        return jnp.min(jnp.stack([jnp.min(leaf) for leaf in jax.tree.leaves(self.strengths(phi, theta))]))
+        """The least strength of all adapted parameters, of a proximal problem: a lower bound of P."""
+        return self.precision(phi, theta).least()
 
 
 def _spread(strength: Any, phi: Any, adapt: Selection) -> Any:
@@ -263,9 +242,10 @@ def proximal(
     """The paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi (eq. 3).
 
     loss: (phi, batch) -> scalar; phi the full tree, batch any tree. strength: a positive number, a tree with
-    one number a leaf or one a parameter, or `learned(...)`; for a mean loss over n rows the Gaussian prior's
-    precision is n times it. adapt: which leaves a task adapts (a name, names, a mask, or a function
-    theta -> mask); the others are shared, stay at theta, and get their exact gradient through F.
+    one number a leaf or one a parameter, or `learned(...)`, which may be a matrix; for a mean loss over n
+    rows the Gaussian prior's precision is n times it (see `likelihood`). adapt: which leaves a task adapts (a
+    name, names, a mask, or a function theta -> mask); the others are shared, stay at theta, and get their
+    exact gradient through F.
     Declared "spd": true where the loss's curvature exceeds -strength at the solution; solvers say when not.
     curvature: "hessian", or "gauss-newton" for a loss made by `composed`: A is then J^T H J + strength, never
     indefinite, and the implicit gradient is that of the problem with its outputs linearised at phi, which is
@@ -289,20 +269,18 @@ def proximal(
         )
 
     def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        full = lambda p: problem.full(p, theta)  # noqa: E731
+        full, fit = lambda p: problem.full(p, theta), problem.loss_at(theta)
         if curvature == "gauss-newton":
-            slope = _gauss_newton_slope(loss, phi, full, batch)
+            slope = _gauss_newton_slope(fit, phi, full, batch)
         else:
-            slope = jax.grad(lambda p: _scalar("loss", loss(full(p), batch)))(phi)
-        anchor = problem.split(problem.mean(theta))
-        pull = problem.strengths(phi, theta)
-        return jax.tree.map(lambda g, s, p, t: g + s * (p - t), slope, pull, phi, anchor)
+            slope = jax.grad(lambda p: _scalar("loss", fit(full(p), batch)))(phi)
+        pulled = problem.precision(phi, theta).pull(problem.displacement(phi, theta))
+        return jax.tree.map(jnp.add, slope, pulled)
 
     def objective(problem: Problem, phi: Any, theta: Any, batch: Any) -> Array:
-        anchor = problem.split(problem.mean(theta))
-        pull = problem.strengths(phi, theta)
-        terms = jax.tree.map(lambda s, p, t: jnp.sum(s * (p - t) ** 2), pull, phi, anchor)
-        return loss(problem.full(phi, theta), batch) + 0.5 * jax.tree.reduce(jnp.add, terms)
+        apart = problem.displacement(phi, theta)
+        anchored = tree.dot(apart, problem.precision(phi, theta).pull(apart))
+        return problem.loss_at(theta)(problem.full(phi, theta), batch) + 0.5 * anchored
 
     fixed = None if learns else strength
     return Problem(

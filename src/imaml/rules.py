@@ -27,7 +27,7 @@ from .linear import CG
 from .problem import Learned, Problem, Task, require_anchor
 from .products import LinearSolver
 from .solution import Certification, Solution, Status
-from .system import Case, anchor_of, constant, judge_of, refuse_system, solve_anchored
+from .system import Case, Judge, anchor_of, constant, judge_of, refuse_system, solve_anchored
 
 
 class Rule(Protocol):
@@ -133,10 +133,16 @@ class Implicit:
 
     def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
-        problem, query_loss, _ = learning
-        phi, found = learning.solved(theta, task.support, key)
-        case = Case(problem, theta, task.support, judge_of(query_loss, theta, task.query))
-        at = self.at(case, found.value, key)
+        judge = judge_of(learning.query_loss, theta, task.query)
+        return self.under(judge, learning, theta, task.support, key)
+
+    def under(
+        self, judge: Judge, learning: Learning, theta: Any, batch: Any, key: Array | None
+    ) -> TaskGradient:
+        """One task's meta-gradient of whatever judges the parameters adapted to a batch."""
+        problem = learning.problem
+        phi, found = learning.solved(theta, batch, key)
+        at = self.at(Case(problem, theta, batch, judge), found.value, key)
         phi = phi if at.adapted is found.value else problem.full(at.adapted, theta)
         return TaskGradient(at.gradient, at.loss, phi, at.residual, judged(found, at.residual), at.linear)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import tree
-from .errors import ConfigError, require_number, require_whole
+from .errors import ConfigError, StructureError, require_number, require_whole
 from .inner import check_stopping, judged, start_of
 from .loops import repeat_while
 from .problem import Problem
@@ -152,6 +152,11 @@ def _epochs(
     epoch: Callable,
 ) -> Solution:
     """The Solution of repeating `epoch(phi, F on all rows, minibatches, their number, steps before)`."""
+    if getattr(problem.loss, "summed", False):
+        raise StructureError(
+            f"{type(solver).__name__}: takes the mean over a few rows for the loss of all, and this "
+            "problem's is a likelihood, which is a sum; use a solver of the whole batch, such as NewtonCG."
+        )
     count = _rows(type(solver).__name__, batch, solver.rows)
     length = count // solver.rows
     key = jax.random.key(0) if key is None else key

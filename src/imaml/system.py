@@ -108,8 +108,9 @@ class Case(NamedTuple):
 
 
 def anchor_of(problem: Problem, adapted: Any, theta: Any) -> Any:
-    """What a problem adds to the curvature of its loss, a tree like the adapted leaves; None if nothing."""
-    return lax.stop_gradient(problem.strengths(adapted, theta)) if problem.kind == "proximal" else None
+    """The diagonal that a problem adds to its loss's curvature, a tree like the adapted leaves; else None."""
+    known = problem.kind == "proximal" and problem.diagonal
+    return lax.stop_gradient(problem.strengths(adapted, theta)) if known else None
 
 
 def solve_anchored(
@@ -127,4 +128,9 @@ def refuse_system(linear: LinearSolver, problem: Problem) -> None:
         raise StructureError(
             f"{linear!r} needs the strengths of proximal(loss, strength); this problem is {problem.kind}. "
             "Use CG() without a preconditioner, GMRES or Dense."
+        )
+    if uses_anchor(linear) and not problem.diagonal:
+        raise StructureError(
+            f"{linear!r} needs a strength for every parameter; this problem's is a matrix, learned "
+            f"per={getattr(problem.learns, 'per', None)!r}. Use CG() without a preconditioner, or Dense."
         )

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from ..errors import ConfigError, DataError
+from ..likelihoods import Categorical
 from ..models import Conv4
 from ..problem import Problem, Task, plain, proximal
 from . import distortion, strokes
@@ -364,6 +365,7 @@ class SupportLoss:
     """The loss of a task's support set, (phi, batch) -> scalar; hashable, so that a Problem made of it is."""
 
     network: Conv4
+    likelihood: ClassVar[Categorical] = Categorical()
 
     def outputs(self, phi: Any, batch: Labelled) -> Array:
         """Logits (n, ways) of the batch normalised by its own statistics."""

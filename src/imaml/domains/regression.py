@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from ..errors import ConfigError, require_whole
+from ..likelihoods import Gaussian
 from ..models import MLP
 from ..pooled import joined
 from ..problem import Problem, Task, plain, proximal
@@ -37,6 +38,7 @@ class NetworkLoss:
     """Half the mean squared error of a network, (phi, batch) -> scalar; hashable."""
 
     network: MLP
+    likelihood: ClassVar[Gaussian] = Gaussian()
 
     def outputs(self, phi: Any, batch: Points) -> Array:
         """The network's outputs, shaped like the targets."""
@@ -214,6 +216,8 @@ class Line(NamedTuple):
 @dataclass(frozen=True)
 class LinearLoss:
     """Half the mean squared error of a linear model without intercept, (phi, batch) -> scalar."""
+
+    likelihood: ClassVar[Gaussian] = Gaussian()
 
     def outputs(self, phi: Array, batch: Points) -> Array:
         """The model's outputs, shaped like the targets."""
