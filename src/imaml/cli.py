@@ -150,6 +150,7 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     import dataclasses
 
     from .adaptation import load
+    from .domain import in_step
     from .folder import check_new, check_resumable
     from .training import devices_mesh, train
 
@@ -162,7 +163,7 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     domain = config.domain.build()
     run = train(
         domain,
-        config.method.build(domain, devices_mesh(config.training.tasks)),
+        config.method.build(domain, devices_mesh(in_step(domain, config.training.tasks))),
         config.optimiser,
         out=out,
         resume=resume,
@@ -347,11 +348,17 @@ def evaluate_command(words: Sequence[str]) -> int:
     domain = recipe.build()
     method = learned.config.method.build(domain, devices_mesh(len(jax.devices())))
     result = evaluate_theta(domain, method, learned.theta, split=split, tasks=tasks, seed=seed)
+    from .prior_units import prior_of, prior_text
+
+    prior = prior_of(learned)
     if "json" in arguments.flags:
         named = getattr(recipe, "source", type(recipe).__name__)
-        print(json.dumps({**result.to_json(), "data": named, "run": str(path)}, allow_nan=False))
-    else:
-        print(result)
+        more = {} if prior is None else {"prior": prior}
+        print(json.dumps({**result.to_json(), **more, "data": named, "run": str(path)}, allow_nan=False))
+        return 0
+    print(result)
+    if prior is not None:
+        print(prior_text(prior))
     return 0
 
 

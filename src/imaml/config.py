@@ -146,7 +146,8 @@ class Optimiser:
 class Training:
     """How long and how often.
 
-    steps, tasks: outer steps, and tasks a step. seed: of everything. minutes: a budget of training time
+    steps, tasks: outer steps, and tasks a step, 0 for every training task of a domain that has only so many.
+    seed: of everything. minutes: a budget of training time
     (without validations, and without the first step, which compiles) after which it stops, or None.
     validate_every, validation_tasks: a validation on the validation split, 0 for none. checkpoint_every,
     keep: steps between checkpoints, and how many are kept. patience: stop after so many validations without
@@ -173,7 +174,8 @@ class Training:
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
         require_whole("training", 0, steps=self.steps, seed=self.seed, validate_every=self.validate_every)
-        require_whole("training", 1, tasks=self.tasks, checkpoint_every=self.checkpoint_every, keep=self.keep)
+        require_whole("training", 0, tasks=self.tasks)
+        require_whole("training", 1, checkpoint_every=self.checkpoint_every, keep=self.keep)
         require_whole("training", 1, log_every=self.log_every)
         require_whole("training", 0, certify_every=self.certify_every)
         require_whole("training", 2, validation_tasks=self.validation_tasks)  # an interval needs two

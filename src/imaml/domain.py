@@ -10,7 +10,7 @@ Laws, held by one table-driven test over all domains:
    every sampled task.
 
 A domain with only so many tasks also has `draws(key, split, count)`, indices of that many tasks of which none
-comes twice before all have come, and `number(indices)`, which task was drawn.
+comes twice before all have come, `number(indices)`, which task was drawn, and `size(split)`, how many there are.
 
 A domain is a tree: its data are leaves (so they are arguments of a compiled step, not constants in it), all
 else is static.
@@ -24,9 +24,22 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax import Array
 
+from .errors import ConfigError
 from .problem import Problem, Task
 
 SPLITS = ("train", "validation", "test")
+
+
+def in_step(domain: Any, tasks: int) -> int:
+    """How many tasks a step of training has: as many as asked for, and for 0 every training task."""
+    if tasks:
+        return tasks
+    if not hasattr(domain, "size"):
+        raise ConfigError(
+            f"training: tasks=0 means every training task, and {type(domain).__name__} draws new ones without "
+            "end; accepted is a whole number of at least 1."
+        )
+    return domain.size("train")
 
 
 def sample_many(domain: Any, key: Array, split: str, count: int, place: Callable[[Any], Any]) -> Task:

@@ -86,13 +86,36 @@ PRESETS: dict[str, Preset] = {
         Config(
             TablesRecipe(),
             Method(
+                "posterior",
                 strength=1.0,
                 learned="parameter",
-                inner=NewtonCG(steps=4, linear=CG(steps=20)),
+                inner=NewtonCG(steps=3, linear=CG(steps=20)),
                 linear=CG(steps=20),
+                curvature="gauss-newton",
             ),
-            Optimiser("adam", 0.03, clip=10.0),
-            Training(steps=600, tasks=8, validate_every=100, validation_tasks=200, test_tasks=500),
+            Optimiser("adam", 0.02, clip=10.0),
+            Training(steps=500, tasks=8, validate_every=100, validation_tasks=200, test_tasks=500),
+        ),
+    ),
+    "tables-evidence": Preset(
+        "a linear mixed model of your own table, by the evidence of all its rows (bring the data); seconds",
+        Config(
+            TablesRecipe(holdout="none", validation=0.0, test=0.0),
+            Method(
+                "moments",
+                strength=1.0,
+                learned="dense",
+                inner=NewtonCG(steps=3, linear=CG(steps=20)),
+            ),
+            Optimiser("sgd", 1.0, schedule="constant"),
+            Training(
+                steps=2000,
+                tasks=0,
+                gradient_below=1e-4,
+                validate_every=0,
+                checkpoint_every=1000,
+                test_tasks=100,
+            ),
         ),
     ),
     "mini-imagenet-5w1s": Preset(

@@ -26,7 +26,7 @@ from .adaptation import Predictor, adapt, save
 from .checkpoint import Checkpoints
 from .config import PYTHON, Config, Optimiser, Training, to_json
 from .description import describe
-from .domain import sample_many
+from .domain import in_step, sample_many
 from .errors import ConfigError, NumericalError, meant
 from .evaluation import Evaluation, evaluate_theta
 from .folder import check_new, check_resumable
@@ -206,12 +206,13 @@ def train(
         if name not in known:
             raise ConfigError(f"train: there is no option {name!r}{meant(name, known)}")
     training = Training(**options)
+    tasks = in_step(domain, training.tasks)
     if resume and out is None:
         raise ConfigError("train: resume=True needs out=, the run's folder.")
     if resume and start is not None:
         raise ConfigError("train: resume=True goes on from a checkpoint, so start= has no place there.")
     if method.mesh is None:
-        method = dataclasses.replace(method, mesh=devices_mesh(training.tasks))
+        method = dataclasses.replace(method, mesh=devices_mesh(tasks))
     described = describe(domain, method, optimiser, training)
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -233,12 +234,13 @@ class _Loop:
     ) -> None:
         self.domain, self.method, self.training = domain, method, training
         self.described, self.folder = described, folder
+        self.tasks = tasks = in_step(domain, training.tasks)
         recipe = isinstance(optimiser, Optimiser)
         self.transform = optimiser.build(training.steps) if recipe else optimiser
         self.rate = optimiser.rate(training.steps) if recipe else None
         self.average = optimiser.average if recipe else 0.0
         self.checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", training.keep)
-        build = lambda method: make_step(method, self.transform, training.tasks, self.average)  # noqa: E731
+        build = lambda method: make_step(method, self.transform, tasks, self.average)  # noqa: E731
         self.step = build(method)
         self.certifying = build(method.certifying()) if training.certify_every else self.step
         self.window = Window()
@@ -281,7 +283,7 @@ class _Loop:
             "start",
             version=__version__,
             steps=self.training.steps,
-            tasks=self.training.tasks,
+            tasks=self.tasks,
             parameters=sum(leaf.size for leaf in jax.tree.leaves(state["theta"])),
             headline=self.domain.headline,
             higher_is_better=self.domain.higher_is_better,

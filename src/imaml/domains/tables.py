@@ -13,6 +13,7 @@ from jax import Array
 
 from ..domain import SPLITS
 from ..errors import ConfigError, DataError, meant, require_number, require_one_of, require_whole
+from ..likelihoods import Categorical, Gaussian
 from ..models import MLP
 from ..problem import Problem, Task, plain, proximal
 from .table_files import Table, read_table, table_of
@@ -44,6 +45,11 @@ class RowsLoss:
 
     network: MLP
     classes: bool
+
+    @property
+    def likelihood(self) -> Gaussian | Categorical:
+        """What rows are: numbers with Gaussian noise, or classes."""
+        return Categorical() if self.classes else Gaussian()
 
     def outputs(self, phi: Any, batch: Rows) -> Array:
         """The network's outputs, (n, outputs)."""
@@ -339,6 +345,10 @@ class Tables:
         mixed = [jax.random.permutation(k, numbers) for k in jax.random.split(which, rounds)]
         tasks = jnp.concatenate(mixed)[:count]
         return Drawn(tasks, jax.vmap(self._order)(tasks, jax.random.split(how, count)))
+
+    def size(self, split: str) -> int:
+        """How many tasks a split has."""
+        return int(self._numbers(split).size)
 
     def number(self, indices: Drawn) -> Array:
         """Which task was drawn: draws of the same one are not independent."""
