@@ -29,9 +29,10 @@ def test_examples_in_docstrings():
     assert int(run.stdout.split()[-1]) >= 20, run.stdout
 
 
-@pytest.mark.parametrize(
-    ("page", "least"), [("gotchas", 8), ("methods", 2), ("certificates", 1), ("bayes", 1)]
-)
+PAGES = [("gotchas", 8), ("methods", 2), ("certificates", 1), ("bayes", 1)]
+
+
+@pytest.mark.parametrize(("page", "least"), PAGES)
 def test_examples_in_the_documents(page, least):
     text = (Path(__file__).parent.parent / "docs" / f"{page}.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)

@@ -2,6 +2,8 @@
 
 import json
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,9 @@ from imaml.domains.table_files import read_table, table_of
 from imaml.domains.table_layout import Column, Layout
 from imaml.domains.tables import TablesRecipe
 from imaml.errors import ConfigError, DataError
+
+
+SLEEPSTUDY = Path(__file__).resolve().parents[2] / "shared" / "data" / "sleepstudy.csv"
 
 
 @pytest.fixture(autouse=True)
@@ -326,3 +331,77 @@ def test_a_recipe_goes_to_json_with_its_layout(file):
     with pytest.raises(ConfigError, match="has read no table yet"):
         _ = TablesRecipe().network
     assert jnp.shape(imaml.tables(recipe.data, "who", "score", hidden=(4,)).pooled) == (3, 1)
+
+
+# --- a linear mixed model --------------------------------------------------------------------------------
+
+# Maximum likelihood of Reaction ~ Days + (Days | Subject), as lme4 gives it (Bates et al. 2015, section 1.2).
+SLEEP = {"mean": [251.4051, 10.4673], "covariance": [[565.48, 11.05], [11.05, 32.68]], "noise": 654.95}
+
+
+@pytest.mark.skipif(not SLEEPSTUDY.exists(), reason=f"no {SLEEPSTUDY.name} beside the project")
+def test_tables_evidence_is_the_mixed_model_of_sleepstudy(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["--task", "Subject", "--target", "Reaction", "--features", "Days", "--training.test_tasks=0"]
+    assert main(["train", "tables-evidence", f"--data={SLEEPSTUDY}", f"--out={run}", *words, "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--json", "--tasks=4"]) == 0
+    prior = json.loads(capsys.readouterr().out)["prior"]
+    assert list(prior["mean"]) == ["intercept", "Days"]
+    np.testing.assert_allclose(list(prior["mean"].values()), SLEEP["mean"], rtol=1e-3)
+    np.testing.assert_allclose(prior["covariance"], SLEEP["covariance"], rtol=0.01)
+    np.testing.assert_allclose(prior["noise_variance"], SLEEP["noise"], rtol=0.01)
+    assert main(["evaluate", str(run), "--tasks=4"]) == 0
+    assert "standard deviation from task to task" in capsys.readouterr().out
+    # Adapted parameters are the best linear unbiased predictions, and intervals are those of the posterior.
+    table = read_table(SLEEPSTUDY)
+    rows = np.array(table.columns["Subject"]) == "308"
+    days, reaction = (table.numbers(name, "")[rows] for name in ("Days", "Reaction"))
+    predictor = imaml.load(run).adapt({"Days": days}, reaction)
+    ends = {"Days": [0, 1, 30]}
+    found = predictor.predict_interval(ends, level=0.95)
+    design, new = (np.column_stack([np.ones(len(d)), d]) for d in (days, ends["Days"]))
+    mean, spread = np.array(list(prior["mean"].values())), np.array(prior["covariance"])
+    inverse = np.linalg.inv(spread)
+    covariance = np.linalg.inv(design.T @ design / prior["noise_variance"] + inverse)
+    best = covariance @ (design.T @ reaction / prior["noise_variance"] + inverse @ mean)
+    np.testing.assert_allclose(found.mean, new @ best, rtol=1e-4)
+    np.testing.assert_allclose(predictor.predict(ends), new @ best, rtol=1e-4)
+    variance = np.einsum("ni,ij,nj->n", new, covariance, new) + prior["noise_variance"]
+    np.testing.assert_allclose(found.high - found.low, 2 * 1.959964 * np.sqrt(variance), rtol=1e-3)
+    assert found.high[2] - found.low[2] > 1.2 * (found.high[0] - found.low[0])  # wider away from the data
+
+
+@pytest.mark.parametrize(("groups", "least", "most"), [(10, 2, 6), (60, 2, 40)])
+def test_tables_evidence_recovers_what_was_simulated(groups, least, most, tmp_path, capsys):
+    random = np.random.default_rng(groups)
+    truth, spread, noise = np.array([3.0, -2.0]), np.array([[4.0, 0.5], [0.5, 1.0]]), 0.25
+    rows, sizes = ["who,x,y"], random.integers(least, most + 1, groups)
+    for group, size in enumerate(sizes):
+        line = random.multivariate_normal(truth, spread)
+        x = random.normal(5, 2, size)
+        y = line[0] + line[1] * x + noise**0.5 * random.normal(size=size)
+        rows += [f"g{group},{a!r},{b!r}" for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    words = [f"--data={tmp_path / 'rows.csv'}", "--task=who", "--target=y", f"--out={tmp_path / 'run'}"]
+    assert main(["train", "tables-evidence", *words, "--quiet", "--training.test_tasks=0"]) == 0
+    from imaml.prior_units import prior_of
+
+    prior = prior_of(imaml.load(tmp_path / "run"))
+    errors = (np.array(list(prior["mean"].values())) - truth) / np.sqrt(np.diag(spread) / groups)
+    assert np.all(np.abs(errors) < 3.5), errors  # of at least that standard error
+    free = sizes.sum() - 2 * groups
+    assert abs(prior["noise_variance"] / noise - 1) < 4 * (2 / max(free, 4)) ** 0.5
+    ratio = prior["covariance"][1][1] / spread[1, 1]
+    assert abs(ratio - 1) < 4 * (2 / groups) ** 0.5
+
+
+def test_who_has_learned_no_noise_does_not_say_how_sure_it_is(file, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["--task=who", "--target=score", "--method.name=imaml", "--method.learned=all", *SHORT]
+    assert main(["train", "tables", f"--data={file}", f"--out={run}", *words]) == 0
+    predictor = imaml.load(run).adapt(str(file))
+    with pytest.raises(ConfigError, match="has learned no likelihood"):
+        predictor.predict_interval(str(file))
+    with pytest.raises(ConfigError, match="tasks=0 means every training task"):
+        imaml.domain.in_step(imaml.sinusoid(), 0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,9 @@ from .config import Config, Method, from_json, load_config, to_json
 from .domains.fewshot import FewShot, FewShotRecipe, Labelled
 from .domains.images import Drawings, read_image_folder
 from .domains.regression import Points, SinusoidRecipe
-from .domains.tables import TablesRecipe
-from .errors import ArtefactError, ConfigError, DataError, NumericalError
+from .domains.tables import Rows, TablesRecipe
+from .errors import ArtefactError, ConfigError, DataError, NumericalError, require_number
+from .laplace import Laplace, posterior
 from .solution import Solution
 
 FORMAT = "imaml run, 1"
@@ -149,6 +151,14 @@ def _without_data(recipe: Any) -> Any:
     return recipe.without_data() if isinstance(recipe, TablesRecipe) else recipe.build()
 
 
+class Interval(NamedTuple):
+    """Predicted targets, and between what they lie, each (n,), in the target's units."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
 @dataclass(frozen=True)
 class Predictor:
     """One task's adapted parameters, ready to answer.
@@ -156,7 +166,8 @@ class Predictor:
     phi: the adapted parameters. classes: the labels in the order of `predict_proba`'s columns, or None for
     regression. solution: how the inner solve ended; look at `solution.status` where answers matter. network:
     what phi are the parameters of. statistics: the support set's, by which it normalises. table: of a run on
-    a table its recipe, which codes rows.
+    a table its recipe, which codes rows. posterior: the task's, where the run has learned a likelihood and a
+    prior.
     """
 
     phi: Any
@@ -165,6 +176,7 @@ class Predictor:
     network: Any
     statistics: Any = None
     table: TablesRecipe | None = None
+    posterior: Laplace | None = None
 
     def predict(self, x: Any) -> np.ndarray:
         """Labels (n,) for images (n, 28, 28[, 1]); for regression the predicted targets, shaped like x.
@@ -179,10 +191,49 @@ class Predictor:
         inputs = _numbers(x, "x")
         return self._answers(None, inputs.reshape(-1, 1)).reshape(inputs.shape)
 
-    def predict_proba(self, x: Any) -> np.ndarray:
-        """Class probabilities (n, classes), float32, rows a softmax; columns in the order of `classes`."""
+    def predict_interval(self, x: Any, level: float = 0.9) -> Interval:
+        """The predicted targets of rows, and between what they are with probability `level`, noise included.
+
+        By Laplace's posterior of the task's parameters (`imaml.posterior`), so wider where the support says
+        little. x: rows as `predict` takes them. ConfigError for a run that has learned no noise.
+        """
+        if self.classes is not None:
+            raise ConfigError("predict_interval: this artefact predicts classes; use predict_proba.")
+        require_number("predict_interval", 0, 1, open=True, level=level)
+        posterior = self._sure("predict_interval")
+        assert self.table is not None
+        inputs = jnp.asarray(self._coded(x))
+        ones = jnp.ones(inputs.shape[0], inputs.dtype)
+        found = posterior.predict(Rows(inputs, ones[:, None], ones))
+        mean, variance = (np.asarray(part, np.float64)[:, 0] for part in jax.device_get(found))
+        target = self.table.fixed.target
+        half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance)
+        low, middle, high = (target.mean + target.scale * part for part in (mean - half, mean, mean + half))
+        if not np.all(np.isfinite(high)):
+            raise NumericalError("predict_interval: an interval is NaN or infinite.")
+        return Interval(middle, low, high)
+
+    def _sure(self, asked: str) -> Laplace:
+        if self.posterior is None:
+            raise ConfigError(
+                f"{asked}: this run has learned no likelihood, so it does not say how sure it is; accepted "
+                "is a run on a table whose method is posterior, evidence or moments (presets tables and "
+                "tables-evidence)."
+            )
+        return self.posterior
+
+    def predict_proba(self, x: Any, uncertainty: bool = False) -> np.ndarray:
+        """Class probabilities (n, classes), float32, rows a softmax; columns in the order of `classes`.
+
+        uncertainty: by the task's posterior (probit approximation), of a run on a table that has one.
+        """
         if self.classes is None:
             raise ConfigError("predict_proba: this artefact predicts numbers, not classes; use predict.")
+        if uncertainty:
+            posterior, inputs = self._sure("predict_proba"), jnp.asarray(self._coded(x))
+            count = inputs.shape[0]
+            rows = Rows(inputs, jnp.zeros(count, jnp.int32), jnp.ones(count, inputs.dtype))
+            return np.asarray(posterior.probabilities(rows))
         rows = check_images(x, self.network, "x") if self.table is None else self._coded(x)
         return self._answers(len(self.classes), rows)
 
@@ -249,7 +300,10 @@ def adapt(theta: Any, config: Config, x: Any, y: Any) -> Predictor:
     phi, solution, statistics = _solver(config.method, recipe, network)(theta, support)
     if not np.isfinite(np.asarray(solution.stats.residual)):
         raise NumericalError(f"adapt: the inner solve ended in NaN or infinity. {solution.status.advice}")
-    return Predictor(phi, classes, solution, network, statistics, table)
+    problem = config.method.build(_without_data(recipe)).problem if table else None
+    known = problem is not None and getattr(problem.loss, "summed", False)
+    sure = posterior(problem, phi, theta, support) if known else None
+    return Predictor(phi, classes, solution, network, statistics, table, sure)
 
 
 def check_images(x: Any, network: Any, name: str) -> np.ndarray:

@@ -10,11 +10,14 @@ import numpy as np
 
 from .domains.table_files import Table
 
+LEVEL = 0.9  # of the intervals
 
-def answer_rows(learned: Any, support: str, query: str, as_json: bool, run: str) -> int:
+
+def answer_rows(learned: Any, support: str, query: str, as_json: bool, sure: bool, run: str) -> int:
     """Adapts to the support file's rows and prints an answer for every row of the query file; returns 0.
 
-    Where the query has the target's column, a line on stderr says how far the answers were from it.
+    sure: with 90 % intervals, or probabilities by the task's posterior. Where the query has the target's
+    column, a line on stderr says how far the answers were from it.
     """
     recipe = learned.config.domain
     table: Table = recipe.read(query, "--query")
@@ -24,18 +27,24 @@ def answer_rows(learned: Any, support: str, query: str, as_json: bool, run: str)
     if not bool(status.ok):
         print(f"imaml: the inner solve ended in {status.ending.name}. {status.advice}", file=sys.stderr)
     rows: list[dict[str, Any]] = [{"row": i + 1, target.name: _plain(a)} for i, a in enumerate(answers)]
+    if sure and target.levels is None:
+        found = predictor.predict_interval(table.columns, LEVEL)
+        for row, low, high in zip(rows, found.low, found.high, strict=True):
+            row |= {"low": _plain(low), "high": _plain(high)}
     if target.levels is not None:
-        for row, p in zip(rows, predictor.predict_proba(table.columns), strict=True):
+        for row, p in zip(rows, predictor.predict_proba(table.columns, sure), strict=True):
             row["probability"] = round(float(p.max()), 6)
             row["probabilities"] = {c: round(float(v), 6) for c, v in zip(target.levels, p, strict=True)}
     if as_json:
-        about = {"target": target.name, "status": status.ending.name, "run": run}
+        about: dict[str, Any] = {"level": LEVEL} if sure and target.levels is None else {}
+        about |= {"target": target.name, "status": status.ending.name, "run": run}
         print(json.dumps({**about, "predictions": rows}, allow_nan=False))
         return 0
     for row in rows:
-        sure = f"\t{row['probability']:.3f}" if "probability" in row else ""
+        more = f"\t{row['probability']:.3f}" if "probability" in row else ""
+        more += f"\t{row['low']:.6g} to {row['high']:.6g}" if "low" in row else ""
         answer = row[target.name]
-        print(f"{row['row']}\t{answer if isinstance(answer, str) else format(answer, '.6g')}{sure}")
+        print(f"{row['row']}\t{answer if isinstance(answer, str) else format(answer, '.6g')}{more}")
     if target.name in table.columns:
         print(f"imaml: {_judged(table, target, answers)}", file=sys.stderr)
     return 0

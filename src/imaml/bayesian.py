@@ -254,9 +254,10 @@ def evidence(
 
     (MacKay 1992; Bishop 2006, equation 4.137; with Gauss-Newton curvature Immer et al. 2021), differentiated
     through phi* by the implicit rule: objective's own slope is zero at phi*, so what passes through the
-    linear system is that of the determinant alone. Learns from all of a task's rows at once, whole(support, query); the query loss
-    is not used. Exact for linear-Gaussian models. determinant: None for exactly, or a `Quadrature`.
-    curvature: H; the linear system's is the problem's. linear and the other options: as of `implicit`.
+    linear system is that of the determinant alone. Learns from all of a task's rows at once,
+    whole(support, query); the query loss is not used. Exact for linear-Gaussian models. determinant: None for
+    exactly, or a `Quadrature`. curvature: H; the linear system's is the problem's. linear and the other
+    options: as of `implicit`.
     """
     require_one_of("evidence", "curvature", curvature, CURVATURES)
     return ByEvidence(implicit(linear, **options), determinant, curvature, whole)

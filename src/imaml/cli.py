@@ -364,7 +364,7 @@ def evaluate_command(words: Sequence[str]) -> int:
 
 def adapt_command(words: Sequence[str]) -> int:
     """imaml adapt."""
-    arguments = Arguments("adapt", words, ("support", "query"), ("json",))
+    arguments = Arguments("adapt", words, ("support", "query"), ("json", "uncertainty"))
     (path,) = arguments.take(1, 1, "one run or artefact")
     for name in ("support", "query"):
         if name not in arguments.values:
@@ -379,7 +379,13 @@ def adapt_command(words: Sequence[str]) -> int:
         from .answers import answer_rows
 
         files = arguments.values["support"], arguments.values["query"]
-        return answer_rows(learned, *files, "json" in arguments.flags, str(path))
+        return answer_rows(
+            learned, *files, *(name in arguments.flags for name in ("json", "uncertainty")), str(path)
+        )
+    if "uncertainty" in arguments.flags:
+        raise ConfigError(
+            "--uncertainty: this run is no run on a table; accepted is one (imaml train tables)."
+        )
     support = learned.read(arguments.values["support"])
     query = learned.read(arguments.values["query"], flat=True)
     predictor = learned.adapt(support.images, support.labels)

@@ -10,7 +10,8 @@ Laws, held by one table-driven test over all domains:
    every sampled task.
 
 A domain with only so many tasks also has `draws(key, split, count)`, indices of that many tasks of which none
-comes twice before all have come, `number(indices)`, which task was drawn, and `size(split)`, how many there are.
+comes twice before all have come, `number(indices)`, which task was drawn, and `size(split)`, how many there
+are.
 
 A domain is a tree: its data are leaves (so they are arguments of a compiled step, not constants in it), all
 else is static.
@@ -36,8 +37,8 @@ def in_step(domain: Any, tasks: int) -> int:
         return tasks
     if not hasattr(domain, "size"):
         raise ConfigError(
-            f"training: tasks=0 means every training task, and {type(domain).__name__} draws new ones without "
-            "end; accepted is a whole number of at least 1."
+            f"training: tasks=0 means every training task, and {type(domain).__name__} draws new ones "
+            "without end; accepted is a whole number of at least 1."
         )
     return domain.size("train")
 

@@ -230,7 +230,8 @@ def log_evidence(
     ```
 
     (MacKay 1992; Bishop 2006, equation 4.137.) Exact for linear-Gaussian models. phi: the full tree at the
-    inner solution. determinant_by: None for exactly, or a `Quadrature`. The other arguments as for `posterior`.
+    inner solution. determinant_by: None for exactly, or a `Quadrature`. The other arguments as for
+    `posterior`.
 
     >>> import imaml, jax.numpy as jnp
     >>> from imaml.domains.regression import LinearLoss, Points

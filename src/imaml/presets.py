@@ -88,7 +88,7 @@ PRESETS: dict[str, Preset] = {
             Method(
                 "posterior",
                 strength=1.0,
-                learned="parameter",
+                learned="dense",
                 inner=NewtonCG(steps=3, linear=CG(steps=20)),
                 linear=CG(steps=20),
                 curvature="gauss-newton",

@@ -1,0 +1,111 @@
+"""A new person's last days from the first ones: adapted, pooled, and a model of each one's own.
+
+    python -m benchmarks.last_days --data PATH     # -> benchmarks/results/last_days.json
+
+The sleepstudy table (18 people, 10 days; `--data` is its CSV file), Reaction from Days. People are held out a few
+at a time: presets learn from the others, then see the first SHOTS days of one held out and predict the rest,
+with 90 % intervals. Beside them one least-squares line for all of the others, and one for the first days
+alone. Differences of root mean squared errors are paired over the 18 people; intervals are Student's.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as student
+
+import imaml
+from benchmarks.machine import describe_machine
+from imaml.presets import preset
+from imaml.training import devices_mesh
+
+RESULT = Path(__file__).parent / "results" / "last_days.json"
+FOLDS, SHOTS = 6, (2, 5)
+PRESETS = ("tables", "tables-evidence")
+
+
+def learned(name, file, folder):
+    """What a preset learns from a file, as `imaml train` would."""
+    config = preset(name)
+    columns = {"task": "Subject", "target": "Reaction", "features": ("Days",)}
+    built = dataclasses.replace(config.domain, data=str(file), **columns).build()
+    options = dataclasses.asdict(config.training) | {"checkpoint_every": 10**6}
+    method = config.method.build(built, devices_mesh(config.training.tasks or built.size("train")))
+    imaml.train(built, method, config.optimiser, out=folder, progress=False, **options)
+    return imaml.load(folder)
+
+
+def lines(train, first, last):
+    """Predictions of the last days by least squares: of all the others' rows, and of the first days alone."""
+    fit = lambda rows: np.polyfit(*np.array([(float(r["Days"]), float(r["Reaction"])) for r in rows]).T, 1)  # noqa: E731
+    days = np.array([float(row["Days"]) for row in last])
+    return {"pooled model": np.polyval(fit(train), days), "model of its own": np.polyval(fit(first), days)}
+
+
+def columns(rows):
+    """Rows as a mapping from columns to values."""
+    return {name: [row[name] for row in rows] for name in ("Days", "Reaction")}
+
+
+def interval(values):
+    """The mean over people, and the half-width of its 95 % interval."""
+    values = np.asarray(values)
+    half = student.ppf(0.975, values.size - 1) * values.std(ddof=1) / values.size**0.5
+    return float(values.mean()), float(half)
+
+
+def main():
+    """Prints and writes the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    arguments = parser.parse_args()
+    with Path(arguments.data).open() as file:
+        table = list(csv.DictReader(file))
+    people = np.random.default_rng(0).permutation(sorted({row["Subject"] for row in table}))
+    errors = {shots: {} for shots in SHOTS}
+    covered = {shots: {} for shots in SHOTS}
+    for out in np.array_split(people, FOLDS):
+        train = [row for row in table if row["Subject"] not in out]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "train.csv"
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, ["Reaction", "Days", "Subject"], extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(train)
+            learners = {name: learned(name, path, Path(folder) / name) for name in PRESETS}
+        for person in out:
+            rows = sorted((r for r in table if r["Subject"] == person), key=lambda row: float(row["Days"]))
+            for shots in SHOTS:
+                first, last = rows[:shots], rows[shots:]
+                truth = np.array([float(row["Reaction"]) for row in last])
+                answers = lines(train, first, last)
+                for name, learner in learners.items():
+                    found = learner.adapt(columns(first)).predict_interval(columns(last))
+                    answers[name] = found.mean
+                    inside = (found.low <= truth) & (truth <= found.high)
+                    covered[shots].setdefault(name, []).append(float(inside.mean()))
+                for name, answer in answers.items():
+                    error = float(np.sqrt(np.mean((answer - truth) ** 2)))
+                    errors[shots].setdefault(name, []).append(error)
+    rows = []
+    for shots in SHOTS:
+        for name, values in errors[shots].items():
+            row = {"first_days": shots, "what": name, "people": len(values)}
+            row["rmse"], row["rmse_ci95"] = interval(values)
+            if name in covered[shots]:
+                row["covered"] = interval(covered[shots][name])
+                for other in ("pooled model", "model of its own"):
+                    row[f"less {other}"] = interval(np.array(values) - errors[shots][other])
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    command = "python -m benchmarks.last_days --data PATH"
+    result = {"command": command, "machine": describe_machine(), "folds": FOLDS, "rows": rows}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
