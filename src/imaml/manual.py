@@ -86,8 +86,9 @@ imaml adapt RUN --support FILE.csv --query FILE.csv [--uncertainty] [--json]
 Learns a new task from DIR/CLASS/*.png (any size; dark on light or light on dark) and predicts the class of
 every image in the query folder (in it, or in folders in it), one line each: file, class, probability. Each
 answer depends on its own image and the support set alone. For a run on a table: learns from the rows of one
-new task, which have the target's column, and predicts it for the query's rows, one line each: row, answer, and with --uncertainty
-between what it lies with 90 % probability (or a class's probability by the task's posterior).
+new task, which have the target's column, and predicts it for the query's rows, one line each: row, answer;
+with --uncertainty also between what it lies with 90 % probability (or, of classes, probabilities by the
+task's posterior).
 RUN is a run's folder or an artefact.
 """,
     "data": """\
