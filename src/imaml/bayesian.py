@@ -365,7 +365,7 @@ def ExpectationMaximisation(
     ...                                  inner=imaml.GradientDescent(0.3, steps=60))
     >>> rows = Points(jnp.ones((2, 1, 1)), jnp.array([[1.0], [-1.0]]))
     >>> step, _ = method(problem.parameters(jnp.zeros(1)), imaml.Task(rows, rows))
-    >>> float(jnp.exp(step.log_strength).round(3))  # E phi^2 = (2/3)^2 + 1/3
+    >>> round(float(jnp.exp(step.log_strength)), 3)  # E phi^2 = (2/3)^2 + 1/3
     0.778
     """
     rule = moments(form, curvature=curvature, rank=rank, whole=whole)
