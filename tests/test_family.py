@@ -15,7 +15,7 @@ from imaml.config import Config, from_json, overrides, to_json
 from imaml.domains.episodes import cross_entropy
 from imaml.domains.images import Images
 from imaml.errors import ConfigError
-from imaml.family import FAMILY, Method, NewTask
+from imaml.family import BAYESIAN, FAMILY, Method, NewTask
 from imaml.manual import HELP
 from imaml.presets import preset
 
@@ -445,8 +445,11 @@ def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):
     joint = name in ("transfer", "multitask")  # these learn classes; the others are quicker on waves
     domain = drawings() if joint else imaml.sinusoid(shots=3, queries=2, hidden=4)
     strength = 0.5 if FAMILY[name].anchor == "needed" else None
-    new_task = NewTask(imaml.GradientDescent(0.1, steps=7), strength and 0.1)
-    recipe = Method(name, strength=strength, inner=FEW, new_task=new_task)
+    share = 0.01 if name in BAYESIAN else 1.0  # a sum over rows is steeper than their mean
+    new_task = NewTask(imaml.GradientDescent(0.1 * share, steps=7), strength and 0.1)
+    recipe = Method(
+        name, strength=strength, inner=imaml.GradientDescent(0.3 * share, steps=3), new_task=new_task
+    )
     assert from_json(to_json(Config(method=recipe))) == Config(method=recipe)
     optimiser = imaml.Optimiser("adam", 1e-2)
     options = {"steps": 2, "tasks": 2, "validation_tasks": 2, "validate_every": 2, "progress": False}

@@ -60,7 +60,8 @@ class ByEvidence:
         def surprise(phi: Any, theta: Any, batch: Any) -> Array:
             adapted = problem.split(phi)
             raised = determinant(problem, adapted, theta, batch, self.determinant, self.curvature, key)
-            return problem.objective(adapted, theta, batch) + 0.5 * raised.value
+            misfit: Any = problem.objective(adapted, theta, batch)
+            return misfit + 0.5 * raised.value
 
         return self.implicit.under(judge_of(surprise, theta, batch), learning, theta, batch, key)
 
@@ -190,7 +191,8 @@ class ByMoments:
         loss = likelihood_of("moments", problem)
         if not isinstance(loss.noise, Learned):
             return None
-        errors = loss.likelihood.errors(loss.outputs(phi, batch), batch)
+        gaussian: Any = loss.likelihood
+        errors = gaussian.errors(loss.outputs(phi, batch), batch)
         weights = weights_of(batch, errors.shape[0], errors.dtype)
         spreads = jax.vmap(spread.unroot_transposed)(here.rows())  # rows are sqrt(w / noise) J
         around = loss.given(theta).variance * jnp.sum(jnp.square(spreads))
@@ -363,7 +365,7 @@ def ExpectationMaximisation(
     ...                                  inner=imaml.GradientDescent(0.3, steps=60))
     >>> rows = Points(jnp.ones((2, 1, 1)), jnp.array([[1.0], [-1.0]]))
     >>> step, _ = method(problem.parameters(jnp.zeros(1)), imaml.Task(rows, rows))
-    >>> float(jnp.exp(step.log_strength).round(3))  # E phi^2 = (2/3)^2 + 1/3
+    >>> round(float(jnp.exp(step.log_strength)), 3)  # E phi^2 = (2/3)^2 + 1/3
     0.778
     """
     rule = moments(form, curvature=curvature, rank=rank, whole=whole)

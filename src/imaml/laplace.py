@@ -243,5 +243,5 @@ def log_evidence(
     adapted = problem.split(phi)
     likelihood_of("log_evidence", problem)
     raised = determinant(problem, adapted, theta, batch, determinant_by, curvature, key)
-    value = -problem.objective(adapted, theta, batch) - 0.5 * raised.value
-    return Evidence(value, 0.5 * raised.error)
+    misfit: Any = problem.objective(adapted, theta, batch)
+    return Evidence(-misfit - 0.5 * raised.value, 0.5 * raised.error)

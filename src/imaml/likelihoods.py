@@ -218,7 +218,7 @@ def likelihood(loss: Any, noise: float | Learned | None = None) -> NegativeLogLi
     >>> problem.residual(jnp.ones(1), jnp.zeros(1), Points(jnp.ones((4, 1)), jnp.zeros(4)))
     Array([3.], dtype=float32)
     """
-    declared = getattr(loss, "likelihood", None)
+    declared: Any = getattr(loss, "likelihood", None)
     if getattr(declared, "kind", None) not in KINDS or not hasattr(loss, "outputs"):
         raise ConfigError(
             f"likelihood: {loss!r} does not declare what its rows are; accepted is a loss object with "
