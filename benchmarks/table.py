@@ -28,6 +28,7 @@ PAGES = {  # page: block: the result file it needs, and what writes it
         "counts": ("stochastic.json", pages.stochastic),
         "learning": ("stochastic_learning.json", pages.stochastic_learning),
     },
+    "docs/tables.md": {"days": ("last_days.json", pages.last_days)},
 }
 COMPARISONS = {  # what each result file of `imaml compare` is of
     "omniglot-5w1s": "Omniglot, 5-way 1-shot",

@@ -19,14 +19,19 @@ def _median(shares: np.ndarray) -> float | None:
     return median if math.isfinite(median) else None
 
 
+def _relative(error: Any, metrics: Metrics) -> np.ndarray:
+    """An error over the norm of the task's own meta-gradient; NaN where both are infinite."""
+    with np.errstate(invalid="ignore"):
+        return np.float64(error) / np.maximum(np.float64(metrics.gradient_norm), 1e-300)
+
+
 def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
     """What is known of the meta-gradients' errors, relative to each task's own: medians over tasks."""
     fields: dict[str, float | None] = {}
-    relative = lambda error, m: np.float64(error) / np.maximum(np.float64(m.gradient_norm), 1e-300)  # noqa: E731
-    known = [relative(m.error_estimate, m) for m in metrics if m.error_estimate is not None]
+    known = [_relative(m.error_estimate, m) for m in metrics if m.error_estimate is not None]
     if known:
         fields["error_estimate"] = _median(np.concatenate(known))
-    bounded = [relative(m.error_bound, m) for m in metrics if m.error_bound is not None]
+    bounded = [_relative(m.error_bound, m) for m in metrics if m.error_bound is not None]
     if bounded:
         certified = [np.asarray(m.certified) for m in metrics if m.error_bound is not None]
         fields["certified"] = float(np.concatenate(certified).mean())
