@@ -4,8 +4,8 @@
 
 The sleepstudy table (18 people, 10 days; --data is its CSV file), Reaction from Days. People are held out a
 few at a time: presets learn from the others, then see the first SHOTS days of one held out and predict the
-rest, with 90 % intervals. Beside them one least-squares line for all of the others, and one for the first days
-alone. Differences of root mean squared errors are paired over the 18 people; intervals are Student's.
+rest, with 90 % intervals. Beside them one least-squares line for all of the others, and one for the first
+days alone. Differences of root mean squared errors are paired over the 18 people; intervals are Student's.
 """
 
 import argparse

@@ -300,9 +300,11 @@ def adapt(theta: Any, config: Config, x: Any, y: Any) -> Predictor:
     phi, solution, statistics = _solver(config.method, recipe, network)(theta, support)
     if not np.isfinite(np.asarray(solution.stats.residual)):
         raise NumericalError(f"adapt: the inner solve ended in NaN or infinity. {solution.status.advice}")
-    problem = config.method.build(_without_data(recipe)).problem if table else None
-    known = problem is not None and getattr(problem.loss, "summed", False)
-    sure = posterior(problem, phi, theta, support) if known else None
+    sure = None
+    if table is not None:
+        problem = config.method.build(_without_data(recipe)).problem
+        known = getattr(problem.loss, "summed", False)  # a sum of negative log likelihoods
+        sure = posterior(problem, phi, theta, support) if known else None
     return Predictor(phi, classes, solution, network, statistics, table, sure)
 
 

@@ -378,10 +378,8 @@ def adapt_command(words: Sequence[str]) -> int:
     if isinstance(learned.config.domain, TablesRecipe):
         from .answers import answer_rows
 
-        files = arguments.values["support"], arguments.values["query"]
-        return answer_rows(
-            learned, *files, *(name in arguments.flags for name in ("json", "uncertainty")), str(path)
-        )
+        flags, (few, asked) = arguments.flags, (arguments.values[name] for name in ("support", "query"))
+        return answer_rows(learned, few, asked, "json" in flags, "uncertainty" in flags, str(path))
     if "uncertainty" in arguments.flags:
         raise ConfigError(
             "--uncertainty: this run is no run on a table; accepted is one (imaml train tables)."
