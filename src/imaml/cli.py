@@ -83,7 +83,7 @@ def train_command(words: Sequence[str]) -> int:
     """imaml train."""
     shorthands = ("steps", "tasks", "seed", "minutes")
     arguments = Arguments(
-        "train", words, (*shorthands, "data", "out", "from"), ("resume", "quiet"), dotted=True
+        "train", words, (*shorthands, "data", "out", "from"), ("resume", "quiet", "dry-run"), dotted=True
     )
     (name,) = arguments.take(0, 1, "at most one preset")
     resume, values = "resume" in arguments.flags, arguments.values
@@ -113,6 +113,10 @@ def train_command(words: Sequence[str]) -> int:
     config = overrides(config, [*changes, *arguments.changes()])
     config = replace_data(config, values.get("data"))
     use_all_cores()
+    if "dry-run" in arguments.flags:
+        from .commands_cost import dry_run
+
+        return dry_run(config)
     quiet = "quiet" in arguments.flags
     if out is None:
         usual = Path("runs") / (name or "characters-5w1s")
@@ -435,11 +439,12 @@ def presets_command(words: Sequence[str]) -> int:
 
 
 def bench_command(words: Sequence[str]) -> int:
-    """imaml bench theory."""
-    arguments = Arguments("bench", words, ("out",), ("quick",))
-    (name,) = arguments.take(1, 1, "what to measure: theory")
+    """imaml bench."""
+    options, flags = ("out", "steps", "data"), ("quick", "json")
+    arguments = Arguments("bench", words, options, flags, dotted=True)
+    (name,) = arguments.take(1, 1, "what to measure: a preset, or theory")
     if name != "theory":
-        raise ConfigError(f"bench: there is no {name!r}{meant(str(name), ['theory'], 'bench')}")
+        return _bench_preset(str(name), arguments)
     from .theory import draw, measure
 
     found = measure("quick" in arguments.flags)
@@ -452,6 +457,20 @@ def bench_command(words: Sequence[str]) -> int:
     for file in draw(found, Path(arguments.values.get("out", "theory"))):
         print(file)
     return 0
+
+
+def _bench_preset(name: str, arguments: Arguments) -> int:
+    from .config import overrides, replace_data
+    from .presets import PRESETS, preset
+
+    if name not in PRESETS:
+        raise ConfigError(f"bench: there is no {name!r}{meant(name, ['theory', *PRESETS], 'bench')}")
+    steps = arguments.whole("steps", 10, 1)
+    config = replace_data(overrides(preset(name), arguments.changes()), arguments.values.get("data"))
+    use_all_cores()
+    from .commands_cost import bench
+
+    return bench(config, name, steps, "json" in arguments.flags)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
