@@ -86,7 +86,11 @@ def train_command(words: Sequence[str]) -> int:
     """imaml train."""
     shorthands = ("steps", "tasks", "seed", "minutes")
     arguments = Arguments(
-        "train", words, (*shorthands, *COLUMNS, "data", "out", "from"), ("resume", "quiet"), dotted=True
+        "train",
+        words,
+        (*shorthands, *COLUMNS, "data", "out", "from"),
+        ("resume", "quiet", "dry-run"),
+        dotted=True,
     )
     (name,) = arguments.take(0, 1, "at most one preset")
     resume, values = "resume" in arguments.flags, arguments.values
@@ -122,6 +126,10 @@ def train_command(words: Sequence[str]) -> int:
     config = overrides(config, [*changes, *columns, *arguments.changes()])
     config = replace_data(config, values.get("data"))
     use_all_cores()
+    if "dry-run" in arguments.flags:
+        from .commands_cost import dry_run
+
+        return dry_run(config)
     quiet = "quiet" in arguments.flags
     if out is None:
         usual = Path("runs") / (name or "characters-5w1s")
@@ -182,6 +190,7 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
         print(f"go on with: {_go_on(out, more)}")
     print(f"run      {out}")
     from .reporting import write_report
+    from .shown import examples
 
     print(f"report   {write_report(out, examples(run))}")
     return 0
@@ -225,58 +234,6 @@ def _score(run: Any, out: Path, config: Any, quiet: bool) -> None:
             data=getattr(config.domain, "source", type(config.domain).__name__),
         )
     print(result)
-
-
-def examples(run: Any, number: int = 4) -> list[Any]:
-    """Example tasks of the test split with what a run or learner predicts, for the report."""
-    import jax
-    import numpy as np
-
-    from .domains.fewshot import FewShotRecipe
-    from .domains.regression import SinusoidRecipe
-    from .reporting import Example
-
-    recipe = None if run.config is None else run.config.domain
-    sample = jax.jit(lambda domain, key: domain.sample(key, "test"))
-    made = []
-    for index in range(number if isinstance(recipe, FewShotRecipe | SinusoidRecipe) else 0):
-        key = jax.random.fold_in(jax.random.key(7), index)
-        if isinstance(recipe, SinusoidRecipe):
-            made.append(_wave(run, key))
-            continue
-        task = jax.device_get(sample(run.domain, key))
-        probabilities = run.adapt(task.support.images, task.support.labels).predict_proba(task.query.images)
-        made.append(
-            Example(
-                support=task.support.images,
-                support_labels=task.support.labels,
-                query=task.query.images,
-                query_labels=task.query.labels,
-                predicted=np.argmax(probabilities, axis=1),
-                probabilities=probabilities,
-            )
-        )
-    return made
-
-
-def _wave(run: Any, key: Any) -> Any:
-    """One sinusoid as an Example: the curve, and what is predicted before and after adaptation."""
-    import numpy as np
-
-    from .reporting import Example
-
-    wave = run.domain.draw(key, "test")
-    support = run.domain.gather(wave).support
-    line = np.linspace(-5, 5, 101, dtype=np.float32)
-    mean = run.method.mean(run.theta)
-    return Example(
-        support=np.asarray(support.inputs),
-        support_labels=np.asarray(support.targets),
-        query=line,
-        query_labels=float(wave.amplitude) * np.sin(line + float(wave.phase)),
-        predicted=run.adapt(support.inputs, support.targets).predict(line),
-        before=np.asarray(run.domain.network.forward(mean, line[:, None])[0])[:, 0],
-    )
 
 
 def compare_command(words: Sequence[str]) -> int:
@@ -443,6 +400,7 @@ def report_command(words: Sequence[str]) -> int:
         raise DataError(f"imaml report: {path} is no run's folder (it has no events.jsonl); accepted is one.")
     from .adaptation import load
     from .reporting import write_report
+    from .shown import examples
 
     drawn: list[Any] = []
     if (folder / "artefact.safetensors").exists():
@@ -465,11 +423,12 @@ def presets_command(words: Sequence[str]) -> int:
 
 
 def bench_command(words: Sequence[str]) -> int:
-    """imaml bench theory."""
-    arguments = Arguments("bench", words, ("out",), ("quick",))
-    (name,) = arguments.take(1, 1, "what to measure: theory")
+    """imaml bench."""
+    options, flags = ("out", "steps", "data"), ("quick", "json")
+    arguments = Arguments("bench", words, options, flags, dotted=True)
+    (name,) = arguments.take(1, 1, "what to measure: a preset, or theory")
     if name != "theory":
-        raise ConfigError(f"bench: there is no {name!r}{meant(str(name), ['theory'], 'bench')}")
+        return _bench_preset(str(name), arguments)
     from .theory import draw, measure
 
     found = measure("quick" in arguments.flags)
@@ -482,6 +441,20 @@ def bench_command(words: Sequence[str]) -> int:
     for file in draw(found, Path(arguments.values.get("out", "theory"))):
         print(file)
     return 0
+
+
+def _bench_preset(name: str, arguments: Arguments) -> int:
+    from .config import overrides, replace_data
+    from .presets import PRESETS, preset
+
+    if name not in PRESETS:
+        raise ConfigError(f"bench: there is no {name!r}{meant(name, ['theory', *PRESETS], 'bench')}")
+    steps = arguments.whole("steps", 10, 1)
+    config = replace_data(overrides(preset(name), arguments.changes()), arguments.values.get("data"))
+    use_all_cores()
+    from .commands_cost import bench
+
+    return bench(config, name, steps, "json" in arguments.flags)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -11,6 +11,7 @@ imaml: meta-learning with implicit gradients
       --resume                         go on with the run in DIR
       --from ARTEFACT                  start from what an earlier run has learned
       --quiet                          no progress
+      --dry-run                        what it would cost: parameters, memory, time; trains nothing
   imaml compare [METHOD ...]           train and score methods side by side
       --preset PRESET --budget MINUTES --seeds N --tasks N --data PATH --out DIR --json
   imaml evaluate RUN                   score what was learned on new tasks
@@ -20,6 +21,8 @@ imaml: meta-learning with implicit gradients
   imaml data list | get NAME [DIR] | check NAME [PATH]
   imaml report RUN                     write the run's report page again
   imaml presets                        what can be trained, a line each
+  imaml bench PRESET [--steps N] [--data PATH] [--json]
+                                       what a meta-step takes here, beside what the machine can do
   imaml bench theory [--out DIR] [--quick]
                                        the paper's theory on plots: errors, products, memory, time
 
@@ -43,6 +46,8 @@ checkpoint. `imaml presets` lists the presets.
                                              must agree with it, but for when it stops and how often it writes
   --from RUN                                 a new run that starts from what an earlier one has learned
   --quiet                                    no progress
+  --dry-run                                  prints parameters, FLOPs, memory and time, time from a probe
+                                             of a few steps; trains and writes nothing
 
 Any field of the configuration can be set by its path; config.json in a run's folder shows them all:
 
@@ -98,6 +103,11 @@ imaml data check omniglot [PATH]
 """,
     "report": "imaml report RUN\n\nWrites RUN/report.html again from the run's events.\n",
     "bench": """\
+imaml bench PRESET [--steps 10] [--data PATH] [--json]
+
+Times meta-steps of a preset, and prints them beside the FLOPs of their matrix products and the rate at which
+this machine multiplies matrices. Any field of the preset can be set by its path, as for imaml train.
+
 imaml bench theory [--out theory] [--quick]
 
 Measures, and writes plots (SVG) and theory.json into --out: the meta-gradient's error against inner steps on

@@ -1,0 +1,244 @@
+"""What a meta-step costs: FLOPs counted from shapes, memory as compiled, and what this machine can do."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from .domain import in_step
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of the matrix products and convolutions of one call; a multiply and an add are two.
+
+    unbounded: while loops whose number of rounds is not to be seen in the program, counted as one round each.
+    """
+
+    flops: int
+    unbounded: int = 0
+
+
+def count_flops(function: Callable, *arguments: Any) -> Flops:
+    """The Flops of function(*arguments), from its shapes alone: nothing is compiled or run.
+
+    A product (m, k) by (k, n) is 2 m k n. A scan counts its length times; a while loop as often as the
+    smallest whole number that it compares a counter with (`step < 5`), the most that it can run: XLA's own
+    cost analysis counts either once. Of branches the dearest counts. On several devices: all of them
+    together. Sums, activations and normalisations are left out, so that the count is what a
+    matrix-multiply rate can be held against. arguments: arrays, or `jax.ShapeDtypeStruct`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> a = jnp.ones((2, 3))
+    >>> count_flops(lambda a: jax.lax.fori_loop(0, 10, lambda _, b: a @ (a.T @ b), a), a).flops
+    720
+    """
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(program: Any) -> Flops:
+    flops = unbounded = 0
+    for equation in program.eqns:
+        name, params = equation.primitive.name, equation.params
+        inside = [_count(inner) for inner in _inner(params)]
+        times, loose = 1, 0
+        if name == "dot_general":
+            flops += _product(equation)
+        elif name == "conv_general_dilated":
+            flops += _convolution(equation)
+        elif name == "scan":
+            times = params["length"]
+        elif name == "while":
+            rounds = _rounds(params)
+            times, loose = rounds or 1, int(rounds is None)
+        elif name == "cond":
+            inside = [max(inside, key=lambda part: part.flops)]
+        elif name == "shard_map":
+            times = params["mesh"].size
+        flops += times * sum(part.flops for part in inside)
+        unbounded += loose + sum(part.unbounded for part in inside)
+    return Flops(flops, unbounded)
+
+
+def _inner(params: dict[str, Any]) -> list[Any]:
+    """The programs within an equation's parameters; a custom rule's derivative is no part of the call."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            program = getattr(item, "jaxpr", item)
+            if hasattr(program, "eqns"):
+                found.append(program)
+    return found
+
+
+def _product(equation: Any) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution(equation: Any) -> int:
+    """2 * outputs * (kernel's area * inputs of a group)."""
+    kernel = equation.invars[1].aval.shape
+    filters = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // filters
+
+
+def _rounds(params: dict[str, Any]) -> int | None:
+    """The smallest whole number that a while loop compares with, in its condition or its body."""
+    bounds: list[int] = []
+    for program in (params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr):
+        known: dict[Any, Any] = {}
+        for equation in program.eqns:
+            values = [v.val if isinstance(v, Literal) else known.get(v) for v in equation.invars]
+            if equation.primitive.name in ("broadcast_in_dim", "convert_element_type", "reshape"):
+                known[equation.outvars[0]] = values[0]
+            whole = jnp.issubdtype(equation.invars[0].aval.dtype, jnp.integer) if equation.invars else False
+            if equation.primitive.name == "lt" and whole and values[1] is not None:
+                bounds.append(int(values[1]))
+    return min(bounds, default=None)
+
+
+def matmul_rate(sizes: tuple[int, ...] = (512, 1024, 2048), repeats: int = 4) -> float:
+    """The best float32 matrix-multiply rate of all devices together, FLOP/s, over square products.
+
+    sizes: the rows n of the n by n products; each runs on every device at once, `repeats` times. Takes about
+    a second on a laptop. No other program should be running.
+
+    >>> matmul_rate((64,), 1) > 0
+    True
+    """
+    multiply = jax.jit(lambda a, b: a @ b)
+    best = 0.0
+    for size in sizes:
+        a = jnp.ones((size, size), jnp.float32)
+        placed = [jax.device_put(a, device) for device in jax.devices()]
+        jax.block_until_ready([multiply(b, b) for b in placed])
+        for _ in range(repeats):
+            began = time.perf_counter()
+            jax.block_until_ready([multiply(b, b) for b in placed])
+            best = max(best, 2 * size**3 * len(placed) / (time.perf_counter() - began))
+    return best
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one meta-step of a configuration costs on this machine; see `measure`.
+
+    parameters: those of theta. flops, unbounded: see `Flops`. temporary_bytes: of one device, beside its
+    inputs and outputs, as compiled. devices: how many share the tasks. rate: FLOP/s, see `matmul_rate`.
+    compile_s: tracing and compiling. first_call_s: the same and the first step. milliseconds: of each step.
+    """
+
+    parameters: int
+    flops: int
+    unbounded: int
+    temporary_bytes: int
+    devices: int
+    rate: float
+    compile_s: float
+    first_call_s: float
+    milliseconds: tuple[float, ...]
+
+    @property
+    def floor_ms(self) -> float:
+        """Milliseconds that the products alone take at the machine's rate."""
+        return 1e3 * self.flops / self.rate
+
+    @property
+    def median_ms(self) -> float:
+        """The median step, milliseconds."""
+        return statistics.median(self.milliseconds)
+
+    @property
+    def fraction(self) -> float:
+        """The part of the machine's rate that the median step reaches."""
+        return self.floor_ms / self.median_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {
+            "parameters": self.parameters,
+            "flops": self.flops,
+            "unbounded_loops": self.unbounded,
+            "temporary_bytes": self.temporary_bytes,
+            "devices": self.devices,
+            "matmul_flops_per_second": self.rate,
+            "floor_ms": self.floor_ms,
+            "ms_median": self.median_ms,
+            "ms_min": min(self.milliseconds),
+            "ms_max": max(self.milliseconds),
+            "first_call_s": self.first_call_s,
+            "fraction_of_rate": self.fraction,
+        }
+
+
+def prepare(config: Any) -> tuple[Callable, tuple[Any, Any, Any], int]:
+    """The jitted training step of a `Config`, the (domain, state, key) of its first call, and its devices.
+
+    Errors: those of the configuration, and DataError where its data are missing.
+
+    >>> from imaml.presets import preset
+    >>> step, arguments, _ = prepare(preset("sinusoid"))
+    >>> count_flops(step, *arguments).flops > 1e6
+    True
+    """
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from .training import devices_mesh, initial_state, make_step
+
+    domain = config.domain.build()
+    tasks = in_step(domain, config.training.tasks)
+    mesh = devices_mesh(tasks)
+    method = config.method.build(domain, mesh)
+    transform, average = config.optimiser.build(config.training.steps), config.optimiser.average
+    start, key = jax.random.split(jax.random.key(config.training.seed))
+    state = initial_state(domain, method, transform, start, average)
+    if mesh is not None:
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    step = make_step(method, transform, tasks, average)
+    return step, (domain, state, key), 1 if mesh is None else mesh.size
+
+
+def measure(config: Any, steps: int = 5) -> Cost:
+    """The Cost of a configuration's meta-step: compiles it, and takes `steps` steps after the first.
+
+    Nothing is written and nothing learned is kept. The products' rate is measured first.
+
+    >>> from imaml.config import override
+    >>> from imaml.presets import preset
+    >>> measure(override(preset("sinusoid"), "training.tasks", "2", "--tasks"), steps=1).parameters
+    1761
+    """
+    rate = matmul_rate()
+    step, (domain, state, key), devices = prepare(config)
+    counted = count_flops(step, domain, state, key)
+    began = time.perf_counter()
+    compiled = step.lower(domain, state, key).compile()
+    compile_s = time.perf_counter() - began
+    state, _ = jax.block_until_ready(compiled(domain, state, key))
+    first_call_s = time.perf_counter() - began
+    taken = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(domain, state, key))
+        taken.append(1e3 * (time.perf_counter() - began))
+    return Cost(
+        sum(leaf.size for leaf in jax.tree.leaves(state["theta"])),
+        counted.flops,
+        counted.unbounded,
+        compiled.memory_analysis().temp_size_in_bytes,
+        devices,
+        rate,
+        compile_s,
+        first_call_s,
+        tuple(taken),
+    )
