@@ -189,6 +189,8 @@ def delta():
         "|---|---|---|",
     ]
     for name, study in r["domains"].items():
+        if "in_learning" not in study:
+            continue
         rows = study["in_learning"]["rows"]
         for count in dict.fromkeys(row["inner_steps"] for row in rows):
             cells = []
