@@ -1,15 +1,21 @@
-"""FLOPs against counts by hand, and what the commands print."""
+"""FLOPs against counts by hand, what the commands print, and whole steps against committed counts."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from benchmarks import counts
 
+import imaml
 from imaml.cli import main
 from imaml.cost import count_flops
 from imaml.models import Conv4
 
+ROOT = Path(__file__).parent.parent
 SMALL = ["--domain.hidden=4", "--training.tasks=2", "--method.inner.steps=1", "--method.linear.steps=1"]
 
 
@@ -69,6 +75,34 @@ def test_loops_branches_and_convolutions_as_counted_by_hand():
     assert count_flops(convolve, image, kernel).flops == 2 * (2 * 6 * 8 * 8) * (4 * 3 * 3)
 
 
+SOLVERS = {
+    "CG": lambda k: imaml.CG(steps=k),
+    "CG for tasks": lambda k: imaml.CG(steps=k),
+    "MINRES": lambda k: imaml.MINRES(steps=k),
+    "Neumann": lambda k: imaml.Neumann(steps=k),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_step_of_a_solver_counts(name):
+    """A product with a matrix of side 8 is 128 FLOPs; each step adds as much as the one before."""
+    a = jnp.eye(8) * 2
+
+    def counted(steps):
+        def solved(b):
+            return SOLVERS[name](steps)(lambda v: a @ v, b).value
+
+        many = name == "CG for tasks"
+        found = count_flops(jax.vmap(solved) if many else solved, jnp.ones((3, 8) if many else 8))
+        assert found.unbounded == 0
+        return found.flops / (3 if many else 1)
+
+    first, second, third, tenth = (counted(k) for k in (1, 2, 3, 10))
+    assert second - first >= 128
+    assert third - second == second - first
+    assert tenth - third == 7 * (second - first)
+
+
 def test_a_preset_is_measured(capsys):
     assert main(["bench", "sinusoid", "--steps=2", "--json", *SMALL]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -92,3 +126,19 @@ def test_bench_refuses(capsys, tmp_path):
     assert main(["bench", "sinusod"]) == 2
     assert "did you mean sinusoid?" in capsys.readouterr().err
     assert main(["bench", "omniglot-5w1s", f"--data={tmp_path / 'none'}"]) == 2
+
+
+def test_counts_of_whole_steps_are_the_committed_ones():
+    """In a process of its own, compiled as users compile it: float32, optimised."""
+    command = [sys.executable, "-m", "benchmarks.counts", "--check"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_change_of_counts_is_told():
+    found = {"flops": 10, "temporary_bytes": 100, "compilations": 1, "all_reduces": 1}
+    assert counts.differences("w", found, {**found, "temporary_bytes": 109}) == []
+    (said,) = counts.differences("w", {**found, "temporary_bytes": 120}, found)
+    assert "temporary_bytes: 120, committed 100" in said
+    (said,) = counts.differences("w", {**found, "flops": 11}, found)
+    assert "flops: 11, committed 10" in said

@@ -31,9 +31,9 @@ def count_flops(function: Callable, *arguments: Any) -> Flops:
     """The Flops of function(*arguments), from its shapes alone: nothing is compiled or run.
 
     A product (m, k) by (k, n) is 2 m k n. A scan counts its length times; a while loop as often as the
-    smallest whole number that it compares a counter with (`step < 5`), the most that it can run: XLA's own
-    cost analysis counts either once. Of branches the dearest counts. On several devices: all of them
-    together. Sums, activations and normalisations are left out, so that the count is what a
+    smallest whole number that what keeps it going compares a counter with (`step < 5`), the most it can run:
+    XLA's own cost analysis counts either once. Of branches the dearest counts. On several devices: all of
+    them together. Sums, activations and normalisations are left out, so that the count is what a
     matrix-multiply rate can be held against. arguments: arrays, or `jax.ShapeDtypeStruct`.
 
     >>> import jax, jax.numpy as jnp
@@ -58,7 +58,7 @@ def _count(program: Any) -> Flops:
             times = params["length"]
         elif name == "while":
             rounds = _rounds(params)
-            times, loose = rounds or 1, int(rounds is None)
+            times, loose = 1 if rounds is None else rounds, int(rounds is None)
         elif name == "cond":
             inside = [max(inside, key=lambda part: part.flops)]
         elif name == "shard_map":
@@ -92,19 +92,64 @@ def _convolution(equation: Any) -> int:
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // filters
 
 
+# What hands on a flag, or a number, unchanged or for many tasks at once.
+_PASSING = {
+    "convert_element_type",
+    "broadcast_in_dim",
+    "reshape",
+    "squeeze",
+    "copy",
+    "reduce_or",
+    "reduce_max",
+}
+
+
 def _rounds(params: dict[str, Any]) -> int | None:
-    """The smallest whole number that a while loop compares with, in its condition or its body."""
-    bounds: list[int] = []
-    for program in (params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr):
-        known: dict[Any, Any] = {}
-        for equation in program.eqns:
-            values = [v.val if isinstance(v, Literal) else known.get(v) for v in equation.invars]
-            if equation.primitive.name in ("broadcast_in_dim", "convert_element_type", "reshape"):
-                known[equation.outvars[0]] = values[0]
-            whole = jnp.issubdtype(equation.invars[0].aval.dtype, jnp.integer) if equation.invars else False
-            if equation.primitive.name == "lt" and whole and values[1] is not None:
-                bounds.append(int(values[1]))
-    return min(bounds, default=None)
+    """The smallest whole number that what keeps a while loop going compares a counter with, or None.
+
+    Followed is the flag alone, through the condition and, where it is carried, through the body: other
+    comparisons, such as those of an index with 0, say nothing of the rounds.
+    """
+    condition, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
+
+    def carried(variable: Any) -> list[int]:
+        place = condition.invars.index(variable) - params["cond_nconsts"]
+        return _bounds(body, body.outvars[place], lambda _: []) if place >= 0 else []
+
+    return min(_bounds(condition, condition.outvars[0], carried), default=None)
+
+
+def _bounds(program: Any, flag: Any, outside: Callable[[Any], list[int]]) -> list[int]:
+    """The whole numbers that a flag compares with; outside: those of a flag that is no result in here."""
+    if isinstance(flag, Literal):
+        return []
+    equation = next((e for e in program.eqns if flag in e.outvars), None)
+    if equation is None:
+        return outside(flag)
+    name, given = equation.primitive.name, equation.invars
+    if name in ("lt", "gt") and jnp.issubdtype(given[0].aval.dtype, jnp.integer):
+        bound = _constant(program, given[1] if name == "lt" else given[0])
+        return [] if bound is None else [bound]
+    if name in _PASSING:
+        return _bounds(program, given[0], outside)
+    if name == "and":
+        return [bound for part in given for bound in _bounds(program, part, outside)]
+    inner = _inner(equation.params)
+    if len(inner) == 1 and len(inner[0].invars) == len(given):  # a function called
+        called = inner[0]
+        back = lambda v: _bounds(program, given[called.invars.index(v)], outside)  # noqa: E731
+        return _bounds(called, called.outvars[equation.outvars.index(flag)], back)
+    return []
+
+
+def _constant(program: Any, variable: Any) -> int | None:
+    """The whole number that a variable is, or None where the program does not say."""
+    if isinstance(variable, Literal):
+        return int(variable.val) if jnp.ndim(variable.val) == 0 else None
+    equation = next((e for e in program.eqns if variable in e.outvars), None)
+    if equation is None or equation.primitive.name not in _PASSING:
+        return None
+    return _constant(program, equation.invars[0])
 
 
 def matmul_rate(sizes: tuple[int, ...] = (512, 1024, 2048), repeats: int = 4) -> float:

@@ -1,0 +1,81 @@
+"""Counts of whole training steps that must not grow unnoticed: FLOPs, memory, compilations, collectives.
+
+    python -m benchmarks.counts            # writes benchmarks/results/counts.json
+    python -m benchmarks.counts --check    # compares with it; exit status 1 where they differ
+
+Counts and no seconds, so that they mean the same on a busy machine. Two devices, float32.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+
+from benchmarks.machine import describe_machine
+from imaml.config import overrides
+from imaml.cost import count_flops, prepare
+from imaml.presets import preset
+
+FILE = Path(__file__).parent / "results" / "counts.json"
+SLACK = 0.1  # of temporary bytes, which depend a little on the processor
+WORKS = {
+    "sinusoid": ("sinusoid", {"training.tasks": "4"}),
+    "characters, 4 filters": (
+        "characters-5w1s",
+        {"training.tasks": "2", "domain.filters": "4", "domain.ways": "3"},
+    ),
+}
+
+
+def count(work: str) -> dict[str, int]:
+    """The counts of one work: its step compiled for two devices, and taken three times."""
+    name, changes = WORKS[work]
+    config = overrides(preset(name), [(path, text, f"--{path}") for path, text in changes.items()])
+    step, (domain, state, key), _ = prepare(config)
+    compiled = step.lower(domain, state, key).compile()
+    flops = count_flops(step, domain, state, key).flops
+    for _ in range(3):
+        state, _ = step(domain, state, key)
+    return {
+        "flops": flops,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "compilations": step._cache_size(),
+        "all_reduces": len(re.findall(r" all-reduce(?:-start)?\(", compiled.as_text())),
+    }
+
+
+def differences(work: str, found: dict[str, int], committed: dict[str, int]) -> list[str]:
+    """A sentence for each count that is not the committed one; none where all agree."""
+    said = []
+    for name, value in committed.items():
+        slack = SLACK * value if name == "temporary_bytes" else 0
+        if abs(found[name] - value) > slack:
+            said.append(f"{work}: {name}: {found[name]:,}, committed {value:,}")
+    return said
+
+
+def main() -> int:
+    """Writes the counts, or compares them; the exit status."""
+    found = {work: count(work) for work in WORKS}
+    print(json.dumps(found, indent=1))
+    if "--check" not in sys.argv[1:]:
+        whole = {"command": "python -m benchmarks.counts", "machine": describe_machine(), "counts": found}
+        FILE.write_text(json.dumps(whole, indent=1) + "\n")
+        return 0
+    committed = json.loads(FILE.read_text())["counts"]
+    said = [f"{work}: not committed" for work in WORKS if work not in committed]
+    for work in committed:
+        said += differences(work, found[work], committed[work]) if work in found else [f"{work}: gone"]
+    if said:
+        print("\n".join(said))
+        print("Where that is meant: python -m benchmarks.counts, and commit its result with the reason.")
+    return int(bool(said))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
