@@ -227,6 +227,11 @@ def test_intervals_are_over_different_tasks(file):
     np.testing.assert_allclose(many.scores["rmse"], np.mean(values))
     assert f"512 draws from {many.different} tasks" in str(many)
     assert paired(few, few) == (0, 0)
+    assert many.to_json()["held_out"] is True
+    assert "tasks of training" not in str(many)
+    seen = evaluate_theta(made(file, validation=0.0, test=0.0), method, theta, tasks=16)
+    assert seen.to_json()["held_out"] is False
+    assert "none was held out for that split: these are tasks of training" in str(seen)
 
 
 # --- classes ---------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ Laws, held by one table-driven test over all domains:
    every sampled task.
 
 A domain with only so many tasks also has `draws(key, split, count)`, indices of that many tasks of which none
-comes twice before all have come, `number(indices)`, which task was drawn, and `size(split)`, how many there
-are.
+comes twice before all have come, `number(indices)`, which task was drawn, `size(split)`, how many there are,
+and `held_out(split)`, whether the split has tasks that are not those of another.
 
 A domain is a tree: its data are leaves (so they are arguments of a compiled step, not constants in it), all
 else is static.

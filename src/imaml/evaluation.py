@@ -28,7 +28,8 @@ class Evaluation:
     unadapted. baselines: methods without learning across tasks. failed: tasks whose inner solve was not
     finite: wrong in every accuracy, left out of every loss. values: the scores task by task, for pairing.
     different, number: of a domain that has only so many tasks, how many of them were drawn, and which ones;
-    draws of one task are then averaged first, so that intervals are over different tasks.
+    draws of one task are then averaged first, so that intervals are over different tasks. held_out: False
+    where no task was kept for the split, and those of training were scored instead.
     """
 
     scores: Mapping[str, float]
@@ -45,6 +46,7 @@ class Evaluation:
     headline: str
     different: int = 0
     number: np.ndarray | None = None
+    held_out: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as JSON values: `accuracy`, `accuracy_ci95`, `accuracy_inductive`, `before`, ..."""
@@ -58,7 +60,7 @@ class Evaluation:
         flat["baselines"] = dict(self.baselines)
         flat["baselines_ci95"] = dict(self.baselines_ci95)
         if self.number is not None:
-            flat["different_tasks"] = self.different
+            flat |= {"different_tasks": self.different, "held_out": self.held_out}
         flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
         return valid(flat)
 
@@ -74,6 +76,8 @@ class Evaluation:
         lines = [f"{self.tasks} tasks never seen in training ({self.split} split, seed {self.seed})"]
         if self.number is not None:
             lines = [f"{self.tasks} draws from {self.different} tasks ({self.split} split, seed {self.seed})"]
+        if not self.held_out:
+            lines[0] += "; none was held out for that split: these are tasks of training"
         facts = [(f"{name} before adaptation", self.before[name], self.before_ci95[name])]
         inductive = f"{name}_inductive"
         if inductive in self.scores:
@@ -214,6 +218,7 @@ def evaluate_theta(
         headline=domain.headline,
         different=tasks if number is None else len(np.unique(number)),
         number=number,
+        held_out=not hasattr(domain, "held_out") or domain.held_out(split),
     )
 
 

@@ -350,6 +350,10 @@ class Tables:
         """How many tasks a split has."""
         return int(self._numbers(split).size)
 
+    def held_out(self, split: str) -> bool:
+        """Whether a split has tasks of its own; else those of training stand in for them."""
+        return bool(self.splits[split].size)
+
     def number(self, indices: Drawn) -> Array:
         """Which task was drawn: draws of the same one are not independent."""
         return indices.task
