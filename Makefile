@@ -1,7 +1,7 @@
 # make train: from nothing to a network that reads characters from one example each.
 # make test:  from nothing to a green test run.
 .DELETE_ON_ERROR:
-.PHONY: train test lint clean help
+.PHONY: train test lint bench-peers clean help
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,6 +13,7 @@ WORKERS ?= 2
 help:
 	@echo "make train   install if needed, train on drawn characters, print accuracy and where the report lies"
 	@echo "make test    install if needed, run the tests"
+	@echo "make bench-peers  install each other library in an environment of its own and time all (an hour)"
 	@echo "make lint    ruff and pyright, as pre-commit runs them"
 
 train: $(STAMP)
@@ -25,6 +26,11 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+bench-peers: $(STAMP)
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peers.figure
+	$(BIN)/python -m benchmarks.table
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imaml needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Say which to use: make PYTHON=/path/to/python3.11")'

@@ -278,3 +278,28 @@ def last_days():
         cells.append(with_interval(row["covered"], 100, 0) + " %" if "covered" in row else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + f"\n\n`{r['command']}` ([last_days.json](../benchmarks/results/last_days.json))"
+
+
+def peers():
+    """The table of docs/performance.md: every peer on every work, one machine, one run."""
+    r = json.loads((RESULTS / "peers.json").read_text())
+    lines = [
+        "| work | threads | peer | ms, median (least to most) | imaml's is less by | error | first call, s "
+        "| peak MiB | of the rate | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in r["rows"]:
+        cells = [row["title"], str(row["threads"]), f"{row['peer']} {row['version'] or ''}".strip()]
+        if row["ms_median"] is None:
+            cells += ["none"] + [""] * 5
+        else:
+            cells += [
+                f"{row['ms_median']:.3g} ({row['ms_min']:.3g} to {row['ms_max']:.3g})",
+                "" if row["peer"] == "imaml" else f"{row['times_imaml']:.3g} times",
+                "" if row["error"] is None else f"{row['error']:.1e}",
+                f"{row['first_call_s']:.1f}",
+                f"{row['peak_mib']:.0f}",
+                f"{100 * row['of_rate']:.0f} %",
+            ]
+        lines.append("| " + " | ".join([*cells, row["note"]]) + " |")
+    return "\n".join(lines) + f"\n\n`{r['command']}` ([peers.json](../benchmarks/results/peers.json))"

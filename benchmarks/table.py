@@ -28,6 +28,7 @@ PAGES = {  # page: block: the result file it needs, and what writes it
         "counts": ("stochastic.json", pages.stochastic),
         "learning": ("stochastic_learning.json", pages.stochastic_learning),
     },
+    "docs/performance.md": {"peers": ("peers.json", pages.peers)},
     "docs/tables.md": {"days": ("last_days.json", pages.last_days)},
 }
 COMPARISONS = {  # what each result file of `imaml compare` is of

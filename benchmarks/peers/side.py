@@ -1,0 +1,107 @@
+"""Child process of one peer: computes one meta-gradient for each count that it reads, and prints seconds.
+
+python -m benchmarks.peers.side PEER WORK FOLDER THREADS
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Peer:
+    """module and function: what builds it; environment: where it runs; note: said in each of its rows."""
+
+    module: str
+    function: str
+    environment: str
+    package: str
+    note: str = ""
+
+
+OTHER = "another gradient: MAML's own, by unrolling"
+PEERS = {
+    "imaml": Peer("jax_sides", "imaml", "imaml", "imaml"),
+    "jaxopt, XLA's convolution": Peer("jax_sides", "jaxopt", "jaxopt", "jaxopt"),
+    "jaxopt, imaml's convolution": Peer("jax_sides", "jaxopt_ours", "jaxopt", "jaxopt"),
+    "Optimistix": Peer("jax_sides", "optimistix", "optimistix", "optimistix"),
+    "PyTorch, eager loop": Peer("torch_sides", "eager", "torch", "torch"),
+    "torch.func, loop": Peer("torch_sides", "func_loop", "torch", "torch"),
+    "torch.func, vmap": Peer("torch_sides", "func_vmap", "torch", "torch"),
+    "torch.compile, vmap": Peer("torch_sides", "compiled", "torch", "torch"),
+    "torch.compile, loop": Peer("torch_sides", "compiled_loop", "torch", "torch"),
+    "TorchOpt": Peer("torch_libraries", "torchopt", "torchopt", "torchopt"),
+    "TorchOpt, normal equations": Peer(
+        "torch_libraries", "torchopt_normal", "torchopt", "torchopt", "the solver of its own example"
+    ),
+    "higher": Peer("torch_libraries", "higher", "higher", "higher", "the implicit step written by hand"),
+    "higher, unrolled": Peer("torch_libraries", "higher_unrolled", "higher", "higher", OTHER),
+    "hypergrad": Peer("torch_libraries", "hypergrad", "hypergrad", "hypergrad"),
+    "Betty": Peer("torch_libraries", "betty", "betty", "betty-ml"),
+}
+
+
+def _resident():
+    """MiB of this process now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def _peak():
+    """MiB that this process had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _settle(peer, work, threads):
+    """Threads and precision, before anything is imported that would choose its own."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if threads == 1:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if peer == "imaml":
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={threads}"
+        if not work.small:
+            os.environ["XLA_FLAGS"] += " --xla_cpu_multi_thread_eigen=false"
+    os.environ["JAX_ENABLE_X64"] = str(int(work.dtype == "float64"))
+
+
+def main():
+    """Builds the side, computes once, saves the meta-gradient, then serves."""
+    from .works import WORKS, read
+
+    name, work_name, folder, threads = sys.argv[1:]
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
+    peer, work, threads = PEERS[name], WORKS[work_name], int(threads)
+    _settle(name, work, threads)
+    build = getattr(import_module(f"benchmarks.peers.{peer.module}"), peer.function)
+    if peer.module != "jax_sides":
+        import torch
+
+        torch.set_num_threads(threads)
+    run, vector = build(work, read(folder), threads)
+    before, began = _resident(), time.perf_counter()
+    gradient = run()
+    first = time.perf_counter() - began
+    import numpy as np
+
+    np.save(Path(folder) / f"{list(PEERS).index(name)}.npy", vector(gradient))
+    print(
+        json.dumps({"version": metadata.version(peer.package), "first_call_s": first}),
+        file=answers,
+        flush=True,
+    )
+    for line in sys.stdin:
+        times = []
+        for _ in range(int(line)):
+            began = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - began)
+        print(json.dumps({"seconds": times, "peak_mib": _peak() - before}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
