@@ -39,7 +39,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    from imaml.cli import use_all_cores
+    from imaml.startup import use_all_cores
 
     use_all_cores()
     from imaml.training import devices_mesh

@@ -69,7 +69,7 @@ def main():
     parser.add_argument("--methods", nargs="*")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    from imaml.cli import use_all_cores
+    from imaml.startup import use_all_cores
 
     use_all_cores()
     from benchmarks.machine import describe_machine

@@ -2,8 +2,13 @@
 
 import os
 import signal
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # many tests compile the same small programs
+    _kept = tempfile.TemporaryDirectory(prefix="imaml-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _kept.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 
 import jax

@@ -14,18 +14,7 @@ from typing import Any
 from .arguments import Arguments, meant
 from .errors import ConfigError, DataError, ImamlError
 from .manual import HELP, USAGE
-
-
-def use_all_cores() -> None:
-    """On a CPU, makes every core a device of its own, so that tasks run side by side.
-
-    Must come before JAX starts; does nothing where the user has set the number. GPU and TPU ignore the flags.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_force_host_platform_device_count" not in flags:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        ours = f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
-        os.environ["XLA_FLAGS"] = f"{flags} {ours}".strip()
+from .startup import prepare_jax
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -125,7 +114,7 @@ def train_command(words: Sequence[str]) -> int:
         )
     config = overrides(config, [*changes, *columns, *arguments.changes()])
     config = replace_data(config, values.get("data"))
-    use_all_cores()
+    prepare_jax()
     if "dry-run" in arguments.flags:
         from .commands_cost import dry_run
 
@@ -251,7 +240,7 @@ def compare_command(words: Sequence[str]) -> int:
     minutes = override(config, "training.minutes", values.get("budget", "5"), "--budget").training.minutes
     if minutes is None:
         raise ConfigError("--budget none: accepted is a number of minutes for each method.")
-    use_all_cores()
+    prepare_jax()
     from .compared import rows_of
     from .comparison import Interrupted, compare
     from .comparison_page import text, write_comparison
@@ -280,7 +269,7 @@ def evaluate_command(words: Sequence[str]) -> int:
     split = arguments.values.get("split", "test")
     if split not in ("train", "validation", "test"):
         raise ConfigError(f"--split {split}: accepted are train, validation and test.")
-    use_all_cores()
+    prepare_jax()
     import dataclasses
 
     import jax
@@ -451,7 +440,7 @@ def _bench_preset(name: str, arguments: Arguments) -> int:
         raise ConfigError(f"bench: there is no {name!r}{meant(name, ['theory', *PRESETS], 'bench')}")
     steps = arguments.whole("steps", 10, 1)
     config = replace_data(overrides(preset(name), arguments.changes()), arguments.values.get("data"))
-    use_all_cores()
+    prepare_jax()
     from .commands_cost import bench
 
     return bench(config, name, steps, "json" in arguments.flags)

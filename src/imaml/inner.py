@@ -57,14 +57,15 @@ def iterate(
     if tolerance is None:
         assert steps is not None
 
-        def repeat(count: Array, state: tuple) -> tuple:
-            phi, memory, first = state
-            slope = residual(phi)
-            first = jnp.where(count == 0, lax.stop_gradient(tree.norm(slope)), first)
-            return *step(slope, phi, memory), first
+        def repeat(_: Array, state: tuple) -> tuple:
+            phi, memory = state
+            return step(residual(phi), phi, memory)
 
-        unknown = jnp.zeros((), jnp.result_type(*jax.tree.leaves(phi0)))
-        phi, _, first = lax.fori_loop(0, steps, repeat, (phi0, memory, unknown))
+        # The first step outside of the loop: its slope's norm is wanted, which would cost in every step, and
+        # tasks that all start at theta share its products under vmap.
+        slope = residual(phi0)
+        first = lax.stop_gradient(tree.norm(slope))
+        phi, _ = lax.fori_loop(1, steps, repeat, step(slope, phi0, memory))
         size = tree.norm(residual(phi))
         stats = Stats(jnp.asarray(steps), size, jnp.asarray(False), first=first)
         return judged(Solution(phi, stats, Status(jnp.asarray(0))), size)

@@ -1,0 +1,73 @@
+"""What a program sets before JAX starts: cores as devices, and where compiled programs are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+MOST = 2**30  # bytes of compiled programs that are kept; the oldest go first
+
+
+def prepare_jax() -> None:
+    """Everything below; must come before JAX starts."""
+    use_all_cores()
+    keep_compiled()
+
+
+def use_all_cores() -> None:
+    """On a CPU, makes every core a device of its own, so that tasks run side by side.
+
+    Must come before JAX starts; does nothing where the user has set the number. GPU and TPU ignore the flags.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in flags:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        ours = f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
+        os.environ["XLA_FLAGS"] = f"{flags} {ours}".strip()
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs on disk, so that the same run starts sooner the next time.
+
+    In `compiled` under $XDG_CACHE_HOME/imaml, by default ~/.cache/imaml, a folder for each kind of processor:
+    a program compiled for one may not run on another. At most MOST bytes. JAX's own JAX_COMPILATION_CACHE_DIR
+    (a path) or JAX_ENABLE_COMPILATION_CACHE=false, where the user has set it, stands. Where the folder cannot
+    be written, programs are compiled anew each time.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "imaml" / "compiled" / _processor()
+        folder.mkdir(parents=True, exist_ok=True)
+        _trim(folder.parent)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return
+    if os.access(folder, os.W_OK):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def _processor() -> str:
+    """A name for this kind of processor, the instructions that it has included."""
+    about = platform.machine() + platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        said = ("model name", "flags", "Features")
+        about += "".join(sorted({line for line in lines if line.startswith(said)}))
+    except OSError:
+        pass
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
+def _trim(folder: Path) -> None:
+    """Deletes the oldest files while there are more than MOST bytes."""
+    found = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in folder.rglob("*") if f.is_file())
+    total = sum(size for _, size, _ in found)
+    for _, size, file in found:
+        if total <= MOST:
+            return
+        file.unlink(missing_ok=True)
+        total -= size
