@@ -30,17 +30,21 @@ def _programs(home, **environment):
 
 def test_compiled_programs_are_kept_and_found_again(tmp_path):
     first, devices = _programs(tmp_path)
-    assert first and devices == len(os.sched_getaffinity(0))
+    assert first
+    assert devices == len(os.sched_getaffinity(0))
     times = [f.stat().st_mtime_ns for f in sorted(tmp_path.rglob("*-cache"))]
     again, _ = _programs(tmp_path)
-    assert again == first and [f.stat().st_mtime_ns for f in sorted(tmp_path.rglob("*-cache"))] == times
+    assert again == first
+    assert [f.stat().st_mtime_ns for f in sorted(tmp_path.rglob("*-cache"))] == times
 
 
 def test_what_the_user_has_set_stands(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     flags = "--xla_force_host_platform_device_count=3"
     found, devices = _programs(tmp_path, JAX_COMPILATION_CACHE_DIR=str(elsewhere), XLA_FLAGS=flags)
-    assert found and devices == 3 and not (tmp_path / "imaml").exists()
+    assert found
+    assert devices == 3
+    assert not (tmp_path / "imaml").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")

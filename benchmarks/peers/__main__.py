@@ -40,6 +40,8 @@ class Side:
         self.name, self.failed, self.first, self.rounds, self.peak = name, None, {}, [], None
         self.errors = Path(folder) / f"{list(PEERS).index(name)}.err"
         problem = environments.install(PEERS[name].environment) if name != "imaml" else None
+        if PEERS[name].only and work not in PEERS[name].only:
+            problem = f"not tried: compiling takes long enough on {PEERS[name].only[-1]}"
         if problem:
             self.failed = problem
             return

@@ -105,18 +105,17 @@ def jaxopt_ours(work, arrays, threads):
 
 
 def optimistix(work, arrays, threads):
-    """`optimistix.minimise` with `ImplicitAdjoint`; its CG is made not to fail where it is stopped early."""
+    """`optimistix.minimise` with `ImplicitAdjoint` and Lineax's CG; with XLA's convolution.
+
+    That CG takes a curvature p.Ap below 100 eps n |r|^2 for that of a singular system, and gives up: in
+    float32 and with n = 100,000 parameters this is nearly every system.
+    """
     import lineax
     import optimistix as library
 
-    class Stopped(lineax.CG):
-        def compute(self, state, vector, options):
-            value, _, stats = super().compute(state, vector, options)
-            return value, lineax.RESULTS.successful, stats
-
     loss = loss_of(work, xla_convolution=True)
     objective = _anchored(work, loss)
-    adjoint = library.ImplicitAdjoint(linear_solver=Stopped(rtol=0.0, atol=1e-30, max_steps=work.cg))
+    adjoint = library.ImplicitAdjoint(linear_solver=lineax.CG(rtol=0.0, atol=0.0, max_steps=work.cg))
 
     def solve(theta, batch):
         return library.minimise(

@@ -15,15 +15,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Peer:
-    """module and function: what builds it; environment: where it runs; note: said in each of its rows."""
+    """module and function: what builds it; environment: where it runs; note: said in each of its rows.
+
+    only: the works that it is tried on, where others would take longer still to compile.
+    """
 
     module: str
     function: str
     environment: str
     package: str
     note: str = ""
+    only: tuple[str, ...] = ()
 
 
+WHOLE = ("a", "b", "c-4")  # sixteen unrolled steps in one program
 OTHER = "another gradient: MAML's own, by unrolling"
 PEERS = {
     "imaml": Peer("jax_sides", "imaml", "imaml", "imaml"),
@@ -33,8 +38,9 @@ PEERS = {
     "PyTorch, eager loop": Peer("torch_sides", "eager", "torch", "torch"),
     "torch.func, loop": Peer("torch_sides", "func_loop", "torch", "torch"),
     "torch.func, vmap": Peer("torch_sides", "func_vmap", "torch", "torch"),
-    "torch.compile, vmap": Peer("torch_sides", "compiled", "torch", "torch"),
-    "torch.compile, loop": Peer("torch_sides", "compiled_loop", "torch", "torch"),
+    "torch.compile, whole step": Peer("torch_sides", "compiled", "torch", "torch", "under vmap", WHOLE),
+    "torch.compile, whole task": Peer("torch_sides", "compiled_loop", "torch", "torch", "a loop", WHOLE),
+    "torch.compile, pieces": Peer("torch_sides", "compiled_pieces", "torch", "torch", "a loop"),
     "TorchOpt": Peer("torch_libraries", "torchopt", "torchopt", "torchopt"),
     "TorchOpt, normal equations": Peer(
         "torch_libraries", "torchopt_normal", "torchopt", "torchopt", "the solver of its own example"

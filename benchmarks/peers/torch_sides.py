@@ -174,6 +174,34 @@ def compiled(work, arrays, threads):
     return lambda: step(theta, *batches), vector
 
 
+def compiled_pieces(work, arrays, threads):
+    """torch.compile of a gradient step, of the query gradient and of a product, in loops over them."""
+    theta, batches = inputs(work, arrays)
+    loss = loss_of(work, list(arrays.theta))
+
+    def slope(phi, x, y):
+        return grad(lambda phi: loss(phi, x, y))(phi)
+
+    def moved(phi, x, y):
+        slopes = zip(phi, slope(phi, x, y), theta, strict=True)
+        return [p - work.rate * (g + work.strength * (p - t)) for p, g, t in slopes]
+
+    def system(phi, v, x, y):
+        along = lambda phi: sum((s * i).sum() for s, i in zip(slope(phi, x, y), v, strict=True))  # noqa: E731
+        return [h / work.strength + i for h, i in zip(grad(along)(phi), v, strict=True)]
+
+    slope_of, step, product = (torch.compile(f, dynamic=False) for f in (slope, moved, system))
+
+    def one(support, query):
+        phi = theta
+        for _ in range(work.steps):
+            phi = step(phi, *support)
+        b = slope_of(phi, *query)
+        return conjugate_gradients(lambda v: product(phi, v, *support), b, work.cg)
+
+    return averaged(work, theta, batches, one)
+
+
 def compiled_loop(work, arrays, threads):
     """torch.compile of one task's step, in a loop over tasks."""
     theta, batches = inputs(work, arrays)

@@ -110,8 +110,20 @@ def flat_problem(matvec: Matvec, b: Any, x0: Any) -> tuple[Callable[[Array], Arr
         raise ConfigError(f"x0 must be shaped like b, {tree.shapes(b)}; it came as {tree.shapes(x0)}.")
     power = jnp.frexp(jnp.max(jnp.abs(flat), initial=0))[1]
     power = jnp.where(jnp.all(jnp.isfinite(flat)), power, 0)
-    scaled, start = jnp.ldexp(flat, -power), jnp.ldexp(start, -power)
-    return lambda x: tree.ravel(matvec(unravel(x)))[0], scaled, start, lambda x: unravel(jnp.ldexp(x, power))
+    scaled, start = _times_power(flat, -power), start if x0 is None else _times_power(start, -power)
+    return (
+        lambda x: tree.ravel(matvec(unravel(x)))[0],
+        scaled,
+        start,
+        lambda x: unravel(_times_power(x, power)),
+    )
+
+
+def _times_power(x: Array, power: Array) -> Array:
+    """x 2^power by two factors, either of which is in range; `jnp.ldexp` takes a power for every entry."""
+    half = power // 2
+    one = jnp.ones((), x.dtype)
+    return x * jnp.ldexp(one, half) * jnp.ldexp(one, power - half)
 
 
 def true_residual(product: Callable, b: Array, x: Array) -> Array:
