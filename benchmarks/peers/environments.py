@@ -29,6 +29,7 @@ ENVIRONMENTS = {
     "higher": Environment("higher", bare=("higher==0.2.1",)),
     "hypergrad": Environment("hypergrad", bare=("hypergrad==0.0.1",), packages=("rich",)),
     "betty": Environment("betty-ml", bare=("betty-ml==0.1.1",)),
+    "statsmodels": Environment("statsmodels", torch=False, packages=("statsmodels==0.14.5",)),
     "jaxopt": Environment("jaxopt", torch=False, packages=("jaxopt==0.8.5", "-e", str(ROOT))),
     "optimistix": Environment("optimistix", torch=False, packages=("optimistix==0.1.0", "-e", str(ROOT))),
 }

@@ -1,0 +1,32 @@
+"""statsmodels' MixedLM by maximum likelihood; run by `benchmarks.mixed` in an environment that has it.
+
+python benchmarks/mixed_reference.py TABLE.csv GROUP TARGET FEATURE      # prints JSON
+"""
+
+import json
+import sys
+import time
+
+import pandas
+import statsmodels
+import statsmodels.formula.api as formula
+
+path, group, target, feature = sys.argv[1:]
+table = pandas.read_csv(path)
+began = time.perf_counter()
+model = formula.mixedlm(f"{target} ~ {feature}", table, groups=table[group], re_formula=f"~{feature}")
+fit = model.fit(reml=False, method=["lbfgs", "bfgs", "powell"])
+print(
+    json.dumps(
+        {
+            "version": statsmodels.__version__,
+            "converged": bool(fit.converged),
+            "seconds": time.perf_counter() - began,
+            "mean": list(map(float, fit.fe_params)),
+            "covariance": fit.cov_re.to_numpy().tolist(),
+            "noise_variance": float(fit.scale),
+            "log_likelihood": float(fit.llf),
+            "effects": {str(k): list(map(float, v)) for k, v in fit.random_effects.items()},
+        }
+    )
+)
