@@ -303,3 +303,42 @@ def peers():
             ]
         lines.append("| " + " | ".join([*cells, row["note"]]) + " |")
     return "\n".join(lines) + f"\n\n`{r['command']}` ([peers.json](../benchmarks/results/peers.json))"
+
+
+def growth():
+    """The table of docs/performance.md: fitted exponents of time, products and memory."""
+    r = json.loads((RESULTS / "growth.json").read_text())
+    lines = ["| varied | values | time | products, counted | temporary memory |", "|---|---|---|---|---|"]
+    for sweep in r["sweeps"]:
+        values = f"{sweep['values'][0]} to {sweep['values'][-1]}"
+        figures = [f"{sweep[f'exponent_{key}']:.2f}" for key in ("ms_min", "gflop", "temporary_bytes")]
+        lines.append("| " + " | ".join([sweep["name"], values, *figures]) + " |")
+    return "\n".join(lines) + f"\n\n`{r['command']}` ([growth.json](../benchmarks/results/growth.json))"
+
+
+def startup():
+    """The table of docs/performance.md: seconds until something happens."""
+    r = json.loads((RESULTS / "startup.json").read_text())
+    lines = ["| what | seconds, median (least to most) |", "|---|---|"]
+    for row in r["rows"]:
+        lines.append(f"| {row['what']} | {row['median_s']:.2f} ({row['min_s']:.2f} to {row['max_s']:.2f}) |")
+    return "\n".join(lines) + f"\n\n`{r['command']}` ([startup.json](../benchmarks/results/startup.json))"
+
+
+def mixed():
+    """The table of docs/bayes.md: the mixed model by `tables-evidence` and by statsmodels."""
+    r = json.loads((RESULTS / "mixed.json").read_text())
+    lines = [
+        "| table | rows | seconds | apart: fixed effects | covariance | residual variance | groups' effects "
+        "| from the truth, in standard errors: fixed, variances, residual |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in r["rows"]:
+        apart = row.get("difference")
+        names = ("mean", "covariance", "noise_variance", "effects")
+        gaps = [f"{apart[name]:.1e}" for name in names] if apart else ["no fit by statsmodels", "", "", ""]
+        truth = row.get("standard_errors_from_truth")
+        far = ", ".join(f"{value:.1f}" for value in truth.values()) if truth else ""
+        cells = [row["table"], str(row["rows"]), f"{row['imaml']['seconds']:.0f}", *gaps, far]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n`{r['command']}` ([mixed.json](../benchmarks/results/mixed.json))"

@@ -28,8 +28,15 @@ PAGES = {  # page: block: the result file it needs, and what writes it
         "counts": ("stochastic.json", pages.stochastic),
         "learning": ("stochastic_learning.json", pages.stochastic_learning),
     },
-    "docs/performance.md": {"peers": ("peers.json", pages.peers)},
-    "docs/tables.md": {"days": ("last_days.json", pages.last_days)},
+    "docs/performance.md": {
+        "peers": ("peers.json", pages.peers),
+        "growth": ("growth.json", pages.growth),
+        "startup": ("startup.json", pages.startup),
+    },
+    "docs/tables.md": {
+        "days": ("last_days.json", pages.last_days),
+        "mixed": ("mixed.json", pages.mixed),
+    },
 }
 COMPARISONS = {  # what each result file of `imaml compare` is of
     "omniglot-5w1s": "Omniglot, 5-way 1-shot",
