@@ -62,19 +62,19 @@ def changed(recipe, choice):
     return dataclasses.replace(recipe, linear=linear, curvature=curvature)
 
 
-def gradients():
+def gradients(choices):
     """Errors of the choices' meta-gradients for small networks, task by task."""
     config = preset("characters-5w1s")
     small = dataclasses.replace(config.domain, filters=4)
     domain, recipe = small.build(), config.method
-    errors = {name: [] for name in CHOICES}
+    errors = {name: [] for name in choices}
     facts = []
     thetas = []
     for after in AFTER:
         options = {"steps": after, "tasks": 8, "validate_every": 0, "progress": False}
         thetas.append(imaml.train(domain, recipe.build(domain), config.optimiser, **options).theta)
         facts.append({"outer_steps": after, "parameters": int(tree.ravel(thetas[-1])[0].size)})
-    for name, choice in CHOICES.items():
+    for name, choice in choices.items():
         found = jax.jit(lambda theta, key, c=choice: _one(domain, recipe, c, theta, key))
         for theta in thetas:
             for number in range(SMALL):
@@ -90,8 +90,9 @@ def gradients():
                 "indefinite": float((column("smallest") <= 0).mean()),
                 "told": float(column("told").mean()),
                 "error_against_dense": float(np.median(column("dense"))),
-                "error_against_solved": float(np.nanmedian(column("solved"))),
-                "cosine_with_solved": float(np.nanmedian(column("cosine"))),
+                "solved": int(np.isfinite(column("solved")).sum()),
+                "error_against_solved": _median(column("solved")),
+                "cosine_with_solved": _median(column("cosine")),
             }
         )
         print(rows[-1], flush=True)
@@ -139,6 +140,12 @@ def _one(domain, recipe, choice, theta, key):
     }
 
 
+def _median(values):
+    """The median of what is a number; None where nothing is."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else None
+
+
 def learning():
     """Test accuracies of the preset's network trained with each choice."""
     config = preset("characters-5w1s")
@@ -174,11 +181,19 @@ def main():
     """Runs both parts, or one, and writes the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", nargs="*", default=["gradients", "learning"])
+    parser.add_argument(
+        "--choices", nargs="*", choices=CHOICES, default=list(CHOICES), help="gradients of these alone, anew"
+    )
     arguments = parser.parse_args()
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     result |= {"command": "python -m benchmarks.indefinite", "machine": describe_machine()}
     for part in arguments.parts:
-        result[part] = {"gradients": gradients, "learning": learning}[part]()
+        if part == "learning":
+            result[part] = learning()  # paired with one another
+        else:
+            found = gradients({name: CHOICES[name] for name in arguments.choices})
+            rows = {row["choice"]: row for row in result.get(part, {"rows": []})["rows"] + found["rows"]}
+            result[part] = found | {"rows": [rows[name] for name in CHOICES if name in rows]}
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 

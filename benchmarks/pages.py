@@ -130,11 +130,13 @@ def indefinite():
             f"{100 * row['indefinite']:.0f} %",
             f"{100 * row['told']:.0f} %",
             f"{100 * row['error_against_dense']:.3g} %",
-            f"{100 * row['error_against_solved']:.3g} %",
-            f"{row['cosine_with_solved']:.2f}",
+            _known(row["error_against_solved"], 100, ".3g", " %"),
+            _known(row["cosine_with_solved"], 1, ".2f"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    learned = r["learning"]
+    learned = r.get("learning")
+    if not learned:
+        return "\n".join(lines) + "\n\n" + _source(r, "indefinite.json")
     lines += [
         "",
         f"| learning, {learned['steps']} steps, {learned['seeds']} seeds, {learned['test_tasks']} test tasks "
@@ -145,9 +147,17 @@ def indefinite():
         gap = with_interval((row["less_first"], row["less_first_ci95"]), 100, 2, True)
         score = with_interval((row["accuracy"], row["accuracy_ci95"]), 100)
         lines.append(f"| {row['choice']} | {score} % | {gap} | {row['seconds']:.0f} |")
-    return (
-        "\n".join(lines) + f"\n\n`{r['command']}` ([indefinite.json](../benchmarks/results/indefinite.json))"
-    )
+    return "\n".join(lines) + "\n\n" + _source(r, "indefinite.json")
+
+
+def _known(value, times, form, unit=""):
+    """A figure, or that no task gave one."""
+    return "no task solved" if value is None else f"{times * value:{form}}{unit}"
+
+
+def _source(result, file):
+    """What wrote a table, and the file it is from."""
+    return f"`{result['command']}` ([{file}](../benchmarks/results/{file}))"
 
 
 def delta():

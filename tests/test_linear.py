@@ -185,7 +185,7 @@ def reference_cg(matrix, b, steps):
     return x, False
 
 
-def test_cg_reports_negative_curvature_exactly_when_a_direction_shows_it():
+def test_cg_and_minres_report_negative_curvature_exactly_when_a_direction_shows_it():
     """200 indefinite systems in one vmap: flags and iterates are those of the textbook algorithm."""
     random = np.random.default_rng(3)
     steps = 4
@@ -199,6 +199,8 @@ def test_cg_reports_negative_curvature_exactly_when_a_direction_shows_it():
     assert 20 < seen.sum() < 180  # both happen, so the test can fail either way
     np.testing.assert_array_equal(found.stats.negative_curvature, seen)
     np.testing.assert_array_equal(found.status.code == imaml.Ending.NEGATIVE_CURVATURE, seen)
+    minres = jax.jit(jax.vmap(lambda m, b: imaml.MINRES(steps=steps)(lambda x: m @ x, b)))(matrices, right)
+    np.testing.assert_array_equal(minres.stats.negative_curvature, seen)
     # Four steps lose few digits; nearly zero curvatures amplify rounding, hence not 1e-14.
     scale = np.linalg.norm([x for x, _ in expected], axis=1)
     assert (

@@ -29,8 +29,8 @@ class MINRES:
     Lanczos' three-term recurrence v_(k+1) = A v_k - alpha_k v_k - beta_k v_(k-1), its tridiagonal matrix
     turned upper triangular by Givens rotations as it grows; |b - A x| falls at every step. Where A is
     indefinite the answer is the solution all the same: what it means for learning is another matter, as phi
-    is then no minimum; `stats.negative_curvature` says that a Lanczos vector showed v.Av < 0. Of our own:
-    Lineax has none.
+    is then no minimum; `stats.negative_curvature` says that a Ritz value was not positive, which is seen
+    where CG of as many steps would see it. Of our own: Lineax has none.
 
     >>> import jax.numpy as jnp
     >>> MINRES(steps=2)(lambda v: jnp.array([1.0, -2.0]) * v, jnp.ones(2)).value.round(3)
@@ -58,7 +58,8 @@ class MINRES:
         tiny = jnp.finfo(b.dtype).eps
         flag = jnp.asarray(False)
         # x, v_k, v_(k-1), directions w_(k-1), w_(k-2), beta_k, (c, s) of the last two rotations, what they
-        # made of the right-hand side (its size is |r|), and the largest entries seen, a measure of |A|.
+        # made of the right-hand side (its size is |r|), the largest entries seen, a measure of |A|, the steps,
+        # and the pivot of the Lanczos matrix: pivots are positive as long as all Ritz values are.
         state = (
             start,
             unit,
@@ -73,19 +74,21 @@ class MINRES:
             size,
             zero,
             0,
+            one,
             flag,
             flag,
         )
 
         def going(state: tuple) -> Array:
-            residual, step, over = jnp.abs(state[10]), state[12], state[14]
+            residual, step, over = jnp.abs(state[10]), state[12], state[15]
             return (step < most) & (residual > threshold) & ~over & jnp.isfinite(residual)
 
         def advance(state: tuple) -> tuple:
-            x, v, before, w, older, beta, c, s, c_old, s_old, right, scale, step, negative, _ = state
+            x, v, before, w, older, beta, c, s, c_old, s_old, right, scale, step, pivot, negative, _ = state
             image = product(v) - beta * before
             alpha = v @ image
             image = image - alpha * v
+            pivot = alpha - beta * beta / jnp.where(pivot > 0, pivot, 1)
             following = jnp.linalg.norm(image)
             # The new column (beta, alpha, following), turned by the last two rotations.
             above = s_old * beta
@@ -115,11 +118,12 @@ class MINRES:
                 keep(-s_new * right, right),
                 scale,
                 step + 1,
-                negative | (alpha < 0),
+                pivot,
+                negative | (pivot <= 0),
                 exhausted | ~solid,
             )
 
-        x, *_, step, negative, _ = repeat_while(going, advance, state)
+        x, *_, step, _, negative, _ = repeat_while(going, advance, state)
         asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
         failed = jnp.where(step < most, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
         found = finish(product, b, x, unravel, step, asked, failed)
