@@ -58,8 +58,8 @@ class MINRES:
         tiny = jnp.finfo(b.dtype).eps
         flag = jnp.asarray(False)
         # x, v_k, v_(k-1), directions w_(k-1), w_(k-2), beta_k, (c, s) of the last two rotations, what they
-        # made of the right-hand side (its size is |r|), the largest entries seen, a measure of |A|, the steps,
-        # and the pivot of the Lanczos matrix: pivots are positive as long as all Ritz values are.
+        # made of the right-hand side (its size is |r|), the largest entries seen, a measure of |A|,
+        # the steps, and the pivot of the Lanczos matrix: pivots are positive as long as all Ritz values are.
         state = (
             start,
             unit,
