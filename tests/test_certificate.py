@@ -70,7 +70,7 @@ def drawn(kind):
     return certificates.problems(kind, 15, seed=1, linear=(5,))[0]
 
 
-@pytest.mark.usefixtures("ranks_mixed")
+@pytest.mark.usefixtures("ranks_mixed", "optimised")
 @pytest.mark.parametrize("kind", certificates.KINDS)
 def test_a_bound_bounds_the_true_error_and_is_near_it(kind):
     """15 problems a kind, 60 in all, drawn anew; benchmarks.certificates has 504."""
