@@ -27,10 +27,7 @@ def certified():
             f"{row['median_estimate_over_true']:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return (
-        "\n".join(lines)
-        + f"\n\n`{r['command']}` ([certificates.json](../benchmarks/results/certificates.json))"
-    )
+    return "\n".join(lines) + "\n\n" + _source(r, "certificates.json")
 
 
 def costs():
@@ -64,7 +61,7 @@ def requested():
             counts,
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n`{r['command']}` ([accuracy.json](../benchmarks/results/accuracy.json))"
+    return "\n".join(lines) + "\n\n" + _source(r, "accuracy.json")
 
 
 def theory():
@@ -214,7 +211,7 @@ def delta():
                 )
             outer = study["in_learning"]["outer_steps"]
             lines.append(f"| {name}, {outer} outer steps: {count} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n`{r['command']}` ([delta.json](../benchmarks/results/delta.json))"
+    return "\n".join(lines) + "\n\n" + _source(r, "delta.json")
 
 
 STOCHASTIC = ("SGD", "SGD with decay", "SVRG")
@@ -287,7 +284,7 @@ def last_days():
             cells.append("" if gap is None else with_interval(gap, 1, 1, True))
         cells.append(with_interval(row["covered"], 100, 0) + " %" if "covered" in row else "")
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n`{r['command']}` ([last_days.json](../benchmarks/results/last_days.json))"
+    return "\n".join(lines) + "\n\n" + _source(r, "last_days.json")
 
 
 def peers():
@@ -312,7 +309,7 @@ def peers():
                 f"{100 * row['of_rate']:.0f} %",
             ]
         lines.append("| " + " | ".join([*cells, row["note"]]) + " |")
-    return "\n".join(lines) + f"\n\n`{r['command']}` ([peers.json](../benchmarks/results/peers.json))"
+    return "\n".join(lines) + "\n\n" + _source(r, "peers.json")
 
 
 def growth():
@@ -323,7 +320,7 @@ def growth():
         values = f"{sweep['values'][0]} to {sweep['values'][-1]}"
         figures = [f"{sweep[f'exponent_{key}']:.2f}" for key in ("ms_min", "gflop", "temporary_bytes")]
         lines.append("| " + " | ".join([sweep["name"], values, *figures]) + " |")
-    return "\n".join(lines) + f"\n\n`{r['command']}` ([growth.json](../benchmarks/results/growth.json))"
+    return "\n".join(lines) + "\n\n" + _source(r, "growth.json")
 
 
 def startup():
@@ -332,7 +329,7 @@ def startup():
     lines = ["| what | seconds, median (least to most) |", "|---|---|"]
     for row in r["rows"]:
         lines.append(f"| {row['what']} | {row['median_s']:.2f} ({row['min_s']:.2f} to {row['max_s']:.2f}) |")
-    return "\n".join(lines) + f"\n\n`{r['command']}` ([startup.json](../benchmarks/results/startup.json))"
+    return "\n".join(lines) + "\n\n" + _source(r, "startup.json")
 
 
 def mixed():
@@ -351,4 +348,4 @@ def mixed():
         far = ", ".join(f"{value:.1f}" for value in truth.values()) if truth else ""
         cells = [row["table"], str(row["rows"]), f"{row['imaml']['seconds']:.0f}", *gaps, far]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n`{r['command']}` ([mixed.json](../benchmarks/results/mixed.json))"
+    return "\n".join(lines) + "\n\n" + _source(r, "mixed.json")
