@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine
 
-ROUNDS = 5
+ROUNDS = 4
 STEP = """
 import time
 from imaml.startup import prepare_jax
