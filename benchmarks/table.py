@@ -148,11 +148,12 @@ def rows():
         r = json.loads(new.read_text())
         scores = {(row["theta"], row["tasks_of"]): row for row in r["rows"]}
         said = {
-            "before": "before",
-            "went_on": "having gone on for as many steps again",
-            "anew_on_all": "learned anew on all alphabets, half as many steps in all",
+            "before": "before, after 480 steps on the first half",
+            "went_on": "after 480 steps more, on all",
+            "anew_on_all": "learned anew on all, 480 steps",
             "from_scratch": "each test task by a fresh network",
         }
+        said = {theta: words.replace("480", str(r["steps"])) for theta, words in said.items()}
         shown = [
             f"{words} {percent(row['accuracy'], row['accuracy_ci95'])}"
             for theta, words in said.items()
@@ -179,7 +180,10 @@ def comparisons():
 
 
 def _mean(entry, signed=False):
-    return f"{100 * entry['mean']:{'+' if signed else ''}.1f} ± {100 * entry['ci95']:.1f}" if entry else "–"
+    if not entry:
+        return "–"
+    mean = round(100 * entry["mean"], 1) + 0.0  # + 0.0: no "-0.0"
+    return f"{mean:{'+' if signed else ''}.1f} ± {100 * entry['ci95']:.1f}"
 
 
 def compared():
@@ -188,7 +192,7 @@ def compared():
     methods = dict.fromkeys(row["method"] for summary, _ in found.values() for row in summary["rows"])
     head = ["method"]
     for title in found:
-        head += [title, "inductive", "minus imaml"]
+        head += [title, "inductive", "less imaml's, transductive"]
     lines = [head, ["---"] * len(head)]
     for method in methods:
         line = [method]
