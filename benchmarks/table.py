@@ -148,10 +148,10 @@ def rows():
         r = json.loads(new.read_text())
         scores = {(row["theta"], row["tasks_of"]): row for row in r["rows"]}
         said = {
-            "before": "before, after 480 steps on the first half",
-            "went_on": "after 480 steps more, on all",
-            "anew_on_all": "learned anew on all, 480 steps",
-            "from_scratch": "each test task by a fresh network",
+            "before": "the first half learned, 480 steps:",
+            "went_on": "both halves for 480 steps more:",
+            "anew_on_all": "both from the start, 480 steps in all:",
+            "from_scratch": "nothing learned across tasks:",
         }
         said = {theta: words.replace("480", str(r["steps"])) for theta, words in said.items()}
         shown = [
@@ -192,7 +192,7 @@ def compared():
     methods = dict.fromkeys(row["method"] for summary, _ in found.values() for row in summary["rows"])
     head = ["method"]
     for title in found:
-        head += [title, "inductive", "less imaml's, transductive"]
+        head += [title, "inductive", "difference from imaml"]
     lines = [head, ["---"] * len(head)]
     for method in methods:
         line = [method]
