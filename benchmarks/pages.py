@@ -292,28 +292,41 @@ def last_days():
 
 
 def peers():
-    """The table of docs/performance.md: every peer on every work, one machine, one run."""
+    """The tables of docs/performance.md: times of every peer on every work, errors, and what failed."""
     r = json.loads((RESULTS / "peers.json").read_text())
-    lines = [
-        "| work | threads | peer | ms, median (least to most) | imaml's is less by | error | first call, s "
-        "| peak MiB | of the rate | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+    names = list(dict.fromkeys(row["peer"] for row in r["rows"]))
+    works = list(dict.fromkeys((row["title"], row["threads"]) for row in r["rows"]))
+    found = {(row["peer"], row["title"], row["threads"]): row for row in r["rows"]}
+    heads = [f"{title}, {threads} thread{'s' * (threads > 1)}" for title, threads in works]
+    times = ["| ms, median (times imaml's) | " + " | ".join(heads) + " |", "|---" * (len(works) + 1) + "|"]
+    for name in names:
+        times.append(f"| {name} | " + " | ".join(_time(found[name, *work]) for work in works) + " |")
+    rates = [f"{100 * found['imaml', *work]['of_rate']:.0f} %" for work in works]
+    times.append("| imaml, of the matrix-multiply rate | " + " | ".join(rates) + " |")
+    judged = [
+        w for w in works if found["imaml", *w]["error"] is not None and w[1] == max(t for _, t in works)
     ]
-    for row in r["rows"]:
-        cells = [row["title"], str(row["threads"]), f"{row['peer']} {row['version'] or ''}".strip()]
-        if row["ms_median"] is None:
-            cells += ["none"] + [""] * 5
-        else:
-            cells += [
-                f"{row['ms_median']:.3g} ({row['ms_min']:.3g} to {row['ms_max']:.3g})",
-                "" if row["peer"] == "imaml" else f"{row['times_imaml']:.3g} times",
-                "" if row["error"] is None else f"{row['error']:.1e}",
-                f"{row['first_call_s']:.1f}",
-                f"{row['peak_mib']:.0f}",
-                f"{100 * row['of_rate']:.0f} %",
-            ]
-        lines.append("| " + " | ".join([*cells, row["note"]]) + " |")
-    return "\n".join(lines) + "\n\n" + _source(r, "peers.json")
+    errors = ["| error | " + " | ".join(title for title, _ in judged) + " | what it is |"]
+    errors.append("|---" * (len(judged) + 2) + "|")
+    missing = []
+    for name in names:
+        rows = [found[name, *work] for work in judged]
+        cells = ["" if row["error"] is None else f"{row['error']:.2g}" for row in rows]
+        about = next((row["note"] for row in rows if row["ms_median"] is not None), "")
+        errors.append(f"| {name} | " + " | ".join([*cells, about]) + " |")
+        failed = [row for row in r["rows"] if row["peer"] == name and row["ms_median"] is None]
+        for note in dict.fromkeys(row["note"] for row in failed):
+            where = dict.fromkeys(row["title"] for row in failed if row["note"] == note)
+            missing.append(f"- {name} has no time on {'; '.join(where)}: {note}")
+    return "\n".join([*times, "", *errors, "", *missing]) + "\n\n" + _source(r, "peers.json")
+
+
+def _time(row):
+    if row["ms_median"] is None:
+        return "none"
+    ratio = row["times_imaml"]
+    times = "" if row["peer"] == "imaml" else f" ({ratio:.2g})" if ratio < 10 else f" ({ratio:.0f})"
+    return f"{row['ms_median']:,.3g}{times}" if row["ms_median"] < 1000 else f"{row['ms_median']:,.0f}{times}"
 
 
 def growth():

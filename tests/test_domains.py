@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import imaml
+from imaml import tree
 from imaml.domain import SPLITS, Domain
 from imaml.domains.episodes import distinct, then, turn
 from imaml.domains.fewshot import FewShotRecipe
@@ -43,6 +44,7 @@ DOMAINS = {
     "sinusoid": lambda: imaml.sinusoid(shots=4, queries=3, hidden=6),
     "linear": lambda: imaml.linear_gaussian(features=3),
     "rows": lambda: rows(),
+    "mazes": lambda: imaml.mazes(side=4, walks=2, length=6, hidden=(8,)),
 }
 
 
@@ -87,7 +89,10 @@ def test_laws(domain):
 
     @jax.jit
     def scores(theta, task):
-        losses = domain.query_loss(theta, theta, task.query), domain.problem(0.5).loss(theta, task.support)
+        problem = domain.problem(0.5)
+        batches = task.support, domain.whole(*task)
+        slopes = [tree.norm(problem.residual(problem.split(theta), theta, batch)) for batch in batches]
+        losses = [domain.query_loss(theta, theta, task.query), *slopes]
         return losses, domain.metrics(theta, task), domain.baselines(task)
 
     losses, metrics, baselines = scores(domain.init(jax.random.key(0)), one)  # law 4

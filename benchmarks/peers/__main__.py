@@ -41,7 +41,7 @@ class Side:
         self.errors = Path(folder) / f"{list(PEERS).index(name)}.err"
         problem = environments.install(PEERS[name].environment) if name != "imaml" else None
         if PEERS[name].only and work not in PEERS[name].only:
-            problem = f"not tried: compiling takes long enough on {PEERS[name].only[-1]}"
+            problem = f"not tried: compiling takes long enough on {WORKS[PEERS[name].only[-1]].title}"
         if problem:
             self.failed = problem
             return

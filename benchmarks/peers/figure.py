@@ -29,7 +29,13 @@ def draw(rows, path):
         colours = ["tab:blue" if name == "imaml" else "tab:grey" for name in names]
         panel.barh(names, ratios, color=colours, left=0)
         for place, (row, ratio) in enumerate(zip(bars, ratios, strict=True)):
-            panel.text(ratio * 1.05, place, f"{row['ms_median']:.3g} ms", va="center", fontsize=7)
+            panel.text(
+                ratio * 1.05,
+                place,
+                f"{row['ms_median']:{',.0f' if row['ms_median'] > 1000 else '.3g'}} ms",
+                va="center",
+                fontsize=7,
+            )
         panel.axvline(1, color="black", linewidth=0.8)
         panel.set(xscale="log", title=bars[0]["title"], xlabel="time, in imaml's")
         panel.set_xlim(min(ratios) / 1.5, max(ratios) * 4)

@@ -59,8 +59,9 @@ def _resident():
 
 
 def _peak():
-    """MiB that this process had at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    """MiB that this process had at most; `ru_maxrss` would count the process that started it."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
 
 
 def _settle(peer, work, threads):

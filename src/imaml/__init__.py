@@ -16,6 +16,7 @@ _HOME = {
         "Task",
         "Theta",
         "composed",
+        "equilibrium",
         "fixed_point",
         "game",
         "learned",
@@ -70,6 +71,7 @@ _HOME = {
     "classical": ("External", "LBFGS", "LevenbergMarquardt", "NonlinearCG", "least_squares"),
     "released": ("ThenPulled", "as_released"),
     "models": ("MLP", "Conv4"),
+    "domains.mazes": ("mazes",),
     "domains.fewshot": ("characters", "omniglot", "mini_imagenet", "image_tasks"),
     "domains.regression": ("linear_gaussian", "sinusoid"),
     "domains.tables": ("tables",),
@@ -127,6 +129,7 @@ if TYPE_CHECKING:
     from .domains.fewshot import image_tasks as image_tasks
     from .domains.fewshot import mini_imagenet as mini_imagenet
     from .domains.fewshot import omniglot as omniglot
+    from .domains.mazes import mazes as mazes
     from .domains.regression import linear_gaussian as linear_gaussian
     from .domains.regression import sinusoid as sinusoid
     from .domains.tables import tables as tables
@@ -177,6 +180,7 @@ if TYPE_CHECKING:
     from .problem import Task as Task
     from .problem import Theta as Theta
     from .problem import composed as composed
+    from .problem import equilibrium as equilibrium
     from .problem import fixed_point as fixed_point
     from .problem import game as game
     from .problem import learned as learned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -19,9 +20,10 @@ from .config import Config, Method, from_json, load_config, to_json
 from .domains.fewshot import FewShot, FewShotRecipe, Labelled
 from .domains.images import Drawings, read_image_folder
 from .domains.regression import Points, SinusoidRecipe
+from .domains.table_layout import Column
 from .domains.tables import Rows, TablesRecipe
 from .errors import ArtefactError, ConfigError, DataError, NumericalError, require_number
-from .laplace import Laplace, posterior
+from .laplace import Laplace, posterior, summed
 from .solution import Solution
 
 FORMAT = "imaml run, 1"
@@ -166,8 +168,7 @@ class Predictor:
     phi: the adapted parameters. classes: the labels in the order of `predict_proba`'s columns, or None for
     regression. solution: how the inner solve ended; look at `solution.status` where answers matter. network:
     what phi are the parameters of. statistics: the support set's, by which it normalises. table: of a run on
-    a table its recipe, which codes rows. posterior: the task's, where the run has learned a likelihood and a
-    prior.
+    a table its recipe, which codes rows. sure: makes the task's posterior. support: what was learned from.
     """
 
     phi: Any
@@ -176,7 +177,21 @@ class Predictor:
     network: Any
     statistics: Any = None
     table: TablesRecipe | None = None
-    posterior: Laplace | None = None
+    sure: Callable[[], Laplace] | None = None
+    support: Any = None
+
+    @functools.cached_property
+    def posterior(self) -> Laplace:
+        """What is known of the task's parameters, Laplace's posterior; made when first asked for.
+
+        Of classes with the strength as a prior, of numbers where the run has learned their noise; else
+        ConfigError.
+        """
+        if self.sure is None:
+            raise ConfigError(
+                "posterior: this predictor was made without one; use imaml.load(...).adapt(...)."
+            )
+        return self.sure()
 
     def predict(self, x: Any) -> np.ndarray:
         """Labels (n,) for images (n, 28, 28[, 1]); for regression the predicted targets, shaped like x.
@@ -195,47 +210,44 @@ class Predictor:
         """The predicted targets of rows, and between what they are with probability `level`, noise included.
 
         By Laplace's posterior of the task's parameters (`imaml.posterior`), so wider where the support says
-        little. x: rows as `predict` takes them. ConfigError for a run that has learned no noise.
+        little. x: rows as `predict` takes them. ConfigError for a run that has learned no noise
+        (methods evidence, moments and posterior learn it).
         """
         if self.classes is not None:
             raise ConfigError("predict_interval: this artefact predicts classes; use predict_proba.")
         require_number("predict_interval", 0, 1, open=True, level=level)
-        posterior = self._sure("predict_interval")
-        assert self.table is not None
-        inputs = jnp.asarray(self._coded(x))
+        inputs = _numbers(x, "x").reshape(-1, 1) if self.table is None else self._coded(x)
         ones = jnp.ones(inputs.shape[0], inputs.dtype)
-        found = posterior.predict(Rows(inputs, ones[:, None], ones))
+        rows = Rows(jnp.asarray(inputs), ones[:, None], ones)
+        found = self.posterior.predict(rows)
         mean, variance = (np.asarray(part, np.float64)[:, 0] for part in jax.device_get(found))
-        target = self.table.fixed.target
+        target = Column("y") if self.table is None else self.table.fixed.target
         half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance)
         low, middle, high = (target.mean + target.scale * part for part in (mean - half, mean, mean + half))
         if not np.all(np.isfinite(high)):
             raise NumericalError("predict_interval: an interval is NaN or infinite.")
         return Interval(middle, low, high)
 
-    def _sure(self, asked: str) -> Laplace:
-        if self.posterior is None:
-            raise ConfigError(
-                f"{asked}: this run has learned no likelihood, so it does not say how sure it is; accepted "
-                "is a run on a table whose method is posterior, evidence or moments (presets tables and "
-                "tables-evidence)."
-            )
-        return self.posterior
-
     def predict_proba(self, x: Any, uncertainty: bool = False) -> np.ndarray:
         """Class probabilities (n, classes), float32, rows a softmax; columns in the order of `classes`.
 
-        uncertainty: by the task's posterior (probit approximation), of a run on a table that has one.
+        uncertainty: by the task's posterior (probit approximation) rather than by its mean alone, so
+        less sure where the support says little.
         """
         if self.classes is None:
             raise ConfigError("predict_proba: this artefact predicts numbers, not classes; use predict.")
-        if uncertainty:
-            posterior, inputs = self._sure("predict_proba"), jnp.asarray(self._coded(x))
-            count = inputs.shape[0]
-            rows = Rows(inputs, jnp.zeros(count, jnp.int32), jnp.ones(count, inputs.dtype))
-            return np.asarray(posterior.probabilities(rows))
         rows = check_images(x, self.network, "x") if self.table is None else self._coded(x)
+        if uncertainty:
+            return self._finite(np.concatenate([self._unsure(row[None]) for row in rows]))
         return self._answers(len(self.classes), rows)
+
+    def _unsure(self, rows: np.ndarray) -> np.ndarray:
+        """Probabilities by the posterior, (n, classes)."""
+        labels, ones = jnp.zeros(len(rows), jnp.int32), jnp.ones(len(rows))
+        if self.table is not None:
+            return np.asarray(_probable(self.posterior, Rows(jnp.asarray(rows), labels, ones)))
+        batch = Labelled(jnp.asarray(rows), labels, self.support.images)
+        return np.asarray(_probable(self.posterior, batch, self.network, len(self.classes)))  # type: ignore[arg-type]
 
     def _coded(self, x: Any) -> np.ndarray:
         assert self.table is not None
@@ -244,12 +256,26 @@ class Predictor:
     def _answers(self, ways: int | None, rows: np.ndarray) -> np.ndarray:
         # Row by row through one program: in a batched product a row may round otherwise beside other rows.
         one = functools.partial(_answer, self.network, ways, self.phi, self.statistics)
-        answers = np.stack(jax.device_get([one(row) for row in rows]))
+        return self._finite(np.stack(jax.device_get([one(row) for row in rows])))
+
+    @staticmethod
+    def _finite(answers: np.ndarray) -> np.ndarray:
         if not np.all(np.isfinite(answers)):
             raise NumericalError(
                 f"predict: {int((~np.isfinite(answers)).sum())} answers are NaN or infinite."
             )
         return answers
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _probable(posterior: Laplace, batch: Any, network: Any = None, ways: int | None = None) -> Array:
+    """Class probabilities by a posterior, (n, ways); network: of images, whose batch has a reference."""
+
+    def outputs(phi: Any, batch: Any) -> Array:
+        _, statistics = network.forward(phi, batch.reference)
+        return network.forward(phi, batch.images, statistics)[0][:, :ways]
+
+    return posterior.probabilities(batch, outputs=None if network is None else outputs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -300,12 +326,18 @@ def adapt(theta: Any, config: Config, x: Any, y: Any) -> Predictor:
     phi, solution, statistics = _solver(config.method, recipe, network)(theta, support)
     if not np.isfinite(np.asarray(solution.stats.residual)):
         raise NumericalError(f"adapt: the inner solve ended in NaN or infinity. {solution.status.advice}")
-    sure = None
-    if table is not None:
-        problem = config.method.build(_without_data(recipe)).problem
-        known = getattr(problem.loss, "summed", False)  # a sum of negative log likelihoods
-        sure = posterior(problem, phi, theta, support) if known else None
-    return Predictor(phi, classes, solution, network, statistics, table, sure)
+    sure = functools.partial(_posterior, config.method, recipe, phi, theta, support)
+    return Predictor(phi, classes, solution, network, statistics, table, sure, support)
+
+
+def _posterior(method: Method, recipe: Any, phi: Any, theta: Any, support: Any) -> Laplace:
+    """A task's posterior: of the problem that phi solves, as a sum over the support's rows."""
+    made = method.build(_without_data(recipe))
+    problem, theta = summed((made.new_task or made).problem, theta, support)
+    if not isinstance(support, Labelled):
+        return posterior(problem, phi, theta, support)
+    rank = support.labels.shape[0] * (recipe.network.ways - 1)  # at most that of the likelihood's curvature
+    return jax.jit(lambda *given: posterior(problem, *given, form="low-rank", rank=rank))(phi, theta, support)
 
 
 def check_images(x: Any, network: Any, name: str) -> np.ndarray:

@@ -326,14 +326,10 @@ def adapt_command(words: Sequence[str]) -> int:
 
         flags, (few, asked) = arguments.flags, (arguments.values[name] for name in ("support", "query"))
         return answer_rows(learned, few, asked, "json" in flags, "uncertainty" in flags, str(path))
-    if "uncertainty" in arguments.flags:
-        raise ConfigError(
-            "--uncertainty: this run is no run on a table; accepted is one (imaml train tables)."
-        )
     support = learned.read(arguments.values["support"])
     query = learned.read(arguments.values["query"], flat=True)
     predictor = learned.adapt(support.images, support.labels)
-    probabilities = predictor.predict_proba(query.images)
+    probabilities = predictor.predict_proba(query.images, "uncertainty" in arguments.flags)
     status = predictor.solution.status
     classes = [] if predictor.classes is None else [str(c) for c in predictor.classes]
     rows = [

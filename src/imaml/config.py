@@ -13,6 +13,7 @@ from .accuracy import Tightening
 from .curvature import Quadrature
 from .damped import DampedCG
 from .domains.fewshot import FewShotRecipe
+from .domains.mazes import MazesRecipe
 from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
 from .domains.table_layout import Column, Layout
 from .domains.tables import TablesRecipe
@@ -199,7 +200,7 @@ class Training:
 class Config:
     """A whole run."""
 
-    domain: FewShotRecipe | SinusoidRecipe | LinearGaussianRecipe | TablesRecipe = field(
+    domain: FewShotRecipe | SinusoidRecipe | LinearGaussianRecipe | TablesRecipe | MazesRecipe = field(
         default_factory=FewShotRecipe
     )
     method: Method = field(default_factory=Method)
@@ -214,6 +215,7 @@ _KINDS: dict[str, type] = {
         SinusoidRecipe,
         LinearGaussianRecipe,
         TablesRecipe,
+        MazesRecipe,
         Layout,
         Column,
         GradientDescent,

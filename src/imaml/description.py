@@ -16,8 +16,8 @@ def describe(domain: Any, method: Any, optimiser: Any, training: Training) -> Co
     """The Config that a run from Python objects amounts to, or the reason why there is none."""
     if not isinstance(optimiser, Optimiser):
         return f"the optimiser, {type(optimiser).__name__}, is a raw Optax object and no imaml.Optimiser"
-    if method.problem.kind not in ("proximal", "plain"):
-        return f"the method's problem is a {method.problem.kind} and no proximal or plain one"
+    if method.problem.kind not in ("proximal", "plain", "equilibrium"):
+        return f"the method's problem is a {method.problem.kind} and no proximal, plain or equilibrium one"
     problem, recipe, maker = method.problem, getattr(domain, "recipe", None), method.query_loss
     if recipe is None:
         return f"the domain, {type(domain).__name__}, has no recipe"

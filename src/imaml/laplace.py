@@ -21,9 +21,9 @@ from jax import Array
 from . import tree
 from .curvature import Curved, Quadrature, curved, determinant, likelihood_of
 from .errors import ConfigError, require_one_of, require_whole
-from .likelihoods import by_row
+from .likelihoods import by_row, likelihood
 from .prior import Factored, Precision, Raised, Strengths
-from .problem import Problem
+from .problem import Problem, proximal
 from .spectrum import eigenpairs, krylov
 from .tree import Selection
 
@@ -211,6 +211,50 @@ def posterior(
     adapted, over = problem.split(phi), Selection.of(over)
     here = curved("posterior", problem, adapted, theta, batch, curvature, over)
     return Laplace(problem, theta, adapted, shaped(here, form, rank, key), over)
+
+
+def summed(problem: Problem, theta: Any, batch: Any) -> tuple[Problem, Any]:
+    """The problem, and theta, with the loss as a sum of negative log likelihoods over the batch's rows.
+
+    A problem whose loss is a *mean* over n rows of classes (it declares `averages = True`) has the same
+    solution as that of the sum with n times its strength, which is the precision of the prior that it amounts
+    to for so many rows. ConfigError where there is no anchor, a strength that is learned as a matrix, or a
+    loss of Gaussian rows whose noise is not known.
+
+    >>> import imaml, jax, jax.numpy as jnp
+    >>> domain = imaml.characters()
+    >>> support = jax.eval_shape(lambda: domain.sample(jax.random.key(0), "test").support)
+    >>> summed(domain.problem(0.5), None, support)[0].strength  # five rows
+    2.5
+    """
+    loss: Any = problem.loss
+    if getattr(loss, "summed", False):
+        return problem, theta
+    kind = getattr(getattr(loss, "likelihood", None), "kind", None)
+    averages = getattr(loss, "averages", None)
+    if problem.kind != "proximal" or kind != "categorical" or averages is None:
+        raise ConfigError(
+            f"posterior: a {problem.kind} problem of {kind or 'undeclared'} rows; accepted are an "
+            "anchored one of classes, or one made of likelihood(loss), which knows the noise of numbers "
+            "(methods evidence, moments and posterior)."
+        )
+    rows = batch.labels.shape[0] if averages else 1
+    strength: Any = problem.learns
+    if problem.learns is None:
+        strength = jax.tree.map(lambda value: rows * value, problem.strength)
+    elif problem.diagonal:
+        theta = theta._replace(
+            log_strength=jax.tree.map(lambda log: log + math.log(rows), theta.log_strength)
+        )
+    else:
+        raise ConfigError(
+            f"posterior: the strength is learned per={problem.learns.per!r}, a matrix, of a mean loss; "
+            "accepted are 'all', 'leaf' and 'parameter', or a method whose loss is a sum (evidence, moments)."
+        )
+    made = proximal(
+        likelihood(loss), strength, problem.adapt, curvature=problem.curvature, convex=problem.convex
+    )
+    return made, theta
 
 
 def log_evidence(

@@ -6,6 +6,7 @@ plain        F = d/dphi loss(phi, batch), started at theta               MAML an
 stationary   F = d/dphi objective(phi, theta, batch)
 fixed_point  F = phi - update(phi, theta, batch)
 game         F = (d/dx loss_x, d/dy loss_y), phi = (x, y)
+equilibrium  F = field(phi, batch) + strength (phi - theta)              what nothing need be minimised by
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Task(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Problem:
-    """One task's inner problem. Made by `proximal`, `plain`, `stationary`, `fixed_point` or `game`.
+    """One inner problem. Made by `proximal`, `plain`, `stationary`, `fixed_point`, `game` or `equilibrium`.
 
     A tree: `strength` is its leaf (it can be traced, batched and differentiated); all else is static. `phi`
     in `residual` and `objective` holds the adapted leaves only (None in the others' places); `full` gives the
@@ -370,6 +371,42 @@ def game(loss_x: Callable, loss_y: Callable, init: Callable | None = None) -> Pr
         return _guarded("game", init, lambda: tuple(part(x, y, theta, batch) for part in parts), phi)
 
     return Problem(None, "game", "general", residual, start=init)
+
+
+def equilibrium(field: Callable, strength: Any, adapt: Any = None) -> Problem:
+    """The anchored problem field(phi, batch) + strength (phi - theta) = 0; "general".
+
+    For what learns by no gradient of one loss: temporal differences, the players of a game, each near what
+    they start from. field: (phi, batch) -> a tree like phi, the full tree; what a solver goes against, of a
+    loss to be minimised its gradient. strength, adapt: as in `proximal`, but fixed; None for no anchor, which
+    is `plain` then, started at theta. Its solution is stable where the field's derivative has no eigenvalue
+    whose real part is -strength or less.
+
+    >>> import imaml, jax.numpy as jnp
+    >>> turning = lambda phi, batch: jnp.array([phi[1], -phi[0]])  # a game without an equilibrium but at 0
+    >>> problem = equilibrium(turning, 1.0)
+    >>> theta, inner = jnp.array([1.0, 1.0]), imaml.GradientDescent(0.5, tolerance=1e-6)
+    >>> imaml.solve(problem, theta, None, inner=inner, rule=imaml.implicit(imaml.Dense())).round(3)
+    Array([0., 1.], dtype=float32)
+    """
+    _check_callable("field", field)
+    if isinstance(strength, Learned):
+        raise ConfigError(
+            f"equilibrium: strength={strength!r}; accepted is a positive number, a tree of them, or None."
+        )
+    if strength is not None:
+        _check_positive(strength)
+
+    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
+        full = problem.full(phi, theta)
+        slope = problem.split(_guarded("equilibrium", None, lambda: field(full, batch), full))
+        if problem.strength is None:
+            return slope
+        pulled = problem.precision(phi, theta).pull(problem.displacement(phi, theta))
+        return jax.tree.map(jnp.add, slope, pulled)
+
+    kind = "plain" if strength is None else "equilibrium"
+    return Problem(strength, kind, "general", residual, adapt=Selection.of(adapt), loss=field)
 
 
 def _guarded(kind: str, init: Callable | None, compute: Callable, phi: Any) -> Any:

@@ -366,6 +366,7 @@ class SupportLoss:
 
     network: Conv4
     likelihood: ClassVar[Categorical] = Categorical()
+    averages: ClassVar[bool] = True
 
     def outputs(self, phi: Any, batch: Labelled) -> Array:
         """Logits (n, ways) of the batch normalised by its own statistics."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class RowsLoss:
 
     network: MLP
     classes: bool
+    averages: ClassVar[bool] = False
 
     @property
     def likelihood(self) -> Gaussian | Categorical:

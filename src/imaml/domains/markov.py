@@ -1,0 +1,90 @@
+"""Finite Markov decision processes: walks in them, values and best policies, all exact."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+class Process(NamedTuple):
+    """Probabilities of moves, (states, actions, states), and what is had for entering a state, (states,).
+
+    over: booleans (states,), states that give nothing more and are not left. start: probabilities (states,).
+    """
+
+    moves: Array
+    entering: Array
+    over: Array
+    start: Array
+
+    @property
+    def gains(self) -> Array:
+        """The expected reward of an action, (states, actions)."""
+        return jnp.where(self.over[:, None], 0, self.moves @ self.entering)
+
+
+class Walks(NamedTuple):
+    """Transitions, each (n,): state, action, reward, the following state, whether the walk ended there."""
+
+    states: Array
+    actions: Array
+    rewards: Array
+    following: Array
+    ended: Array
+
+    def as_process(self, like: Process) -> Process:
+        """The process as the walks show it: by counts; where nothing was seen, one stays."""
+        shape, dtype = like.moves.shape, like.moves.dtype
+        seen = jnp.zeros(shape, dtype).at[self.states, self.actions, self.following].add(1)
+        entering = jnp.zeros(shape[0], dtype).at[self.following].max(self.rewards)
+        over = jnp.zeros(shape[0], bool).at[self.following].max(self.ended)
+        times = seen.sum(2, keepdims=True)
+        stay = jnp.broadcast_to(jnp.eye(shape[0], dtype=dtype)[:, None], shape)
+        known = (times > 0) & ~over[:, None, None]
+        return Process(jnp.where(known, seen / jnp.maximum(times, 1), stay), entering, over, like.start)
+
+
+def soft_value(q: Array, temperature: float) -> Array:
+    """temperature log mean_a exp(q / temperature), (states,): between the mean and the largest q."""
+    return temperature * (jax.nn.logsumexp(q / temperature, axis=-1) - jnp.log(q.shape[-1]))
+
+
+def value_of(process: Process, policy: Array, discount: float) -> Array:
+    """A policy's values, (states,): v = (I - discount P)^-1 r with P, r the process under the policy."""
+    moves = jnp.einsum("sa,sat->st", policy, process.moves)
+    gains = jnp.sum(policy * process.gains, 1)
+    return jnp.linalg.solve(jnp.eye(moves.shape[0], dtype=moves.dtype) - discount * moves, gains)
+
+
+def optimal(process: Process, discount: float, steps: int = 200) -> Array:
+    """The best policy's action values, (states, actions), by so many steps of value iteration."""
+
+    gains = process.gains
+
+    def step(_: Array, q: Array) -> Array:
+        return gains + discount * process.moves @ q.max(1)
+
+    return lax.fori_loop(0, steps, step, jnp.zeros_like(gains))
+
+
+def walk(key: Array, process: Process, walks: int, length: int) -> Walks:
+    """Random walks, one after another: uniform actions; one that ends begins anew."""
+    start_key, key = jax.random.split(key)
+    starts = jax.random.choice(start_key, process.start.size, (walks, length), p=process.start)
+
+    def one(key: Array, starts: Array) -> Walks:
+        def step(state: Array, given: tuple[Array, Array]) -> tuple[Array, Walks]:
+            key, fresh = given
+            action_key, move_key = jax.random.split(key)
+            action = jax.random.randint(action_key, (), 0, process.moves.shape[1])
+            following = jax.random.choice(move_key, process.start.size, p=process.moves[state, action])
+            ended, reward = process.over[following], process.entering[following]
+            return jnp.where(ended, fresh, following), Walks(state, action, reward, following, ended)
+
+        return lax.scan(step, starts[0], (jax.random.split(key, length), starts))[1]
+
+    found = jax.vmap(one)(jax.random.split(key, walks), starts)
+    return jax.tree.map(lambda part: part.reshape(-1), found)

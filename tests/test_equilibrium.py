@@ -1,0 +1,183 @@
+"""Anchored problems that minimise nothing: temporal differences and games, against dense closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imaml
+from imaml.domains.markov import Process, optimal, soft_value, value_of, walk
+
+GENERAL = {
+    "Dense": imaml.Dense(),
+    "GMRES": imaml.GMRES(tolerance=1e-13),
+    "BiCGStab": imaml.BiCGStab(tolerance=1e-13),
+}
+solvers = pytest.mark.parametrize("linear", GENERAL.values(), ids=GENERAL)
+STRENGTH, DISCOUNT, TEMPERATURE = 0.3, 0.9, 0.2
+
+
+def some_process(seed, states=6, actions=3):
+    """A random process without an end."""
+    keys = jax.random.split(jax.random.key(seed), 2)
+    moves = jax.nn.softmax(2 * jax.random.normal(keys[0], (states, actions, states)))
+    entering = jax.random.normal(keys[1], (states,))
+    return Process(moves, entering, jnp.zeros(states, bool), jnp.full(states, 1 / states))
+
+
+def cotangent_of(problem, phi, theta, batch, v, linear):
+    found, solution = imaml.implicit_vjp(problem, phi, theta, batch, v, linear=linear)
+    assert solution.status.ok
+    return found
+
+
+@solvers
+@pytest.mark.parametrize("seed", range(3))
+def test_soft_q_learning_has_its_closed_form(seed, linear):
+    """((1 + strength) I - gamma P_pi)^-1 at the soft policy."""
+    process = some_process(seed)
+
+    def field(q, process):
+        return q - process.gains - DISCOUNT * process.moves @ soft_value(q, TEMPERATURE)
+
+    problem = imaml.equilibrium(field, STRENGTH)
+    theta, v = (jax.random.normal(key, (6, 3)) for key in jax.random.split(jax.random.key(10 + seed)))
+    solved = imaml.GradientDescent(0.5, tolerance=1e-13)(problem, theta, process)
+    assert solved.status.ok
+    q = solved.value
+    policy = jax.nn.softmax(q / TEMPERATURE)
+    onward = jnp.einsum("sat,tb->satb", process.moves, policy).reshape(18, 18)
+    matrix = (1 + STRENGTH) * jnp.eye(18) - DISCOUNT * onward
+    expected = STRENGTH * jnp.linalg.solve(matrix.T, v.ravel())
+    found = cotangent_of(problem, q, theta, process, v, linear)
+    np.testing.assert_allclose(found.ravel(), expected, rtol=0, atol=1e-10 * np.linalg.norm(expected))
+
+
+@solvers
+@pytest.mark.parametrize("seed", range(3))
+def test_least_squares_temporal_differences_have_their_closed_form(seed, linear):
+    """(Phi^T (Phi - gamma Phi') + strength I)^-1."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    now, then = (jax.random.normal(key, (12, 4)) for key in keys[:2])
+    rewards, theta, v = (jax.random.normal(key, (n,)) for key, n in zip(keys[2:], (12, 4, 4), strict=True))
+
+    def field(weights, batch):
+        now, then, rewards = batch
+        return now.T @ (now @ weights - rewards - DISCOUNT * then @ weights)
+
+    problem = imaml.equilibrium(field, STRENGTH)
+    matrix = now.T @ (now - DISCOUNT * then) + STRENGTH * jnp.eye(4)
+    weights = jnp.linalg.solve(matrix, now.T @ rewards + STRENGTH * theta)
+    batch = (now, then, rewards)
+    assert jnp.linalg.norm(problem.residual(weights, theta, batch)) < 1e-12 * jnp.linalg.norm(now.T @ rewards)
+    expected = STRENGTH * jnp.linalg.solve(matrix.T, v)
+    found = cotangent_of(problem, weights, theta, batch, v, linear)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * np.linalg.norm(expected))
+
+
+@solvers
+def test_a_quadratic_game_has_its_closed_form(linear):
+    keys = jax.random.split(jax.random.key(0), 5)
+    own_x, own_y = (jnp.eye(n) * 0.5 for n in (3, 2))
+    cross, theta, v = jax.random.normal(keys[0], (3, 2)), *(jax.random.normal(k, (5,)) for k in keys[1:3])
+    theta, v = ({"x": t[:3], "y": t[3:]} for t in (theta, v))
+
+    def field(phi, _):
+        """x minimises 1/2 x.A.x + x.B.y, y minimises 1/2 y.C.y - x.B.y."""
+        x, y = phi["x"], phi["y"]
+        return {"x": own_x @ x + cross @ y, "y": own_y @ y - cross.T @ x}
+
+    problem = imaml.equilibrium(field, STRENGTH)
+    matrix = jnp.block([[own_x, cross], [-cross.T, own_y]]) + STRENGTH * jnp.eye(5)
+    flat = lambda tree: jnp.concatenate([tree["x"], tree["y"]])  # noqa: E731
+    solved = imaml.GradientDescent(0.1, tolerance=1e-13)(problem, theta, None)
+    np.testing.assert_allclose(
+        flat(solved.value), STRENGTH * jnp.linalg.solve(matrix, flat(theta)), atol=1e-12
+    )
+    found = cotangent_of(problem, solved.value, theta, None, v, linear)
+    np.testing.assert_allclose(flat(found), STRENGTH * jnp.linalg.solve(matrix.T, flat(v)), atol=1e-10)
+
+
+def test_solvers_for_symmetric_systems_refuse_with_advice():
+    problem = imaml.equilibrium(lambda phi, _: phi, 1.0)
+    ones = jnp.ones(2)
+    for linear in (
+        imaml.CG(steps=3),
+        imaml.MINRES(steps=3),
+        imaml.CG(steps=3, precondition=imaml.Diagonal()),
+    ):
+        with pytest.raises(imaml.StructureError, match="GMRES"):
+            imaml.implicit_vjp(problem, ones, ones, None, ones, linear=linear)
+    with pytest.raises(imaml.StructureError, match="GMRES"):
+        imaml.IMAML(
+            problem,
+            lambda p, t, b: p @ p,
+            inner=imaml.GradientDescent(0.1, steps=2),
+            linear=imaml.CG(steps=2),
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: imaml.equilibrium("field", 1.0), "no function"),
+        (lambda: imaml.equilibrium(lambda p, b: p, 0.0), "accepted are positive"),
+        (lambda: imaml.equilibrium(lambda p, b: p, imaml.learned(1.0)), "accepted is a positive number"),
+        (
+            lambda: imaml.equilibrium(lambda p, b: p[:1], 1.0).residual(jnp.ones(2), jnp.ones(2), None),
+            "same structure and shapes",
+        ),
+    ],
+)
+def test_bad_problems_are_refused(make, words):
+    with pytest.raises(imaml.ConfigError, match=words):
+        make()
+
+
+def test_without_an_anchor_it_is_plain():
+    problem = imaml.equilibrium(lambda phi, batch: phi - batch, None)
+    assert problem.kind == "plain"
+    solved = imaml.GradientDescent(0.5, steps=1)(problem, jnp.zeros(2), jnp.ones(2))
+    np.testing.assert_allclose(solved.value, 0.5)
+
+
+def test_only_the_adapted_leaves_are_anchored_and_the_shared_ones_get_their_gradient():
+    def field(phi, batch):
+        return {"own": phi["own"] * phi["shared"] - batch, "shared": jnp.zeros(2)}
+
+    problem = imaml.equilibrium(field, 0.5, adapt="own")
+    theta = {"own": jnp.array([1.0, 2.0]), "shared": jnp.array([2.0, 3.0])}
+    method = imaml.IMAML(
+        problem,
+        lambda phi, theta, batch: jnp.sum(phi["own"] ** 2),
+        inner=imaml.GradientDescent(0.2, tolerance=1e-12),
+        linear=imaml.Dense(),
+    )
+    tasks = imaml.Task(jnp.ones((1, 2)), jnp.ones((1, 2)))
+    found, _ = method(theta, tasks)
+
+    def closed(theta):
+        return jnp.sum(((1 + 0.5 * theta["own"]) / (theta["shared"] + 0.5)) ** 2)
+
+    expected = jax.grad(closed)(theta)
+    for name in theta:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-9)
+
+
+def test_values_are_those_of_the_process():
+    """A chain of three cells, the last the goal: going right is worth gamma^(steps - 1)."""
+    right, left = jnp.array([1, 2, 2]), jnp.array([0, 0, 2])
+    moves = jnp.stack([jax.nn.one_hot(right, 3), jax.nn.one_hot(left, 3)], 1)
+    over = jnp.array([False, False, True])
+    process = Process(moves, jnp.array([0.0, 0.0, 1.0]), over, jnp.array([1.0, 0.0, 0.0]))
+    np.testing.assert_allclose(optimal(process, 0.5), [[0.5, 0.25], [1.0, 0.25], [0.0, 0.0]], atol=1e-12)
+    going = jnp.tile(jnp.array([1.0, 0.0]), (3, 1))
+    np.testing.assert_allclose(value_of(process, going, 0.5), [0.5, 1.0, 0.0], atol=1e-12)
+    walks = walk(jax.random.key(0), process, 20, 30)
+    assert walks.states.shape == (600,)
+    np.testing.assert_array_equal(walks.rewards, walks.following == 2)
+    np.testing.assert_array_equal(walks.ended, walks.following == 2)
+    expected = jnp.where(walks.actions == 0, right[walks.states], left[walks.states])
+    np.testing.assert_array_equal(walks.following, expected)
+    planned = optimal(walks.as_process(process), 0.5)
+    np.testing.assert_allclose(planned, optimal(process, 0.5), atol=1e-12)
