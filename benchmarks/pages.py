@@ -141,13 +141,13 @@ def indefinite():
     lines += [
         "",
         f"| learning, {learned['steps']} steps, {learned['seeds']} seeds, {learned['test_tasks']} test tasks "
-        "| accuracy | less that of the first row, paired | seconds |",
-        "|---|---|---|---|",
+        "| accuracy | less that of the first row, paired |",
+        "|---|---|---|",
     ]
     for row in learned["rows"]:
         gap = with_interval((row["less_first"], row["less_first_ci95"]), 100, 2, True)
         score = with_interval((row["accuracy"], row["accuracy_ci95"]), 100)
-        lines.append(f"| {row['choice']} | {score} % | {gap} | {row['seconds']:.0f} |")
+        lines.append(f"| {row['choice']} | {score} % | {gap} |")
     return "\n".join(lines) + "\n\n" + _source(r, "indefinite.json")
 
 

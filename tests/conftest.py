@@ -1,5 +1,6 @@
 """Every test runs in float64, with strict ranks, on two CPU devices, so that sharding is tested."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -18,6 +19,14 @@ jax.config.update("jax_enable_x64", True)
 # Compiling is most of the time of these tests; the results are the same.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgetful():
+    """What a module has compiled is forgotten after it; workers would grow to gigabytes, and slow down."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

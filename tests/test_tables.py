@@ -416,7 +416,7 @@ def test_who_has_learned_no_noise_does_not_say_how_sure_it_is(file, tmp_path, ca
     words = ["--task=who", "--target=score", "--method.name=imaml", "--method.learned=all", *SHORT]
     assert main(["train", "tables", f"--data={file}", f"--out={run}", *words]) == 0
     predictor = imaml.load(run).adapt(str(file))
-    with pytest.raises(ConfigError, match="has learned no likelihood"):
+    with pytest.raises(ConfigError, match="knows the noise"):
         predictor.predict_interval(str(file))
     with pytest.raises(ConfigError, match="tasks=0 means every training task"):
         imaml.domain.in_step(imaml.sinusoid(), 0)
