@@ -365,7 +365,8 @@ def final(out):
     return read_artefact(out)[0], record["tree"], {k: v for k, v in record["note"].items() if k != "seconds"}
 
 
-def test_ten_kills_at_random_moments_change_nothing(tmp_path):
+def test_kills_at_random_moments_change_nothing(tmp_path):
+    """Four of them; `python -m benchmarks.kill` has more."""
     cache, out, errors = tmp_path / "cache", tmp_path / "killed", tmp_path / "stderr"
     whole = start(tmp_path / "whole", cache, *KILLED)
     while not written(tmp_path / "whole", "checkpoint") > 1:  # the first steps, after start-up
@@ -373,14 +374,14 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path):
         time.sleep(0.01)
     began = time.monotonic()
     assert whole.wait() == 0, errors.read_text()
-    span = (time.monotonic() - began) / 12  # so that ten kills come before the run is over
+    span = (time.monotonic() - began) / 6  # so that four kills come before the run is over
 
     luck, kills, steps = random.Random(0), 0, []
-    while kills < 10:
+    while kills < 4:
         begun = (out / "config.json").exists()
         known = written(out, "checkpoint")
         process = start(out, cache, *(["train", "--resume", "--quiet"] if begun else KILLED))
-        if kills % 5:  # two of the ten fall anywhere in start-up, the others where it trains and saves
+        if kills:  # the first falls anywhere in start-up, the others where it trains and saves
             while written(out, "checkpoint") < known + 1 + (not begun) and process.poll() is None:
                 time.sleep(0.002)
             time.sleep(luck.uniform(0, span))
@@ -400,7 +401,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     assert (
         "damaged" not in errors.read_text()
     )  # what a kill left half written was never taken for a checkpoint
-    assert len(set(steps)) > 3, steps
+    assert len(set(steps)) > 1, steps
     (one, tree, note), (other, other_tree, other_note) = final(tmp_path / "whole"), final(out)
     equal(one, other)
     assert tree == other_tree  # names, shapes, dtypes and SHA-256 of every array of the final state

@@ -257,7 +257,8 @@ def mazes(side: int = 6, walks: int = 8, **options: Any) -> Mazes:
     """Mazes of side x side cells, each known from so many random walks; options: fields of `MazesRecipe`.
 
     >>> import imaml, jax
-    >>> imaml.mazes(side=4, walks=2, length=5).sample(jax.random.key(0), "train").support.states.shape
+    >>> domain = imaml.mazes(side=4, walks=2, length=5)
+    >>> jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0)).support.states.shape
     (10,)
     """
     return MazesRecipe(side, walks=walks, **options).build()
