@@ -58,11 +58,11 @@ def scores(domain, method, theta, key):
         else:
             over = "head" if name.endswith("head") else None
             known = posterior(problem, phi, prior, task.support, form="low-rank", rank=rank, over=over)
-            one = (
-                lambda image, known=known: known.probabilities(  # noqa: E731
-                    Labelled(image[None], labels[:1], task.support.images), outputs=inductive(domain)
-                )[0]
-            )
+
+            def one(image, known=known):
+                row = Labelled(image[None], labels[:1], task.support.images)
+                return known.probabilities(row, outputs=inductive(domain))[0]
+
             p = jax.lax.map(one, images)
         count = task.query.labels.shape[0]
         logs, top = jnp.log(p[:count]), p.max(1)

@@ -330,7 +330,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(how, tmp_
 
 # kill -9, ten times
 
-KILLED = ["train", "sinusoid", "--steps=400", "--tasks=2", "--domain.hidden=4", "--quiet"]
+KILLED = ["train", "sinusoid", "--steps=200", "--tasks=2", "--domain.hidden=4", "--quiet"]
 KILLED += ["--method.inner.steps=1", "--method.linear.steps=1", "--training.checkpoint_every=5"]
 KILLED += ["--training.validate_every=100", "--training.validation_tasks=2", "--training.test_tasks=0"]
 
