@@ -291,6 +291,28 @@ def last_days():
     return "\n".join(lines) + "\n\n" + _source(r, "last_days.json")
 
 
+def posteriors():
+    """The table of docs/bayes.md: how sure adapted networks are, with and without Laplace's posterior."""
+    r = json.loads((RESULTS / "posteriors.json").read_text())
+    lines = [
+        "| run | answers by | tasks | accuracy | log loss | calibration error "
+        "| AUROC of drawings of no class known |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in r["rows"]:
+        cells = [
+            f"{row['run']}, {row['ways']}-way {row['shots']}-shot, strength {row['strength']}",
+            row["answers"],
+            f"{row['tasks']:,}",
+            with_interval(row["accuracy"], 100, 1) + " %",
+            with_interval(row["nll"], 1, 3),
+            with_interval(row["calibration_error"], 1, 3),
+            with_interval(row["auroc"], 1, 3),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n" + _source(r, "posteriors.json")
+
+
 def peers():
     """The tables of docs/performance.md: times of every peer on every work, errors, and what failed."""
     r = json.loads((RESULTS / "peers.json").read_text())

@@ -232,7 +232,8 @@ class Predictor:
         """Class probabilities (n, classes), float32, rows a softmax; columns in the order of `classes`.
 
         uncertainty: by the task's posterior (probit approximation) rather than by its mean alone, so
-        less sure where the support says little.
+        less sure where the support says little; of a run whose prior was not learned they order
+        images well, and are far too low (docs/bayes.md).
         """
         if self.classes is None:
             raise ConfigError("predict_proba: this artefact predicts numbers, not classes; use predict.")

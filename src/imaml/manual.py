@@ -91,7 +91,8 @@ imaml adapt RUN --support FILE.csv --query FILE.csv [--uncertainty] [--json]
 Learns a new task from DIR/CLASS/*.png (any size; dark on light or light on dark) and predicts the class of
 every image in the query folder (in it, or in folders in it), one line each: file, class, probability. Each
 answer depends on its own image and the support set alone; with --uncertainty probabilities are those of the
-task's posterior, lower where the support says little. For a run on a table: learns from the rows of one
+task's posterior, lower where the support says little (good for telling drawings of no class given, too low to
+be taken at their word). For a run on a table: learns from the rows of one
 new task, which have the target's column, and predicts it for the query's rows, one line each: row, answer;
 with --uncertainty also between what it lies with 90 % probability (or, of classes, probabilities by the
 task's posterior).
