@@ -92,7 +92,9 @@ def test_laws(domain):
         problem = domain.problem(0.5)
         batches = task.support, domain.whole(*task)
         slopes = [tree.norm(problem.residual(problem.split(theta), theta, batch)) for batch in batches]
+        values = [problem.objective(problem.split(theta), theta, batch) for batch in batches]
         losses = [domain.query_loss(theta, theta, task.query), *slopes]
+        losses += [value for value in values if value is not None]
         return losses, domain.metrics(theta, task), domain.baselines(task)
 
     losses, metrics, baselines = scores(domain.init(jax.random.key(0)), one)  # law 4

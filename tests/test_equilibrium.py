@@ -1,5 +1,7 @@
 """Anchored problems that minimise nothing: temporal differences and games, against dense closed forms."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ GENERAL = {
 }
 solvers = pytest.mark.parametrize("linear", GENERAL.values(), ids=GENERAL)
 STRENGTH, DISCOUNT, TEMPERATURE = 0.3, 0.9, 0.2
+KEY = jax.random.key(0)
 
 
 def some_process(seed, states=6, actions=3):
@@ -181,3 +184,52 @@ def test_values_are_those_of_the_process():
     np.testing.assert_array_equal(walks.following, expected)
     planned = optimal(walks.as_process(process), 0.5)
     np.testing.assert_allclose(planned, optimal(process, 0.5), atol=1e-12)
+
+
+@pytest.mark.parametrize("hidden", [(), (6,)], ids=["tabular", "network"])
+@pytest.mark.parametrize("judge", ["return", "bellman"])
+def test_the_meta_gradient_of_mazes_equals_central_differences(judge, hidden):
+    domain = imaml.mazes(side=3, walks=3, length=8, hidden=hidden, judge=judge, temperature=0.3)
+    double = lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf  # noqa: E731
+    tasks = jax.tree.map(double, jax.vmap(lambda key: domain.sample(key, "train"))(jax.random.split(KEY, 2)))
+    theta = jax.tree.map(double, domain.init(jax.random.key(1)))
+    strength, rate = (2.0, 0.05) if hidden else (0.5, 0.3)  # of a network the temporal differences may cycle
+    problem, inner = domain.problem(strength), imaml.GradientDescent(rate, tolerance=1e-12)
+    method = imaml.IMAML(problem, domain.query_loss, inner=inner, linear=imaml.GMRES(tolerance=1e-12))
+    with jax.numpy_rank_promotion("allow"):  # networks add a bias to every row
+        found, metrics = jax.jit(method)(theta, tasks)
+        assert np.all(metrics.inner_residual <= 1e-12)
+
+        @jax.jit
+        def loss(theta):
+            one = lambda task: domain.query_loss(inner(problem, theta, task.support).value, theta, task.query)  # noqa: E731
+            return jnp.mean(jax.vmap(one)(tasks))
+
+        way = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(2), leaf.shape), theta)
+        moved = lambda h: loss(jax.tree.map(lambda t, w: t + h * w, theta, way))  # noqa: E731
+        expected = (moved(1e-5) - moved(-1e-5)) / 2e-5
+    along = sum(jnp.vdot(g, w) for g, w in zip(jax.tree.leaves(found), jax.tree.leaves(way), strict=True))
+    assert abs(expected) > 1e-4
+    assert along == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_mazes_train_from_the_command_line_s_recipes_and_are_loaded_again(tmp_path):
+    from imaml.config import Optimiser
+    from imaml.family import Method
+    from imaml.training import devices_mesh
+
+    domain = imaml.mazes(side=3, walks=2, length=5, hidden=(4,))
+    method = Method(strength=0.5, inner=imaml.GradientDescent(0.3, steps=4), linear=imaml.Dense())
+    options = {"steps": 2, "tasks": 2, "validate_every": 0, "progress": False, "out": tmp_path / "run"}
+    with jax.numpy_rank_promotion("allow"):
+        imaml.train(domain, method.build(domain, devices_mesh(2)), Optimiser("adam", 1e-3), **options)
+        found = imaml.evaluate(imaml.load(tmp_path / "run"), tasks=4)
+    assert found.baselines["random_moves"] < found.baselines["optimal"]
+    assert found.scores["return"] <= found.baselines["optimal"] + 1e-5
+    shared = devices_mesh(2)
+    assert shared is not None
+    gmres = replace(method, linear=imaml.GMRES(steps=4)).build(domain, shared)
+    with jax.numpy_rank_promotion("allow"), pytest.raises(imaml.ConfigError, match="BiCGStab and Dense"):
+        imaml.train(domain, gmres, Optimiser("adam", 1e-3), **options | {"out": None})
+    with pytest.raises(imaml.ConfigError, match="gauss-newton"):
+        Method(strength=0.5, linear=imaml.Dense(), curvature="gauss-newton").build(domain)

@@ -111,6 +111,7 @@ def rows_of(name, threads, peers, rate):
     ours = next((row["ms_median"] for row in rows if row["peer"] == "imaml"), None)
     for row in rows:
         row.update(reference_residual=residual, gflop=flops / 1e9, of_rate=None, times_imaml=None)
+        row["rate_gflops"] = rate
         if row["ms_median"] is not None:
             row["of_rate"] = flops / 1e6 / row["ms_median"] / rate
             row["times_imaml"] = row["ms_median"] / ours if ours else None

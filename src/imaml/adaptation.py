@@ -327,18 +327,23 @@ def adapt(theta: Any, config: Config, x: Any, y: Any) -> Predictor:
     phi, solution, statistics = _solver(config.method, recipe, network)(theta, support)
     if not np.isfinite(np.asarray(solution.stats.residual)):
         raise NumericalError(f"adapt: the inner solve ended in NaN or infinity. {solution.status.advice}")
-    sure = functools.partial(_posterior, config.method, recipe, phi, theta, support)
+    sure = functools.partial(_knower(config.method, recipe), phi, theta, support)
     return Predictor(phi, classes, solution, network, statistics, table, sure, support)
 
 
-def _posterior(method: Method, recipe: Any, phi: Any, theta: Any, support: Any) -> Laplace:
-    """A task's posterior: of the problem that phi solves, as a sum over the support's rows."""
-    made = method.build(_without_data(recipe))
-    problem, theta = summed((made.new_task or made).problem, theta, support)
-    if not isinstance(support, Labelled):
-        return posterior(problem, phi, theta, support)
-    rank = support.labels.shape[0] * (recipe.network.ways - 1)  # at most that of the likelihood's curvature
-    return jax.jit(lambda *given: posterior(problem, *given, form="low-rank", rank=rank))(phi, theta, support)
+@functools.lru_cache(maxsize=32)
+def _knower(recipe: Method, domain: Any) -> Callable[[Any, Any, Any], Laplace]:
+    """The compiled (phi, theta, support) -> posterior of the problem that phi solves, a sum over rows."""
+    method = recipe.build(_without_data(domain))
+
+    def run(phi: Any, theta: Any, support: Any) -> Laplace:
+        problem, prior = summed((method.new_task or method).problem, theta, support)
+        if not isinstance(support, Labelled):
+            return posterior(problem, phi, prior, support)
+        rank = support.labels.shape[0] * (domain.network.ways - 1)  # at most that of the curvature
+        return posterior(problem, phi, prior, support, form="low-rank", rank=rank)
+
+    return jax.jit(run)
 
 
 def check_images(x: Any, network: Any, name: str) -> np.ndarray:

@@ -6,8 +6,8 @@ Laws, held by one table-driven test over all domains:
 2. `sample(key, split) == gather(draw(key, split))`: indices first, data second, so that data may live
    elsewhere;
 3. splits share no class and no task;
-4. `query_loss`, and the problem's residual on the support batch and on `whole`, are finite at `init(key)` on
-   every sampled task.
+4. `query_loss`, and the problem's residual and objective (where it has one) on the support batch and on
+   `whole`, are finite at `init(key)` on every sampled task.
 
 A domain with only so many tasks also has `draws(key, split, count)`, indices of that many tasks of which none
 comes twice before all have come, `number(indices)`, which task was drawn, `size(split)`, how many there are,

@@ -49,6 +49,11 @@ class GMRES:
 
         refuse_structure(self, structure)
         product, b, start, unravel = flat_problem(matvec, b, x0)
+        if jax.typeof(b).sharding.mesh.manual_axes:
+            raise ConfigError(
+                "GMRES: the tasks are shared between devices, where Lineax's does not run; accepted are "
+                "BiCGStab and Dense, or one device (a number of tasks a step that the devices do not divide)."
+            )
         most = self.steps or min(5 * b.size + 50, 10_000)
         # Lineax compares entry by entry, |r_i| <= atol + rtol |b_i|, which zeros in b make unreachable with
         # atol = 0. So it solves for the correction to x0 in a system scaled to |b| = 1, with
@@ -131,7 +136,7 @@ class BiCGStab:
 class Dense:
     """The exact solve by the whole matrix, n products and n^3 work: the oracle for tests and small problems.
 
-    The matrix is made by `vmap` over the identity and factored through Lineax (LU). For symmetric structures
+    The matrix is made by `vmap` over the identity and factored (LU). For symmetric structures
     its smallest eigenvalue is looked at, so `stats.negative_curvature` is the truth, and the value is the
     exact solution all the same. Refused above 20,000 unknowns (3 GB in float64).
     """
@@ -140,15 +145,13 @@ class Dense:
 
     def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
         """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
-        import lineax
-
         refuse_structure(self, structure)
         product, b, _, unravel = flat_problem(matvec, b, x0)
         if b.size > 20_000:
             raise ConfigError(f"Dense: {b.size} unknowns; accepted are up to 20,000. Use CG or GMRES.")
         matrix = jax.vmap(product, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
-        answer = lineax.linear_solve(lineax.MatrixLinearOperator(matrix), b, lineax.LU(), throw=False)
-        solution = finish(product, b, cast(Array, answer.value), unravel, b.size, 1e-3, int(Ending.STAGNATED))
+        found = jnp.linalg.solve(matrix, b)
+        solution = finish(product, b, found, unravel, b.size, 1e-3, int(Ending.STAGNATED))
         singular = ~jnp.isfinite(solution.stats.residual) & tree.finite((matrix, b))
         status = Status(jnp.where(singular, int(Ending.STAGNATED), solution.status.code))
         if structure == "general":

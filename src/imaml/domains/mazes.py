@@ -144,8 +144,12 @@ class Mazes:
         """Fresh parameters of the network."""
         return self.recipe.network.init(key)
 
-    def problem(self, strength: Any, adapt: Any = None) -> Problem:
-        """The anchored fixed point of soft Q-learning on a support's walks; no anchor for None."""
+    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
+        """The anchored fixed point of soft Q-learning on a support's walks; no anchor for None.
+
+        ConfigError for curvature="gauss-newton": what is no gradient has none.
+        """
+        require_one_of("mazes", "curvature", curvature, ("hessian",))
         return equilibrium(self.field, strength, adapt)
 
     @staticmethod
