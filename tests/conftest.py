@@ -15,18 +15,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 import pytest
 
+gc.set_threshold(200_000, 20, 100)  # traced programs are many objects, and few of them garbage
 jax.config.update("jax_enable_x64", True)
 # Compiling is most of the time of these tests; the results are the same.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forgetful():
-    """What a module has compiled is forgotten after it; workers would grow to gigabytes, and slow down."""
-    yield
-    jax.clear_caches()
-    gc.collect()
 
 
 @pytest.fixture
