@@ -246,7 +246,8 @@ def test_hard_systems_are_solved_or_say_why_not(solver):
     assert not np.isnan(solutions.stats.residual).any()
     for i, name in enumerate(HARD):
         ending = imaml.Ending(int(solutions.status.code[i]))
-        true = np.linalg.norm(b - matrices[i] @ solutions.value[i]) / np.linalg.norm(b)
+        with np.errstate(over="ignore"):  # a solver that did not converge may have gone far
+            true = np.linalg.norm(b - matrices[i] @ solutions.value[i]) / np.linalg.norm(b)
         if ending == imaml.Ending.CONVERGED:
             assert true <= (1e-3 if isinstance(solver, imaml.Dense) else 1e-11), name
         elif ending == imaml.Ending.STEPS_DONE:

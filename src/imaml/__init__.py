@@ -71,7 +71,9 @@ _HOME = {
     "classical": ("External", "LBFGS", "LevenbergMarquardt", "NonlinearCG", "least_squares"),
     "released": ("ThenPulled", "as_released"),
     "models": ("MLP", "Conv4"),
+    "trajectory": ("ILQR", "Trajectory"),
     "domains.mazes": ("mazes",),
+    "domains.plants": ("plants",),
     "domains.fewshot": ("characters", "omniglot", "mini_imagenet", "image_tasks"),
     "domains.regression": ("linear_gaussian", "sinusoid"),
     "domains.tables": ("tables",),
@@ -130,6 +132,7 @@ if TYPE_CHECKING:
     from .domains.fewshot import mini_imagenet as mini_imagenet
     from .domains.fewshot import omniglot as omniglot
     from .domains.mazes import mazes as mazes
+    from .domains.plants import plants as plants
     from .domains.regression import linear_gaussian as linear_gaussian
     from .domains.regression import sinusoid as sinusoid
     from .domains.tables import tables as tables
@@ -205,3 +208,5 @@ if TYPE_CHECKING:
     from .stochastic import SVRG as SVRG
     from .training import Run as Run
     from .training import train as train
+    from .trajectory import ILQR as ILQR
+    from .trajectory import Trajectory as Trajectory

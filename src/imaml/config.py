@@ -14,6 +14,7 @@ from .curvature import Quadrature
 from .damped import DampedCG
 from .domains.fewshot import FewShotRecipe
 from .domains.mazes import MazesRecipe
+from .domains.plants import PlantsRecipe
 from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
 from .domains.table_layout import Column, Layout
 from .domains.tables import TablesRecipe
@@ -200,9 +201,9 @@ class Training:
 class Config:
     """A whole run."""
 
-    domain: FewShotRecipe | SinusoidRecipe | LinearGaussianRecipe | TablesRecipe | MazesRecipe = field(
-        default_factory=FewShotRecipe
-    )
+    domain: (
+        FewShotRecipe | SinusoidRecipe | LinearGaussianRecipe | TablesRecipe | MazesRecipe | PlantsRecipe
+    ) = field(default_factory=FewShotRecipe)
     method: Method = field(default_factory=Method)
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
@@ -216,6 +217,7 @@ _KINDS: dict[str, type] = {
         LinearGaussianRecipe,
         TablesRecipe,
         MazesRecipe,
+        PlantsRecipe,
         Layout,
         Column,
         GradientDescent,

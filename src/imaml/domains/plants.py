@@ -1,0 +1,265 @@
+"""Plants to be controlled by trajectory optimisation: each task one plant, a few seconds of which are seen.
+
+The task's parameters phi are a network's that tells a plant's accelerations; the inner problem fits them to
+measured ones, near theta, which so is a prior of models. With the adapted model iterative LQR (trajectory.py)
+plans; the plan and its feedback gains are then followed in the true plant, and what that costs judges phi:
+
+    query_loss = J(true plant, followed(plan(phi))),   d plan / d phi by one Riccati sweep
+
+or, cheaper and what most learn models by, the error of accelerations elsewhere (judge="prediction").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..errors import ConfigError, require_number, require_one_of, require_whole
+from ..models import MLP
+from ..problem import Problem, Task, plain, proximal
+from ..trajectory import ILQR, Trajectory
+from .physics import KINDS, Kind
+from .regression import NetworkLoss, Points
+
+JUDGES = ("prediction", "control")
+
+
+@dataclass(frozen=True)
+class PlantsRecipe:
+    """What a domain of plants is made from; goes to JSON.
+
+    plant: pendulum, cart-pole or quadrotor. walks, length: how many runs under random controls a support set
+    has, and the steps of each. noise: of the measured accelerations, as a share of a typical one. queries:
+    states elsewhere that predictions are judged by. horizon: steps that are planned. iterations, tolerance: of
+    iterative LQR, see `ILQR`. hidden: units of the model's hidden layers. judge: "prediction" or "control".
+    """
+
+    plant: str = "pendulum"
+    walks: int = 2
+    length: int = 20
+    noise: float = 0.02
+    queries: int = 64
+    horizon: int = 60
+    iterations: int = 60
+    tolerance: float = 1e-4
+    hidden: tuple[int, ...] = (48, 48)
+    judge: str = "prediction"
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        require_one_of("domain", "plant", self.plant, tuple(KINDS))
+        require_one_of("domain", "judge", self.judge, JUDGES)
+        require_whole("domain", 1, walks=self.walks, length=self.length, queries=self.queries)
+        require_whole("domain", 1, horizon=self.horizon, iterations=self.iterations)
+        require_number("domain", 0, noise=self.noise)
+        require_number("domain", 0, open=True, tolerance=self.tolerance)
+        for units in self.hidden:
+            require_whole("domain", 1, hidden=units)
+
+    def build(self) -> Plants:
+        """The domain."""
+        return Plants(self)
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of plant."""
+        return KINDS[self.plant]
+
+    @property
+    def network(self) -> MLP:
+        """The model: scaled state and control to scaled accelerations."""
+        return MLP((self.kind.inputs, *self.hidden, self.kind.freedoms), "tanh")
+
+
+class Plant(NamedTuple):
+    """A plant: its physics (k,), and the key of what is seen of it."""
+
+    physics: Array
+    key: Array
+
+
+class Flight(NamedTuple):
+    """A query: states elsewhere with their accelerations, and the physics of the true plant, (k,)."""
+
+    points: Points
+    physics: Array
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Plants:
+    """Pendulums, cart-poles or quadrotors, each of its own masses and lengths."""
+
+    recipe: PlantsRecipe
+
+    headline: ClassVar[str] = "cost"
+    higher_is_better: ClassVar[bool] = False
+
+    @property
+    def loss(self) -> NetworkLoss:
+        """Half the mean squared error of accelerations."""
+        return NetworkLoss(self.recipe.network)
+
+    def init(self, key: Array) -> Any:
+        """Fresh parameters of the network."""
+        return self.recipe.network.init(key)
+
+    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
+        """Half the mean squared error on the support + strength/2 |phi - theta|^2; no anchor for None."""
+        if strength is None:
+            return plain(self.loss, adapt)
+        return proximal(self.loss, strength, adapt, curvature=curvature)
+
+    @staticmethod
+    def whole(support: Points, query: Flight) -> Points:
+        """All that is seen of a plant as one batch, for methods that learn from it unsplit."""
+        return Points(*(jnp.concatenate(pair) for pair in zip(support, query.points, strict=True)))
+
+    def wide(self, key: Array) -> Any:
+        """Fresh parameters, for joint learning: the same network."""
+        return self.init(key)
+
+    def narrow(self, theta: Any) -> Any:
+        """What a new task starts at: theta itself, as accelerations mean the same in every plant."""
+        return theta
+
+    def joint_loss(self, theta: Any, batch: Points, grouped: bool = False) -> Array:
+        """Half the mean squared error of one model for all plants, a scalar."""
+        if grouped:
+            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
+        return self.loss(theta, batch)
+
+    def _optimiser(self, accelerations: Any) -> ILQR:
+        """Iterative LQR with accelerations by (state, control, parameters)."""
+        kind, recipe = self.recipe.kind, self.recipe
+
+        def dynamics(state: Array, control: Array, parameters: Any) -> Array:
+            return kind.onward(state, accelerations(state, control, parameters))
+
+        def running(state: Array, control: Array, parameters: Any) -> Array:
+            return kind.seconds * (kind.distance(state) + kind.effort * control @ control)
+
+        return ILQR(
+            dynamics, running, lambda state, parameters: kind.distance(state), -kind.most, kind.most,
+            steps=recipe.iterations, tolerance=recipe.tolerance,
+        )  # fmt: skip
+
+    def _modelled(self, state: Array, control: Array, phi: Any) -> Array:
+        kind = self.recipe.kind
+        outputs = self.recipe.network.forward(phi, kind.features(state, control)[None])[0][0]
+        return outputs * jnp.array(kind.accelerations, outputs.dtype)
+
+    def _true(self, state: Array, control: Array, physics: Array) -> Array:
+        kind = self.recipe.kind
+        return kind.move(state[: kind.freedoms], state[kind.freedoms :], control, physics)
+
+    def _start(self, dtype: Any) -> tuple[Array, Array]:
+        """The state that plans begin at, and the controls that they begin with."""
+        kind = self.recipe.kind
+        state = jnp.concatenate([jnp.array(kind.begin, dtype), jnp.zeros(kind.freedoms, dtype)])
+        push = 0.2 * kind.most * jnp.sin(jnp.arange(self.recipe.horizon) * 4 * kind.seconds)
+        return state, jnp.tile(push[:, None], (1, kind.actuators)).astype(dtype)
+
+    def plan(self, phi: Any) -> Trajectory:
+        """The plan that a model makes, to be differentiated in phi: its controls by a Riccati sweep."""
+        start, guess = self._start(phi["layer1"]["kernel"].dtype)
+        optimiser = self._optimiser(self._modelled)
+        plan = lax.stop_gradient(optimiser(phi, start, guess).value)
+        controls = optimiser.through(phi, start, plan)
+        states = optimiser.rollout(phi, start, controls)
+        return Trajectory(states, controls, optimiser.feedback(phi, states, controls), plan.cost)
+
+    def followed(self, plan: Trajectory, physics: Array) -> tuple[Array, Array, Array]:
+        """The states and controls where a plan is followed in a true plant, and what that costs, a scalar."""
+        plant = self._optimiser(self._true)
+        states, controls = plant.follow(physics, self._start(plan.controls.dtype)[0], plan)
+        return states, controls, plant.cost(physics, states, controls)
+
+    def best(self, physics: Array) -> Trajectory:
+        """The plan for a plant that is known."""
+        return self._optimiser(self._true)(physics, *self._start(physics.dtype)).value
+
+    def query_loss(self, phi: Any, theta: Any, batch: Flight) -> Array:
+        """Half the mean squared error elsewhere, or the true cost of the model's plan; see the recipe."""
+        if self.recipe.judge == "prediction":
+            return self.loss(phi, batch.points)
+        return self.followed(self.plan(phi), batch.physics)[2]
+
+    def draw(self, key: Array, split: str) -> Plant:
+        """One random plant; each split has a stream of its own."""
+        kind = self.recipe.kind
+        salt = ("train", "validation", "test").index(split)
+        physics, seen = jax.random.split(jax.random.fold_in(key, salt))
+        low, high = (jnp.array(bound, jnp.float32) for bound in (kind.lowest, kind.highest))
+        return Plant(low + (high - low) * jax.random.uniform(physics, low.shape, jnp.float32), seen)
+
+    def _points(self, states: Array, controls: Array, physics: Array, noise: Array) -> Points:
+        """Accelerations at states (n, 2 d) under controls (n, m), scaled, with noise (n, d)."""
+        kind = self.recipe.kind
+        inputs = jax.vmap(kind.features)(states, controls)
+        true = jax.vmap(lambda x, u: self._true(x, u, physics))(states, controls)
+        return Points(inputs, true / jnp.array(kind.accelerations, true.dtype) + noise)
+
+    def _states(self, key: Array, count: int) -> Array:
+        """Random states (count, 2 d), as far as the kind's data reach."""
+        kind = self.recipe.kind
+        reach = jnp.array((*kind.around, *kind.speeds), jnp.float32)
+        return reach * jax.random.uniform(key, (count, reach.size), jnp.float32, -1, 1)
+
+    def gather(self, indices: Plant) -> Task:
+        """The task of a plant: runs under random controls to learn from, and states elsewhere."""
+        recipe, kind = self.recipe, self.recipe.kind
+        begin, push, noise, elsewhere, others = jax.random.split(indices.key, 5)
+        size = (recipe.walks, recipe.length, kind.actuators)
+        controls = kind.most * jax.random.uniform(push, size, jnp.float32, -1, 1)
+        true = self._optimiser(self._true)
+        starts = 0.5 * self._states(begin, recipe.walks)
+        runs = jax.vmap(lambda x, u: true.rollout(indices.physics, x, u)[:-1])(starts, controls)
+        states, controls = (part.reshape(-1, part.shape[-1]) for part in (runs, controls))
+        errors = recipe.noise * jax.random.normal(noise, (states.shape[0], kind.freedoms), jnp.float32)
+        support = self._points(states, controls, indices.physics, errors)
+        there = self._states(elsewhere, recipe.queries)
+        others = kind.most * jax.random.uniform(others, (recipe.queries, kind.actuators), jnp.float32, -1, 1)
+        none = jnp.zeros((recipe.queries, kind.freedoms), jnp.float32)
+        return Task(support, Flight(self._points(there, others, indices.physics, none), indices.physics))
+
+    def sample(self, key: Array, split: str) -> Task:
+        """One random task of a split."""
+        return self.gather(self.draw(key, split))
+
+    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
+        """The true cost of the adapted model's plan, and the mean squared error of its accelerations."""
+        cost = self.followed(self.plan(phi), task.query.physics)[2]
+        return {"cost": cost, "error": 2 * self.loss(phi, task.query.points)}
+
+    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
+        """Nothing: no class is told."""
+        return {}
+
+    def measure(self, phi: Any, theta: Any, batch: Flight) -> dict[str, Array]:
+        """The mean squared error of accelerations; for a method's `measure`."""
+        return {"error": 2 * self.loss(phi, batch.points)}
+
+    def baselines(self, task: Task) -> dict[str, Array]:
+        """Costs: of doing nothing, of the plan for the middle plant, of the plan for the true one."""
+        kind, physics = self.recipe.kind, task.query.physics
+        middle = (jnp.array(kind.lowest, physics.dtype) + jnp.array(kind.highest, physics.dtype)) / 2
+        best = self.best(physics)
+        idle = jax.tree.map(jnp.zeros_like, best)
+        plans = {"no_control": idle, "plan_for_the_middle_plant": self.best(middle), "optimal": best}
+        return {name: self.followed(plan, physics)[2] for name, plan in plans.items()}
+
+
+def plants(plant: str = "pendulum", **options: Any) -> Plants:
+    """Plants of one kind to be modelled and controlled; options: fields of `PlantsRecipe`.
+
+    >>> import imaml, jax
+    >>> domain = imaml.plants("pendulum", walks=1, length=10)
+    >>> jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0)).support.inputs.shape
+    (10, 4)
+    """
+    return PlantsRecipe(plant, **options).build()
