@@ -185,6 +185,8 @@ BAD = {
     "one task": (["evaluate", RUN, "--tasks=1"], "at least 2"),
     "tasks no number": (["evaluate", RUN, "--tasks=ten"], "--tasks ten"),
     "seed below zero": (["evaluate", RUN, "--seed=-1"], "at least 0"),
+    "another domain's run": (["evaluate", WAVES, RUN], "draws the same ones"),
+    "two of one name": (["evaluate", WAVES, WAVES, WAVES, "--tasks=2"], "two baselines are called 'imaml'"),
     # adapt
     "no support": (["adapt", RUN, "--query={root}/query"], "needs --support"),
     "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "which has no images"),
@@ -294,6 +296,20 @@ def test_other_bad_calls_from_python(learner, place):
         imaml.evaluate(learner, seed=2**70)
     with pytest.raises(ArtefactError):
         imaml.load(place / "flipped.safetensors")
+
+
+def test_runs_are_scored_beside_others_on_the_same_tasks(place, capsys):
+    """Differences are those of the means; a run beside itself differs by nothing."""
+    waves = str(place / "waves")
+    assert main(["evaluate", waves, f"itself={waves}", "--tasks=6", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["score"], found["better"]) == (found["loss"], "lower")
+    assert found["baselines"]["itself"] == found["loss"]
+    assert found["paired"]["itself"] == [0, 0]
+    for name, mean in found["baselines"].items():
+        np.testing.assert_allclose(found["paired"][name][0], found["score"] - mean, atol=1e-6)
+    assert main(["evaluate", waves, f"itself={waves}", "--tasks=6"]) == 0
+    assert "loss less that, paired" in capsys.readouterr().out
 
 
 def test_a_run_from_end_to_end(place, capsys):

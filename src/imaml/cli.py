@@ -264,7 +264,8 @@ def compare_command(words: Sequence[str]) -> int:
 def evaluate_command(words: Sequence[str]) -> int:
     """imaml evaluate."""
     arguments = Arguments("evaluate", words, ("split", "tasks", "seed", "data"), ("json",))
-    (path,) = arguments.take(1, 1, "one run or artefact")
+    arguments.take(1, 99, "one run or artefact, and others to compare it with: RUN [NAME=OTHER ...]")
+    path, *more = arguments.positional
     tasks, seed = arguments.whole("tasks", 1000, 2), arguments.whole("seed", 0)
     split = arguments.values.get("split", "test")
     if split not in ("train", "validation", "test"):
@@ -276,24 +277,41 @@ def evaluate_command(words: Sequence[str]) -> int:
 
     from .adaptation import load
     from .config import FewShotRecipe, TablesRecipe
-    from .evaluation import evaluate_theta
+    from .evaluation import evaluate_theta, same_tasks
     from .training import devices_mesh
 
-    learned = load(str(path))
-    recipe = learned.config.domain
-    data = arguments.values.get("data")
-    if data is not None:
+    data, mesh = arguments.values.get("data"), devices_mesh(len(jax.devices()))
+
+    def recipe_of(learner: Any) -> Any:
+        recipe = learner.config.domain
+        if data is None:
+            return recipe
         if isinstance(recipe, FewShotRecipe):
             source = "omniglot" if recipe.source == "characters" else recipe.source
-            recipe = dataclasses.replace(recipe, source=source, data=data, limits=())
-        elif isinstance(recipe, TablesRecipe):
+            return dataclasses.replace(recipe, source=source, data=data, limits=())
+        if isinstance(recipe, TablesRecipe):
             layout = dataclasses.replace(recipe.fixed, splits=())
-            recipe = dataclasses.replace(recipe, data=data, layout=layout)
-        else:
-            raise ConfigError(f"--data {data}: this run's domain draws its own tasks and reads no data.")
-    domain = recipe.build()
-    method = learned.config.method.build(domain, devices_mesh(len(jax.devices())))
-    result = evaluate_theta(domain, method, learned.theta, split=split, tasks=tasks, seed=seed)
+            return dataclasses.replace(recipe, data=data, layout=layout)
+        raise ConfigError(f"--data {data}: this run's domain draws its own tasks and reads no data.")
+
+    def scored(learner: Any, domain: Any) -> Any:
+        method = learner.config.method.build(domain, mesh)
+        return evaluate_theta(domain, method, learner.theta, split=split, tasks=tasks, seed=seed)
+
+    learned = load(path)
+    recipe = recipe_of(learned)
+    domain, others = recipe.build(), {}
+    for word in more:
+        name, equals, file = word.partition("=")
+        other = load(file if equals else word)
+        its = recipe_of(other).build()
+        if not same_tasks(domain, its, split):
+            raise ConfigError(
+                f"evaluate: {file or word} was not learned for the tasks of {path}; accepted are runs whose "
+                "domain draws the same ones, so that differences are of the same tasks."
+            )
+        others[name if equals else other.config.method.name] = scored(other, its)
+    result = scored(learned, domain).beside(others)
     from .prior_units import prior_of, prior_text
 
     prior = prior_of(learned)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -26,7 +26,8 @@ class Evaluation:
 
     scores: after adaptation, with `calibration_error` where answers say how sure they are. before: at theta,
     unadapted. baselines: methods without learning across tasks. failed: tasks whose inner solve was not
-    finite: wrong in every accuracy, left out of every loss. values: the scores task by task, for pairing.
+    finite: wrong in every accuracy, left out of every loss. values, baseline_values: the scores task by
+    task, for pairing.
     different, number: of a domain that has only so many tasks, how many of them were drawn, and which ones;
     draws of one task are then averaged first, so that intervals are over different tasks. held_out: False
     where no task was kept for the split, and those of training were scored instead.
@@ -44,6 +45,8 @@ class Evaluation:
     failed: int
     values: Mapping[str, np.ndarray]
     headline: str
+    higher_is_better: bool
+    baseline_values: Mapping[str, np.ndarray]
     different: int = 0
     number: np.ndarray | None = None
     held_out: bool = True
@@ -62,7 +65,34 @@ class Evaluation:
         if self.number is not None:
             flat |= {"different_tasks": self.different, "held_out": self.held_out}
         flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
+        flat |= {
+            "score": self.scores[self.headline],
+            "better": "higher" if self.higher_is_better else "lower",
+        }
+        flat["paired"] = {name: list(pair) for name, pair in self.paired().items()}
         return valid(flat)
+
+    def paired(self) -> dict[str, tuple[float, float]]:
+        """The headline less each baseline's, task by task: means and half-widths of 95 % intervals."""
+        own = self.values[self.headline]
+        gaps = {name: own - values for name, values in self.baseline_values.items()}
+        means, widths = _summary(gaps, self.number)
+        return {name: (means[name], widths[name]) for name in gaps}
+
+    def beside(self, others: Mapping[str, Evaluation]) -> Evaluation:
+        """This evaluation with what other runs scored on the same tasks among its baselines, by name.
+
+        ConfigError where the tasks are not the same, or a name is taken.
+        """
+        means, widths = dict(self.baselines), dict(self.baselines_ci95)
+        values = dict(self.baseline_values)
+        for name, other in others.items():
+            paired(self, other)
+            if name in means:
+                raise ConfigError(f"evaluate: two baselines are called {name!r}; name one: OTHER={name}-2.")
+            means[name], widths[name] = other.scores[other.headline], other.ci95[other.headline]
+            values[name] = other.values[other.headline]
+        return replace(self, baselines=means, baselines_ci95=widths, baseline_values=values)
 
     def __str__(self) -> str:
         """A few lines of text: before, after, baselines, each with its interval."""
@@ -85,8 +115,11 @@ class Evaluation:
             facts.append((f"{name} after, inductive", self.scores[inductive], self.ci95[inductive]))
         else:
             facts.append((f"{name} after adaptation", self.scores[name], self.ci95[name]))
+        gaps = self.paired()
         for other, mean in self.baselines.items():
             facts.append((other.replace("_", " "), mean, self.baselines_ci95[other]))
+            if np.isfinite(gaps[other][1]):
+                facts.append((f"  {name} less that, paired", *gaps[other]))
         width = max(len(what) for what, _, _ in facts)
         lines += [f"  {what:<{width}}  {show(mean, half)}" for what, mean, half in facts]
         if self.failed:
@@ -100,6 +133,18 @@ def valid(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: valid(item) for name, item in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def same_tasks(domain: Any, other: Any, split: str) -> bool:
+    """Whether two domains draw the same tasks: compared is the first one."""
+    first, second = (
+        jax.device_get(jax.jit(lambda key, d=d: d.sample(key, split))(task_keys(0, 0, 1)[0]))
+        for d in (domain, other)
+    )
+    if jax.tree.structure(first) != jax.tree.structure(second):
+        return False
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict[str, dict[str, Array]]:
@@ -216,6 +261,8 @@ def evaluate_theta(
         failed=int(failed.sum()),
         values=after,
         headline=domain.headline,
+        higher_is_better=domain.higher_is_better,
+        baseline_values=joined["baselines"],
         different=tasks if number is None else len(np.unique(number)),
         number=number,
         held_out=not hasattr(domain, "held_out") or domain.held_out(split),
@@ -275,6 +322,8 @@ def _calibration(
 def paired(first: Evaluation, second: Evaluation, name: str | None = None) -> tuple[float, float]:
     """The mean difference first - second over the same tasks, and the half-width of its 95 % interval."""
     name = name or first.headline
+    if name not in first.values or name not in second.values:
+        raise ConfigError(f"paired: one of the two evaluations has no {name!r}: {', '.join(second.values)}.")
     if (first.tasks, first.split, first.seed) != (second.tasks, second.split, second.seed):
         raise ConfigError(
             "paired: the two evaluations must be on the same tasks (same split, tasks and seed)."

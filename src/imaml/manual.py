@@ -77,12 +77,14 @@ Without METHOD, all of them:
 Any field of the preset can be set by its path, as for imaml train: --domain.ways=20
 """,
     "evaluate": """\
-imaml evaluate RUN [--split test] [--tasks 1000] [--seed 0] [--data PATH] [--json]
+imaml evaluate RUN [NAME=OTHER ...] [--split test] [--tasks 1000] [--seed 0] [--data PATH] [--json]
 
 Adapts to random tasks of a split and scores the query sets: before and after adaptation, transductive
 (normalised by the query batch's own statistics, as in the literature) and inductive (by the support set's),
 with 95 % intervals over tasks. --data PATH scores a few-shot run on the images at PATH: on Omniglot for a run
-that was trained on characters or Omniglot. RUN is a run's folder or an artefact.
+that was trained on characters or Omniglot. OTHER runs of the same tasks (another method's, --training.steps=0
+for nothing learned) are scored too, and their difference from RUN is paired, task by task. RUN and OTHER are
+runs' folders or artefacts.
 """,
     "adapt": """\
 imaml adapt RUN --support DIR --query DIR [--uncertainty] [--json]
