@@ -28,7 +28,7 @@ from jax.scipy.linalg import cho_solve
 from .errors import ConfigError, StructureError, require_number, require_whole
 from .solution import Ending, Solution, Stats, Status
 
-HALVINGS = 10  # of the step in a line search
+SIZES = 8  # of the step in a line search, each 0.4 of the last
 RAISED, LOWERED, LEAST, MOST = 8.0, 0.25, 1e-9, 1e8  # how far Q_uu is shifted, relative to its trace
 
 
@@ -195,8 +195,9 @@ class ILQR:
     def __call__(self, parameters: Any, start: Array, guess: Array) -> Solution:
         """The plan from `start` (n,) that improves on the controls `guess` (T, m); value a `Trajectory`.
 
-        Not to be differentiated (see `controls`). Compile it with `jax.jit`. stats.residual is the largest entry of dJ/du among the free
-        controls; the status says OUT_OF_STEPS, or STAGNATED where no step lowered J any more.
+        Not to be differentiated (see `controls`). Compile it with `jax.jit`. stats.residual is the largest
+        entry of dJ/du among the free controls; the status says OUT_OF_STEPS, or STAGNATED where no step
+        lowered J any more.
         """
         if jnp.ndim(start) != 1 or jnp.ndim(guess) != 2:
             raise StructureError(
@@ -224,8 +225,8 @@ class ILQR:
     def feedback(self, parameters: Any, states: Array, controls: Array) -> Array:
         """The gains (T, m, n) about a trajectory, of the linear-quadratic problem there.
 
-        To be differentiated where wanted. Zero for controls that are held at a limit, and at a time from which
-        on the trajectory is no minimum of that problem.
+        To be differentiated where wanted. Zero for controls that are held at a limit, and at a time from
+        which on the trajectory is no minimum of that problem.
         """
         about = self._about(parameters, states, controls, curved=False)
         slope = jax.grad(lambda u: self.objective(parameters, states[0], u))(controls)
@@ -289,11 +290,11 @@ class ILQR:
 
         sweeps = jax.tree.map(lambda *pair: jnp.stack(pair), sweep(False), sweep(True))
         change, gains, positive = sweeps
-        sizes = 0.5 ** jnp.arange(HALVINGS, dtype=state.cost.dtype)
+        sizes = 0.4 ** jnp.arange(SIZES, dtype=state.cost.dtype)
         along = jax.vmap(jax.vmap(attempt, (0, None, None)), (None, 0, 0))(sizes, change, gains)
         along = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), along)
         states, controls, costs = along
-        costs = jnp.where(jnp.isfinite(costs) & jnp.repeat(positive, HALVINGS), costs, jnp.inf)
+        costs = jnp.where(jnp.isfinite(costs) & jnp.repeat(positive, SIZES), costs, jnp.inf)
         # Near the solution J no longer tells steps apart, but its slope does.
         rounding = 8 * jnp.finfo(costs.dtype).eps * jnp.abs(state.cost)
         slopes = jax.vmap(lambda u: self._slope(parameters, start, u))(controls)

@@ -34,8 +34,9 @@ class PlantsRecipe:
 
     plant: pendulum, cart-pole or quadrotor. walks, length: how many runs under random controls a support set
     has, and the steps of each. noise: of the measured accelerations, as a share of a typical one. queries:
-    states elsewhere that predictions are judged by. horizon: steps that are planned. iterations, tolerance: of
-    iterative LQR, see `ILQR`. hidden: units of the model's hidden layers. judge: "prediction" or "control".
+    states elsewhere that predictions are judged by. horizon: steps that are planned. iterations, tolerance:
+    of iterative LQR, see `ILQR`. hidden: units of the model's hidden layers. judge: "prediction" or
+    "control".
     """
 
     plant: str = "pendulum"
