@@ -155,9 +155,12 @@ def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict
         drawn = domain.draw(key, split) if known else None
         task = domain.gather(drawn) if known else domain.sample(key, split)
         phi, solution = method.adapt(theta, task.support, key)
+        both = jax.tree.map(lambda *pair: jnp.stack(pair), phi, method.mean(theta))
+        scores = lax.map(lambda given: domain.metrics(given, task), both)  # compiled once for the two
+        after, before = (jax.tree.map(lambda leaf, i=i: leaf[i], scores) for i in (0, 1))
         return {
-            "after": domain.metrics(phi, task),
-            "before": domain.metrics(method.mean(theta), task),
+            "after": after,
+            "before": before,
             "baselines": domain.baselines(task),
             "calibration": domain.calibration(phi, task),
             "numerics": {"finite": jnp.isfinite(solution.stats.residual)},

@@ -16,6 +16,7 @@ Xu, Gould and Teo 2023). Here p is any tree of arrays.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,6 +28,9 @@ from jax.scipy.linalg import cho_solve
 
 from .errors import ConfigError, StructureError, require_number, require_whole
 from .solution import Ending, Solution, Stats, Status
+
+# Traced once where a program needs it more than once; the plant is static.
+_traced_once = functools.partial(jax.jit, static_argnums=0)
 
 SIZES = 8  # of the step in a line search, each 0.4 of the last
 RAISED, LOWERED, LEAST, MOST = 8.0, 0.25, 1e-9, 1e8  # how far Q_uu is shifted, relative to its trace
@@ -153,6 +157,7 @@ class ILQR:
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ConfigError(f"ILQR: low={self.low!r} and high={self.high!r}; accepted is a low below high.")
 
+    @_traced_once
     def rollout(self, parameters: Any, start: Array, controls: Array) -> Array:
         """The states (T + 1, n) that controls (T, m) lead through."""
 
@@ -183,6 +188,7 @@ class ILQR:
     def _limited(self, controls: Array) -> Array:
         return jnp.clip(controls, self.low, self.high)
 
+    @_traced_once
     def cost(self, parameters: Any, states: Array, controls: Array) -> Array:
         """J of a trajectory, a scalar."""
         each = jax.vmap(lambda x, u: self.running(x, u, parameters))(states[:-1], controls)
@@ -222,13 +228,14 @@ class ILQR:
         code = jnp.where(usable, code, int(Ending.NOT_FINITE))
         return Solution(value, Stats(end.steps, end.residual, jnp.asarray(False)), Status(code))
 
+    @_traced_once
     def feedback(self, parameters: Any, states: Array, controls: Array) -> Array:
         """The gains (T, m, n) about a trajectory, of the linear-quadratic problem there.
 
         To be differentiated where wanted. Zero for controls that are held at a limit, and at a time from
         which on the trajectory is no minimum of that problem.
         """
-        about = self._about(parameters, states, controls, curved=False)
+        about = self._about(parameters, states, controls, False)
         slope = jax.grad(lambda u: self.objective(parameters, states[0], u))(controls)
         free = self._free(controls, slope)
 
@@ -313,6 +320,7 @@ class ILQR:
             stuck=~better & (state.shift >= MOST),
         )
 
+    @_traced_once
     def _slope(self, parameters: Any, start: Array, controls: Array) -> Array:
         """The largest entry of dJ/du among the free controls."""
         slope = jax.grad(lambda u: self.objective(parameters, start, u))(controls)
@@ -329,6 +337,7 @@ class ILQR:
         high = jnp.inf if self.high is None else self.high
         return low - controls, high - controls
 
+    @functools.partial(jax.jit, static_argnums=(0, 4))
     def _about(self, parameters: Any, states: Array, controls: Array, curved: bool) -> _Quadratic:
         """The linear-quadratic problem about a trajectory; curved: with the curvature of the dynamics."""
 
@@ -375,7 +384,7 @@ class ILQR:
             return jnp.where(free, slope, controls - solved)
 
         def sweep(_: Any, right: Array) -> Array:
-            about = self._about(fixed[0], self.rollout(fixed[0], fixed[1], solved), solved, curved=True)
+            about = self._about(fixed[0], self.rollout(fixed[0], fixed[1], solved), solved, True)
             return _inverse(about, free, right)
 
         def linear(product: Callable, right: Array) -> Array:

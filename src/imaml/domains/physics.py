@@ -99,6 +99,10 @@ class Kind:
         """How many features there are."""
         return 2 * self.freedoms + sum(self.angles) + self.actuators
 
+    def accelerate(self, state: Array, control: Array, physics: Array) -> Array:
+        """The true accelerations, (d,)."""
+        return self.move(state[: self.freedoms], state[self.freedoms :], control, physics)
+
     def onward(self, state: Array, acceleration: Array) -> Array:
         """The state a step later."""
         d = self.freedoms

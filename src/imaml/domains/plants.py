@@ -11,6 +11,7 @@ or, cheaper and what most learn models by, the error of accelerations elsewhere 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -90,6 +91,30 @@ class Flight(NamedTuple):
     physics: Array
 
 
+@functools.lru_cache(maxsize=64)
+def _optimiser(recipe: PlantsRecipe, modelled: bool) -> ILQR:
+    """Iterative LQR of a kind of plant; the same object for the same recipe, so that it is traced once."""
+    kind = recipe.kind
+
+    def accelerations(state: Array, control: Array, parameters: Any) -> Array:
+        if not modelled:
+            return kind.accelerate(state, control, parameters)
+        outputs = recipe.network.forward(parameters, kind.features(state, control)[None])[0][0]
+        return outputs * jnp.array(kind.accelerations, outputs.dtype)
+
+    def dynamics(state: Array, control: Array, parameters: Any) -> Array:
+        return kind.onward(state, accelerations(state, control, parameters))
+
+    def running(state: Array, control: Array, parameters: Any) -> Array:
+        return kind.seconds * (kind.distance(state) + kind.effort * control @ control)
+
+    def final(state: Array, parameters: Any) -> Array:
+        return kind.distance(state)
+
+    limits = (-kind.most, kind.most)
+    return ILQR(dynamics, running, final, *limits, steps=recipe.iterations, tolerance=recipe.tolerance)
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Plants:
@@ -134,29 +159,15 @@ class Plants:
             raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
         return self.loss(theta, batch)
 
-    def _optimiser(self, accelerations: Any) -> ILQR:
-        """Iterative LQR with accelerations by (state, control, parameters)."""
-        kind, recipe = self.recipe.kind, self.recipe
+    @property
+    def planner(self) -> ILQR:
+        """Iterative LQR with a model's accelerations, of parameters phi."""
+        return _optimiser(self.recipe, True)
 
-        def dynamics(state: Array, control: Array, parameters: Any) -> Array:
-            return kind.onward(state, accelerations(state, control, parameters))
-
-        def running(state: Array, control: Array, parameters: Any) -> Array:
-            return kind.seconds * (kind.distance(state) + kind.effort * control @ control)
-
-        return ILQR(
-            dynamics, running, lambda state, parameters: kind.distance(state), -kind.most, kind.most,
-            steps=recipe.iterations, tolerance=recipe.tolerance,
-        )  # fmt: skip
-
-    def _modelled(self, state: Array, control: Array, phi: Any) -> Array:
-        kind = self.recipe.kind
-        outputs = self.recipe.network.forward(phi, kind.features(state, control)[None])[0][0]
-        return outputs * jnp.array(kind.accelerations, outputs.dtype)
-
-    def _true(self, state: Array, control: Array, physics: Array) -> Array:
-        kind = self.recipe.kind
-        return kind.move(state[: kind.freedoms], state[kind.freedoms :], control, physics)
+    @property
+    def true(self) -> ILQR:
+        """Iterative LQR with the true accelerations, of a plant's physics."""
+        return _optimiser(self.recipe, False)
 
     def _start(self, dtype: Any) -> tuple[Array, Array]:
         """The state that plans begin at, and the controls that they begin with."""
@@ -168,7 +179,7 @@ class Plants:
     def plan(self, phi: Any) -> Trajectory:
         """The plan that a model makes, to be differentiated in phi: its controls by a Riccati sweep."""
         start, guess = self._start(phi["layer1"]["kernel"].dtype)
-        optimiser = self._optimiser(self._modelled)
+        optimiser = self.planner
         plan = lax.stop_gradient(optimiser(phi, start, guess).value)
         controls = optimiser.through(phi, start, plan)
         states = optimiser.rollout(phi, start, controls)
@@ -176,13 +187,13 @@ class Plants:
 
     def followed(self, plan: Trajectory, physics: Array) -> tuple[Array, Array, Array]:
         """The states and controls where a plan is followed in a true plant, and what that costs, a scalar."""
-        plant = self._optimiser(self._true)
+        plant = self.true
         states, controls = plant.follow(physics, self._start(plan.controls.dtype)[0], plan)
         return states, controls, plant.cost(physics, states, controls)
 
     def best(self, physics: Array) -> Trajectory:
         """The plan for a plant that is known."""
-        return self._optimiser(self._true)(physics, *self._start(physics.dtype)).value
+        return self.true(physics, *self._start(physics.dtype)).value
 
     def query_loss(self, phi: Any, theta: Any, batch: Flight) -> Array:
         """Half the mean squared error elsewhere, or the true cost of the model's plan; see the recipe."""
@@ -202,7 +213,7 @@ class Plants:
         """Accelerations at states (n, 2 d) under controls (n, m), scaled, with noise (n, d)."""
         kind = self.recipe.kind
         inputs = jax.vmap(kind.features)(states, controls)
-        true = jax.vmap(lambda x, u: self._true(x, u, physics))(states, controls)
+        true = jax.vmap(lambda x, u: kind.accelerate(x, u, physics))(states, controls)
         return Points(inputs, true / jnp.array(kind.accelerations, true.dtype) + noise)
 
     def _states(self, key: Array, count: int) -> Array:
@@ -217,7 +228,7 @@ class Plants:
         begin, push, noise, elsewhere, others = jax.random.split(indices.key, 5)
         size = (recipe.walks, recipe.length, kind.actuators)
         controls = kind.most * jax.random.uniform(push, size, jnp.float32, -1, 1)
-        true = self._optimiser(self._true)
+        true = self.true
         starts = 0.5 * self._states(begin, recipe.walks)
         runs = jax.vmap(lambda x, u: true.rollout(indices.physics, x, u)[:-1])(starts, controls)
         states, controls = (part.reshape(-1, part.shape[-1]) for part in (runs, controls))
@@ -249,10 +260,10 @@ class Plants:
         """Costs: of doing nothing, of the plan for the middle plant, of the plan for the true one."""
         kind, physics = self.recipe.kind, task.query.physics
         middle = (jnp.array(kind.lowest, physics.dtype) + jnp.array(kind.highest, physics.dtype)) / 2
-        best = self.best(physics)
-        idle = jax.tree.map(jnp.zeros_like, best)
-        plans = {"no_control": idle, "plan_for_the_middle_plant": self.best(middle), "optimal": best}
-        return {name: self.followed(plan, physics)[2] for name, plan in plans.items()}
+        plans = lax.map(self.best, jnp.stack([middle, physics]))  # compiled once for the two
+        plans = jax.tree.map(lambda leaf: jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf]), plans)
+        costs = lax.map(lambda plan: self.followed(plan, physics)[2], plans)
+        return dict(zip(("no_control", "plan_for_the_middle_plant", "optimal"), costs, strict=True))
 
 
 def plants(plant: str = "pendulum", **options: Any) -> Plants:
