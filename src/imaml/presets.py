@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from .config import Config, Optimiser, Training
 from .domains.fewshot import FewShotRecipe
+from .domains.plants import PlantsRecipe
 from .domains.regression import SinusoidRecipe
 from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant
@@ -31,6 +32,16 @@ def _omniglot(ways: int, shots: int, tasks: int, steps: int = 8000) -> Config:
         _SOLVED,
         Optimiser("muon", 7e-3, warmup=100, clip=1.0, average=0.998),
         Training(steps=steps, tasks=tasks, validate_every=2500, validation_tasks=500, checkpoint_every=500),
+    )
+
+
+def _plants(plant: str) -> Config:
+    solver = CG(steps=15)
+    return Config(
+        PlantsRecipe(plant),
+        Method(strength=0.05, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"),
+        Optimiser("adam", 3e-3, clip=1.0),
+        Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
     )
 
 
@@ -81,6 +92,12 @@ PRESETS: dict[str, Preset] = {
             Training(steps=3000, tasks=25, validate_every=1000, validation_tasks=500, checkpoint_every=1000),
         ),
     ),
+    "trajectory": Preset(
+        "swing up a pendulum seen for two seconds, by iterative LQR on an adapted model; needs no data, minutes",
+        _plants("pendulum"),
+    ),
+    "trajectory-cart-pole": Preset("the same for a cart with a pole", _plants("cart-pole")),
+    "trajectory-quadrotor": Preset("the same for a quadrotor in a plane", _plants("quadrotor")),
     "tables": Preset(
         "your own table, rows grouped by a column into tasks (bring the data); seconds",
         Config(
