@@ -21,6 +21,17 @@ def test_the_example_is_the_file_and_runs():
     assert "nan" not in done.stdout
 
 
+def test_an_algorithm_of_one_s_own_is_short_and_finds_the_family_s_middle():
+    file = ROOT / "examples/own_algorithm.py"
+    assert len(file.read_text().splitlines()) < 60
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "64 x CONVERGED" in done.stdout
+    first, second = map(float, re.search(r"\[ ?([\d.-]+) +([\d.-]+)\]", done.stdout).groups())
+    assert abs(first - 2) < 0.1
+    assert abs(second + 1) < 0.1
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", README):
         assert (ROOT / target).exists(), target

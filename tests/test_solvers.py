@@ -83,6 +83,22 @@ def by_scipy(objective, x0):
     return scipy.optimize.minimize(objective, x0, jac=True, options={"gtol": 1e-9}).x
 
 
+def anderson(problem, theta, batch, phi0):
+    """A user's own algorithm: steps against F, each mixed with the last (Anderson, depth 1)."""
+    start, unravel = ravel_pytree(phi0)
+    step = lambda x: -0.1 * ravel_pytree(problem.residual(unravel(x), theta, batch))[0]  # noqa: E731
+
+    def mix(_, state):
+        x, f, old_x, old_f = state
+        change = f - old_f
+        share = change @ f / jnp.maximum(change @ change, 1e-30)
+        new = x + f - share * (x - old_x + change)
+        return new, step(new), x, f
+
+    begin = start + step(start)
+    return unravel(jax.lax.fori_loop(0, 2000, mix, (begin, step(begin), start, step(start)))[0])
+
+
 SOLVERS = {  # make(tolerance), tolerance, the problems it accepts
     "gradient descent": (lambda t: imaml.GradientDescent(0.1, tolerance=t), TIGHT, list(PROBLEMS)),
     "Nesterov": (
@@ -107,6 +123,7 @@ SOLVERS = {  # make(tolerance), tolerance, the problems it accepts
         ["least squares", "least squares of a network"],
     ),
     "SciPy, outside JAX": (lambda t: imaml.External(by_scipy, tolerance=t), LOOSE, MINIMA),
+    "one's own": (lambda t: imaml.Custom(anderson, tolerance=t), TIGHT, ["ridge", "logistic", "game"]),
 }  # fmt: skip
 CASES = [(solver, problem) for solver, (_, _, accepted) in SOLVERS.items() for problem in accepted]
 
@@ -251,6 +268,11 @@ REFUSED = {
         "hands an objective",
     ),
     "an external number": (lambda: imaml.External(3, tolerance=1e-3), "is no function"),
+    "a number of one's own": (lambda: imaml.Custom(3, tolerance=1e-3), "is no function"),
+    "one's own answer of another shape": (
+        lambda: imaml.Custom(lambda *given: jnp.zeros(2), tolerance=1e-3)(*PROBLEMS["ridge"], BATCH),
+        "shaped like phi0",
+    ),
 }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ _HOME = {
     "general": ("BiCGStab", "Dense", "GMRES"),
     "certificate": ("Certificate",),
     "accuracy": ("Tightening",),
-    "inner": ("Descent", "GradientDescent", "InnerSolver"),
+    "inner": ("Custom", "Descent", "GradientDescent", "InnerSolver"),
     "rules": (
         "Rule",
         "first_order",
@@ -148,6 +148,7 @@ if TYPE_CHECKING:
     from .general import GMRES as GMRES
     from .general import BiCGStab as BiCGStab
     from .general import Dense as Dense
+    from .inner import Custom as Custom
     from .inner import Descent as Descent
     from .inner import GradientDescent as GradientDescent
     from .inner import InnerSolver as InnerSolver

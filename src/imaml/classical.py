@@ -13,7 +13,7 @@ from jax import Array
 
 from . import tree
 from .errors import ConfigError, StructureError
-from .inner import check_stopping, start_of
+from .inner import check_stopping, looked_at, start_of
 from .loops import repeat_while
 from .problem import Composed, Problem, composed, proximal
 from .solution import Ending, Solution, Stats, Status
@@ -263,7 +263,4 @@ class External:
 
         kind = jax.ShapeDtypeStruct(flat.shape, flat.dtype)
         phi = unravel(jax.pure_callback(host, kind, flat, given, vmap_method="sequential"))
-        size = tree.norm(problem.residual(phi, theta, batch))
-        code = jnp.where(size <= self.tolerance, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
-        code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
-        return Solution(phi, Stats(jnp.asarray(1), size, jnp.asarray(False)), Status(code))
+        return looked_at(problem, theta, batch, phi, self.tolerance)

@@ -221,3 +221,51 @@ class Descent:
         return iterate(
             problem, theta, batch, phi0, self.transform.init(phi0), step, self.steps, self.tolerance
         )
+
+
+def looked_at(problem: Problem, theta: Any, batch: Any, phi: Any, tolerance: float) -> Solution:
+    """The Solution of a solver of which only its answer is known: judged by |F| there."""
+    size = tree.norm(problem.residual(phi, theta, batch))
+    code = jnp.where(size <= tolerance, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
+    code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
+    return Solution(phi, Stats(jnp.asarray(1), size, jnp.asarray(False)), Status(code))
+
+
+@dataclass(frozen=True)
+class Custom:
+    """Your own algorithm: a function (problem, theta, batch, phi0) -> phi that JAX can trace.
+
+    phi is shaped like phi0, the problem's adapted leaves; F is problem.residual(phi, theta, batch). Nothing
+    but a solution is asked of it: how it got there is neither stored nor differentiated. An answer with |F|
+    above `tolerance` ends as OUT_OF_STEPS. For functions of NumPy arrays see `External`.
+
+    >>> import imaml, jax.numpy as jnp
+    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+    >>> middle = Custom(lambda problem, theta, x, phi0: (x + theta) / 2, tolerance=1e-6)
+    >>> middle(problem, jnp.zeros(1), jnp.ones(1)).value
+    Array([0.5], dtype=float32)
+    """
+
+    function: Callable[[Problem, Any, Any, Any], Any]
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        check_stopping("Custom", None, self.tolerance)
+        if not callable(self.function):
+            raise ConfigError(
+                f"Custom: {self.function!r} is no function (problem, theta, batch, phi0) -> phi."
+            )
+
+    def __call__(
+        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    ) -> Solution:
+        """The Solution; its value holds the problem's adapted leaves."""
+        phi0 = start_of(problem, theta, batch, phi0, key)
+        phi = self.function(problem, theta, batch, phi0)
+        if not tree.same(phi, phi0):
+            raise ConfigError(
+                f"Custom: the function returned {tree.shapes(phi)}; accepted is what is shaped like phi0, "
+                f"{tree.shapes(phi0)}."
+            )
+        return looked_at(problem, theta, batch, phi, self.tolerance)

@@ -39,7 +39,9 @@ def _plants(plant: str) -> Config:
     solver = CG(steps=15)
     return Config(
         PlantsRecipe(plant),
-        Method(strength=0.05, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"),
+        Method(
+            strength=0.05, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"
+        ),
         Optimiser("adam", 3e-3, clip=1.0),
         Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
     )
@@ -93,7 +95,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "trajectory": Preset(
-        "swing up a pendulum seen for two seconds, by iterative LQR on an adapted model; needs no data, minutes",
+        "swing up a pendulum seen for two seconds, planned on an adapted model; needs no data, minutes",
         _plants("pendulum"),
     ),
     "trajectory-cart-pole": Preset("the same for a cart with a pole", _plants("cart-pole")),
