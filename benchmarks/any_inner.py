@@ -64,7 +64,9 @@ def learned(name, method, number, recipe):
     done = (out / "artefact.safetensors").exists()
     if done:
         return domain, built, imaml.load(out).theta, float((out / "seconds").read_text())
-    run = imaml.train(domain, built, config.optimiser, out=out, **options, progress=False, resume=out.exists())
+    run = imaml.train(
+        domain, built, config.optimiser, out=out, **options, progress=False, resume=out.exists()
+    )
     seconds = time.perf_counter() - began
     (out / "seconds").write_text(str(seconds))
     return domain, built, run.theta, seconds
@@ -111,7 +113,9 @@ def compared(name, say=print):
         row = {"method": method, "trial": found["trial"], "validation": found["validation"]}
         row |= {"score": interval(found["values"]), "before": found["before"], "failed": found["failed"]}
         row |= {"imaml_less_this": interval(ours - found["values"]), "learning_seconds": found["seconds"]}
-        row["recipe"] = to_json(dataclasses.replace(config, method=trials(name, method)[found["trial"]]))["method"]
+        row["recipe"] = to_json(dataclasses.replace(config, method=trials(name, method)[found["trial"]]))[
+            "method"
+        ]
         rows.append(row)
         say(name, method, row["score"], row["imaml_less_this"], flush=True)
     baselines = {k: interval(v) for k, v in best["imaml"]["baselines"].items()}

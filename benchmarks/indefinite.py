@@ -159,9 +159,19 @@ def learning():
             if not file.exists():
                 options = {"steps": STEPS, "tasks": config.training.tasks, "validate_every": 0, "seed": seed}
                 method = changed(config.method, choice).build(domain, mesh)
-                run = imaml.train(domain, method, config.optimiser, **options, progress=False)
+                try:
+                    run = imaml.train(domain, method, config.optimiser, **options, progress=False)
+                except imaml.NumericalError as error:
+                    print(name, seed, error, flush=True)
+                    np.save(file, np.full(TASKS, np.nan))
+                    continue
                 np.save(file, evaluate_theta(domain, solver, run.theta, tasks=TASKS).values["accuracy"])
         each = np.stack([np.load(kept / f"{number}-{seed}.npy") for seed in range(SEEDS)])
+        stopped = int(np.isnan(each[:, 0]).sum())  # runs that ended as no task's meta-gradient was usable
+        if stopped:
+            rows.append({"choice": name, "stopped": stopped})
+            print(rows[-1], flush=True)
+            continue
         values = each.mean(0)
         reference = values if reference is None else reference
         gap = values - reference

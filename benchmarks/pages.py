@@ -145,6 +145,11 @@ def indefinite():
         "|---|---|---|",
     ]
     for row in learned["rows"]:
+        if "stopped" in row:
+            lines.append(
+                f"| {row['choice']} | {row['stopped']} of {learned['seeds']} runs stopped: no task usable | |"
+            )
+            continue
         gap = with_interval((row["less_first"], row["less_first_ci95"]), 100, 2, True)
         score = with_interval((row["accuracy"], row["accuracy_ci95"]), 100)
         lines.append(f"| {row['choice']} | {score} % | {gap} |")
@@ -388,3 +393,21 @@ def mixed():
         cells = [row["table"], str(row["rows"]), f"{row['imaml']['seconds']:.0f}", *gaps, far]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\n" + _source(r, "mixed.json")
+
+
+def waves():
+    """The table of docs/bayes.md: intervals of sinusoids from five points."""
+    r = json.loads((RESULTS / "sinusoid_intervals.json").read_text())
+    gap = with_interval(r["squared_error_less_imaml"], 1, 2, True)
+    lines = [
+        f"| {r['tasks']:,} test tasks | |",
+        "|---|---|",
+        f"| covered by {100 * r['level']:.0f} % intervals | {with_interval(r['covered'], 100)} % |",
+        f"| within {r['close']} of a support point | {100 * r['covered_near']:.1f} % |",
+        f"| farther away | {100 * r['covered_away']:.1f} % |",
+        f"| median width, near and away | {r['median_width_near']:.2f} and {r['median_width_away']:.2f} |",
+        f"| root mean squared error | {r['rmse']:.3f} |",
+        f"| that of preset `sinusoid` with 5 points | {r['rmse_imaml']:.2f} |",
+        f"| mean squared error less that preset's, paired | {gap} |",
+    ]
+    return "\n".join(lines) + "\n\n" + _source(r, "sinusoid_intervals.json")

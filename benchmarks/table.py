@@ -37,7 +37,10 @@ PAGES = {  # page: block: the result file it needs, and what writes it
         "days": ("last_days.json", pages.last_days),
         "mixed": ("mixed.json", pages.mixed),
     },
-    "docs/bayes.md": {"posteriors": ("posteriors.json", pages.posteriors)},
+    "docs/bayes.md": {
+        "posteriors": ("posteriors.json", pages.posteriors),
+        "waves": ("sinusoid_intervals.json", pages.waves),
+    },
 }
 COMPARISONS = {  # what each result file of `imaml compare` is of
     "omniglot-5w1s": "Omniglot, 5-way 1-shot",

@@ -10,7 +10,7 @@ from .domains.plants import PlantsRecipe
 from .domains.regression import SinusoidRecipe
 from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant
-from .family import Method, NewTask
+from .family import Bayes, Method, NewTask
 from .inner import GradientDescent
 from .linear import CG
 from .newton import NewtonCG
@@ -94,8 +94,27 @@ PRESETS: dict[str, Preset] = {
             Training(steps=3000, tasks=25, validate_every=1000, validation_tasks=500, checkpoint_every=1000),
         ),
     ),
+    "sinusoid-evidence": Preset(
+        "the same from 5 points by a prior over functions, which knows how sure it is; no data, minutes",
+        Config(
+            SinusoidRecipe(shots=5),
+            # The last layer alone is a task's own, so a posterior is a line's: exact, and dense.
+            Method(
+                "evidence",
+                strength=1.0,
+                learned="dense",
+                adapt=("layer3",),
+                inner=NewtonCG(steps=2, linear=CG(steps=60)),
+                linear=CG(steps=60),
+                curvature="gauss-newton",
+                bayes=Bayes(noise=2e-3),
+            ),
+            Optimiser("adam", 0.01, clip=1.0),
+            Training(steps=8000, tasks=25, validate_every=0, checkpoint_every=1000),
+        ),
+    ),
     "trajectory": Preset(
-        "swing up a pendulum seen for two seconds, planned on an adapted model; needs no data, minutes",
+        "swing up a pendulum seen for two seconds, by a plan on an adapted model; no data, minutes",
         _plants("pendulum"),
     ),
     "trajectory-cart-pole": Preset("the same for a cart with a pole", _plants("cart-pole")),
