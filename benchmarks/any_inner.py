@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 import imaml
+from benchmarks.intervals import interval
 from benchmarks.machine import describe_machine
 from imaml.config import to_json
 from imaml.evaluation import evaluate_theta
@@ -84,12 +85,6 @@ def scored(name, method, number, recipe, split, tasks):
         values["before"] = found.before[found.headline]
         file.write_text(json.dumps(values))
     return json.loads(file.read_text())
-
-
-def interval(values):
-    """Mean and half-width of the 95 % interval."""
-    values = np.asarray(values, float)
-    return [float(values.mean()), float(1.96 * values.std(ddof=1) / len(values) ** 0.5)]
 
 
 def compared(name, say=print):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import imaml
+from benchmarks.intervals import interval
 from benchmarks.machine import describe_machine
 from imaml.domains.episodes import Labelled, confidences, cross_entropy
 from imaml.evaluation import task_keys
@@ -73,12 +74,6 @@ def scores(domain, method, theta, key):
             "confidences": confidences(logs, task.query.labels),
         }
     return found
-
-
-def interval(values):
-    """Mean and half-width of the 95 % interval."""
-    values = np.asarray(values, np.float64)
-    return float(values.mean()), float(1.96 * values.std(ddof=1) / len(values) ** 0.5)
 
 
 def calibration(parts):

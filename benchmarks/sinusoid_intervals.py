@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import imaml
+from benchmarks.intervals import interval
 from benchmarks.machine import describe_machine
 from imaml.evaluation import task_keys
 from imaml.laplace import posterior, summed
@@ -47,11 +48,6 @@ def answers(run, known):
 
     run_all = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=50))
     return [np.asarray(part, float) for part in jax.device_get(run_all(task_keys(0, 0, TASKS)))]
-
-
-def interval(values):
-    """Mean and half-width of the 95 % interval over tasks."""
-    return [float(values.mean()), float(1.96 * values.std(ddof=1) / len(values) ** 0.5)]
 
 
 def picture(run):

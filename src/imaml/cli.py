@@ -302,7 +302,7 @@ def evaluate_command(words: Sequence[str]) -> int:
     recipe = recipe_of(learned)
     domain, others = recipe.build(), {}
     for word in more:
-        name, equals, file = word.partition("=")
+        name, equals, file = ("", "", word) if Path(word).exists() else word.partition("=")
         other = load(file if equals else word)
         its = recipe_of(other).build()
         if not same_tasks(domain, its, split):
