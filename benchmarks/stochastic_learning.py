@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 import imaml
+from benchmarks.intervals import interval
 from benchmarks.machine import describe_machine
 from imaml.evaluation import evaluate_theta
 from imaml.journal import read_events
@@ -98,11 +99,6 @@ def of_solver(domain, name, candidates, folder):
     row |= {"failed_seeds": SEEDS - len(good), "loss": mean, "loss_ci95": width}
     row |= {"loss_by_seed": losses.mean(1).tolist(), "runs": [facts for _, facts in good]}
     return row | {"own_loss": float(np.mean([f.scores["loss"] for f in own]))}, losses.mean(0)
-
-
-def interval(values):
-    """The mean over tasks, and the half-width of its 95 % interval."""
-    return float(values.mean()), float(1.96 * values.std(ddof=1) / values.size**0.5)
 
 
 def main():

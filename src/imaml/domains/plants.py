@@ -12,7 +12,7 @@ or, cheaper and what most learn models by, the error of accelerations elsewhere 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from jax import Array, lax
 from ..errors import ConfigError, require_number, require_one_of, require_whole
 from ..models import MLP
 from ..problem import Problem, Task, plain, proximal
+from ..solution import Solution
 from ..trajectory import ILQR, Trajectory
 from .physics import KINDS, Kind
 from .regression import NetworkLoss, Points
@@ -176,14 +177,18 @@ class Plants:
         push = 0.2 * kind.most * jnp.sin(jnp.arange(self.recipe.horizon) * 4 * kind.seconds)
         return state, jnp.tile(push[:, None], (1, kind.actuators)).astype(dtype)
 
-    def plan(self, phi: Any) -> Trajectory:
-        """The plan that a model makes, to be differentiated in phi: its controls by a Riccati sweep."""
+    def plan(self, phi: Any) -> Solution:
+        """The plan that a model makes, a `Trajectory`, to be differentiated in phi by a Riccati sweep.
+
+        As good as the plan is a solution, which the status says.
+        """
         start, guess = self._start(phi["layer1"]["kernel"].dtype)
         optimiser = self.planner
-        plan = lax.stop_gradient(optimiser(phi, start, guess).value)
-        controls = optimiser.through(phi, start, plan)
+        found = lax.stop_gradient(optimiser(phi, start, guess))
+        controls = optimiser.through(phi, start, found.value)
         states = optimiser.rollout(phi, start, controls)
-        return Trajectory(states, controls, optimiser.feedback(phi, states, controls), plan.cost)
+        gains, cost = optimiser.feedback(phi, states, controls), optimiser.cost(phi, states, controls)
+        return replace(found, value=Trajectory(states, controls, gains, cost))
 
     def followed(self, plan: Trajectory, physics: Array) -> tuple[Array, Array, Array]:
         """The states and controls where a plan is followed in a true plant, and what that costs, a scalar."""
@@ -199,7 +204,7 @@ class Plants:
         """Half the mean squared error elsewhere, or the true cost of the model's plan; see the recipe."""
         if self.recipe.judge == "prediction":
             return self.loss(phi, batch.points)
-        return self.followed(self.plan(phi), batch.physics)[2]
+        return self.followed(self.plan(phi).value, batch.physics)[2]
 
     def draw(self, key: Array, split: str) -> Plant:
         """One random plant; each split has a stream of its own."""
@@ -244,9 +249,11 @@ class Plants:
         return self.gather(self.draw(key, split))
 
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
-        """The true cost of the adapted model's plan, and the mean squared error of its accelerations."""
-        cost = self.followed(self.plan(phi), task.query.physics)[2]
-        return {"cost": cost, "error": 2 * self.loss(phi, task.query.points)}
+        """The true cost of the adapted model's plan, whether that converged, and the accelerations' error."""
+        plan = self.plan(phi)
+        cost = self.followed(plan.value, task.query.physics)[2]
+        error = 2 * self.loss(phi, task.query.points)
+        return {"cost": cost, "error": error, "converged": plan.status.ok.astype(error.dtype)}
 
     def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
         """Nothing: no class is told."""
