@@ -169,7 +169,7 @@ BAD = {
     "data action": (["data", "lits"], "did you mean list?"),
     "data name": (["data", "check", "omniglob"], "accepted is omniglot"),
     # artefacts
-    "no run named": (["evaluate"], "one run or artefact; nothing came"),
+    "no run named": (["evaluate"], "compare it with: RUN [NAME=OTHER ...]; nothing came"),
     "artefact missing": (["evaluate", "{root}/nowhere.safetensors"], "no artefact"),
     "run without artefact": (["evaluate", "{root}/empty"], "no artefact"),
     "no artefact at all": (["evaluate", "{root}/text.safetensors"], "no safetensors file"),
@@ -181,12 +181,13 @@ BAD = {
     ),
     "report of nothing": (["report", "{root}/empty"], "no events.jsonl"),
     # evaluate
+    "a baseline's name": (["evaluate", WAVES, "nearest_point=" + WAVES, "--tasks=2"], "choose another"),
     "split": (["evaluate", RUN, "--split=tset"], "train, validation and test"),
     "one task": (["evaluate", RUN, "--tasks=1"], "at least 2"),
     "tasks no number": (["evaluate", RUN, "--tasks=ten"], "--tasks ten"),
     "seed below zero": (["evaluate", RUN, "--seed=-1"], "at least 0"),
     "another domain's run": (["evaluate", WAVES, RUN], "draws the same ones"),
-    "two of one name": (["evaluate", WAVES, WAVES, WAVES, "--tasks=2"], "two baselines are called 'imaml'"),
+    "two of one name": (["evaluate", WAVES, WAVES, WAVES, "--tasks=2"], "are called 'imaml'; name them"),
     # adapt
     "no support": (["adapt", RUN, "--query={root}/query"], "needs --support"),
     "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "which has no images"),

@@ -304,13 +304,18 @@ def evaluate_command(words: Sequence[str]) -> int:
     for word in more:
         name, equals, file = ("", "", word) if Path(word).exists() else word.partition("=")
         other = load(file if equals else word)
+        name = name if equals else other.config.method.name
+        if name in others:
+            raise ConfigError(
+                f"evaluate: two other runs are called {name!r}; name them, as in second={file or word}."
+            )
         its = recipe_of(other).build()
         if not same_tasks(domain, its, split):
             raise ConfigError(
                 f"evaluate: {file or word} was not learned for the tasks of {path}; accepted are runs whose "
                 "domain draws the same ones, so that differences are of the same tasks."
             )
-        others[name if equals else other.config.method.name] = scored(other, its)
+        others[name] = scored(other, its)
     result = scored(learned, domain).beside(others)
     from .prior_units import prior_of, prior_text
 

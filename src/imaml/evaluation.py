@@ -89,7 +89,7 @@ class Evaluation:
         for name, other in others.items():
             paired(self, other)
             if name in means:
-                raise ConfigError(f"evaluate: two baselines are called {name!r}; name one: OTHER={name}-2.")
+                raise ConfigError(f"evaluate: {name!r} is the name of a baseline here; choose another.")
             means[name], widths[name] = other.scores[other.headline], other.ci95[other.headline]
             values[name] = other.values[other.headline]
         return replace(self, baselines=means, baselines_ci95=widths, baseline_values=values)
@@ -132,6 +132,8 @@ def valid(value: Any) -> Any:
     """JSON values with null where a number is not finite."""
     if isinstance(value, dict):
         return {name: valid(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [valid(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
