@@ -16,6 +16,7 @@ from jax import Array
 
 from . import __version__
 from .checkpoint import flatten_names, read_artefact, unflatten_names, write_artefact
+from .compiling import whole_program
 from .config import Config, Method, from_json, load_config, to_json
 from .domains.fewshot import FewShot, FewShotRecipe, Labelled
 from .domains.images import Drawings, read_image_folder
@@ -296,7 +297,7 @@ def _solver(recipe: Method, domain: Any, network: Any) -> Any:
         statistics = network.forward(phi, support.images)[1] if isinstance(support, Labelled) else None
         return phi, solution, statistics
 
-    return jax.jit(run)
+    return whole_program(run)
 
 
 def adapt(theta: Any, config: Config, x: Any, y: Any) -> Predictor:
@@ -343,7 +344,7 @@ def _knower(recipe: Method, domain: Any) -> Callable[[Any, Any, Any], Laplace]:
         rank = support.labels.shape[0] * (domain.network.ways - 1)  # at most that of the curvature
         return posterior(problem, phi, prior, support, form="low-rank", rank=rank)
 
-    return jax.jit(run)
+    return whole_program(run)
 
 
 def check_images(x: Any, network: Any, name: str) -> np.ndarray:

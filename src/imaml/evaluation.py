@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
+from .compiling import whole_program
 from .domain import SPLITS
 from .errors import ConfigError, meant
 from .methods import AXIS
@@ -140,7 +141,7 @@ def valid(value: Any) -> Any:
 def same_tasks(domain: Any, other: Any, split: str) -> bool:
     """Whether two domains draw the same tasks: compared is the first one."""
     first, second = (
-        jax.device_get(jax.jit(lambda key, d=d: d.sample(key, split))(task_keys(0, 0, 1)[0]))
+        jax.device_get(whole_program(lambda key, d=d: d.sample(key, split))(task_keys(0, 0, 1)[0]))
         for d in (domain, other)
     )
     if jax.tree.structure(first) != jax.tree.structure(second):
@@ -180,7 +181,7 @@ def over_devices(run: Any, mesh: Mesh | None) -> Any:
         run = jax.shard_map(
             run, mesh=mesh, in_specs=(whole, whole, spread), out_specs=spread, check_vma=False
         )
-    return jax.jit(run)
+    return whole_program(run)
 
 
 def task_keys(seed: int, start: int, count: int) -> Array:

@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from . import __version__, tree
 from .adaptation import Predictor, adapt, save
 from .checkpoint import Checkpoints
+from .compiling import whole_program
 from .config import PYTHON, Config, Optimiser, Training, to_json
 from .description import describe
 from .domain import in_step, sample_many
@@ -104,7 +105,7 @@ def make_step(method: MetaGradient, transform: Any, tasks: int, average: float) 
         kept["step"] = state["step"] + good.astype(jnp.int32)
         return kept, {"gradient_norm": size, "metrics": metrics}
 
-    return jax.jit(step)
+    return whole_program(step)
 
 
 def initial_state(
