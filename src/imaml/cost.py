@@ -41,7 +41,8 @@ def count_flops(function: Callable, *arguments: Any) -> Flops:
     >>> count_flops(lambda a: jax.lax.fori_loop(0, 10, lambda _, b: a @ (a.T @ b), a), a).flops
     720
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    traced = function.trace if hasattr(function, "trace") else jax.jit(function).trace
+    return _count(traced(*arguments).jaxpr.jaxpr)
 
 
 def _count(program: Any) -> Flops:
