@@ -61,10 +61,10 @@ def imaml(work, arrays, threads):
     theta, (support, query) = _inputs(arrays)
     shared = threads > 1 and not work.small
     method = _method(work, chunk=None if work.small else 1, mesh=devices_mesh(work.tasks) if shared else None)
-    step, tasks = jax.jit(method), library.Task(support, query)
+    step, tasks, key = jax.jit(method), library.Task(support, query), jax.random.key(0)
 
     def run():
-        return jax.block_until_ready(step(theta, tasks, jax.random.key(0)))[0]
+        return jax.block_until_ready(step(theta, tasks, key))[0]
 
     return run, arrays.vector
 

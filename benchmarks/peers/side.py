@@ -64,6 +64,14 @@ def _peak():
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
 
 
+def _forget_peak():
+    """Lets the peak start anew, from what the process has now: what compiling took is no part of a step."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        print(f"peak memory is with that of compiling: {error}", file=sys.stderr)
+
+
 def _settle(peer, work, threads):
     """Threads and precision, before anything is imported that would choose its own."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -93,6 +101,7 @@ def main():
     before, began = _resident(), time.perf_counter()
     gradient = run()
     first = time.perf_counter() - began
+    _forget_peak()
     import numpy as np
 
     np.save(Path(folder) / f"{list(PEERS).index(name)}.npy", vector(gradient))
