@@ -376,6 +376,7 @@ def test_training_certifies_every_so_many_steps(tmp_path):
         ({"error_estimate": 0.034, "error_bound": None, "certified": 0.25}, "25 % of tasks certified"),
         ({"error_estimate": 0.034, "error_bound": None, "certified": 0.0}, "gradient error about 3.4 %"),
         ({"error_estimate": 0.034}, "gradient error about 3.4 %"),
+        ({"error_estimate": 12.34}, "gradient error about 1,200 %"),
         ({"error_estimate": None}, "gradient error unknown"),
         ({}, ""),
     ],

@@ -14,11 +14,14 @@ def _lines(cost: Cost) -> list[str]:
     """What both commands say."""
     shared = "" if cost.devices == 1 else f" on each of {cost.devices} devices"
     note = f" ({cost.unbounded} loops of unknown length counted once)" if cost.unbounded else ""
+    floor = f"{cost.floor_ms:,.2f} ms a step, were there nothing else to do"
+    if cost.floor_ms > cost.median_ms:
+        note, floor = " at most: loops that end sooner count in full", "unknown, as the loops end sooner"
     return [
         f"parameters        {cost.parameters:,}",
         f"a step's products {cost.flops / 1e9:,.3f} GFLOP{note}",
         f"this machine      {cost.rate / 1e9:,.0f} GFLOP/s in float32 matrix products",
-        f"floor             {cost.floor_ms:,.2f} ms a step, were there nothing else to do",
+        f"floor             {floor}",
         f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled",
     ]
 
@@ -50,5 +53,6 @@ def bench(config: Any, name: str, steps: int, as_json: bool) -> int:
     low, high = min(cost.milliseconds), max(cost.milliseconds)
     print(f"a step            {cost.median_ms:,.2f} ms, median of {steps} ({low:,.2f} to {high:,.2f})")
     print(f"first call        {cost.first_call_s:.1f} s, with compiling")
-    print(f"of the rate       {100 * cost.fraction:.0f} %")
+    if cost.fraction <= 1:
+        print(f"of the rate       {100 * cost.fraction:.0f} %")
     return 0

@@ -187,14 +187,19 @@ def score_text(name: str, value: float | None, ci95: float | None = None) -> str
     return f"{scale * value:{digits}}{interval}{unit}"
 
 
+def _percent(share: float) -> str:
+    """A share as percent, to two digits; 1,200 and not 1.2e+03."""
+    return f"{float(f'{100 * share:.2g}'):,.10g} %"
+
+
 def _error(event: Mapping[str, Any]) -> list[str]:
     """What is known of the meta-gradient's error, in words: certified before estimated."""
     bound, estimate = event.get("error_bound"), event.get("error_estimate")
     if event.get("certified"):
         share = f"{100 * event['certified']:.0f} % of tasks certified"
-        return [f"gradient error at most {100 * bound:.2g} %, {share}" if bound is not None else share]
+        return [f"gradient error at most {_percent(bound)}, {share}" if bound is not None else share]
     if estimate is not None:
-        return [f"gradient error about {100 * estimate:.2g} %"]
+        return [f"gradient error about {_percent(estimate)}"]
     return ["gradient error unknown"] if "error_estimate" in event else []
 
 

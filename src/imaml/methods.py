@@ -408,8 +408,18 @@ def Joint(
     (`wide`), and what a new task starts at, with a fresh head (`narrow`). grouped: a head for every group of
     classes on one shared body (Caruana 1997), instead of one head for all. problem, inner: how a new task is
     learned from there; `domain.problem(None)` fine-tunes the whole network, `domain.problem(None, "head")`
-    the head alone. options: as of `MetaGradient`.
+    the head alone. options: as of `MetaGradient`. ConfigError where domain has no such loss or parameters.
+
+    >>> import imaml
+    >>> domain = imaml.characters(ways=3, filters=4)
+    >>> method = Joint(domain, domain.problem(None), inner=imaml.GradientDescent(0.1, steps=5))
+    >>> run = imaml.train(domain, method, imaml.Optimiser("adam", 1e-3), steps=1, tasks=2, progress=False)
     """
+    if not all(hasattr(domain, name) for name in ("joint_loss", "wide", "narrow", "whole", "query_loss")):
+        raise ConfigError(
+            f"Joint: domain is a {type(domain).__name__}; accepted is a domain with a loss over all "
+            "classes, such as imaml.characters(): Joint(domain, domain.problem(None), inner=...)."
+        )
     return MetaGradient(
         problem,
         domain.query_loss,
