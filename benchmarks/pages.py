@@ -319,7 +319,7 @@ def posteriors():
 
 
 def peers():
-    """The tables of docs/performance.md: times of every peer on every work, errors, and what failed."""
+    """The tables of docs/performance.md: times of every peer on every work, memory, errors, what failed."""
     r = json.loads((RESULTS / "peers.json").read_text())
     names = list(dict.fromkeys(row["peer"] for row in r["rows"]))
     works = list(dict.fromkeys((row["title"], row["threads"]) for row in r["rows"]))
@@ -327,7 +327,7 @@ def peers():
     heads = [f"{title}, {threads} thread{'s' * (threads > 1)}" for title, threads in works]
     times = ["| ms, median (times imaml's) | " + " | ".join(heads) + " |", "|---" * (len(works) + 1) + "|"]
     for name in names:
-        times.append(f"| {name} | " + " | ".join(_time(found[name, *work]) for work in works) + " |")
+        times.append(f"| {name} | " + " | ".join(_time(found.get((name, *work))) for work in works) + " |")
     rates = [f"{100 * found['imaml', *work]['of_rate']:.0f} %" for work in works]
     times.append("| imaml, of the matrix-multiply rate | " + " | ".join(rates) + " |")
     judged = [
@@ -335,6 +335,11 @@ def peers():
     ]
     errors = ["| error | " + " | ".join(title for title, _ in judged) + " | what it is |"]
     errors.append("|---" * (len(judged) + 2) + "|")
+    memory = ["| MiB at most, beside what was there | " + " | ".join(heads) + " |", times[1]]
+    for name in names:
+        rows = [found.get((name, *work)) for work in works]
+        cells = ["" if row is None or row["peak_mib"] is None else f"{row['peak_mib']:,.0f}" for row in rows]
+        memory.append(f"| {name} | " + " | ".join(cells) + " |")
     missing = []
     for name in names:
         rows = [found[name, *work] for work in judged]
@@ -345,10 +350,12 @@ def peers():
         for note in dict.fromkeys(row["note"] for row in failed):
             where = dict.fromkeys(row["title"] for row in failed if row["note"] == note)
             missing.append(f"- {name} has no time on {'; '.join(where)}: {note}")
-    return "\n".join([*times, "", *errors, "", *missing]) + "\n\n" + _source(r, "peers.json")
+    return "\n".join([*times, "", *memory, "", *errors, "", *missing]) + "\n\n" + _source(r, "peers.json")
 
 
 def _time(row):
+    if row is None:
+        return "not run"
     if row["ms_median"] is None:
         return "none"
     ratio = row["times_imaml"]
@@ -365,6 +372,67 @@ def growth():
         figures = [f"{sweep[f'exponent_{key}']:.2f}" for key in ("ms_min", "gflop", "temporary_bytes")]
         lines.append("| " + " | ".join([sweep["name"], values, *figures]) + " |")
     return "\n".join(lines) + "\n\n" + _source(r, "growth.json")
+
+
+def roofline():
+    """The table of docs/performance.md: where Conv4's step spends its time."""
+    r = json.loads((RESULTS / "roofline.json").read_text())
+    lines = []
+    for work in r["works"]:
+        said = (
+            f"**{work['title']}**: {work['ms_median']:,.0f} ms, {100 * work['of_rate']:.0f} % of "
+            f"{r['rate_gflops']:.0f} GFLOP/s. Its products alone, each at its shape's rate, would take "
+            f"{work['ms_of_products_alone']:,.0f} ms: {100 * work['of_rate_of_products_alone']:.0f} %."
+        )
+        lines += [said, "", "| part | share of the time | GFLOP/s in the step | alone |", "|---|---|---|---|"]
+        for row in [row for row in work["products"] if row["share"] >= 0.02]:
+            shape = f"{row['m']:,} x {row['k']:,} by {row['k']:,} x {row['n']:,}, {row['calls']:.0f} times"
+            rates = f"{row['gflops_in_step']:.0f} | {row['gflops_alone']:.0f}"
+            lines.append(f"| {shape} | {100 * row['share']:.0f} % | {rates} |")
+        small = sum(row["share"] for row in work["products"] if row["share"] < 0.02)
+        lines.append(f"| smaller products | {100 * small:.0f} % | | |")
+        lines += [f"| {name} | {100 * share:.0f} % | | |" for name, share in work["others"].items()] + [""]
+    return "\n".join(lines) + "\n" + _source(r, "roofline.json")
+
+
+def any_inner():
+    """The table of docs/any_inner.md: every domain's methods, and implicit MAML less each."""
+    r = json.loads((RESULTS / "any_inner.json").read_text())
+    lines = []
+    for name, found in r["presets"].items():
+        head = f"{found['score']}, {found['better']} is better"
+        lines += [
+            f"**{name}**, {found['tasks']} test tasks",
+            "",
+            f"| method | {head} | imaml less it, paired |",
+        ]
+        lines.append("|---|---|---|")
+        for row in found["rows"]:
+            gap = "" if row["method"] == "imaml" else with_interval(row["imaml_less_this"], 1, 3, True)
+            failed = f", {row['failed']} tasks failed" if row["failed"] else ""
+            lines.append(f"| {row['method']} | {with_interval(row['score'], 1, 3)}{failed} | {gap} |")
+        for key, pair in found["baselines"].items():
+            gap = with_interval(found["imaml_less_baselines"][key], 1, 3, True)
+            lines.append(f"| {key.replace('_', ' ')} | {with_interval(pair, 1, 3)} | {gap} |")
+        lines.append("")
+    return "\n".join(lines) + "\n" + _source(r, "any_inner.json")
+
+
+def trajectory():
+    """The table of docs/any_inner.md: what the derivative of a plan costs."""
+    r = json.loads((RESULTS / "trajectory.json").read_text())
+    lines = ["| horizon | one sweep, ms | temporary KiB |", "|---|---|---|"]
+    for row in r["horizons"]:
+        lines.append(
+            f"| {row['horizon']} | {row['milliseconds'][0]:.2f} | {row['temporary_bytes'] / 1024:.0f} |"
+        )
+    lines += ["", f"Time grows with the horizon to the power of {r['exponent']:.2f}.", ""]
+    lines += ["| iterations at horizon 200 | through the iterations, in sweeps | temporary MiB | ours, MiB |"]
+    lines.append("|---|---|---|---|")
+    for row in r["at horizon 200"]:
+        sizes = [f"{row[key] / 2**20:.2f}" for key in ("temporary_bytes", "ours_temporary_bytes")]
+        lines.append(f"| {row['iterations']} | {row['times_as_long']:.0f} | " + " | ".join(sizes) + " |")
+    return "\n".join(lines) + "\n\n" + _source(r, "trajectory.json")
 
 
 def startup():

@@ -30,8 +30,13 @@ PAGES = {  # page: block: the result file it needs, and what writes it
     },
     "docs/performance.md": {
         "peers": ("peers.json", pages.peers),
+        "roofline": ("roofline.json", pages.roofline),
         "growth": ("growth.json", pages.growth),
         "startup": ("startup.json", pages.startup),
+    },
+    "docs/any_inner.md": {
+        "any_inner": ("any_inner.json", pages.any_inner),
+        "trajectory": ("trajectory.json", pages.trajectory),
     },
     "docs/tables.md": {
         "days": ("last_days.json", pages.last_days),

@@ -72,6 +72,7 @@ _HOME = {
     "released": ("ThenPulled", "as_released"),
     "models": ("MLP", "Conv4"),
     "trajectory": ("ILQR", "Trajectory"),
+    "domains.densities": ("densities",),
     "domains.mazes": ("mazes",),
     "domains.plants": ("plants",),
     "domains.fewshot": ("characters", "omniglot", "mini_imagenet", "image_tasks"),
@@ -127,6 +128,7 @@ if TYPE_CHECKING:
     from .config import Optimiser as Optimiser
     from .curvature import Quadrature as Quadrature
     from .damped import DampedCG as DampedCG
+    from .domains.densities import densities as densities
     from .domains.fewshot import characters as characters
     from .domains.fewshot import image_tasks as image_tasks
     from .domains.fewshot import mini_imagenet as mini_imagenet

@@ -12,6 +12,7 @@ from typing import Any
 from .accuracy import Tightening
 from .curvature import Quadrature
 from .damped import DampedCG
+from .domains.densities import DensitiesRecipe
 from .domains.fewshot import FewShotRecipe
 from .domains.mazes import MazesRecipe
 from .domains.plants import PlantsRecipe
@@ -202,7 +203,13 @@ class Config:
     """A whole run."""
 
     domain: (
-        FewShotRecipe | SinusoidRecipe | LinearGaussianRecipe | TablesRecipe | MazesRecipe | PlantsRecipe
+        FewShotRecipe
+        | SinusoidRecipe
+        | LinearGaussianRecipe
+        | TablesRecipe
+        | MazesRecipe
+        | PlantsRecipe
+        | DensitiesRecipe
     ) = field(default_factory=FewShotRecipe)
     method: Method = field(default_factory=Method)
     optimiser: Optimiser = Optimiser()
@@ -218,6 +225,7 @@ _KINDS: dict[str, type] = {
         TablesRecipe,
         MazesRecipe,
         PlantsRecipe,
+        DensitiesRecipe,
         Layout,
         Column,
         GradientDescent,

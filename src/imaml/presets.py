@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .config import Config, Optimiser, Training
+from .domains.densities import DensitiesRecipe
 from .domains.fewshot import FewShotRecipe
 from .domains.plants import PlantsRecipe
 from .domains.regression import SinusoidRecipe
@@ -41,6 +42,18 @@ def _plants(plant: str) -> Config:
         PlantsRecipe(plant),
         Method(
             strength=0.05, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"
+        ),
+        Optimiser("adam", 3e-3, clip=1.0),
+        Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
+    )
+
+
+def _densities(family: str) -> Config:
+    solver = CG(steps=15)
+    return Config(
+        DensitiesRecipe(family),
+        Method(
+            strength=0.02, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"
         ),
         Optimiser("adam", 3e-3, clip=1.0),
         Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
@@ -119,6 +132,11 @@ PRESETS: dict[str, Preset] = {
     ),
     "trajectory-cart-pole": Preset("the same for a cart with a pole", _plants("cart-pole")),
     "trajectory-quadrotor": Preset("the same for a quadrotor in a plane", _plants("quadrotor")),
+    "energy": Preset(
+        "the density of points around a closed curve from 12 of them, by an energy; no data, minutes",
+        _densities("curves"),
+    ),
+    "energy-modes": Preset("the same for points around four modes", _densities("modes")),
     "tables": Preset(
         "your own table, rows grouped by a column into tasks (bring the data); seconds",
         Config(
