@@ -29,7 +29,12 @@ RESULT = Path("benchmarks/results/any_inner.json")
 KEPT = Path("runs/any_inner")
 VALIDATION, TEST = 64, 200
 METHODS = ("imaml", "scratch", "transfer", "fomaml")
-RATES = {"trajectory": (0.03, 0.1, 0.3), "q-learning": (0.1, 0.3, 1.0)}  # of gradient descent
+RATES = {  # of gradient descent
+    "trajectory": (0.03, 0.1, 0.3),
+    "energy": (0.03, 0.1, 0.3),
+    "actor-critic": (0.03, 0.1, 0.3),
+    "q-learning": (0.1, 0.3, 1.0),
+}
 STEPS = {"scratch": 200, "transfer": 32, "fomaml": 16}  # of gradient descent on a new task, or in learning
 
 

@@ -74,6 +74,7 @@ _HOME = {
     "trajectory": ("ILQR", "Trajectory"),
     "domains.densities": ("densities",),
     "domains.mazes": ("mazes",),
+    "domains.navigation": ("navigation",),
     "domains.plants": ("plants",),
     "domains.fewshot": ("characters", "omniglot", "mini_imagenet", "image_tasks"),
     "domains.regression": ("linear_gaussian", "sinusoid"),
@@ -134,6 +135,7 @@ if TYPE_CHECKING:
     from .domains.fewshot import mini_imagenet as mini_imagenet
     from .domains.fewshot import omniglot as omniglot
     from .domains.mazes import mazes as mazes
+    from .domains.navigation import navigation as navigation
     from .domains.plants import plants as plants
     from .domains.regression import linear_gaussian as linear_gaussian
     from .domains.regression import sinusoid as sinusoid

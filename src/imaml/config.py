@@ -15,6 +15,7 @@ from .damped import DampedCG
 from .domains.densities import DensitiesRecipe
 from .domains.fewshot import FewShotRecipe
 from .domains.mazes import MazesRecipe
+from .domains.navigation import NavigationRecipe
 from .domains.plants import PlantsRecipe
 from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
 from .domains.table_layout import Column, Layout
@@ -210,6 +211,7 @@ class Config:
         | MazesRecipe
         | PlantsRecipe
         | DensitiesRecipe
+        | NavigationRecipe
     ) = field(default_factory=FewShotRecipe)
     method: Method = field(default_factory=Method)
     optimiser: Optimiser = Optimiser()
@@ -226,6 +228,7 @@ _KINDS: dict[str, type] = {
         MazesRecipe,
         PlantsRecipe,
         DensitiesRecipe,
+        NavigationRecipe,
         Layout,
         Column,
         GradientDescent,

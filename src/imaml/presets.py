@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from .config import Config, Optimiser, Training
 from .domains.densities import DensitiesRecipe
 from .domains.fewshot import FewShotRecipe
+from .domains.navigation import NavigationRecipe
 from .domains.plants import PlantsRecipe
 from .domains.regression import SinusoidRecipe
 from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant
 from .family import Bayes, Method, NewTask
 from .inner import GradientDescent
-from .linear import CG
+from .linear import CG, GMRES
 from .newton import NewtonCG
 
 # Learning takes large steps, as it can afford few; a new task wants smaller ones, and a weaker anchor.
@@ -55,6 +56,15 @@ def _densities(family: str) -> Config:
         Method(
             strength=0.02, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"
         ),
+        Optimiser("adam", 3e-3, clip=1.0),
+        Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
+    )
+
+
+def _navigation() -> Config:
+    return Config(
+        NavigationRecipe(),
+        Method(strength=1.0, inner=GradientDescent(0.1, steps=40), linear=GMRES(steps=15)),
         Optimiser("adam", 3e-3, clip=1.0),
         Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
     )
@@ -132,6 +142,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "trajectory-cart-pole": Preset("the same for a cart with a pole", _plants("cart-pole")),
     "trajectory-quadrotor": Preset("the same for a quadrotor in a plane", _plants("quadrotor")),
+    "actor-critic": Preset(
+        "steer a point to a goal against a wind, from four random walks; no data, minutes", _navigation()
+    ),
     "energy": Preset(
         "the density of points around a closed curve from 12 of them, by an energy; no data, minutes",
         _densities("curves"),
