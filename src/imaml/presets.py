@@ -13,8 +13,9 @@ from .domains.regression import SinusoidRecipe
 from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant
 from .family import Bayes, Method, NewTask
+from .general import GMRES
 from .inner import GradientDescent
-from .linear import CG, GMRES
+from .linear import CG
 from .newton import NewtonCG
 
 # Learning takes large steps, as it can afford few; a new task wants smaller ones, and a weaker anchor.
