@@ -19,6 +19,7 @@ import numpy as np
 from .charts import ROWS, Line, figure, number
 from .errors import DataError
 from .journal import FILE, REASONS, clock, read_events, score_text
+from .scenes import Scene
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page loads and runs nothing
 STYLE = """
@@ -60,7 +61,7 @@ border-bottom:1px solid var(--line);white-space:nowrap}th{position:sticky;top:0;
 width:1.2rem;padding-top:.8rem}.shots,.queries{display:flex;flex-wrap:wrap;gap:.4rem}
 .shots{border-right:1px solid var(--line);padding-right:.7rem;max-width:40%}.tile{width:52px;font-size:.8rem;
 text-align:center;line-height:1.25}.tile img{width:100%;height:auto;display:block;border-radius:4px}
-.tile small{display:block}.shots .tile{padding:4px}.tile span{display:block;border:2px solid var(--a);
+.tile small{display:block}.tile.wide{width:132px}.tile.wide img{image-rendering:pixelated}.shots .tile{padding:4px}.tile span{display:block;border:2px solid var(--a);
 border-radius:6px;padding:2px}.wrong span{border:2px dashed var(--bad)}.right{color:var(--a)}
 .wrong{color:var(--bad);font-weight:700}.tree{list-style:none;padding-left:1.1rem;margin:.2rem 0}
 .tree details{margin:0}code{font:.9em ui-monospace,monospace}
@@ -113,7 +114,7 @@ class Example:
             raise DataError(f"Example: query has shape {shape}; accepted are images or (m, 1) inputs.")
 
 
-def write_report(folder: Path, examples: Sequence[Example] | None = None) -> Path:
+def write_report(folder: Path, examples: Sequence[Example | Scene] | None = None) -> Path:
     """The path of the page, `folder`/report.html, made from the run's events and configuration.
 
     A run that is unfinished, was interrupted or has said nothing yet gets a page that says so. DataError
@@ -325,15 +326,40 @@ def _numerics(run: _Run) -> str:
     return f'<h2>Numerics</h2><p class="soft">{text}</p>{grid}'
 
 
-def _tasks(examples: Sequence[Example]) -> str:
+def _tasks(examples: Sequence[Example | Scene]) -> str:
     if not examples:
         return ""
-    drawn = [_images(i, e) if np.ndim(e.query) > 2 else _curve(i, e) for i, e in enumerate(examples, 1)]
+    drawn = [_drawn(i, e) for i, e in enumerate(examples, 1)]
     text = "Tasks never seen in training."
-    if np.ndim(examples[0].query) > 2:
+    if isinstance(examples[0], Example) and np.ndim(examples[0].query) > 2:
         text += " Each row is a class: what the network adapted to, then what it answered, and how sure."
         text += " ✓ and a solid frame: right. ✗ and a dashed frame: wrong."
     return f'<h2>Example tasks</h2><p class="soft">{text}</p><div class="grid">{"".join(drawn)}</div>'
+
+
+def _drawn(number: int, example: Example | Scene) -> str:
+    """One task's picture."""
+    if isinstance(example, Scene):
+        return _scene(number, example)
+    return _images(number, example) if np.ndim(example.query) > 2 else _curve(number, example)
+
+
+def _scene(number: int, scene: Scene) -> str:
+    """What a domain shows of a task: a chart of its lines, or its images side by side."""
+    title, note = f"Task {number}: {scene.title}", f" {scene.note}" if scene.note else ""
+    if not scene.images:
+        styles = {"best": "c", "before": "d", "after": "a"}
+        lines = [
+            Line(name, np.ravel(x), np.ravel(y), styles.get(name, "point"))
+            for name, (x, y) in scene.lines.items()
+        ]
+        return figure(title, note, lines, scene.x_name)
+    tiles = "".join(
+        f'<div class="tile wide">{_png(image, f"{title}, {name}", 132)}{name}</div>'
+        for name, image in scene.images.items()
+    )
+    text = f'<p class="soft">{scene.note}</p>' if scene.note else ""
+    return f'<div class="card ink"><h3>{title}</h3>{text}<div class="queries">{tiles}</div></div>'
 
 
 def _images(number: int, example: Example) -> str:
@@ -365,8 +391,8 @@ def _class(label: Any) -> str:
     return chr(65 + int(label)) if 0 <= int(label) < 26 else str(int(label))
 
 
-def _png(image: Any, alt: str) -> str:
-    """An image as a data URI; one channel is drawn dark on light, 1 = ink."""
+def _png(image: Any, alt: str, width: int = 52) -> str:
+    """An image as a data URI, so many pixels wide; one channel is drawn dark on light, 1 = ink."""
     from PIL import Image
 
     pixels = np.nan_to_num(np.clip(np.asarray(image, np.float64), 0, 1))
@@ -378,7 +404,7 @@ def _png(image: Any, alt: str) -> str:
     file = io.BytesIO()
     Image.fromarray(np.round(255 * pixels).astype(np.uint8)).save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{alt}" width="52" height="52" src="data:image/png;base64,{data}">'
+    return f'<img alt="{alt}" width="{width}" height="{width}" src="data:image/png;base64,{data}">'
 
 
 def _curve(number: int, example: Example) -> str:

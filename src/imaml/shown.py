@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .compiling import whole_program
 from .domains.fewshot import FewShotRecipe
 from .domains.regression import SinusoidRecipe
 from .reporting import Example
@@ -16,7 +17,9 @@ def examples(run: Any, number: int = 4) -> list[Any]:
     """Example tasks of the test split with what a run or learner predicts, for the report."""
     recipe = None if run.config is None else run.config.domain
     sample = jax.jit(lambda domain, key: domain.sample(key, "test"))
-    made = []
+    made: list[Any] = []
+    if hasattr(run.domain, "scenes"):
+        return _scenes(run, sample, number)
     for index in range(number if isinstance(recipe, FewShotRecipe | SinusoidRecipe) else 0):
         key = jax.random.fold_in(jax.random.key(7), index)
         if isinstance(recipe, SinusoidRecipe):
@@ -34,6 +37,17 @@ def examples(run: Any, number: int = 4) -> list[Any]:
                 probabilities=probabilities,
             )
         )
+    return made
+
+
+def _scenes(run: Any, sample: Any, number: int) -> list[Any]:
+    """What the domain shows of its first test tasks, at theta and adapted."""
+    mean = run.method.mean(run.theta)
+    adapt = whole_program(lambda theta, support: run.method.adapt(theta, support)[0])
+    made = []
+    for index in range(number):
+        task = sample(run.domain, jax.random.fold_in(jax.random.key(7), index))
+        made += run.domain.scenes(mean, adapt(run.theta, task.support), task)
     return made
 
 

@@ -17,16 +17,19 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ..errors import ConfigError, require_number, require_one_of, require_whole
 from ..models import MLP
 from ..problem import Problem, Task, plain, proximal
+from ..scenes import Scene
 
 JUDGES = ("likelihood", "score")
 FAMILIES = ("curves", "modes")
 REACH = 3.0  # of the square that densities live in, to either side
 PIECES = 128  # normal distributions along a curve
+CELLS = 64  # a side, of pictures
 BANDWIDTHS = 16  # tried by the kernel density estimate
 
 
@@ -222,6 +225,26 @@ class Densities:
             "nll": found,
             "excess": found + jnp.mean(logs_of_mixture(points, centres, self.recipe.spread)),
         }
+
+    def scenes(self, before: Any, after: Any, task: Task) -> list[Scene]:
+        """Densities over the square: the true one, the points, and the energy's before and after."""
+        line = np.linspace(-REACH, REACH, CELLS, dtype=np.float32)
+        grid = jnp.stack(jnp.meshgrid(line, line[::-1]), -1).reshape(-1, 2)
+        logs = {"true": logs_of_mixture(grid, task.query.centres, self.recipe.spread)}
+        logs |= {"before": self.logs(before, grid), "after": self.logs(after, grid)}
+        most = float(jnp.exp(logs["true"].max()))
+        images = {
+            name: np.clip(np.exp(np.asarray(each)) / most, 0, 1).reshape(CELLS, CELLS)
+            for name, each in logs.items()
+        }
+        seen = np.zeros((CELLS, CELLS))
+        places = np.rint((np.asarray(task.support.points) + REACH) * (CELLS - 1) / (2 * REACH)).astype(int)
+        inside = places[np.all((places > 0) & (places < CELLS - 1), axis=1)]
+        for column, row in inside:
+            seen[CELLS - 1 - row - 1 : CELLS - row + 1, column - 1 : column + 2] = 1
+        shown = {"true": images["true"], "seen": seen, "before": images["before"], "after": images["after"]}
+        gone = " to ".join(f"{float(self.metrics(phi, task)['nll']):.2f}" for phi in (before, after))
+        return [Scene("a density", f"minus mean log likelihood of other points: {gone}", images=shown)]
 
     def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
         """Nothing: no class is told."""

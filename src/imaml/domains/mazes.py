@@ -18,11 +18,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ..errors import ConfigError, require_number, require_one_of, require_whole
 from ..models import MLP
 from ..problem import Problem, Task, equilibrium
+from ..scenes import Scene
 from .markov import Process, Walks, optimal, soft_value, value_of, walk
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # up, right, down, left: rows and columns
@@ -236,6 +238,23 @@ class Mazes:
         greedy = jax.nn.one_hot(jnp.argmax(q, 1), len(MOVES))
         errors = self.field.errors(q, task.query.walks)
         return {"return": self._return(greedy, process), "bellman": 0.5 * jnp.mean(jnp.square(errors))}
+
+    def scenes(self, before: Any, after: Any, task: Task) -> list[Scene]:
+        """The maze, where walks have been, and the values of its cells before, after, and in truth."""
+        process, side, recipe = task.query.process, self.recipe.side, self.recipe
+        best = optimal(process, recipe.discount).max(1)
+        values = {"before": self.field.values(before).max(1), "after": self.field.values(after).max(1)}
+        values["true"] = best
+        most = max(float(best.max()), 1e-6)
+        goal = np.asarray(process.entering).reshape(side, side)
+        over = np.asarray(process.over, np.float64).reshape(side, side) * (1 - goal)
+        free = np.asarray(process.start > 0).reshape(side, side)
+        walls = np.where(free | (goal > 0), 0.0, 1.0) - 0.4 * over
+        walked = np.bincount(np.asarray(task.support.states), minlength=side**2).reshape(side, side)
+        images = {"walls, holes": walls, "goal": goal, "walked": walked / max(walked.max(), 1)}
+        images |= {n: np.clip(np.asarray(v) / most, 0, 1).reshape(side, side) for n, v in values.items()}
+        gone = " to ".join(f"{float(self.metrics(phi, task)['return']):.2f}" for phi in (before, after))
+        return [Scene("values of cells", f"return of the greedy policy: {gone}", images=images)]
 
     def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
         """Nothing: no class is told."""

@@ -20,11 +20,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ..errors import ConfigError, require_number, require_one_of, require_whole
 from ..models import MLP
 from ..problem import Problem, Task, equilibrium
+from ..scenes import Scene
 
 NEAREST, FARTHEST = 0.5, 1.0  # of a goal from the middle
 
@@ -276,6 +278,18 @@ class Navigation:
         """The return of the policy's means, and the critic's mean squared temporal difference."""
         advantages = self.field.advantages(phi["critic"], task.query.transitions)
         return {"return": self._judged(phi, task.query), "difference": jnp.mean(jnp.square(advantages))}
+
+    def scenes(self, before: Any, after: Any, task: Task) -> list[Scene]:
+        """The paths of the policy's means before and after adaptation, and the straight one."""
+        goal, wind, most = task.query.goal, task.query.wind, self.recipe.most
+        means = Means(self.recipe)
+        path = lambda phi: self.walked(lambda x: means.moves(phi["actor"], x[None])[0], goal, wind)  # noqa: E731
+        straight = self.walked(lambda place: jnp.clip((goal - place - wind) / most, -1, 1), goal, wind)
+        paths = {"best": straight, "before": path(before), "after": path(after), "goal": goal[None]}
+        lines = {name: (np.asarray(p[:, 0]), np.asarray(p[:, 1])) for name, p in paths.items()}
+        gone = " to ".join(f"{float(self._return(paths[name][:], goal)):.2f}" for name in ("before", "after"))
+        note = f"from the middle, {self.recipe.horizon} moves; return {gone}"
+        return [Scene("paths in the plane", note, lines, "first coordinate")]
 
     def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
         """Nothing: no class is told."""

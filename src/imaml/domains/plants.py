@@ -17,11 +17,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ..errors import ConfigError, require_number, require_one_of, require_whole
 from ..models import MLP
 from ..problem import Problem, Task, plain, proximal
+from ..scenes import Scene
 from ..solution import Solution
 from ..trajectory import ILQR, Trajectory
 from .physics import KINDS, Kind
@@ -254,6 +256,20 @@ class Plants:
         cost = self.followed(plan.value, task.query.physics)[2]
         error = 2 * self.loss(phi, task.query.points)
         return {"cost": cost, "error": error, "converged": plan.status.ok.astype(error.dtype)}
+
+    def scenes(self, before: Any, after: Any, task: Task) -> list[Scene]:
+        """The first position over time where plans are followed in the true plant, and the best one."""
+        physics, seconds = task.query.physics, self.recipe.kind.seconds
+        flown = jax.jit(lambda phi: self.followed(self.plan(phi).value, physics))
+        best = jax.jit(self.best)(physics)
+        runs = {"before": flown(before), "after": flown(after)}
+        states = {"best": best.states, **{name: run[0] for name, run in runs.items()}}
+        lines = {
+            name: (seconds * np.arange(len(each)), np.asarray(each[:, 0])) for name, each in states.items()
+        }
+        costs = [*(float(run[2]) for run in runs.values()), float(best.cost)]
+        note = "cost {:.1f} before, {:.1f} after, {:.1f} where the plant is known".format(*costs)
+        return [Scene(f"{self.recipe.plant}, first position", note, lines, "time, s")]
 
     def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
         """Nothing: no class is told."""
