@@ -61,7 +61,9 @@ border-bottom:1px solid var(--line);white-space:nowrap}th{position:sticky;top:0;
 width:1.2rem;padding-top:.8rem}.shots,.queries{display:flex;flex-wrap:wrap;gap:.4rem}
 .shots{border-right:1px solid var(--line);padding-right:.7rem;max-width:40%}.tile{width:52px;font-size:.8rem;
 text-align:center;line-height:1.25}.tile img{width:100%;height:auto;display:block;border-radius:4px}
-.tile small{display:block}.tile.wide{width:132px}.tile.wide img{image-rendering:pixelated}.shots .tile{padding:4px}.tile span{display:block;border:2px solid var(--a);
+.tile small{display:block}
+.tile.wide{width:132px}.tile.wide img{image-rendering:pixelated}
+.shots .tile{padding:4px}.tile span{display:block;border:2px solid var(--a);
 border-radius:6px;padding:2px}.wrong span{border:2px dashed var(--bad)}.right{color:var(--a)}
 .wrong{color:var(--bad);font-weight:700}.tree{list-style:none;padding-left:1.1rem;margin:.2rem 0}
 .tree details{margin:0}code{font:.9em ui-monospace,monospace}
