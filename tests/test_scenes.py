@@ -12,6 +12,7 @@ DOMAINS = {
     "mazes": (lambda: imaml.mazes(side=4, walks=2, length=6, hidden=(8,)), "walked"),
     "plants": (lambda: imaml.plants(walks=1, length=6, horizon=8, iterations=3, hidden=(8,)), "best"),
     "navigation": (lambda: imaml.navigation(episodes=1, length=4, horizon=3, hidden=(6,)), "goal"),
+    "imitation": (lambda: imaml.imitation(shots=3, queries=4, hidden=(6,)), "seen"),
     "densities": (lambda: imaml.densities(shots=3, queries=4, noises=2, grid=8, hidden=(6,)), "seen"),
 }
 

@@ -62,6 +62,7 @@ _HOME = {
         "Reptile",
         "Solving",
     ),
+    "game_solvers": ("ExtraGradient", "OptimisticDescent"),
     "minres": ("MINRES",),
     "damped": ("DampedCG",),
     "nystrom": ("Diagonal", "Nystrom"),
@@ -73,6 +74,7 @@ _HOME = {
     "models": ("MLP", "Conv4"),
     "trajectory": ("ILQR", "Trajectory"),
     "domains.densities": ("densities",),
+    "domains.imitation": ("imitation",),
     "domains.mazes": ("mazes",),
     "domains.navigation": ("navigation",),
     "domains.plants": ("plants",),
@@ -134,6 +136,7 @@ if TYPE_CHECKING:
     from .domains.fewshot import image_tasks as image_tasks
     from .domains.fewshot import mini_imagenet as mini_imagenet
     from .domains.fewshot import omniglot as omniglot
+    from .domains.imitation import imitation as imitation
     from .domains.mazes import mazes as mazes
     from .domains.navigation import navigation as navigation
     from .domains.plants import plants as plants
@@ -149,6 +152,8 @@ if TYPE_CHECKING:
     from .errors import StructureError as StructureError
     from .evaluation import Evaluation as Evaluation
     from .evaluation import evaluate as evaluate
+    from .game_solvers import ExtraGradient as ExtraGradient
+    from .game_solvers import OptimisticDescent as OptimisticDescent
     from .general import GMRES as GMRES
     from .general import BiCGStab as BiCGStab
     from .general import Dense as Dense

@@ -14,6 +14,7 @@ from .curvature import Quadrature
 from .damped import DampedCG
 from .domains.densities import DensitiesRecipe
 from .domains.fewshot import FewShotRecipe
+from .domains.imitation import ImitationRecipe
 from .domains.mazes import MazesRecipe
 from .domains.navigation import NavigationRecipe
 from .domains.plants import PlantsRecipe
@@ -22,6 +23,7 @@ from .domains.table_layout import Column, Layout
 from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant, require_number, require_one_of, require_whole
 from .family import Bayes, Method, NewTask
+from .game_solvers import ExtraGradient, OptimisticDescent
 from .general import GMRES, BiCGStab, Dense
 from .inner import Descent, GradientDescent
 from .linear import CG, Neumann
@@ -212,6 +214,7 @@ class Config:
         | PlantsRecipe
         | DensitiesRecipe
         | NavigationRecipe
+        | ImitationRecipe
     ) = field(default_factory=FewShotRecipe)
     method: Method = field(default_factory=Method)
     optimiser: Optimiser = Optimiser()
@@ -229,9 +232,12 @@ _KINDS: dict[str, type] = {
         PlantsRecipe,
         DensitiesRecipe,
         NavigationRecipe,
+        ImitationRecipe,
         Layout,
         Column,
         GradientDescent,
+        ExtraGradient,
+        OptimisticDescent,
         NewtonCG,
         CG,
         Neumann,
@@ -370,7 +376,7 @@ def _said(choice: Any) -> str:
 def _fresh(kind: Any) -> Any:
     """A recipe of a kind with its defaults; solvers that must be told when to stop take five steps."""
     needs = {f.name for f in fields(kind)}
-    if kind is GradientDescent:
+    if kind in (GradientDescent, ExtraGradient, OptimisticDescent):
         return kind(0.1, steps=5)
     if kind is NewTask:
         return kind(_fresh(GradientDescent))

@@ -16,6 +16,7 @@ from .bayesian import Averaged, ByEvidence, ByMoments, EmpiricalBayes, Expectati
 from .curvature import Quadrature
 from .damped import DampedCG
 from .errors import ConfigError, require_number, require_one_of, require_whole
+from .game_solvers import ExtraGradient, OptimisticDescent
 from .general import GMRES, BiCGStab, Dense
 from .inner import GradientDescent
 from .laplace import FORMS
@@ -41,7 +42,7 @@ class NewTask:
     inner: what solves it. strength: the anchor's, or None for that of learning.
     """
 
-    inner: GradientDescent | NewtonCG
+    inner: GradientDescent | ExtraGradient | OptimisticDescent | NewtonCG
     strength: float | None = None
 
     def __post_init__(self) -> None:
@@ -108,7 +109,9 @@ class Method:
     strength: float | None = 0.5
     learned: str | None = None
     adapt: tuple[str, ...] | None = None
-    inner: GradientDescent | NewtonCG = field(default_factory=lambda: GradientDescent(0.2, steps=16))
+    inner: GradientDescent | ExtraGradient | OptimisticDescent | NewtonCG = field(
+        default_factory=lambda: GradientDescent(0.2, steps=16)
+    )
     new_task: NewTask | None = None
     linear: CG | DampedCG | MINRES | Neumann | Nystrom | GMRES | BiCGStab | Dense = field(
         default_factory=lambda: CG(steps=5)

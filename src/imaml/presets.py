@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from .config import Config, Optimiser, Training
 from .domains.densities import DensitiesRecipe
 from .domains.fewshot import FewShotRecipe
+from .domains.imitation import ImitationRecipe
 from .domains.navigation import NavigationRecipe
 from .domains.plants import PlantsRecipe
 from .domains.regression import SinusoidRecipe
 from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant
 from .family import Bayes, Method, NewTask
+from .game_solvers import ExtraGradient
 from .general import GMRES
 from .inner import GradientDescent
 from .linear import CG
@@ -66,6 +68,15 @@ def _navigation() -> Config:
     return Config(
         NavigationRecipe(),
         Method(strength=1.0, inner=GradientDescent(0.1, steps=40), linear=GMRES(steps=15)),
+        Optimiser("adam", 3e-3, clip=1.0),
+        Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
+    )
+
+
+def _imitation(family: str) -> Config:
+    return Config(
+        ImitationRecipe(family),
+        Method(strength=0.1, inner=ExtraGradient(0.3, steps=40), linear=GMRES(steps=15)),
         Optimiser("adam", 3e-3, clip=1.0),
         Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
     )
@@ -146,6 +157,11 @@ PRESETS: dict[str, Preset] = {
     "actor-critic": Preset(
         "steer a point to a goal against a wind, from four random walks; no data, minutes", _navigation()
     ),
+    "game": Preset(
+        "imitate points around a closed curve, from 24 of them, by a generator; no data, minutes",
+        _imitation("curves"),
+    ),
+    "game-modes": Preset("the same for points around four modes", _imitation("modes")),
     "energy": Preset(
         "the density of points around a closed curve from 12 of them, by an energy; no data, minutes",
         _densities("curves"),

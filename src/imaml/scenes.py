@@ -1,4 +1,4 @@
-"""What a domain shows of one task, before and after adaptation: lines in a plane, or images; for the report."""
+"""What a domain shows of one task before and after adaptation, for the report: lines, or images."""
 
 from __future__ import annotations
 

@@ -1,0 +1,77 @@
+"""A generator against a discriminator: the field, the two-sample statistic, and the meta-gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imaml
+from imaml.domains.imitation import WIDTHS, two_samples
+
+pytestmark = pytest.mark.usefixtures("ranks_mixed")
+
+
+def test_the_statistic_is_that_of_the_paper_and_zero_on_average_for_equal_densities():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(5, 2)), random.normal(size=(4, 2)) + 1
+    kernel = lambda a, b: np.mean([np.exp(-np.sum((a - b) ** 2) / (2 * w**2)) for w in WIDTHS])  # noqa: E731
+    pairs = lambda a: np.mean([kernel(p, q) for i, p in enumerate(a) for j, q in enumerate(a) if i != j])  # noqa: E731
+    expected = pairs(x) + pairs(y) - 2 * np.mean([kernel(p, q) for p in x for q in y])
+    np.testing.assert_allclose(two_samples(jnp.asarray(x), jnp.asarray(y)), expected, atol=1e-12)
+    many = jnp.asarray(random.normal(size=(400, 2, 30, 2)))
+    values = np.asarray(jax.vmap(lambda pair: two_samples(pair[0], pair[1]))(many))
+    assert abs(values.mean()) < 4 * values.std() / 20
+    assert jnp.mean(jax.vmap(lambda pair: two_samples(pair[0], pair[1] + 1))(many)) > 0.05
+
+
+def small():
+    """A small domain, one of its tasks and theta, in float64."""
+    domain = imaml.imitation(shots=4, queries=5, hidden=(4,))
+    double = lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf  # noqa: E731
+    task = jax.tree.map(double, domain.sample(jax.random.key(0), "train"))
+    return domain, task, jax.tree.map(double, domain.init(jax.random.key(1)))
+
+
+def test_each_player_has_the_slope_of_its_own_loss_alone():
+    """By central differences of either loss in its own player's parameters."""
+    domain, task, theta = small()
+    field, found = domain.field, domain.field(theta, task.support)
+    for player, loss in (("generator", field.fooling), ("discriminator", field.telling)):
+        way = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(3), leaf.shape), theta[player])
+        moved = [
+            loss(**(theta | {player: jax.tree.map(lambda t, w, s=s: t + s * 1e-5 * w, theta[player], way)}),
+                 batch=task.support)
+            for s in (1, -1)
+        ]  # fmt: skip
+        along = sum(jnp.vdot(g, w) for g, w in zip(*map(jax.tree.leaves, (found[player], way)), strict=True))
+        assert abs(along) > 1e-3
+        np.testing.assert_allclose(along, (moved[0] - moved[1]) / 2e-5, rtol=1e-6)
+    joint = jax.grad(domain.joint_loss)(theta, task.support)
+    for a, b in zip(jax.tree.leaves(joint), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def test_the_meta_gradient_equals_central_differences():
+    domain, task, theta = small()
+    problem, inner = domain.problem(1.0), imaml.ExtraGradient(0.2, tolerance=1e-12)
+    rule = imaml.implicit(imaml.GMRES(tolerance=1e-12))
+
+    @jax.jit
+    def outer(theta):
+        solved = imaml.solve(problem, theta, task.support, inner=inner, rule=rule)
+        return domain.query_loss(solved, theta, task.query), problem.residual(solved, theta, task.support)
+
+    gradient, residual = jax.jit(jax.grad(outer, has_aux=True))(theta)
+    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(residual)) < 1e-11
+    way = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(2), leaf.shape), theta)
+    moved = lambda size: outer(jax.tree.map(lambda t, w: t + size * w, theta, way))[0]  # noqa: E731
+    along = sum(jnp.vdot(g, w) for g, w in zip(*map(jax.tree.leaves, (gradient, way)), strict=True))
+    assert abs(along) > 1e-3
+    np.testing.assert_allclose(along, (moved(1e-5) - moved(-1e-5)) / 2e-5, rtol=1e-5)
+
+
+def test_the_support_resembles_the_query_more_than_a_normal_distribution_does():
+    domain = imaml.imitation(shots=60, queries=60)
+    tasks = jax.vmap(lambda key: domain.sample(key, "test"))(jax.random.split(jax.random.key(0), 20))
+    found = {name: float(np.mean(each)) for name, each in jax.vmap(domain.baselines)(tasks).items()}
+    assert abs(found["the_support_itself"]) < 0.01 < found["normal"]
