@@ -33,7 +33,7 @@ RATES = {  # of gradient descent
     "trajectory": (0.03, 0.1, 0.3),
     "energy": (0.03, 0.1, 0.3),
     "actor-critic": (0.03, 0.1, 0.3),
-    "game": (0.1, 0.3, 1.0),
+    "game": (0.01, 0.03, 0.1),
     "q-learning": (0.1, 0.3, 1.0),
 }
 STEPS = {"scratch": 200, "transfer": 32, "fomaml": 16}  # of gradient descent on a new task, or in learning

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -52,3 +54,14 @@ def test_the_table_is_what_the_result_files_say():
         [sys.executable, "-m", "benchmarks.table", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["energy", "actor_critic", "game", "trajectory"])
+def test_examples_of_inner_algorithms_run(name):
+    file = ROOT / f"examples/{name}.py"
+    assert len(file.read_text().splitlines()) < 120
+    done = subprocess.run([sys.executable, str(file), "2"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"before adaptation: .*\d", done.stdout)
+    assert re.search(r"^after: .*\d", done.stdout, re.MULTILINE)
+    assert "nan" not in done.stdout

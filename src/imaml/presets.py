@@ -76,7 +76,7 @@ def _navigation() -> Config:
 def _imitation(family: str) -> Config:
     return Config(
         ImitationRecipe(family),
-        Method(strength=0.1, inner=ExtraGradient(0.3, steps=40), linear=GMRES(steps=15)),
+        Method(strength=0.1, inner=ExtraGradient(0.03, steps=60), linear=GMRES(steps=15)),
         Optimiser("adam", 3e-3, clip=1.0),
         Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
     )

@@ -36,8 +36,9 @@ class ImitationRecipe:
     """What a domain of imitation is made from; goes to JSON.
 
     family: as of `DensitiesRecipe`. shots, queries: points of a support and of a query set, and as many
-    latent points. spread: the standard deviation around curve or mode. latent: how many numbers a latent point has.
-    penalty: of the discriminator's slope at points. hidden: units of the hidden layers of both networks.
+    latent points. spread: the standard deviation around curve or mode. latent: how many numbers a latent
+    point has. penalty: of the discriminator's slope at points. hidden: units of the hidden layers of both
+    networks.
     """
 
     family: str = "curves"
@@ -45,8 +46,8 @@ class ImitationRecipe:
     queries: int = 64
     spread: float = 0.15
     latent: int = 2
-    penalty: float = 1.0
-    hidden: tuple[int, ...] = (32, 32)
+    penalty: float = 0.3
+    hidden: tuple[int, ...] = (24, 24)
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
