@@ -435,6 +435,21 @@ def trajectory():
     return "\n".join(lines) + "\n\n" + _source(r, "trajectory.json")
 
 
+def dry_run():
+    """The table of docs/performance.md: what a dry run predicts of each preset, and what training takes."""
+    r = json.loads((RESULTS / "dry_run.json").read_text())
+    lines = [
+        "| preset | a step, predicted, ms | in training | off | memory, predicted, MiB | in training | off |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in r["rows"]:
+        times = f"{row['ms_predicted']:,.3g} | {row['ms']:,.3g} | {100 * row['ms_off']:+.0f} %"
+        sizes = f"{row['mib_predicted']:,.0f} | {row['mib']:,.0f} | {100 * row['mib_off']:+.0f} %"
+        lines.append(f"| {row['preset']} | {times} | {sizes} |")
+    left = f"Not run, for want of data: {', '.join(r['left_out'])}.\n\n" if r["left_out"] else ""
+    return "\n".join(lines) + f"\n\n{left}" + _source(r, "dry_run.json")
+
+
 def startup():
     """The table of docs/performance.md: seconds until something happens."""
     r = json.loads((RESULTS / "startup.json").read_text())

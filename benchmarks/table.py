@@ -32,6 +32,7 @@ PAGES = {  # page: block: the result file it needs, and what writes it
         "peers": ("peers.json", pages.peers),
         "roofline": ("roofline.json", pages.roofline),
         "growth": ("growth.json", pages.growth),
+        "dry_run": ("dry_run.json", pages.dry_run),
         "startup": ("startup.json", pages.startup),
     },
     "docs/any_inner.md": {

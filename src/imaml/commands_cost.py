@@ -23,6 +23,7 @@ def _lines(cost: Cost) -> list[str]:
         f"this machine      {cost.rate / 1e9:,.0f} GFLOP/s in float32 matrix products",
         f"floor             {floor}",
         f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled",
+        f"memory in all     {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped",
     ]
 
 

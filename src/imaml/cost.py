@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -180,7 +182,9 @@ class Cost:
     """What one meta-step of a configuration costs on this machine; see `measure`.
 
     parameters: those of theta. flops, unbounded: see `Flops`. temporary_bytes: of one device, beside its
-    inputs and outputs, as compiled. devices: how many share the tasks. rate: FLOP/s, see `matmul_rate`.
+    inputs and outputs, as compiled. peak_bytes: what there was at most while it stepped, on a CPU of the whole
+    process, else of the devices; 0 where the system does not say. devices: how many share the tasks. rate:
+    FLOP/s, see `matmul_rate`.
     compile_s: tracing and compiling. first_call_s: the same and the first step. milliseconds: of each step.
     """
 
@@ -188,6 +192,7 @@ class Cost:
     flops: int
     unbounded: int
     temporary_bytes: int
+    peak_bytes: int
     devices: int
     rate: float
     compile_s: float
@@ -216,6 +221,7 @@ class Cost:
             "flops": self.flops,
             "unbounded_loops": self.unbounded,
             "temporary_bytes": self.temporary_bytes,
+            "peak_bytes": self.peak_bytes,
             "devices": self.devices,
             "matmul_flops_per_second": self.rate,
             "floor_ms": self.floor_ms,
@@ -225,6 +231,28 @@ class Cost:
             "first_call_s": self.first_call_s,
             "fraction_of_rate": self.fraction,
         }
+
+
+def forget_peak() -> None:
+    """Lets the process's peak memory start anew, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory that devices had in use, on a CPU the process since `forget_peak`; 0 if unknown.
+
+    >>> peak_bytes() >= 0
+    True
+    """
+    stats = [device.memory_stats() or {} for device in jax.devices() if device.platform != "cpu"]
+    if stats:
+        return sum(each.get("peak_bytes_in_use", 0) for each in stats)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 def prepare(config: Any) -> tuple[Callable, tuple[Any, Any, Any], int]:
@@ -272,6 +300,7 @@ def measure(config: Any, steps: int = 5) -> Cost:
     compile_s = time.perf_counter() - began
     state, _ = jax.block_until_ready(compiled(domain, state, key))
     first_call_s = time.perf_counter() - began
+    forget_peak()
     taken = []
     for _ in range(steps):
         began = time.perf_counter()
@@ -282,6 +311,7 @@ def measure(config: Any, steps: int = 5) -> Cost:
         counted.flops,
         counted.unbounded,
         compiled.memory_analysis().temp_size_in_bytes,
+        peak_bytes(),
         devices,
         rate,
         compile_s,

@@ -1,0 +1,103 @@
+"""What `imaml train --dry-run` predicts of each preset, and what training then takes.
+
+    python -m benchmarks.dry_run --omniglot PATH --table PATH     # writes benchmarks/results/dry_run.json
+
+Both in processes of their own, with compiled programs kept, as where a user trains after a dry run.
+Milliseconds are the median of the steps that the run's journal has; memory is what the process had at most
+meanwhile. Presets whose data are not given are left out, and said to be.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.machine import describe_machine
+from imaml.presets import PRESETS
+
+RESULT = Path("benchmarks/results/dry_run.json")
+SECONDS = 12.0  # of steps that are trained, about
+TABLE = ["--task", "Subject", "--target", "Reaction", "--features", "Days"]
+
+
+def options(name, data):
+    """The words that a preset needs, or None where its data are not given."""
+    for kind, path in data.items():
+        if name.startswith(kind) or (kind == "omniglot" and name == "as-released"):
+            return None if path is None else ["--data", str(path), *(TABLE if kind == "tables" else [])]
+    return []
+
+
+def predicted(name, words):
+    """Milliseconds a step and MiB, as a dry run has them."""
+    command = [sys.executable, "-m", "imaml", "train", name, *words, "--dry-run"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    step = re.search(r"predicted step +([\d,.]+) ms", said).group(1)
+    memory = re.search(r"memory in all +([\d,.]+) MiB", said).group(1)
+    return float(step.replace(",", "")), float(memory.replace(",", ""))
+
+
+def resident(process):
+    """MiB of a process now, 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
+    except OSError:
+        return 0.0
+
+
+def trained(name, words, steps):
+    """Milliseconds a step and MiB of a run of so many steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, "-m", "imaml", "train", name, *words, "--out", str(out), "--quiet"]
+        command += ["--steps", str(steps), "--training.test_tasks=0", "--training.validate_every=0"]
+        command.append(f"--training.log_every={max(1, steps // 20)}")
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        most, journal = 0.0, out / "events.jsonl"
+        while child.poll() is None:
+            if journal.exists() and '"step"' in journal.read_text():
+                most = max(most, resident(child.pid))
+            time.sleep(0.02)
+        if child.returncode:
+            raise SystemExit(f"{name}: {child.stderr.read()[-500:]}")
+        events = [json.loads(line) for line in journal.read_text().splitlines()]
+    times = [(e["step"], e["seconds"]) for e in events if e.get("event") == "step"]
+    each = [1e3 * (b - a) / (j - i) for (i, a), (j, b) in zip(times[1:-1], times[2:], strict=True) if j > i]
+    return statistics.median(each), most
+
+
+def main():
+    """Measures all presets and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--omniglot", type=Path)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--mini-imagenet", type=Path)
+    given = parser.parse_args()
+    data = {"omniglot": given.omniglot, "tables": given.table, "mini-imagenet": given.mini_imagenet}
+    rows, left_out = [], []
+    for name in PRESETS:
+        words = options(name, data)
+        if words is None:
+            left_out.append(name)
+            continue
+        predicted(name, words)  # compiles; the next one finds its program kept
+        step, memory = predicted(name, words)
+        steps = max(8, min(400, int(1e3 * SECONDS / step)))
+        took, had = trained(name, words, steps)
+        row = {"preset": name, "steps": steps, "ms_predicted": step, "ms": took}
+        row |= {"mib_predicted": memory, "mib": had, "ms_off": step / took - 1, "mib_off": memory / had - 1}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    result = {"command": "python -m benchmarks.dry_run --omniglot PATH --table PATH"}
+    result |= {"machine": describe_machine(), "rows": rows, "left_out": left_out}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
