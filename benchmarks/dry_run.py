@@ -8,6 +8,7 @@ meanwhile. Presets whose data are not given are left out, and said to be.
 """
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -68,7 +69,7 @@ def trained(name, words, steps):
             raise SystemExit(f"{name}: {child.stderr.read()[-500:]}")
         events = [json.loads(line) for line in journal.read_text().splitlines()]
     times = [(e["step"], e["seconds"]) for e in events if e.get("event") == "step"]
-    each = [1e3 * (b - a) / (j - i) for (i, a), (j, b) in zip(times[1:-1], times[2:], strict=True) if j > i]
+    each = [1e3 * (b - a) / (j - i) for (i, a), (j, b) in itertools.pairwise(times[1:]) if j > i]
     return statistics.median(each), most
 
 

@@ -182,9 +182,9 @@ class Cost:
     """What one meta-step of a configuration costs on this machine; see `measure`.
 
     parameters: those of theta. flops, unbounded: see `Flops`. temporary_bytes: of one device, beside its
-    inputs and outputs, as compiled. peak_bytes: what there was at most while it stepped, on a CPU of the whole
-    process, else of the devices; 0 where the system does not say. devices: how many share the tasks. rate:
-    FLOP/s, see `matmul_rate`.
+    inputs and outputs, as compiled. peak_bytes: what there was at most while it stepped, on a CPU of the
+    whole process, else of the devices; 0 where the system does not say. devices: how many share the tasks.
+    rate: FLOP/s, see `matmul_rate`.
     compile_s: tracing and compiling. first_call_s: the same and the first step. milliseconds: of each step.
     """
 
