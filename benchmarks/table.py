@@ -132,16 +132,19 @@ def rows():
             f"unrolled, {grown[-1] / grown[0]:.0f} times its own with 4, {grown[-1] / 2**20:,.0f} MiB"
         )
         found.append((f"meta-step with 1,024 inner steps ({name})", text, r["command"], memory))
-    speed = RESULTS / "speed.json"
-    if speed.exists():
-        r = json.loads(speed.read_text())
-        works = {"conv4-5w1s-8": "Conv4, 8 tasks 5-way 1-shot", "sinusoid-25": "sinusoid network, 25 tasks"}
-        text = "; ".join(
-            f"{works[row['work']]}: {row['ratio_median']:.1f} times as fast (rounds "
-            f"{row['ratio_min']:.1f} to {row['ratio_max']:.1f})"
-            for row in r["rows"]
-        )
-        found.append(("one meta-step against a plain PyTorch loop over the tasks", text, r["command"], speed))
+    peers = RESULTS / "peers.json"
+    if peers.exists():
+        r = json.loads(peers.read_text())
+        cores = max(row["threads"] for row in r["rows"])
+        rows = {(row["work"], row["peer"]): row for row in r["rows"] if row["threads"] == cores}
+        said = []
+        for work, what in (("c-4", "Conv4, 4 tasks 5-way 1-shot"), ("b", "sinusoid network, 25 tasks")):
+            times = {
+                name: rows[work, peer]["times_imaml"]
+                for name, peer in (("plain PyTorch", "PyTorch, eager loop"), ("TorchOpt", "TorchOpt"))
+            }
+            said.append(f"{what}: " + ", ".join(f"{each:.1f} times {name}" for name, each in times.items()))
+        found.append(("one meta-step, how many times as fast as", "; ".join(said), r["command"], peers))
     adaptation = RESULTS / "adaptation.json"
     if adaptation.exists():
         r = json.loads(adaptation.read_text())
