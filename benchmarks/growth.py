@@ -36,6 +36,8 @@ class Point:
     cg: int = 1
     filters: int = 64
     chunk: int | None = 1
+    curvature: str = "hessian"
+    strength: float = STRENGTH
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,13 @@ class Sweep:
         return {value: Point(**{**vars(self.base), self.name: value}) for value in self.values}
 
 
+# A system that no direction of is negative, and that takes more steps than these to solve.
+LONG = Point(ways=20, shots=3, filters=32, curvature="gauss-newton", strength=1e-3)
 SWEEPS = {
     "tasks": Sweep("tasks", (2, 4, 8, 16, 32), Point(steps=4, cg=2)),
     "tasks, all at once": Sweep("tasks", (2, 4, 8, 16), Point(steps=4, cg=2, chunk=None)),
     "inner steps": Sweep("steps", (32, 64, 128, 256, 512)),
-    "CG steps": Sweep("cg", (32, 64, 128, 256)),
+    "CG steps": Sweep("cg", (32, 64, 128, 256), LONG),
     "ways": Sweep("ways", (5, 10, 20, 40), Point(steps=4, cg=2)),
     "shots": Sweep("shots", (1, 2, 4, 8), Point(steps=4, cg=2)),
     "filters": Sweep("filters", (16, 32, 64, 128), Point(steps=4, cg=2)),
@@ -68,7 +72,7 @@ def measure(point):
         ways=point.ways, shots=point.shots, queries=1, normalisation="transductive", filters=point.filters
     )
     method = imaml.IMAML(
-        domain.problem(STRENGTH),
+        domain.problem(point.strength, curvature=point.curvature),
         domain.query_loss,
         inner=imaml.GradientDescent(0.01, steps=point.steps),
         linear=imaml.CG(steps=point.cg),
