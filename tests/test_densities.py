@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import imaml
+from differences import check_meta_gradient, in_double
 from imaml.domains.densities import Cloud, Energy, logs_of_mixture
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
@@ -99,25 +100,10 @@ def test_true_and_learned_densities_integrate_to_one(family):
 @pytest.mark.parametrize("judge", ["likelihood", "score"])
 def test_the_meta_gradient_equals_central_differences(judge):
     domain = imaml.densities(shots=4, queries=5, noises=3, grid=12, hidden=(5,), judge=judge)
-    double = lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf  # noqa: E731
-    task = jax.tree.map(double, domain.sample(jax.random.key(0), "train"))
-    theta = jax.tree.map(double, domain.init(jax.random.key(1)))
-    problem = domain.problem(0.5)
-    inner = imaml.NewtonCG(steps=40, linear=imaml.CG(tolerance=1e-13))
-    rule = imaml.implicit(imaml.CG(tolerance=1e-13))
-
-    @jax.jit
-    def outer(theta):
-        solved = imaml.solve(problem, theta, task.support, inner=inner, rule=rule)
-        return domain.query_loss(solved, theta, task.query), problem.residual(solved, theta, task.support)
-
-    gradient, residual = jax.jit(jax.grad(outer, has_aux=True))(theta)
-    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(residual)) < 1e-10
-    way = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(2), leaf.shape), theta)
-    moved = lambda size: outer(jax.tree.map(lambda t, w: t + size * w, theta, way))[0]  # noqa: E731
-    along = sum(jnp.vdot(g, w) for g, w in zip(*map(jax.tree.leaves, (gradient, way)), strict=True))
-    assert abs(along) > 1e-3
-    np.testing.assert_allclose(along, (moved(1e-5) - moved(-1e-5)) / 2e-5, rtol=1e-5)
+    task, theta = in_double((domain.sample(jax.random.key(0), "train"), domain.init(jax.random.key(1))))
+    linear = imaml.CG(tolerance=1e-13)
+    inner = imaml.NewtonCG(steps=40, linear=linear)
+    check_meta_gradient(domain.problem(0.5), domain.query_loss, theta, task, inner, linear)
 
 
 def test_baselines_are_worse_than_the_truth():

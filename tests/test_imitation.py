@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import imaml
+from differences import check_meta_gradient, in_double
 from imaml.domains.imitation import WIDTHS, two_samples
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
@@ -27,9 +28,7 @@ def test_the_statistic_is_that_of_the_paper_and_zero_on_average_for_equal_densit
 def small():
     """A small domain, one of its tasks and theta, in float64."""
     domain = imaml.imitation(shots=4, queries=5, hidden=(4,))
-    double = lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf  # noqa: E731
-    task = jax.tree.map(double, domain.sample(jax.random.key(0), "train"))
-    return domain, task, jax.tree.map(double, domain.init(jax.random.key(1)))
+    return domain, *in_double((domain.sample(jax.random.key(0), "train"), domain.init(jax.random.key(1))))
 
 
 def test_each_player_has_the_slope_of_its_own_loss_alone():
@@ -53,21 +52,8 @@ def test_each_player_has_the_slope_of_its_own_loss_alone():
 
 def test_the_meta_gradient_equals_central_differences():
     domain, task, theta = small()
-    problem, inner = domain.problem(1.0), imaml.ExtraGradient(0.2, tolerance=1e-12)
-    rule = imaml.implicit(imaml.GMRES(tolerance=1e-12))
-
-    @jax.jit
-    def outer(theta):
-        solved = imaml.solve(problem, theta, task.support, inner=inner, rule=rule)
-        return domain.query_loss(solved, theta, task.query), problem.residual(solved, theta, task.support)
-
-    gradient, residual = jax.jit(jax.grad(outer, has_aux=True))(theta)
-    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(residual)) < 1e-11
-    way = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(2), leaf.shape), theta)
-    moved = lambda size: outer(jax.tree.map(lambda t, w: t + size * w, theta, way))[0]  # noqa: E731
-    along = sum(jnp.vdot(g, w) for g, w in zip(*map(jax.tree.leaves, (gradient, way)), strict=True))
-    assert abs(along) > 1e-3
-    np.testing.assert_allclose(along, (moved(1e-5) - moved(-1e-5)) / 2e-5, rtol=1e-5)
+    inner, linear = imaml.ExtraGradient(0.2, tolerance=1e-12), imaml.GMRES(tolerance=1e-12)
+    check_meta_gradient(domain.problem(1.0), domain.query_loss, theta, task, inner, linear)
 
 
 def test_the_support_resembles_the_query_more_than_a_normal_distribution_does():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import imaml
+from differences import check_meta_gradient, in_double
 from imaml.domains.navigation import ActorCritic, Transitions
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
@@ -68,23 +69,10 @@ def test_the_critic_s_fixed_point_is_the_value_of_the_policy():
     assert abs(float(FIELD(moved, batch)["critic"][0])) > 1e-3
 
 
-def check_differences(problem, query_loss, theta, task, rate, strength_of_residual=1e-11):
-    """The implicit meta-gradient along one way, by GMRES, against central differences of new solutions."""
-    inner = imaml.GradientDescent(rate, tolerance=strength_of_residual)
-    rule = imaml.implicit(imaml.GMRES(tolerance=1e-12))
-
-    @jax.jit
-    def outer(theta):
-        solved = imaml.solve(problem, theta, task.support, inner=inner, rule=rule)
-        return query_loss(solved, theta, task.query), problem.residual(solved, theta, task.support)
-
-    gradient, residual = jax.jit(jax.grad(outer, has_aux=True))(theta)
-    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(residual)) < 1e-10
-    way = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(2), leaf.shape), theta)
-    moved = lambda size: outer(jax.tree.map(lambda t, w: t + size * w, theta, way))[0]  # noqa: E731
-    along = sum(jnp.vdot(g, w) for g, w in zip(*map(jax.tree.leaves, (gradient, way)), strict=True))
-    assert abs(along) > 1e-3
-    np.testing.assert_allclose(along, (moved(1e-5) - moved(-1e-5)) / 2e-5, rtol=1e-5)
+def check_differences(problem, query_loss, theta, task, rate):
+    """By gradient descent and GMRES."""
+    inner, linear = imaml.GradientDescent(rate, tolerance=1e-11), imaml.GMRES(tolerance=1e-12)
+    check_meta_gradient(problem, query_loss, theta, task, inner, linear)
 
 
 def test_the_meta_gradient_of_a_two_state_process_equals_central_differences():
@@ -102,9 +90,7 @@ def test_the_meta_gradient_of_a_two_state_process_equals_central_differences():
 
 def test_the_meta_gradient_of_navigation_equals_central_differences():
     domain = imaml.navigation(episodes=2, length=5, horizon=4, hidden=(4,))
-    double = lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf  # noqa: E731
-    task = jax.tree.map(double, domain.sample(jax.random.key(0), "train"))
-    theta = jax.tree.map(double, domain.init(jax.random.key(1)))
+    task, theta = in_double((domain.sample(jax.random.key(0), "train"), domain.init(jax.random.key(1))))
     check_differences(domain.problem(5.0), domain.query_loss, theta, task, 0.05)
 
 

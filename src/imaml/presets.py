@@ -40,24 +40,13 @@ def _omniglot(ways: int, shots: int, tasks: int, steps: int = 8000) -> Config:
     )
 
 
-def _plants(plant: str) -> Config:
+def _fitted(domain: PlantsRecipe | DensitiesRecipe, strength: float) -> Config:
+    """A network fitted to a task by Newton's method."""
     solver = CG(steps=15)
     return Config(
-        PlantsRecipe(plant),
+        domain,
         Method(
-            strength=0.05, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"
-        ),
-        Optimiser("adam", 3e-3, clip=1.0),
-        Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
-    )
-
-
-def _densities(family: str) -> Config:
-    solver = CG(steps=15)
-    return Config(
-        DensitiesRecipe(family),
-        Method(
-            strength=0.02, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"
+            strength=strength, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"
         ),
         Optimiser("adam", 3e-3, clip=1.0),
         Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
@@ -150,10 +139,14 @@ PRESETS: dict[str, Preset] = {
     ),
     "trajectory": Preset(
         "swing up a pendulum seen for two seconds, by a plan on an adapted model; no data, minutes",
-        _plants("pendulum"),
+        _fitted(PlantsRecipe("pendulum"), 0.05),
     ),
-    "trajectory-cart-pole": Preset("the same for a cart with a pole", _plants("cart-pole")),
-    "trajectory-quadrotor": Preset("the same for a quadrotor in a plane", _plants("quadrotor")),
+    "trajectory-cart-pole": Preset(
+        "the same for a cart with a pole", _fitted(PlantsRecipe("cart-pole"), 0.05)
+    ),
+    "trajectory-quadrotor": Preset(
+        "the same for a quadrotor in a plane", _fitted(PlantsRecipe("quadrotor"), 0.05)
+    ),
     "actor-critic": Preset(
         "steer a point to a goal against a wind, from four random walks; no data, minutes", _navigation()
     ),
@@ -164,9 +157,9 @@ PRESETS: dict[str, Preset] = {
     "game-modes": Preset("the same for points around four modes", _imitation("modes")),
     "energy": Preset(
         "the density of points around a closed curve from 12 of them, by an energy; no data, minutes",
-        _densities("curves"),
+        _fitted(DensitiesRecipe("curves"), 0.02),
     ),
-    "energy-modes": Preset("the same for points around four modes", _densities("modes")),
+    "energy-modes": Preset("the same for points around four modes", _fitted(DensitiesRecipe("modes"), 0.02)),
     "tables": Preset(
         "your own table, rows grouped by a column into tasks (bring the data); seconds",
         Config(
