@@ -20,7 +20,22 @@ from .solution import Solution
 
 
 @dataclass(frozen=True)
-class ExtraGradient:
+class _Ahead:
+    """A rate, and when to stop."""
+
+    learning_rate: float
+    steps: int | None = None
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        name = type(self).__name__
+        check_stopping(name, self.steps, self.tolerance)
+        require_number(name, 0, open=True, learning_rate=self.learning_rate)
+
+
+@dataclass(frozen=True)
+class ExtraGradient(_Ahead):
     """The extragradient method, phi <- phi - rate F(phi - rate F(phi)): two fields a step (Korpelevich 1976).
 
     For `steps` steps, or until |F| <= tolerance (then at most `steps`, by default 10,000). Converges for
@@ -33,15 +48,6 @@ class ExtraGradient:
     >>> bool(solver(circling, (jnp.array(1.0), jnp.array(1.0)), None).status.ok)
     True
     """
-
-    learning_rate: float
-    steps: int | None = None
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        check_stopping("ExtraGradient", self.steps, self.tolerance)
-        require_number("ExtraGradient", 0, open=True, learning_rate=self.learning_rate)
 
     def __call__(
         self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
@@ -57,7 +63,7 @@ class ExtraGradient:
 
 
 @dataclass(frozen=True)
-class OptimisticDescent:
+class OptimisticDescent(_Ahead):
     """Optimistic descent, phi <- phi - rate (2 F - F before): one field a step (Daskalakis et al. 2018).
 
     For `steps` steps, or until |F| <= tolerance, as `ExtraGradient`; rates below half of those.
@@ -68,15 +74,6 @@ class OptimisticDescent:
     >>> bool(solver(circling, (jnp.array(1.0), jnp.array(1.0)), None).status.ok)
     True
     """
-
-    learning_rate: float
-    steps: int | None = None
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        check_stopping("OptimisticDescent", self.steps, self.tolerance)
-        require_number("OptimisticDescent", 0, open=True, learning_rate=self.learning_rate)
 
     def __call__(
         self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
