@@ -298,3 +298,15 @@ def test_linear_gaussian_has_its_closed_form():
         return jnp.mean(jax.vmap(loss)(tasks))
 
     np.testing.assert_allclose(jax.grad(outer)(theta), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["sinusoid", "trajectory", "actor-critic", "game", "energy"])
+def test_presets_without_data_share_their_tasks_between_devices(name):
+    """Built, not run: a solver that cannot be shared is refused there."""
+    from imaml.presets import preset
+    from imaml.training import devices_mesh
+
+    config = preset(name)
+    mesh = devices_mesh(8)
+    assert mesh is not None
+    config.method.build(config.domain.build(), mesh)

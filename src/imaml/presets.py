@@ -15,7 +15,7 @@ from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant
 from .family import Bayes, Method, NewTask
 from .game_solvers import ExtraGradient
-from .general import GMRES
+from .general import BiCGStab
 from .inner import GradientDescent
 from .linear import CG
 from .newton import NewtonCG
@@ -56,7 +56,7 @@ def _fitted(domain: PlantsRecipe | DensitiesRecipe, strength: float) -> Config:
 def _navigation() -> Config:
     return Config(
         NavigationRecipe(),
-        Method(strength=1.0, inner=GradientDescent(0.1, steps=40), linear=GMRES(steps=15)),
+        Method(strength=1.0, inner=GradientDescent(0.1, steps=40), linear=BiCGStab(steps=15)),
         Optimiser("adam", 3e-3, clip=1.0),
         Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
     )
@@ -65,7 +65,7 @@ def _navigation() -> Config:
 def _imitation(family: str) -> Config:
     return Config(
         ImitationRecipe(family),
-        Method(strength=0.1, inner=ExtraGradient(0.03, steps=60), linear=GMRES(steps=15)),
+        Method(strength=0.1, inner=ExtraGradient(0.03, steps=60), linear=BiCGStab(steps=15)),
         Optimiser("adam", 3e-3, clip=1.0),
         Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
     )
