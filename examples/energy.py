@@ -25,10 +25,11 @@ run = imaml.train(
     domain, method, imaml.Optimiser("adam", 3e-3, clip=1.0), steps=steps, tasks=16, validate_every=0
 )
 
-task = domain.sample(jax.random.key(1), "test")  # a density that was never seen
+task = jax.jit(lambda key: domain.sample(key, "test"))(jax.random.key(1))  # a density that was never seen
 phi, solution = jax.jit(method.adapt)(run.theta, task.support)
+score = jax.jit(domain.metrics)
 print(f"a new density, from 12 of its points: inner solve {solution.status.ending.name}")
 for name, parameters in (("before adaptation", run.theta), ("after", phi)):
-    print(f"{name}: {domain.metrics(parameters, task)['nll']:.2f} nats a point")
-for name, nats in domain.baselines(task).items():
+    print(f"{name}: {score(parameters, task)['nll']:.2f} nats a point")
+for name, nats in jax.jit(domain.baselines)(task).items():
     print(f"{name}: {nats:.2f}")
