@@ -1,5 +1,6 @@
 """Every example in docstrings and in docs/ runs, in float32 as users see it: in its own process."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+# The results are the same, and compiling is most of the time.
+QUICK = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 RUNNER = """
 import doctest, importlib, pkgutil, sys
 import imaml
@@ -24,7 +27,9 @@ sys.exit(bool(failed))
 
 
 def test_examples_in_docstrings():
-    run = subprocess.run([sys.executable, "-c", RUNNER], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", RUNNER], capture_output=True, text=True, check=False, env=QUICK
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     assert int(run.stdout.split()[-1]) >= 20, run.stdout
 
@@ -37,5 +42,7 @@ def test_examples_in_the_documents(page, least):
     text = (Path(__file__).parent.parent / "docs" / f"{page}.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     assert len(blocks) >= least
-    run = subprocess.run([sys.executable, "-c", "".join(blocks)], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", "".join(blocks)], capture_output=True, text=True, check=False, env=QUICK
+    )
     assert run.returncode == 0, run.stderr
