@@ -69,11 +69,11 @@ DRAW = jax.jit(lambda d, keys, split: jax.vmap(lambda k: d.draw(k, split))(keys)
 
 
 def identities(drawn):
-    """What tells draws apart: every whole number (classes, rows), or each draw's real numbers together."""
+    """What tells draws apart: every number, or, of many real ones, which repeat by chance, the whole."""
     drawn = np.asarray(drawn)
-    if np.issubdtype(drawn.dtype, np.integer):
-        return set(np.unique(drawn).tolist())
-    return {tuple(np.ravel(one).tolist()) for one in drawn}
+    if np.issubdtype(drawn.dtype, np.floating) and drawn[0].size > 16:
+        return {tuple(np.ravel(one).tolist()) for one in drawn}
+    return set(np.unique(drawn).tolist())
 
 
 def close(left, right):
