@@ -4,7 +4,8 @@
 
 Both in processes of their own, with compiled programs kept, as where a user trains after a dry run.
 Milliseconds are the median of the steps that the run's journal has; memory is what the process had at most
-meanwhile. Presets whose data are not given are left out, and said to be.
+meanwhile. Presets whose data are not given are left out, and said to be. Rows that are done are kept in
+runs/dry_run.json: the same command goes on after the last of them.
 """
 
 import argparse
@@ -81,8 +82,12 @@ def main():
     parser.add_argument("--mini-imagenet", type=Path)
     given = parser.parse_args()
     data = {"omniglot": given.omniglot, "tables": given.table, "mini-imagenet": given.mini_imagenet}
-    rows, left_out = [], []
+    kept = Path("runs/dry_run.json")
+    rows, left_out = json.loads(kept.read_text()) if kept.exists() else [], []
+    done = {row["preset"] for row in rows}
     for name in PRESETS:
+        if name in done:
+            continue
         words = options(name, data)
         if words is None:
             left_out.append(name)
@@ -94,6 +99,8 @@ def main():
         row = {"preset": name, "steps": steps, "ms_predicted": step, "ms": took}
         row |= {"mib_predicted": memory, "mib": had, "ms_off": step / took - 1, "mib_off": memory / had - 1}
         rows.append(row)
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(rows))
         print(json.dumps(row), flush=True)
     result = {"command": "python -m benchmarks.dry_run --omniglot PATH --table PATH"}
     result |= {"machine": describe_machine(), "rows": rows, "left_out": left_out}

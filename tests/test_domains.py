@@ -46,6 +46,9 @@ DOMAINS = {
     "rows": lambda: rows(),
     "mazes": lambda: imaml.mazes(side=4, walks=2, length=6, hidden=(8,)),
     "imitation": lambda: imaml.imitation(shots=3, queries=4, hidden=(6,)),
+    "generation": lambda: imaml.generation(
+        shots=2, queries=2, made=3, others=1, side=7, latent=2, generator=(4,), discriminator=(3,)
+    ),
     "navigation": lambda: imaml.navigation(episodes=1, length=4, horizon=3, hidden=(6,)),
     "densities": lambda: imaml.densities(shots=3, queries=4, noises=2, grid=8, hidden=(6,)),
     "plants": lambda: imaml.plants("cart-pole", walks=1, length=6, horizon=8, iterations=3, hidden=(8,)),

@@ -55,6 +55,21 @@ def test_they_converge_where_simultaneous_descent_circles_away_and_says_so(name)
     assert found.stats.residual < 1e-2 * first
 
 
+@pytest.mark.parametrize("stop", [{"steps": 400}, {"steps": 400, "tolerance": 1e-6}])
+def test_a_game_that_circles_without_growing_is_said_to_cycle_and_not_averaged_in(stop):
+    """Simultaneous steps so small that |F| grows by less than a half, over three turns."""
+    theta = {"x": jnp.array([1.0, 0.5]), "y": jnp.array([-0.5, 1.0])}
+    tasks = imaml.Task(jnp.zeros((2, 2)), jnp.zeros((2, 2)))
+    loss = lambda phi, theta, batch: jnp.sum(phi["x"]) + jnp.sum(phi["y"])  # noqa: E731
+    circling, converging = imaml.GradientDescent(0.05, **stop), imaml.ExtraGradient(0.3, **stop)
+    for solver, strength, ending in ((circling, 1e-6, "CYCLED"), (converging, 0.3, None)):
+        method = imaml.IMAML(bilinear(strength), loss, inner=solver, linear=imaml.GMRES(tolerance=1e-6))
+        _, metrics = jax.jit(method)(theta, tasks, jax.random.key(0))
+        names = {imaml.Ending(int(code)).name for code in metrics.inner_status.code}
+        assert names == {ending or ("CONVERGED" if "tolerance" in stop else "STEPS_DONE")}
+        assert np.all(metrics.used) == (ending is None)
+
+
 def test_optimistic_steps_are_those_of_the_paper():
     """Two steps by hand, of a field that is linear."""
     b, theta, rate = np.zeros(2), np.array([0.3, -0.2, 0.9, 0.1]), 0.1

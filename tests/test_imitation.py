@@ -7,8 +7,9 @@ import pytest
 
 import imaml
 from differences import check_meta_gradient, in_double
-from imaml.domains.imitation import WIDTHS, two_samples
+from imaml.domains.adversarial import two_samples
 
+WIDTHS = (0.25, 0.5, 1.0)
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 
 
@@ -18,22 +19,32 @@ def test_the_statistic_is_that_of_the_paper_and_zero_on_average_for_equal_densit
     kernel = lambda a, b: np.mean([np.exp(-np.sum((a - b) ** 2) / (2 * w**2)) for w in WIDTHS])  # noqa: E731
     pairs = lambda a: np.mean([kernel(p, q) for i, p in enumerate(a) for j, q in enumerate(a) if i != j])  # noqa: E731
     expected = pairs(x) + pairs(y) - 2 * np.mean([kernel(p, q) for p in x for q in y])
-    np.testing.assert_allclose(two_samples(jnp.asarray(x), jnp.asarray(y)), expected, atol=1e-12)
+    np.testing.assert_allclose(two_samples(jnp.asarray(x), jnp.asarray(y), WIDTHS), expected, atol=1e-12)
     many = jnp.asarray(random.normal(size=(400, 2, 30, 2)))
-    values = np.asarray(jax.vmap(lambda pair: two_samples(pair[0], pair[1]))(many))
+    values = np.asarray(jax.vmap(lambda pair: two_samples(pair[0], pair[1], WIDTHS))(many))
     assert abs(values.mean()) < 4 * values.std() / 20
-    assert jnp.mean(jax.vmap(lambda pair: two_samples(pair[0], pair[1] + 1))(many)) > 0.05
+    assert jnp.mean(jax.vmap(lambda pair: two_samples(pair[0], pair[1] + 1, WIDTHS))(many)) > 0.05
 
 
-def small():
+DOMAINS = {
+    "imitation": lambda: imaml.imitation(shots=4, queries=5, hidden=(4,)),
+    "generation": lambda: imaml.generation(
+        shots=3, queries=3, made=4, others=1, side=7, latent=2, generator=(3,), discriminator=(2,)
+    ),
+}
+
+
+def small(name):
     """A small domain, one of its tasks and theta, in float64."""
-    domain = imaml.imitation(shots=4, queries=5, hidden=(4,))
-    return domain, *in_double((domain.sample(jax.random.key(0), "train"), domain.init(jax.random.key(1))))
+    domain = DOMAINS[name]()
+    task = jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0))
+    return domain, *in_double((task, domain.init(jax.random.key(1))))
 
 
-def test_each_player_has_the_slope_of_its_own_loss_alone():
+@pytest.mark.parametrize("name", DOMAINS)
+def test_each_player_has_the_slope_of_its_own_loss_alone(name):
     """By central differences of either loss in its own player's parameters."""
-    domain, task, theta = small()
+    domain, task, theta = small(name)
     field, found = domain.field, domain.field(theta, task.support)
     for player, loss in (("generator", field.fooling), ("discriminator", field.telling)):
         way = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(3), leaf.shape), theta[player])
@@ -50,8 +61,9 @@ def test_each_player_has_the_slope_of_its_own_loss_alone():
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
-def test_the_meta_gradient_equals_central_differences():
-    domain, task, theta = small()
+@pytest.mark.parametrize("name", DOMAINS)
+def test_the_meta_gradient_equals_central_differences(name):
+    domain, task, theta = small(name)
     inner, linear = imaml.ExtraGradient(0.2, tolerance=1e-12), imaml.GMRES(tolerance=1e-12)
     check_meta_gradient(domain.problem(1.0), domain.query_loss, theta, task, inner, linear)
 
@@ -61,3 +73,16 @@ def test_the_support_resembles_the_query_more_than_a_normal_distribution_does():
     tasks = jax.vmap(lambda key: domain.sample(key, "test"))(jax.random.split(jax.random.key(0), 20))
     found = {name: float(np.mean(each)) for name, each in jax.vmap(domain.baselines)(tasks).items()}
     assert abs(found["the_support_itself"]) < 0.01 < found["normal"]
+
+
+def test_drawings_are_recognised_where_they_are_of_the_character_and_not_where_they_are_of_another():
+    domain = imaml.generation(shots=10, queries=10, others=3)
+    draw = jax.jit(jax.vmap(lambda key: domain.sample(key, "test")))
+    tasks = draw(jax.random.split(jax.random.key(0), 8))
+    recognised = jax.vmap(domain._recognised)
+    own, others = recognised(tasks.support.points, tasks.query), recognised(tasks.query.others, tasks.query)
+    assert np.mean(own) > 0.6
+    assert np.all(others == 0)
+    found = {name: float(np.mean(each)) for name, each in jax.vmap(domain.baselines)(tasks).items()}
+    assert abs(found["the_support_itself"]) < 0.03 < found["another_character"]
+    assert found["the_support_itself"] < found["its_mean"]

@@ -13,6 +13,7 @@ DOMAINS = {
     "plants": (lambda: imaml.plants(walks=1, length=6, horizon=8, iterations=3, hidden=(8,)), "best"),
     "navigation": (lambda: imaml.navigation(episodes=1, length=4, horizon=3, hidden=(6,)), "goal"),
     "imitation": (lambda: imaml.imitation(shots=3, queries=4, hidden=(6,)), "seen"),
+    "generation": (lambda: imaml.generation(shots=3, queries=2, made=4, others=1, side=7), "seen"),
     "densities": (lambda: imaml.densities(shots=3, queries=4, noises=2, grid=8, hidden=(6,)), "seen"),
 }
 

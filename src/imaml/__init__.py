@@ -74,10 +74,12 @@ _HOME = {
     "models": ("MLP", "Conv4"),
     "trajectory": ("ILQR", "Trajectory"),
     "domains.densities": ("densities",),
+    "domains.generation": ("generation",),
     "domains.imitation": ("imitation",),
     "domains.mazes": ("mazes",),
     "domains.navigation": ("navigation",),
     "domains.plants": ("plants",),
+    "domains.restoration": ("restoration",),
     "domains.fewshot": ("characters", "omniglot", "mini_imagenet", "image_tasks"),
     "domains.regression": ("linear_gaussian", "sinusoid"),
     "domains.tables": ("tables",),
@@ -136,12 +138,14 @@ if TYPE_CHECKING:
     from .domains.fewshot import image_tasks as image_tasks
     from .domains.fewshot import mini_imagenet as mini_imagenet
     from .domains.fewshot import omniglot as omniglot
+    from .domains.generation import generation as generation
     from .domains.imitation import imitation as imitation
     from .domains.mazes import mazes as mazes
     from .domains.navigation import navigation as navigation
     from .domains.plants import plants as plants
     from .domains.regression import linear_gaussian as linear_gaussian
     from .domains.regression import sinusoid as sinusoid
+    from .domains.restoration import restoration as restoration
     from .domains.tables import tables as tables
     from .errors import ArtefactError as ArtefactError
     from .errors import CheckpointError as CheckpointError

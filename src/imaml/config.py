@@ -14,11 +14,13 @@ from .curvature import Quadrature
 from .damped import DampedCG
 from .domains.densities import DensitiesRecipe
 from .domains.fewshot import FewShotRecipe
+from .domains.generation import GenerationRecipe
 from .domains.imitation import ImitationRecipe
 from .domains.mazes import MazesRecipe
 from .domains.navigation import NavigationRecipe
 from .domains.plants import PlantsRecipe
 from .domains.regression import LinearGaussianRecipe, SinusoidRecipe
+from .domains.restoration import RestorationRecipe
 from .domains.table_layout import Column, Layout
 from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant, require_number, require_one_of, require_whole
@@ -215,6 +217,8 @@ class Config:
         | DensitiesRecipe
         | NavigationRecipe
         | ImitationRecipe
+        | GenerationRecipe
+        | RestorationRecipe
     ) = field(default_factory=FewShotRecipe)
     method: Method = field(default_factory=Method)
     optimiser: Optimiser = Optimiser()
@@ -233,6 +237,8 @@ _KINDS: dict[str, type] = {
         DensitiesRecipe,
         NavigationRecipe,
         ImitationRecipe,
+        GenerationRecipe,
+        RestorationRecipe,
         Layout,
         Column,
         GradientDescent,

@@ -25,6 +25,7 @@ from .solution import Ending, Solution, Stats, Status
 
 DEFAULT_MOST = 10_000
 GROWTH = 10  # a residual that grew by more than this has diverged, whatever its value
+FALLEN = 0.9  # a residual that is still more than this share of what it was has not fallen
 
 
 class InnerSolver(Protocol):
@@ -51,7 +52,8 @@ def iterate(
 
     With `steps` only: a loop of fixed length, which reverse mode can go through. With a tolerance: until the
     residual's norm is at most it, or `steps` (by default 10,000), or it is not finite. A fixed number
-    of steps after which |F| is over ten times that at the start ends as DIVERGED.
+    of steps after which |F| is over ten times that at the start ends as DIVERGED. Where F is no gradient and
+    the path leads around instead of on, it ends as CYCLED (see `_watched`).
     """
     residual = lambda phi: problem.residual(phi, theta, batch)  # noqa: E731
     if tolerance is None:
@@ -65,9 +67,15 @@ def iterate(
         # tasks that all start at theta share its products under vmap.
         slope = residual(phi0)
         first = lax.stop_gradient(tree.norm(slope))
-        phi, _ = lax.fori_loop(1, steps, repeat, step(slope, phi0, memory))
+        state, halfway = step(slope, phi0, memory), 1 + steps // 2
+        if problem.structure == "general" and halfway < steps:
+            (phi, _), returned = _watched(
+                residual, repeat, lax.fori_loop(1, halfway, repeat, state), steps - halfway
+            )
+        else:
+            (phi, _), returned = lax.fori_loop(1, steps, repeat, state), None
         size = tree.norm(residual(phi))
-        stats = Stats(jnp.asarray(steps), size, jnp.asarray(False), first=first)
+        stats = Stats(jnp.asarray(steps), size, jnp.asarray(False), first=first, returned=returned)
         return judged(Solution(phi, stats, Status(jnp.asarray(0))), size)
     most = steps or DEFAULT_MOST
 
@@ -81,11 +89,34 @@ def iterate(
         phi, memory = step(slope, phi, memory)
         return phi, memory, residual(phi), count + 1
 
-    phi, _, slope, count = repeat_while(going, advance, (phi0, memory, residual(phi0), jnp.asarray(0)))
+    slope = residual(phi0)
+    first = tree.norm(slope)
+    phi, _, slope, count = repeat_while(going, advance, (phi0, memory, slope, jnp.asarray(0)))
     size = tree.norm(slope)
-    code = jnp.where(size <= tolerance, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
+    nowhere = (problem.structure == "general") & (size > FALLEN * first)
+    code = jnp.where(nowhere, int(Ending.CYCLED), int(Ending.OUT_OF_STEPS))
+    code = jnp.where(size <= tolerance, int(Ending.CONVERGED), code)
     code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
     return Solution(phi, Stats(count, size, jnp.asarray(False)), Status(code))
+
+
+def _watched(residual: Callable, repeat: Callable, state: tuple, steps: int) -> tuple[tuple, Array]:
+    """The state after so many steps more, and |F| before them where they led back, else infinity.
+
+    They led back where the distance between both ends is less than half of the path's length, as it is after
+    more than 0.6 of a turn around a circle. A game's path may do so for ever.
+    """
+
+    def walk(i: Array, state: tuple) -> tuple:
+        inner, length = state
+        moved = repeat(i, inner)
+        apart = jax.tree.map(lambda a, b: lax.stop_gradient(a - b), moved[0], inner[0])
+        return moved, length + tree.norm(apart)
+
+    before = lax.stop_gradient(tree.norm(residual(state[0])))
+    after, length = lax.fori_loop(0, steps, walk, (state, jnp.zeros_like(before)))
+    apart = jax.tree.map(lambda a, b: lax.stop_gradient(a - b), after[0], state[0])
+    return after, jnp.where(2 * tree.norm(apart) < length, before, jnp.inf)
 
 
 def judged(solution: Solution, size: Array) -> Solution:
@@ -98,7 +129,10 @@ def judged(solution: Solution, size: Array) -> Solution:
     if first is None:
         return solution
     noise = jnp.finfo(size.dtype).eps ** 0.5 * (1 + tree.norm(solution.value))  # a start at the solution
-    code = jnp.where(size > GROWTH * first + noise, int(Ending.DIVERGED), int(Ending.STEPS_DONE))
+    code = jnp.asarray(int(Ending.STEPS_DONE))
+    if solution.stats.returned is not None:
+        code = jnp.where(size > FALLEN * solution.stats.returned + noise, int(Ending.CYCLED), code)
+    code = jnp.where(size > GROWTH * first + noise, int(Ending.DIVERGED), code)
     code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
     return Solution(solution.value, replace(solution.stats, residual=size), Status(code))
 

@@ -23,7 +23,8 @@ class Ending(enum.IntEnum):
     STAGNATED = 5
     BREAKDOWN = 6
     DIVERGED = 7
-    NOT_FINITE = 8
+    CYCLED = 8
+    NOT_FINITE = 9
 
     @property
     def advice(self) -> str:
@@ -48,6 +49,9 @@ _ADVICE = {
     "Dense, or GMRES with more steps.",
     Ending.DIVERGED: "The inner solve moved away from a solution: the residual is over ten times that at "
     "the start; lower the learning rate, or raise the strength.",
+    Ending.CYCLED: "The inner solve went around instead of towards a solution, as players of a game do: its "
+    "residual no longer fell; use ExtraGradient or OptimisticDescent, lower the learning rate, or raise the "
+    "strength.",
     Ending.NOT_FINITE: "NaN or infinity appeared: the inner solve diverged or the data are not finite; lower "
     "the learning rate, check the data, or raise the strength.",
 }
@@ -143,9 +147,10 @@ class Stats:
     itself, in the units of the loss's gradient. negative_curvature: whether a direction p with p.Ap <= 0 was
     seen (always False for solvers that do not look). lanczos: of CG its coefficients (alpha, beta), each of
     shape (max_steps,), zero where no step was taken; else None. first: of an inner solve of a fixed number of
-    steps the norm of F where it started, by which it is judged; else None. error_estimate, error_bound: of
-    an implicit gradient the norm of its error, estimated and (with certify=True) bounded; else None.
-    damping: what was added to a linear system's diagonal, of a solver that does so; else None.
+    steps the norm of F where it started, by which it is judged; else None. returned: of such a solve, where F
+    is no gradient, the norm of F halfway if the second half led back there, else infinity. error_estimate,
+    error_bound: of an implicit gradient the norm of its error, estimated and (with certify=True) bounded;
+    else None. damping: what was added to a linear system's diagonal, of a solver that does so; else None.
     """
 
     steps: Array
@@ -153,6 +158,7 @@ class Stats:
     negative_curvature: Array
     lanczos: tuple[Array, Array] | None = None
     first: Array | None = None
+    returned: Array | None = None
     error_estimate: Array | None = None
     error_bound: Array | None = None
     damping: Array | None = None
