@@ -49,6 +49,7 @@ DOMAINS = {
     "generation": lambda: imaml.generation(
         shots=2, queries=2, made=3, others=1, side=7, latent=2, generator=(4,), discriminator=(3,)
     ),
+    "restoration": lambda: imaml.restoration(shots=2, queries=3, noises=2, side=7, hidden=(4,), steps=3),
     "navigation": lambda: imaml.navigation(episodes=1, length=4, horizon=3, hidden=(6,)),
     "densities": lambda: imaml.densities(shots=3, queries=4, noises=2, grid=8, hidden=(6,)),
     "plants": lambda: imaml.plants("cart-pole", walks=1, length=6, horizon=8, iterations=3, hidden=(8,)),

@@ -14,6 +14,7 @@ DOMAINS = {
     "navigation": (lambda: imaml.navigation(episodes=1, length=4, horizon=3, hidden=(6,)), "goal"),
     "imitation": (lambda: imaml.imitation(shots=3, queries=4, hidden=(6,)), "seen"),
     "generation": (lambda: imaml.generation(shots=3, queries=2, made=4, others=1, side=7), "seen"),
+    "restoration": (lambda: imaml.restoration(shots=2, queries=3, side=7, steps=3, hidden=(6,)), "damaged"),
     "densities": (lambda: imaml.densities(shots=3, queries=4, noises=2, grid=8, hidden=(6,)), "seen"),
 }
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from .config import Config, Optimiser, Training
 from .domains.densities import DensitiesRecipe
 from .domains.fewshot import FewShotRecipe
+from .domains.generation import GenerationRecipe
 from .domains.imitation import ImitationRecipe
+from .domains.mazes import MazesRecipe
 from .domains.navigation import NavigationRecipe
 from .domains.plants import PlantsRecipe
 from .domains.regression import SinusoidRecipe
+from .domains.restoration import RestorationRecipe
 from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant
 from .family import Bayes, Method, NewTask
 from .game_solvers import ExtraGradient
-from .general import BiCGStab
+from .general import GMRES, BiCGStab
 from .inner import GradientDescent
 from .linear import CG
 from .newton import NewtonCG
@@ -68,6 +71,36 @@ def _imitation(family: str) -> Config:
         Method(strength=0.1, inner=ExtraGradient(0.03, steps=60), linear=BiCGStab(steps=15)),
         Optimiser("adam", 3e-3, clip=1.0),
         Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
+    )
+
+
+def _mazes() -> Config:
+    return Config(
+        MazesRecipe(),
+        Method(strength=0.02, inner=GradientDescent(0.2, steps=80), linear=BiCGStab(steps=20)),
+        Optimiser("adam", 3e-3, clip=1.0),
+        Training(steps=800, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
+    )
+
+
+def _generation() -> Config:
+    return Config(
+        GenerationRecipe(),
+        Method(strength=0.3, inner=ExtraGradient(0.1, steps=30), linear=GMRES(steps=10)),
+        Optimiser("adam", 1e-2, clip=1.0),
+        Training(steps=400, tasks=8, validate_every=0, checkpoint_every=50, test_tasks=200),
+    )
+
+
+def _restoration(damage: str) -> Config:
+    solver = CG(steps=10)
+    return Config(
+        RestorationRecipe(damage=damage),
+        Method(
+            strength=0.01, inner=NewtonCG(steps=3, linear=solver), linear=solver, curvature="gauss-newton"
+        ),
+        Optimiser("adam", 3e-3, clip=1.0),
+        Training(steps=400, tasks=8, validate_every=0, checkpoint_every=100, test_tasks=200),
     )
 
 
@@ -160,6 +193,18 @@ PRESETS: dict[str, Preset] = {
         _fitted(DensitiesRecipe("curves"), 0.02),
     ),
     "energy-modes": Preset("the same for points around four modes", _fitted(DensitiesRecipe("modes"), 0.02)),
+    "energy-inpainting": Preset(
+        "complete half-hidden drawings of a character seen ten times, by an energy; no data, minutes",
+        _restoration("half"),
+    ),
+    "energy-denoising": Preset("the same for drawings with noise on them", _restoration("noise")),
+    "gan": Preset(
+        "draw more of a character seen ten times, generator against discriminator; no data, minutes",
+        _generation(),
+    ),
+    "q-learning": Preset(
+        "find ways through slippery mazes from eight random walks in each; no data, minutes", _mazes()
+    ),
     "tables": Preset(
         "your own table, rows grouped by a column into tasks (bring the data); seconds",
         Config(

@@ -4,7 +4,7 @@ The inner problem is the simultaneous stationary point of both players, near the
 the non-saturating losses; with the gradient penalty of Mescheder et al. 2018, eq. 9, which makes the game
 turn inwards):
 
-    generator      mean softplus(-D(G(z)))
+    generator      weight mean softplus(-D(G(z)))
     discriminator  mean softplus(D(G(z))) + mean softplus(-D(x)) + penalty/2 mean |dD/dx|^2
     F = (d/dG of the first, d/dD of the second) + strength (phi - theta)
 
@@ -38,12 +38,14 @@ class Players:
     """The field of the game, ({"generator", "discriminator"}, samples) -> alike; hashable.
 
     generator: latent points to points; discriminator: points to one number, large where they look true.
-    penalty: of the discriminator's slope at points. bounded: whether points lie between 0 and 1, as ink does.
+    penalty: of the discriminator's slope at points. weight: of the generator's loss, the discriminator's
+    being 1. bounded: whether points lie between 0 and 1, as ink does.
     """
 
     generator: MLP
     discriminator: MLP
     penalty: float
+    weight: float = 1.0
     bounded: bool = False
 
     def init(self, key: Array) -> Any:
@@ -65,7 +67,8 @@ class Players:
 
     def fooling(self, generator: Any, discriminator: Any, batch: Samples) -> Array:
         """What the generator minimises, a scalar."""
-        return jnp.mean(jax.nn.softplus(-self.judged(discriminator, self.made(generator, batch.latents))))
+        taken = self.judged(discriminator, self.made(generator, batch.latents))
+        return self.weight * jnp.mean(jax.nn.softplus(-taken))
 
     def telling(self, generator: Any, discriminator: Any, batch: Samples) -> Array:
         """What the discriminator minimises, a scalar."""

@@ -31,8 +31,9 @@ class GenerationRecipe:
     source: procedural "characters", or "omniglot". shots, queries: drawings of a support and of a query set.
     made: how many drawings a generator makes of either. others: how many other characters a task has, for
     the classifier alone. side: pixels a side, 7, 14 or 28. latent: how many numbers a latent point has.
-    penalty: of the discriminator's slope at drawings. generator, discriminator: units of their hidden layers.
-    data: where Omniglot is, None for the usual places.
+    penalty: of the discriminator's slope at drawings. weight: of the generator's loss, without which it hardly
+    moves within few steps. generator, discriminator: units of their hidden layers. data: where Omniglot is,
+    None for the usual places.
     """
 
     source: str = "characters"
@@ -43,6 +44,7 @@ class GenerationRecipe:
     side: int = 14
     latent: int = 8
     penalty: float = 0.1
+    weight: float = 10.0
     generator: tuple[int, ...] = (64, 64)
     discriminator: tuple[int, ...] = (64,)
     data: str | None = None
@@ -54,6 +56,7 @@ class GenerationRecipe:
         require_whole("domain", 2, shots=self.shots, queries=self.queries, made=self.made)
         require_whole("domain", 1, others=self.others, latent=self.latent)
         require_number("domain", 0, penalty=self.penalty)
+        require_number("domain", 0, open=True, weight=self.weight)
         for units in (*self.generator, *self.discriminator):
             require_whole("domain", 1, hidden=units)
 
@@ -71,6 +74,7 @@ class GenerationRecipe:
             MLP((self.latent, *self.generator, pixels)),
             MLP((pixels, *self.discriminator, 1), "softplus"),
             self.penalty,
+            self.weight,
             bounded=True,
         )
 

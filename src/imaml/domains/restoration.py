@@ -2,10 +2,11 @@
 
 A drawing of which half is hidden, or that noise lies on, is completed as the least of
 
-    y* = argmin_y  E(y; phi) + 1/2 sum_i weights_i (y_i - seen_i)^2,   E = |y - D(y; phi)|^2 / (2 sigma^2)
+    y* = argmin_y  E(y; phi) + 1/2 sum_i weights_i (y_i - seen_i)^2,   E = (|y|^2 / 2 - f(y; phi)) / sigma^2
 
-with D a network and weights 0 where a pixel is hidden (the energy of a denoiser: Cohen et al. 2021). phi is
-fitted to a few drawings of the character by denoising score matching (Vincent 2011, eq. 11), near theta:
+with f a network and weights 0 where a pixel is hidden: the energy of a denoising autoencoder, whose output is
+df/dy. phi is fitted to a few drawings of the character by denoising score matching (Vincent 2011, eq. 11),
+near theta:
 
     loss = 1/2 mean |e - sigma dE/dy(y + sigma e; phi)|^2,   e standard normal, drawn once
 
@@ -34,7 +35,6 @@ from .fewshot import FewShot, FewShotRecipe
 
 DAMAGES = ("half", "noise")
 FAITH = 20.0  # weight of a pixel that is seen
-BOWL = 0.05  # curvature of the energy where its network has none
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RestorationRecipe:
     side: int = 14
     noises: int = 4
     sigma: float = 0.3
-    hidden: tuple[int, ...] = (96,)
+    hidden: tuple[int, ...] = (128, 64)
     steps: int = 40
     rate: float = 0.04
     data: str | None = None
@@ -81,7 +81,7 @@ class RestorationRecipe:
     def energy(self) -> Denoising:
         """The energy, which is the inner loss as well."""
         pixels = self.side**2
-        return Denoising(MLP((pixels, *self.hidden, pixels), "softplus"), self.sigma)
+        return Denoising(MLP((pixels, *self.hidden, 1), "silu"), self.sigma)
 
 
 class Blurred(NamedTuple):
@@ -108,8 +108,8 @@ class Denoising:
 
     def at(self, phi: Any, drawings: Array) -> Array:
         """Energies (n,) of drawings (n, pixels)."""
-        away = drawings - self.network.forward(phi, drawings)[0]
-        return jnp.sum(jnp.square(away) / self.sigma**2 + BOWL * jnp.square(drawings), -1) / 2
+        bowl = jnp.sum(jnp.square(drawings), -1) / 2
+        return (bowl - self.network.forward(phi, drawings)[0][:, 0]) / self.sigma**2
 
     def outputs(self, phi: Any, batch: Blurred) -> Array:
         """sigma dE/dy at blurred drawings, (n, m, pixels)."""

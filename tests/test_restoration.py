@@ -1,0 +1,56 @@
+"""Restoration by an energy: its inner minimum by a dense solve, and a meta-gradient through two minima."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imaml
+from differences import check_meta_gradient, in_double
+
+pytestmark = pytest.mark.usefixtures("ranks_mixed")
+
+
+def small(**options):
+    """A small domain, one of its tasks and theta, in float64."""
+    domain = imaml.restoration(
+        shots=2, queries=2, noises=2, side=7, hidden=(3,), **{"steps": 600, "rate": 0.03, **options}
+    )
+    task = jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0))
+    return domain, *in_double((task, domain.init(jax.random.key(1))))
+
+
+@pytest.mark.parametrize("damage", ["half", "noise"])
+def test_a_drawing_is_restored_as_by_a_dense_solve_where_the_energy_is_quadratic(damage):
+    """Without hidden layers f = k.y + b: then (1/sigma^2 + weights) y = weights seen + k / sigma^2."""
+    domain, task, _ = small(damage=damage)
+    domain = dataclasses.replace(domain, recipe=dataclasses.replace(domain.recipe, hidden=()))
+    phi = in_double(domain.init(jax.random.key(1)))
+    sharp, query = domain.recipe.sigma**-2, task.query
+    kernel = phi["layer1"]["kernel"][:, 0]
+    expected = (query.weights * query.seen + sharp * kernel) / (query.weights + sharp)
+    np.testing.assert_allclose(domain.restored(phi, query), expected, atol=1e-9)
+    np.testing.assert_allclose(domain.error(query.blurred.drawings, query), 0.0, atol=1e-15)
+
+
+def test_half_of_a_drawing_is_hidden_and_the_rest_is_as_it_was():
+    _, task, _ = small()
+    seen, weights, whole = task.query.seen, task.query.weights, task.query.blurred.drawings
+    np.testing.assert_allclose(np.where(weights > 0, seen - whole, seen), 0.0)
+    assert set(np.sum(np.asarray(weights) == 0, axis=1)) <= {21, 28}  # 3 or 4 of 7 rows or columns
+
+
+def test_the_meta_gradient_through_both_minima_equals_central_differences():
+    domain, task, theta = small()
+    inner, linear = imaml.GradientDescent(0.3, tolerance=1e-11), imaml.CG(tolerance=1e-12)
+    check_meta_gradient(domain.problem(1.0), domain.query_loss, theta, task, inner, linear)
+
+
+def test_the_mean_of_the_support_restores_better_than_nothing_and_worse_than_the_truth():
+    domain = imaml.restoration(shots=10, queries=10)
+    draw = jax.jit(jax.vmap(lambda key: domain.sample(key, "test")))
+    tasks = draw(jax.random.split(jax.random.key(0), 8))
+    found = {name: float(jnp.mean(each)) for name, each in jax.vmap(domain.baselines)(tasks).items()}
+    assert found["mean_of_support"] < found["nearest_of_support"] < found["as_it_is"]
