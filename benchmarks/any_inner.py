@@ -29,12 +29,15 @@ RESULT = Path("benchmarks/results/any_inner.json")
 KEPT = Path("runs/any_inner")
 VALIDATION, TEST = 64, 200
 METHODS = ("imaml", "scratch", "transfer", "fomaml")
-RATES = {  # of gradient descent
+RATES = {  # of gradient descent, by what a preset's name begins with, the longest first
     "trajectory": (0.03, 0.1, 0.3),
+    "energy-inpainting": (0.1, 0.3, 1.0),
+    "energy-denoising": (0.1, 0.3, 1.0),
     "energy": (0.03, 0.1, 0.3),
+    "gan": (0.03, 0.1, 0.3),
     "actor-critic": (0.03, 0.1, 0.3),
     "game": (0.01, 0.03, 0.1),
-    "q-learning": (0.1, 0.3, 1.0),
+    "q-learning": (0.1, 0.2, 0.4),
 }
 STEPS = {"scratch": 200, "transfer": 32, "fomaml": 16}  # of gradient descent on a new task, or in learning
 

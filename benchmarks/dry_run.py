@@ -4,7 +4,8 @@
 
 Both in processes of their own, with compiled programs kept, as where a user trains after a dry run.
 Milliseconds are the median of the steps that the run's journal has; memory is what the process had at most
-meanwhile. Presets whose data are not given are left out, and said to be. Rows that are done are kept in
+while it stepped, which is what the dry run speaks of, and, with the report that is made at the end, in all.
+Presets whose data are not given are left out, and said to be. Rows that are done are kept in
 runs/dry_run.json: the same command goes on after the last of them.
 """
 
@@ -54,24 +55,27 @@ def resident(process):
 
 
 def trained(name, words, steps):
-    """Milliseconds a step and MiB of a run of so many steps."""
+    """Milliseconds a step, and MiB while it stepped and in all, of a run of so many steps."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "imaml", "train", name, *words, "--out", str(out), "--quiet"]
         command += ["--steps", str(steps), "--training.test_tasks=0", "--training.validate_every=0"]
         command.append(f"--training.log_every={max(1, steps // 20)}")
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        most, journal = 0.0, out / "events.jsonl"
+        most, stepping, journal = 0.0, 0.0, out / "events.jsonl"
         while child.poll() is None:
-            if journal.exists() and '"step"' in journal.read_text():
-                most = max(most, resident(child.pid))
+            said = journal.read_text() if journal.exists() else ""
+            now = resident(child.pid)
+            most = max(most, now)
+            if '"event": "step"' in said and '"event": "end"' not in said:
+                stepping = max(stepping, now)
             time.sleep(0.02)
         if child.returncode:
             raise SystemExit(f"{name}: {child.stderr.read()[-500:]}")
         events = [json.loads(line) for line in journal.read_text().splitlines()]
     times = [(e["step"], e["seconds"]) for e in events if e.get("event") == "step"]
     each = [1e3 * (b - a) / (j - i) for (i, a), (j, b) in itertools.pairwise(times[1:]) if j > i]
-    return statistics.median(each), most
+    return statistics.median(each), stepping, most
 
 
 def main():
@@ -95,9 +99,15 @@ def main():
         predicted(name, words)  # compiles; the next one finds its program kept
         step, memory = predicted(name, words)
         steps = max(8, min(400, int(1e3 * SECONDS / step)))
-        took, had = trained(name, words, steps)
+        took, had, in_all = trained(name, words, steps)
         row = {"preset": name, "steps": steps, "ms_predicted": step, "ms": took}
-        row |= {"mib_predicted": memory, "mib": had, "ms_off": step / took - 1, "mib_off": memory / had - 1}
+        row |= {
+            "mib_predicted": memory,
+            "mib": had,
+            "mib_in_all": in_all,
+            "ms_off": step / took - 1,
+            "mib_off": memory / had - 1,
+        }
         rows.append(row)
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(json.dumps(rows))

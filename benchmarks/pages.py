@@ -318,6 +318,32 @@ def posteriors():
     return "\n".join(lines) + "\n\n" + _source(r, "posteriors.json")
 
 
+def five_ways():
+    """The table of docs/bayes.md: (a) to (e) on Omniglot, with and without Laplace's posterior."""
+    from benchmarks.five_ways import LETTERS
+
+    r = json.loads((RESULTS / "five_ways.json").read_text())
+    lines = [
+        "| tasks | way | answers by | accuracy | log loss | less (a)'s, paired | calibration error "
+        "| less (a)'s, paired |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in r["rows"]:
+        own = row["method"] == "imaml"
+        cells = [
+            f"{row['ways']}-way 1-shot, {row['tasks']}",
+            f"({LETTERS[row['method']]}) `{row['method']}`",
+            row["answers"],
+            with_interval(row["accuracy"], 100, 1) + " %",
+            with_interval(row["nll"], 1, 3),
+            "" if own else with_interval(row["nll less (a)'s"], 1, 3),
+            with_interval(row["calibration_error"], 1, 3),
+            "" if own else with_interval(row["calibration_error less (a)'s"], 1, 3),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n" + _source(r, "five_ways.json")
+
+
 def peers():
     """The tables of docs/performance.md: times of every peer on every work, memory, errors, what failed."""
     r = json.loads((RESULTS / "peers.json").read_text())
@@ -421,11 +447,11 @@ def any_inner():
 def trajectory():
     """The table of docs/any_inner.md: what the derivative of a plan costs."""
     r = json.loads((RESULTS / "trajectory.json").read_text())
-    lines = ["| horizon | one sweep, ms | temporary KiB |", "|---|---|---|"]
+    plants = r["horizons"][0]["plants"]
+    lines = [f"| horizon | {plants} sweeps, ms | temporary KiB | plans converged |", "|---|---|---|---|"]
     for row in r["horizons"]:
-        lines.append(
-            f"| {row['horizon']} | {row['milliseconds'][0]:.2f} | {row['temporary_bytes'] / 1024:.0f} |"
-        )
+        size, share = row["temporary_bytes"] / 1024, 100 * row["converged"]
+        lines.append(f"| {row['horizon']} | {row['milliseconds'][0]:.2f} | {size:,.0f} | {share:.0f} % |")
     lines += ["", f"Time grows with the horizon to the power of {r['exponent']:.2f}.", ""]
     lines += ["| iterations at horizon 200 | through the iterations, in sweeps | temporary MiB | ours, MiB |"]
     lines.append("|---|---|---|---|")
@@ -439,13 +465,14 @@ def dry_run():
     """The table of docs/performance.md: what a dry run predicts of each preset, and what training takes."""
     r = json.loads((RESULTS / "dry_run.json").read_text())
     lines = [
-        "| preset | a step, predicted, ms | in training | off | memory, predicted, MiB | in training | off |"
+        "| preset | a step, predicted, ms | in training | off | memory, predicted, MiB | in training | off "
+        "| with the report at the end, MiB |"
     ]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|---|")
     for row in r["rows"]:
         times = f"{row['ms_predicted']:,.3g} | {row['ms']:,.3g} | {100 * row['ms_off']:+.0f} %"
         sizes = f"{row['mib_predicted']:,.0f} | {row['mib']:,.0f} | {100 * row['mib_off']:+.0f} %"
-        lines.append(f"| {row['preset']} | {times} | {sizes} |")
+        lines.append(f"| {row['preset']} | {times} | {sizes} | {row['mib_in_all']:,.0f} |")
     left = f"Not run, for want of data: {', '.join(r['left_out'])}.\n\n" if r["left_out"] else ""
     return "\n".join(lines) + f"\n\n{left}" + _source(r, "dry_run.json")
 

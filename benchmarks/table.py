@@ -45,6 +45,7 @@ PAGES = {  # page: block: the result file it needs, and what writes it
     },
     "docs/bayes.md": {
         "posteriors": ("posteriors.json", pages.posteriors),
+        "five_ways": ("five_ways.json", pages.five_ways),
         "waves": ("sinusoid_intervals.json", pages.waves),
     },
 }

@@ -5,7 +5,9 @@
 A pendulum is swung up with limited torque (the plant of `imaml.plants("pendulum")`, its physics known), and
 the sum of the plan's controls is differentiated in mass, length and friction: `through`, by one Riccati sweep
 at the plan; `iterated`, through all iterations of iterative LQR, less the time of the iterations themselves.
-Memory is XLA's temporary bytes. Each time is the median of measured calls, in one process, in turn.
+Against the horizon, many plants at once, so that what a call costs at any horizon is a small share; against
+the iterations, one plant. In float64, in which plans of all horizons converge. Memory is XLA's temporary
+bytes. Each time is the median of measured calls, in one process, in turn.
 """
 
 import dataclasses
@@ -25,6 +27,8 @@ HORIZONS = (50, 100, 200, 400, 800)
 ITERATIONS = (10, 20, 40, 80)
 AT = 200
 SECONDS = 3.0
+PLANTS = 64  # at once, each of its own physics, where the horizon varies
+jax.config.update("jax_enable_x64", True)
 PHYSICS = jnp.array([1.0, 1.0, 0.1])
 
 
@@ -35,7 +39,7 @@ def plant(steps):
 
 def given(horizon):
     """Where a plan of that horizon begins, and the controls it begins with."""
-    return jnp.array([np.pi, 0.0], jnp.float32), 0.5 * jnp.sin(jnp.arange(horizon) * 0.2)[:, None]
+    return jnp.array([np.pi, 0.0]), 0.5 * jnp.sin(jnp.arange(horizon) * 0.2)[:, None]
 
 
 def compiled(function, *arguments):
@@ -58,27 +62,29 @@ def milliseconds(functions):
     return {name: [float(f(t)) for f in (np.median, np.min, np.max)] for name, t in times.items()}
 
 
-def sweep(horizon):
-    """The compiled derivative at a plan, with its plan, by one sweep; bytes; and how the plan ended."""
+def sweep(horizon, plants):
+    """The compiled derivative at plans of so many plants, a sweep each; bytes; and how the plans ended."""
     here, (start, guess) = plant(400), given(horizon)
-    plan = jax.jit(lambda p: here(p, start, guess))(PHYSICS)
-    slope = jax.grad(lambda p, plan: jnp.sum(here.through(p, start, plan)))
-    run, size = compiled(slope, PHYSICS, plan.value)
-    return (lambda: run(PHYSICS, plan.value)), size, plan
+    physics = PHYSICS * (1 + 0.05 * jax.random.normal(jax.random.key(0), (plants, 3)))
+    plans = jax.jit(jax.vmap(lambda p: here(p, start, guess)))(physics)
+    slope = jax.vmap(jax.grad(lambda p, plan: jnp.sum(here.through(p, start, plan))))
+    run, size = compiled(slope, physics, plans.value)
+    return (lambda: run(physics, plans.value)), size, plans
 
 
 def main():
     """Measures, prints and writes."""
     calls, rows = {}, []
     for horizon in HORIZONS:
-        calls[horizon], size, plan = sweep(horizon)
-        row = {"horizon": horizon, "iterations": int(plan.stats.steps), "temporary_bytes": size}
-        rows.append(row | {"residual": float(plan.stats.residual), "ending": plan.status.ending.name})
+        calls[horizon], size, plans = sweep(horizon, PLANTS)
+        row = {"horizon": horizon, "plants": PLANTS, "iterations": float(np.mean(plans.stats.steps))}
+        converged = float(np.mean(plans.status.code == int(imaml.Ending.CONVERGED)))
+        rows.append(row | {"temporary_bytes": size, "converged": converged})
     for row, measured in zip(rows, milliseconds(calls).values(), strict=True):
         row["milliseconds"] = measured
         print(json.dumps(row), flush=True)
     exponent = float(np.polyfit(np.log(HORIZONS), np.log([row["milliseconds"][0] for row in rows]), 1)[0])
-    start, guess = given(AT)
+    (start, guess), (one, _, _) = given(AT), sweep(AT, 1)
     against = []
     for count in ITERATIONS:
         here = plant(count)
@@ -89,8 +95,7 @@ def main():
         ours, own = compiled(jax.grad(lambda p, here=here: jnp.sum(here.controls(p, start, guess))), PHYSICS)
         functions = {"iterations": alone, "through iterations": unrolled, "solve and sweep": ours}
         times = milliseconds(
-            {name: (lambda call=call: call(PHYSICS)) for name, call in functions.items()}
-            | {"sweep": calls[AT]}
+            {name: (lambda call=call: call(PHYSICS)) for name, call in functions.items()} | {"sweep": one}
         )
         derivative = times["through iterations"][0] - times["iterations"][0]
         row = {

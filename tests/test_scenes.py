@@ -47,6 +47,9 @@ def test_a_maze_s_walls_lie_where_no_walk_has_been():
     assert np.all(images["walked"][images["walls, holes"] == 1] == 0)
     assert images["goal"].sum() == 1
     np.testing.assert_array_equal(images["before"], images["after"])
+    path = images["path before"]
+    assert path.max() > 0
+    assert np.all(path[images["walls, holes"] == 1] == 0)
 
 
 def test_a_density_s_points_are_dark_where_they_lie():

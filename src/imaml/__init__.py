@@ -37,7 +37,8 @@ _HOME = {
         "moments",
     ),
     "linear": ("CG", "Neumann"),
-    "general": ("BiCGStab", "Dense", "GMRES"),
+    "general": ("BiCGStab", "Dense"),
+    "gmres": ("GMRES",),
     "certificate": ("Certificate",),
     "accuracy": ("Tightening",),
     "inner": ("Custom", "Descent", "GradientDescent", "InnerSolver"),
@@ -158,9 +159,9 @@ if TYPE_CHECKING:
     from .evaluation import evaluate as evaluate
     from .game_solvers import ExtraGradient as ExtraGradient
     from .game_solvers import OptimisticDescent as OptimisticDescent
-    from .general import GMRES as GMRES
     from .general import BiCGStab as BiCGStab
     from .general import Dense as Dense
+    from .gmres import GMRES as GMRES
     from .inner import Custom as Custom
     from .inner import Descent as Descent
     from .inner import GradientDescent as GradientDescent

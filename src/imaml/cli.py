@@ -92,9 +92,10 @@ def train_command(words: Sequence[str]) -> int:
         raise ConfigError("--resume needs --out DIR, the run's folder.")
     if resume and "from" in values:
         raise ConfigError("--from begins a new run and --resume goes on with one; leave out one of the two.")
-    from .config import Config, load_config, overrides, replace_data
+    from .config import Config, load_config, override, overrides, replace_data
     from .presets import preset
 
+    kept: int | str | None = None
     config: Config = preset(name or "characters-5w1s")
     if resume and out is not None:
         file = out / "config.json"
@@ -105,6 +106,7 @@ def train_command(words: Sequence[str]) -> int:
             )
         stored = load_config(file.read_text(errors="replace"), str(file))
         config = stored if name is None else config
+        kept = stored.method.chunk
     changes = [(f"training.{name}", values[name], f"--{name}") for name in shorthands if name in values]
     columns = [(f"domain.{name}", values[name], f"--{name}") for name in COLUMNS if name in values]
     if columns and not hasattr(config.domain, "target"):
@@ -115,6 +117,12 @@ def train_command(words: Sequence[str]) -> int:
     config = overrides(config, [*changes, *columns, *arguments.changes()])
     config = replace_data(config, values.get("data"))
     prepare_jax()
+    if config.method.chunk == "auto" and resume:  # a run goes on with what was measured at its start
+        config = override(config, "method.chunk", str(kept))
+    elif config.method.chunk == "auto":
+        from .chunking import settled
+
+        config = settled(config, lambda line: print(line, file=sys.stderr))
     if "dry-run" in arguments.flags:
         from .commands_cost import dry_run
 

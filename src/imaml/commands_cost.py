@@ -7,7 +7,7 @@ from typing import Any
 
 from .cost import Cost, measure
 
-PROBE = 5  # steps that a dry run times
+PROBE, SECONDS = 5, 3.0  # steps that a dry run times, and for how long at least
 
 
 def _lines(cost: Cost) -> list[str]:
@@ -33,9 +33,9 @@ def _duration(seconds: float) -> str:
 
 def dry_run(config: Any) -> int:
     """Prints what a run would cost, from a short probe, and trains nothing; the exit status 0."""
-    cost, steps = measure(config, PROBE), config.training.steps
+    cost, steps = measure(config, PROBE, SECONDS), config.training.steps
     print("\n".join(_lines(cost)))
-    print(f"predicted step    {cost.median_ms:,.2f} ms, the median of a probe of {PROBE} steps")
+    print(f"predicted step    {cost.median_ms:,.2f} ms, the median of a probe of {len(cost.milliseconds)} steps")
     whole = cost.first_call_s + steps * cost.median_ms / 1e3
     if config.training.minutes is not None:
         whole = min(whole, cost.first_call_s + 60 * config.training.minutes)

@@ -26,7 +26,8 @@ from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant, require_number, require_one_of, require_whole
 from .family import Bayes, Method, NewTask
 from .game_solvers import ExtraGradient, OptimisticDescent
-from .general import GMRES, BiCGStab, Dense
+from .general import BiCGStab, Dense
+from .gmres import GMRES
 from .inner import Descent, GradientDescent
 from .linear import CG, Neumann
 from .minres import MINRES
@@ -353,6 +354,10 @@ def _parse(hint: Any, text: str, option: str) -> Any:
         return None
     if text in kinds:
         return _fresh(kinds[text])
+    if any(
+        typing.get_origin(choice) is typing.Literal and text in typing.get_args(choice) for choice in choices
+    ):
+        return text
     if kinds and not set(choices) & set(_WORDS) - {types.NoneType}:
         raise ConfigError(f"option {option}: {text!r} is no kind of it{meant(text, kinds)}")
     try:
@@ -376,6 +381,8 @@ def _said(choice: Any) -> str:
     """A field's type as people say it."""
     if typing.get_origin(choice) is tuple:
         return f"list such as 1,2, each a {_said(typing.get_args(choice)[0])}"
+    if typing.get_origin(choice) is typing.Literal:
+        return " or ".join(typing.get_args(choice))
     return _WORDS.get(choice, getattr(choice, "__name__", ""))
 
 

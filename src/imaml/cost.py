@@ -282,8 +282,10 @@ def prepare(config: Any) -> tuple[Callable, tuple[Any, Any, Any], int]:
     return step, (domain, state, key), 1 if mesh is None else mesh.size
 
 
-def measure(config: Any, steps: int = 5) -> Cost:
+def measure(config: Any, steps: int = 5, seconds: float = 0.0) -> Cost:
     """The Cost of a configuration's meta-step: compiles it, and takes `steps` steps after the first.
+
+    seconds: takes more steps until so many have passed, as a short burst is faster than what follows.
 
     Nothing is written and nothing learned is kept. The products' rate is measured first.
 
@@ -301,8 +303,9 @@ def measure(config: Any, steps: int = 5) -> Cost:
     state, _ = jax.block_until_ready(compiled(domain, state, key))
     first_call_s = time.perf_counter() - began
     forget_peak()
-    taken = []
-    for _ in range(steps):
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(taken) < steps or time.perf_counter() < end:
         began = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(domain, state, key))
         taken.append(1e3 * (time.perf_counter() - began))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from .accuracy import Tightening, check_accuracy
 from .bayesian import Averaged, ByEvidence, ByMoments, EmpiricalBayes, ExpectationMaximisation, IBaML
@@ -17,7 +17,8 @@ from .curvature import Quadrature
 from .damped import DampedCG
 from .errors import ConfigError, require_number, require_one_of, require_whole
 from .game_solvers import ExtraGradient, OptimisticDescent
-from .general import GMRES, BiCGStab, Dense
+from .general import BiCGStab, Dense
+from .gmres import GMRES
 from .inner import GradientDescent
 from .laplace import FORMS
 from .likelihoods import likelihood
@@ -95,8 +96,8 @@ class Method:
     adapt: names of the branches that a task adapts, or None for all; maml that adapts the head is ANIL.
     inner: what solves a task. new_task: how a new one is solved in evaluation and use, None for as in
     learning; theta does not depend on it. linear: of imaml and as-released. policy: what happens when tasks
-    fail numerically, "raise", "warn" or "skip". chunk: tasks worked on at once on each device, or None for
-    all.
+    fail numerically, "raise", "warn" or "skip". chunk: tasks worked on at once on each device, None for
+    all, or "auto": `imaml train` measures which is fastest, and puts the number here.
 
     Of imaml, evidence, moments and posterior: learned: None for fixed, or how the strength is learned, "all",
     "leaf", "parameter", "dense" or "low-rank" (not of moments), whose rank is `rank`. curvature: "hessian",
@@ -117,7 +118,7 @@ class Method:
         default_factory=lambda: CG(steps=5)
     )
     policy: str = "warn"
-    chunk: int | None = None
+    chunk: int | Literal["auto"] | None = None
     curvature: str = "hessian"
     correct: bool = False
     accuracy: float | Tightening | None = None
@@ -176,11 +177,19 @@ class Method:
                 f"method: new_task.strength={other!r} where learning has none; accepted is none: "
                 "--method.new_task.strength=none, in Python strength=None."
             )
-        if self.chunk is not None:
+        if self.chunk is not None and self.chunk != "auto":
             require_whole("method", 1, chunk=self.chunk)
 
     def build(self, domain: Any, mesh: Any = None) -> MetaGradient:
-        """The method on a domain's problem, its tasks shared over a mesh's devices."""
+        """The method on a domain's problem, its tasks shared over a mesh's devices.
+
+        ConfigError for chunk="auto", which `imaml.chunking.settled` has to make a number of.
+        """
+        if self.chunk == "auto":
+            raise ConfigError(
+                'method: chunk="auto" is for imaml train, which measures; accepted here is a whole number, '
+                "or None for all tasks at once (imaml.chunking.settled(config) measures as well)."
+            )
         strength: Any = self.strength
         if self.learned is not None and strength is not None:
             strength = learned(strength, self.learned, self.rank)

@@ -1,9 +1,9 @@
-"""Linear solvers for systems of any structure: GMRES, BiCGStab, and the dense oracle."""
+"""Linear solvers for systems of any structure: BiCGStab, and the dense oracle (GMRES: see gmres.py)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,56 +23,6 @@ from .products import (
     tolerance_of,
 )
 from .solution import Ending, Solution, Stats, Status
-
-
-@dataclass(frozen=True)
-class GMRES:
-    """Generalised minimal residuals, for any invertible A (Saad and Schultz 1986), through Lineax.
-
-    `restart` vectors are kept; `steps` counts products, in whole restarts.
-    """
-
-    steps: int | None = None
-    tolerance: float | None = None
-    restart: int = 50
-    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["GMRES"]
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        check_limits("GMRES", self.steps, self.tolerance)
-        if not isinstance(self.restart, int) or self.restart < 1:
-            raise ConfigError(f"GMRES: restart={self.restart!r}; accepted is a whole number of at least 1.")
-
-    def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
-        """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
-        import lineax
-
-        refuse_structure(self, structure)
-        product, b, start, unravel = flat_problem(matvec, b, x0)
-        if jax.typeof(b).sharding.mesh.manual_axes:
-            raise ConfigError(
-                "GMRES: the tasks are shared between devices, where Lineax's does not run; accepted are "
-                "BiCGStab and Dense, or one device (a number of tasks a step that the devices do not divide)."
-            )
-        most = self.steps or min(5 * b.size + 50, 10_000)
-        # Lineax compares entry by entry, |r_i| <= atol + rtol |b_i|, which zeros in b make unreachable with
-        # atol = 0. So it solves for the correction to x0 in a system scaled to |b| = 1, with
-        # atol = tolerance / sqrt(n): what it accepts has |r| of the order of the tolerance.
-        right = b if x0 is None else b - product(start)
-        size = jnp.linalg.norm(right)
-        some = (size > 0) & jnp.isfinite(size)
-        unit = jnp.where(some, right / jnp.where(some, size, 1), jnp.zeros_like(b).at[0].set(1))
-        operator = lineax.FunctionLinearOperator(product, jax.ShapeDtypeStruct(b.shape, b.dtype))
-        tolerance = tolerance_of(self.tolerance, self.steps, b.dtype) / 2
-        restart = min(self.restart, b.size, most)
-        absolute = tolerance / b.size**0.5
-        solver = lineax.GMRES(tolerance, absolute, max_steps=most, restart=restart, stagnation_iters=most)
-        answer = lineax.linear_solve(operator, unit, solver, throw=False)
-        x = jnp.where(some, start + cast(Array, answer.value) * size, start)
-        steps = jnp.where(some, answer.stats["num_steps"], 0)
-        asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
-        failed = jnp.where(steps < most, int(Ending.BREAKDOWN), int(Ending.OUT_OF_STEPS))
-        return finish(product, b, x, unravel, steps, asked, failed)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from .domains.tables import TablesRecipe
 from .errors import ConfigError, meant
 from .family import Bayes, Method, NewTask
 from .game_solvers import ExtraGradient
-from .general import GMRES, BiCGStab
+from .general import BiCGStab
+from .gmres import GMRES
 from .inner import GradientDescent
 from .linear import CG
 from .newton import NewtonCG

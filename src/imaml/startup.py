@@ -40,7 +40,7 @@ def keep_compiled() -> None:
         return
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "imaml" / "compiled" / _processor()
+        folder = Path(home) / "imaml" / "compiled" / processor()
         folder.mkdir(parents=True, exist_ok=True)
         _trim(folder.parent)
     except (OSError, RuntimeError):  # RuntimeError: there is no home
@@ -50,7 +50,7 @@ def keep_compiled() -> None:
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
-def _processor() -> str:
+def processor() -> str:
     """A name for this kind of processor, the instructions that it has included."""
     about = platform.machine() + platform.processor()
     try:

@@ -31,7 +31,7 @@ class GenerationRecipe:
     source: procedural "characters", or "omniglot". shots, queries: drawings of a support and of a query set.
     made: how many drawings a generator makes of either. others: how many other characters a task has, for
     the classifier alone. side: pixels a side, 7, 14 or 28. latent: how many numbers a latent point has.
-    penalty: of the discriminator's slope at drawings. weight: of the generator's loss, without which it hardly
+    penalty: of the discriminator's slope at drawings. weight: of the generator's loss: by less it hardly
     moves within few steps. generator, discriminator: units of their hidden layers. data: where Omniglot is,
     None for the usual places.
     """

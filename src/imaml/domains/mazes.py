@@ -240,7 +240,10 @@ class Mazes:
         return {"return": self._return(greedy, process), "bellman": 0.5 * jnp.mean(jnp.square(errors))}
 
     def scenes(self, before: Any, after: Any, task: Task) -> list[Scene]:
-        """The maze, where walks have been, and the values of its cells before, after, and in truth."""
+        """The maze, where walks have been, values of its cells before, after and in truth, and greedy paths.
+
+        Paths go by likeliest moves, from the cell that is farthest from the goal.
+        """
         process, side, recipe = task.query.process, self.recipe.side, self.recipe
         best = optimal(process, recipe.discount).max(1)
         values = {"before": self.field.values(before).max(1), "after": self.field.values(after).max(1)}
@@ -253,8 +256,28 @@ class Mazes:
         walked = np.bincount(np.asarray(task.support.states), minlength=side**2).reshape(side, side)
         images = {"walls, holes": walls, "goal": goal, "walked": walked / max(walked.max(), 1)}
         images |= {n: np.clip(np.asarray(v) / most, 0, 1).reshape(side, side) for n, v in values.items()}
+        for name, phi in (("path before", before), ("path after", after)):
+            images[name] = self._path(phi, process).reshape(side, side)
         gone = " to ".join(f"{float(self.metrics(phi, task)['return']):.2f}" for phi in (before, after))
         return [Scene("values of cells", f"return of the greedy policy: {gone}", images=images)]
+
+    def _path(self, phi: Any, process: Process) -> np.ndarray:
+        """The cells (cells,) that the greedy policy goes through by likeliest moves, darker the later."""
+        true = np.asarray(optimal(process, self.recipe.discount).max(1))
+        free = np.asarray(process.start > 0) & (true > 1e-3)
+        greedy = np.asarray(self.field.values(phi)).argmax(1)
+        following = np.asarray(process.moves).argmax(2)
+        path = np.zeros(true.size)
+        cell = int(np.argmin(np.where(free, true, np.inf)))
+        for step in range(true.size):
+            if path[cell]:
+                break  # it goes around
+            path[cell] = 0.3 + 0.7 * step / true.size
+            if bool(process.over[cell]):
+                path[cell] = 1.0
+                break
+            cell = int(following[cell, greedy[cell]])
+        return path
 
     def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
         """Nothing: no class is told."""

@@ -1,0 +1,200 @@
+"""Five ways to learn theta and its precision, (a) to (e) of docs/bayes.md, on Omniglot, from one start.
+
+    python -m benchmarks.five_ways --data PATH [--ways 5 20]     # -> benchmarks/results/five_ways.json
+
+All begin at the body of the committed artefact (for 20 ways its head is zero), with one strength for all
+parameters, and learn for the same number of steps; but for (d), which cannot, each learns a precision for
+every kernel, bias and scale. New tasks (test split, inductive) are answered by the adapted network alone, by
+Laplace's posterior of it, and by that of the head. Differences from (a) are paired by task, 95 % intervals.
+The picture of what precisions were learned is docs/figures/precisions.svg. Runs are kept in runs/five_ways,
+rows in the result: the same command goes on with what is not done.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+
+import imaml
+from benchmarks.intervals import interval
+from benchmarks.machine import describe_machine
+from benchmarks.posteriors import WAYS, calibration, scores
+from imaml.config import Optimiser
+from imaml.curvature import Quadrature
+from imaml.evaluation import task_keys
+from imaml.family import Bayes, Method
+from imaml.inner import GradientDescent
+from imaml.linear import CG
+from imaml.prior import Theta
+
+RESULT, FIGURE = Path("benchmarks/results/five_ways.json"), Path("docs/figures/precisions.svg")
+KEPT, START = Path("runs/five_ways"), "artefacts/omniglot-5w1s.safetensors"
+STRENGTH, RATE = 0.1, 0.4  # of the mean loss over a support
+LETTERS = {"imaml": "a", "evidence": "b", "moments": "c", "reptile": "d", "posterior": "e"}
+STEPS, TASKS, SCORED = {5: 600, 20: 300}, {5: 8, 20: 4}, {5: 300, 20: 60}
+
+
+def recipe(name, ways):
+    """The method, its losses summed over rows where it is Bayesian, and its optimiser."""
+    summed = name in ("evidence", "moments", "posterior")
+    rows = ways if summed else 1  # one shot: as many support rows as ways
+    method = Method(
+        name,
+        strength=STRENGTH * rows,
+        learned=None if name == "reptile" else "leaf",
+        inner=GradientDescent(RATE / rows, steps=16),
+        linear=CG(steps=5),
+        curvature="hessian" if name == "reptile" else "gauss-newton",
+        chunk=1,
+        bayes=Bayes(
+            determinant=Quadrature(steps=8, probes=2) if name == "evidence" else None,
+            form={"moments": "low-rank", "posterior": "diagonal"}.get(name, "dense"),
+        )
+        if summed
+        else Bayes(),
+    )
+    if name == "moments":
+        return method, Optimiser("sgd", 0.1)
+    return method, Optimiser("adam", 2e-3, clip=1.0)
+
+
+def prepared(ways, data):
+    """The domain, and the theta that all start from."""
+    learned = imaml.load(START)
+    domain = dataclasses.replace(
+        learned.config.domain, ways=ways, queries=5 if ways == 5 else 2, data=str(data), limits=()
+    ).build()
+    start = dict(learned.theta)
+    if ways != 5:
+        start["head"] = jax.tree.map(jnp.zeros_like, domain.init(jax.random.key(0))["head"])
+    return domain, start
+
+
+def learned_by(name, ways, data):
+    """The domain, the method, and what was learned, by a run that is kept."""
+    domain, start = prepared(ways, data)
+    method, optimiser = recipe(name, ways)
+    built = method.build(domain)
+    out = KEPT / f"{ways}w" / name
+    if (out / "artefact.safetensors").exists():
+        return domain, built, imaml.load(out).theta, float((out / "seconds").read_text())
+    began = time.perf_counter()
+    fresh = built.init(domain, jax.random.key(0))
+    if isinstance(fresh, Theta):
+        start = fresh._replace(mean=start)
+    run = imaml.train(
+        domain, built, optimiser, out=out, steps=STEPS[ways], tasks=TASKS[ways], validate_every=0,
+        checkpoint_every=50, progress=False, resume=out.exists(), start=None if out.exists() else start,
+    )  # fmt: skip
+    (out / "seconds").write_text(str(time.perf_counter() - began))
+    return domain, built, run.theta, time.perf_counter() - began
+
+
+def precisions(name, theta, ways):
+    """The prior's precision of every leaf, of the summed loss, by name; {} where none was learned."""
+    if not isinstance(theta, Theta):
+        return {}
+    times = 1 if LETTERS[name] in "bce" else ways
+    leaves = jax.tree_util.tree_flatten_with_path(theta.log_strength)[0]
+    return {"/".join(str(key.key) for key in path): times * float(np.exp(leaf)) for path, leaf in leaves}
+
+
+def rows_of(name, ways, data):
+    """The rows of one method: each way of answering."""
+    domain, built, theta, seconds = learned_by(name, ways, data)
+    run = jax.jit(lambda keys: jax.lax.map(lambda key: scores(domain, built, theta, key), keys))
+    found = jax.device_get(run(task_keys(0, 0, SCORED[ways])))
+    about = {"method": name, "ways": ways, "tasks": SCORED[ways], "steps": STEPS[ways], "seconds": seconds}
+    about["precisions"] = precisions(name, theta, ways)
+    for answer in WAYS:
+        own = found[answer]
+        row = about | {"answers": answer, "calibration_error": calibration(own["confidences"])}
+        row["values"] = {k: np.asarray(own[k], float).tolist() for k in ("nll", "accuracy", "auroc")}
+        row["bins"] = np.asarray(own["confidences"], float).tolist()
+        yield row
+
+
+def finished(rows):
+    """The rows as they are written: intervals, and paired differences from (a)'s same way of answering."""
+    made = []
+    for row in rows:
+        base = next(
+            r for r in rows
+            if r["method"] == "imaml" and (r["ways"], r["answers"]) == (row["ways"], row["answers"])
+        )  # fmt: skip
+        out = {k: v for k, v in row.items() if k not in ("values", "bins")}
+        for what, values in row["values"].items():
+            out[what] = interval(np.array(values))
+            out[f"{what} less (a)'s"] = interval(np.array(values) - np.array(base["values"][what]))
+        out["calibration_error less (a)'s"] = paired(np.array(row["bins"]), np.array(base["bins"]))
+        made.append(out)
+    return made
+
+
+def paired(bins, others):
+    """The difference of two calibration errors over the same tasks, and its interval by bootstrap."""
+    error = lambda sums: np.abs(sums[..., 2] - sums[..., 1]).sum(-1) / sums[..., 0].sum(-1)  # noqa: E731
+    count = len(bins)
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), 200)
+    each = [error(np.einsum("st,tbc->sbc", draws, parts)) for parts in (bins, others)]
+    both = float(error(bins.sum(0)) - error(others.sum(0)))
+    return both, float(1.96 * (each[0] - each[1]).std(ddof=1))
+
+
+def draw(rows):
+    """The learned precision of every leaf, by method, for either number of ways."""
+    matplotlib.rcParams.update({"svg.hashsalt": "imaml", "font.size": 9})
+    many = sorted({row["ways"] for row in rows})
+    figure, panels = plt.subplots(
+        len(many), 1, figsize=(9, 3 * len(many)), layout="constrained", squeeze=False
+    )
+    for panel, ways in zip(panels[:, 0], many, strict=True):
+        for row in rows:
+            if row["ways"] == ways and row["answers"] == WAYS[0] and row["precisions"]:
+                names, values = zip(*row["precisions"].items(), strict=True)
+                label = f"({LETTERS[row['method']]}) {row['method']}"
+                panel.semilogy(range(len(names)), values, "o-", label=label, lw=0.8)
+                panel.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        panel.axhline(STRENGTH * ways, color="black", ls=":", label="at the start, all")
+        panel.set(title=f"{ways}-way 1-shot", ylabel="precision of the prior")
+        panel.legend(fontsize=7, ncols=2)
+    figure.savefig(FIGURE, metadata={"Date": None})
+
+
+def main():
+    """Learns, scores, writes and draws."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--ways", type=int, nargs="+", default=[5, 20], choices=[5, 20])
+    arguments = parser.parse_args()
+    file = KEPT / "rows.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    for ways in arguments.ways:
+        for name in LETTERS:
+            if not any((row["method"], row["ways"]) == (name, ways) for row in rows):
+                rows += rows_of(name, ways, arguments.data)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(rows))
+            for row in finished(rows):
+                if (row["method"], row["ways"]) == (name, ways):
+                    print(
+                        ways,
+                        name,
+                        row["answers"],
+                        *(row[k] for k in ("nll", "accuracy", "calibration_error")),
+                    )
+    result = {"command": "python -m benchmarks.five_ways --data PATH", "machine": describe_machine()}
+    result["rows"] = finished(rows)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    draw(result["rows"])
+
+
+if __name__ == "__main__":
+    main()

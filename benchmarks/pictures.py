@@ -1,0 +1,68 @@
+"""What adaptation does, in pictures: new tasks of the runs that benchmarks.any_inner kept.
+
+    python -m benchmarks.pictures [PRESET ...]     # writes docs/figures/PRESET.png
+
+Each row is a task of the test split as the report shows it: before and after adaptation, and in truth.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+import imaml
+from benchmarks.any_inner import KEPT, RESULT, trials
+from imaml.evaluation import task_keys
+from imaml.presets import preset
+
+FIGURES, TASKS = Path("docs/figures"), 3
+STYLES = {"before": "--", "after": "-", "best": ":"}
+
+
+def draw(name, trial):
+    """One figure: the scenes of some test tasks, a task a row."""
+    config = preset(name)
+    domain = config.domain.build()
+    method = trials(name, "imaml")[trial].build(domain)
+    theta = imaml.load(KEPT / name / f"imaml-{trial}").theta
+    sample = jax.jit(lambda key: domain.sample(key, "test"))
+    scenes = []
+    for key in task_keys(0, 0, TASKS):
+        task = sample(key)
+        phi, _ = jax.jit(method.adapt)(theta, task.support, key)
+        scenes.append(domain.scenes(method.start(theta), phi, task)[0])
+    wide = max(len(scene.images) or 1 for scene in scenes)
+    size = (1.7 * wide, 2.1 * TASKS) if scenes[0].images else (6, 2.1 * TASKS)
+    figure, panels = plt.subplots(TASKS, wide, figsize=size, layout="constrained", squeeze=False)
+    for row, scene in zip(panels, scenes, strict=True):
+        for panel, (title, image) in zip(row, scene.images.items(), strict=False):
+            panel.imshow(1 - np.asarray(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            panel.set_title(title, fontsize=8)
+            panel.set(xticks=[], yticks=[])
+        for part, (x, y) in scene.lines.items():
+            if part in STYLES:
+                row[0].plot(x, y, STYLES[part], label=part)
+            else:
+                row[0].plot(x, y, ".", ms=4, label=part)
+        if scene.lines:
+            row[0].set_xlabel(scene.x_name, fontsize=8)
+            row[0].legend(fontsize=7)
+        row[0].set_ylabel(scene.note.replace(": ", ":\n"), fontsize=7)
+    figure.savefig(FIGURES / f"{name}.png", dpi=90, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main():
+    """Draws what was asked for, or all that there are."""
+    kept = json.loads(RESULT.read_text())["presets"]
+    for name in sys.argv[1:] or kept:
+        (row,) = (row for row in kept[name]["rows"] if row["method"] == "imaml")
+        draw(name, row["trial"])
+        print(FIGURES / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
