@@ -24,6 +24,8 @@ from imaml.config import to_json
 from imaml.evaluation import evaluate_theta
 from imaml.inner import GradientDescent
 from imaml.presets import preset
+from imaml.startup import prepare_jax
+from imaml.training import devices_mesh
 
 RESULT = Path("benchmarks/results/any_inner.json")
 KEPT = Path("runs/any_inner")
@@ -65,7 +67,7 @@ def learned(name, method, number, recipe):
     """Theta of one trial, and the seconds of its learning."""
     config = preset(name)
     domain = config.domain.build()
-    built = recipe.build(domain)
+    built = recipe.build(domain, devices_mesh(config.training.tasks))
     if method == "scratch":
         return domain, built, domain.init(jax.random.key(1)), 0.0
     began = time.perf_counter()
@@ -136,6 +138,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("presets", nargs="+")
     names = parser.parse_args().presets
+    prepare_jax()  # before JAX starts: every core a device
     kept = json.loads(RESULT.read_text())["presets"] if RESULT.exists() else {}
     for name in names:
         kept[name] = compared(name) | {"machine": describe_machine()}

@@ -60,7 +60,8 @@ def trained(name, words, steps):
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "imaml", "train", name, *words, "--out", str(out), "--quiet"]
         command += ["--steps", str(steps), "--training.test_tasks=0", "--training.validate_every=0"]
-        command.append(f"--training.log_every={max(1, steps // 20)}")
+        usual = PRESETS[name].config.training.log_every
+        command.append(f"--training.log_every={max(1, min(usual, steps // 8))}")
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         most, stepping, journal = 0.0, 0.0, out / "events.jsonl"
         while child.poll() is None:
@@ -69,7 +70,7 @@ def trained(name, words, steps):
             most = max(most, now)
             if '"event": "step"' in said and '"event": "end"' not in said:
                 stepping = max(stepping, now)
-            time.sleep(0.02)
+            time.sleep(0.1)
         if child.returncode:
             raise SystemExit(f"{name}: {child.stderr.read()[-500:]}")
         events = [json.loads(line) for line in journal.read_text().splitlines()]
@@ -98,7 +99,7 @@ def main():
             continue
         predicted(name, words)  # compiles; the next one finds its program kept
         step, memory = predicted(name, words)
-        steps = max(8, min(400, int(1e3 * SECONDS / step)))
+        steps = max(8, min(2000, int(1e3 * SECONDS / step)))
         took, had, in_all = trained(name, words, steps)
         row = {"preset": name, "steps": steps, "ms_predicted": step, "ms": took}
         row |= {

@@ -51,11 +51,13 @@ def answers(run, known):
 
 
 def picture(run):
-    """Three test tasks: the wave, its five points, and what is predicted between what."""
+    """Three test tasks: the wave, its five points, what is predicted between what, and how wide that is."""
     matplotlib.rcParams["svg.hashsalt"] = "imaml"
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True)
+    figure, (axes, below) = plt.subplots(
+        2, 3, figsize=(11, 5), sharey="row", sharex=True, height_ratios=(3, 2), layout="constrained"
+    )
     grid = np.linspace(-7, 7, 281)
-    for axis, key in zip(axes, task_keys(0, 0, 3), strict=True):
+    for axis, under, key in zip(axes, below, task_keys(0, 0, 3), strict=True):
         wave = run.domain.draw(key, "test")
         task = run.domain.gather(wave)
         x, y = (np.asarray(part)[:, 0] for part in task.support)
@@ -66,10 +68,16 @@ def picture(run):
         axis.plot(x, y, "ko", ms=5, label="the five points")
         axis.axvspan(-7, -5, color="0.93", zorder=0)
         axis.axvspan(5, 7, color="0.93", zorder=0, label="where no task has points")
-        axis.set(xlim=(-7, 7), ylim=(-8, 8), xlabel="x")
+        axis.set(xlim=(-7, 7), ylim=(-8, 8))
+        under.semilogy(grid, np.asarray(found.high) - np.asarray(found.low), color="tab:blue")
+        under.axvspan(-7, -5, color="0.93", zorder=0)
+        under.axvspan(5, 7, color="0.93", zorder=0)
+        for point in x:
+            under.axvline(point, color="black", lw=0.8, ls=":")
+        under.set_xlabel("x")
     axes[0].set_ylabel("y")
+    below[0].set_ylabel("width of the interval")
     axes[2].legend(fontsize=7, loc="upper right")
-    figure.tight_layout()
     figure.savefig(ROOT / "docs/figures/sinusoid_intervals.svg", metadata={"Date": None})
 
 

@@ -89,7 +89,7 @@ def _generation() -> Config:
         GenerationRecipe(),
         Method(strength=0.3, inner=ExtraGradient(0.1, steps=30), linear=GMRES(steps=10)),
         Optimiser("adam", 1e-2, clip=1.0),
-        Training(steps=400, tasks=8, validate_every=0, checkpoint_every=50, test_tasks=200),
+        Training(steps=1500, tasks=8, validate_every=0, checkpoint_every=250, test_tasks=200),
     )
 
 

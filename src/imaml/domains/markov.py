@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -53,10 +54,18 @@ def soft_value(q: Array, temperature: float) -> Array:
 
 
 def value_of(process: Process, policy: Array, discount: float) -> Array:
-    """A policy's values, (states,): v = (I - discount P)^-1 r with P, r the process under the policy."""
-    moves = jnp.einsum("sa,sat->st", policy, process.moves)
-    gains = jnp.sum(policy * process.gains, 1)
-    return jnp.linalg.solve(jnp.eye(moves.shape[0], dtype=moves.dtype) - discount * moves, gains)
+    """A policy's values, (states,): v = (I - discount P)^-1 r with P, r the process under the policy.
+
+    By doubling, v = (I + M^(2^k)) ... (I + M^2) (I + M) r with M = discount P, until what is left out is below
+    the dtype's rounding: products alone, as batched factorisations may wait for ever where tasks are shared
+    between devices of one processor (docs/gotchas.md, 14).
+    """
+    moves = discount * jnp.einsum("sa,sat->st", policy, process.moves)
+    values = jnp.sum(policy * process.gains, 1)
+    terms = math.log(float(jnp.finfo(moves.dtype).eps) * (1 - discount) / 10) / math.log(discount)
+    for _ in range(max(1, math.ceil(math.log2(terms)))):
+        values, moves = values + moves @ values, moves @ moves
+    return values
 
 
 def optimal(process: Process, discount: float, steps: int = 200) -> Array:
