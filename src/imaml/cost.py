@@ -277,7 +277,7 @@ def prepare(config: Any) -> tuple[Callable, tuple[Any, Any, Any], int]:
     start, key = jax.random.split(jax.random.key(config.training.seed))
     state = initial_state(domain, method, transform, start, average)
     if mesh is not None:
-        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        domain, state, key = jax.device_put((domain, state, key), NamedSharding(mesh, PartitionSpec()))
     step = make_step(method, transform, tasks, average)
     return step, (domain, state, key), 1 if mesh is None else mesh.size
 
@@ -294,6 +294,8 @@ def measure(config: Any, steps: int = 5, seconds: float = 0.0) -> Cost:
     >>> measure(override(preset("sinusoid"), "training.tasks", "2", "--tasks"), steps=1).parameters
     1761
     """
+    from .window import Window
+
     rate = matmul_rate()
     step, (domain, state, key), devices = prepare(config)
     counted = count_flops(step, domain, state, key)
@@ -304,10 +306,15 @@ def measure(config: Any, steps: int = 5, seconds: float = 0.0) -> Cost:
     first_call_s = time.perf_counter() - began
     forget_peak()
     taken: list[float] = []
+    window = Window()
     end = time.perf_counter() + seconds
     while len(taken) < steps or time.perf_counter() < end:
         began = time.perf_counter()
-        state, _ = jax.block_until_ready(compiled(domain, state, key))
+        state, report = compiled(domain, state, key)
+        jax.device_get(report["metrics"].used)  # as training does, which counts where a network is small
+        window.add(report)
+        if len(taken) % config.training.log_every == 0:
+            window.summary()
         taken.append(1e3 * (time.perf_counter() - began))
     return Cost(
         sum(leaf.size for leaf in jax.tree.leaves(state["theta"])),

@@ -257,11 +257,12 @@ class _Loop:
         training, self.visible = self.training, progress is not False
         init_key, self.key = jax.random.split(jax.random.key(training.seed))
         state = initial_state(self.domain, self.method, self.transform, init_key, self.average, start)
-        if self.method.mesh is not None:  # placed once, so that the second step finds what the first compiled
-            state = jax.device_put(state, NamedSharding(self.method.mesh, PartitionSpec()))
-        self.step.eval_shape(
-            self.domain, state, self.key
-        )  # what does not fit is told before anything is written
+        self.placed = self.domain
+        if self.method.mesh is not None:
+            # Placed once: the second step finds what the first compiled, and data are not copied at each.
+            whole = NamedSharding(self.method.mesh, PartitionSpec())
+            self.placed, state, self.key = jax.device_put((self.domain, state, self.key), whole)
+        self.step.eval_shape(self.placed, state, self.key)  # what does not fit is told before writing
         shown = {"progress": progress, "total": training.steps, "minutes": training.minutes}
         with Journal(self.folder, append=resume, **shown) as journal:
             self.journal = journal
@@ -364,7 +365,7 @@ class _Loop:
         began = time.monotonic()
         every = self.training.certify_every
         step = self.certifying if every and (count + 1) % every == 0 else self.step
-        new, report = step(self.domain, state, self.key)
+        new, report = step(self.placed, state, self.key)
         used = np.asarray(report["metrics"].used)
         if not self.compiled:  # else a time budget would be spent on compiling, anew at every resume
             self.began += time.monotonic() - began
