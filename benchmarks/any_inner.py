@@ -55,7 +55,13 @@ def trials(name, method):
     own, plain = base.method, {"strength": None, "new_task": None, "curvature": "hessian"}
     if method == "imaml":
         return [dataclasses.replace(own, strength=own.strength * times) for times in (1, 0.3, 3)]
-    if method == "scratch":  # by the preset's own solver, kept near its random start more or less
+    if method == "scratch" and hasattr(own.inner, "learning_rate"):  # by the preset's own solver
+        inner = [
+            dataclasses.replace(own.inner, learning_rate=own.inner.learning_rate * times, steps=STEPS[method])
+            for times in (1, 0.3, 0.1)
+        ]
+        return [dataclasses.replace(own, inner=each) for each in inner]
+    if method == "scratch":  # kept near its random start more or less
         return [dataclasses.replace(own, strength=own.strength * times) for times in (1, 0.1, 0.01)]
     return [
         dataclasses.replace(own, name=method, **plain, inner=GradientDescent(rate, STEPS[method]))

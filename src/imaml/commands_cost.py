@@ -35,7 +35,8 @@ def dry_run(config: Any) -> int:
     """Prints what a run would cost, from a short probe, and trains nothing; the exit status 0."""
     cost, steps = measure(config, PROBE, SECONDS), config.training.steps
     print("\n".join(_lines(cost)))
-    print(f"predicted step    {cost.median_ms:,.2f} ms, the median of a probe of {len(cost.milliseconds)} steps")
+    taken = len(cost.milliseconds)
+    print(f"predicted step    {cost.median_ms:,.2f} ms, the median of a probe of {taken} steps")
     whole = cost.first_call_s + steps * cost.median_ms / 1e3
     if config.training.minutes is not None:
         whole = min(whole, cost.first_call_s + 60 * config.training.minutes)
