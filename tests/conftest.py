@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_use_fusion_emitters=false" * (importlib.metadata.version("jaxlib") == "0.10.2"),
     ]
 )
+os.environ.setdefault("PJRT_NPROC", "3")  # a thread more than devices: docs/gotchas.md, 14
 
 import jax
 import pytest

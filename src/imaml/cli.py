@@ -116,7 +116,7 @@ def train_command(words: Sequence[str]) -> int:
         )
     config = overrides(config, [*changes, *columns, *arguments.changes()])
     config = replace_data(config, values.get("data"))
-    prepare_jax()
+    prepare_jax(spare=_factorises(config))
     if config.method.chunk == "auto" and resume:  # a run goes on with what was measured at its start
         config = override(config, "method.chunk", str(kept))
     elif config.method.chunk == "auto":
@@ -141,6 +141,16 @@ def train_command(words: Sequence[str]) -> int:
             with contextlib.suppress(OSError):
                 out.rmdir()
         raise
+
+
+def _factorises(config: Any) -> bool:
+    """Whether a step may have dense factorisations: any but that of images by solvers that take products."""
+    from .domains.fewshot import FewShotRecipe
+    from .family import BAYESIAN
+    from .general import Dense
+
+    products = not isinstance(config.method.linear, Dense) and config.method.name not in BAYESIAN
+    return not (isinstance(config.domain, FewShotRecipe) and products)
 
 
 def _free_folder(base: Path) -> Path:
@@ -467,7 +477,7 @@ def _bench_preset(name: str, arguments: Arguments) -> int:
         raise ConfigError(f"bench: there is no {name!r}{meant(name, ['theory', *PRESETS], 'bench')}")
     steps = arguments.whole("steps", 10, 1)
     config = replace_data(overrides(preset(name), arguments.changes()), arguments.values.get("data"))
-    prepare_jax()
+    prepare_jax(spare=_factorises(config))
     from .commands_cost import bench
 
     return bench(config, name, steps, "json" in arguments.flags)

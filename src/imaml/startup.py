@@ -10,22 +10,27 @@ from pathlib import Path
 MOST = 2**30  # bytes of compiled programs that are kept; the oldest go first
 
 
-def prepare_jax() -> None:
-    """Everything below; must come before JAX starts."""
-    use_all_cores()
+def prepare_jax(spare: bool = True) -> None:
+    """Everything below; must come before JAX starts. spare: see `use_all_cores`."""
+    use_all_cores(spare)
     keep_compiled()
 
 
-def use_all_cores() -> None:
+def use_all_cores(spare: bool = True) -> None:
     """On a CPU, makes every core a device of its own, so that tasks run side by side.
 
     Must come before JAX starts; does nothing where the user has set the number. GPU and TPU ignore the flags.
+    spare: whether there is a thread more than devices. Without one, devices that wait for each other may wait
+    for ever where a step has dense factorisations (docs/gotchas.md, 14); with it, a step of nothing but large
+    matrix products takes longer.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         ours = f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = f"{flags} {ours}".strip()
+        if spare:
+            os.environ.setdefault("PJRT_NPROC", str(cores + 1))
 
 
 def keep_compiled() -> None:

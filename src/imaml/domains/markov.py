@@ -58,7 +58,7 @@ def value_of(process: Process, policy: Array, discount: float) -> Array:
 
     By doubling, v = (I + M^(2^k)) ... (I + M^2) (I + M) r with M = discount P, until what is left out is
     below the dtype's rounding: products alone, as batched factorisations may wait for ever where tasks are
-    shared between devices of one processor (docs/gotchas.md, 14).
+    shared between cores (docs/gotchas.md, 14).
     """
     moves = discount * jnp.einsum("sa,sat->st", policy, process.moves)
     values = jnp.sum(policy * process.gains, 1)
