@@ -94,7 +94,12 @@ def scored(name, method, number, recipe, split, tasks):
     """The scores of one trial, task by task, kept as a file."""
     file = KEPT / name / f"{method}-{number}-{split}.json"
     if not file.exists():
-        domain, built, theta, seconds = learned(name, method, number, recipe)
+        try:
+            domain, built, theta, seconds = learned(name, method, number, recipe)
+        except imaml.NumericalError as error:  # a rate that it does not stand: the trial is lost
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"values": [float("nan")], "error": str(error)}))
+            return json.loads(file.read_text())
         found = evaluate_theta(domain, built, theta, split=split, tasks=tasks)
         file.parent.mkdir(parents=True, exist_ok=True)
         values = {"values": found.values[found.headline].tolist(), "seconds": seconds, "failed": found.failed}
