@@ -2,11 +2,13 @@
 
     python -m benchmarks.pictures [PRESET ...]     # writes docs/figures/PRESET.png
 
-Each row is a task of the test split as the report shows it: before and after adaptation, and in truth.
+Each row is a task of the test split as the report shows it: before and after adaptation, and in truth. The
+tasks are those at the quartiles of the score, best first.
 """
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import jax
@@ -30,12 +32,15 @@ def draw(name, trial):
     theta = imaml.load(KEPT / name / f"imaml-{trial}").theta
     sample = jax.jit(lambda key: domain.sample(key, "test"))
     scenes = []
-    for key in task_keys(0, 0, TASKS):
+    values = json.loads((KEPT / name / f"imaml-{trial}-test.json").read_text())["values"]
+    order = np.argsort(values if not domain.higher_is_better else -np.array(values))
+    places = order[[len(order) // 4, len(order) // 2, 3 * len(order) // 4]]
+    for key in task_keys(0, 0, len(values))[places]:
         task = sample(key)
         phi, _ = jax.jit(method.adapt)(theta, task.support, key)
         scenes.append(domain.scenes(method.start(theta), phi, task)[0])
     wide = max(len(scene.images) or 1 for scene in scenes)
-    size = (1.7 * wide, 2.1 * TASKS) if scenes[0].images else (6, 2.1 * TASKS)
+    size = (1.7 * wide, 2.1 * TASKS) if scenes[0].images else (6, 2.4 * TASKS)
     figure, panels = plt.subplots(TASKS, wide, figsize=size, layout="constrained", squeeze=False)
     for row, scene in zip(panels, scenes, strict=True):
         for panel, (title, image) in zip(row, scene.images.items(), strict=False):
@@ -50,7 +55,10 @@ def draw(name, trial):
         if scene.lines:
             row[0].set_xlabel(scene.x_name, fontsize=8)
             row[0].legend(fontsize=7)
-        row[0].set_ylabel(scene.note.replace(": ", ":\n"), fontsize=7)
+        if scene.lines:
+            row[0].set_title(scene.note, fontsize=8)
+        else:
+            row[0].set_ylabel("\n".join(textwrap.wrap(scene.note, 26)), fontsize=7)
     figure.savefig(FIGURES / f"{name}.png", dpi=90, metadata={"Software": None})
     plt.close(figure)
 
