@@ -79,22 +79,27 @@ def iterate(
         return judged(Solution(phi, stats, Status(jnp.asarray(0))), size)
     most = steps or DEFAULT_MOST
 
+    turning = problem.structure == "general"  # then the path may lead around, and its length is wanted
+
     def going(state: tuple) -> Array:
-        _, _, slope, count = state
+        _, _, slope, count, _ = state
         size = tree.norm(slope)
         return (size > tolerance) & (count < most) & jnp.isfinite(size)
 
     def advance(state: tuple) -> tuple:
-        phi, memory, slope, count = state
-        phi, memory = step(slope, phi, memory)
-        return phi, memory, residual(phi), count + 1
+        phi, memory, slope, count, length = state
+        moved, memory = step(slope, phi, memory)
+        if turning:
+            length = length + _apart(moved, phi)
+        return moved, memory, residual(moved), count + 1, length
 
     slope = residual(phi0)
     first = tree.norm(slope)
-    phi, _, slope, count = repeat_while(going, advance, (phi0, memory, slope, jnp.asarray(0)))
+    begun = (phi0, memory, slope, jnp.asarray(0), jnp.zeros_like(first))
+    phi, _, slope, count, length = repeat_while(going, advance, begun)
     size = tree.norm(slope)
-    nowhere = (problem.structure == "general") & (size > FALLEN * first)
-    code = jnp.where(nowhere, int(Ending.CYCLED), int(Ending.OUT_OF_STEPS))
+    around = (size > FALLEN * first) & (2 * _apart(phi, phi0) < length) if turning else False
+    code = jnp.where(around, int(Ending.CYCLED), int(Ending.OUT_OF_STEPS))
     code = jnp.where(size <= tolerance, int(Ending.CONVERGED), code)
     code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
     return Solution(phi, Stats(count, size, jnp.asarray(False)), Status(code))
@@ -110,13 +115,16 @@ def _watched(residual: Callable, repeat: Callable, state: tuple, steps: int) -> 
     def walk(i: Array, state: tuple) -> tuple:
         inner, length = state
         moved = repeat(i, inner)
-        apart = jax.tree.map(lambda a, b: lax.stop_gradient(a - b), moved[0], inner[0])
-        return moved, length + tree.norm(apart)
+        return moved, length + _apart(moved[0], inner[0])
 
     before = lax.stop_gradient(tree.norm(residual(state[0])))
     after, length = lax.fori_loop(0, steps, walk, (state, jnp.zeros_like(before)))
-    apart = jax.tree.map(lambda a, b: lax.stop_gradient(a - b), after[0], state[0])
-    return after, jnp.where(2 * tree.norm(apart) < length, before, jnp.inf)
+    return after, jnp.where(2 * _apart(after[0], state[0]) < length, before, jnp.inf)
+
+
+def _apart(phi: Any, other: Any) -> Array:
+    """The distance between two trees, through which no derivative passes."""
+    return tree.norm(jax.tree.map(lambda a, b: lax.stop_gradient(a - b), phi, other))
 
 
 def judged(solution: Solution, size: Array) -> Solution:
