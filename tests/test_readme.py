@@ -57,7 +57,10 @@ def test_the_table_is_what_the_result_files_say():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["energy", "actor_critic", "game", "trajectory"])
+EXAMPLES = ("energy", "actor_critic", "game", "trajectory", "q_learning", "inpainting", "generation")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_of_inner_algorithms_run(name):
     file = ROOT / f"examples/{name}.py"
     assert len(file.read_text().splitlines()) < 120
