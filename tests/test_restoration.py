@@ -33,6 +33,9 @@ def test_a_drawing_is_restored_as_by_a_dense_solve_where_the_energy_is_quadratic
     expected = (query.weights * query.seen + sharp * kernel) / (query.weights + sharp)
     np.testing.assert_allclose(domain.restored(phi, query), expected, atol=1e-9)
     np.testing.assert_allclose(domain.error(query.blurred.drawings, query), 0.0, atol=1e-15)
+    assert domain.metrics(phi, task)["unrestored"] < 1e-8
+    hasty = dataclasses.replace(domain, recipe=dataclasses.replace(domain.recipe, steps=1))
+    assert hasty.metrics(phi, task)["unrestored"] > 1e-3
 
 
 def test_half_of_a_drawing_is_hidden_and_the_rest_is_as_it_was():

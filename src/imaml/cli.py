@@ -147,9 +147,13 @@ def _factorises(config: Any) -> bool:
     """Whether a step may have dense factorisations: any but that of images by solvers that take products."""
     from .domains.fewshot import FewShotRecipe
     from .family import BAYESIAN
-    from .general import Dense
+    from .general import BiCGStab
+    from .linear import CG, Neumann
+    from .minres import MINRES
 
-    products = not isinstance(config.method.linear, Dense) and config.method.name not in BAYESIAN
+    linear = config.method.linear
+    products = isinstance(linear, CG | Neumann | MINRES | BiCGStab) and config.method.name not in BAYESIAN
+    products = products and getattr(linear, "precondition", None) is None
     return not (isinstance(config.domain, FewShotRecipe) and products)
 
 

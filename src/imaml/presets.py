@@ -44,6 +44,14 @@ def _omniglot(ways: int, shots: int, tasks: int, steps: int = 8000) -> Config:
     )
 
 
+_ADAM = Optimiser("adam", 3e-3, clip=1.0)
+
+
+def _minutes(steps: int, tasks: int) -> Training:
+    """Training of a small network that draws its own tasks."""
+    return Training(steps=steps, tasks=tasks, validate_every=0, checkpoint_every=100, test_tasks=200)
+
+
 def _fitted(domain: PlantsRecipe | DensitiesRecipe, strength: float) -> Config:
     """A network fitted to a task by Newton's method."""
     solver = CG(steps=15)
@@ -52,8 +60,8 @@ def _fitted(domain: PlantsRecipe | DensitiesRecipe, strength: float) -> Config:
         Method(
             strength=strength, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"
         ),
-        Optimiser("adam", 3e-3, clip=1.0),
-        Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
+        _ADAM,
+        _minutes(500, 16),
     )
 
 
@@ -61,8 +69,8 @@ def _navigation() -> Config:
     return Config(
         NavigationRecipe(),
         Method(strength=1.0, inner=GradientDescent(0.1, steps=40), linear=BiCGStab(steps=15)),
-        Optimiser("adam", 3e-3, clip=1.0),
-        Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
+        _ADAM,
+        _minutes(500, 16),
     )
 
 
@@ -70,8 +78,8 @@ def _imitation(family: str) -> Config:
     return Config(
         ImitationRecipe(family),
         Method(strength=0.1, inner=ExtraGradient(0.03, steps=60), linear=BiCGStab(steps=15)),
-        Optimiser("adam", 3e-3, clip=1.0),
-        Training(steps=500, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
+        _ADAM,
+        _minutes(500, 16),
     )
 
 
@@ -79,8 +87,8 @@ def _mazes() -> Config:
     return Config(
         MazesRecipe(),
         Method(strength=0.02, inner=GradientDescent(0.2, steps=80), linear=BiCGStab(steps=20)),
-        Optimiser("adam", 3e-3, clip=1.0),
-        Training(steps=800, tasks=16, validate_every=0, checkpoint_every=100, test_tasks=200),
+        _ADAM,
+        _minutes(800, 16),
     )
 
 
@@ -89,7 +97,7 @@ def _generation() -> Config:
         GenerationRecipe(),
         Method(strength=0.3, inner=ExtraGradient(0.1, steps=30), linear=GMRES(steps=10)),
         Optimiser("adam", 1e-2, clip=1.0),
-        Training(steps=1500, tasks=8, validate_every=0, checkpoint_every=250, test_tasks=200),
+        _minutes(1500, 8),
     )
 
 
@@ -100,8 +108,8 @@ def _restoration(damage: str) -> Config:
         Method(
             strength=0.01, inner=NewtonCG(steps=3, linear=solver), linear=solver, curvature="gauss-newton"
         ),
-        Optimiser("adam", 3e-3, clip=1.0),
-        Training(steps=400, tasks=8, validate_every=0, checkpoint_every=100, test_tasks=200),
+        _ADAM,
+        _minutes(400, 8),
     )
 
 

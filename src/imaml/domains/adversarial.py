@@ -112,8 +112,9 @@ def two_samples(left: Array, right: Array, widths: tuple[float, ...]) -> Array:
 
 
 class Adversarial:
-    """What every domain of imitation does alike, by its `field` and the `widths` of its kernels."""
+    """What domains of imitation do alike, by their recipe's `players` and the `widths` of their kernels."""
 
+    recipe: Any
     headline: ClassVar[str] = "mmd"
     higher_is_better: ClassVar[bool] = False
     widths: ClassVar[tuple[float, ...]]
@@ -121,7 +122,7 @@ class Adversarial:
     @property
     def field(self) -> Players:
         """What the inner problem goes against."""
-        raise NotImplementedError
+        return self.recipe.players
 
     def init(self, key: Array) -> Any:
         """Fresh parameters of both networks."""

@@ -97,11 +97,6 @@ class Generation(Adversarial):
 
     widths: ClassVar[tuple[float, ...]] = (1.5, 3.0, 6.0)
 
-    @property
-    def field(self) -> Players:
-        """What the inner problem goes against."""
-        return self.recipe.players
-
     def draw(self, key: Array, split: str) -> Character:
         """One random character of a split."""
         return draw(self.drawings, key, split)

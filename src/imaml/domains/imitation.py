@@ -72,11 +72,6 @@ class Imitation(Adversarial):
     widths: ClassVar[tuple[float, ...]] = (0.25, 0.5, 1.0)
 
     @property
-    def field(self) -> Players:
-        """What the inner problem goes against."""
-        return self.recipe.players
-
-    @property
     def truth(self) -> Densities:
         """The densities that points are drawn from."""
         recipe = self.recipe

@@ -125,16 +125,19 @@ class Denoising:
         """The loss of score matching of parameters `phi` on `batch`."""
         return self.cost(self.outputs(phi, batch), batch)
 
-    def restored(self, phi: Any, batch: Damaged, steps: int, rate: float) -> Array:
-        """y* of every drawing (n, pixels), differentiable in phi by the implicit rule."""
+    def restoring(self) -> Problem:
+        """The problem that y* solves, of all drawings (n, pixels) at once: its theta is phi."""
 
         def objective(y: Array, phi: Any, batch: Damaged) -> Array:
             kept = 0.5 * jnp.sum(batch.weights * jnp.square(y - batch.seen))
             return jnp.sum(self.at(phi, y)) + kept
 
-        problem = stationary(objective, lambda phi, batch, key: batch.seen, structure="symmetric")
+        return stationary(objective, lambda phi, batch, key: batch.seen, structure="symmetric")
+
+    def restored(self, phi: Any, batch: Damaged, steps: int, rate: float) -> Array:
+        """y* of every drawing (n, pixels), differentiable in phi by the implicit rule."""
         inner, rule = GradientDescent(rate, steps=steps), implicit(MINRES(steps=20))
-        return solve(problem, phi, batch, inner=inner, rule=rule)
+        return solve(self.restoring(), phi, batch, inner=inner, rule=rule)
 
 
 @jax.tree_util.register_dataclass
@@ -229,8 +232,17 @@ class Restoration:
         return self.gather(self.draw(key, split))
 
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
-        """The squared error where drawings were damaged, and the loss of score matching on the query."""
-        return {"mse": self.query_loss(phi, None, task.query), "score": self.energy(phi, task.query.blurred)}
+        """The squared error where drawings were damaged, the loss of score matching, and how near y* is.
+
+        unrestored: |F| at what came out, over that at what was seen; 0 where every drawing is a least.
+        """
+        made, residual = self.restored(phi, task.query), self.energy.restoring().residual
+        ends = [jnp.linalg.norm(residual(y, phi, task.query)) for y in (made, task.query.seen)]
+        return {
+            "mse": self.error(made, task.query),
+            "score": self.energy(phi, task.query.blurred),
+            "unrestored": ends[0] / jnp.maximum(ends[1], jnp.finfo(made.dtype).tiny),
+        }
 
     def measure(self, phi: Any, theta: Any, batch: Damaged) -> dict[str, Array]:
         """The squared error; for a method's `measure`."""
