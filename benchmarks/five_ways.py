@@ -109,14 +109,14 @@ def precisions(name, theta, ways):
 def rows_of(name, ways, data):
     """The rows of one method: each way of answering."""
     domain, built, theta, seconds = learned_by(name, ways, data)
-    run = jax.jit(lambda keys: jax.lax.map(lambda key: scores(domain, built, theta, key), keys))
+    run = jax.jit(lambda keys: jax.lax.map(lambda key: scores(domain, built, theta, key, False), keys))
     found = jax.device_get(run(task_keys(0, 0, SCORED[ways])))
     about = {"method": name, "ways": ways, "tasks": SCORED[ways], "steps": STEPS[ways], "seconds": seconds}
     about["precisions"] = precisions(name, theta, ways)
     for answer in WAYS:
         own = found[answer]
         row = about | {"answers": answer, "calibration_error": calibration(own["confidences"])}
-        row["values"] = {k: np.asarray(own[k], float).tolist() for k in ("nll", "accuracy", "auroc")}
+        row["values"] = {k: np.asarray(own[k], float).tolist() for k in ("nll", "accuracy")}
         row["bins"] = np.asarray(own["confidences"], float).tolist()
         yield row
 

@@ -40,13 +40,15 @@ def below(strangers, known):
     return jnp.mean(less + 0.5 * (strangers[:, None] == known[None]), where=jnp.isfinite(strangers)[:, None])
 
 
-def scores(domain, method, theta, key):
-    """What one task gives for every way of answering."""
+def scores(domain, method, theta, key, strangers=True):
+    """What one task gives for every way of answering; without strangers their AUROC is left out."""
     indices, other = (domain.draw(k, "test") for k in (key, jax.random.fold_in(key, 1)))
     task, foreign = domain.gather(indices), domain.gather(other)
     phi, _ = method.adapt(theta, task.support, key)
-    images = jnp.concatenate([task.query.images, foreign.query.images])
-    labels = jnp.concatenate([task.query.labels, jnp.zeros_like(foreign.query.labels)])
+    images, labels = task.query.images, task.query.labels
+    if strangers:
+        images = jnp.concatenate([images, foreign.query.images])
+        labels = jnp.concatenate([labels, jnp.zeros_like(foreign.query.labels)])
     batch = Labelled(images, labels, task.support.images)
     stranger = ~jnp.any(foreign.query.classes[:, None] == indices.classes[None], axis=1)
     problem, prior = summed((method.new_task or method).problem, theta, task.support)
@@ -70,9 +72,10 @@ def scores(domain, method, theta, key):
         found[name] = {
             "nll": cross_entropy(logs, task.query.labels),
             "accuracy": jnp.mean((logs.argmax(1) == task.query.labels).astype(jnp.float32)),
-            "auroc": below(jnp.where(stranger, top[count:], jnp.nan), top[:count]),
             "confidences": confidences(logs, task.query.labels),
         }
+        if strangers:
+            found[name]["auroc"] = below(jnp.where(stranger, top[count:], jnp.nan), top[:count])
     return found
 
 

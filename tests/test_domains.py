@@ -51,6 +51,9 @@ DOMAINS = {
     ),
     "restoration": lambda: imaml.restoration(shots=2, queries=3, noises=2, side=7, hidden=(4,), steps=3),
     "navigation": lambda: imaml.navigation(episodes=1, length=4, horizon=3, hidden=(6,)),
+    "carts": lambda: imaml.carts(
+        steps=10, queries=12, horizon=9, training=4, validation=2, test=2, hidden=(6,)
+    ),
     "densities": lambda: imaml.densities(shots=3, queries=4, noises=2, grid=8, hidden=(6,)),
     "plants": lambda: imaml.plants("cart-pole", walks=1, length=6, horizon=8, iterations=3, hidden=(8,)),
 }

@@ -242,3 +242,36 @@ def test_mazes_train_from_the_command_line_s_recipes_and_are_loaded_again(tmp_pa
         np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-6)
     with pytest.raises(imaml.ConfigError, match="gauss-newton"):
         Method(strength=0.5, linear=imaml.Dense(), curvature="gauss-newton").build(domain)
+
+
+def test_lakes_are_gymnasium_s_frozen_lake():
+    """The same probabilities and rewards for the same map, as slippery; and there is a way through."""
+    from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
+
+    domain = imaml.mazes(side=5, maps="lakes", holes=0.4, slip=2 / 3)
+    for seed in range(3):
+        lake = domain.draw(jax.random.key(seed), "train")._replace(slip=jnp.float32(2 / 3))
+        letters = np.full(25, "F")
+        letters[np.asarray(lake.holes)] = "H"
+        letters[[0, 24]] = "S", "G"
+        assert (letters == "H").any()
+        theirs = FrozenLakeEnv(desc=["".join(row) for row in letters.reshape(5, 5)], is_slippery=True).P
+        expected, gains = np.zeros((25, 4, 25)), np.zeros((25, 4))
+        for ours, action in enumerate((3, 2, 1, 0)):  # up, right, down, left, as they number them
+            for cell in range(25):
+                for chance, following, reward, _ in theirs[cell][action]:
+                    expected[cell, ours, following] += chance
+                    gains[cell, ours] += chance * reward
+        process = domain.process(lake)
+        np.testing.assert_allclose(process.moves, expected, atol=1e-6)
+        np.testing.assert_allclose(process.gains, gains, atol=1e-6)
+        assert process.start[0] == 1
+        assert optimal(process, 0.95)[0].max() > 0
+
+
+def test_every_lake_has_a_dry_way_through_it():
+    domain = imaml.mazes(side=4, maps="lakes", holes=0.8, walls=0.0, slip=0.0)
+    lakes = jax.vmap(lambda key: domain.draw(key, "test"))(jax.random.split(KEY, 50))
+    best = jax.vmap(lambda lake: optimal(domain.process(lake), 0.9)[0].max())(lakes)
+    np.testing.assert_allclose(best, 0.9**5, rtol=1e-5)  # six moves: down and right, never back
+    assert len(np.unique(np.asarray(lakes.holes), axis=0)) > 10

@@ -57,7 +57,7 @@ def test_the_table_is_what_the_result_files_say():
     assert done.returncode == 0, done.stderr
 
 
-EXAMPLES = ("energy", "actor_critic", "game", "trajectory", "q_learning", "inpainting", "generation")
+EXAMPLES = ("energy", "actor_critic", "game", "trajectory", "q_learning", "inpainting", "generation", "carts")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

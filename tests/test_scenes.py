@@ -10,8 +10,10 @@ from imaml.reporting import _drawn
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 DOMAINS = {
     "mazes": (lambda: imaml.mazes(side=4, walks=2, length=6, hidden=(8,)), "walked"),
+    "lakes": (lambda: imaml.mazes(side=4, maps="lakes", walks=2, length=6, hidden=(8,)), "walked"),
     "plants": (lambda: imaml.plants(walks=1, length=6, horizon=8, iterations=3, hidden=(8,)), "best"),
     "navigation": (lambda: imaml.navigation(episodes=1, length=4, horizon=3, hidden=(6,)), "goal"),
+    "carts": (lambda: imaml.carts(queries=9, training=1, validation=1, test=1), "wiring known"),
     "imitation": (lambda: imaml.imitation(shots=3, queries=4, hidden=(6,)), "seen"),
     "generation": (lambda: imaml.generation(shots=3, queries=2, made=4, others=1, side=7), "seen"),
     "restoration": (lambda: imaml.restoration(shots=2, queries=3, side=7, steps=3, hidden=(6,)), "damaged"),

@@ -78,6 +78,7 @@ _HOME = {
     "domains.generation": ("generation",),
     "domains.imitation": ("imitation",),
     "domains.mazes": ("mazes",),
+    "domains.carts": ("carts",),
     "domains.navigation": ("navigation",),
     "domains.plants": ("plants",),
     "domains.restoration": ("restoration",),
@@ -134,6 +135,7 @@ if TYPE_CHECKING:
     from .config import Optimiser as Optimiser
     from .curvature import Quadrature as Quadrature
     from .damped import DampedCG as DampedCG
+    from .domains.carts import carts as carts
     from .domains.densities import densities as densities
     from .domains.fewshot import characters as characters
     from .domains.fewshot import image_tasks as image_tasks

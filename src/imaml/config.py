@@ -12,6 +12,7 @@ from typing import Any
 from .accuracy import Tightening
 from .curvature import Quadrature
 from .damped import DampedCG
+from .domains.carts import CartsRecipe
 from .domains.densities import DensitiesRecipe
 from .domains.fewshot import FewShotRecipe
 from .domains.generation import GenerationRecipe
@@ -217,6 +218,7 @@ class Config:
         | PlantsRecipe
         | DensitiesRecipe
         | NavigationRecipe
+        | CartsRecipe
         | ImitationRecipe
         | GenerationRecipe
         | RestorationRecipe
@@ -237,6 +239,7 @@ _KINDS: dict[str, type] = {
         PlantsRecipe,
         DensitiesRecipe,
         NavigationRecipe,
+        CartsRecipe,
         ImitationRecipe,
         GenerationRecipe,
         RestorationRecipe,

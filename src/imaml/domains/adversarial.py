@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..errors import ConfigError, require_one_of
+from ..errors import require_one_of
 from ..models import MLP
 from ..problem import Problem, equilibrium
+from .alike import OneNetwork
 
 
 class Samples(NamedTuple):
@@ -111,7 +112,7 @@ def two_samples(left: Array, right: Array, widths: tuple[float, ...]) -> Array:
     return within(left) + within(right) - 2 * jnp.mean(kernel(left, right))
 
 
-class Adversarial:
+class Adversarial(OneNetwork):
     """What domains of imitation do alike, by their recipe's `players` and the `widths` of their kernels."""
 
     recipe: Any
@@ -142,18 +143,8 @@ class Adversarial:
         points = jnp.concatenate([support.points, query.points])
         return Samples(points, jnp.concatenate([support.latents, query.latents]))
 
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters, for joint learning: the same networks."""
-        return self.init(key)
-
-    def narrow(self, theta: Any) -> Any:
-        """What a new task starts at: theta itself, as points mean the same in every task."""
-        return theta
-
-    def joint_loss(self, theta: Any, batch: Samples, grouped: bool = False) -> Array:
+    def shared_loss(self, theta: Any, batch: Samples) -> Array:
         """A scalar whose gradient is the field, of one pair of players for all tasks."""
-        if grouped:
-            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
         held = jax.lax.stop_gradient(theta)
         return self.field.fooling(theta["generator"], held["discriminator"], batch) + self.field.telling(
             held["generator"], theta["discriminator"], batch

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..errors import ConfigError, require_number, require_one_of, require_whole
+from ..errors import require_number, require_one_of, require_whole
 from ..models import MLP
 from ..problem import Problem, Task, plain, proximal
 from ..scenes import Scene
+from .alike import OneNetwork
 
 JUDGES = ("likelihood", "score")
 FAMILIES = ("curves", "modes")
@@ -131,7 +132,7 @@ def logs_of_mixture(points: Array, centres: Array, spread: Any) -> Array:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Densities:
+class Densities(OneNetwork):
     """Densities in the square [-3, 3]^2 around curves or modes, to be learned from a few points of each."""
 
     recipe: DensitiesRecipe
@@ -159,18 +160,8 @@ class Densities:
         """All points of a task as one batch, for methods that learn from it unsplit."""
         return Cloud(*(jnp.concatenate(pair) for pair in zip(support, query.cloud, strict=True)))
 
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters, for joint learning: the same network."""
-        return self.init(key)
-
-    def narrow(self, theta: Any) -> Any:
-        """What a new task starts at: theta itself, as an energy means the same in every task."""
-        return theta
-
-    def joint_loss(self, theta: Any, batch: Cloud, grouped: bool = False) -> Array:
+    def shared_loss(self, theta: Any, batch: Cloud) -> Array:
         """The loss of one energy for all tasks, a scalar."""
-        if grouped:
-            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
         return self.energy(theta, batch)
 
     def logs(self, phi: Any, points: Array) -> Array:
@@ -213,10 +204,6 @@ class Densities:
         )
         return Task(support, Held(query, indices.centres))
 
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task of a split."""
-        return self.gather(self.draw(key, split))
-
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
         """Minus the mean log likelihood of held-out points, nats, and how far it is above the truth's."""
         points, centres = task.query.cloud.points, task.query.centres
@@ -245,10 +232,6 @@ class Densities:
         shown = {"true": images["true"], "seen": seen, "before": images["before"], "after": images["after"]}
         gone = " to ".join(f"{float(self.metrics(phi, task)['nll']):.2f}" for phi in (before, after))
         return [Scene("a density", f"minus mean log likelihood of other points: {gone}", images=shown)]
-
-    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Nothing: no class is told."""
-        return {}
 
     def measure(self, phi: Any, theta: Any, batch: Held) -> dict[str, Array]:
         """Minus the mean log likelihood; for a method's `measure`."""

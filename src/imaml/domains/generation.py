@@ -43,7 +43,7 @@ class GenerationRecipe:
     others: int = 4
     side: int = 14
     latent: int = 8
-    penalty: float = 0.1
+    penalty: float = 1.0
     weight: float = 10.0
     generator: tuple[int, ...] = (64, 64)
     discriminator: tuple[int, ...] = (64,)
@@ -112,10 +112,6 @@ class Generation(Adversarial):
             Samples(shrunk(task.support.images[: recipe.shots], recipe.side), latents[0]),
             Drawn(held[: recipe.queries], latents[1], held[recipe.queries :]),
         )
-
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task of a split."""
-        return self.gather(self.draw(key, split))
 
     def _recognised(self, made: Array, query: Drawn) -> Array:
         """The share of drawings whose nearest held-out one is of the task's own character."""

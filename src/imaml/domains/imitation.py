@@ -92,10 +92,6 @@ class Imitation(Adversarial):
             Samples(task.query.cloud.points, latents[recipe.shots :]),
         )
 
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task of a split."""
-        return self.gather(self.draw(key, split))
-
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
         """The two-sample statistic on the query, and how far the discriminator still tells points apart."""
         return {

@@ -25,10 +25,12 @@ from ..errors import ConfigError, require_number, require_one_of, require_whole
 from ..models import MLP
 from ..problem import Problem, Task, equilibrium
 from ..scenes import Scene
+from .alike import OneNetwork
 from .markov import Process, Walks, optimal, soft_value, value_of, walk
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # up, right, down, left: rows and columns
 JUDGES = ("return", "bellman")
+MAPS = ("mazes", "lakes")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class MazesRecipe:
     walks, length: how many random walks a support set has, and the steps of each. discount: gamma.
     temperature: of the soft value and the policy. hidden: units of each hidden layer, () for tabular. judge:
     what learning goes by, the "return" of the adapted policy, or its "bellman" errors on as many walks more.
+    maps: "mazes", or "lakes" as in Gymnasium's FrozenLake: no walls, from the first corner to the last, and
+    at slip=2/3 as slippery.
     """
 
     side: int = 6
@@ -52,6 +56,7 @@ class MazesRecipe:
     temperature: float = 0.05
     hidden: tuple[int, ...] = (64, 64)
     judge: str = "return"
+    maps: str = "mazes"
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -61,6 +66,7 @@ class MazesRecipe:
         require_number("domain", 0, 1, open=True, discount=self.discount)
         require_number("domain", 0, open=True, temperature=self.temperature)
         require_one_of("domain", "judge", self.judge, JUDGES)
+        require_one_of("domain", "maps", self.maps, MAPS)
         if self.walls + self.holes > 0.8:
             raise ConfigError(
                 f"domain: walls={self.walls!r} and holes={self.holes!r}; accepted are shares of together at "
@@ -129,8 +135,8 @@ class TemporalDifferences:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Mazes:
-    """Mazes with walls, holes, a goal and slippery floors, each known from a few random walks."""
+class Mazes(OneNetwork):
+    """Mazes with walls, holes and a goal, or lakes, with slippery floors; each known from a few walks."""
 
     recipe: MazesRecipe
 
@@ -159,18 +165,8 @@ class Mazes:
         """All of a task's walks, for methods that learn from them unsplit."""
         return Walks(*(jnp.concatenate(pair) for pair in zip(support, query.walks, strict=True)))
 
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters, for joint learning: the same network."""
-        return self.init(key)
-
-    def narrow(self, theta: Any) -> Any:
-        """What a new task starts at: theta itself, as values mean the same in every task."""
-        return theta
-
-    def joint_loss(self, theta: Any, batch: Walks, grouped: bool = False) -> Array:
+    def shared_loss(self, theta: Any, batch: Walks) -> Array:
         """Half the mean squared Bellman error of one q for all tasks, its target held fixed; a scalar."""
-        if grouped:
-            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
         q = self.field.values(theta)
         own = q[batch.states, batch.actions]
         target = lax.stop_gradient(own - self.field.errors(q, batch))
@@ -194,11 +190,22 @@ class Mazes:
         salt = ("train", "validation", "test").index(split)
         kinds, goal, slip, walks = jax.random.split(jax.random.fold_in(key, salt), 4)
         chance = jax.random.uniform(kinds, (cells,), jnp.float32)
+        slips = jax.random.uniform(slip, (), jnp.float32, 0, recipe.slip)
+        if recipe.maps == "lakes":
+            holes = (chance < recipe.holes) & ~self._way(goal)
+            return Maze(slips, jnp.zeros((cells,), bool), holes, jnp.asarray(cells - 1), walks)
         here = jax.random.randint(goal, (), 0, cells)
         free = jnp.arange(cells) == here
         walls = (chance < recipe.walls) & ~free
         holes = (chance >= recipe.walls) & (chance < recipe.walls + recipe.holes) & ~free
-        return Maze(jax.random.uniform(slip, (), jnp.float32, 0, recipe.slip), walls, holes, here, walks)
+        return Maze(slips, walls, holes, here, walks)
+
+    def _way(self, key: Array) -> Array:
+        """Cells (cells,) of one random way from the first corner to the last, down and right: booleans."""
+        side = self.recipe.side
+        downs = jax.random.permutation(key, jnp.arange(2 * side - 2) < side - 1)
+        passed = jnp.cumsum(jnp.where(downs, side, 1))
+        return jnp.zeros((side**2,), bool).at[passed].set(True).at[0].set(True)
 
     def process(self, maze: Maze) -> Process:
         """The Markov decision process of a maze: a reward of 1 for entering the goal, where walks end."""
@@ -215,7 +222,8 @@ class Mazes:
         aside = 0.5 * (jnp.roll(steps, 1, axis=1) + jnp.roll(steps, -1, axis=1))
         moves = (1 - maze.slip) * steps + maze.slip * aside
         moves = jnp.where(over[:, None, None], jnp.eye(side**2, dtype=jnp.float32)[:, None], moves)
-        start = (~over & ~maze.walls).astype(jnp.float32)
+        free = (cells == 0) if self.recipe.maps == "lakes" else ~over & ~maze.walls
+        start = free.astype(jnp.float32)
         entering = jax.nn.one_hot(maze.goal, side**2, dtype=jnp.float32)
         return Process(moves, entering, over, start / jnp.maximum(start.sum(), 1))
 
@@ -226,10 +234,6 @@ class Mazes:
             walk(key, process, recipe.walks, recipe.length) for key in jax.random.split(indices.key)
         )
         return Task(support, Seen(query, process))
-
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task of a split."""
-        return self.gather(self.draw(key, split))
 
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
         """The greedy policy's discounted return, and half the mean squared Bellman error on the query."""
@@ -251,8 +255,9 @@ class Mazes:
         most = max(float(best.max()), 1e-6)
         goal = np.asarray(process.entering).reshape(side, side)
         over = np.asarray(process.over, np.float64).reshape(side, side) * (1 - goal)
-        free = np.asarray(process.start > 0).reshape(side, side)
-        walls = np.where(free | (goal > 0), 0.0, 1.0) - 0.4 * over
+        others = np.asarray(process.moves).sum(1) * (1 - np.eye(side**2))
+        free = (np.asarray(process.start > 0) | (others.sum(0) > 0)).reshape(side, side)
+        walls = np.where(over > 0, 0.6, np.where(free | (goal > 0), 0.0, 1.0))
         walked = np.bincount(np.asarray(task.support.states), minlength=side**2).reshape(side, side)
         images = {"walls, holes": walls, "goal": goal, "walked": walked / max(walked.max(), 1)}
         images |= {n: np.clip(np.asarray(v) / most, 0, 1).reshape(side, side) for n, v in values.items()}
@@ -278,10 +283,6 @@ class Mazes:
                 break
             cell = int(following[cell, greedy[cell]])
         return path
-
-    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Nothing: no class is told."""
-        return {}
 
     def measure(self, phi: Any, theta: Any, batch: Seen) -> dict[str, Array]:
         """The return of the adapted soft policy; for a method's `measure`."""

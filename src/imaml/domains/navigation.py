@@ -1,73 +1,28 @@
 """Points to be steered to a goal by actor and critic: each task a goal and a wind, known from a few episodes.
 
-The episodes are of a policy mu that moves at random, so they do not depend on theta. On their transitions the
-inner problem is the stationary pair of an actor pi, whose means move, and a critic V (Konda, Tsitsiklis 2000;
-off-policy by weights: Degris et al. 2012),
-
-    A_i = r_i + gamma V(x'_i) - V(x_i),     w_i = pi(u_i | x_i) / mu(u_i | x_i)
-    F_actor  = - mean_i A_i dw_i/d actor                 +  strength (actor - theta's)
-    F_critic = - mean_i w_i A_i dV(x_i)/d critic         +  strength (critic - theta's)
-
-Neither descends the other's loss, and the critic's target is held fixed: dF/dphi is not symmetric. phi is
-judged by the return of the policy's means in the true task, where they are followed from the middle.
+The episodes are of random moves, and the inner problem is that of `imaml.domains.actor_critic` on their
+transitions. phi is judged by the return of the policy's means in the true task, where they are followed from
+the middle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..errors import ConfigError, require_number, require_one_of, require_whole
+from ..errors import ConfigError, require_number, require_whole
 from ..models import MLP
-from ..problem import Problem, Task, equilibrium
+from ..problem import Task
 from ..scenes import Scene
+from .actor_critic import ActorCritic, Steered, Transitions
 
 NEAREST, FARTHEST = 0.5, 1.0  # of a goal from the middle
-
-
-class Transitions(NamedTuple):
-    """Where from, by what, rewards (n,), where to, and log mu of the actions (n,); leaves (n, ...)."""
-
-    states: Array
-    actions: Array
-    rewards: Array
-    following: Array
-    chances: Array
-
-
-@dataclass(frozen=True)
-class ActorCritic:
-    """The field ({"actor", "critic"}, transitions) -> alike, zero where both are stationary; hashable.
-
-    chance: (actor, states, actions) -> log probabilities (n,). value: (critic, states) -> (n,).
-    """
-
-    chance: Callable[[Any, Array, Array], Array]
-    value: Callable[[Any, Array], Array]
-    discount: float
-
-    def weights(self, actor: Any, batch: Transitions) -> Array:
-        """w (n,): how much likelier the actor makes each action than the policy that took it."""
-        return jnp.exp(self.chance(actor, batch.states, batch.actions) - batch.chances)
-
-    def advantages(self, critic: Any, batch: Transitions) -> Array:
-        """A (n,), the temporal differences."""
-        here, there = self.value(critic, batch.states), self.value(critic, batch.following)
-        return batch.rewards + self.discount * there - here
-
-    def __call__(self, phi: Any, batch: Transitions) -> Any:
-        """F without its anchor."""
-        count = batch.rewards.shape[0]
-        weights, pull = jax.vjp(lambda actor: self.weights(actor, batch), phi["actor"])
-        advantages = self.advantages(phi["critic"], batch)
-        _, back = jax.vjp(lambda critic: self.value(critic, batch.states), phi["critic"])
-        return {"actor": pull(-advantages / count)[0], "critic": back(-weights * advantages / count)[0]}
 
 
 @dataclass(frozen=True)
@@ -169,53 +124,20 @@ def _normal(away: Array, spread: float) -> Array:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Navigation:
+class Navigation(Steered):
     """Points in the plane that go to a goal against a wind; a reward is minus the distance that is left."""
 
     recipe: NavigationRecipe
-
-    headline: ClassVar[str] = "return"
-    higher_is_better: ClassVar[bool] = True
 
     @property
     def field(self) -> ActorCritic:
         """What the inner problem goes against."""
         return ActorCritic(Means(self.recipe), Worth(self.recipe), self.recipe.discount)
 
-    def init(self, key: Array) -> Any:
-        """Fresh parameters of both networks."""
-        actor, critic = jax.random.split(key)
-        return {"actor": self.recipe.actor.init(actor), "critic": self.recipe.critic.init(critic)}
-
-    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
-        """The anchored stationary pair on a support's transitions; no anchor for None.
-
-        ConfigError for curvature="gauss-newton": what is no gradient has none.
-        """
-        require_one_of("navigation", "curvature", curvature, ("hessian",))
-        return equilibrium(self.field, strength, adapt)
-
     @staticmethod
     def whole(support: Transitions, query: Judged) -> Transitions:
         """All of a task's transitions, for methods that learn from them unsplit."""
         return Transitions(*(jnp.concatenate(pair) for pair in zip(support, query.transitions, strict=True)))
-
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters, for joint learning: the same networks."""
-        return self.init(key)
-
-    def narrow(self, theta: Any) -> Any:
-        """What a new task starts at: theta itself, as moves and values mean the same in every task."""
-        return theta
-
-    def joint_loss(self, theta: Any, batch: Transitions, grouped: bool = False) -> Array:
-        """A scalar whose gradient is the field, of one pair of networks for all tasks."""
-        if grouped:
-            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
-        advantages = lax.stop_gradient(self.field.advantages(theta["critic"], batch))
-        weights = self.field.weights(theta["actor"], batch)
-        values = self.field.value(theta["critic"], batch.states)
-        return -jnp.mean(advantages * weights) - jnp.mean(lax.stop_gradient(weights) * advantages * values)
 
     def walked(self, move: Callable[[Array], Array], goal: Array, wind: Array) -> Array:
         """Places (horizon + 1, 2) of a policy, place (2,) -> move (2,) in `most`, from the middle."""
@@ -270,10 +192,6 @@ class Navigation:
         support, query = (self._episodes(each, goal, wind) for each in jax.random.split(key))
         return Task(support, Judged(query, goal, wind))
 
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task of a split."""
-        return self.gather(self.draw(key, split))
-
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
         """The return of the policy's means, and the critic's mean squared temporal difference."""
         advantages = self.field.advantages(phi["critic"], task.query.transitions)
@@ -290,10 +208,6 @@ class Navigation:
         gone = " to ".join(f"{float(self._return(paths[name][:], goal)):.2f}" for name in ("before", "after"))
         note = f"from the middle, {self.recipe.horizon} moves; return {gone}"
         return [Scene("paths in the plane", note, lines, "first coordinate")]
-
-    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Nothing: no class is told."""
-        return {}
 
     def measure(self, phi: Any, theta: Any, batch: Judged) -> dict[str, Array]:
         """The return of the policy's means; for a method's `measure`."""

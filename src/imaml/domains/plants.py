@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..errors import ConfigError, require_number, require_one_of, require_whole
+from ..errors import require_number, require_one_of, require_whole
 from ..models import MLP
 from ..problem import Problem, Task, plain, proximal
 from ..scenes import Scene
 from ..solution import Solution
 from ..trajectory import ILQR, Trajectory
+from .alike import OneNetwork
 from .physics import KINDS, Kind
 from .regression import NetworkLoss, Points
 
@@ -120,7 +121,7 @@ def _optimiser(recipe: PlantsRecipe, modelled: bool) -> ILQR:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Plants:
+class Plants(OneNetwork):
     """Pendulums, cart-poles or quadrotors, each of its own masses and lengths."""
 
     recipe: PlantsRecipe
@@ -148,18 +149,8 @@ class Plants:
         """All that is seen of a plant as one batch, for methods that learn from it unsplit."""
         return Points(*(jnp.concatenate(pair) for pair in zip(support, query.points, strict=True)))
 
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters, for joint learning: the same network."""
-        return self.init(key)
-
-    def narrow(self, theta: Any) -> Any:
-        """What a new task starts at: theta itself, as accelerations mean the same in every plant."""
-        return theta
-
-    def joint_loss(self, theta: Any, batch: Points, grouped: bool = False) -> Array:
+    def shared_loss(self, theta: Any, batch: Points) -> Array:
         """Half the mean squared error of one model for all plants, a scalar."""
-        if grouped:
-            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
         return self.loss(theta, batch)
 
     @property
@@ -246,10 +237,6 @@ class Plants:
         none = jnp.zeros((recipe.queries, kind.freedoms), jnp.float32)
         return Task(support, Flight(self._points(there, others, indices.physics, none), indices.physics))
 
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task of a split."""
-        return self.gather(self.draw(key, split))
-
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
         """The true cost of the adapted model's plan, whether that converged, and the accelerations' error."""
         plan = self.plan(phi)
@@ -270,10 +257,6 @@ class Plants:
         costs = [*(float(run[2]) for run in runs.values()), float(best.cost)]
         note = "cost {:.1f} before, {:.1f} after, {:.1f} where the plant is known".format(*costs)
         return [Scene(f"{self.recipe.plant}, first position", note, lines, "time, s")]
-
-    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Nothing: no class is told."""
-        return {}
 
     def measure(self, phi: Any, theta: Any, batch: Flight) -> dict[str, Array]:
         """The mean squared error of accelerations; for a method's `measure`."""

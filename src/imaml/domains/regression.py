@@ -15,6 +15,7 @@ from ..likelihoods import Gaussian
 from ..models import MLP
 from ..pooled import joined
 from ..problem import Problem, Task, plain, proximal
+from .alike import OneNetwork
 
 
 class Points(NamedTuple):
@@ -80,7 +81,7 @@ class Wave(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Sinusoid:
+class Sinusoid(OneNetwork):
     """Waves a sin(x + p) with a in [0.1, 5], p in [0, pi], x in [-5, 5] (Finn et al. 2017, section 5.1)."""
 
     recipe: SinusoidRecipe
@@ -109,18 +110,8 @@ class Sinusoid:
         """All of a task's points as one batch, for methods that learn from it unsplit."""
         return joined(support, query)
 
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters, for joint learning: the same network."""
-        return self.init(key)
-
-    def narrow(self, theta: Any) -> Any:
-        """What a new task starts at: theta itself, as outputs mean the same in every task."""
-        return theta
-
-    def joint_loss(self, theta: Any, batch: Points, grouped: bool = False) -> Array:
+    def shared_loss(self, theta: Any, batch: Points) -> Array:
         """Half the mean squared error of one function for all tasks, a scalar."""
-        if grouped:
-            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
         return NetworkLoss(self.network)(theta, batch)
 
     def query_loss(self, phi: Any, theta: Any, batch: Points) -> Array:
@@ -144,17 +135,9 @@ class Sinusoid:
         points = Points(indices.inputs[:, None], targets[:, None])
         return points.task(self.recipe.shots)
 
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task of a split."""
-        return self.gather(self.draw(key, split))
-
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
         """The mean squared error on the query points."""
         return {"loss": 2 * self.query_loss(phi, None, task.query)}
-
-    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Nothing: a number is answered without saying how sure."""
-        return {}
 
     def measure(self, phi: Any, theta: Any, batch: Points) -> dict[str, Array]:
         """Nothing beyond the loss; for a method's `measure`."""
@@ -234,7 +217,7 @@ class LinearLoss:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class LinearGaussian:
+class LinearGaussian(OneNetwork):
     """Linear tasks y = x.w + noise with w ~ N(1, spread^2 I): the oracle, everything in closed form.
 
     With H = X^T X / n and c = X^T y / n of the support, the inner solution is (H + s I)^-1 (c + s theta), and
@@ -262,18 +245,8 @@ class LinearGaussian:
         """All of a task's points as one batch, for methods that learn from it unsplit."""
         return joined(support, query)
 
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters, for joint learning: the same network."""
-        return self.init(key)
-
-    def narrow(self, theta: Any) -> Any:
-        """What a new task starts at: theta itself, as outputs mean the same in every task."""
-        return theta
-
-    def joint_loss(self, theta: Any, batch: Points, grouped: bool = False) -> Array:
+    def shared_loss(self, theta: Any, batch: Points) -> Array:
         """Half the mean squared error of one function for all tasks, a scalar."""
-        if grouped:
-            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
         return LinearLoss()(theta, batch)
 
     def query_loss(self, phi: Array, theta: Any, batch: Points) -> Array:
@@ -297,17 +270,9 @@ class LinearGaussian:
         points = Points(indices.inputs, indices.inputs @ indices.weights + indices.noise)
         return points.task(self.recipe.shots)
 
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task of a split."""
-        return self.gather(self.draw(key, split))
-
     def metrics(self, phi: Array, task: Task) -> dict[str, Array]:
         """The mean squared error on the query rows."""
         return {"loss": 2 * self.query_loss(phi, None, task.query)}
-
-    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Nothing: a number is answered without saying how sure."""
-        return {}
 
     def measure(self, phi: Any, theta: Any, batch: Points) -> dict[str, Array]:
         """Nothing beyond the loss; for a method's `measure`."""

@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..errors import ConfigError, require_number, require_one_of, require_whole
+from ..errors import require_number, require_one_of, require_whole
 from ..inner import GradientDescent
 from ..minres import MINRES
 from ..models import MLP
 from ..problem import Problem, Task, plain, proximal, stationary
 from ..rules import implicit, solve
 from ..scenes import Scene
+from .alike import OneNetwork
 from .drawings import SIDES, SOURCES, Character, draw, sheet, shrunk
 from .fewshot import FewShot, FewShotRecipe
 
@@ -142,7 +143,7 @@ class Denoising:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Restoration:
+class Restoration(OneNetwork):
     """Damaged drawings of a character to be restored after seeing a few whole ones; by `restoration`."""
 
     drawings: FewShot
@@ -171,18 +172,8 @@ class Restoration:
         """All drawings of a task as one batch, for methods that learn from it unsplit."""
         return Blurred(*(jnp.concatenate(pair) for pair in zip(support, query.blurred, strict=True)))
 
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters, for joint learning: the same network."""
-        return self.init(key)
-
-    def narrow(self, theta: Any) -> Any:
-        """What a new task starts at: theta itself, as pixels mean the same in every task."""
-        return theta
-
-    def joint_loss(self, theta: Any, batch: Blurred, grouped: bool = False) -> Array:
+    def shared_loss(self, theta: Any, batch: Blurred) -> Array:
         """The loss of one energy for all tasks, a scalar."""
-        if grouped:
-            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
         return self.energy(theta, batch)
 
     def restored(self, phi: Any, batch: Damaged) -> Array:
@@ -227,10 +218,6 @@ class Restoration:
         hidden = halves[jax.random.randint(key, drawings.shape[:1], 0, 4)]
         return jnp.where(hidden, 0, drawings), jnp.where(hidden, 0, FAITH).astype(drawings.dtype)
 
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task of a split."""
-        return self.gather(self.draw(key, split))
-
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
         """The squared error where drawings were damaged, the loss of score matching, and how near y* is.
 
@@ -247,10 +234,6 @@ class Restoration:
     def measure(self, phi: Any, theta: Any, batch: Damaged) -> dict[str, Array]:
         """The squared error; for a method's `measure`."""
         return {"mse": self.query_loss(phi, theta, batch)}
-
-    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Nothing: no class is told."""
-        return {}
 
     def baselines(self, task: Task) -> dict[str, Array]:
         """The error of what is seen, of the support's mean, and of its drawing that is nearest where seen."""

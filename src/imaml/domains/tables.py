@@ -16,6 +16,7 @@ from ..errors import ConfigError, DataError, meant, require_number, require_one_
 from ..likelihoods import Categorical, Gaussian
 from ..models import MLP
 from ..problem import Problem, Task, plain, proximal
+from .alike import OneNetwork
 from .table_files import Table, read_table, table_of
 from .table_layout import Layout, column_of
 
@@ -253,7 +254,7 @@ class Drawn(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Tables:
+class Tables(OneNetwork):
     """A table's tasks. inputs, targets: (tasks, n, ...), padded; counts: (tasks,); splits: task numbers.
 
     pooled: the coefficients of one least-squares model for all training rows, intercept first.
@@ -302,18 +303,8 @@ class Tables:
         """All of a task's rows as one batch: each once, also where it is in both."""
         return support._replace(weights=jnp.maximum(support.weights, query.weights))
 
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters, for joint learning: the same network."""
-        return self.init(key)
-
-    def narrow(self, theta: Any) -> Any:
-        """What a new task starts at: theta itself, as outputs mean the same in every task."""
-        return theta
-
-    def joint_loss(self, theta: Any, batch: Rows, grouped: bool = False) -> Array:
+    def shared_loss(self, theta: Any, batch: Rows) -> Array:
         """The loss of one function for all tasks, a scalar."""
-        if grouped:
-            raise ConfigError("multi-task learning needs tasks with heads of their own; use transfer.")
         return self.loss(theta, batch)
 
     def query_loss(self, phi: Any, theta: Any, batch: Rows) -> Array:
@@ -372,10 +363,6 @@ class Tables:
         seen = (place < jnp.clip(wanted, 1, count - 1)).astype(inputs.dtype)
         return Task(Rows(inputs, targets, known * seen), Rows(inputs, targets, known * (1 - seen)))
 
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task of a split."""
-        return self.gather(self.draw(key, split))
-
     def _scored(self, outputs: Array, query: Rows) -> Array:
         """The accuracy, or the root mean squared error in the target's units, of outputs on the query."""
         rows = jnp.maximum(jnp.sum(query.weights), 1)
@@ -391,10 +378,6 @@ class Tables:
             self.headline: self._scored(outputs, task.query),
             "loss": self.query_loss(phi, None, task.query),
         }
-
-    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Nothing: numbers are answered without saying how sure, and rows of classes are few."""
-        return {}
 
     def measure(self, phi: Any, theta: Any, batch: Rows) -> dict[str, Array]:
         """Nothing beyond the loss; for a method's `measure`."""
