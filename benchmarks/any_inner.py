@@ -39,6 +39,7 @@ RATES = {  # of gradient descent, by what a preset's name begins with, the longe
     "gan": (0.03, 0.1, 0.3),
     "actor-critic": (0.03, 0.1, 0.3),
     "game": (0.01, 0.03, 0.1),
+    "q-learning-lakes": (0.5, 1.0, 2.0),
     "q-learning": (0.1, 0.2, 0.4),
 }
 STEPS = {"scratch": 200, "transfer": 32, "fomaml": 16}  # of gradient descent on a new task, or in learning

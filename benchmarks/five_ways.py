@@ -38,7 +38,7 @@ RESULT, FIGURE = Path("benchmarks/results/five_ways.json"), Path("docs/figures/p
 KEPT, START = Path("runs/five_ways"), "artefacts/omniglot-5w1s.safetensors"
 STRENGTH, RATE = 0.1, 0.4  # of the mean loss over a support
 LETTERS = {"imaml": "a", "evidence": "b", "moments": "c", "reptile": "d", "posterior": "e"}
-STEPS, TASKS, SCORED = {5: 600, 20: 300}, {5: 8, 20: 4}, {5: 300, 20: 60}
+STEPS, TASKS, SCORED = {5: 150, 20: 50}, {5: 4, 20: 2}, {5: 300, 20: 40}
 
 
 def recipe(name, ways):

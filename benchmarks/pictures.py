@@ -59,6 +59,8 @@ def draw(name, trial):
             row[0].set_title(scene.note, fontsize=8)
         else:
             row[0].set_ylabel("\n".join(textwrap.wrap(scene.note, 26)), fontsize=7)
+    if scenes[0].lines:
+        figure.suptitle(scenes[0].title, fontsize=9)
     figure.savefig(FIGURES / f"{name}.png", dpi=90, metadata={"Software": None})
     plt.close(figure)
 

@@ -8,6 +8,7 @@ import pytest
 import imaml
 from differences import check_meta_gradient, in_double
 from imaml.domains.adversarial import two_samples
+from imaml.domains.generation import Sketches
 
 WIDTHS = (0.25, 0.5, 1.0)
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
@@ -86,3 +87,19 @@ def test_drawings_are_recognised_where_they_are_of_the_character_and_not_where_t
     found = {name: float(np.mean(each)) for name, each in jax.vmap(domain.baselines)(tasks).items()}
     assert abs(found["the_support_itself"]) < 0.03 < found["another_character"]
     assert found["the_support_itself"] < found["its_mean"]
+
+
+def test_ink_runs_into_neighbouring_pixels_and_not_around_the_edge():
+    made = Sketches(imaml.MLP((2, 49)), 7)
+    parameters = made.init(jax.random.key(0))
+    assert jax.nn.sigmoid(made.forward(parameters, jnp.zeros((1, 2)))[0]).mean() < 0.2  # mostly paper
+    dot = np.zeros((7, 7))
+    dot[3, 2] = 1.0
+    expected = np.zeros((7, 7))
+    expected[2:5, 1:4] = np.outer([0.25, 0.5, 0.25], [0.25, 0.5, 0.25])
+    parameters["layer1"] = {"kernel": jnp.zeros((2, 49)), "bias": jnp.asarray(dot.ravel())}
+    np.testing.assert_allclose(made.forward(parameters, jnp.zeros((1, 2)))[0].reshape(7, 7), expected)
+    parameters["layer1"]["bias"] = jnp.eye(49)[0]
+    corner = made.forward(parameters, jnp.zeros((1, 2)))[0].reshape(7, 7)
+    assert corner[0, 0] == 0.25
+    assert corner[0, -1] == corner[-1, 0] == 0

@@ -38,12 +38,12 @@ class Samples(NamedTuple):
 class Players:
     """The field of the game, ({"generator", "discriminator"}, samples) -> alike; hashable.
 
-    generator: latent points to points; discriminator: points to one number, large where they look true.
-    penalty: of the discriminator's slope at points. weight: of the generator's loss, the discriminator's
-    being 1. bounded: whether points lie between 0 and 1, as ink does.
+    generator: latent points to points, an `MLP` or alike; discriminator: points to one number, large where
+    they look true. penalty: of the discriminator's slope at points. weight: of the generator's loss, the
+    discriminator's being 1. bounded: whether points lie between 0 and 1, as ink does.
     """
 
-    generator: MLP
+    generator: Any
     discriminator: MLP
     penalty: float
     weight: float = 1.0
