@@ -38,7 +38,7 @@ RESULT, FIGURE = Path("benchmarks/results/five_ways.json"), Path("docs/figures/p
 KEPT, START = Path("runs/five_ways"), "artefacts/omniglot-5w1s.safetensors"
 STRENGTH, RATE = 0.1, 0.4  # of the mean loss over a support
 LETTERS = {"imaml": "a", "evidence": "b", "moments": "c", "reptile": "d", "posterior": "e"}
-STEPS, TASKS, SCORED = {5: 150, 20: 50}, {5: 4, 20: 2}, {5: 300, 20: 40}
+STEPS, TASKS, SCORED = {5: 100, 20: 30}, {5: 4, 20: 2}, {5: 200, 20: 30}
 
 
 def recipe(name, ways):
@@ -69,7 +69,7 @@ def prepared(ways, data):
     """The domain, and the theta that all start from."""
     learned = imaml.load(START)
     domain = dataclasses.replace(
-        learned.config.domain, ways=ways, queries=5 if ways == 5 else 2, data=str(data), limits=()
+        learned.config.domain, ways=ways, queries=5 if ways == 5 else 1, data=str(data), limits=()
     ).build()
     start = dict(learned.theta)
     if ways != 5:

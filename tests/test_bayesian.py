@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import minimize
 
 import imaml
+from imaml import curvature
 from imaml.config import Training, from_json, to_json
 from imaml.curvature import determinant
 from imaml.description import describe
@@ -584,6 +585,28 @@ def test_forms_of_a_network_s_posterior():
     # Ritz values interlace with the eigenvalues, so that the determinant is one from below.
     exact = float(found["dense"].precision.log_determinant())
     assert exact - 2.0 < float(coarse.precision.log_determinant()) < exact - 1e-6
+
+
+def test_large_vectors_are_worked_on_one_after_another_to_the_same_end(monkeypatch):
+    """The posterior's outputs, exact and stochastic determinants, and their gradients."""
+    problem, rows = network_problem("parameter"), network_rows(6)
+    theta = problem.parameters(NETWORK_MEAN)
+    phi = INNER(problem, theta, rows).value
+    how = imaml.Quadrature(steps=4, probes=3)
+
+    def everything():
+        found = imaml.posterior(problem, phi, theta, rows)
+        value = lambda p, by: determinant(problem, p, theta, rows, by, key=KEY).value  # noqa: E731
+        slopes = [jax.value_and_grad(value)(phi, by) for by in (None, how)]
+        looped = str(jax.make_jaxpr(value, static_argnums=1)(phi, None)).count("scan")
+        return (found.outputs(rows), slopes), looped
+
+    alike, loops = everything()
+    monkeypatch.setattr(curvature, "LARGE", 1)
+    one_by_one, more = everything()
+    assert more > loops
+    for a, b in zip(jax.tree.leaves(alike), jax.tree.leaves(one_by_one), strict=True):
+        close(a, b, 1e-10)
 
 
 def test_class_probabilities_against_the_integral():

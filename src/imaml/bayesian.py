@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from . import tree
-from .curvature import Curved, Quadrature, curved, determinant, likelihood_of
+from .curvature import Curved, Quadrature, by_rows, curved, determinant, likelihood_of
 from .errors import ConfigError, StructureError, require_one_of, require_whole
 from .inner import InnerSolver
 from .laplace import FORMS, shaped
@@ -110,7 +110,7 @@ class Averaged:
                 losses = [score(here.place(here.point + side * away), theta, query) for side in (1, -1)]
                 return (losses[0] + losses[1]) / 2
 
-            return jnp.mean(jax.vmap(pair)(noise))
+            return jnp.mean(by_rows(pair, noise, here.point.size))
 
         judge = judge_of(under, theta, task.query)
         return self.implicit.under(judge, learning, theta, support, key)

@@ -25,6 +25,7 @@ from .problem import CURVATURES, Problem
 from .spectrum import eigenpairs, krylov
 from .tree import Selection
 
+LARGE = 20_000  # parameters, from which vectors of their size are worked on one after another
 EXACT_MOST = 5_000  # the smaller of rows times outputs and parameters, for a determinant or a matrix in full
 
 
@@ -49,6 +50,15 @@ class Quadrature:
         """Refuses what makes no sense (ConfigError)."""
         require_whole("Quadrature", 1, steps=self.steps)
         require_whole("Quadrature", 2, probes=self.probes)  # a standard error needs two
+
+
+def by_rows(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """What `function` makes of each of the rows, stacked; size: numbers in the vectors within it.
+
+    Large ones go one after another: under `vmap` each row of a convolutional network has kernels of its own,
+    which takes a CPU several times as long, and as much memory as there are rows.
+    """
+    return lax.map(function, rows) if size >= LARGE else jax.vmap(function)(rows)
 
 
 class Determinant(NamedTuple):
@@ -83,7 +93,7 @@ class Curved:
         if size > count:
             return jax.vmap(self.half, out_axes=1)(jnp.eye(count, dtype=self.point.dtype))
         back = jax.linear_transpose(self.half, self.point)
-        return jax.vmap(lambda e: back(e)[0])(jnp.eye(size, dtype=self.outputs.dtype))
+        return by_rows(lambda e: back(e)[0], jnp.eye(size, dtype=self.outputs.dtype), count)
 
     def matrix(self) -> Array:
         """H as a matrix, (n, n)."""
@@ -226,6 +236,6 @@ def determinant(
         slope = bent + apart @ tree.ravel(here.precision.pull(unravel(y)))[0]
         return lax.stop_gradient(value), slope - lax.stop_gradient(slope)
 
-    values, slopes = jax.vmap(one)(jax.random.split(key, how.probes))
+    values, slopes = by_rows(one, jax.random.split(key, how.probes), here.point.size)
     error = jnp.std(values, ddof=1) / how.probes**0.5
     return Determinant(jnp.mean(values) + jnp.mean(slopes), lax.stop_gradient(error))

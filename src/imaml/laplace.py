@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from . import tree
-from .curvature import Curved, Quadrature, curved, determinant, likelihood_of
+from .curvature import Curved, Quadrature, by_rows, curved, determinant, likelihood_of
 from .errors import ConfigError, require_one_of, require_whole
 from .likelihoods import by_row, likelihood
 from .prior import Factored, Precision, Raised, Strengths
@@ -99,7 +99,7 @@ class Laplace:
         back = jax.linear_transpose(along, point)
         rows, columns = value.shape
         identity = jnp.eye(value.size, dtype=value.dtype).reshape(value.size, rows, columns)
-        roots = jax.vmap(lambda e: self.precision.unroot_transposed(back(e)[0]))(identity)
+        roots = by_rows(lambda e: self.precision.unroot_transposed(back(e)[0]), identity, point.size)
         roots = roots.reshape(rows, columns, point.size)
         return Predicted(value, jnp.einsum("rip,rjp->rij", roots, roots))
 
@@ -137,7 +137,7 @@ class Laplace:
         key = jax.random.key(0) if key is None else key
         noise = jax.random.normal(key, (samples, point.size), point.dtype)
         draw = lambda eps: jax.nn.softmax(value + along(self.precision.unroot(eps)))  # noqa: E731
-        return jnp.mean(jax.vmap(draw)(noise), 0)
+        return jnp.mean(by_rows(draw, noise, point.size), 0)
 
     def _of_kind(self, asked: str, kind: str, instead: str) -> Any:
         loss = likelihood_of("posterior", self.problem)
