@@ -62,7 +62,7 @@ def recipe(name, ways):
     )
     if name == "moments":
         return method, Optimiser("sgd", 0.1)
-    return method, Optimiser("adam", 2e-3, clip=1.0)
+    return method, Optimiser("adam", 2e-3, clip=1.0, log_scale=25.0)  # precisions have decades to go
 
 
 def prepared(ways, data):

@@ -430,11 +430,27 @@ def test_muon_orthogonalises_large_matrices_and_leaves_the_rest_to_adam():
     np.testing.assert_allclose(updates.log_strength["middle"], expected["middle"], rtol=1e-5)
 
 
+def test_logarithms_in_theta_step_by_a_rate_of_their_own():
+    theta = Theta({"w": jnp.ones(3)}, log_strength={"w": jnp.zeros(())}, log_noise=jnp.zeros(()))
+    gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.3), theta)
+    steps = {}
+    for scale in (1.0, 20.0):
+        transform = imaml.Optimiser("adam", 1e-2, clip=5.0, log_scale=scale).build(10)
+        steps[scale], _ = transform.update(gradient, transform.init(theta), theta)
+    np.testing.assert_allclose(steps[20.0].mean["w"], steps[1.0].mean["w"])
+    np.testing.assert_allclose(steps[20.0].log_strength["w"], 20 * steps[1.0].log_strength["w"], rtol=1e-6)
+    np.testing.assert_allclose(steps[20.0].log_noise, 20 * steps[1.0].log_noise, rtol=1e-6)
+    plain = imaml.Optimiser("adam", 1e-2, log_scale=20.0).build(10)
+    found, _ = plain.update(theta.mean, plain.init(theta.mean), theta.mean)
+    np.testing.assert_allclose(found["w"], steps[1.0].mean["w"], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"name": "muon", "least_side": 0}, "least_side=0"),
         ({"name": "muon", "adam_scale": 0.0}, "adam_scale=0.0"),
+        ({"log_scale": -1.0}, "log_scale=-1.0"),
         ({"name": "muon", "momentum": 1.0}, "momentum=1.0"),
         ({"name": "adam", "weight_decay": 0.1}, "'adamw' or 'muon'"),
     ],

@@ -49,7 +49,8 @@ class Optimiser:
     warmup: steps of linear warm-up. clip: the largest global norm of the meta-gradient, or None. epsilon: of
     all but SGD; beta1, beta2: of Adam and AdamW; momentum: of SGD, RMSprop (by default 0) and Muon (0.95);
     weight_decay: of AdamW and Muon. average: decay of the moving average of theta that evaluation uses, 0
-    for none.
+    for none. log_scale: the logarithms in theta (learned strengths, inner rates, noise) step by so many
+    times the learning rate, as they may have far to go where parameters have not.
 
     Muon (Jordan 2024) makes the update of every large matrix orthogonal, scaled to the size that Adam's
     entries have (Liu et al. 2025, section 2.2: a root mean square of 0.2 learning rates); the rest goes by
@@ -74,6 +75,7 @@ class Optimiser:
     average: float = 0.0
     least_side: int = 32
     adam_scale: float = 0.5
+    log_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -87,7 +89,7 @@ class Optimiser:
             "optimiser", 0, 1, **{name: value for name, value in decays.items() if value is not None}
         )
         require_whole("optimiser", 1, least_side=self.least_side)
-        require_number("optimiser", 0, open=True, adam_scale=self.adam_scale)
+        require_number("optimiser", 0, open=True, adam_scale=self.adam_scale, log_scale=self.log_scale)
         if self.weight_decay and self.name not in ("adamw", "muon"):
             raise ConfigError(
                 f"optimiser: weight_decay={self.weight_decay!r} with name={self.name!r}; accepted is 0, or "
@@ -124,7 +126,17 @@ class Optimiser:
             inner = optax.rmsprop(rate, eps=self.epsilon, momentum=self.momentum or None)
         else:
             inner = optax.sgd(rate, self.momentum or None)
+        if self.log_scale != 1:
+            inner = optax.chain(inner, optax.stateless(self._scaled))
         return inner if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), inner)
+
+    def _scaled(self, updates: Any, _: Any) -> Any:
+        """Updates, those of logarithms `log_scale` times."""
+        if not isinstance(updates, Theta):
+            return updates
+        import jax
+
+        return Theta(updates.mean, *jax.tree.map(lambda step: self.log_scale * step, updates[1:]))
 
     def _muon(self, rate: Any) -> Any:
         """Optax's Muon with this recipe's choice of matrices."""
