@@ -80,12 +80,13 @@ def learned(name, method, number, recipe):
     began = time.perf_counter()
     options = {"steps": config.training.steps, "tasks": config.training.tasks, "validate_every": 0}
     out = KEPT / name / f"{method}-{0 if method == 'transfer' else number}"
-    done = (out / "artefact.safetensors").exists()
-    if done:
+    if (out / "seconds").exists():
         return domain, built, imaml.load(out).theta, float((out / "seconds").read_text())
     run = imaml.train(
         domain, built, config.optimiser, out=out, **options, progress=False, resume=out.exists()
     )
+    if run.reason == "interrupted":
+        raise SystemExit("interrupted; the same command goes on")
     seconds = time.perf_counter() - began
     (out / "seconds").write_text(str(seconds))
     return domain, built, run.theta, seconds

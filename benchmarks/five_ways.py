@@ -83,7 +83,7 @@ def learned_by(name, ways, data):
     method, optimiser = recipe(name, ways)
     built = method.build(domain)
     out = KEPT / f"{ways}w" / name
-    if (out / "artefact.safetensors").exists():
+    if (out / "seconds").exists():
         return domain, built, imaml.load(out).theta, float((out / "seconds").read_text())
     began = time.perf_counter()
     fresh = built.init(domain, jax.random.key(0))
@@ -93,6 +93,8 @@ def learned_by(name, ways, data):
         domain, built, optimiser, out=out, steps=STEPS[ways], tasks=TASKS[ways], validate_every=0,
         checkpoint_every=50, progress=False, resume=out.exists(), start=None if out.exists() else start,
     )  # fmt: skip
+    if run.reason == "interrupted":
+        raise SystemExit("interrupted; the same command goes on")
     (out / "seconds").write_text(str(time.perf_counter() - began))
     return domain, built, run.theta, time.perf_counter() - began
 
