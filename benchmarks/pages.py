@@ -1,6 +1,7 @@
 """The tables of the pages in docs/, from the results; `python -m benchmarks.table` puts them there."""
 
 import json
+import math
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -426,6 +427,9 @@ def any_inner():
     r = json.loads((RESULTS / "any_inner.json").read_text())
     lines = []
     for name, found in r["presets"].items():
+        pairs = [row[what] for row in found["rows"] for what in ("score", "imaml_less_this")]
+        least = min(pair[1] for pair in pairs if pair[1])
+        digits = max(1, min(5, 1 - math.floor(math.log10(least))))  # two of the narrowest interval
         head = f"{found['score']}, {found['better']} is better"
         lines += [
             f"**{name}**, {found['tasks']} test tasks",
@@ -434,12 +438,12 @@ def any_inner():
         ]
         lines.append("|---|---|---|")
         for row in found["rows"]:
-            gap = "" if row["method"] == "imaml" else with_interval(row["imaml_less_this"], 1, 3, True)
+            gap = "" if row["method"] == "imaml" else with_interval(row["imaml_less_this"], 1, digits, True)
             failed = f", {row['failed']} tasks failed" if row["failed"] else ""
-            lines.append(f"| {row['method']} | {with_interval(row['score'], 1, 3)}{failed} | {gap} |")
+            lines.append(f"| {row['method']} | {with_interval(row['score'], 1, digits)}{failed} | {gap} |")
         for key, pair in found["baselines"].items():
-            gap = with_interval(found["imaml_less_baselines"][key], 1, 3, True)
-            lines.append(f"| {key.replace('_', ' ')} | {with_interval(pair, 1, 3)} | {gap} |")
+            gap = with_interval(found["imaml_less_baselines"][key], 1, digits, True)
+            lines.append(f"| {key.replace('_', ' ')} | {with_interval(pair, 1, digits)} | {gap} |")
         lines.append("")
     return "\n".join(lines) + "\n" + _source(r, "any_inner.json")
 

@@ -109,7 +109,7 @@ BAD = {
     # commands and options
     "no such command": (["trian"], "did you mean train?"),
     "misspelt preset": (["train", "omniglot-5w1"], "did you mean 'omniglot-5w1s'?"),
-    "unknown preset": (["train", "zzz"], "there are: actor-critic, actor-critic-cart-pole, as-released, characters-5w1s"),
+    "unknown preset": (["train", "zzz"], "there are: actor-critic, actor-critic-cart-pole, as-released,"),
     "two presets": (["train", "sinusoid", "sinusoid"], "at most one preset"),
     "a run for a preset": (["train", RUN], "imaml train --resume --out"),
     "misspelt option": ([*TRAIN, "--step=3"], "did you mean --steps?"),
