@@ -10,7 +10,6 @@ from differences import check_meta_gradient, in_double
 from imaml.domains import carts
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
-pytest.importorskip("gymnasium")
 PHYSICS = np.array([0.5, 0.1, 9.8, 10.0], np.float32)  # Gymnasium's own
 
 

@@ -79,17 +79,12 @@ class Steered(OneNetwork):
     headline: ClassVar[str] = "return"
     higher_is_better: ClassVar[bool] = True
 
-    @property
-    def field(self) -> ActorCritic:
-        """What the inner problem goes against."""
-        raise NotImplementedError
-
     def init(self, key: Array) -> Any:
         """Fresh parameters of both networks."""
         actor, critic = jax.random.split(key)
         return {"actor": self.recipe.actor.init(actor), "critic": self.recipe.critic.init(critic)}
 
-    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
+    def problem(self: Any, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
         """The anchored stationary pair on a support's transitions; no anchor for None.
 
         ConfigError for curvature="gauss-newton": what is no gradient has none.
@@ -97,6 +92,6 @@ class Steered(OneNetwork):
         require_one_of("actor and critic", "curvature", curvature, ("hessian",))
         return equilibrium(self.field, strength, adapt)
 
-    def shared_loss(self, theta: Any, batch: Transitions) -> Array:
+    def shared_loss(self: Any, theta: Any, batch: Transitions) -> Array:
         """A scalar whose gradient is the field, of one pair of networks for all tasks."""
         return self.field.surrogate(theta, batch)

@@ -170,27 +170,20 @@ class Carts(Steered):
         """The task of a cart: random episodes to learn from, others to be judged by."""
         return Task(*jax.tree.map(lambda leaf: leaf[indices], (self.support, self.query)))
 
-    def _outside(self, function: Any, *inputs: Any) -> Array:
-        """A number that Gymnasium says, function(*inputs in NumPy) -> float; one task after another."""
-        shape = jax.ShapeDtypeStruct((), jnp.float32)
-        return jax.pure_callback(
-            lambda *given: np.float32(function(*jax.tree.map(np.asarray, given))),
-            shape,
-            *inputs,
-            vmap_method="sequential",
-        )
-
     def _kept_up(self, policy: Any, physics: Array, *inputs: Any) -> Array:
-        """How many pushes the pole stays up, by policy(state, physics, *inputs) -> push; mean of episodes."""
+        """How many pushes the pole stays up, by policy(state, physics, *inputs) -> push; mean of episodes.
 
-        def function(physics: np.ndarray, *inputs: Any) -> float:
-            ridden = (
-                len(ride(physics, lambda x: policy(x, physics, *inputs), self.recipe.horizon, seed))
-                for seed in range(self.recipe.episodes)
-            )
-            return float(np.mean(list(ridden)))
+        Gymnasium says it, outside of JAX, for one task after another.
+        """
 
-        return self._outside(function, physics, *inputs)
+        def outside(*given: Any) -> np.float32:
+            physics, *inputs = jax.tree.map(np.asarray, given)
+            push = lambda state: policy(state, physics, *inputs)  # noqa: E731
+            episodes = range(self.recipe.episodes)
+            return np.float32(np.mean([len(ride(physics, push, self.recipe.horizon, n)) for n in episodes]))
+
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return jax.pure_callback(outside, shape, physics, *inputs, vmap_method="sequential")
 
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
         """For how many pushes the likelier ones keep the pole up, and the query's mean gain by weight."""
