@@ -54,14 +54,18 @@ def _inputs(arrays):
 def imaml(work, arrays, threads):
     """`imaml.IMAML`, tasks shared between devices where a step is long."""
     import jax
+    from jax.sharding import NamedSharding, PartitionSpec
 
     import imaml as library
     from imaml.training import devices_mesh
 
     theta, (support, query) = _inputs(arrays)
-    shared = threads > 1 and not work.small
-    method = _method(work, chunk=None if work.small else 1, mesh=devices_mesh(work.tasks) if shared else None)
-    step, tasks, key = jax.jit(method), library.Task(support, query), jax.random.key(0)
+    mesh = devices_mesh(work.tasks) if threads > 1 and not work.small else None
+    step = jax.jit(_method(work, chunk=None if work.small else 1, mesh=mesh))
+    tasks, key = library.Task(support, query), jax.random.key(0)
+    if mesh is not None:  # as training does: once, not at every step
+        theta, key = jax.device_put((theta, key), NamedSharding(mesh, PartitionSpec()))
+        tasks = jax.device_put(tasks, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
 
     def run():
         return jax.block_until_ready(step(theta, tasks, key))[0]

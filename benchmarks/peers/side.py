@@ -78,9 +78,9 @@ def _settle(peer, work, threads):
     if threads == 1:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if peer == "imaml":
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={threads}"
-        if not work.small:
-            os.environ["XLA_FLAGS"] += " --xla_cpu_multi_thread_eigen=false"
+        os.environ["XLA_FLAGS"] = (  # as the command line starts
+            f"--xla_force_host_platform_device_count={threads} --xla_cpu_multi_thread_eigen=false"
+        )
     os.environ["JAX_ENABLE_X64"] = str(int(work.dtype == "float64"))
 
 

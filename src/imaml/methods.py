@@ -248,16 +248,29 @@ class MetaGradient:
     def _mean(self, theta: Any, tasks: Task, keys: Any, add_up: Callable) -> tuple[Array, Metrics]:
         """The mean gradient over all devices' tasks as one flat vector, and this device's Metrics."""
         one = lambda args: self._task(theta, *args)  # noqa: E731
-        if self.chunk is None:
-            gradients, metrics = jax.vmap(one)((tasks, keys))
+        if self.chunk == 1:
+            # Mapped without vmap: matrix products without a batch axis are faster on a CPU.
+            total, metrics = self._added_up(one, (tasks, keys))
         else:
-            # A chunk of one is mapped without vmap: matrix products without a batch axis are faster on a CPU.
-            chunk = None if self.chunk == 1 else min(self.chunk, _count(tasks))
-            gradients, metrics = lax.map(one, (tasks, keys), batch_size=chunk)
-        total = jnp.where(metrics.used[:, None], gradients, 0).sum(0)
+            if self.chunk is None:
+                gradients, metrics = jax.vmap(one)((tasks, keys))
+            else:
+                chunk = min(self.chunk, _count(tasks))
+                gradients, metrics = lax.map(one, (tasks, keys), batch_size=chunk)
+            total = jnp.where(metrics.used[:, None], gradients, 0).sum(0)
         number = metrics.used.sum().astype(total.dtype)
         summed = add_up(jnp.append(total, number))  # the one all-reduce
         return summed[:-1] / jnp.maximum(summed[-1], 1), metrics
+
+    def _added_up(self, one: Callable, tasks: tuple) -> tuple[Array, Metrics]:
+        """The sum of the used tasks' gradients, of which two are held at a time, and all tasks' Metrics."""
+        shape = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], tasks))[0]
+
+        def add(total: Array, task: Any) -> tuple[Array, Metrics]:
+            gradient, metrics = one(task)
+            return total + jnp.where(metrics.used, gradient, 0), metrics
+
+        return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), tasks)
 
     def _task(self, theta: Any, task: Task, key: Array | None) -> tuple[Array, Metrics]:
         """One task's meta-gradient as a flat vector, and its Metrics (scalars)."""
@@ -265,7 +278,7 @@ class MetaGradient:
         found = self.rule.estimate(learning, theta, task, key)
         gradient = tree.ravel(found.gradient)[0]
         inner, linear = found.inner, found.linear
-        used = tree.finite((found.loss, gradient, found.residual))
+        used = tree.finite((found.loss, found.gradient, found.residual))
         if inner is not None and self.rule.needs_solution:
             used &= inner.status.code < int(Ending.DIVERGED)
         if linear is not None:

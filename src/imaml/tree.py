@@ -9,17 +9,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from .errors import ConfigError
 
 Tree = Any
+LARGE = 1 << 18  # entries from which on a copy of each leaf costs less than one loop over all
 
 
 def ravel(tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
-    """One flat vector with all of the tree's entries, shape (n,), and the function that undoes it."""
-    return ravel_pytree(tree)
+    """One flat vector with all of the tree's entries, shape (n,), and the function that undoes it.
+
+    Large leaves are written one after another: XLA makes a concatenation one loop that asks for every entry
+    which leaf it is of, together with whatever made the leaves.
+    """
+    flat, unravel = ravel_pytree(tree)
+    leaves = jax.tree.leaves(tree)
+    if flat.size < LARGE or len(leaves) < 2 or not isinstance(flat, Tracer):
+        return flat, unravel
+    written, start = jnp.zeros_like(flat), 0
+    for leaf in leaves:
+        written = lax.dynamic_update_slice(written, jnp.ravel(leaf).astype(flat.dtype), (start,))
+        start += leaf.size
+    return written, unravel
 
 
 def dot(left: Tree, right: Tree) -> Array:
