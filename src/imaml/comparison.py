@@ -66,11 +66,12 @@ def compare(
         for name, row in rows.items():
             began = time.monotonic()
             config = row.config(base, minutes, seed)
-            if row.learns and not (out / name / f"seed-{seed}" / "result.json").is_file():
+            done = (out / name / f"seed-{seed}" / "result.json").is_file()
+            if row.learns and not done:
                 say(f"{name:<20} seed {seed}  training for {minutes:g} min, then {tasks:,} test tasks ...")
             result = _row(domain, name, config, out / name / f"seed-{seed}", tasks, progress)
             found.setdefault(name, []).append(result)
-            took = f" ({clock(time.monotonic() - began)} in all)"
+            took = " (done before)" if done else f" ({clock(time.monotonic() - began)} in all)"
             say(f"{name:<20} seed {seed}  {result.line(domain.headline)}{took}")
     learned = [r for results in found.values() for r in results if r.content["steps"]]
     common = min((r.content["steps"] for r in learned), default=0) // GRID * GRID
