@@ -147,7 +147,8 @@ def test_what_is_done_is_kept_and_what_was_cut_off_goes_on(small, tmp_path, monk
         run(small, out, ("fomaml", "imaml"))
     monkeypatch.setattr(comparison, "_measured", measured)
     summary, said = run(small, out, ("fomaml", "imaml"))
-    assert said[-1].startswith("imaml ") and said[-1].endswith(" (done before)")
+    assert said[-1].startswith("imaml ")
+    assert said[-1].endswith(" (done before)")
     assert summary["rows"][0]["runs"][0]["steps"] == 7
     events = (out / "fomaml" / "seed-0" / "run" / "events.jsonl").read_text()
     assert events.count('"event": "start"') == events.count('"event": "resume"') == 1
