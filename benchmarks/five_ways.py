@@ -63,7 +63,8 @@ def recipe(name, ways):
     )
     if name == "moments":
         return method, Optimiser("sgd", 0.1)
-    return method, Optimiser("adam", 2e-3, clip=1.0, log_scale=10.0)  # precisions have decades to go
+    # Precisions have decades to go, those of (e) more than others': its draws are noise until they are large.
+    return method, Optimiser("adam", 2e-3, clip=1.0, log_scale=50.0 if name == "posterior" else 10.0)
 
 
 def prepared(ways, data):
