@@ -63,8 +63,7 @@ def recipe(name, ways):
     )
     if name == "moments":
         return method, Optimiser("sgd", 0.1)
-    # Precisions have decades to go, those of (e) more than others': its draws are noise until they are large.
-    return method, Optimiser("adam", 2e-3, clip=1.0, log_scale=50.0 if name == "posterior" else 10.0)
+    return method, Optimiser("adam", 2e-3, clip=1.0, log_scale=10.0)  # precisions have decades to go
 
 
 def prepared(ways, data):
@@ -167,7 +166,7 @@ def draw(rows):
                 panel.set_xticks(range(len(names)), names, rotation=40, ha="right")
         panel.axhline(STRENGTH * ways, color="black", ls=":", label="at the start, all")
         panel.set(title=f"{ways}-way 1-shot", ylabel="precision of the prior")
-        panel.legend(fontsize=7, ncols=2)
+        panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(FIGURE, metadata={"Date": None})
 
 
