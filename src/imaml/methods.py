@@ -264,6 +264,7 @@ class MetaGradient:
 
     def _added_up(self, one: Callable, tasks: tuple) -> tuple[Array, Metrics]:
         """The sum of the used tasks' gradients, of which two are held at a time, and all tasks' Metrics."""
+        one = jax.jit(one, inline=True)  # traced once, for its shape and for the loop
         shape = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], tasks))[0]
 
         def add(total: Array, task: Any) -> tuple[Array, Metrics]:
