@@ -465,6 +465,16 @@ def trajectory():
     return "\n".join(lines) + "\n\n" + _source(r, "trajectory.json")
 
 
+def digits(number):
+    """Three digits, or all before the point, without an exponent."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def signed(share):
+    """A percentage with its sign, and none for nothing."""
+    return f"{100 * share:+.0f} %" if abs(share) >= 0.005 else "0 %"
+
+
 def dry_run():
     """The table of docs/performance.md: what a dry run predicts of each preset, and what training takes."""
     r = json.loads((RESULTS / "dry_run.json").read_text())
@@ -474,8 +484,8 @@ def dry_run():
     ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for row in r["rows"]:
-        times = f"{row['ms_predicted']:,.3g} | {row['ms']:,.3g} | {100 * row['ms_off']:+.0f} %"
-        sizes = f"{row['mib_predicted']:,.0f} | {row['mib']:,.0f} | {100 * row['mib_off']:+.0f} %"
+        times = f"{digits(row['ms_predicted'])} | {digits(row['ms'])} | {signed(row['ms_off'])}"
+        sizes = f"{row['mib_predicted']:,.0f} | {row['mib']:,.0f} | {signed(row['mib_off'])}"
         lines.append(f"| {row['preset']} | {times} | {sizes} | {row['mib_in_all']:,.0f} |")
     left = f"Not run, for want of data: {', '.join(r['left_out'])}.\n\n" if r["left_out"] else ""
     return "\n".join(lines) + f"\n\n{left}" + _source(r, "dry_run.json")

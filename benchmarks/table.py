@@ -141,8 +141,13 @@ def rows():
         said = []
         for work, what in (("c-4", "Conv4, 4 tasks 5-way 1-shot"), ("b", "sinusoid network, 25 tasks")):
             times = {
-                name: rows[work, peer]["times_imaml"]
-                for name, peer in (("plain PyTorch", "PyTorch, eager loop"), ("TorchOpt", "TorchOpt"))
+                "plain PyTorch": rows[work, "PyTorch, eager loop"]["times_imaml"],
+                "TorchOpt": rows[work, "TorchOpt"]["times_imaml"],
+                "torch.compile": min(
+                    row["times_imaml"]
+                    for key, row in rows.items()
+                    if key[0] == work and key[1].startswith("torch.compile") and row["times_imaml"]
+                ),
             }
             said.append(f"{what}: " + ", ".join(f"{each:.1f} times {name}" for name, each in times.items()))
         found.append(("one meta-step, how many times as fast as", "; ".join(said), r["command"], peers))

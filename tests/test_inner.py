@@ -7,6 +7,8 @@ import optax
 import pytest
 
 import imaml
+from imaml.config import from_json, overrides, to_json
+from imaml.presets import preset
 
 # A diagonal quadratic: loss = 0.5 c (phi - x)^2, strength 1, theta = 0: the solution is c x / (c + 1).
 CURVATURE = np.array([1.0, 3.0, 7.0])
@@ -30,6 +32,7 @@ def residual_at(phi, batch=BATCH):
 
 SOLVERS = {
     "GradientDescent": lambda **limits: imaml.GradientDescent(0.2, **limits),
+    "ProximalGradient": lambda **limits: imaml.ProximalGradient(0.2, **limits),
     "sgd": lambda **limits: imaml.Descent(optax.sgd(0.2), **limits),
     "momentum": lambda **limits: imaml.Descent(optax.sgd(0.1, momentum=0.5), **limits),
     "adam": lambda **limits: imaml.Descent(optax.adam(0.05), **limits),
@@ -62,6 +65,60 @@ def test_seven_steps_of_gradient_descent_are_those_by_hand():
     for make in (SOLVERS["GradientDescent"], SOLVERS["sgd"]):
         found = make(steps=7)(PROBLEM, jnp.zeros(3), BATCH).value
         np.testing.assert_allclose(found, phi, rtol=1e-14)  # seven steps of a few roundings
+
+
+def test_a_proximal_step_is_the_anchors_minimum_around_a_step_on_the_loss():
+    strengths = np.array([0.5, 1.0, 1e6])
+    theta, phi = np.array([1.0, -1.0, 2.0]), np.array([0.3, 0.2, 2.1])
+    problem = imaml.proximal(loss, jnp.asarray(strengths))
+    moved = phi - 0.2 * CURVATURE * (phi - TARGET)
+    by_hand = (moved / 0.2 + strengths * theta) / (1 / 0.2 + strengths)
+    found = imaml.ProximalGradient(0.2, steps=1)(problem, theta, BATCH, jnp.asarray(phi)).value
+    np.testing.assert_allclose(found, by_hand, rtol=1e-12)
+
+
+def test_strengths_decades_apart_do_not_bound_the_proximal_rate():
+    """Gradient descent at this rate diverges; at a rate for the largest strength the others stand still."""
+    strengths = np.array([1e-2, 1.0, 1e6])
+    problem = imaml.proximal(loss, jnp.asarray(strengths))
+    exact = CURVATURE * TARGET / (CURVATURE + strengths)
+    solution = imaml.ProximalGradient(0.2, tolerance=1e-10)(problem, jnp.zeros(3), BATCH)
+    assert solution.status.ending == imaml.Ending.CONVERGED
+    np.testing.assert_allclose(solution.value, exact, rtol=1e-8)
+    other = imaml.GradientDescent(0.2, steps=20)(problem, jnp.zeros(3), BATCH)
+    assert other.status.ending == imaml.Ending.DIVERGED
+
+
+def test_the_proximal_step_can_be_gone_through():
+    """MAML's derivative with respect to a strength learned for every parameter, by central differences."""
+    problem = imaml.proximal(loss, imaml.learned(2.0, "parameter"))
+    solver = imaml.ProximalGradient(0.2, steps=3)
+
+    def end(logs):
+        return jnp.sum(solver(problem, imaml.Theta(jnp.ones(3), logs), BATCH).value ** 2)
+
+    logs = jnp.log(jnp.array([0.5, 2.0, 30.0]))
+    slope = jax.grad(end)(logs)
+    ends = [(end(logs.at[i].add(1e-5)) - end(logs.at[i].add(-1e-5))) / 2e-5 for i in range(3)]
+    np.testing.assert_allclose(slope, ends, rtol=1e-7)
+
+
+def test_the_proximal_gradient_is_a_recipe_of_the_command_line():
+    given = overrides(
+        preset("sinusoid"),
+        [("method.inner", "ProximalGradient", "--a"), ("method.inner.steps", "3", "--b")],
+    )
+    assert given.method.inner == imaml.ProximalGradient(0.1, steps=3)
+    assert from_json(to_json(given)) == given
+
+
+def test_without_an_anchor_of_numbers_there_is_no_proximal_step():
+    solver = imaml.ProximalGradient(0.2, steps=1)
+    with pytest.raises(imaml.StructureError, match="the problem is plain; accepted are proximal and equil"):
+        solver(imaml.plain(loss), jnp.zeros(3), BATCH)
+    mixed = imaml.proximal(loss, imaml.learned(1.0, "dense"))
+    with pytest.raises(imaml.StructureError, match="per='dense' they are a matrix"):
+        solver(mixed, mixed.parameters(jnp.zeros(3)), BATCH)
 
 
 @pytest.mark.parametrize("name", ["GradientDescent", "momentum"])
@@ -142,6 +199,9 @@ def test_phi0_is_where_it_starts():
         (lambda: imaml.GradientDescent(float("nan"), steps=1), "learning_rate=nan"),
         (lambda: imaml.GradientDescent("fast", steps=1), "learning_rate='fast'"),
         (lambda: imaml.GradientDescent(True, steps=1), "learning_rate=True"),
+        (lambda: imaml.ProximalGradient(0.0, steps=1), "ProximalGradient: learning_rate=0.0; accepted is a"),
+        (lambda: imaml.ProximalGradient("fast", steps=1), "ProximalGradient: learning_rate='fast'"),
+        (lambda: imaml.ProximalGradient(0.1), "when should it stop"),
         (lambda: imaml.GradientDescent(0.1), "when should it stop"),
         (lambda: imaml.GradientDescent(0.1, steps=0), "steps=0"),
         (lambda: imaml.GradientDescent(0.1, tolerance=-1.0), "tolerance=-1.0"),

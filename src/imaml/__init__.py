@@ -41,7 +41,7 @@ _HOME = {
     "gmres": ("GMRES",),
     "certificate": ("Certificate",),
     "accuracy": ("Tightening",),
-    "inner": ("Custom", "Descent", "GradientDescent", "InnerSolver"),
+    "inner": ("Custom", "Descent", "GradientDescent", "InnerSolver", "ProximalGradient"),
     "rules": (
         "Rule",
         "first_order",
@@ -168,6 +168,7 @@ if TYPE_CHECKING:
     from .inner import Descent as Descent
     from .inner import GradientDescent as GradientDescent
     from .inner import InnerSolver as InnerSolver
+    from .inner import ProximalGradient as ProximalGradient
     from .laplace import Laplace as Laplace
     from .laplace import log_evidence as log_evidence
     from .laplace import posterior as posterior

@@ -29,7 +29,7 @@ from .family import Bayes, Method, NewTask
 from .game_solvers import ExtraGradient, OptimisticDescent
 from .general import BiCGStab, Dense
 from .gmres import GMRES
-from .inner import Descent, GradientDescent
+from .inner import Descent, GradientDescent, ProximalGradient
 from .linear import CG, Neumann
 from .minres import MINRES
 from .newton import NewtonCG
@@ -258,6 +258,7 @@ _KINDS: dict[str, type] = {
         Layout,
         Column,
         GradientDescent,
+        ProximalGradient,
         ExtraGradient,
         OptimisticDescent,
         NewtonCG,
@@ -404,7 +405,7 @@ def _said(choice: Any) -> str:
 def _fresh(kind: Any) -> Any:
     """A recipe of a kind with its defaults; solvers that must be told when to stop take five steps."""
     needs = {f.name for f in fields(kind)}
-    if kind in (GradientDescent, ExtraGradient, OptimisticDescent):
+    if kind in (GradientDescent, ProximalGradient, ExtraGradient, OptimisticDescent):
         return kind(0.1, steps=5)
     if kind is NewTask:
         return kind(_fresh(GradientDescent))

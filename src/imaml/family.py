@@ -19,7 +19,7 @@ from .errors import ConfigError, require_number, require_one_of, require_whole
 from .game_solvers import ExtraGradient, OptimisticDescent
 from .general import BiCGStab, Dense
 from .gmres import GMRES
-from .inner import GradientDescent
+from .inner import GradientDescent, ProximalGradient
 from .laplace import FORMS
 from .likelihoods import likelihood
 from .linear import CG, Neumann
@@ -43,7 +43,7 @@ class NewTask:
     inner: what solves it. strength: the anchor's, or None for that of learning.
     """
 
-    inner: GradientDescent | ExtraGradient | OptimisticDescent | NewtonCG
+    inner: GradientDescent | ProximalGradient | ExtraGradient | OptimisticDescent | NewtonCG
     strength: float | None = None
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class Method:
     strength: float | None = 0.5
     learned: str | None = None
     adapt: tuple[str, ...] | None = None
-    inner: GradientDescent | ExtraGradient | OptimisticDescent | NewtonCG = field(
+    inner: GradientDescent | ProximalGradient | ExtraGradient | OptimisticDescent | NewtonCG = field(
         default_factory=lambda: GradientDescent(0.2, steps=16)
     )
     new_task: NewTask | None = None

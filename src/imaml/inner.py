@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from . import tree
-from .errors import ConfigError
+from .errors import ConfigError, StructureError
 from .loops import repeat_while
 from .problem import Learned, Problem, Theta
 from .products import check_limits
@@ -182,11 +182,8 @@ class GradientDescent:
         """Refuses what makes no sense (ConfigError)."""
         check_stopping("GradientDescent", self.steps, self.tolerance)
         rate = self.learning_rate
-        number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
-        if not isinstance(rate, Learned | Tracer) and not (number and 0 < rate < float("inf")):
-            raise ConfigError(
-                f"GradientDescent: learning_rate={rate!r}; accepted is a positive number, or learned(...)."
-            )
+        if not isinstance(rate, Learned):
+            _check_rate("GradientDescent", rate, ", or learned(...)")
         if isinstance(rate, Learned) and not rate.diagonal:
             raise ConfigError(
                 f"GradientDescent: a rate learned per={rate.per!r}; accepted is per 'all', 'leaf' or "
@@ -224,6 +221,60 @@ class GradientDescent:
                 f"{type(theta).__name__}. Make it with inner.parameters(problem, theta)."
             )
         return rate.values(theta.log_rate, phi)
+
+
+def _check_rate(name: str, rate: Any, more: str = "") -> None:
+    """Refuses a learning rate that is neither a positive number nor traced (ConfigError)."""
+    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if not isinstance(rate, Tracer) and not (number and 0 < rate < float("inf")):
+        raise ConfigError(f"{name}: learning_rate={rate!r}; accepted is a positive number{more}.")
+
+
+@dataclass(frozen=True)
+class ProximalGradient:
+    """Proximal gradient descent: a step on the loss, then the anchor's exact proximal step.
+
+    phi <- argmin_p strength/2 |p - theta|^2 + |p - (phi - learning_rate * grad loss(phi))|^2 / (2 rate)
+         = phi - learning_rate * F / (1 + learning_rate * strength)
+
+    in every parameter (Parikh and Boyd 2014, section 4.2). Converges for learning_rate < 2 / largest
+    curvature of the *loss*, however large a strength is: for strengths learned per leaf or parameter, or
+    prior precisions that lie decades apart, where `GradientDescent` needs a rate below 2 / the largest.
+    For problems anchored at theta by one number, one a leaf or one a parameter. `steps` and `tolerance` as
+    in `GradientDescent`.
+
+    >>> import imaml, jax.numpy as jnp
+    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), jnp.array([1.0, 1e4]))
+    >>> ProximalGradient(0.5, tolerance=1e-4)(problem, jnp.zeros(2), jnp.array([1.0, 2.0])).value.round(4)
+    Array([5.e-01, 2.e-04], dtype=float32)
+    """
+
+    learning_rate: float
+    steps: int | None = None
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        check_stopping("ProximalGradient", self.steps, self.tolerance)
+        _check_rate("ProximalGradient", self.learning_rate)
+
+    def __call__(
+        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    ) -> Solution:
+        """The Solution after descending; its value holds the problem's adapted leaves."""
+        if problem.kind not in ("proximal", "equilibrium"):
+            raise StructureError(
+                f"ProximalGradient: the problem is {problem.kind}; accepted are proximal and equilibrium "
+                "problems, which have an anchor to step towards. Use GradientDescent."
+            )
+        phi0 = start_of(problem, theta, batch, phi0, key)
+        rate = self.learning_rate
+        shares = jax.tree.map(lambda s: rate / (1 + rate * s), problem.strengths(phi0, theta))
+
+        def step(slope: Any, phi: Any, memory: Any) -> tuple:
+            return jax.tree.map(lambda p, g, share: p - share * g, phi, slope, shares), memory
+
+        return iterate(problem, theta, batch, phi0, None, step, self.steps, self.tolerance)
 
 
 @dataclass(frozen=True)
