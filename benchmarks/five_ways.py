@@ -39,7 +39,7 @@ from imaml.prior import Theta
 RESULT, FIGURE = Path("benchmarks/results/five_ways.json"), Path("docs/figures/precisions.svg")
 KEPT, START = Path("runs/five_ways"), "artefacts/omniglot-5w1s.safetensors"
 BODY, HEAD = 1000.0, 10.0  # the prior's precisions at the start, of the loss summed over a support
-RATE = 0.2  # of the mean loss over a support
+RATE = 0.1  # of the mean loss over a support
 LETTERS = {"imaml": "a", "evidence": "b", "moments": "c", "reptile": "d", "posterior": "e"}
 STEPS, TASKS, SCORED = {5: 200, 20: 50}, {5: 4, 20: 2}, {5: 100, 20: 24}
 
@@ -52,7 +52,7 @@ def recipe(name, ways):
         name,
         strength=HEAD * rows / ways,
         learned=None if name == "reptile" else "leaf",
-        inner=ProximalGradient(RATE / rows, steps=16),
+        inner=ProximalGradient(RATE / rows, steps=24),
         linear=CG(steps=5),
         curvature="hessian" if name == "reptile" else "gauss-newton",
         chunk=1,
