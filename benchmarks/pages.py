@@ -376,7 +376,8 @@ def peers():
         failed = [row for row in r["rows"] if row["peer"] == name and row["ms_median"] is None]
         for note in dict.fromkeys(row["note"] for row in failed):
             where = dict.fromkeys(row["title"] for row in failed if row["note"] == note)
-            missing.append(f"- {name} has no time on {'; '.join(where)}: {note}")
+            said = note.split(". ")[0].rstrip(".")  # of a long message, its first sentence
+            missing.append(f"- {name} has no time on {'; '.join(where)}: {said}.")
     return "\n".join([*times, "", *memory, "", *errors, "", *missing]) + "\n\n" + _source(r, "peers.json")
 
 
@@ -396,7 +397,8 @@ def growth():
     lines = ["| varied | values | time | products, counted | temporary memory |", "|---|---|---|---|---|"]
     for sweep in r["sweeps"]:
         values = f"{sweep['values'][0]} to {sweep['values'][-1]}"
-        figures = [f"{sweep[f'exponent_{key}']:.2f}" for key in ("ms_min", "gflop", "temporary_bytes")]
+        exponents = [round(sweep[f"exponent_{key}"], 2) for key in ("ms_min", "gflop", "temporary_bytes")]
+        figures = [f"{exponent + 0.0:.2f}" for exponent in exponents]
         lines.append("| " + " | ".join([sweep["name"], values, *figures]) + " |")
     return "\n".join(lines) + "\n\n" + _source(r, "growth.json")
 
