@@ -31,7 +31,7 @@ from benchmarks.posteriors import WAYS, calibration, scores
 from imaml.config import Optimiser
 from imaml.curvature import Quadrature
 from imaml.evaluation import task_keys
-from imaml.family import Bayes, Method
+from imaml.family import Bayes, Method, NewTask
 from imaml.inner import ProximalGradient
 from imaml.linear import CG
 from imaml.prior import Theta
@@ -39,20 +39,23 @@ from imaml.prior import Theta
 RESULT, FIGURE = Path("benchmarks/results/five_ways.json"), Path("docs/figures/precisions.svg")
 KEPT, START = Path("runs/five_ways"), "artefacts/omniglot-5w1s.safetensors"
 BODY, HEAD = 1000.0, 10.0  # the prior's precisions at the start, of the loss summed over a support
-RATE = 0.1  # of the mean loss over a support
+RATE = 0.1  # of the mean loss over the rows that a task is solved on
+QUERIES = {5: 5, 20: 1}  # a class
 LETTERS = {"imaml": "a", "evidence": "b", "moments": "c", "reptile": "d", "posterior": "e"}
-STEPS, TASKS, SCORED = {5: 200, 20: 50}, {5: 4, 20: 2}, {5: 100, 20: 24}
+STEPS, TASKS, SCORED = {5: 200, 20: 100}, {5: 4, 20: 2}, {5: 100, 20: 24}
 
 
 def recipe(name, ways):
     """The method, its losses summed over rows where it is Bayesian, and its optimiser."""
     summed = name in ("evidence", "moments", "posterior")
     rows = ways if summed else 1  # one shot: as many support rows as ways
+    learns_from = rows * (1 + QUERIES[ways]) if name in ("evidence", "moments") else rows  # all of a task's
     method = Method(
         name,
         strength=HEAD * rows / ways,
         learned=None if name == "reptile" else "leaf",
-        inner=ProximalGradient(RATE / rows, steps=24),
+        inner=ProximalGradient(RATE / learns_from, steps=24),
+        new_task=NewTask(ProximalGradient(RATE / rows, steps=24)),
         linear=CG(steps=5),
         curvature="hessian" if name == "reptile" else "gauss-newton",
         chunk=1,
@@ -72,7 +75,7 @@ def prepared(ways, data):
     """The domain, and the theta that all start from."""
     learned = imaml.load(START)
     domain = dataclasses.replace(
-        learned.config.domain, ways=ways, queries=5 if ways == 5 else 1, data=str(data), limits=()
+        learned.config.domain, ways=ways, queries=QUERIES[ways], data=str(data), limits=()
     ).build()
     start = dict(learned.theta)
     start["head"] = jax.tree.map(jnp.zeros_like, domain.init(jax.random.key(0))["head"])
@@ -94,7 +97,8 @@ def learned_by(name, ways, data):
     built = method.build(domain)
     strengths = strengths_of(start, method.strength / HEAD)
     if name == "reptile":
-        built = dataclasses.replace(built, problem=domain.problem(strengths))
+        problem = domain.problem(strengths)
+        built = dataclasses.replace(built, problem=problem, new_task=built.new_task._replace(problem=problem))
     else:
         start = Theta(start, jax.tree.map(jnp.log, strengths))
     out = KEPT / f"{ways}w" / name

@@ -397,6 +397,25 @@ def adapt_command(words: Sequence[str]) -> int:
     return 0
 
 
+def sample_command(words: Sequence[str]) -> int:
+    """imaml sample."""
+    arguments = Arguments("sample", words, ("out", "seed", "split", "data"), (), dotted=True)
+    (name,) = arguments.take(0, 1, "one preset")
+    out, seed = Path(arguments.values.get("out", "sample")), arguments.whole("seed", 0)
+    from .config import overrides, replace_data
+    from .presets import preset
+
+    config = preset(name or "characters-5w1s")
+    config = replace_data(overrides(config, arguments.changes()), arguments.values.get("data"))
+    prepare_jax()
+    from .samples import write_task
+
+    split = arguments.values.get("split", "test")
+    few, asked = write_task(config.domain.build(), out, split=split, seed=seed)
+    print(f"{out / 'support'} has {few} images to learn from, {out / 'query'} {asked} to tell apart.")
+    return 0
+
+
 def data_command(words: Sequence[str]) -> int:
     """imaml data."""
     arguments = Arguments("data", words, (), ())
@@ -492,6 +511,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare_command,
     "evaluate": evaluate_command,
     "adapt": adapt_command,
+    "sample": sample_command,
     "data": data_command,
     "report": report_command,
     "presets": presets_command,

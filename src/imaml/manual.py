@@ -18,6 +18,7 @@ imaml: meta-learning with implicit gradients
       --split train|validation|test --tasks N --seed S --data PATH --json
   imaml adapt RUN --support DIR --query DIR [--json]
                                        learn a new task from images, a folder a class, or rows, and predict
+  imaml sample [PRESET] [--out DIR]    write a task that was not trained on as images, to try adapt with
   imaml data list | get NAME [DIR] | check NAME [PATH]
   imaml report RUN                     write the run's report page again
   imaml presets                        what can be trained, a line each
@@ -99,6 +100,13 @@ new task, which have the target's column, and predicts it for the query's rows, 
 with --uncertainty also between what it lies with 90 % probability (or, of classes, probabilities by the
 task's posterior).
 RUN is a run's folder or an artefact.
+""",
+    "sample": """\
+imaml sample [PRESET] [--out sample] [--seed 0] [--split test] [--data PATH]
+
+Writes a random task of a preset of images (default characters-5w1s) as the files that imaml adapt reads:
+DIR/support/CLASS/1.png, ... and DIR/query/CLASS/1.png, ... DIR must be new. Any field of the preset can be
+set by its path, as for imaml train: --domain.shots=5
 """,
     "data": """\
 imaml data list               what can be read, and where it is looked for

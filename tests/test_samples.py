@@ -1,0 +1,67 @@
+"""A new task as files: what is written is read again as the same task, and nothing is written over."""
+
+import jax
+import numpy as np
+import pytest
+
+import imaml
+from imaml.cli import main
+from imaml.domains.images import read_image_folder
+from imaml.samples import write_task
+
+DOMAIN = imaml.characters(ways=3, shots=2, queries=4)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "my"
+    assert write_task(DOMAIN, folder, seed=3) == (6, 12)
+    return folder
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_what_is_read_is_the_task(written, part):
+    task = DOMAIN.sample(jax.random.key(3), "test")
+    rows = getattr(task, part)
+    found = read_image_folder(written / part)
+    assert [int(name.removeprefix("class-")) - 1 for name in found.labels] == sorted(rows.labels.tolist())
+    for label in range(3):
+        mine = found.images[np.array(found.labels) == f"class-{label + 1}"]
+        np.testing.assert_allclose(mine, rows.images[rows.labels == label][..., 0], atol=0.5 / 255 + 1e-6)
+
+
+def test_nothing_is_written_over(written):
+    before = {file: file.read_bytes() for file in written.glob("*/*/*")}
+    with pytest.raises(imaml.DataError, match="is there and not empty; accepted is a folder to be made"):
+        write_task(DOMAIN, written, seed=4)
+    assert {file: file.read_bytes() for file in written.glob("*/*/*")} == before
+
+
+def test_what_has_no_images_is_refused(tmp_path):
+    with pytest.raises(
+        imaml.ConfigError, match="tasks of Sinusoid are no images of classes; accepted are few"
+    ):
+        write_task(imaml.sinusoid(), tmp_path / "my")
+    assert not (tmp_path / "my").exists()
+    with pytest.raises(imaml.ConfigError, match="split"):
+        write_task(DOMAIN, tmp_path / "my", split="tests")
+
+
+def test_a_file_in_the_way_is_said(tmp_path):
+    (tmp_path / "my").write_text("mine")
+    with pytest.raises(imaml.DataError, match="is there and not empty"):
+        write_task(DOMAIN, tmp_path / "my")
+    assert (tmp_path / "my").read_text() == "mine"
+
+
+def test_the_command_writes_what_adapt_reads(tmp_path, capsys):
+    out = tmp_path / "my"
+    words = ["sample", "--out", str(out), "--domain.ways=2", "--domain.queries=1", "--seed", "1"]
+    assert main(words) == 0
+    assert "support has 2 images to learn from" in capsys.readouterr().out
+    files = ["--support", str(out / "support"), "--query", str(out / "query")]
+    with jax.numpy_rank_promotion("allow"):  # networks add a bias to every row
+        assert main(["adapt", "artefacts/characters-5w1s.safetensors", *files]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split("\t")[1] for line in lines] == ["class-1", "class-2"]
+    assert main(["sample", "no-such-preset", "--out", str(tmp_path / "other")]) == 2
