@@ -68,7 +68,7 @@ def recipe(name, ways):
     )
     if name == "moments":  # a tenth of the step of the mean, as tasks are few; the whole of the precision's
         return method, Optimiser("sgd", 0.1, log_scale=10.0)
-    return method, Optimiser("adam", 2e-3, clip=1.0, log_scale=10.0)  # precisions have decades to go
+    return method, Optimiser("adam", 2e-3, clip=1.0, log_scale=50.0)  # precisions have decades to go
 
 
 def prepared(ways, data):
