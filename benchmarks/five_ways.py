@@ -61,7 +61,7 @@ def recipe(name, ways):
         chunk=1,
         bayes=Bayes(
             determinant=Quadrature(steps=8, probes=2) if name == "evidence" else None,
-            form={"moments": "low-rank", "posterior": "diagonal"}.get(name, "dense"),
+            form={"moments": "low-rank", "posterior": "rows"}.get(name, "dense"),
         )
         if summed
         else Bayes(),

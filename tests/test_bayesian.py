@@ -16,7 +16,7 @@ from imaml.config import Training, from_json, to_json
 from imaml.curvature import determinant
 from imaml.description import describe
 from imaml.family import Bayes, Method
-from imaml.prior import Raised, Spread
+from imaml.prior import LowRank, Raised, Spread
 
 KEY = jax.random.key(0)
 LINEAR = imaml.CG(tolerance=1e-13)
@@ -529,7 +529,9 @@ def test_the_averaged_validation_loss_is_its_expectation():
     assert np.sum(around) > 20 * error
 
 
-@pytest.mark.parametrize(("per", "form"), [("dense", "dense"), ("parameter", "diagonal")])
+@pytest.mark.parametrize(
+    ("per", "form"), [("dense", "dense"), ("parameter", "diagonal"), ("parameter", "rows")]
+)
 def test_the_gradient_of_ibaml_equals_central_differences(per, form):
     """With the same draws, of a network; mean, precision and noise."""
     problem = network_problem(per)
@@ -568,7 +570,9 @@ def test_forms_of_a_network_s_posterior():
     theta = problem.parameters(NETWORK_MEAN)
     phi = INNER(problem, theta, rows).value
     forms = {"dense": {}, "diagonal": {"form": "diagonal"}, "low-rank": {"form": "low-rank", "rank": 6}}
+    forms["rows"] = {"form": "rows"}
     found = {name: imaml.posterior(problem, phi, theta, rows, **options) for name, options in forms.items()}
+    close(found["rows"].precision.matrix(), found["dense"].precision.matrix(), 1e-10)
     dense = found["dense"].precision.matrix()
     close(found["diagonal"].precision.matrix(), jnp.diag(jnp.diag(dense)), 1e-10)
     assert isinstance(found["low-rank"].precision, Raised)
@@ -585,6 +589,26 @@ def test_forms_of_a_network_s_posterior():
     # Ritz values interlace with the eigenvalues, so that the determinant is one from below.
     exact = float(found["dense"].precision.log_determinant())
     assert exact - 2.0 < float(coarse.precision.log_determinant()) < exact - 1e-6
+
+
+def test_roots_of_a_low_rank_precision_have_derivatives_whatever_its_rank():
+    """Columns that are zero or twice there, as classes' are: R^T R = P, and its determinant's slope."""
+    factor = jnp.asarray(RANDOM.normal(size=(5, 2)))[:, jnp.array([0, 0, 1, 1])] * jnp.array([[1, 1, 1, 0]])
+    strengths = jnp.array([0.5, 1.0, 2.0, 3.0, 4.0])
+
+    def root(scale):
+        return jax.vmap(LowRank(strengths, scale * factor).root, out_axes=1)(jnp.eye(5))
+
+    matrix = LowRank(strengths, factor).matrix()
+    close(root(1.0).T @ root(1.0), matrix, 1e-12)
+    for method, one in (
+        ("unroot", jnp.linalg.inv(root(1.0))),
+        ("unroot_transposed", jnp.linalg.inv(root(1.0)).T),
+    ):
+        close(jax.vmap(getattr(LowRank(strengths, factor), method), out_axes=1)(jnp.eye(5)), one, 1e-12)
+    logs = lambda scale: 2 * jnp.linalg.slogdet(root(scale))[1]  # noqa: E731
+    exact = jnp.trace(jnp.linalg.solve(matrix, 2 * factor @ factor.T))
+    close(jax.grad(logs)(1.0), exact, 1e-10)
 
 
 def test_large_vectors_are_worked_on_one_after_another_to_the_same_end(monkeypatch):
@@ -700,6 +724,14 @@ GAUSSIAN = lambda: imaml.posterior(  # noqa: E731
 )
 
 
+def shaped_of(per, **options):
+    """A network's posterior in a form that it may not have."""
+    problem = network_problem(per)
+    return imaml.posterior(
+        problem, NETWORK_MEAN, problem.parameters(NETWORK_MEAN), network_rows(4), **options
+    )
+
+
 def refused(rule, problem=MEANS):
     return imaml.MetaGradient(problem, query_loss, inner=INNER, rule=rule)
 
@@ -755,7 +787,15 @@ REFUSALS = {
     "moments of another form": (lambda: imaml.moments("band"), "did you mean|there are: dense"),
     "averages by low rank": (
         lambda: imaml.averaged(LINEAR, form="low-rank"),
-        "accepted are 'dense' and 'diagonal'",
+        "accepted are 'dense', 'rows' and 'diagonal'",
+    ),
+    "rows with a matrix": (
+        lambda: shaped_of("dense", form="rows"),
+        "form='rows' with a prior whose precision is a matrix",
+    ),
+    "rows of a Hessian": (
+        lambda: shaped_of("parameter", form="rows", curvature="hessian"),
+        "accepted are a strength per 'all', 'leaf' or 'parameter' and 'gauss-newton'",
     ),
     "averages of nothing": (lambda: imaml.averaged(LINEAR, samples=0), "samples=0"),
     "evidence, another curvature": (lambda: imaml.evidence(LINEAR, curvature="newton"), "curvature='newton'"),

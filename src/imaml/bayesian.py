@@ -79,9 +79,9 @@ class Averaged:
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
         require_whole("averaged", 1, samples=self.samples)
-        if self.form not in ("dense", "diagonal"):
+        if self.form not in ("dense", "diagonal", "rows"):
             raise ConfigError(
-                f"averaged: form={self.form!r}; accepted are 'dense' and 'diagonal', through which a "
+                f"averaged: form={self.form!r}; accepted are 'dense', 'rows' and 'diagonal', through which a "
                 "derivative can pass."
             )
 
@@ -282,8 +282,9 @@ def averaged(
     (Zhang, Li, Gao and Giannakis 2023, whose posterior is a variational Gaussian, here Laplace's), through
     phi* by the implicit rule and through the covariance directly. L is the mean negative log likelihood of a
     query row where rows are Gaussian, which the noise variance is then part of, else the query loss. samples:
-    pairs phi* +- S z; a quadratic L has no noise from its linear part. form: of the posterior, "dense" or
-    "diagonal". linear and the other options: as of `implicit`.
+    pairs phi* +- S z; a quadratic L has no noise from its linear part. form: of the posterior, "dense",
+    "rows" (the same, for many parameters and few rows; see `posterior`), or "diagonal", whose draws are
+    nearly the prior's where a task has few rows. linear and the other options: as of `implicit`.
     """
     require_one_of("averaged", "curvature", curvature, CURVATURES)
     return Averaged(implicit(linear, **options), samples, form, curvature)

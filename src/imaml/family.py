@@ -58,7 +58,7 @@ class Bayes:
 
     noise: the variance of Gaussian rows that learning begins with, in squared units of the targets; it is
     learned. determinant: of evidence, how the log-determinant is had, None for exactly. form: of moments and
-    posterior, the task posterior's, "dense", "diagonal" or (moments) "low-rank". rank: of "low-rank".
+    posterior, the task posterior's, "dense", "rows", "diagonal" or (moments) "low-rank". rank: of "low-rank".
     samples: of posterior, pairs of draws a task. curvature: the posterior's, "gauss-newton" or "hessian".
     """
 
@@ -167,7 +167,7 @@ class Method:
         if self.name == "posterior" and self.bayes.form == "low-rank":
             raise ConfigError(
                 "method: bayes.form='low-rank' with name='posterior', as no derivative passes through it; "
-                "accepted are 'dense' and 'diagonal'."
+                "accepted are 'dense', 'rows' and 'diagonal'."
             )
         if not isinstance(self.new_task, NewTask | None):
             raise ConfigError(f"method: new_task={self.new_task!r}; accepted is a NewTask(inner), or None.")

@@ -22,12 +22,12 @@ from . import tree
 from .curvature import Curved, Quadrature, by_rows, curved, determinant, likelihood_of
 from .errors import ConfigError, require_one_of, require_whole
 from .likelihoods import by_row, likelihood
-from .prior import Factored, Precision, Raised, Strengths
+from .prior import Factored, LowRank, Precision, Raised, Strengths
 from .problem import Problem, proximal
 from .spectrum import eigenpairs, krylov
 from .tree import Selection
 
-FORMS = ("dense", "diagonal", "low-rank")
+FORMS = ("dense", "diagonal", "low-rank", "rows")
 
 
 class Predicted(NamedTuple):
@@ -161,6 +161,13 @@ def shaped(here: Curved, form: str, rank: int = 20, key: Array | None = None) ->
             )
         flat = here.precision.flat + here.diagonal()
         return Strengths(flat, flat)
+    if form == "rows":
+        if not (isinstance(here.precision, Strengths) and here.gauss_newton):
+            raise ConfigError(
+                "posterior: form='rows' with a prior whose precision is a matrix, or curvature='hessian'; "
+                "accepted are a strength per 'all', 'leaf' or 'parameter' and 'gauss-newton'."
+            )
+        return LowRank(here.precision.flat, here.rows().T)
     require_whole("posterior", 1, rank=rank)
     key = jax.random.key(0) if key is None else key
     start = jax.random.normal(key, here.point.shape, here.point.dtype)
@@ -189,6 +196,7 @@ def posterior(
     "dense"      P + H, by a matrix over the parameters
     "diagonal"   the diagonal of P + H                  where P has none but that
     "low-rank"   R^T (I + sum_j k_j u_j u_j^T) R      R^T R = P; k, u by `rank` of Lanczos on R^-T H R^-1
+    "rows"       P + J^T J, exactly, with J in full     for tasks of few rows; differentiable; P diagonal
     ```
 
     problem: `proximal(likelihood(loss), strength)`, else StructureError. phi: the full tree at the inner

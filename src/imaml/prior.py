@@ -226,22 +226,37 @@ class LowRank:
         scaled, core = self._core()
         return vector / self.diagonal - scaled @ cho_solve(cho_factor(core), scaled.T @ vector)
 
-    def _turned(self, vector: Array, power: float) -> Array:
-        """(I + S^-1/2 W W^T S^-1/2)^power v."""
-        basis, values, _ = jnp.linalg.svd(self.factor / jnp.sqrt(self.diagonal)[:, None], full_matrices=False)
-        return vector + basis @ (((1 + values**2) ** power - 1) * (basis.T @ vector))
+    def _turned(self) -> tuple[Array, Array, Array]:
+        """V = S^-1/2 W, the lower T with T T^T = I + V^T V, and I + T.
+
+        With them I + V V^T = K^T K for K = I + V (I + T^T)^-1 V^T, and K^-1 = I - V T^-T (I + T)^-1 V^T
+        (Andrews 1968); of a small matrix, and with a derivative whatever rank W has.
+        """
+        across = self.factor / jnp.sqrt(self.diagonal)[:, None]
+        identity = jnp.eye(across.shape[1], dtype=across.dtype)
+        lower = jnp.linalg.cholesky(identity + across.T @ across)
+        return across, lower, identity + lower
 
     def root(self, vector: Array) -> Array:
-        """(I + S^-1/2 W W^T S^-1/2)^1/2 S^1/2 v."""
-        return self._turned(jnp.sqrt(self.diagonal) * vector, 0.5)
+        """K S^1/2 v."""
+        across, _, more = self._turned()
+        scaled = jnp.sqrt(self.diagonal) * vector
+        return scaled + across @ solve_triangular(more, across.T @ scaled, trans=1, lower=True)
 
     def unroot(self, vector: Array) -> Array:
         """R^-1 v."""
-        return self._turned(vector, -0.5) / jnp.sqrt(self.diagonal)
+        across, lower, more = self._turned()
+        inner = solve_triangular(more, across.T @ vector, lower=True)
+        inner = solve_triangular(lower, inner, trans=1, lower=True)
+        return (vector - across @ inner) / jnp.sqrt(self.diagonal)
 
     def unroot_transposed(self, vector: Array) -> Array:
         """R^-T v."""
-        return self._turned(vector / jnp.sqrt(self.diagonal), -0.5)
+        across, lower, more = self._turned()
+        scaled = vector / jnp.sqrt(self.diagonal)
+        inner = solve_triangular(lower, across.T @ scaled, lower=True)
+        inner = solve_triangular(more, inner, trans=1, lower=True)
+        return scaled - across @ inner
 
     def log_determinant(self) -> Array:
         """log |S| + log |I + W^T S^-1 W|."""
