@@ -30,9 +30,11 @@ from benchmarks.machine import describe_machine
 from benchmarks.posteriors import WAYS, calibration, scores
 from imaml.config import Optimiser
 from imaml.curvature import Quadrature
+from imaml.domains.episodes import Labelled, cross_entropy
 from imaml.evaluation import task_keys
 from imaml.family import Bayes, Method, NewTask
 from imaml.inner import ProximalGradient
+from imaml.laplace import posterior
 from imaml.linear import CG
 from imaml.prior import Theta
 
@@ -42,7 +44,7 @@ BODY, HEAD = 1000.0, 10.0  # the prior's precisions at the start, of the loss su
 RATE = 0.1  # of the mean loss over the rows that a task is solved on
 QUERIES = {5: 5, 20: 1}  # a class
 LETTERS = {"imaml": "a", "evidence": "b", "moments": "c", "reptile": "d", "posterior": "e"}
-STEPS, TASKS, SCORED = {5: 200, 20: 100}, {5: 4, 20: 2}, {5: 100, 20: 24}
+STEPS, TASKS, SCORED = {5: 200, 20: 60}, {5: 4, 20: 2}, {5: 100, 20: 24}
 
 
 def recipe(name, ways):
@@ -138,6 +140,38 @@ def rows_of(name, ways, data):
         yield row
 
 
+def drawn(data, tasks=50, draws=8):
+    """Of 5-way tasks at the start: what the network says at draws from the posterior that (e) learns through.
+
+    Log loss and accuracy of the adapted network, and their means over draws of all parameters, of the head
+    alone, and of the body alone.
+    """
+    domain, mean = prepared(5, data)
+    built = recipe("posterior", 5)[0].build(domain)
+    theta = Theta(mean, jax.tree.map(jnp.log, strengths_of(mean, 1.0)))
+
+    def one(key):
+        task = domain.sample(key, "test")
+        phi, _ = built.adapt(theta, task.support, key)
+        found = posterior(built.problem, phi, theta, task.support, form="rows").sample(key, draws)
+        still = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (draws, *leaf.shape)), phi)
+        batch = Labelled(task.query.images, task.query.labels, task.support.images)
+
+        def score(phi):
+            logits = domain.logits(phi, batch, True)
+            right = jnp.mean((logits.argmax(1) == task.query.labels).astype(jnp.float32))
+            return jnp.stack([cross_entropy(logits, task.query.labels), right])
+
+        parts = {"none": still, "all": found, "head": still | {"head": found["head"]}}
+        parts["body"] = found | {"head": still["head"]}
+        return {name: jnp.mean(jax.lax.map(score, part), 0) for name, part in parts.items()}
+
+    values = jax.device_get(jax.jit(lambda keys: jax.lax.map(one, keys))(task_keys(0, 0, tasks)))
+    about = {"ways": 5, "tasks": tasks, "draws": draws}
+    kinds = ("nll", "accuracy")
+    return about | {k: {w: interval(v[:, i]) for i, w in enumerate(kinds)} for k, v in values.items()}
+
+
 def finished(rows):
     """The rows as they are written: intervals, and paired differences from (a)'s same way of answering."""
     made = []
@@ -210,6 +244,7 @@ def main():
                     )
     result = {"command": "python -m benchmarks.five_ways --data PATH", "machine": describe_machine()}
     result["rows"] = finished(rows)
+    result["drawn at the start"] = drawn(arguments.data)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     draw(result["rows"])
 
