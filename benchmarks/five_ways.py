@@ -175,7 +175,7 @@ def drawn(data, tasks=50, draws=8):
 def finished(rows):
     """The rows as they are written: intervals, and paired differences from (a)'s same way of answering."""
     made = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row["ways"], LETTERS[row["method"]])):
         base = next(
             r for r in rows
             if r["method"] == "imaml" and (r["ways"], r["answers"]) == (row["ways"], row["answers"])
