@@ -5,11 +5,11 @@
 All begin at the body of the committed artefact with a head of zeros (its own head knows nothing before it is
 adapted, but says so with large logits, which a stronger prior would keep), with one precision for the body
 and one for the head, and learn for the same number of steps (fewer for (e) at 20 ways, see `steps_of`). Each
-but (d), which cannot, learns a precision for every kernel, bias and scale. New tasks (test split, inductive) are answered by the adapted
-network alone, by Laplace's posterior of it, and by that of the head. Differences from (a) are paired by task,
-95 % intervals.
-The picture of what precisions were learned is docs/figures/precisions.svg. Runs are kept in runs/five_ways,
-rows in the result: the same command goes on with what is not done.
+but (d), which cannot, learns a precision for every kernel, bias and scale. New tasks (test split, inductive)
+are answered by the adapted network alone, by Laplace's posterior of it, and by that of the head. Differences
+from (a) are paired by task, 95 % intervals. The picture of what precisions were learned is
+docs/figures/precisions.svg. Runs are kept in runs/five_ways, rows in the result: the same command goes on
+with what is not done.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def prepared(ways, data):
 
 
 def steps_of(name, ways):
-    """How many steps are learned for; (e)'s at 20 ways, with a matrix of 400 rows a task, take half a minute."""
+    """How many steps are learned for; (e)'s at 20 ways, with 400 rows a task, take half a minute each."""
     return 24 if (name, ways) == ("posterior", 20) else STEPS[ways]
 
 
