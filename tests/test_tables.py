@@ -57,6 +57,7 @@ BAD = {
     "empty": ("", {}, "has 0 lines"),
     "a header alone": (HEAD, {}, "has 1 lines"),
     "one column": ("who;day;score\na;1;2\n", {}, "has one column, 'who;day;score'"),
+    "a target that is the task": (None, {"target": "who"}, "task and target are both 'who'"),
     "ragged": (HEAD + "a,1,2\na,1\n", {}, "row 2: 2 cells where the header has 3"),
     "a decimal comma": (HEAD + "a,1,2,5\n", {}, "a comma within a cell needs quotes"),
     "a quoted decimal comma": (HEAD + 'a,1,2\na,2,"2,5"\n', {}, "row 2, column 'score': '2,5' is no finite"),
@@ -299,6 +300,36 @@ def test_the_command_line_learns_adapts_and_predicts(trained, tmp_path, capsys):
     np.testing.assert_allclose(twice.predict(known), answers, rtol=1e-6)
 
 
+def test_rows_of_several_tasks_are_not_learned_from_as_one(trained, tmp_path, capsys):
+    """Nor are another task's answered, silently."""
+    head, *rows = lines(people=2, seed=5, least=8, most=8).splitlines()
+    one, other = ([row for row in rows if row.startswith(f"p{i}")] for i in (0, 1))
+    for name, content in {
+        "both": [head, *rows], "one": [head, *one[:4]], "rest": [head, *one[4:]], "other": [head, *other],
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.csv").write_text("\n".join(content))
+
+    def adapt(support, query):
+        words = [f"--support={tmp_path / support}", f"--query={tmp_path / query}"]
+        status = main(["adapt", str(trained / "run"), *words])
+        return status, capsys.readouterr().err
+
+    assert adapt("one.csv", "rest.csv")[0] == 0
+    status, said = adapt("both.csv", "rest.csv")
+    assert status == 2
+    assert "both.csv: has rows of 2 tasks ('who': p0, p1); accepted are rows of one" in said
+    status, said = adapt("one.csv", "other.csv")
+    assert status == 2
+    assert "other.csv: has rows of other tasks than" in said
+    status, said = adapt("one.csv", ".")
+    assert status == 2
+    assert "is a folder; accepted is a file, .csv" in said
+    (tmp_path / "nothing.csv").write_text("when\n1\n2\n")
+    status, said = adapt("one.csv", "nothing.csv")
+    assert status == 2
+    assert "nothing.csv: there is no column 'day'" in said
+
+
 def test_an_artefact_names_no_task_and_scores_on_the_same_ones(trained, tmp_path, capsys):
     run, file = trained / "run", trained / "scores.csv"
     artefact = run / "artefact.safetensors"
@@ -415,8 +446,11 @@ def test_who_has_learned_no_noise_does_not_say_how_sure_it_is(file, tmp_path, ca
     run = tmp_path / "run"
     words = ["--task=who", "--target=score", "--method.name=imaml", "--method.learned=all", *SHORT]
     assert main(["train", "tables", f"--data={file}", f"--out={run}", *words]) == 0
-    predictor = imaml.load(run).adapt(str(file))
+    head, *rows = file.read_text().splitlines()
+    one = tmp_path / "one.csv"
+    one.write_text("\n".join([head, *(row for row in rows if row.startswith("p0,"))]))
+    predictor = imaml.load(run).adapt(str(one))
     with pytest.raises(ConfigError, match="knows the noise"):
-        predictor.predict_interval(str(file))
+        predictor.predict_interval(str(one))
     with pytest.raises(ConfigError, match="tasks=0 means every training task"):
         imaml.domain.in_step(imaml.sinusoid(), 0)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .domains.table_files import Table
+from .errors import DataError
 
 LEVEL = 0.9  # of the intervals
 
@@ -21,18 +22,26 @@ def answer_rows(learned: Any, support: str, query: str, as_json: bool, sure: boo
     """
     recipe = learned.config.domain
     table: Table = recipe.read(query, "--query")
-    predictor = learned.adapt(support)
-    answers = predictor.predict(table.columns)
+    few = recipe.read(support, "--support")
+    whose = dict.fromkeys([*recipe.tasks_of(few), *recipe.tasks_of(table)])
+    predictor = learned.adapt(few)
+    if len(whose) > 1:
+        raise DataError(
+            f"{query}: has rows of other tasks than {support} ({recipe.task!r}: "
+            f"{', '.join(list(whose)[:3])}); accepted are rows of the task that is "
+            "learned from, or rows without that column."
+        )
+    answers = predictor.predict(table)
     target, status = recipe.fixed.target, predictor.solution.status
     if not bool(status.ok):
         print(f"imaml: the inner solve ended in {status.ending.name}. {status.advice}", file=sys.stderr)
     rows: list[dict[str, Any]] = [{"row": i + 1, target.name: _plain(a)} for i, a in enumerate(answers)]
     if sure and target.levels is None:
-        found = predictor.predict_interval(table.columns, LEVEL)
+        found = predictor.predict_interval(table, LEVEL)
         for row, low, high in zip(rows, found.low, found.high, strict=True):
             row |= {"low": _plain(low), "high": _plain(high)}
     if target.levels is not None:
-        for row, p in zip(rows, predictor.predict_proba(table.columns, sure), strict=True):
+        for row, p in zip(rows, predictor.predict_proba(table, sure), strict=True):
             row["probability"] = round(float(p.max()), 6)
             row["probabilities"] = {c: round(float(v), 6) for c, v in zip(target.levels, p, strict=True)}
     if as_json:

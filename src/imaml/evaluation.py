@@ -101,7 +101,9 @@ class Evaluation:
         show = (
             (lambda m, c: f"{100 * m:.2f} % +- {100 * c:.2f}")
             if percent
-            else (lambda m, c: f"{m:.4f} +- {c:.4f}")
+            else (
+                lambda m, c: f"{m:.4f} +- {c:.4f}" if np.isfinite(c) else f"{m:.4f} (one task: no interval)"
+            )
         )
         name = self.headline
         lines = [f"{self.tasks} tasks never seen in training ({self.split} split, seed {self.seed})"]

@@ -44,7 +44,8 @@ checkpoint. `imaml presets` lists the presets.
                                              known (by default all others); for the preset tables
   --out DIR                                  the run's folder (default: runs/PRESET, then -2, ...)
   --resume                                   go on with the run in --out, as it was configured; options given
-                                             must agree with it, but for when it stops and how often it writes
+                                             must agree with it, but for --minutes, --training.patience and
+                                             how often it writes
   --from RUN                                 a new run that starts from what an earlier one has learned
   --quiet                                    no progress
   --dry-run                                  prints parameters, FLOPs, memory and time, time from a probe

@@ -128,7 +128,7 @@ def _check_theta(start: Any, fresh: Any) -> None:
     """Refuses a theta to go on from that is not like a fresh one, or not finite (ConfigError)."""
     if not tree.same(start, fresh):
         raise ConfigError(
-            f"start: theta is {tree.shapes(start)}; this domain and method need {tree.shapes(fresh)}. Ways, "
+            f"start: theta is not as this domain and method need it: {tree.apart(start, fresh)}. Ways, "
             "filters and how the strength is learned must be those of the run that it comes from."
         )
     if not bool(tree.finite(start)):

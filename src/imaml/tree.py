@@ -160,6 +160,20 @@ def shapes(tree: Tree) -> str:
     return "a tree of " + (", ".join(parts) or "nothing") + more
 
 
+def apart(left: Tree, right: Tree) -> str:
+    """Where two trees' structures or shapes differ, for messages: "head/bias [5], not [20]"."""
+    found, wanted = (
+        {name(path): list(jnp.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (left, right)
+    )
+    parts = [
+        f"{leaf or 'it'} {found.get(leaf, 'missing')}, not {wanted.get(leaf, 'there')}"
+        for leaf in dict.fromkeys([*found, *wanted])
+        if found.get(leaf) != wanted.get(leaf)
+    ]
+    return ("; ".join(parts[:4]) or "its structure") + ("; ..." if len(parts) > 4 else "")
+
+
 def same(left: Tree, right: Tree) -> bool:
     """Whether two trees have the same structure and the same shapes."""
     if jax.tree.structure(left) != jax.tree.structure(right):

@@ -81,6 +81,8 @@ def _number(cell: str) -> float:
 def read_table(path: str | Path) -> Table:
     """The table in a .csv, .tsv or .parquet file with a header; DataError for what is none."""
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; accepted is a file, .csv, .tsv or .parquet.")
     if not path.is_file():
         near = path.parent.glob("*.csv") if path.parent.is_dir() else ()
         raise DataError(f"{path}: there is no such file{meant(path.name, [p.name for p in near])}")
@@ -98,7 +100,7 @@ def read_table(path: str | Path) -> Table:
     if len(lines) < 2:
         raise DataError(f"{path}: has {len(lines)} lines; accepted are a header and at least one row.")
     header = [name.strip() for name in lines[0]]
-    if len(header) == 1:
+    if len(header) == 1 and any(other in header[0] for other in ",;|\t"):
         raise DataError(
             f"{path}: has one column, {header[0]!r}; accepted are several, with {between!r} between them."
         )

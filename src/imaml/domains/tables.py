@@ -101,6 +101,11 @@ class TablesRecipe:
         require_number("domain", 0, 1, validation=self.validation, test=self.test)
         require_whole("domain", 0, seed=self.seed)
         require_whole("domain", 1, **{f"hidden[{i}]": units for i, units in enumerate(self.hidden)})
+        if self.task is not None and self.task == self.target:
+            raise ConfigError(
+                f"domain: task and target are both {self.task!r}; accepted are two columns: whose rows are a "
+                "task, and what is asked."
+            )
         if self.validation + self.test >= 1:
             raise ConfigError(
                 f"domain: validation={self.validation:g} and test={self.test:g} leave no tasks for training; "
@@ -130,9 +135,18 @@ class TablesRecipe:
         """Rows as a Table, from a file's path or a mapping from columns to values; else DataError."""
         return read_table(rows) if isinstance(rows, (str, Path)) else table_of(rows, source)
 
+    def tasks_of(self, table: Table) -> list[str]:
+        """Whose rows a table has, where it says so."""
+        return list(dict.fromkeys(map(str, table.columns.get(str(self.task), ()))))
+
     def support(self, rows: Any, targets: Any = None) -> Rows:
         """A new task's support from rows, and their targets where they are not a column of them."""
         table, layout = self.read(rows, "x"), self.fixed
+        if len(whose := self.tasks_of(table)) > 1:
+            raise DataError(
+                f"{table.source}: has rows of {len(whose)} tasks ({self.task!r}: {', '.join(whose[:3])}"
+                f"{', ...' if len(whose) > 3 else ''}); accepted are rows of one, which is learned from."
+            )
         if targets is not None:
             columns = {**table.columns, layout.target.name: table_of({"y": list(targets)}, "y").columns["y"]}
             table = table_of(columns, table.source)
