@@ -56,12 +56,14 @@ def test_a_file_in_the_way_is_said(tmp_path):
 
 def test_the_command_writes_what_adapt_reads(tmp_path, capsys):
     out = tmp_path / "my"
-    words = ["sample", "--out", str(out), "--domain.ways=2", "--domain.queries=1", "--seed", "1"]
+    words = ["sample", "--out", str(out), "--domain.ways=3", "--domain.queries=4", "--seed", "1"]
     assert main(words) == 0
-    assert "support has 2 images to learn from" in capsys.readouterr().out
+    assert "support has 3 images to learn from" in capsys.readouterr().out
     files = ["--support", str(out / "support"), "--query", str(out / "query")]
     with jax.numpy_rank_promotion("allow"):  # networks add a bias to every row
-        assert main(["adapt", "artefacts/characters-5w1s.safetensors", *files]) == 0
+        assert main(["adapt", "artefacts/omniglot-5w1s.safetensors", *files]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
-    assert [line.split("\t")[1] for line in lines] == ["class-1", "class-2"]
+    right = [line.split("\t")[1] in line.split("\t")[0] for line in lines]
+    assert len(right) == 12
+    assert sum(right) >= 9  # by chance 4, and 9 or more in one of 260 cases
     assert main(["sample", "no-such-preset", "--out", str(tmp_path / "other")]) == 2
