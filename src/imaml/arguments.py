@@ -84,5 +84,8 @@ def meant(word: str, known: Iterable[str], command: str = "") -> str:
     """The end of a message about a misspelt word: what was perhaps meant, else where to read on."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; see imaml {command + ' ' if command else ''}--help."
+    bare = {name.lstrip("-"): name for name in known}  # dashes make any two options look alike
+    near = get_close_matches(word.lstrip("-"), list(bare), n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {bare[near[0]]}?"
+    return f"; see imaml {command + ' ' if command else ''}--help."
