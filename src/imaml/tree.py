@@ -167,7 +167,7 @@ def apart(left: Tree, right: Tree) -> str:
         for tree in (left, right)
     )
     parts = [
-        f"{leaf or 'it'} {found.get(leaf, 'missing')}, not {wanted.get(leaf, 'there')}"
+        f"{leaf or 'one array of shape'} {found.get(leaf, 'missing')}, not {wanted.get(leaf, 'there')}"
         for leaf in dict.fromkeys([*found, *wanted])
         if found.get(leaf) != wanted.get(leaf)
     ]
