@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import Arguments, meant
+from .commands_data import data_command, sample_command
 from .errors import ConfigError, DataError, ImamlError
 from .manual import HELP, USAGE
 from .startup import prepare_jax
@@ -395,47 +396,6 @@ def adapt_command(words: Sequence[str]) -> int:
     about = {"classes": classes, "normalisation": "inductive", "status": status.ending.name, "run": str(path)}
     print(json.dumps({**about, "predictions": rows}, allow_nan=False))
     return 0
-
-
-def sample_command(words: Sequence[str]) -> int:
-    """imaml sample."""
-    arguments = Arguments("sample", words, ("out", "seed", "split", "data"), (), dotted=True)
-    (name,) = arguments.take(0, 1, "one preset")
-    out, seed = Path(arguments.values.get("out", "sample")), arguments.whole("seed", 0)
-    from .config import overrides, replace_data
-    from .presets import preset
-
-    config = preset(name or "characters-5w1s")
-    config = replace_data(overrides(config, arguments.changes()), arguments.values.get("data"))
-    prepare_jax()
-    from .samples import write_task
-
-    split = arguments.values.get("split", "test")
-    few, asked = write_task(config.domain.build(), out, split=split, seed=seed)
-    print(f"{out / 'support'} has {few} images to learn from, {out / 'query'} {asked} to tell apart.")
-    return 0
-
-
-def data_command(words: Sequence[str]) -> int:
-    """imaml data."""
-    arguments = Arguments("data", words, (), ())
-    action, name, path = arguments.take(1, 3, "list, get NAME [DIR], or check NAME [PATH]")
-    actions = ("list", "get", "check")
-    if action not in actions:
-        raise ConfigError(f"imaml data has no {action!r}{meant(str(action), actions, 'data')}")
-    if action != "list" and name != "omniglot":
-        raise ConfigError(f"imaml data {action}: {name or 'nothing'} came; accepted is omniglot.")
-    from .domains import omniglot
-
-    if action == "list":
-        print(omniglot.listing())
-        return 0
-    if action == "get":
-        print(f"Omniglot is in {omniglot.get(path)}")
-        return 0
-    report = omniglot.check(path)
-    print(report)
-    return 0 if report.ok else 2
 
 
 def report_command(words: Sequence[str]) -> int:
