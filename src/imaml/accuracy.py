@@ -5,16 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from . import tree
-from .certificate import Certificate, anchor_weight, bound_after, error_after, sensitivity
+from .certificate import (
+    Certificate,
+    anchor_weight,
+    bound_at,
+    facts_of,
+    guessed,
+    measured,
+    near_of,
+    root_of,
+    roughly,
+    sensitivity,
+)
 from .errors import ConfigError, require_number
-from .loops import repeat_while
-from .refinement import SAFETY, Move, newton_move
-from .solution import Certification, Ending, Solution, Stats, Status
-from .spectrum import ritz
+from .refinement import Aim, Constants, Point, leftover, refine, start
+from .solution import Certification, Ending, Solution, Stats, Status, bounded
 from .system import Case, System
 
 ROUNDS = 20
@@ -69,99 +79,63 @@ def until_accurate(
     solution: Solution,
     adapted: Any,
     key: Array,
-) -> tuple[Move, Solution]:
+) -> tuple[Point, Solution]:
     """Newton steps from the adapted leaves until the meta-gradient is off by at most `accuracy` of its norm.
 
-    Each round takes a Newton step and goes on with the linear system there. The Newton step is solved to
-    where what is left of the way matters half of what may be wrong, the linear system to the other half, but
-    no further than the solution is known: c, the change along the last step, says what a way matters (see
-    `certificate.Certificate`). mu and |B| are those of the certificate where the problem's kind gives
-    them; else the least Ritz value seen, or the least strength if that is less, and |B^T u| / |u|, and then
-    the error is an estimate unless a certificate is asked for.
+    Each round takes a Newton step and solves the linear system there further; see `refinement.refine`. Where
+    a certificate is asked for, or where the problem's kind gives mu and |B| for free, the rounds go on until
+    the bound is small enough, and CONVERGED means that it is. Else an estimate stops them: mu is then the
+    least Ritz value seen, or the least strength if that is less, and |B^T u| / |u| stands for |B|.
 
-    Returns the last step, and the Solution: its steps count all products with A (the first solve's among
-    them), its status is CONVERGED, or says why not.
+    Args:
+        accuracy: What is asked for, relative to the norm of the meta-gradient.
+        certificate: How a bound is had, or None if none was asked for.
+        case: The task.
+        system: The linear system at `adapted`.
+        solution: A rough solution of it.
+        adapted: The inner solution, the adapted leaves alone.
+        key: For the certificate's random probes.
+
+    Returns:
+        The point reached, and the linear Solution there: its steps count all products with A, the first
+        solve's among them; its status is CONVERGED, or says why not.
     """
     problem, theta, _, _ = case
-    least = problem.least_strength(adapted, theta) if problem.kind == "proximal" else jnp.inf
-    floor = problem.curvature_floor(adapted, theta)
-    recipe, known = certificate or Certificate(), anchor_weight(case, adapted)
-    weight = sensitivity(system, solution.value) if known is None else known
-
-    def curvature(smallest: Array) -> Array:
-        mu = jnp.minimum(smallest, least) if floor is None else floor
-        return jnp.where(mu > 0, mu, 1)
-
-    def off(move: Move) -> Array:
-        return error_after(move, curvature(move.smallest), weight)
-
-    def advance(state: tuple) -> tuple:
-        move, count, size = state
-        mu = curvature(move.smallest)
-        allowed = accuracy * size * mu / weight  # of |v - A u| + 3 c |F| / mu
-        here = case.system(move.adapted)
-
-        def until_step(residual: Array) -> Array:
-            matters = SAFETY * move.turning / mu
-            enough = allowed / 2 / jnp.where(matters > 0, matters, 1)
-            return jnp.where(matters > 0, jnp.clip(enough, 1e-4 * residual, 0.1 * residual), 0.1 * residual)
-
-        def until_linear(left: Array, turning: Array, residual: Array) -> Array:
-            return jnp.maximum(allowed / 2, jnp.minimum(SAFETY * turning * residual / mu, 0.5 * left))
-
-        thresholds = (until_step, until_linear)
-        new = newton_move(case, here, move.adapted, move.u, MOST, thresholds)
-        new = replace(
-            new,
-            products=move.products + new.products,
-            smallest=jnp.minimum(move.smallest, new.smallest),
-            negative=move.negative | new.negative,
-        )
-        return new, count + 1, tree.norm(new.gradient)
-
-    def going(state: tuple) -> Array:
-        move, count, size = state
-        wanting = ~(off(move) <= accuracy * size) | (count == 0)
-        return wanting & (count < ROUNDS) & ~move.negative & tree.finite(move.gradient)
-
-    gradient = system.gradient(solution.value)
-    start = _start(system, solution, adapted, gradient)
-    move, _, size = repeat_while(going, advance, (start, jnp.asarray(0), tree.norm(gradient)))
-    estimate = off(move)
-    good = estimate <= accuracy * size
-    code = jnp.where(good, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
-    code = jnp.where(move.negative, int(Ending.NEGATIVE_CURVATURE), code)
-    code = jnp.where(tree.finite(move.gradient), code, int(Ending.NOT_FINITE))
-    bound, certified = None, jnp.full_like(code, int(Certification.NOT_ASKED))
-    if certificate is not None or (floor is not None and known is not None):
-        bound, certified = bound_after(recipe, case, move, key)
-        above = (certified == int(Certification.CERTIFIED)) & (bound > accuracy * size)
+    keys, dtype = jax.random.split(key, 3), system.loss.dtype
+    free = problem.curvature_floor(adapted, theta) is not None and anchor_weight(case, adapted) is not None
+    begun = start(system, solution, adapted)
+    asked = lambda point: accuracy * tree.norm(point.gradient)  # noqa: E731
+    rounds, bound = ROUNDS, None
+    if certificate is not None or free:
+        recipe = replace(certificate or Certificate(), rounds=ROUNDS)
+        facts = facts_of(recipe, case, adapted, solution.value, keys[0])
+        aim = Aim(asked, guessed(case, facts), near_of(facts, dtype))
+        point = refine(case, begun, aim, measured(recipe, case, facts), MOST, rounds, root_of(dtype), keys[1])
+        bound, certified = bound_at(recipe, case, facts, point, keys[2])
+        estimate = leftover(point, aim.constants(point))
+        good = bounded(certified) & (bound <= asked(point))
+        above = bounded(certified) & ~good
         certified = jnp.where(above, int(Certification.ABOVE_REQUEST), certified)
-    share = move.left / jnp.where(move.size > 0, move.size, 1)
-    stats = Stats(move.products, share, move.negative, error_estimate=estimate, error_bound=bound)
-    return move, Solution(move.u, stats, Status(code, certified))
+    else:
+        constants = lambda point: _guess(case, system, point)  # noqa: E731
+        aim = Aim(asked, constants, None)
+        point = refine(case, begun, aim, roughly(case), MOST, rounds, root_of(dtype), keys[1])
+        estimate = leftover(point, constants(point))
+        good = estimate <= asked(point)
+        certified = jnp.full(good.shape, int(Certification.ESTIMATED))
+    code = jnp.where(good, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
+    code = jnp.where(point.negative, int(Ending.NEGATIVE_CURVATURE), code)
+    code = jnp.where(tree.finite(point.gradient), code, int(Ending.NOT_FINITE))
+    share = point.mismatch / jnp.where(point.size > 0, point.size, 1)
+    stats = Stats(point.products, share, point.negative, error_estimate=estimate, error_bound=bound)
+    return point, Solution(point.u, stats, Status(code, certified))
 
 
-def _start(system: System, solution: Solution, adapted: Any, gradient: Any) -> Move:
-    """The state before the first round, as a step that was not taken."""
-    nothing = jnp.zeros_like(solution.stats.residual)
-    smallest = jnp.full_like(nothing, jnp.inf)
-    if solution.stats.lanczos is not None:
-        smallest = ritz(solution.stats.lanczos, solution.stats.steps)[0]
-    return Move(
-        adapted=adapted,
-        u=solution.value,
-        gradient=gradient,
-        before=tree.norm(system.residual),
-        residual=tree.norm(system.residual),
-        left=solution.stats.residual * tree.norm(system.right),
-        size=tree.norm(system.right),
-        length=nothing,
-        turning=nothing,
-        drifting=nothing,
-        bending=nothing,
-        products=solution.stats.steps,
-        smallest=smallest,
-        negative=jnp.asarray(False),
-        loss=system.loss,
-    )
+def _guess(case: Case, system: System, point: Point) -> Constants:
+    """The constants of an estimate at a point."""
+    mu = point.smallest
+    if case.problem.kind == "proximal":
+        mu = jnp.minimum(mu, case.problem.least_strength(point.adapted, case.theta))
+    mu = jnp.where((mu > 0) & jnp.isfinite(mu), mu, 1)
+    known = anchor_weight(case, point.adapted)
+    return Constants(mu, mu, sensitivity(system, point.u) if known is None else known)

@@ -1,14 +1,18 @@
-"""What is known of an implicit meta-gradient's error: an estimate that is nearly free, and a certified bound.
+"""What is known of an implicit meta-gradient's error: an estimate that is nearly free, or a bound.
 
-Let phi* solve F = 0, e = phi - phi*, r = F(phi), A = dF/dphi >= mu > 0, B = dF/dtheta, rho = v - A u what the
-linear solve left over, and g the meta-gradient had from phi and u. Then (Pedregosa 2016; Grazzi et al. 2020)
+Let phi* solve F = 0 near phi, A = dF/dphi >= mu > 0, B = dF/dtheta, u an approximate solution of A u = v, and
+g(phi, u) the meta-gradient that both mean. With D the derivative in phi at fixed u, for all phi* within R,
 
-    |e| <= |r| / mu        g - g* = B^T A^-1 rho  +  a term of e, about  B^T A^-1 d(v - A u)/dphi e
+    |g(phi, u) - g*|  <=  |B|/mu (|v - A u| + |D(v - A u)| R)  +  |Dg| R,      R = |F(phi)| / mu
+
+(docs/certificates.md, inequality 2; Pedregosa 2016 and Grazzi et al. 2020 have its ancestors). The norms are
+those over the ball of radius R about phi. Whether they are proved, sampled or declared makes the grade.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,46 +21,81 @@ from jax import Array
 
 from . import tree
 from .errors import require_number, require_whole
-from .refinement import SAFETY, Move, newton_move
+from .polynomial import degree_of
+from .problem import check_lipschitz, declared
+from .refinement import (
+    Aim,
+    Constants,
+    Limits,
+    Point,
+    Rates,
+    Sampler,
+    leftover,
+    newton_round,
+    radius,
+    refine,
+    sampler,
+)
 from .solution import Certification, Solution
-from .spectrum import norm_bound, ritz, smallest_bound
+from .spectrum import linear_factor, norm_bound, ritz, smallest_bound
 from .system import Case, System
+
+GROWTH = 2.0  # the smoothness assumption: within R no rate is more than this times the one sampled around phi
+ENTRIES = 1 << 20  # of a matrix that is formed to have its norm
 
 
 @dataclass(frozen=True)
 class Certificate:
     """How a bound of a meta-gradient's error is had; `certify=True` means `Certificate()`.
 
-    One Newton step w is taken from phi, at most `steps` products of conjugate gradients, and the linear
-    system is solved again there from the old u, at most `steps` more. The bound is the distance between both
-    meta-gradients, plus what is left of the second one's error: with r', rho' of the second point
+    Newton steps are taken from phi, and the linear system is solved again after each, until what they leave
+    over is small. The bound is the distance between both meta-gradients, plus a bound of what is left over.
 
-        |g - g'|  +  |B|/mu (|rho'|  +  3 c |r'|/mu),      c = |d(v - A u)| / |w|  as seen along w
+    The grade says what it rests on (`solution.status.certification`):
 
-    (and alike for what of the meta-gradient changes at fixed u, where theta enters it in other ways).
+    - PROVED: the problem is quadratic, as read from its program, and has at most `dense` adapted parameters;
+      or it is declared convex and every constant that varies is declared (`lipschitz`). No probability, no
+      assumption.
+    - CERTIFIED: quadratic, but norms are bounded by random probes; wrong with probability `failure` at most.
+    - CERTIFIED_IF_SMOOTH: wrong with probability `failure` at most, if within R of the point reached no rate
+      of change is more than twice the one that the probes found around it. R is at most the root of the
+      dtype's precision, relative to phi.
 
-    mu is the least strength where the problem is declared convex or has Gauss-Newton curvature (for which the
-    bound is then one of the Gauss-Newton gradient, and |F| must at least halve along w). Else it is Lanczos'
-    bound of A's smallest eigenvalue from a random start, after `lanczos` products, which holds but with
-    probability `failure` (Kuczynski and Wozniakowski 1992), less three times the change of A seen along w.
-    |B| is the largest strength where all leaves are adapted and strength is fixed, else bounded by Lanczos on
-    B B^T alike. The constants of a Lipschitz bound (Ehrhardt and Roberts 2023) are so replaced by what one
-    direction shows, times 3: a proof for quadratic losses only; docs/certificates.md says how often it held.
+    Args:
+        steps: The most steps of conjugate gradients in one solve. Each round has two.
+        tolerance: What the last round may leave over, relative to the distance between both meta-gradients.
+        lanczos: Products that bound the least eigenvalue where more than `dense` parameters are adapted and
+            the problem's kind gives no bound; a quarter of it bounds |B| where strengths do not give that.
+        failure: The probability of a wrong bound, all random probes together.
+        rounds: The most Newton steps.
+        dense: The most adapted parameters for which matrices are formed, and norms computed exactly.
+        lipschitz: A Lipschitz constant of the query loss's gradient in phi: a number, or a function query
+            batch -> number. Together with that of the loss's Hessian (`proximal(lipschitz=...)`) it makes the
+            bound of a convex problem a proof.
 
-    tolerance: how far either solve goes at most, relative to what it began with (with `correct=True` on to
-    the root of the dtype's precision).
+    Raises:
+        ConfigError: If a value is out of range.
+
+    Example:
+        >>> import imaml
+        >>> rule = imaml.implicit(imaml.CG(steps=5), certify=imaml.Certificate(failure=1e-3))
     """
 
     steps: int = 50
-    tolerance: float = 0.01
+    tolerance: float = 0.1
     lanczos: int = 40
     failure: float = 0.01
+    rounds: int = 10
+    dense: int = 256
+    lipschitz: float | Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        require_whole("Certificate", 1, steps=self.steps)
+        """Raises ConfigError if a value is out of range."""
+        require_whole("Certificate", 1, steps=self.steps, rounds=self.rounds)
+        require_whole("Certificate", 0, dense=self.dense)
         require_whole("Certificate", 2, lanczos=self.lanczos)
         require_number("Certificate", open=True, below=1, tolerance=self.tolerance, failure=self.failure)
+        check_lipschitz("Certificate", self.lipschitz)
 
 
 def certificate_of(asked: Any) -> Certificate | None:
@@ -66,7 +105,261 @@ def certificate_of(asked: Any) -> Certificate | None:
     return Certificate() if asked else None
 
 
-def error_estimate(case: Case, system: System, solution: Solution, adapted: Any) -> Array:
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a case before any Newton step; None for what is not.
+
+    affine: whether F, v, the meta-gradient at fixed u and B^T u are affine in phi (B^T u constant), so that
+    every rate is a constant. floor, system: lower bounds, that hold everywhere, of the eigenvalues of F's
+    derivative and of A. floor_proved: whether a floor is or will be proved. weight: |B|, or a guess where B
+    varies; weight_known: whether it is no guess; weight_proved. right_rate: |Dv|; lipschitz: a Lipschitz
+    constant of A, and so a bound of |D(A u)| / |u|; drift: |Dg|.
+    """
+
+    affine: bool
+    floor: Array | None
+    system: Array | None
+    floor_proved: bool
+    weight: Array
+    weight_known: bool
+    weight_proved: bool
+    right_rate: Array | None
+    lipschitz: Array | None
+    drift: Array | None
+
+    @property
+    def proved(self) -> bool:
+        """Whether a bound rests on nothing sampled."""
+        rates = (self.right_rate, self.lipschitz, self.drift)
+        return self.floor_proved and self.weight_proved and all(rate is not None for rate in rates)
+
+    @property
+    def grade(self) -> Certification:
+        """What a bound made of these facts is worth."""
+        if self.proved:
+            return Certification.PROVED
+        return Certification.CERTIFIED if self.affine else Certification.CERTIFIED_IF_SMOOTH
+
+
+def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) -> Facts:
+    """Reads from a case's programs and declarations what holds everywhere."""
+    problem, theta, batch, judge = case
+    flat, _ = tree.ravel(adapted)
+    small, zero = flat.size <= recipe.dense, jnp.zeros((), flat.dtype)
+    gauss_newton = problem.curvature == "gauss-newton"
+
+    right = lambda p: problem.split(judge(problem.full(p, theta)).slope)  # noqa: E731
+    gradient = lambda p: case.system(p).gradient(u)  # noqa: E731
+    through = lambda p: case.system(p).through(u)  # noqa: E731
+    fixed = degree_of(case.slope, adapted) <= 1  # F is affine, so its derivative is constant
+    if fixed and gauss_newton:
+        fixed = degree_of(lambda p: case.system(p).product(u), adapted) == 0
+    coupled = degree_of(through, adapted) == 0  # B is constant
+    of_right, of_gradient = degree_of(right, adapted), degree_of(gradient, adapted)
+
+    lipschitz = zero if fixed else None
+    if lipschitz is None and not gauss_newton and problem.lipschitz is not None:
+        lipschitz = problem.hessian_lipschitz(batch).astype(flat.dtype)
+    right_rate = _rate(right, adapted, of_right, small)
+    if right_rate is None and recipe.lipschitz is not None:
+        right_rate = declared("Certificate", recipe.lipschitz, getattr(judge, "batch", None))
+        right_rate = right_rate.astype(flat.dtype)
+    drift = _rate(gradient, adapted, of_gradient, small) if coupled else None
+
+    floor = problem.curvature_floor(adapted, theta)
+    system = floor
+    if gauss_newton and not problem.convex:
+        floor = None  # the least strength bounds A from below, but not the Hessian
+    if floor is None and fixed:
+        floor = least_eigenvalue(recipe, case, adapted, key)
+    system = floor if system is None else system
+    declared_convex = problem.kind == "proximal" and problem.convex
+    weight, exact = anchor_weight(case, adapted), True
+    anchored = weight is not None
+    if weight is None:
+        weight, exact = coupling_norm(recipe, case, adapted, key)
+    return Facts(
+        affine=fixed and coupled and of_right <= 1 and of_gradient <= 1,
+        floor=floor,
+        system=system,
+        floor_proved=declared_convex or (small and lipschitz is not None),
+        weight=weight,
+        weight_known=anchored or coupled,
+        weight_proved=anchored or (exact and coupled),
+        right_rate=right_rate,
+        lipschitz=lipschitz,
+        drift=drift,
+    )
+
+
+def _rate(function: Callable[[Any], Any], at: Any, degree: float, small: bool) -> Array | None:
+    """The norm of a function's derivative where that is constant and can be formed; else None."""
+    flat, unravel = tree.ravel(at)
+    if degree == 0:
+        return jnp.zeros((), flat.dtype)
+    outputs = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(function, at)))
+    if degree > 1 or not small or outputs * flat.size > ENTRIES:
+        return None
+    _, derivative = jax.linearize(function, at)
+    columns = jax.vmap(lambda e: tree.ravel(derivative(unravel(e)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
+    return jnp.linalg.norm(columns)  # Frobenius' norm, which is at least the spectral one
+
+
+def anchor_weight(case: Case, adapted: Any) -> Array | None:
+    """|dF/dtheta| where it is the largest strength: all leaves adapted, the strength fixed; else None."""
+    problem = case.problem
+    if problem.kind != "proximal" or problem.adapt.choice is not None or problem.learns_more:
+        return None
+    most = [jnp.max(leaf) for leaf in jax.tree.leaves(problem.strengths(adapted, case.theta))]
+    return jnp.max(jnp.stack(most))
+
+
+def coupling_norm(recipe: Certificate, case: Case, adapted: Any, key: Array) -> tuple[Array, bool]:
+    """An upper bound of |B| = |dF/dtheta| at one phi, and whether it is exact (static)."""
+    problem, theta, batch, _ = case
+    flat, unravel = tree.ravel(adapted)
+    _, pull = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
+    identity = jnp.eye(flat.size, dtype=flat.dtype) if flat.size <= recipe.dense else None
+    if identity is not None and flat.size * tree.ravel(theta)[0].size <= ENTRIES:
+        rows = jax.vmap(lambda e: tree.ravel(pull(unravel(e))[0])[0])(identity)
+        norm = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(rows @ rows.T)[-1], 0))
+        return norm * (1 + 10 * flat.size * jnp.finfo(norm.dtype).eps), True
+
+    def gram(vector: Array) -> Array:
+        pulled = pull(unravel(vector))
+        return tree.ravel(jax.jvp(lambda t: problem.residual(adapted, t, batch), (theta,), pulled)[1])[0]
+
+    steps = max(recipe.lanczos // 4, 2)
+    return norm_bound(gram, flat, jax.random.fold_in(key, 1), steps, recipe.failure / 4), False
+
+
+def least_eigenvalue(recipe: Certificate, case: Case, adapted: Any, key: Array) -> Array:
+    """A lower bound of the least eigenvalue of F's derivative at one phi."""
+    flat, unravel = tree.ravel(adapted)
+    _, curve = jax.linearize(case.slope, adapted)
+    product = lambda vector: tree.ravel(curve(unravel(vector)))[0]  # noqa: E731
+    if flat.size > recipe.dense:
+        return smallest_bound(product, flat, jax.random.fold_in(key, 2), recipe.lanczos, recipe.failure / 4)
+    matrix = jax.vmap(product)(jnp.eye(flat.size, dtype=flat.dtype))
+    finite = jnp.all(jnp.isfinite(matrix))  # LAPACK need not end on what is not finite
+    values = jnp.linalg.eigvalsh(jnp.where(finite, (matrix + matrix.T) / 2, 0))
+    rounding = 10 * flat.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    return jnp.where(finite, values[0] - rounding, -jnp.inf)
+
+
+def measured(recipe: Certificate, case: Case, facts: Facts) -> Sampler:
+    """The rates around a point: those that are known everywhere, and probes for the others."""
+    bending = facts.floor is None and facts.lipschitz is None
+    # Half of the failures are for probes; rounds end by what they say, so each round has its share.
+    probe = sampler(case, recipe.failure / 2 / recipe.rounds, bending)
+    growth = 1.0 if facts.affine else GROWTH
+
+    def measure(here: System, adapted: Any, u: Any, length: Array, key: Array) -> Rates:
+        found = probe(here, adapted, u, length, key)
+        system, gradient = growth * found.system, growth * found.gradient
+        if facts.right_rate is not None and facts.lipschitz is not None:
+            system = facts.right_rate + facts.lipschitz * tree.norm(u)
+        gradient = gradient if facts.drift is None else facts.drift
+        curvature = growth * found.curvature if facts.lipschitz is None else facts.lipschitz
+        return Rates(system, gradient, curvature, found.rounding)
+
+    return measure
+
+
+def guessed(case: Case, facts: Facts) -> Callable[[Point], Constants]:
+    """The constants while Newton steps are taken: what is not known is guessed from Ritz values."""
+    problem = case.problem
+
+    def constants(point: Point) -> Constants:
+        guess = point.smallest
+        if problem.kind == "proximal":
+            guess = jnp.minimum(guess, problem.least_strength(point.adapted, case.theta))
+        guess = jnp.where((guess > 0) & jnp.isfinite(guess), guess, 1)
+        known = [guess if bound is None else bound for bound in (facts.floor, facts.system)]
+        floor, system = (jnp.where(bound > 0, bound, 1) for bound in known)
+        weight = facts.weight if facts.weight_known else GROWTH * facts.weight
+        return Constants(floor, system, weight)
+
+    return constants
+
+
+def root_of(dtype: Any) -> float:
+    """The root of the dtype's precision: the length of probes, relative to a point's scale."""
+    return float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def near_of(facts: Facts, dtype: Any) -> float | None:
+    """How near phi* must be for the smoothness assumption, no further than probes are; None without it."""
+    return None if facts.proved or facts.affine else root_of(dtype)
+
+
+def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: Array) -> tuple[Array, Array]:
+    """The bound of the error of a point's meta-gradient, and the code of `Certification`."""
+    floor, weight, near = facts.floor, facts.weight, near_of(facts, point.residual.dtype)
+    close = jnp.asarray(True)
+    if floor is None:
+        # The largest m with m <= least eigenvalue - change within R = |F| / m (Kantorovich's condition).
+        least = least_eigenvalue(recipe, case, point.adapted, key)
+        room = least**2 - 4 * point.rates.curvature * (point.residual + point.rates.rounding)
+        close &= room >= 0
+        floor = jnp.where(least > 0, (least + jnp.sqrt(jnp.maximum(room, 0))) / 2, least)
+    system = floor if facts.system is None else facts.system
+    if not facts.weight_known:
+        weight = GROWTH * coupling_norm(recipe, case, point.adapted, key)[0]
+    known = (floor > 0) & (system > 0) & ~point.negative
+    constants = Constants(jnp.where(known, floor, 1), jnp.where(known, system, 1), weight)
+    bound = leftover(point, constants)
+    if near is not None:
+        close &= radius(point, constants) <= near * point.scale
+    code = jnp.where(close, int(facts.grade), int(Certification.SOLUTION_TOO_FAR))
+    code = jnp.where(known, code, int(Certification.CURVATURE_UNKNOWN))
+    finite = jnp.isfinite(bound) & tree.finite(point.gradient)
+    code = jnp.where(finite, code, int(Certification.NO_BOUND))
+    return jnp.where(code == int(facts.grade), bound, jnp.inf), code
+
+
+def certified_from(recipe: Certificate, case: Case, begun: Point, key: Array) -> tuple[Array, Array, Array]:
+    """The bound of a point's error by Newton steps from it, the code, and the products that it took."""
+    keys = jax.random.split(key, 3)
+    facts = facts_of(recipe, case, begun.adapted, begun.u, keys[0])
+    apart = lambda point: tree.norm(tree.minus(begun.gradient, point.gradient))  # noqa: E731
+    dtype = begun.residual.dtype
+    aim = Aim(lambda point: recipe.tolerance * apart(point), guessed(case, facts), near_of(facts, dtype))
+    sample = measured(recipe, case, facts)
+    reached = refine(case, begun, aim, sample, recipe.steps, recipe.rounds, root_of(dtype), keys[1])
+    after, code = bound_at(recipe, case, facts, reached, keys[2])
+    return after + apart(reached), code, reached.products - begun.products
+
+
+def roughly(case: Case) -> Sampler:
+    """Rates for an estimate: one probe, taken for the norm itself."""
+    probe = sampler(case, 1.0, bending=False, probes=1)
+    linear = linear_factor(1, 1 / 3)
+
+    def measure(here: System, adapted: Any, u: Any, length: Array, key: Array) -> Rates:
+        found = probe(here, adapted, u, length, key)
+        return replace(found, system=found.system / linear, gradient=found.gradient / linear)
+
+    return measure
+
+
+def corrected(case: Case, begun: Point, steps: int, key: Array) -> Point:
+    """The point one Newton step further, both solves taken to the root of the dtype's precision.
+
+    What they leave over does then not hide that the error falls with the square of the distance.
+    """
+    root = float(jnp.finfo(begun.residual.dtype).eps) ** 0.5
+    limits = Limits(root * begun.residual, lambda left, *_: root * left)
+    return newton_round(case, begun, steps, limits, roughly(case), root_of(begun.residual.dtype), key)
+
+
+def sensitivity(system: System, u: Any) -> Array:
+    """|B^T u| / |u|, an estimate of |B|; 1 for u = 0."""
+    size = tree.norm(u)
+    return jnp.where(size > 0, tree.norm(system.through(u)) / jnp.where(size > 0, size, 1), 1)
+
+
+def error_estimate(case: Case, system: System, solution: Solution, adapted: Any) -> tuple[Array, Array]:
     """The error of the meta-gradient as estimated from what the solves leave behind, with no product more.
 
     ```
@@ -90,95 +383,14 @@ def error_estimate(case: Case, system: System, solution: Solution, adapted: Any)
     off = tree.norm(system.residual) / smallest
     share = jnp.minimum(off / jnp.where(way > 0, way, 1), 1)
     estimate = sensitivity(system, u) * (solution.stats.residual * right / smallest + size * share)
-    return jnp.where(negative | ~jnp.isfinite(estimate), jnp.inf, estimate)
+    estimate = jnp.where(negative | ~jnp.isfinite(estimate), jnp.inf, estimate)
+    return estimate, jnp.full_like(solution.status.code, int(Certification.ESTIMATED))
 
 
-def moved(
-    recipe: Certificate, case: Case, system: System, solution: Solution, adapted: Any, exact: bool = False
-) -> Move:
-    """The Newton step that a certificate is made of, from a task's adapted leaves and linear Solution.
-
-    exact: whether both its solves go to the root of the dtype's precision, so that what they leave over does
-    not hide that the error falls with the square of the distance.
-    """
-    root = float(jnp.finfo(system.loss.dtype).eps) ** 0.5
-    tolerance = min(recipe.tolerance, root) if exact else recipe.tolerance
-    share = lambda size, *_: tolerance * size  # noqa: E731
-    return newton_move(case, system, adapted, solution.value, recipe.steps, (share, share))
-
-
-def bound_after(recipe: Certificate, case: Case, move: Move, key: Array) -> tuple[Array, Array]:
-    """The bound of the error of the meta-gradient after a Newton step, and the code of `Certification`."""
-    keys = jax.random.split(key)
-    problem, adapted = case.problem, move.adapted
-    floor = problem.curvature_floor(adapted, case.theta)
-    contracts = move.residual <= 0.5 * move.before
-    if floor is None:
-        flat, unravel = tree.ravel(adapted)
-        _, curve = jax.linearize(case.residual, adapted)
-        product = lambda vector: tree.ravel(curve(unravel(vector)))[0]  # noqa: E731
-        floor = smallest_bound(product, flat, keys[0], recipe.lanczos, recipe.failure)
-        floor = floor - SAFETY * move.bending * move.length
-    known = floor > 0
-    mu = jnp.where(known, floor, 1)
-    beyond = move.residual / mu
-    bound = error_after(move, mu, weight_of(recipe, case, adapted, keys[1]))
-    if problem.convex:
-        near = jnp.asarray(True)
-    elif problem.curvature == "gauss-newton":  # F itself may be flatter than that: its steps must contract
-        near = contracts | (beyond <= 1e4 * jnp.finfo(mu.dtype).eps * tree.norm(adapted))
-    else:
-        near = (beyond <= move.length) | (SAFETY * move.bending * beyond <= 0.1 * mu)
-    finite = jnp.isfinite(bound) & tree.finite(move.gradient)
-    code = jnp.where(near, int(Certification.CERTIFIED), int(Certification.SOLUTION_TOO_FAR))
-    code = jnp.where(known, code, int(Certification.CURVATURE_UNKNOWN))
-    code = jnp.where(finite, code, int(Certification.NO_BOUND))
-    return jnp.where(code == int(Certification.CERTIFIED), bound, jnp.inf), code
-
-
-def error_after(move: Move, mu: Array, weight: Array) -> Array:
-    """|B|/mu (|v - A u| + 3 turning |F|/mu) + 3 drifting |F|/mu, and some units in the last place."""
-    beyond = move.residual / mu
-    share = weight / mu
-    rounding = 10 * jnp.finfo(mu.dtype).eps * (tree.norm(move.gradient) + share * move.size)
-    through = share * (move.left + SAFETY * move.turning * beyond)
-    return through + SAFETY * move.drifting * beyond + rounding
-
-
-def anchor_weight(case: Case, adapted: Any) -> Array | None:
-    """|dF/dtheta| where it is the largest strength: all leaves adapted, the strength fixed; else None."""
-    problem = case.problem
-    if problem.kind != "proximal" or problem.adapt.choice is not None or problem.learns_more:
-        return None
-    most = [jnp.max(leaf) for leaf in jax.tree.leaves(problem.strengths(adapted, case.theta))]
-    return jnp.max(jnp.stack(most))
-
-
-def sensitivity(system: System, u: Any) -> Array:
-    """|B^T u| / |u|, an estimate of |B|; 1 for u = 0."""
-    size = tree.norm(u)
-    return jnp.where(size > 0, tree.norm(system.through(u)) / jnp.where(size > 0, size, 1), 1)
-
-
-def estimate_after(case: Case, system: System, move: Move) -> Array:
-    """The error of the meta-gradient after a Newton step, by the least Ritz value that it saw; no bound."""
-    floor = case.problem.curvature_floor(move.adapted, case.theta)
-    mu = move.smallest if floor is None else floor
-    estimate = error_after(move, jnp.where(mu > 0, mu, 1), sensitivity(system, move.u))
-    return jnp.where((mu > 0) & ~move.negative, estimate, jnp.inf)
-
-
-def weight_of(recipe: Certificate, case: Case, adapted: Any, key: Array) -> Array:
-    """An upper bound of |dF/dtheta|."""
-    problem, theta, batch, _ = case
-    known = anchor_weight(case, adapted)
-    if known is not None:
-        return known
-    flat, unravel = tree.ravel(adapted)
-    _, pull = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
-
-    def gram(vector: Array) -> Array:
-        pulled = pull(unravel(vector))
-        return tree.ravel(jax.jvp(lambda t: problem.residual(adapted, t, batch), (theta,), pulled)[1])[0]
-
-    return norm_bound(gram, flat, key, recipe.lanczos, recipe.failure)
+def estimate_at(case: Case, system: System, point: Point) -> Array:
+    """The error of a point's meta-gradient after Newton steps, by the least Ritz value seen; no bound."""
+    floor = case.problem.curvature_floor(point.adapted, case.theta)
+    mu = point.smallest if floor is None else floor
+    safe = jnp.where(mu > 0, mu, 1)
+    estimate = leftover(point, Constants(safe, safe, sensitivity(system, point.u)))
+    return jnp.where((mu > 0) & ~point.negative, estimate, jnp.inf)

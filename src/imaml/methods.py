@@ -24,7 +24,7 @@ from .pooled import displacement, envelope, joined, jointly
 from .problem import Problem, Task, learned
 from .products import LinearSolver
 from .rules import Estimator, Implicit, Learning, first_order, implicit, unrolled
-from .solution import Certification, Ending, Solution, Status
+from .solution import Ending, Solution, Status, bounded
 
 POLICIES = ("raise", "warn", "skip")
 AXIS = "tasks"
@@ -62,7 +62,7 @@ class Metrics(NamedTuple):
     def certified(self) -> Array:
         """Whether each task's error_bound bounds its error, shape (tasks,)."""
         code = None if self.linear_status is None else self.linear_status.certificate
-        return jnp.zeros(self.used.shape, bool) if code is None else code == int(Certification.CERTIFIED)
+        return jnp.zeros(self.used.shape, bool) if code is None else bounded(code)
 
 
 class View(NamedTuple):

@@ -20,12 +20,20 @@ from jax import Array, lax
 
 from . import tree
 from .accuracy import Tightening, check_accuracy, until_accurate
-from .certificate import Certificate, bound_after, certificate_of, error_estimate, estimate_after, moved
+from .certificate import (
+    Certificate,
+    certificate_of,
+    certified_from,
+    corrected,
+    error_estimate,
+    estimate_at,
+)
 from .errors import ConfigError, StructureError
 from .inner import InnerSolver, judged
 from .linear import CG
 from .problem import Learned, Problem, Task, require_anchor
 from .products import LinearSolver
+from .refinement import start
 from .solution import Certification, Solution, Status
 from .system import Case, Judge, anchor_of, constant, judge_of, refuse_system, solve_anchored
 
@@ -153,31 +161,29 @@ class Implicit:
         key = jax.random.key(0) if key is None else key
         given = (case, system, solution, adapted)
         if self.accuracy is not None:
-            move, linear = until_accurate(self.accuracy, self.certificate, *given, key)
-            return Implied(move.adapted, move.gradient, move.loss, move.residual, linear)
+            point, linear = until_accurate(self.accuracy, self.certificate, *given, key)
+            return Implied(point.adapted, point.gradient, point.loss, point.residual, linear)
         gradient, residual = system.gradient(solution.value), tree.norm(system.residual)
-        estimate = error_estimate(*given)
-        spent, bound, code = (
-            solution.stats.steps,
-            None,
-            jnp.full_like(solution.status.code, int(Certification.NOT_ASKED)),
-        )
+        estimate, code = error_estimate(*given)
+        spent, bound = solution.stats.steps, None
         implied = Implied(adapted, gradient, system.loss, residual, solution)
         if problem.structure != "spd":
             if self.certificate is not None:
                 bound = jnp.full_like(estimate, jnp.inf)
                 code = jnp.full_like(code, int(Certification.NO_BOUND))
         elif self.certificate is not None or self.correct:
-            recipe = self.certificate or Certificate()
-            move = moved(recipe, *given, exact=self.correct)
-            apart = tree.norm(tree.minus(gradient, move.gradient))
+            point = start(system, solution, adapted)
             if self.correct:
-                implied = Implied(move.adapted, move.gradient, move.loss, move.residual, solution)
-                estimate = estimate_after(case, system, move)
-                spent = spent + move.products
+                point = corrected(case, point, (self.certificate or Certificate()).steps, key)
+                implied = Implied(point.adapted, point.gradient, point.loss, point.residual, solution)
+                estimate, code = (
+                    estimate_at(case, system, point),
+                    jnp.full_like(code, int(Certification.ESTIMATED)),
+                )
+            spent = point.products
             if self.certificate is not None:
-                after, code = bound_after(recipe, case, move, key)
-                bound = after if self.correct else after + apart
+                bound, code, products = certified_from(self.certificate, case, point, key)
+                spent = spent + products
         stats = replace(solution.stats, steps=spent, error_estimate=estimate, error_bound=bound)
         return implied._replace(linear=Solution(solution.value, stats, Status(solution.status.code, code)))
 

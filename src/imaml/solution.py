@@ -58,36 +58,64 @@ _ADVICE = {
 
 
 class Certification(enum.IntEnum):
-    """Whether a meta-gradient has a certified error bound, or why not. `advice` says what to do about it."""
+    """What is known of a meta-gradient's error, or why no bound could be had. `advice` says what to do.
 
-    CERTIFIED = 0
-    NOT_ASKED = 1
-    ABOVE_REQUEST = 2
-    SOLUTION_TOO_FAR = 3
-    CURVATURE_UNKNOWN = 4
-    NO_BOUND = 5
+    There are three grades, see `grade`: "proved" (PROVED), "certified" (CERTIFIED, CERTIFIED_IF_SMOOTH) and
+    "estimated" (all others, which have no bound). docs/certificates.md derives the bound of each grade.
+    """
+
+    PROVED = 0
+    CERTIFIED = 1
+    CERTIFIED_IF_SMOOTH = 2
+    ESTIMATED = 3
+    ESTIMATE_UNRELIABLE = 4
+    ABOVE_REQUEST = 5
+    SOLUTION_TOO_FAR = 6
+    CURVATURE_UNKNOWN = 7
+    NO_BOUND = 8
 
     @property
     def advice(self) -> str:
-        """One sentence: what is known, and what to do."""
+        """What is known, and what to do; one or two sentences."""
         return _CERTIFICATION_ADVICE[self]
+
+    @property
+    def grade(self) -> str:
+        """The grade: "proved", "certified" or "estimated"."""
+        if self is Certification.PROVED:
+            return "proved"
+        return "certified" if self <= Certification.CERTIFIED_IF_SMOOTH else "estimated"
 
 
 _CERTIFICATION_ADVICE = {
-    Certification.CERTIFIED: "The error is at most stats.error_bound.",
-    Certification.NOT_ASKED: "No certificate was asked for (certify=True); the error is only estimated, see "
+    Certification.PROVED: "The error is at most stats.error_bound: every constant in the bound was computed "
+    "exactly or declared.",
+    Certification.CERTIFIED: "The error is at most stats.error_bound with probability 1 - p, where p is the "
+    "certificate's `failure`: the problem is quadratic, and random probes bound the norms in the bound.",
+    Certification.CERTIFIED_IF_SMOOTH: "The error is at most stats.error_bound with probability 1 - p under "
+    "the smoothness assumption of docs/certificates.md: close to the solution, derivatives are at most twice "
+    "as large as the probes found them. Declare lipschitz= for a bound without that assumption.",
+    Certification.ESTIMATED: "No certificate was asked for (certify=True); the error is only estimated, see "
     "stats.error_estimate.",
+    Certification.ESTIMATE_UNRELIABLE: "No certificate was asked for, and the inner residual is so large "
+    "that the solution may be further from phi than phi is from theta: the estimate may be far too small. "
+    "Take more inner steps, raise the strength, or ask for a certificate (certify=True).",
     Certification.ABOVE_REQUEST: "The error bound is above the accuracy asked for; allow more inner or "
-    "linear steps, or ask for less.",
-    Certification.SOLUTION_TOO_FAR: "The inner solution is too far away for a bound: a Newton step from it "
-    "does not come nearer, or the curvature changes too much on the way; take more inner steps, or raise the "
-    "strength.",
+    "linear steps, ask for less, or use float64.",
+    Certification.SOLUTION_TOO_FAR: "Newton steps from the inner solution did not come close enough to a "
+    "solution for a bound; take more inner steps, raise the strength, or give Certificate(steps=...) more "
+    "products.",
     Certification.CURVATURE_UNKNOWN: "The curvature has no lower bound above zero: the system is indefinite, "
     "or Lanczos' bound is too loose; raise the strength, take more inner steps, use Gauss-Newton curvature, "
     "declare convex=True where the loss is, or give Certificate(lanczos=...) more products.",
     Certification.NO_BOUND: "A value was not finite, or the system is of a kind (a game, a fixed point) that "
     "has no error bound here; compare with Dense().",
 }
+
+
+def bounded(code: Any) -> Any:
+    """Whether codes of `Certification` mean that `stats.error_bound` bounds the error; an array like them."""
+    return code <= int(Certification.CERTIFIED_IF_SMOOTH)
 
 
 @jax.tree_util.register_dataclass
@@ -125,7 +153,7 @@ class Status:
     def certification(self) -> Certification:
         """The worst certification among the solves (on the host: not inside jit)."""
         if self.certificate is None:
-            return Certification.NOT_ASKED
+            return Certification.ESTIMATED
         return Certification(int(np.max(np.asarray(self.certificate))))
 
     def __str__(self) -> str:
@@ -175,7 +203,7 @@ class Solution:
 
     @property
     def certified(self) -> Array:
-        """Whether `stats.error_bound` bounds the error, boolean like the status's codes."""
+        """Whether `stats.error_bound` bounds the error (proved or certified), boolean like the codes."""
         if self.status.certificate is None:
             return np.zeros(np.shape(self.status.code), bool)  # type: ignore[return-value]
-        return self.status.certificate == int(Certification.CERTIFIED)
+        return bounded(self.status.certificate)

@@ -30,14 +30,23 @@ class Judged(NamedTuple):
 Judge = Callable[[Any], Judged]
 
 
-def judge_of(query_loss: Callable, theta: Any, batch: Any) -> Judge:
+class QueryJudge(NamedTuple):
     """The judge that a query loss (phi, theta, batch) -> scalar makes of one task's query batch."""
 
-    def judge(phi: Any) -> Judged:
-        loss, (slope, direct) = jax.value_and_grad(query_loss, argnums=(0, 1))(phi, theta, batch)
+    query_loss: Callable
+    theta: Any
+    batch: Any
+
+    def __call__(self, phi: Any) -> Judged:
+        """The query loss at phi, and its derivatives."""
+        value = jax.value_and_grad(self.query_loss, argnums=(0, 1))
+        loss, (slope, direct) = value(phi, self.theta, self.batch)
         return Judged(loss, slope, direct)
 
-    return judge
+
+def judge_of(query_loss: Callable, theta: Any, batch: Any) -> Judge:
+    """The judge that a query loss (phi, theta, batch) -> scalar makes of one task's query batch."""
+    return QueryJudge(query_loss, theta, batch)
 
 
 def constant(cotangent: Any, theta: Any) -> Judge:
@@ -84,6 +93,10 @@ class Case(NamedTuple):
     def residual(self, adapted: Any) -> Any:
         """F at a task's adapted leaves."""
         return self.problem.residual(adapted, self.theta, self.batch)
+
+    def slope(self, adapted: Any) -> Any:
+        """F as a function whose derivative is the objective's Hessian, also where A is Gauss-Newton's."""
+        return self.problem.slope(adapted, self.theta, self.batch)
 
     def system(self, adapted: Any) -> System:
         """The system at a task's adapted leaves; the linearisation gives F for free."""
