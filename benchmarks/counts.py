@@ -38,7 +38,7 @@ def count(work: str) -> dict[str, int]:
     config = overrides(preset(name), [(path, text, f"--{path}") for path, text in changes.items()])
     step, (domain, state, key), _ = prepare(config)
     compiled = step.lower(domain, state, key).compile()
-    flops = count_flops(step, domain, state, key).flops
+    flops = count_flops(prepare(config, estimate=False)[0], domain, state, key).flops
     for _ in range(3):
         state, _ = step(domain, state, key)
     return {

@@ -7,6 +7,7 @@ small, so that what does not vary is a small share: exponents are of time, and o
 Sweeps that are done are kept in runs/growth.json: the same command goes on with those that are not.
 """
 
+import functools
 import json
 import time
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ def measure(point):
     theta["head"]["kernel"] = 0.05 * jax.random.normal(jax.random.key(1), theta["head"]["kernel"].shape)
     keys = jax.random.split(jax.random.key(2), point.tasks)
     tasks = jax.block_until_ready(jax.jit(jax.vmap(lambda key: domain.sample(key, "train")))(keys))
+    method = functools.partial(method, estimate=False)  # as most steps of training
     compiled = jax.jit(method).lower(theta, tasks, jax.random.key(3)).compile()
     call = lambda: jax.block_until_ready(compiled(theta, tasks, jax.random.key(3)))  # noqa: E731
     _, metrics = call()

@@ -61,7 +61,8 @@ def imaml(work, arrays, threads):
 
     theta, (support, query) = _inputs(arrays)
     mesh = devices_mesh(work.tasks) if threads > 1 and not work.small else None
-    step = jax.jit(_method(work, chunk=None if work.small else 1, mesh=mesh))
+    method = _method(work, chunk=None if work.small else 1, mesh=mesh)
+    step = jax.jit(functools.partial(method, estimate=False))  # no peer estimates its error
     tasks, key = library.Task(support, query), jax.random.key(0)
     if mesh is not None:  # as training does: once, not at every step
         theta, key = jax.device_put((theta, key), NamedSharding(mesh, PartitionSpec()))
@@ -210,5 +211,5 @@ def flops_of(work, arrays):
     from imaml.cost import count_flops
 
     theta, (support, query) = _inputs(arrays)
-    method = _method(work)
+    method = functools.partial(_method(work), estimate=False)
     return count_flops(method, theta, library.Task(support, query), jax.random.key(0)).flops

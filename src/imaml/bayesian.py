@@ -49,9 +49,9 @@ class ByEvidence:
         likelihood_of("evidence", problem)
         self.implicit.refuse(problem, inner)
 
-    def at_step(self, step: Any) -> ByEvidence:
-        """The rule as it is at a step of outer learning; None for as it ends."""
-        return replace(self, implicit=self.implicit.at_step(step))
+    def at_step(self, step: Any, estimate: Any = True) -> ByEvidence:
+        """The rule as it is at a step of outer learning (None: as it ends), estimating its error or not."""
+        return replace(self, implicit=self.implicit.at_step(step, estimate))
 
     def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """d/dtheta of objective(phi*) + 1/2 log |P + H(phi*)| - 1/2 log |P|; its value is the loss."""
@@ -90,9 +90,9 @@ class Averaged:
         likelihood_of("averaged", problem)
         self.implicit.refuse(problem, inner)
 
-    def at_step(self, step: Any) -> Averaged:
-        """The rule as it is at a step of outer learning; None for as it ends."""
-        return replace(self, implicit=self.implicit.at_step(step))
+    def at_step(self, step: Any, estimate: Any = True) -> Averaged:
+        """The rule as it is at a step of outer learning (None: as it ends), estimating its error or not."""
+        return replace(self, implicit=self.implicit.at_step(step, estimate))
 
     def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """d/dtheta of the mean of the validation loss at phi* + S z and phi* - S z, S S^T = (P + H)^-1."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from . import tree
 from .errors import require_number, require_whole
@@ -354,37 +354,112 @@ def corrected(case: Case, begun: Point, steps: int, key: Array) -> Point:
 
 
 def sensitivity(system: System, u: Any) -> Array:
-    """|B^T u| / |u|, an estimate of |B|; 1 for u = 0."""
+    """|B^T u| / |u|, an estimate of |B| that is at most |B|; 1 for u = 0."""
     size = tree.norm(u)
     return jnp.where(size > 0, tree.norm(system.through(u)) / jnp.where(size > 0, size, 1), 1)
 
 
-def error_estimate(case: Case, system: System, solution: Solution, adapted: Any) -> tuple[Array, Array]:
-    """The error of the meta-gradient as estimated from what the solves leave behind, with no product more.
+def error_estimate(
+    case: Case, system: System, solution: Solution, adapted: Any, wanted: Any = True
+) -> tuple[Array, Array]:
+    """The error of the meta-gradient as estimated by one look towards the solution, and a `Certification`.
 
     ```
-    |B| (|rho| + |v| |r| / (m |phi - theta|)) / m         m the smallest Ritz value, |B| as |B^T u| / |u|
+    |B|/m (|v - A u| + |(v - A u)(phi - e) - (v - A u)(phi)|) + |g(phi - e, u) - g(phi, u)|
     ```
 
-    where the second term takes v - A u to change by itself over the way that the task went. Infinite where m
-    is not positive. No bound: m lies above the smallest eigenvalue.
+    e is one step of conjugate gradients for A e = F(phi). What the bound multiplies with a norm is evaluated
+    here at one point, phi - e. m is the smallest Ritz value, or the least strength if that is less, and
+    |B^T v| / |v| stands for |B|. It is no bound: e is one step only, and m may lie above the smallest
+    eigenvalue.
+
+    Args:
+        case: The task.
+        system: Its linear system at `adapted`.
+        solution: The solution u of that.
+        adapted: The adapted leaves phi.
+        wanted: Whether to estimate, a boolean that may be traced. Where it is False the estimate is NaN, and
+            costs nothing.
+
+    Returns:
+        The estimate, a scalar: infinite where negative curvature was met. And ESTIMATED, or
+        ESTIMATE_UNRELIABLE where |F|/m is more than half of |phi - theta|: so far the solution may be away.
     """
-    problem, theta, u, right = case.problem, case.theta, solution.value, tree.norm(system.right)
-    size = tree.norm(u)
-    some = size > 0
-    smallest = tree.dot(u, system.right) / jnp.where(some, size**2, 1)  # Rayleigh's quotient of u
+    problem, theta = case.problem, case.theta
+    size = tree.norm(solution.value)
+    right, residual = tree.norm(system.right), tree.norm(system.residual)
+    smallest = tree.dot(solution.value, system.right) / jnp.where(size > 0, size**2, 1)  # Rayleigh's quotient
     if problem.structure == "general":
-        smallest = right / jnp.where(some, size, 1)
+        smallest = right / jnp.where(size > 0, size, 1)
     elif solution.stats.lanczos is not None:
         smallest = ritz(solution.stats.lanczos, solution.stats.steps)[0]
-    negative = solution.stats.negative_curvature | ~(smallest > 0)
+    negative = solution.stats.negative_curvature
+    if problem.kind == "proximal":
+        smallest = jnp.where(size > 0, smallest, jnp.inf)  # u = 0 says nothing of the curvature
+        negative |= ~(smallest > 0)
+        smallest = jnp.minimum(smallest, problem.least_strength(adapted, theta))
+    negative |= ~(smallest > 0)
+    smallest = jnp.where(negative, 1, smallest)
     mean = problem.split(problem.mean(theta))
-    way = tree.norm(tree.minus(adapted, mean) if tree.same(adapted, mean) else adapted)
-    off = tree.norm(system.residual) / smallest
-    share = jnp.minimum(off / jnp.where(way > 0, way, 1), 1)
-    estimate = sensitivity(system, u) * (solution.stats.residual * right / smallest + size * share)
-    estimate = jnp.where(negative | ~jnp.isfinite(estimate), jnp.inf, estimate)
-    return estimate, jnp.full_like(solution.status.code, int(Certification.ESTIMATED))
+    path = tree.norm(tree.minus(adapted, mean) if tree.same(adapted, mean) else adapted)
+    far = (residual > 0) & (residual / smallest > 0.5 * path)
+    code = jnp.where(far, int(Certification.ESTIMATE_UNRELIABLE), int(Certification.ESTIMATED))
+
+    def look() -> Array:
+        change, drift = _changes(case, system, solution.value, adapted)
+        share = sensitivity(system, system.right) / smallest
+        return share * (solution.stats.residual * right + change) + drift
+
+    skipped = lambda: jnp.full_like(residual, jnp.nan)  # noqa: E731
+    if isinstance(wanted, bool):
+        estimate = look() if wanted else skipped()
+    else:
+        estimate = lax.cond(wanted, look, skipped)
+    unknown = negative | jnp.isinf(estimate) | (jnp.isnan(estimate) & jnp.asarray(wanted))
+    return jnp.where(unknown, jnp.inf, estimate), code
+
+
+def _changes(case: Case, system: System, u: Any, adapted: Any) -> tuple[Array, Array]:
+    """How v - A u and the meta-gradient at fixed u change from phi to phi - e; see `error_estimate`."""
+    if case.problem.structure == "general":
+        image = system.product(system.residual)
+        nearer = jax.tree.map(jnp.subtract, adapted, _step(system.residual, image))
+        there = case.system(nearer)
+        bent = tree.minus(there.product(u), system.product(u))
+        right, drift = there.right, tree.minus(there.gradient(u), system.gradient(u))
+        return tree.norm(tree.minus(tree.minus(right, system.right), bent)), tree.norm(drift)
+    x, unravel = tree.ravel(adapted)
+    r, u_flat = tree.ravel(system.residual)[0], tree.ravel(u)[0]
+
+    # A r and A u at phi, A u at phi - e: in a loop, so that XLA compiles the product once. Compiling it three
+    # times would take longer than the first steps of training.
+    def multiply(images: Array, place: Array) -> tuple[Array, None]:
+        at = jnp.where(place < 2, x, x - _step(r, images[0]))
+        vector = jnp.where(place == 0, r, u_flat)
+        image = jax.jvp(case.residual, (unravel(at),), (unravel(vector),))[1]
+        return images.at[place].set(tree.ravel(image)[0]), None
+
+    images, _ = lax.scan(multiply, jnp.zeros((3, x.size), x.dtype), jnp.arange(3))
+    nearer = unravel(x - _step(r, images[0]))
+    if anchor_weight(case, adapted) is not None:  # B^T u does not depend on phi
+        _, slope, direct = case.judge(case.problem.full(nearer, case.theta))
+        right, drift = case.problem.split(slope), tree.minus(direct, system.apart)
+    else:
+        there = case.system(nearer)
+        right, drift = there.right, tree.minus(there.gradient(u), system.gradient(u))
+    change = tree.ravel(tree.minus(right, system.right))[0] - (images[2] - images[1])
+    return jnp.linalg.norm(change), tree.norm(drift)
+
+
+def _step(residual: Any, image: Any) -> Any:
+    """One step of conjugate gradients for A e = residual, from A residual; a tree like them.
+
+    Without positive curvature along the residual, a step of the length that |A residual| suggests.
+    """
+    curvature, size = tree.dot(residual, image), tree.norm(residual)
+    flat = size / jnp.maximum(tree.norm(image), jnp.finfo(size.dtype).tiny)
+    length = jnp.where(curvature > 0, size**2 / jnp.where(curvature > 0, curvature, 1), flat)
+    return jax.tree.map(lambda leaf: length * leaf, residual)
 
 
 def estimate_at(case: Case, system: System, point: Point) -> Array:

@@ -255,8 +255,10 @@ def peak_bytes() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
-def prepare(config: Any) -> tuple[Callable, tuple[Any, Any, Any], int]:
+def prepare(config: Any, estimate: bool = True) -> tuple[Callable, tuple[Any, Any, Any], int]:
     """The jitted training step of a `Config`, the (domain, state, key) of its first call, and its devices.
+
+    estimate: whether it estimates errors in the steps that are logged; False is what most steps do.
 
     Errors: those of the configuration, and DataError where its data are missing.
 
@@ -278,7 +280,8 @@ def prepare(config: Any) -> tuple[Callable, tuple[Any, Any, Any], int]:
     state = initial_state(domain, method, transform, start, average)
     if mesh is not None:
         domain, state, key = jax.device_put((domain, state, key), NamedSharding(mesh, PartitionSpec()))
-    step = make_step(method, transform, tasks, average)
+    logged = (config.training.log_every, config.training.steps) if estimate else (0, 0)
+    step = make_step(method, transform, tasks, average, *logged)
     return step, (domain, state, key), 1 if mesh is None else mesh.size
 
 
@@ -298,7 +301,7 @@ def measure(config: Any, steps: int = 5, seconds: float = 0.0) -> Cost:
 
     rate = matmul_rate()
     step, (domain, state, key), devices = prepare(config)
-    counted = count_flops(step, domain, state, key)
+    counted = count_flops(prepare(config, estimate=False)[0], domain, state, key)
     began = time.perf_counter()
     compiled = step.lower(domain, state, key).compile()
     compile_s = time.perf_counter() - began

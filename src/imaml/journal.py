@@ -3,10 +3,11 @@
 Events, each with `time` (Unix seconds), and their fields: start (version, steps, tasks, parameters, headline,
 higher_is_better, devices); resume (step); step (step, seconds, loss, accuracy where there is one,
 gradient_norm, inner_residual, inner_steps, linear_residual, linear_steps (both means over tasks, with
-_median, _p90, the ninth decile, and _max beside them), negative_curvature, error_estimate, certified,
-error_bound, failed, learning_rate); validation (step, seconds, scores, ci95, before, tasks, best); checkpoint
-(step); warning (message); end (step, reason, seconds); evaluation (split, scores, ci95, before, baselines,
-tasks, seed, data). Shares are in [0, 1]; `seconds` is the training time so far, without validations and
+_median, _p90, the ninth decile, and _max beside them), negative_curvature, error_estimate,
+error_unreliable (the share of tasks with ESTIMATE_UNRELIABLE), certified, error_bound, failed,
+learning_rate); validation (step, seconds, scores, ci95, before, tasks, best); checkpoint (step);
+warning (message); end (step, reason, seconds); evaluation (split, scores, ci95, before, baselines, tasks,
+seed, data). Shares are in [0, 1]; `seconds` is the training time so far, without validations and
 without the first step of a call, which compiles.
 """
 
@@ -199,7 +200,9 @@ def _error(event: Mapping[str, Any]) -> list[str]:
         share = f"{100 * event['certified']:.0f} % of tasks certified"
         return [f"gradient error at most {_percent(bound)}, {share}" if bound is not None else share]
     if estimate is not None:
-        return [f"gradient error about {_percent(estimate)}"]
+        doubt = event.get("error_unreliable") or 0.0
+        share = f", unreliable for {100 * doubt:.0f} % of tasks" if doubt >= 0.005 else ""
+        return [f"gradient error about {_percent(estimate)}{share}"]
     return ["gradient error unknown"] if "error_estimate" in event else []
 
 

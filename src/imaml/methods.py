@@ -35,13 +35,13 @@ class Metrics(NamedTuple):
 
     loss: the query loss at phi*. gradient_norm: of the task's own meta-gradient. inner_residual: |F(phi*)|.
     inner_steps, linear_steps: iterations taken. linear_residual: |b - A u| / |b|. negative_curvature: whether
-    the linear solver saw it. error_estimate, error_bound: the norm of the meta-gradient's error, estimated,
-    and bounded where `certified`. inner_status, linear_status: how the solves ended. Fields of what the rule
-    does not make are None. used:
-    whether the task is in the mean; a task is left out where its loss, gradient or residuals are not finite,
-    where the inner solve moved away from the solution that the rule needs, where the linear solver broke down
-    with an answer worse than zero, or where it met negative curvature in its very first direction and so has
-    nothing to give. measures: what the method's `measure` returned.
+    the linear solver saw it. error_estimate, error_bound: the norm of the meta-gradient's error, estimated
+    (NaN where that was not asked for), and bounded where `certified`. inner_status, linear_status: how the
+    solves ended. Fields of what the rule does not make are None. used: whether the task is in the mean; a
+    task is left out where its loss, gradient or residuals are not finite, where the inner solve moved away
+    from the solution that the rule needs, where the linear solver broke down with an answer worse than zero,
+    or where it met negative curvature in its very first direction and so has nothing to give. measures: what
+    the method's `measure` returned.
     """
 
     loss: Array
@@ -184,22 +184,27 @@ class MetaGradient:
         found = inner(problem, theta, support, problem.init(theta, support, key), key)
         return problem.full(found.value, theta), found
 
-    def at_step(self, step: Any) -> MetaGradient:
-        """The method as it is at a step of outer learning, for rules that change; None for as it ends."""
+    def at_step(self, step: Any, estimate: Any = True) -> MetaGradient:
+        """The method as it is at a step of outer learning, for rules that change; None for as it ends.
+
+        estimate: whether errors are estimated, see `__call__`.
+        """
         at = getattr(self.rule, "at_step", None)
-        return self if at is None else replace(self, rule=at(step))
+        return self if at is None else replace(self, rule=at(step, estimate))
 
     def __call__(
-        self, theta: Any, tasks: Task, key: Array | None = None, step: Any = None
+        self, theta: Any, tasks: Task, key: Array | None = None, step: Any = None, estimate: Any = True
     ) -> tuple[Any, Metrics]:
         """The meta-gradient, shaped like theta, and Metrics. `tasks` has a leading axis on every leaf.
 
-        step: of outer learning, for an accuracy that tightens; None for as it ends.
+        step: of outer learning, for an accuracy that tightens; None for as it ends. estimate: whether errors
+        are estimated, a boolean that may be traced; where it is False, `Metrics.error_estimate` is NaN and
+        costs nothing.
         """
         count = _count(tasks)
         keys = None if key is None else jax.random.split(key, count)
         if self.mesh is None:
-            flat, metrics = self.at_step(step)._mean(theta, tasks, keys, lambda vector: vector)
+            flat, metrics = self.at_step(step, estimate)._mean(theta, tasks, keys, lambda vector: vector)
         else:
             if count % self.mesh.size:
                 raise ConfigError(
@@ -209,13 +214,13 @@ class MetaGradient:
             spread, whole = PartitionSpec(AXIS), PartitionSpec()
             # check_vma=False: else a gradient at a replicated theta is summed over devices inside each task.
             share = jax.shard_map(
-                lambda t, b, k, s: self.at_step(s)._mean(t, b, k, lambda vector: lax.psum(vector, AXIS)),
+                lambda t, b, k, *s: self.at_step(*s)._mean(t, b, k, lambda vector: lax.psum(vector, AXIS)),
                 mesh=self.mesh,
-                in_specs=(whole, spread, spread, whole),
+                in_specs=(whole, spread, spread, whole, whole),
                 out_specs=(whole, spread),
                 check_vma=False,
             )
-            flat, metrics = share(theta, tasks, keys, step)
+            flat, metrics = share(theta, tasks, keys, step, estimate)
         gradient = getattr(self.rule, "combine", _shaped)(self.problem, theta, flat)
         if not isinstance(metrics.used, Tracer):
             self.check(metrics)

@@ -121,6 +121,7 @@ class Implicit:
     certificate: Certificate | None = None
     correct: bool = False
     accuracy: float | Tightening | None = None
+    estimating: Any = True  # whether the error is estimated; a boolean, or a traced one
     needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
@@ -134,10 +135,11 @@ class Implicit:
                 f"minimise something; this one is {problem.structure!r}. Use step counts and tolerances."
             )
 
-    def at_step(self, step: Any) -> Implicit:
-        """The rule as it is at a step of outer learning; None for as it ends."""
+    def at_step(self, step: Any, estimate: Any = True) -> Implicit:
+        """The rule as it is at a step of outer learning (None: as it ends), estimating its error or not."""
+        rule = self if estimate is True else replace(self, estimating=estimate)
         asked = self.accuracy
-        return replace(self, accuracy=asked.at(step)) if isinstance(asked, Tightening) else self
+        return replace(rule, accuracy=asked.at(step)) if isinstance(asked, Tightening) else rule
 
     def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
         """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
@@ -164,7 +166,7 @@ class Implicit:
             point, linear = until_accurate(self.accuracy, self.certificate, *given, key)
             return Implied(point.adapted, point.gradient, point.loss, point.residual, linear)
         gradient, residual = system.gradient(solution.value), tree.norm(system.residual)
-        estimate, code = error_estimate(*given)
+        estimate, code = error_estimate(*given, self.estimating)
         spent, bound = solution.stats.steps, None
         implied = Implied(adapted, gradient, system.loss, residual, solution)
         if problem.structure != "spd":

@@ -75,11 +75,15 @@ def devices_mesh(tasks: int) -> Mesh | None:
     return Mesh(np.array(found), (AXIS,)) if len(found) > 1 else None
 
 
-def make_step(method: MetaGradient, transform: Any, tasks: int, average: float) -> Callable:
+def make_step(
+    method: MetaGradient, transform: Any, tasks: int, average: float, every: int = 1, last: int = 0
+) -> Callable:
     """The jitted (domain, state, key) -> (state, report): sample, meta-gradient, update.
 
     Episodes come from `fold_in(key, step)`, so step k is the same whatever came before. Where no task is
-    usable or the gradient is not finite the state stays as it was; the host then raises.
+    usable or the gradient is not finite the state stays as it was; the host then raises. every, last: errors
+    are estimated in every so many steps (0: in none), and in the last one; in the others they are NaN and
+    cost nothing.
     """
     import optax
 
@@ -91,7 +95,9 @@ def make_step(method: MetaGradient, transform: Any, tasks: int, average: float) 
     def step(domain: Any, state: dict[str, Any], key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
         sample_key, method_key = jax.random.split(jax.random.fold_in(key, state["step"]))
         batch = sample_many(domain, sample_key, "train", tasks, spread)
-        gradient, metrics = method(state["theta"], batch, method_key, state["step"])
+        number = state["step"] + 1
+        due = every == 1 if every < 2 else (number % every == 0) | (number == last)
+        gradient, metrics = method(state["theta"], batch, method_key, state["step"], due)
         size = tree.norm(gradient)
         good = jnp.isfinite(size) & jnp.any(metrics.used)
         updates, memory = transform.update(gradient, state["optimiser"], state["theta"])
@@ -241,7 +247,8 @@ class _Loop:
         self.rate = optimiser.rate(training.steps) if recipe else None
         self.average = optimiser.average if recipe else 0.0
         self.checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", training.keep)
-        build = lambda method: make_step(method, self.transform, tasks, self.average)  # noqa: E731
+        logged = (training.log_every, training.steps)  # lines of the journal have an estimate of the error
+        build = lambda method: make_step(method, self.transform, tasks, self.average, *logged)  # noqa: E731
         self.step = build(method)
         self.certifying = build(method.certifying()) if training.certify_every else self.step
         self.window = Window()

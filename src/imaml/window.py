@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from .methods import Metrics
+from .solution import Certification
 
 
 def _median(shares: np.ndarray) -> float | None:
@@ -28,9 +29,12 @@ def _relative(error: Any, metrics: Metrics) -> np.ndarray:
 def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
     """What is known of the meta-gradients' errors, relative to each task's own: medians over tasks."""
     fields: dict[str, float | None] = {}
-    known = [_relative(m.error_estimate, m) for m in metrics if m.error_estimate is not None]
-    if known:
-        fields["error_estimate"] = _median(np.concatenate(known))
+    # The steps whose errors were not estimated have NaN in all tasks.
+    looked = [m for m in metrics if m.error_estimate is not None and not np.isnan(m.error_estimate).all()]
+    if looked:
+        fields["error_estimate"] = _median(np.concatenate([_relative(m.error_estimate, m) for m in looked]))
+        codes = np.concatenate([np.asarray(m.linear_status.certificate) for m in looked])
+        fields["error_unreliable"] = float((codes == int(Certification.ESTIMATE_UNRELIABLE)).mean())
     bounded = [_relative(m.error_bound, m) for m in metrics if m.error_bound is not None]
     if bounded:
         certified = [np.asarray(m.certified) for m in metrics if m.error_bound is not None]
