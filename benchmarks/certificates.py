@@ -1,4 +1,4 @@
-"""Certified bounds and estimates of meta-gradients' errors beside the true errors, over random problems.
+"""Bounds and estimates of meta-gradients' errors beside the true errors, over random problems.
 
     python -m benchmarks.certificates          # -> benchmarks/results/certificates.json
 
@@ -8,6 +8,9 @@ jumps and is not zero) problems are drawn with strengths from 0.1 to 10, 1 to 1,
 steps and 1 to a full number of steps of conjugate gradients, all log-uniform. The reference is dense, in
 float64: the inner solve goes on to |F| < 1e-12, and the system there is solved by LU. A problem whose
 reference is not reached (for which "the solution near phi" does not exist) is drawn anew and counted.
+
+Then 2,000 new problems, a quarter of each kind, are looked through for errors that nobody is told of: off by
+more than 10 %, with no bound, an estimate below 10 %, and a status that does not call it unreliable.
 """
 
 import argparse
@@ -153,6 +156,7 @@ def measure(kind, steps, key, strength, inner_steps, recipe=imaml.Certificate())
     phi = here.descended(here.flat, inner_steps)
     rule = imaml.implicit(imaml.CG(steps=min(steps, here.flat.size)), certify=recipe)
     implied = here.implied(rule, phi, jax.random.fold_in(key, 1))
+    plain = here.implied(imaml.implicit(rule.linear), phi, key).linear.status
     _, truth, reached = here.reference(phi)
     size, stats, status = jnp.linalg.norm(truth), implied.linear.stats, implied.linear.status
     return {
@@ -160,6 +164,8 @@ def measure(kind, steps, key, strength, inner_steps, recipe=imaml.Certificate())
         "estimate": stats.error_estimate / size,
         "bound": stats.error_bound / size,
         "code": status.certificate,
+        "plain_code": plain.certificate,
+        "products": stats.steps,
         "ending": status.code,
         "negative_curvature": stats.negative_curvature,
         "smallest": jnp.linalg.eigvalsh(here.matrix(phi))[0],
@@ -195,8 +201,9 @@ def summary(found):
     certified = bounded(found["code"])
     small = found["true"] < 0.01
     ratio = (found["bound"] / found["true"])[certified]
-    flagged = ~certified
     wrong = found["true"] > 0.1
+    trusted = found["plain_code"] == int(Certification.ESTIMATED)
+    silent = wrong & (found["estimate"] < 0.1) & trusted
     return {
         "problems": int(certified.size),
         "certified": float(certified.mean()),
@@ -204,9 +211,15 @@ def summary(found):
         "median_bound_over_true": float(np.median(ratio)) if ratio.size else None,
         "true_below_1_percent": int(small.sum()),
         "of_them_certified": float(certified[small].mean()) if small.any() else None,
+        "products_median": float(np.median(found["products"])),
         "off_by_10_percent": int(wrong.sum()),
-        "of_them_neither_certified_nor_flagged": int((wrong & ~certified & ~flagged).sum()),
+        "of_them_estimated_below_10_percent_and_not_flagged": int(silent.sum()),
+        "of_them_neither_certified_nor_flagged": int((silent & ~certified).sum()),
         "of_them_the_bound_too_small": int((wrong & certified & (found["bound"] < found["true"])).sum()),
+        "estimate_flagged": float((~trusted).mean()),
+        "estimate_below_a_tenth_of_true_and_not_flagged": int(
+            ((found["estimate"] < 0.1 * found["true"]) & trusted).sum()
+        ),
         "estimate_at_least_true": float((found["estimate"] >= found["true"]).mean()),
         "median_estimate_over_true": float(np.median(found["estimate"] / found["true"])),
         "estimate_within_10_times": float(
@@ -218,27 +231,37 @@ def summary(found):
     }
 
 
+def joined(found):
+    """The problems of several kinds as those of one."""
+    return {k: np.concatenate([part[k] for part in found]) for k in found[0]}
+
+
 def main():
     """Prints and writes the figures."""
     jax.config.update("jax_enable_x64", True)
     parser = argparse.ArgumentParser()
     parser.add_argument("--each", type=int, default=126)
+    parser.add_argument("--new", type=int, default=500, help="new problems of each kind")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     command = "python -m benchmarks.certificates"
-    result = {"command": command, "machine": describe_machine(), "rows": [], "problems": {}}
-    everything = []
-    for kind in KINDS:
-        found, lost = problems(kind, arguments.each)
-        row = {"kind": kind, "without_reference": lost, **summary(found)}
-        print(json.dumps(row), flush=True)
-        result["rows"].append(row)
-        plain = {k: [float(f"{x:.4g}") if np.isfinite(x) else None for x in v] for k, v in found.items()}
-        result["problems"][kind] = plain
-        everything.append(found)
-    joint = {k: np.concatenate([f[k] for f in everything]) for k in everything[0]}
-    result["rows"].append({"kind": "all", **summary(joint)})
-    print(json.dumps(result["rows"][-1]))
+    result = {"command": command, "machine": describe_machine(), "rows": [], "problems": {}, "new": []}
+    for name, count, seed in (("rows", arguments.each, 0), ("new", arguments.new, 1)):
+        everything = []
+        for kind in KINDS if count else ():
+            found, lost = problems(kind, count, seed)
+            row = {"kind": kind, "without_reference": lost, **summary(found)}
+            print(json.dumps(row), flush=True)
+            result[name].append(row)
+            everything.append(found)
+            if name == "rows":
+                plain = {
+                    k: [float(f"{x:.4g}") if np.isfinite(x) else None for x in v] for k, v in found.items()
+                }
+                result["problems"][kind] = plain
+        if everything:
+            result[name].append({"kind": "all", **summary(joined(everything))})
+            print(json.dumps(result[name][-1]))
     arguments.out.write_text(json.dumps(result) + "\n")
 
 

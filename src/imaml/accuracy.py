@@ -83,9 +83,9 @@ def until_accurate(
     """Newton steps from the adapted leaves until the meta-gradient is off by at most `accuracy` of its norm.
 
     Each round takes a Newton step and solves the linear system there further; see `refinement.refine`. Where
-    a certificate is asked for, or where the problem's kind gives mu and |B| for free, the rounds go on until
-    the bound is small enough, and CONVERGED means that it is. Else an estimate stops them: mu is then the
-    least Ritz value seen, or the least strength if that is less, and |B^T u| / |u| stands for |B|.
+    a certificate is asked for, or where the problem is declared convex and |B| is known, the rounds go on
+    until the bound is small enough, and CONVERGED means that it is. Else an estimate stops them: mu is then
+    the least Ritz value seen, or the least strength if that is less, and |B^T u| / |u| stands for |B|.
 
     Args:
         accuracy: What is asked for, relative to the norm of the meta-gradient.
@@ -100,9 +100,10 @@ def until_accurate(
         The point reached, and the linear Solution there: its steps count all products with A, the first
         solve's among them; its status is CONVERGED, or says why not.
     """
-    problem, theta, _, _ = case
+    problem = case.problem
     keys, dtype = jax.random.split(key, 3), system.loss.dtype
-    free = problem.curvature_floor(adapted, theta) is not None and anchor_weight(case, adapted) is not None
+    convex = problem.kind == "proximal" and problem.convex
+    free = convex and anchor_weight(case, adapted) is not None
     begun = start(system, solution, adapted)
     asked = lambda point: accuracy * tree.norm(point.gradient)  # noqa: E731
     rounds, bound = ROUNDS, None

@@ -26,7 +26,8 @@ _LINEAR = frozenset(
 _BILINEAR = frozenset(["mul", "dot_general", "conv_general_dilated"])
 # The output is linear in the arrays as long as the places do not depend on the input.
 _INDEXED = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2, "scatter-add": None, "scatter": None}
-# The equation calls another program, which is kept under this name in its parameters.
+# The equation calls another program, which is kept under this name in its parameters. Functions with a
+# derivative of their own are not among them: it need not be that of the program.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -34,9 +35,7 @@ _CALLS = {
     "core_call": "call_jaxpr",
     "checkpoint": "jaxpr",
     "remat": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "remat2": "jaxpr",
 }
 
 
