@@ -104,7 +104,7 @@ def until_accurate(
     keys, dtype = jax.random.split(key, 3), system.loss.dtype
     convex = problem.kind == "proximal" and problem.convex
     free = convex and anchor_weight(case, adapted) is not None
-    begun = start(system, solution, adapted)
+    begun = start(case, system, solution, adapted)
     asked = lambda point: accuracy * tree.norm(point.gradient)  # noqa: E731
     rounds, bound = ROUNDS, None
     if certificate is not None or free:

@@ -52,9 +52,9 @@ class Point:
     """Adapted leaves phi, a u that nearly solves A u = v there, and what is known of both.
 
     gradient: the meta-gradient that phi and u mean, shaped like theta. loss: the query loss. residual: |F|.
-    mismatch: |v - A u|, with what rounding may add; size: |v|. rates: around phi. travelled: the length of
-    all Newton steps so far. products: with A, that were needed so far. smallest, largest: Ritz values of A
-    seen so far; negative: whether negative curvature was seen.
+    mismatch: |v - A u|, with what rounding may add; size: |v|. rates: around phi. scale: the length that
+    distances from phi are measured against. products: with A, that were needed so far. smallest, largest:
+    Ritz values of A seen so far; negative: whether negative curvature was seen.
     """
 
     adapted: Any
@@ -65,16 +65,11 @@ class Point:
     mismatch: Array
     size: Array
     rates: Rates
-    travelled: Array
+    scale: Array
     products: Array
     smallest: Array
     largest: Array
     negative: Array
-
-    @property
-    def scale(self) -> Array:
-        """The length that distances from phi are measured against: |phi|, or that of the way to it."""
-        return jnp.maximum(tree.norm(self.adapted), self.travelled)
 
 
 class Constants(NamedTuple):
@@ -153,7 +148,14 @@ def sampler(case: Case, failure: float, bending: bool, probes: int = PROBES) -> 
     return measure
 
 
-def start(system: System, solution: Solution, adapted: Any) -> Point:
+def scale_of(case: Case, adapted: Any) -> Array:
+    """The larger of |phi| and |theta|, or 1 where both are 0."""
+    mean = case.problem.mean(case.theta)
+    scale = jnp.maximum(tree.norm(adapted), tree.norm(case.problem.split(mean)))
+    return jnp.where(scale > 0, scale, 1)
+
+
+def start(case: Case, system: System, solution: Solution, adapted: Any) -> Point:
     """The point that an inner and a linear solution are, before any Newton step; its rates are not known."""
     zero = jnp.zeros_like(solution.stats.residual)
     smallest, largest = jnp.full_like(zero, jnp.inf), zero
@@ -169,7 +171,7 @@ def start(system: System, solution: Solution, adapted: Any) -> Point:
         mismatch=solution.stats.residual * size,
         size=size,
         rates=Rates(zero, zero, zero, zero),
-        travelled=zero,
+        scale=scale_of(case, adapted),
         products=solution.stats.steps,
         smallest=smallest,
         largest=largest,
@@ -239,14 +241,13 @@ def newton_round(
         mismatch=left + 4 * eps * (size + largest * tree.norm(u)),
         size=size,
         rates=point.rates,
-        travelled=point.travelled + length,
+        scale=scale_of(case, nearer),
         products=point.products + newton.steps + more.steps + 2,
         smallest=smallest,
         largest=largest,
         negative=point.negative | newton.negative | more.negative,
     )
-    scale = jnp.where(new.scale > 0, new.scale, 1)
-    return replace(new, rates=sample(there, nearer, u, near * scale, key))
+    return replace(new, rates=sample(there, nearer, u, near * new.scale, key))
 
 
 class Aim(NamedTuple):

@@ -174,7 +174,7 @@ class Implicit:
                 bound = jnp.full_like(estimate, jnp.inf)
                 code = jnp.full_like(code, int(Certification.NO_BOUND))
         elif self.certificate is not None or self.correct:
-            point = start(system, solution, adapted)
+            point = start(case, system, solution, adapted)
             if self.correct:
                 point = corrected(case, point, (self.certificate or Certificate()).steps, key)
                 implied = Implied(point.adapted, point.gradient, point.loss, point.residual, solution)
