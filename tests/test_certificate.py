@@ -377,6 +377,14 @@ def test_training_certifies_every_so_many_steps(tmp_path):
         ({"error_estimate": 0.034, "error_bound": None, "certified": 0.0}, "gradient error about 3.4 %"),
         ({"error_estimate": 0.034}, "gradient error about 3.4 %"),
         ({"error_estimate": 12.34}, "gradient error about 1,200 %"),
+        (
+            {"error_estimate": 0.034, "error_unreliable": 0.25},
+            "gradient error about 3.4 %, unreliable for 25 % of tasks",
+        ),
+        (
+            {"error_estimate": 0.034, "error_unreliable": 0.75},
+            "gradient error unknown (inner solve too rough to tell for 75 % of tasks)",
+        ),
         ({"error_estimate": None}, "gradient error unknown"),
         ({}, ""),
     ],

@@ -201,8 +201,10 @@ def _error(event: Mapping[str, Any]) -> list[str]:
         return [f"gradient error at most {_percent(bound)}, {share}" if bound is not None else share]
     if estimate is not None:
         doubt = event.get("error_unreliable") or 0.0
-        share = f", unreliable for {100 * doubt:.0f} % of tasks" if doubt >= 0.005 else ""
-        return [f"gradient error about {_percent(estimate)}{share}"]
+        share = f"{100 * doubt:.0f} % of tasks"
+        if doubt >= 0.5:  # a number would say more than is known
+            return [f"gradient error unknown (inner solve too rough to tell for {share})"]
+        return [f"gradient error about {_percent(estimate)}" + f", unreliable for {share}" * (doubt >= 0.005)]
     return ["gradient error unknown"] if "error_estimate" in event else []
 
 
