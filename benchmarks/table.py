@@ -110,8 +110,8 @@ def rows():
         r = json.loads(certificates.read_text())
         every = next(row for row in r["rows"] if row["kind"] == "all")
         text = (
-            f"{100 * every['certified']:.0f} % of {every['problems']} random problems proved or certified; of "
-            f"these the bound held in {100 * every['bound_holds']:.1f} %, at "
+            f"{100 * every['certified']:.0f} % of {every['problems']} random problems proved or certified; "
+            f"of these the bound held in {100 * every['bound_holds']:.1f} %, at "
             f"{every['median_bound_over_true']:.2f} times the true error in the median"
         )
         found.append(("error bounds beside a dense reference", text, r["command"], certificates))

@@ -212,15 +212,17 @@ class MetaGradient:
                     "multiple."
                 )
             spread, whole = PartitionSpec(AXIS), PartitionSpec()
+            known = isinstance(estimate, bool)  # then it stays so, and what is not wanted is not traced
+            at = lambda step, wanted: self.at_step(step, estimate if known else wanted)  # noqa: E731
             # check_vma=False: else a gradient at a replicated theta is summed over devices inside each task.
             share = jax.shard_map(
-                lambda t, b, k, *s: self.at_step(*s)._mean(t, b, k, lambda vector: lax.psum(vector, AXIS)),
+                lambda t, b, k, *s: at(*s)._mean(t, b, k, lambda vector: lax.psum(vector, AXIS)),
                 mesh=self.mesh,
                 in_specs=(whole, spread, spread, whole, whole),
                 out_specs=(whole, spread),
                 check_vma=False,
             )
-            flat, metrics = share(theta, tasks, keys, step, estimate)
+            flat, metrics = share(theta, tasks, keys, step, None if known else estimate)
         gradient = getattr(self.rule, "combine", _shaped)(self.problem, theta, flat)
         if not isinstance(metrics.used, Tracer):
             self.check(metrics)
