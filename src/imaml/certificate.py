@@ -293,6 +293,31 @@ def near_of(facts: Facts, dtype: Any) -> float | None:
     return None if facts.proved or facts.affine else root_of(dtype)
 
 
+def judge_rounding(case: Case, point: Point, key: Array) -> tuple[Array, Array]:
+    """What rounding may make of v, and of the meta-gradient's part that does not depend on u.
+
+    Second differences over the length of a probe, in two directions: they remove what is linear in phi and
+    leave rounding, which the query loss's gradient may consist of where its terms cancel.
+    """
+    problem, theta, _, judge = case
+    flat, unravel = tree.ravel(point.adapted)
+    length = root_of(flat.dtype) * point.scale
+
+    def judged(step: Array) -> tuple[Any, Any]:
+        _, slope, direct = judge(problem.full(unravel(flat + step), theta))
+        return slope, direct
+
+    def second(key: Array) -> tuple[Array, Array]:
+        step = jax.random.normal(key, flat.shape, flat.dtype)
+        step = length / jnp.linalg.norm(step) * step
+        left, middle, right = (judged(share * step) for share in (-1, 0, 1))
+        slope, direct = jax.tree.map(lambda a, b, c: a - 2 * b + c, left, middle, right)
+        return tree.norm(problem.split(slope)), tree.norm(slope) + tree.norm(direct)
+
+    found = lax.map(second, jax.random.split(key, 2))
+    return jnp.max(found[0]), jnp.max(found[1])
+
+
 def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: Array) -> tuple[Array, Array]:
     """The bound of the error of a point's meta-gradient, and the code of `Certification`."""
     floor, weight, near = facts.floor, facts.weight, near_of(facts, point.residual.dtype)
@@ -308,7 +333,8 @@ def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: A
         weight = GROWTH * coupling_norm(recipe, case, point.adapted, key)[0]
     known = (floor > 0) & (system > 0) & ~point.negative
     constants = Constants(jnp.where(known, floor, 1), jnp.where(known, system, 1), weight)
-    bound = leftover(point, constants)
+    of_right, of_rest = judge_rounding(case, point, jax.random.fold_in(key, 3))
+    bound = leftover(point, constants) + constants.weight / constants.system * of_right + of_rest
     if near is not None:
         close &= radius(point, constants) <= near * point.scale
     code = jnp.where(close, int(facts.grade), int(Certification.SOLUTION_TOO_FAR))
