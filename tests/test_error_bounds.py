@@ -345,3 +345,91 @@ def test_float32_is_bounded_too():
         off = float(jnp.linalg.norm(gradient.astype(jnp.float64) - truth))
         assert off <= float(known.error_bound[0]) + 1e-4 * float(jnp.linalg.norm(truth))
         assert float(known.error_bound[0]) <= 3 * off + 1e-3
+
+
+def through_ref(phi, theta, batch):
+    """A query loss that hides what it does from its own program."""
+    ref = jax.new_ref(jnp.zeros(3))
+    ref[...] = phi
+    return 100 * jnp.sin(ref[...][1])
+
+
+def coarse(phi, theta, batch):
+    scores = batch[0].astype(jnp.bfloat16) @ phi.astype(jnp.bfloat16)
+    return 0.5 * jnp.sum((scores.astype(float) - 1) ** 2)
+
+
+@pytest.mark.parametrize("query_loss", [through_ref, coarse])
+def test_what_a_program_hides_is_not_proved(query_loss):
+    problem = imaml.proximal(squares, 0.3, convex=True)
+    case = Case(problem, THETA, SUPPORT, judge_of(query_loss, THETA, QUERY))
+    rule = imaml.implicit(imaml.CG(steps=2), certify=True)
+    status = rule.at(case, THETA, jax.random.key(0)).linear.status
+    assert status.certification is not Certification.PROVED
+
+
+def test_a_field_that_is_no_gradient_has_no_bound():
+    turning = jnp.array([[1.0, 5.0], [-5.0, 1.0]])
+
+    @jax.custom_vjp
+    def field(phi, batch):
+        return jnp.sum(phi)
+
+    field.defvjp(lambda phi, batch: (jnp.sum(phi), phi), lambda phi, g: (g * (turning @ phi + 1), None))
+    problem = imaml.proximal(field, 0.3, convex=True)
+    _, known = imaml.implicit_vjp(
+        problem, jnp.ones(2), jnp.zeros(2), None, jnp.ones(2), linear=imaml.Dense(), certify=True
+    )
+    assert known.status.certification is Certification.NO_BOUND
+    assert not bool(known.certified)
+
+
+def test_floats_of_two_precisions_are_refused():
+    problem = imaml.stationary(
+        lambda phi, theta, batch: 0.5 * jnp.sum((phi - batch) ** 2) + 0.5 * jnp.sum((phi - theta) ** 2),
+        init=lambda theta, batch, key: theta.astype(float),
+    )
+    theta = jnp.zeros(2, jnp.float32)
+    with pytest.raises(imaml.ConfigError, match="expected floats of one dtype, got float32, float64"):
+        imaml.implicit_vjp(
+            problem, jnp.ones(2), theta, jnp.ones(2), jnp.ones(2), linear=imaml.CG(), certify=True
+        )
+
+
+def test_a_key_is_made_of_phi_where_none_is_given():
+    from imaml.certificate import key_of
+
+    first, second = (jax.random.key_data(key_of(None, phi)) for phi in (THETA, THETA + 1e-9))
+    assert (first != second).any()
+    given = jax.random.key(3)
+    assert key_of(given, THETA) is given
+
+
+class Given:
+    """A loss that depends on theta by what it is given."""
+
+    def __call__(self, phi, batch):
+        return self.given(jnp.zeros(2))(phi, batch)
+
+    def given(self, theta):
+        return lambda phi, batch: 0.5 * jnp.sum(jnp.array([1.0, 0.01]) * phi**2) - 1e4 * phi @ theta
+
+
+def test_a_loss_that_theta_is_part_of_is_coupled_by_more_than_the_strength():
+    """B = -(strength + 1e4) I, in closed form."""
+    problem = imaml.proximal(Given(), 0.1, convex=True)
+    theta, cotangent = jnp.ones(2), jnp.array([1.0, 3.0])
+    for steps in (1, 10):
+        gradient, known = imaml.implicit_vjp(
+            problem,
+            jnp.zeros(2),
+            theta,
+            None,
+            cotangent,
+            linear=imaml.CG(steps=1),
+            certify=imaml.Certificate(steps=steps, rounds=1),
+        )
+        truth = (0.1 + 1e4) * cotangent / (jnp.array([1.0, 0.01]) + 0.1)
+        off = float(jnp.linalg.norm(gradient - truth))
+        assert known.status.certification is Certification.PROVED
+        assert off <= float(known.stats.error_bound) * (1 + 1e-9)

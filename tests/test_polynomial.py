@@ -17,6 +17,12 @@ def convolved(x):
     return jax.lax.conv_general_dilated(x[None, None], KERNEL, (1,), "VALID")
 
 
+def through_ref(x):
+    ref = jax.new_ref(jnp.zeros(3))
+    ref[...] = x
+    return jnp.sin(ref[...])
+
+
 @jax.custom_jvp
 def clipped(x):
     return 2 * x
@@ -55,6 +61,12 @@ NONE = {
     "a loop": lambda x: jax.lax.fori_loop(0, 2, lambda _, y: 2 * y, x),
     "a stopped derivative": jax.lax.stop_gradient,
     "a derivative of its own": clipped,
+    "a mutable array": through_ref,
+    "its content is a constant": lambda x: 0 * through_ref(x),
+    "a callback": lambda x: jax.pure_callback(lambda x: x, x, x),
+    "a coarser dtype": lambda x: x.astype(jnp.bfloat16).astype(float),
+    "a coarser product": lambda x: jnp.dot(MATRIX, x, preferred_element_type=jnp.float32),
+    "a function at a place": lambda x: x.at[0].apply(jnp.sin),
 }
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import tree
-from .errors import require_number, require_whole
+from .errors import ConfigError, require_number, require_whole
 from .polynomial import degree_of
 from .problem import check_lipschitz, declared
 from .refinement import (
@@ -144,6 +144,7 @@ class Facts:
 def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) -> Facts:
     """Reads from a case's programs and declarations what holds everywhere."""
     problem, theta, batch, judge = case
+    _check_dtypes(adapted, theta)
     flat, _ = tree.ravel(adapted)
     small, zero = flat.size <= recipe.dense, jnp.zeros((), flat.dtype)
     gauss_newton = problem.curvature == "gauss-newton"
@@ -192,6 +193,38 @@ def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) 
     )
 
 
+def _check_dtypes(adapted: Any, theta: Any) -> None:
+    """Raises ConfigError for floats of several precisions: rounding is bounded by that of one."""
+    leaves = [jnp.result_type(leaf) for leaf in jax.tree.leaves((adapted, theta))]
+    names = sorted({dtype.name for dtype in leaves if jnp.issubdtype(dtype, jnp.inexact)})
+    if len(names) > 1:
+        raise ConfigError(
+            f"certify: theta and phi: expected floats of one dtype, got {', '.join(names)}. Hint: cast "
+            "theta, or what `init` returns."
+        )
+
+
+def key_of(key: Array | None, adapted: Any) -> Array:
+    """A certificate's random key: the one given, or one made of the bits of phi.
+
+    A fixed key would make a failure of the probes the same one for every task and run.
+    """
+    if key is not None:
+        return key
+    bits = lax.bitcast_convert_type(tree.ravel(adapted)[0], jnp.uint32)
+    return jax.random.fold_in(jax.random.key(0), jnp.sum(bits, dtype=jnp.uint32))
+
+
+def symmetric(case: Case, adapted: Any, key: Array) -> Array:
+    """Whether F's derivative is symmetric, by one pair of random vectors: F is a gradient only if it is."""
+    flat, unravel = tree.ravel(adapted)
+    _, curve = jax.linearize(case.slope, adapted)
+    x, y = jax.random.normal(key, (2, flat.size), flat.dtype)
+    of_x, of_y = (tree.ravel(curve(unravel(vector)))[0] for vector in (x, y))
+    size = jnp.linalg.norm(x) * jnp.linalg.norm(of_y) + jnp.linalg.norm(y) * jnp.linalg.norm(of_x)
+    return jnp.abs(x @ of_y - y @ of_x) <= root_of(flat.dtype) * size
+
+
 def _rate(function: Callable[[Any], Any], at: Any, degree: float, small: bool) -> Array | None:
     """The norm of a function's derivative where that is constant and can be formed; else None."""
     flat, unravel = tree.ravel(at)
@@ -209,6 +242,8 @@ def anchor_weight(case: Case, adapted: Any) -> Array | None:
     """|dF/dtheta| where it is the largest strength: all leaves adapted, the strength fixed; else None."""
     problem = case.problem
     if problem.kind != "proximal" or problem.adapt.choice is not None or problem.learns_more:
+        return None
+    if problem.loss_at(case.theta) is not problem.loss:  # the loss may depend on theta, too
         return None
     most = [jnp.max(leaf) for leaf in jax.tree.leaves(problem.strengths(adapted, case.theta))]
     return jnp.max(jnp.stack(most))
@@ -340,6 +375,7 @@ def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: A
     code = jnp.where(close, int(facts.grade), int(Certification.SOLUTION_TOO_FAR))
     code = jnp.where(known, code, int(Certification.CURVATURE_UNKNOWN))
     finite = jnp.isfinite(bound) & tree.finite(point.gradient)
+    finite &= symmetric(case, point.adapted, jax.random.fold_in(key, 4))
     code = jnp.where(finite, code, int(Certification.NO_BOUND))
     return jnp.where(code == int(facts.grade), bound, jnp.inf), code
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Literal
+import jax.numpy as jnp
+from jax.extend.core import Literal, jaxprs_in_params
 
 # The output is linear in the inputs together, so its degree is the largest among them.
 _LINEAR = frozenset(
@@ -19,7 +20,7 @@ _LINEAR = frozenset(
         *("add", "add_any", "sub", "neg", "reduce_sum", "cumsum", "reduce_window_sum"),
         *("copy", "copy_p", "real", "imag", "optimization_barrier"),
         *("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "rev"),
-        *("slice", "split", "concatenate", "pad", "select_and_gather_add"),
+        *("slice", "split", "concatenate", "pad"),
     )
 )
 # The output is linear in each of the two inputs, so degrees add up.
@@ -60,8 +61,22 @@ def degree_of(function: Callable[[Any], Any], at: Any) -> float:
         >>> degree_of(jnp.tanh, jnp.ones(3))
         inf
     """
-    closed = jax.make_jaxpr(function)(at)
-    return max(_degrees(closed.jaxpr, [1] * len(closed.jaxpr.invars)), default=0)
+    program = jax.make_jaxpr(function)(at).jaxpr
+    if not _pure(program):
+        return math.inf
+    return max(_degrees(program, [1] * len(program.invars)), default=0)
+
+
+def _pure(program: Any) -> bool:
+    """Whether a jaxpr has no side effects, mutable arrays or callbacks, through which anything may return."""
+    if program.effects:
+        return False
+    for equation in program.eqns:
+        if equation.effects or "callback" in equation.primitive.name or "ref" in equation.primitive.name:
+            return False
+        if not all(_pure(inner) for inner in jaxprs_in_params(equation.params)):
+            return False
+    return True
 
 
 def _degrees(program: Any, given: Sequence[float]) -> list[float]:
@@ -86,7 +101,22 @@ def _rule(equation: Any, inputs: list[float]) -> list[float]:
         program = getattr(inner, "jaxpr", inner)
         consts = [0] * (len(program.invars) - len(inputs))
         return _degrees(program, [*consts, *inputs])
+    if _coarser(equation):
+        return [math.inf] * count
     return [_simple(equation, name, inputs, most)] * count
+
+
+def _coarser(equation: Any) -> bool:
+    """Whether an equation rounds to a coarser dtype than its inputs have: that is a staircase."""
+    precisions = [
+        [float(jnp.finfo(atom.aval.dtype).eps) for atom in atoms if _inexact(atom.aval)]
+        for atoms in (equation.invars, equation.outvars)
+    ]
+    return max(precisions[1], default=0) > max(precisions[0], default=0)
+
+
+def _inexact(aval: Any) -> bool:
+    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
 
 
 def _simple(equation: Any, name: str, inputs: list[float], most: float) -> float:
@@ -96,7 +126,7 @@ def _simple(equation: Any, name: str, inputs: list[float], most: float) -> float
     if name in _BILINEAR:
         return sum(inputs)
     if name == "convert_element_type":
-        return most if jax.numpy.issubdtype(equation.params["new_dtype"], jax.numpy.inexact) else math.inf
+        return most if jnp.issubdtype(equation.params["new_dtype"], jnp.inexact) else math.inf
     if name == "square":
         return 2 * most
     if name == "integer_pow":
@@ -108,5 +138,7 @@ def _simple(equation: Any, name: str, inputs: list[float], most: float) -> float
     if name in _INDEXED:
         arrays = _INDEXED[name]
         places = [inputs[1]] if arrays is None else inputs[arrays:]  # scatter: (operand, indices, updates)
+        if name == "scatter" and equation.params.get("update_jaxpr") is not None:
+            return math.inf  # it applies a function to what is there
         return most if not any(places) else math.inf
     return math.inf

@@ -209,13 +209,15 @@ class Problem:
 
 def declared(owner: str, constant: Any, batch: Any) -> Array:
     """A declared constant as a scalar: a number, or what a function makes of a batch."""
-    value = jnp.asarray(constant(batch) if callable(constant) else constant)
+    value = jnp.asarray(
+        constant(batch) if callable(constant) else constant
+    )  # what is not >= 0 bounds nothing
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.number):
         raise ConfigError(
             f"{owner}: lipschitz: expected a number, or a function batch -> number; got an array of shape "
             f"{value.shape}, {value.dtype}. Hint: return one scalar, such as a maximum over the rows."
         )
-    return value
+    return jnp.where(value >= 0, value, jnp.inf)
 
 
 def check_lipschitz(owner: str, constant: Any) -> None:

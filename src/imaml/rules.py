@@ -27,6 +27,7 @@ from .certificate import (
     corrected,
     error_estimate,
     estimate_at,
+    key_of,
 )
 from .errors import ConfigError, StructureError
 from .inner import InnerSolver, judged
@@ -160,7 +161,7 @@ class Implicit:
         """What follows from a task's adapted leaves, which `correct` and `accuracy` move on."""
         problem, system = case.problem, case.system(adapted)
         solution = system.solve(self.linear)
-        key = jax.random.key(0) if key is None else key
+        key = key_of(key, adapted)
         given = (case, system, solution, adapted)
         if self.accuracy is not None:
             point, linear = until_accurate(self.accuracy, self.certificate, *given, key)

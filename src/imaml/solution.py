@@ -108,8 +108,8 @@ _CERTIFICATION_ADVICE = {
     Certification.CURVATURE_UNKNOWN: "The curvature has no lower bound above zero: the system is indefinite, "
     "or Lanczos' bound is too loose; raise the strength, take more inner steps, use Gauss-Newton curvature, "
     "declare convex=True where the loss is, or give Certificate(lanczos=...) more products.",
-    Certification.NO_BOUND: "A value was not finite, or the system is of a kind (a game, a fixed point) that "
-    "has no error bound here; compare with Dense().",
+    Certification.NO_BOUND: "A value was not finite, or the system is of a kind (a game, a fixed point, an F "
+    "that is no gradient) that has no error bound here; compare with Dense().",
 }
 
 

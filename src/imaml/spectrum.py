@@ -114,6 +114,8 @@ def smallest_bound(
     if share >= 0.5:
         return jnp.asarray(-jnp.inf, like.dtype)
     smallest, largest = lanczos(product, jax.random.normal(key, like.shape, like.dtype), steps)
+    size = jnp.maximum(jnp.abs(smallest), jnp.abs(largest))
+    smallest = smallest - 10 * min(steps, like.size) * jnp.finfo(like.dtype).eps * size  # rounding
     return smallest - share / (1 - 2 * share) * (largest - smallest)
 
 
