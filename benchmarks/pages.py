@@ -55,9 +55,9 @@ def never():
     share = lambda count: f"{count} ({100 * count / row['problems']:.2f} %)"  # noqa: E731
     return (
         f'How far "never" holds was measured on {row["problems"]:,} random problems (`{r["command"]}`). '
-        f"In {share(some)} of them the gradient was off by more than 10 %, the estimate was below 10 %, and no "
-        f"status called it unreliable. With a bound asked for, {share(none)} of these remained, where the "
-        "status said that there is no bound."
+        f"In {share(some)} of them the gradient was off by more than 10 %, the estimate was below 10 %, "
+        f"and no status called it unreliable. With a bound asked for, {share(none)} of these remained, where "
+        "the status said that there is no bound."
     )
 
 
