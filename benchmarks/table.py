@@ -255,7 +255,7 @@ def main():
     for page, tables in PAGES.items():
         made = {block: write() for block, (file, write) in tables.items() if (RESULTS / file).exists()}
         if made:
-            blocks[page] = made
+            blocks[page] = blocks.get(page, {}) | made
     if comparisons():
         blocks["README.md"]["comparison"] = compared()
         blocks["docs/comparison.md"] = {"comparisons": whole_comparisons()}
