@@ -159,8 +159,9 @@ def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) 
     of_right, of_gradient = degree_of(right, adapted), degree_of(gradient, adapted)
 
     lipschitz = zero if fixed else None
-    if lipschitz is None and not gauss_newton and problem.lipschitz is not None:
-        lipschitz = problem.hessian_lipschitz(batch).astype(flat.dtype)
+    constant = None if fixed or gauss_newton else problem.hessian_lipschitz(batch)
+    if constant is not None:
+        lipschitz = constant.astype(flat.dtype)
     right_rate = _rate(right, adapted, of_right, small)
     if right_rate is None and recipe.lipschitz is not None:
         right_rate = declared("Certificate", recipe.lipschitz, getattr(judge, "batch", None))

@@ -31,9 +31,10 @@ def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
     fields: dict[str, float | None] = {}
     # The steps whose errors were not estimated have NaN in all tasks.
     looked = [m for m in metrics if m.error_estimate is not None and not np.isnan(m.error_estimate).all()]
+    statuses = [m.linear_status for m in looked if m.linear_status is not None]
     if looked:
         fields["error_estimate"] = _median(np.concatenate([_relative(m.error_estimate, m) for m in looked]))
-        codes = np.concatenate([np.asarray(m.linear_status.certificate) for m in looked])
+        codes = np.concatenate([np.asarray(status.certificate) for status in statuses])
         fields["error_unreliable"] = float((codes == int(Certification.ESTIMATE_UNRELIABLE)).mean())
     bounded = [_relative(m.error_bound, m) for m in metrics if m.error_bound is not None]
     if bounded:
