@@ -99,7 +99,7 @@ def main():
 
     use_all_cores()
     rows = [row for work in WORKS for row in measured(work, arguments.rounds)]
-    command = "python -m benchmarks.certificate_cost"
+    command = f"python -m benchmarks.certificate_cost --rounds {arguments.rounds}"
     result = {"command": command, "machine": describe_machine(), "rounds": arguments.rounds, "rows": rows}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
