@@ -12,9 +12,9 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh
 
 import imaml
-from imaml.certificate import error_estimate
 from imaml.config import Config, Training, from_json, override, to_json
 from imaml.description import describe
+from imaml.estimate import error_estimate
 from imaml.family import Method
 from imaml.journal import Journal, read_events
 from imaml.solution import Certification, bounded

@@ -25,11 +25,10 @@ from .certificate import (
     certificate_of,
     certified_from,
     corrected,
-    error_estimate,
-    estimate_at,
     key_of,
 )
 from .errors import ConfigError, StructureError
+from .estimate import error_estimate, estimate_at
 from .inner import InnerSolver, judged
 from .linear import CG
 from .problem import Learned, Problem, Task, require_anchor
