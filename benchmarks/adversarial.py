@@ -10,11 +10,12 @@ Three strategies make error / (bound + tolerance) large: random draws; CMA-ES (t
 from the best, by differences (where a change is exactly 0, as it often is here, the certificate's norms have
 no derivative).
 
-The reference is dense, in float64, at the solutions that Newton's method goes to from phi, damped, in full, and
-by conjugate gradients as the certificate does: a bound is broken if it is so at each of them. (With Gauss-Newton curvature a saddle of the loss is one, too: F
-is 0 there, and the system definite.) That of ridge regression is solved in numpy's long double. Set aside and
-counted are evaluations whose reference may be off by a tenth of the tolerance, whose system is indefinite at
-the nearest of these solutions, or whose inner solver has left them all far behind.
+The reference is dense, in float64, at the solutions that Newton's method goes to from phi, damped, in full,
+and by conjugate gradients as the certificate does: a bound is broken if it is so at each of them. (With
+Gauss-Newton curvature a saddle of the loss is one, too: F is 0 there, and the system definite.) That of ridge
+regression is solved in numpy's long double. Set aside and counted are evaluations whose reference may be off
+by a tenth of the tolerance, whose system is indefinite at the nearest of these solutions, or whose inner
+solver has left them all far behind.
 
 A violation is an error above bound + tolerance * max(|true gradient|, |computed gradient|), the tolerance
 1e-9 in float64 and 1e-4 in float32. Of those, `rounding` exceed the bound by at most NOISES times what the
@@ -322,7 +323,7 @@ class Flat:
         return lax.fori_loop(0, steps, lambda _, p: self.newton(p), p)
 
     def solutions(self, p):
-        """Those that Newton's method goes to from p: damped, in full, after a step of the system's, and by CG.
+        """Those that Newton's method goes to from p: damped, in full, after a system's step, and by CG.
 
         The last is where the certificate's own Newton steps end: the solution that its bound is about.
         """
