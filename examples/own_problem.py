@@ -20,6 +20,7 @@ inner = imaml.GradientDescent(0.2, tolerance=1e-4)  # how well each task is solv
 linear = imaml.CG(tolerance=1e-3)  # how well its meta-gradient is
 method = imaml.IMAML(problem, lambda phi, theta, batch: loss(phi, batch), inner=inner, linear=linear)
 gradient, known = jax.jit(method)(theta, tasks)  # the mean implicit meta-gradient, shaped like theta
+method.check(known)  # warns of excluded tasks, and raises if none was used; inside jit neither is possible
 # |F|: length of the inner problem's gradient, loss'(phi) + strength (phi - theta), which is 0 at a solution
 print("|F| at the solutions", known.inner_residual.max(), "in steps", known.inner_steps.max())
 print("relative residual of the linear solves", known.linear_residual.max(), known.linear_status)

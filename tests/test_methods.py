@@ -159,6 +159,33 @@ def test_where_all_tasks_failed_there_is_no_gradient_under_any_policy(policy):
         method.check(metrics)
 
 
+@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_where_all_tasks_failed_the_gradient_is_nan_and_not_zero(devices, chunk):
+    """Zero is what a solved meta-problem has."""
+    if devices > len(jax.devices()):
+        pytest.skip("needs two devices; conftest asks for them")
+    mesh = None if devices == 1 else Mesh(np.array(jax.devices()[:2]), ("tasks",))
+    method = imaml.IMAML(PROBLEM, query_loss, **CHEAP, chunk=chunk, mesh=mesh)
+    gradient, metrics = jax.jit(method)(MEAN, jax.tree.map(lambda leaf: leaf * jnp.nan, TASKS))
+    assert not metrics.used.any()
+    assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_where_all_tasks_are_indefinite_the_gradient_is_nan_and_not_zero():
+    """Every solve is finite; CG meets negative curvature at once, and has nothing to give."""
+    hill = lambda phi, batch: -0.5 * jnp.sum((phi - batch) ** 2)  # noqa: E731
+    inner, linear = imaml.GradientDescent(0.1, steps=2), imaml.CG(steps=2)
+    method = imaml.IMAML(
+        imaml.proximal(hill, 0.5), lambda phi, theta, batch: -hill(phi, batch), inner=inner, linear=linear
+    )
+    gradient, metrics = jax.jit(method)(jnp.zeros(1), imaml.Task(jnp.ones((2, 1)), jnp.ones((2, 1))))
+    assert metrics.negative_curvature.all()
+    assert jnp.isnan(gradient).all()
+    with pytest.raises(imaml.NumericalError, match="2 of 2 tasks failed"):
+        method.check(metrics)
+
+
 def test_every_way_to_fail_leaves_the_task_out():
     """A diverged (finite) inner solve, negative curvature in the first direction, a NaN in the query set."""
 

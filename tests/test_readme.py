@@ -18,6 +18,8 @@ def test_the_example_is_the_file_and_runs():
     file = ROOT / shown[1]
     assert shown[2] == file.read_text()
     assert len(shown[2].splitlines()) <= 28
+    assert "jax.jit(method)" in shown[2]
+    assert "method.check(known)" in shown[2]  # under jit nothing else says that a task was excluded
     done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "16 x CONVERGED" in done.stdout

@@ -13,7 +13,7 @@ import imaml
 from imaml.cli import main
 from imaml.config import from_json, to_json
 from imaml.domains.table_files import read_table, table_of
-from imaml.domains.table_layout import Column, Layout
+from imaml.domains.table_layout import Column, Layout, column_of
 from imaml.domains.tables import TablesRecipe
 from imaml.errors import ConfigError, DataError
 
@@ -114,6 +114,89 @@ def test_files_that_are_no_text_or_no_table_are_refused(tmp_path):
         table_of([1, 2], "x")
     with pytest.raises(DataError, match="columns of one length"):
         table_of({"a": [1], "b": [1, 2]}, "x")
+
+
+def changed(path, row, column, cell):
+    """The file of `lines` with another cell; row counted from 1."""
+    rows = [line.split(",") for line in lines().splitlines()]
+    rows[row][rows[0].index(column)] = cell
+    path.write_text("".join(",".join(line) + "\n" for line in rows))
+    return path
+
+
+def row_of(file, split):
+    """The first row, from 1, of a task of a split."""
+    training = made(file).recipe.layout.splits[("train", "validation", "test").index(split)]
+    return 1 + int(np.flatnonzero(np.isin(read_table(file).columns["who"], training))[0])
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("column", ["day", "score"])
+@pytest.mark.parametrize("cell", ["1e39", "-1e300"])
+def test_numbers_that_float32_cannot_hold_are_refused_where_they_are_read(file, split, column, cell):
+    row = row_of(file, split)
+    told = (
+        rf"scores.csv, row {row}, column '{column}': expected a number between -3.403e\+38 and 3.403e\+38, "
+        rf"the range of float32, got '{cell}'. Hint: "
+    )
+    with pytest.raises(DataError, match=told):
+        made(changed(file, row, column, cell))
+
+
+def test_a_cell_that_leaves_float32_when_standardised_is_refused(file):
+    text = "".join(f"p{p},{d},{(p + 2 * d) * 1e-5}\n" for p in range(10) for d in range(4))
+    file.write_text("who,day,score\n" + text)
+    row = row_of(file, "test")
+    rows = file.read_text().splitlines()
+    rows[row] = ",".join([*rows[row].split(",")[:2], "3e38"])
+    file.write_text("\n".join(rows))
+    with pytest.raises(DataError, match=rf"row {row}, column 'score': expected .* got '3e38'. Hint: correct"):
+        made(file)
+
+
+@pytest.mark.parametrize("column", ["day", "score"])
+def test_one_cell_beside_which_all_others_become_equal_is_refused(file, column):
+    row = row_of(file, "train")
+    with pytest.raises(
+        DataError, match=rf"row {row}, column '{column}': expected .* got '1e30'. Hint: correct"
+    ):
+        made(changed(file, row, column, "1e30"))
+
+
+def numbers(cells):
+    table = table_of({"score": cells}, "rows")
+    return column_of(table, "score", "the target", np.ones(len(cells), bool))
+
+
+def test_differences_that_standardisation_would_lose_are_refused():
+    with pytest.raises(
+        DataError, match=r"row 3, column 'score': .* at least 1.175e-38 .* got '3e-200'. Hint"
+    ):
+        numbers(["1e-200", "2e-200", "3e-200"])
+    with pytest.raises(
+        DataError, match=r"row 2, .*differs from '1700000000000000001', row 1, within 16 digits"
+    ):
+        numbers(["1700000000000000001", "1700000000000000002"])
+    kept = numbers(["1e-30", "2e-30", "4e-30"])
+    np.testing.assert_allclose(kept.scale, np.std([1e-30, 2e-30, 4e-30]))
+
+
+def test_a_column_of_one_number_or_of_rounding_errors_is_no_loss():
+    """The standard deviation of ten times 0.1 is not 0 but 1e-17, of which another number is far away."""
+    assert numbers(["0.1"] * 10) == Column("score", None, 0.1, 1.0)
+    assert numbers(["0.1", "0.10000000000000001", "0.100"]).scale == 1.0
+    assert numbers(["0", "1e-17", "-1e-17", "2e-17", "1", "2"]).scale > 0.5
+    assert numbers(["0.3", "0.30000000000000004", "0.3", "0.30000000000000004", "1e9"]).scale > 1
+
+
+def test_numbers_of_a_new_task_are_held_to_the_same(file):
+    recipe = made(file).recipe
+    with pytest.raises(DataError, match=r"x, row 2, column 'day': expected .* got '1e\+39'. Hint"):
+        recipe.support({"day": [1, 1e39], "group": ["a", "b"], "score": [200, 300]})
+    with pytest.raises(DataError, match=r"x, row 1, column 'score': expected .* got '-1e\+300'. Hint"):
+        recipe.support({"day": [1, 2], "group": ["a", "b"]}, [-1e300, 300])
+    with pytest.raises(DataError, match=r"x, row 1, column 'day': expected .* got '1e\+39'. Hint"):
+        recipe.fixed.code(recipe.read({"day": [1e39], "group": ["a"]}, "x"))
 
 
 def test_lists_arrays_and_files_mean_the_same(tmp_path):

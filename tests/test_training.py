@@ -286,6 +286,27 @@ def test_tasks_that_fail_are_told_and_a_step_without_any_ends_the_run(tmp_path):
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [0]
 
 
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_a_step_without_a_usable_task_leaves_the_state_as_it_was(average):
+    """Its meta-gradient is NaN, which spreads neither to theta nor to the optimiser's memory."""
+    method = dataclasses.replace(METHOD, inner=imaml.GradientDescent(1e200, steps=3))
+    transform = optax.adam(0.1)
+    start, key = jax.random.split(jax.random.key(0))
+    state = initial_state(DOMAIN, method, transform, start, average)
+    after, report = make_step(method, transform, 4, average)(DOMAIN, state, key)
+    assert not report["metrics"].used.any()
+    assert np.isnan(report["gradient_norm"])
+    equal(after, state)
+
+
+def test_a_validation_without_a_finite_score_is_none_and_no_traceback():
+    """The last step throws theta beyond what any task can be solved from."""
+    far = imaml.Optimiser("sgd", 1e200, schedule="constant")
+    run = train(far, steps=1, validate_every=1, validation_tasks=4)
+    assert (run.step, run.last.failed) == (1, 4)
+    assert np.isnan(run.last.scores["loss"])
+
+
 def test_a_configuration_goes_to_json_and_back():
     config = train(steps=0).config
     assert isinstance(config, Config)

@@ -214,7 +214,9 @@ class ByMoments:
         if not isinstance(theta, Theta):
             return moved
         change = jax.tree.map(jnp.zeros_like, theta)._replace(mean=moved)
-        some = found.share > 0  # else every task failed, and there is nothing to go by
+        # NaN where every task failed: the fits below take the identity in its place, as factorisations of NaN
+        # need not end, and what comes out is NaN again.
+        some = found.share > 0
         if found.second is not None:
             matrix = found.second.ndim == 2
             own = found.first[:, None] * found.first[None, :] if matrix else jnp.square(found.first)
@@ -222,11 +224,13 @@ class ByMoments:
                 some, found.second - own, jnp.eye(own.shape[0], dtype=own.dtype) if matrix else 1
             )
             fitted = problem.learns.fitted(second, adapted)  # type: ignore[union-attr]
-            away = jax.tree.map(lambda old, new: jnp.where(some, old - new, 0), theta.log_strength, fitted)
+            away = jax.tree.map(
+                lambda old, new: jnp.where(some, old - new, jnp.nan), theta.log_strength, fitted
+            )
             change = change._replace(log_strength=away)
         if found.noise is not None:
             variance = jnp.where(some, found.noise[0] / found.noise[1], 1)
-            change = change._replace(log_noise=jnp.where(some, theta.log_noise - jnp.log(variance), 0))
+            change = change._replace(log_noise=jnp.where(some, theta.log_noise - jnp.log(variance), jnp.nan))
         return change
 
     def _like(self, problem: Problem, theta: Any) -> Statistics:

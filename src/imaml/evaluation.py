@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
+from . import tree
 from .compiling import whole_program
 from .domain import SPLITS
 from .errors import ConfigError, meant
@@ -26,9 +27,10 @@ class Evaluation:
     """Scores over tasks: means and half-widths of 95 % intervals (1.96 standard errors over tasks).
 
     scores: after adaptation, with `calibration_error` where answers say how sure they are. before: at theta,
-    unadapted. baselines: methods without learning across tasks. failed: tasks whose inner solve was not
-    finite: wrong in every accuracy, left out of every loss. values, baseline_values: the scores task by
-    task, for pairing.
+    unadapted. baselines: methods without learning across tasks. failed: tasks whose inner solve or scores
+    were not finite: wrong in every accuracy, excluded from every loss. unscored: how many tasks have no
+    finite score, for "before" and each baseline that has such tasks. values, baseline_values: the scores
+    task by task, for pairing.
     different, number: of a domain that has only so many tasks, how many of them were drawn, and which ones;
     draws of one task are then averaged first, so that intervals are over different tasks. held_out: False
     where no task was kept for the split, and those of training were scored instead.
@@ -51,6 +53,7 @@ class Evaluation:
     different: int = 0
     number: np.ndarray | None = None
     held_out: bool = True
+    unscored: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as JSON values: `accuracy`, `accuracy_ci95`, `accuracy_inductive`, `before`, ..."""
@@ -66,6 +69,8 @@ class Evaluation:
         if self.number is not None:
             flat |= {"different_tasks": self.different, "held_out": self.held_out}
         flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
+        if self.unscored:
+            flat["unscored"] = dict(self.unscored)
         flat |= {
             "score": self.scores[self.headline],
             "better": "higher" if self.higher_is_better else "lower",
@@ -86,25 +91,30 @@ class Evaluation:
         ConfigError where the tasks are not the same, or a name is taken.
         """
         means, widths = dict(self.baselines), dict(self.baselines_ci95)
-        values = dict(self.baseline_values)
+        values, unscored = dict(self.baseline_values), dict(self.unscored)
         for name, other in others.items():
             paired(self, other)
             if name in means:
                 raise ConfigError(f"evaluate: {name!r} is the name of a baseline here; choose another.")
             means[name], widths[name] = other.scores[other.headline], other.ci95[other.headline]
             values[name] = other.values[other.headline]
-        return replace(self, baselines=means, baselines_ci95=widths, baseline_values=values)
+            if other.failed:
+                unscored[name] = other.failed
+        return replace(
+            self, baselines=means, baselines_ci95=widths, baseline_values=values, unscored=unscored
+        )
 
     def __str__(self) -> str:
         """A few lines of text: before, after, baselines, each with its interval."""
         percent = "accuracy" in self.headline
-        show = (
-            (lambda m, c: f"{100 * m:.2f} % +- {100 * c:.2f}")
-            if percent
-            else (
-                lambda m, c: f"{m:.4f} +- {c:.4f}" if np.isfinite(c) else f"{m:.4f} (one task: no interval)"
-            )
-        )
+
+        def show(mean: float, half: float) -> str:
+            if not np.isfinite(mean):
+                return "no task has a finite score"
+            if percent:
+                return f"{100 * mean:.2f} % +- {100 * half:.2f}"
+            return f"{mean:.4f} +- {half:.4f}" if np.isfinite(half) else f"{mean:.4f} (one task: no interval)"
+
         name = self.headline
         lines = [f"{self.tasks} tasks never seen in training ({self.split} split, seed {self.seed})"]
         if self.number is not None:
@@ -126,8 +136,13 @@ class Evaluation:
         width = max(len(what) for what, _, _ in facts)
         lines += [f"  {what:<{width}}  {show(mean, half)}" for what, mean, half in facts]
         if self.failed:
-            counted = "counted as wrong, and " if percent else ""
-            lines.append(f"  {self.failed} tasks failed numerically: {counted}left out of every loss")
+            counted = "counted as wrong in every accuracy, and " if percent else ""
+            lines.append(
+                f"  {self.failed} of {self.tasks} tasks failed numerically: {counted}excluded from every loss"
+            )
+        for other, count in self.unscored.items():
+            what = "before adaptation" if other == "before" else other.replace("_", " ")
+            lines.append(f"  {what}: {count} of {self.tasks} tasks have no finite score")
         return "\n".join(lines)
 
 
@@ -163,12 +178,14 @@ def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict
         both = jax.tree.map(lambda *pair: jnp.stack(pair), phi, method.mean(theta))
         scores = lax.map(lambda given: domain.metrics(given, task), both)  # compiled once for the two
         after, before = (jax.tree.map(lambda leaf, i=i: leaf[i], scores) for i in (0, 1))
+        # An accuracy is finite even where outputs are NaN; the losses beside it show that they are.
+        sound = {"after": tree.finite((after, solution.stats.residual)), "before": tree.finite(before)}
         return {
             "after": after,
             "before": before,
             "baselines": domain.baselines(task),
             "calibration": domain.calibration(phi, task),
-            "numerics": {"finite": jnp.isfinite(solution.stats.residual)},
+            "finite": sound,
             "number": {"task": domain.number(drawn)} if known else {},
         }
 
@@ -212,7 +229,7 @@ def evaluate(
     run: anything with `.theta` (the moving average where one is kept), `.method` and `.domain`: what `train`
     and `load` return. domain: another domain with the same network to evaluate on. The same seed means the
     same tasks for every run, so that differences can be paired through `values`. progress: told (tasks done,
-    tasks) now and then.
+    tasks) now and then. Tasks without a finite score, as where theta is not finite, are counted in `failed`.
     """
     domain = run.domain if domain is None else domain
     if not hasattr(domain, "sample"):
@@ -250,19 +267,19 @@ def evaluate_theta(
         if progress is not None:
             progress(min(start + batch, tasks), tasks)
     joined = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:tasks].astype(np.float64), *parts)
-    failed = joined["numerics"]["finite"] == 0
-    after = joined["after"]
-    for name, values in after.items():
-        bad = ~np.isfinite(values) | failed
-        after[name] = np.where(bad, 0.0 if "accuracy" in name else np.nan, values)
+    failed, spoilt = (joined["finite"][group] == 0 for group in ("after", "before"))
+    after, before = _without(joined["after"], failed), _without(joined["before"], spoilt)
+    baselines = {name: np.where(np.isfinite(v), v, np.nan) for name, v in joined["baselines"].items()}
+    unscored = {"before": int(spoilt.sum())}
+    unscored |= {name: int(np.isnan(values).sum()) for name, values in baselines.items()}
     errors, widths = _calibration(joined["calibration"], ~failed)
     number = joined["number"].get("task")
-    summary = {group: _summary(joined[group], number) for group in ("after", "before", "baselines")}
-    summary["after"] = ({**summary["after"][0], **errors}, {**summary["after"][1], **widths})
+    scores, ci95 = _summary(after, number)
     return Evaluation(
-        *summary["after"],
-        *summary["before"],
-        *summary["baselines"],
+        {**scores, **errors},
+        {**ci95, **widths},
+        *_summary(before, number),
+        *_summary(baselines, number),
         tasks=tasks,
         split=split,
         seed=seed,
@@ -270,11 +287,20 @@ def evaluate_theta(
         values=after,
         headline=domain.headline,
         higher_is_better=domain.higher_is_better,
-        baseline_values=joined["baselines"],
+        baseline_values=baselines,
         different=tasks if number is None else len(np.unique(number)),
         number=number,
         held_out=not hasattr(domain, "held_out") or domain.held_out(split),
+        unscored={name: count for name, count in unscored.items() if count},
     )
+
+
+def _without(scores: Mapping[str, np.ndarray], failed: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores with those of failed tasks (booleans, (tasks,)) 0 in accuracies and NaN in all others."""
+    return {
+        name: np.where(failed, 0.0 if "accuracy" in name else np.nan, values)
+        for name, values in scores.items()
+    }
 
 
 def _summary(
@@ -312,8 +338,11 @@ def _calibration(
     The mean over answers of |how often right - how sure|, bin by bin of confidence (Guo et al. 2017, eq. 3).
     An interval is 1.96 standard deviations over bootstrap samples of the tasks.
     """
+    count = int(good.sum())
+    if not count:  # a multinomial has at least one outcome
+        return dict.fromkeys(parts, np.nan), dict.fromkeys(parts, np.nan)
     errors, widths = {}, {}
-    draws = np.random.default_rng(0).multinomial(good.sum(), np.full(good.sum(), 1 / max(good.sum(), 1)), 200)
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), 200)
 
     def error(sums: np.ndarray) -> np.ndarray:
         rows = np.maximum(sums[..., 0].sum(-1), 1)
@@ -321,9 +350,9 @@ def _calibration(
 
     for name, column in parts.items():
         kept = column[good]
-        errors[name] = float(error(kept.sum(0))) if len(kept) else np.nan
+        errors[name] = float(error(kept.sum(0)))
         samples = np.einsum("st,tbc->sbc", draws, kept)
-        widths[name] = float(1.96 * error(samples).std(ddof=1)) if len(kept) else np.nan
+        widths[name] = float(1.96 * error(samples).std(ddof=1))
     return errors, widths
 
 

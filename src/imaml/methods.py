@@ -93,7 +93,8 @@ class MetaGradient:
     problem: one task's inner problem. query_loss: (phi, theta, batch) -> scalar. inner: what solves a task.
     rule: how theta learns from it, see `imaml.rules`. policy: what happens to tasks that fail numerically;
     they are never averaged in: "raise" (NumericalError), "warn", or "skip" (only `Metrics.used` tells).
-    Inside jit nothing can be raised: call `check(metrics)` on the host. chunk: how many tasks are worked on
+    Inside jit nothing can be raised: call `check(metrics)` on the host. Where no task at all was used the
+    meta-gradient is NaN, never 0, which would look like convergence. chunk: how many tasks are worked on
     at once (None: all). mesh: a mesh with one axis named "tasks" over which the tasks are sharded, with one
     all-reduce a call. measure: (phi, theta, batch) -> dict of scalars, taken on the query batch at phi*.
     view: for a theta that is not shaped like a task's parameters, see `View`. new_task: how
@@ -197,6 +198,7 @@ class MetaGradient:
     ) -> tuple[Any, Metrics]:
         """The meta-gradient, shaped like theta, and Metrics. `tasks` has a leading axis on every leaf.
 
+        The meta-gradient is the mean over the tasks that were used, and NaN where there are none.
         step: of outer learning, for an accuracy that tightens; None for as it ends. estimate: whether errors
         are estimated, a boolean that may be traced; where it is False, `Metrics.error_estimate` is NaN and
         costs nothing.
@@ -229,9 +231,14 @@ class MetaGradient:
         return gradient, metrics
 
     def check(self, metrics: Metrics) -> None:
-        """Acts on failed tasks by the policy; on the host, after a jitted step.
+        """Acts on excluded tasks by the policy; on the host, after a jitted step.
 
-        Where every task failed there is no gradient at all, and NumericalError is raised under any policy.
+        Args:
+            metrics: What the jitted method returned beside the meta-gradient.
+
+        Raises:
+            NumericalError: If a task was excluded and the policy is "raise"; under any policy, if all were,
+                as the meta-gradient is then NaN.
         """
         used = np.asarray(metrics.used)
         if used.all():
@@ -267,7 +274,8 @@ class MetaGradient:
             total = jnp.where(metrics.used[:, None], gradients, 0).sum(0)
         number = metrics.used.sum().astype(total.dtype)
         summed = add_up(jnp.append(total, number))  # the one all-reduce
-        return summed[:-1] / jnp.maximum(summed[-1], 1), metrics
+        # A mean over no task is NaN: 0 would read as convergence.
+        return jnp.where(summed[-1] > 0, summed[:-1] / jnp.maximum(summed[-1], 1), jnp.nan), metrics
 
     def _added_up(self, one: Callable, tasks: tuple) -> tuple[Array, Metrics]:
         """The sum of the used tasks' gradients, of which two are held at a time, and all tasks' Metrics."""

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import DataError, meant, some_of
 
 MISSING = frozenset({"", "na", "nan", "null", "none", "n/a", "?"})
+FLOAT32 = np.finfo(np.float32)  # what tables are computed in
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,19 @@ class Table:
         return cells
 
     def numbers(self, name: str, what: str) -> np.ndarray:
-        """A column as floats, (rows,); DataError names the first cell that is no finite number."""
+        """A column of numbers.
+
+        Args:
+            name: The column.
+            what: What the column is for, for the message if there is none.
+
+        Returns:
+            Floats, ``(rows,)``, float64, none of them beyond the range of float32.
+
+        Raises:
+            DataError: If there is no such column, or if a cell is missing, no finite number, or too large
+                for float32; names the first such cell.
+        """
         cells = self.column(name, what)
         values = np.array([_number(cell) for cell in cells])
         for row in np.flatnonzero(~np.isfinite(values)):
@@ -53,7 +66,31 @@ class Table:
                 f"{self.source}, row {row + 1}, column {name!r}: {cells[row]!r} is no finite number; "
                 "accepted are numbers such as 12.5 (with a point)."
             )
+        for row in np.flatnonzero(np.abs(values) > float(FLOAT32.max)):
+            raise self.refused(
+                name,
+                int(row),
+                f"a number between -{FLOAT32.max:.4g} and {FLOAT32.max:.4g}, the range of float32",
+                "correct the cell, or give the column in a larger unit.",
+            )
         return values
+
+    def refused(self, name: str, row: int, expected: str, hint: str) -> DataError:
+        """The error on one cell.
+
+        Args:
+            name: The cell's column.
+            row: The cell's row, from 0.
+            expected: What was expected in its place.
+            hint: What to do about it.
+
+        Returns:
+            A ``DataError`` with the file, the row counted from 1, the column and the value.
+        """
+        return DataError(
+            f"{self.source}, row {row + 1}, column {name!r}: expected {expected}, got "
+            f"{self.columns[name][row]!r}. Hint: {hint}"
+        )
 
     def numeric(self, name: str, what: str) -> bool:
         """Whether a column is one of numbers; DataError where some cells are, and some are not."""

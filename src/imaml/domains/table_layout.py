@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, DataError, some_of
-from .table_files import Table
+from .table_files import FLOAT32, Table
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,57 @@ class Column:
     def code(self, table: Table) -> np.ndarray:
         """The inputs, (rows, width), float64."""
         if self.levels is None:
-            return (self.numbers(table, "a feature")[:, None] - self.mean) / self.scale
+            return self.standardised(table, "a feature")
         return np.eye(len(self.levels))[self.places(table, "a feature")][:, 1:]
 
     def numbers(self, table: Table, what: str) -> np.ndarray:
         """The numbers as they stand in the table, (rows,)."""
         return table.numbers(self.name, what)
 
+    def standardised(self, table: Table, what: str) -> np.ndarray:
+        """A column of numbers in standard deviations from the training tasks' mean.
+
+        Args:
+            table: The rows.
+            what: What the column is for, for messages.
+
+        Returns:
+            Floats, ``(rows, 1)``, float64, none of them beyond the range of float32.
+
+        Raises:
+            DataError: If a cell is no number, or leaves the range of float32; names the first such cell.
+        """
+        codes = (self.numbers(table, what) - self.mean) / self.scale
+        for row in np.flatnonzero(np.abs(codes) > float(FLOAT32.max)):
+            raise table.refused(
+                self.name,
+                int(row),
+                f"a number within {FLOAT32.max:.4g} standard deviations ({self.scale:.4g} in the training "
+                f"tasks) of the mean ({self.mean:.4g}), the range of float32",
+                "correct the cell.",
+            )
+        return codes[:, None]
+
 
 def column_of(table: Table, name: str, what: str, rows: np.ndarray, texts: bool = False) -> Column:
-    """A column's coding, learned from the given rows alone (booleans, (rows,))."""
+    """How a column is coded, learned from some of the rows.
+
+    Args:
+        table: All rows.
+        name: The column.
+        what: What the column is for, for messages.
+        rows: Which rows to learn from, booleans, ``(rows,)``.
+        texts: Whether its cells are categories even if they look like numbers.
+
+    Returns:
+        The column's coding.
+
+    Raises:
+        DataError: If the column cannot be coded: too few or too many categories, or numbers whose differences
+            are lost in their standardisation.
+    """
     if not texts and table.numeric(name, what):
-        values = table.numbers(name, what)[rows]
-        scale = float(values.std())
-        return Column(name, None, float(values.mean()), scale if scale > 0 else 1.0)
+        return _numbers_of(table, name, what, rows)
     cells = table.column(name, what)
     levels = tuple(sorted({cell for cell, taken in zip(cells, rows, strict=True) if taken}))
     if len(levels) < 2:
@@ -76,6 +114,48 @@ def column_of(table: Table, name: str, what: str, rows: np.ndarray, texts: bool 
             "categories; leave it out: --features=A,B names those to use."
         )
     return Column(name, levels)
+
+
+def _numbers_of(table: Table, name: str, what: str, rows: np.ndarray) -> Column:
+    """The coding of a column of numbers; DataError where it would not keep their differences."""
+    places = np.flatnonzero(rows)
+    values = table.numbers(name, what)[places]
+    if not np.ptp(values):
+        # Whole numbers only: other programs may write one fraction with more digits than another.
+        cells, first = table.columns[name], Decimal(table.columns[name][places[0]])
+        for row in places:
+            number = Decimal(cells[row])
+            if number != first and number == number.to_integral_value():
+                raise table.refused(
+                    name,
+                    int(row),
+                    f"a number that differs from {cells[places[0]]!r}, row {places[0] + 1}, within 16 digits",
+                    "subtract from the column what all its numbers have in common.",
+                )
+        return Column(name, None, float(values[0]), 1.0)  # not std(): rounding may leave it just above 0
+    mean, scale = float(values.mean()), float(values.std())
+    if scale < float(FLOAT32.tiny):  # in float32 it is 0, and with it every score in the target's units
+        raise table.refused(
+            name,
+            int(places[np.argmax(np.abs(values))]),
+            f"numbers whose standard deviation is at least {FLOAT32.tiny:.4g} (it is {scale:.4g}), as they "
+            "are computed with in float32",
+            "give the column in a smaller unit.",
+        )
+    # If half of a column standardises to one number, some cell is out of scale. Differences that are rounding
+    # errors, of zeros too, are no loss.
+    low, high = np.quantile(values, (0.25, 0.75), method="nearest")
+    size = max(abs(low), abs(high))
+    differ = high - low > 1e-6 * size and size > 1e-12
+    if differ and np.float32((low - mean) / scale) == np.float32((high - mean) / scale):
+        raise table.refused(
+            name,
+            int(places[np.argmax(np.abs(values - mean))]),
+            f"a number on the scale of the others, half of which lie between {low:.4g} and {high:.4g} and "
+            "become equal in float32 when divided by the column's standard deviation",
+            "correct the cell, or take the column's logarithm.",
+        )
+    return Column(name, None, mean, scale)
 
 
 @dataclass(frozen=True)
@@ -113,7 +193,7 @@ class Layout:
         """The targets, (rows, 1) in standard deviations, or each row's class, (rows,)."""
         if self.target.levels is not None:
             return self.target.places(table, "the target")
-        return (self.target.numbers(table, "the target")[:, None] - self.target.mean) / self.target.scale
+        return self.target.standardised(table, "the target")
 
     def in_units(self, mean: Any, covariance: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
         """A linear model's coefficients (n,), intercept first, and their covariance, in the table's units.

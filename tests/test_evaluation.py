@@ -1,0 +1,83 @@
+"""Evaluation where scores are not finite: counted and reported, whatever is wrong with theta."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imaml
+from imaml.evaluation import evaluate_theta
+
+WAVES = imaml.sinusoid(hidden=4)
+
+
+@pytest.fixture(autouse=True)
+def ranks(ranks_mixed):
+    """Networks add a bias to every row."""
+
+
+def method(domain, rate=0.01):
+    inner, linear = imaml.GradientDescent(rate, steps=2), imaml.CG(steps=2)
+    return imaml.IMAML(domain.problem(0.5), domain.query_loss, inner=inner, linear=linear)
+
+
+def spoilt(domain, value):
+    """Fresh parameters, all of them replaced by a value."""
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), domain.init(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_a_theta_that_is_not_finite_or_huge_has_failed_tasks_and_no_score(value):
+    found = evaluate_theta(WAVES, method(WAVES), spoilt(WAVES, value), tasks=4)
+    assert found.failed == 4
+    assert np.isnan(found.scores["loss"])
+    assert found.unscored == {"before": 4}
+    told = str(found)
+    assert "loss after adaptation   no task has a finite score" in told
+    assert "4 of 4 tasks failed numerically: excluded from every loss" in told
+    assert "before adaptation: 4 of 4 tasks have no finite score" in told
+    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert content["loss"] is None
+    assert (content["failed"], content["unscored"]) == (4, {"before": 4})
+    sound = evaluate_theta(WAVES, method(WAVES), WAVES.init(jax.random.key(0)), tasks=4)
+    beside = sound.beside({"broken": found})
+    assert beside.unscored == {"broken": 4}
+    assert "broken: 4 of 4 tasks have no finite score" in str(beside)
+
+
+def test_classes_told_by_outputs_that_are_not_finite_are_wrong_and_have_no_calibration_error():
+    domain = imaml.characters(ways=2, shots=1, queries=1, filters=4)
+    found = evaluate_theta(domain, method(domain), spoilt(domain, np.nan), tasks=2)
+    assert (found.failed, found.unscored) == (2, {"before": 2})
+    assert found.scores["accuracy"] == found.before["accuracy"] == 0
+    assert np.isnan(found.scores["loss"])
+    assert np.isnan(found.scores["calibration_error"])
+    assert "counted as wrong in every accuracy, and excluded" in str(found)
+
+
+class Unlucky(type(WAVES)):
+    """Waves that every second task's query, or its nearest point, has no finite score for."""
+
+    def metrics(self, phi, task):
+        odd = task.query.inputs[0, 0] > 0
+        return {"loss": jnp.where(odd, jnp.inf, super().metrics(phi, task)["loss"])}
+
+    def baselines(self, task):
+        found = super().baselines(task)
+        return found | {"nearest_point": jnp.where(task.query.inputs[0, 0] > 0, jnp.inf, 1.0)}
+
+
+jax.tree_util.register_static(Unlucky)
+
+
+def test_tasks_whose_solve_is_finite_but_not_their_score_are_counted_too():
+    domain = Unlucky(WAVES.recipe)
+    found = evaluate_theta(domain, method(domain), domain.init(jax.random.key(0)), tasks=16)
+    without = int(np.isnan(found.values["loss"]).sum())
+    assert 0 < without < 16
+    assert found.failed == without
+    assert found.unscored == {"before": without, "nearest_point": without}
+    assert np.isfinite(found.scores["loss"])
+    assert f"nearest point: {without} of 16 tasks have no finite score" in str(found)
