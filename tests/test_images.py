@@ -1,8 +1,13 @@
 """Labelled image tables, image files of every kind, and the folders that are refused."""
 
+import os
+import socket
+import struct
+import zlib
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from imaml.domains import images
 from imaml.domains.images import (
@@ -13,7 +18,16 @@ from imaml.domains.images import (
     read_image_folder,
     read_split_folders,
 )
-from imaml.domains.pixels import area_average, area_weights, read_image
+from imaml.domains.pixels import (
+    FORMATS,
+    MOST_BYTES,
+    MOST_PIXELS,
+    MOST_SIDE,
+    area_average,
+    area_weights,
+    open_image,
+    read_image,
+)
 from imaml.errors import ConfigError, DataError
 
 
@@ -324,12 +338,15 @@ BAD_FOLDERS = {
     "an empty class": (with_empty_class, "class 'b' is empty; accepted .*: add images or remove"),
     "a truncated image": (
         truncated,
-        "1.png cannot be read as an image .*truncated.*: replace the file or remove",
+        "1.png: expected a whole PNG, JPEG, .*cannot be read .*truncated.*Hint: replace the file or remove",
     ),
-    "text called .png": (text_as_png, "1.png cannot be read as an image"),
+    "text called .png": (
+        text_as_png,
+        "1.png: expected a whole PNG.* got a file that is damaged or of another",
+    ),
     "float pixels, NaN": (
         wide_pixels,
-        "2.tiff has 32-bit pixels; accepted are 8 or 16 bits a channel: save it",
+        "2.tiff: expected 8 or 16 bits a channel, got 32-bit pixels. Hint: save it",
     ),
 }
 
@@ -345,8 +362,180 @@ def test_a_huge_image_is_refused(tmp_path, monkeypatch):
     save(tmp_path, "1.png")
     for most in (56 * 56 - 1, 56 * 56 // 2 - 1):  # Pillow warns above the one and raises above twice
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
-        with pytest.raises(DataError, match=f"too large; accepted are up to {most} pixels: shrink"):
+        with pytest.raises(
+            DataError, match=f"1.png: expected .* at most {most:,} pixels, got more. Hint: shrink"
+        ):
             read_image(tmp_path / "1.png")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_named_is_read_by_its_content(format, tmp_path):
+    Image.fromarray(grey()).save(tmp_path / "a.png", format)
+    np.testing.assert_allclose(read_image(tmp_path / "a.png"), area_average(INK, 28), atol=0.2)
+    Image.fromarray(grey()).save(tmp_path / f"b{FORMATS[format][0]}", format)
+    assert len(read_image_folder(tmp_path, flat=True).files) == 2
+
+
+@pytest.mark.parametrize("format", sorted({"EPS", "ICO", "PCX", "TGA", "JPEG2000", "PDF", "SGI"}))
+def test_other_formats_are_not_opened_whatever_the_name(format, tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
+    try:
+        Image.fromarray(grey()).save(tmp_path / "a.png", format)
+    except OSError:
+        pytest.skip(f"this Pillow cannot write {format}")
+    with pytest.raises(
+        DataError, match=r"a\.png: expected a whole PNG, JPEG, GIF, BMP, TIFF, WebP, PGM or PPM"
+    ):
+        read_image(tmp_path / "a.png")
+
+
+def png_of(width, height):
+    """A PNG file that says it is so large, with next to nothing in it."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "channels"),
+    [
+        (30_000, 1, 1),
+        (1, 30_000, 3),
+        (MOST_SIDE + 1, 2, 3),
+        (6_325, 1, 1),
+        (8_000, 5_001, 3),
+        (20_000, 20_000, 1),
+        (2**31 - 1, 2**31 - 1, 3),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_decoded_or_padded(
+    width, height, channels, tmp_path, monkeypatch
+):
+    (tmp_path / "a.png").write_bytes(png_of(width, height))
+    monkeypatch.setattr(np, "pad", lambda *_, **__: pytest.fail("it was padded"))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(DataError, match=r"a\.png: expected .*40,000,000.* got .*Hint: shrink"):
+        read_image(tmp_path / "a.png", channels=channels)
+
+
+def test_the_largest_sizes_named_are_accepted(tmp_path):
+    for width, height, padded in ((6_324, 1, True), (MOST_SIDE, MOST_PIXELS // MOST_SIDE, False)):
+        with open_image(png_of(width, height), padded=padded) as image:
+            assert image.size == (width, height)
+
+
+def tiled_tiff(side, tile):
+    """A tiled TIFF file, compressed to nothing whatever its tile's side."""
+    packed = zlib.compress(b"\0" * tile * tile, 9)
+    values = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile}
+    values |= {324: 8 + 2 + 12 * 10 + 4, 325: len(packed)}  # the only tile's place, after the directory
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + bytes(4) + packed
+
+
+def test_tiles_far_larger_than_the_image_are_refused(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiled_tiff(20, 32))
+    assert read_image(tmp_path / "a.tif").shape == (28, 28)
+    (tmp_path / "a.tif").write_bytes(tiled_tiff(20, 6_400))
+    with pytest.raises(DataError, match=r"a\.tif, a tile: expected .*got 6,400 x 6,400, 40,960,000 pixels"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("format", ["gif", "tif", "webp", "png"])
+def test_of_several_frames_the_first_counts_and_no_other_is_decoded(format, tmp_path):
+    first, second = Image.fromarray(grey()), Image.new("L", (56, 56), 128)
+    first.save(tmp_path / f"a.{format}", save_all=True, append_images=[second])
+    expected = pytest.approx(area_average(INK, 28), abs=0.2)
+    assert read_image(tmp_path / f"a.{format}") == expected
+    if format == "gif":  # a second frame of 65,535 x 65,535 pixels
+        content = (tmp_path / "a.gif").read_bytes()
+        frame = content.rindex(struct.pack("<BHHHH", 0x2C, 0, 0, 56, 56))
+        huge = struct.pack("<BHHHH", 0x2C, 0, 0, 65_535, 65_535)
+        (tmp_path / "a.gif").write_bytes(content[:frame] + huge + content[frame + len(huge) :])
+        assert read_image(tmp_path / "a.gif") == expected
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+def listening(path, monkeypatch):
+    monkeypatch.chdir(path.parent)  # as a socket's path may have 100 characters only
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(path.name)
+
+
+def sparse(path):
+    with path.open("wb") as stream:
+        stream.truncate(MOST_BYTES + 1)
+
+
+NO_FILES = {
+    "FIFO": (fifo, "expected a regular file, got a FIFO"),
+    "device": (device, "expected a regular file, got a device"),
+    "folder": (lambda path: path.mkdir(), "expected a regular file, got a folder"),
+    "socket": (listening, "expected a regular file, got a socket"),
+    "broken link": (lambda path: path.symlink_to("nowhere"), "got an error .No such file"),
+    "loop": (lambda path: path.symlink_to(path.name), "got an error .Too many levels"),
+    "huge": (sparse, "expected an image file of at most 268,435,456 bytes, got 268,435,457"),
+    "empty": (lambda path: path.touch(), "damaged or of another format"),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_image_file_is_refused_unopened(kind, tmp_path, monkeypatch):
+    make, message = NO_FILES[kind]
+    path = tmp_path / "a.png"
+    make(path, monkeypatch) if make is listening else make(path)
+    with pytest.raises(DataError, match=rf"a\.png: .*{message}"):
+        read_image(path)
+    if kind != "folder":  # which would be a class
+        with pytest.raises(DataError, match=rf"a\.png: .*{message}"):
+            read_image_folder(tmp_path, flat=True)
+
+
+def test_a_path_that_cannot_be_is_refused():
+    with pytest.raises(DataError, match="expected an image file, got an error"):
+        read_image("a\0.png")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_damaged_files_are_read_or_refused_by_name(format, tmp_path):
+    file, rng = tmp_path / "a.png", np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(file, format)
+    content = file.read_bytes()
+    refused = 0
+    for trial in range(200):
+        damaged = bytearray(content[: rng.integers(len(content))] if trial % 4 == 0 else content)
+        for place in rng.integers(0, min(len(damaged), 200), 3) if damaged else ():
+            damaged[place] = rng.integers(256)
+        file.write_bytes(damaged)
+        try:
+            assert np.isfinite(read_image(file)).all()
+        except DataError as error:
+            assert str(error).startswith(str(file))  # noqa: PT017
+            refused += 1
+    assert refused > 10
+
+
+def test_what_a_decoder_stumbles_over_is_an_error_of_ours(tmp_path, monkeypatch):
+    save(tmp_path, "a.png")
+    for error in (KeyError("tag"), struct.error("short"), OverflowError("big"), MemoryError()):
+
+        def stumble(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(Image.Image, "load", stumble)
+        with pytest.raises(DataError, match=r"a\.png: expected"):
+            read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +24,12 @@ from .domains.images import Drawings, read_image_folder
 from .domains.regression import Points, SinusoidRecipe
 from .domains.table_layout import Column
 from .domains.tables import Rows, TablesRecipe
-from .errors import ArtefactError, ConfigError, DataError, NumericalError, require_number
+from .errors import ArtefactError, ConfigError, DataError, NumericalError, require_number, some_of
 from .laplace import Laplace, posterior, summed
 from .solution import Solution
 
 FORMAT = "imaml run, 1"
+ROUNDING = 1e-5  # how far pixels may lie outside [0, 1]: 400 times less than a grey level of 8 bits
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class Learner:
         sortable kind, with at most `ways` different ones; for a sinusoid run inputs (n,) or (n, 1) and
         targets likewise; for a run on a table a mapping from column names to values, or a file's path, and
         the targets, or None where they are one of the columns. Inductive: query images are normalised by the
-        support set's statistics, and no answer depends on its neighbours in the batch. DataError where the
-        support set does not fit, NumericalError where the inner solve ends in NaN.
+        support set's statistics, and no answer depends on its neighbours in the batch. Pixels that rounding
+        has put just outside [0, 1] are clipped. DataError where the support set does not fit, NumericalError
+        where the inner solve ends in NaN. RuntimeWarning where the support images do not tell classes apart:
+        two classes or more of blank images, or a class all of whose images are in other classes, too.
         """
         return adapt(self.theta, self.config, x, y)
 
@@ -308,6 +312,7 @@ def adapt(theta: Any, config: Config, x: Any, y: Any) -> Predictor:
         network: Any = recipe.network
         images = check_images(x, network, "x")
         classes, labels = check_labels(y, images.shape[0], network.ways)
+        _warn_where_alike(images, classes, labels)
         support: Any = Labelled(jnp.asarray(images), jnp.asarray(labels, jnp.int32))
     elif isinstance(recipe, TablesRecipe):
         network, levels = recipe.network, recipe.fixed.target.levels
@@ -348,7 +353,17 @@ def _knower(recipe: Method, domain: Any) -> Callable[[Any, Any, Any], Laplace]:
 
 
 def check_images(x: Any, network: Any, name: str) -> np.ndarray:
-    """Images as float32 (n, side, side, channels); DataError for other shapes, or values beyond [0, 1]."""
+    """Images as float32 (n, side, side, channels) in [0, 1].
+
+    Args:
+        x: The images, floats or booleans. Values outside [0, 1] by rounding are clipped: by ``ROUNDING``, or
+            four units in the last place of a coarser dtype.
+        network: What they are for, with a side and channels.
+        name: What messages call them.
+
+    Raises:
+        DataError: If the shape or dtype is another, or a value is not finite or truly outside [0, 1].
+    """
     side, channels = network.side, network.channels
     try:
         images = np.asarray(x)
@@ -364,18 +379,61 @@ def check_images(x: Any, network: Any, name: str) -> np.ndarray:
         images = images[..., None]
     if images.ndim != 4 or images.shape[1:] != (side, side, channels) or images.shape[0] == 0:
         raise DataError(f"{name}: shape {np.shape(x)}; accepted is {accepted} with n of at least 1.")
-    images = images.astype(np.float32)
+    # Checked before the cast to float32, in which a value of 1e300 would be infinite.
     if not np.all(np.isfinite(images)):
         raise DataError(
             f"{name}: {int((~np.isfinite(images)).sum())} pixels are NaN or infinite; accepted are floats in "
             "[0, 1]: leave those images out, or mend them."
         )
-    if images.min() < 0 or images.max() > 1:
-        raise DataError(
-            f"{name}: values from {images.min():g} to {images.max():g}; accepted are floats in [0, 1], 1 = "
-            "ink (divide 8-bit images by 255)."
+    if images.dtype != bool:
+        rounding = max(ROUNDING, 4 * float(np.finfo(images.dtype).eps))
+        low, high = images.min(), images.max()
+        if low < -rounding or high > 1 + rounding:
+            # str of a NumPy number has as many digits as tell it from its neighbours, so never "1" here.
+            raise DataError(
+                f"{name}: expected floats in [0, 1], 1 = ink (give or take {rounding:.1g} of rounding), got "
+                f"values from {low!s} to {high!s}. Hint: divide 8-bit images by 255; clip what a resampling "
+                "filter has overshot."
+            )
+    return np.clip(images.astype(np.float32), 0, 1)
+
+
+def _warn_where_alike(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> None:
+    """Warns where support images do not tell classes apart, as a solve of them ends well all the same.
+
+    Images are compared as 8 bits, so that rounding makes no difference. A blank image leaves nothing to
+    normalise by (a variance of 0), and any query image is then answered with a probability near 1.
+    """
+    coded = np.rint(255 * images).astype(np.uint8)
+    spread = coded.max((1, 2)).astype(int) - coded.min((1, 2))
+    blank = spread.max(-1) <= 1  # one grey level: a blank page after averaging
+    of: dict[bytes, set[int]] = {}
+    for image, label in zip(coded, labels.tolist(), strict=True):
+        of.setdefault(image.tobytes(), set()).add(label)
+    shared = np.array([len(of[image.tobytes()]) > 1 for image in coded])
+    numbers = range(len(classes))
+    empty = [str(classes[k]) for k in numbers if blank[labels == k].all()]
+    twins = [
+        str(classes[k])
+        for k in numbers
+        if (shared | blank)[labels == k].all() and not blank[labels == k].all()
+    ]
+    found = []
+    if len(empty) > 1:
+        found.append(f"{len(empty)} classes of {len(classes)} have only blank images ({some_of(empty)})")
+    if twins:
+        found.append(
+            f"{len(twins)} of {len(classes)} classes have only images that other classes have, too "
+            f"({some_of(twins)})"
         )
-    return images
+    if found:
+        warnings.warn(
+            f"adapt: expected support images that tell the classes apart, got {'; '.join(found)}. Answers "
+            "for these classes mean nothing, however high their probability. Hint: look at the images, and "
+            "check that each has the label of its own class.",
+            RuntimeWarning,
+            stacklevel=4,  # the caller of Learner.adapt
+        )
 
 
 def check_labels(y: Any, count: int, ways: int) -> tuple[np.ndarray, np.ndarray]:

@@ -92,8 +92,9 @@ runs' folders or artefacts.
 imaml adapt RUN --support DIR --query DIR [--uncertainty] [--json]
 imaml adapt RUN --support FILE.csv --query FILE.csv [--uncertainty] [--json]
 
-Learns a new task from DIR/CLASS/*.png (any size; dark on light or light on dark) and predicts the class of
-every image in the query folder (in it, or in folders in it), one line each: file, class, probability. Each
+Learns a new task from DIR/CLASS/*.png (or JPEG, GIF, BMP, TIFF, WebP, PGM, PPM; up to 40 million pixels when
+padded to a square; dark on light or light on dark) and predicts the class of every image in the query folder
+(in it, or in folders in it), one line each: file, class, probability. Each
 answer depends on its own image and the support set alone; with --uncertainty probabilities are those of the
 task's posterior, lower where the support says little (good for telling drawings of no class given, too low to
 be taken at their word). For a run on a table: learns from the rows of one

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imaml.domains.pixels import read_image
+from imaml.domains.pixels import FORMATS, read_image, regular_file
 from imaml.errors import ConfigError, DataError, lacks, some_of
 
 SPLITS = ("train", "validation", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 
 
@@ -161,8 +161,9 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
 def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]:
     """Class name -> its image files, both sorted by name; a flat folder, if accepted, has the one class "".
 
-    A class is a folder directly inside `folder`. Hidden files and files that are no images by their names are
-    passed over. Errors: `DataError` for a missing or empty folder, an empty class, or a mixture.
+    A class is a folder directly inside `folder`. Hidden files and files that are no images by their names
+    (those of PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM) are passed over. Errors: `DataError` for a missing
+    or empty folder, an empty class, or a mixture.
     """
     folder = Path(folder).expanduser()
     accepted = f"accepted is a folder with one folder of images for each class ({', '.join(SUFFIXES)})"
@@ -257,7 +258,11 @@ def read_split_folders(path: str | Path, side: int = 84, channels: int = 3, cach
     names = tuple(owner)
     _checked_splits(splits, count, names)  # before a minute of decoding, not after
     if cache:
-        stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        statuses = [regular_file(file) for file in files]
+        stamps = [
+            (str(file.resolve()), status.st_size, status.st_mtime_ns)
+            for file, status in zip(files, statuses, strict=True)
+        ]
         key = hashlib.sha256(repr((1, side, channels, stamps)).encode()).hexdigest()[:32]
         pixels = cached_array(f"folders-{key}", decoded)
     else:
@@ -380,7 +385,8 @@ def _listing(folder: Path) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return [entry for entry in _listing(folder) if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    # A FIFO or a broken link with an image's name is kept, for `read_image` to refuse it by its name.
+    return [entry for entry in _listing(folder) if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
 
 
 def _split_files(path: Path, split: str) -> dict[str, list[Path]] | None:

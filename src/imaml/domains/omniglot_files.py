@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import re
 import zipfile
 import zlib
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imaml.domains.pixels import open_image
 from imaml.errors import DataError, some_of
 
 SIDE, CHARACTERS, DRAWERS = 105, 1623, 20
@@ -179,11 +179,9 @@ def _opener(location: Path) -> Iterator[Callable[[str], bytes]]:
 
 def _packed_png(content: bytes) -> np.ndarray:
     """One drawing's bits, uint8 (1379,), 1 = ink; upstream's files have ink = 0."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+    with open_image(content, "the drawing", formats=("PNG",)) as image:
         if image.size != (SIDE, SIDE):
-            raise ValueError(f"{image.size[0]} x {image.size[1]} pixels where {SIDE} x {SIDE} are accepted")
+            raise DataError(f"{image.size[0]} x {image.size[1]} pixels where {SIDE} x {SIDE} are accepted")
         return np.packbits(np.asarray(image.convert("L")) < 128)
 
 
