@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import imaml
+from imaml.arguments import Arguments
 from imaml.cli import main
 from imaml.errors import ArtefactError, ConfigError, DataError
 
@@ -36,6 +37,12 @@ SINUSOID = [
     "--method.linear.steps=1",
 ]
 SINUSOID += ["--training.validate_every=0", "--training.test_tasks=0", "--quiet"]
+
+
+def instead(words, *others):
+    """The words with some options in place of those of the same name: an option is given once."""
+    names = [other.partition("=")[0] for other in others]
+    return [*(word for word in words if word.partition("=")[0] not in names), *others]
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +125,26 @@ BAD = {
     "misspelt group": ([*TRAIN, "--metod.strength=3"], "did you mean 'method'?"),
     "path below a value": ([*TRAIN, "--method.strength.x=3"], "plain value"),
     "path where none fits": (["evaluate", RUN, "--domain.ways=3"], "no option --domain.ways"),
+    "option given twice": (
+        [*TRAIN, "--steps=3", "--steps", "5"],
+        "--steps: expected one value, got '3' and '5'",
+    ),
+    "the same twice": (["evaluate", RUN, "--split=test", "--split=test"], "got 'test' and 'test'"),
+    "task given twice": (
+        ["train", "tables", "--task", "subject", "--task", "item"],
+        "--task: expected one value, got 'subject' and 'item'. Hint: give this option once.",
+    ),
+    "path given twice": ([*TRAIN, "--method.strength=1", "--method.strength=2"], "got '1' and '2'"),
+    "path with a dash": ([*TRAIN, "--training.log_every=1", "--training.log-every=2"], "got --training.log_"),
+    "option and its path": (
+        [*TRAIN, "--training.steps=3", "--steps=5"],
+        "--training.steps: expected one value, got --training.steps '3' and --steps '5'",
+    ),
+    "budget and its path": (["compare", "--budget=1", "--training.minutes=2"], "--budget '1' and"),
+    "list in two forms": (
+        ["train", "tables", "--features=day", "--domain.features=dose"],
+        "--features: expected one form of this option",
+    ),
     "option without value": ([*TRAIN, "--steps"], "--steps needs a value"),
     "flag with value": ([*TRAIN, "--resume=yes"], "takes no value"),
     "steps no number": ([*TRAIN, "--steps=many"], "option --steps: 'many' came; accepted is a whole number"),
@@ -155,7 +182,10 @@ BAD = {
     "data not said": (IMAGES, "Pass --data PATH"),
     "data missing": ([*IMAGES, "--data={root}/nowhere"], "no such folder"),
     "class with one image": ([*IMAGES, "--data={root}/thin"], "a.png|1 image|images"),
-    "ways above classes": ([*IMAGES, "--data={root}/data", "--domain.ways=4"], "3 classes; a task needs 4"),
+    "ways above classes": (
+        instead(IMAGES, "--data={root}/data", "--domain.ways=4"),
+        "3 classes; a task needs 4",
+    ),
     "shots above images": (
         [*IMAGES, "--data={root}/data", "--domain.shots=3"],
         "has 3 images; a task needs 4",
@@ -191,13 +221,13 @@ BAD = {
     # adapt
     "no support": (["adapt", RUN, "--query={root}/query"], "needs --support"),
     "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "which has no images"),
-    "support empty": ([*ADAPT, "--support={root}/empty"], "is empty"),
-    "support class empty": ([*ADAPT, "--support={root}/hollow"], "'k0' is empty"),
-    "support missing": ([*ADAPT, "--support={root}/nowhere"], "no such folder"),
-    "support corrupt": ([*ADAPT, "--support={root}/corrupt"], "k1/a.png"),
-    "support above ways": ([*ADAPT, "--support={root}/four"], "4 different ones"),
-    "support of one class": ([*ADAPT, "--support={root}/one"], "all are k0"),
-    "query missing": ([*ADAPT, "--query={root}/nowhere"], "no such folder"),
+    "support empty": (instead(ADAPT, "--support={root}/empty"), "is empty"),
+    "support class empty": (instead(ADAPT, "--support={root}/hollow"), "'k0' is empty"),
+    "support missing": (instead(ADAPT, "--support={root}/nowhere"), "no such folder"),
+    "support corrupt": (instead(ADAPT, "--support={root}/corrupt"), "k1/a.png"),
+    "support above ways": (instead(ADAPT, "--support={root}/four"), "4 different ones"),
+    "support of one class": (instead(ADAPT, "--support={root}/one"), "all are k0"),
+    "query missing": (instead(ADAPT, "--query={root}/nowhere"), "no such folder"),
 }
 
 
@@ -216,6 +246,46 @@ def test_a_bad_input_ends_with_one_clear_message(case, place, capsys):
     assert any(part in message for part in says.split("|")), message
     assert "Traceback" not in err
     assert sorted((place / "run").rglob("*")) == before  # nothing that was there is harmed
+
+
+def test_a_repeated_list_is_one_list():
+    options = ("features", "seed")
+    paths = {"features": "domain.features"}
+    words = [
+        "--features",
+        "day",
+        "--features=dose,weight",
+        "--method.adapt=a",
+        "--seed=1",
+        "--method.adapt=b",
+    ]
+    found = Arguments("train", words, options, (), dotted=True, paths=paths)
+    assert found.values == {"features": "day,dose,weight", "seed": "1"}
+    assert found.paths == [("method.adapt", "a,b")]
+
+
+NOWHERE = {
+    "no console": "sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = None",
+    "a closed stderr": "sys.stderr.close()",
+}
+
+
+@pytest.mark.parametrize("case", NOWHERE)
+def test_training_needs_no_console(case, tmp_path):
+    """With pythonw, or as a service, a program has neither stdout nor stderr."""
+    words = instead(SINUSOID[:-1], "--training.test_tasks=2", f"--out={tmp_path / 'run'}")
+    code = f"import sys; from imaml.cli import main; {NOWHERE[case]}; "
+    code += f"sys.exit(10 + main({['train', 'sinusoid', *words]!r}))"
+    python, options = command()
+    done = subprocess.run([python[0], "-c", code], **options, capture_output=True)
+    assert (done.returncode, done.stderr) == (10, "")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_message_for_stderr_does_not_go_to_stdout_instead(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def good():
@@ -362,7 +432,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(predictor):
 
 def test_a_new_run_starts_from_an_earlier_one(place, capsys):
     words = ["train", "--domain.source=images", f"--data={place / 'data'}", f"--out={place / 'more'}", *TINY]
-    assert main([*words, f"--from={place / 'run' / 'artefact.safetensors'}", "--steps=0"]) == 0
+    assert main(instead(words, f"--from={place / 'run' / 'artefact.safetensors'}", "--steps=0")) == 0
     first, second = imaml.load(place / "run").theta, imaml.load(place / "more").theta
     jax.tree.map(np.testing.assert_array_equal, first, second)
     capsys.readouterr()

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import imaml
 from imaml import startup
 
 PROGRAM = """
@@ -18,12 +20,18 @@ jax.jit(lambda x: x @ x.T + 1)(jax.numpy.ones((5, 5))).block_until_ready()
 """
 
 
-def _programs(home, **environment):
+def _environment(home):
+    """This process's environment without the settings of JAX that the tests make, and a cache of its own."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "PJRT_"))}
+    kept["PYTHONPATH"] = str(Path(imaml.__file__).parents[1])
+    return {**kept, "XDG_CACHE_HOME": str(home), "JAX_PLATFORMS": "cpu"}
+
+
+def _programs(home, program=PROGRAM, **environment):
     """Files that a program left in a cache folder, and what it printed."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_") and k != "XLA_FLAGS"}
-    environment = {**kept, "XDG_CACHE_HOME": str(home), "JAX_PLATFORMS": "cpu", **environment}
+    environment = {**_environment(home), **environment}
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
     )
     return sorted(f.name for f in home.rglob("*-cache")), int(run.stdout)
 
@@ -36,6 +44,34 @@ def test_compiled_programs_are_kept_and_found_again(tmp_path):
     again, _ = _programs(tmp_path)
     assert again == first
     assert [f.stat().st_mtime_ns for f in sorted(tmp_path.rglob("*-cache"))] == times
+
+
+def test_compiled_programs_are_kept_where_jax_is_imported_already(tmp_path):
+    """As in the commands, whose recipes import JAX; no device is asked for yet."""
+    found, devices = _programs(tmp_path, f"import jax{PROGRAM}")
+    assert found
+    assert devices == len(os.sched_getaffinity(0))
+    elsewhere = tmp_path / "elsewhere"
+    configured = f'import jax; jax.config.update("jax_compilation_cache_dir", "{elsewhere}"){PROGRAM}'
+    assert len(_programs(tmp_path, configured)[0]) > len(found)
+    assert list(elsewhere.glob("*-cache"))
+
+
+def test_a_second_training_run_compiles_no_step(tmp_path):
+    words = ["--steps=1", "--tasks=2", "--domain.hidden=4", "--method.inner.steps=1"]
+    words += ["--method.linear.steps=1", "--training.validate_every=0", "--training.test_tasks=0", "--quiet"]
+    kept = []
+    for name in ("first", "second"):
+        command = [sys.executable, "-m", "imaml", "train", "sinusoid", *words, f"--out={tmp_path / name}"]
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(tmp_path / "cache"))
+        assert (done.returncode, done.stderr) == (0, "")
+        files = (tmp_path / "cache" / "imaml" / "compiled").rglob("*-cache")
+        kept.append({file.name: file.stat().st_mtime_ns for file in files})
+    first, second = kept
+    assert any(name.startswith("jit_step-") for name in first)
+    assert {name: second[name] for name in first} == first
+    # Others are small: some compile in about the least time that is kept, and are added by chance.
+    assert not any(name.startswith("jit_step-") for name in second.keys() - first.keys())
 
 
 def test_what_the_user_has_set_stands(tmp_path):

@@ -1,7 +1,17 @@
-"""`python -m imaml`, the command line."""
+"""The program `imaml`, and `python -m imaml`."""
 
 import sys
 
-from .cli import main
+from .interrupts import watch
 
-sys.exit(main())
+
+def program() -> int:
+    """Runs the command line; returns the exit status."""
+    watch()  # before the other imports, so that Ctrl-C within them ends the program as it does later
+    from .cli import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(program())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import numpy as np
 
 from .domains.table_files import Table
 from .errors import DataError
+from .streams import note
 
 LEVEL = 0.9  # of the intervals
 
@@ -34,7 +34,7 @@ def answer_rows(learned: Any, support: str, query: str, as_json: bool, sure: boo
     answers = predictor.predict(table)
     target, status = recipe.fixed.target, predictor.solution.status
     if not bool(status.ok):
-        print(f"imaml: the inner solve ended in {status.ending.name}. {status.advice}", file=sys.stderr)
+        note(f"imaml: the inner solve ended in {status.ending.name}. {status.advice}")
     rows: list[dict[str, Any]] = [{"row": i + 1, target.name: _plain(a)} for i, a in enumerate(answers)]
     if sure and target.levels is None:
         found = predictor.predict_interval(table, LEVEL)
@@ -55,7 +55,7 @@ def answer_rows(learned: Any, support: str, query: str, as_json: bool, sure: boo
         answer = row[target.name]
         print(f"{row['row']}\t{answer if isinstance(answer, str) else format(answer, '.6g')}{more}")
     if target.name in table.columns:
-        print(f"imaml: {_judged(table, target, answers)}", file=sys.stderr)
+        note(f"imaml: {_judged(table, target, answers)}")
     return 0
 
 

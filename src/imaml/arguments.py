@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .errors import ConfigError
+
+DATA = {"data": "domain.data"}  # `paths` of the commands that read data
+# Values that are lists, to which a repeated option adds.
+LISTS = ("domain.features", "domain.texts", "method.adapt")
 
 
 class Arguments:
     """Positional arguments, flags, and `--name value` or `--name=value` options of one command.
 
-    paths: options with a dot, "--method.strength=0.5", where the command takes them.
+    An option is given once. One whose value is a list (`LISTS`) may be repeated, which joins the lists.
+
+    Attributes:
+        values: Options without a dot, by name.
+        paths: Options with a dot, "--method.strength=0.5", where the command takes them.
     """
 
     def __init__(
@@ -20,13 +28,28 @@ class Arguments:
         options: Sequence[str],
         flags: Sequence[str],
         dotted: bool = False,
+        paths: Mapping[str, str] | None = None,
     ) -> None:
-        """Sorts the words of a command; ConfigError for an option that it does not have."""
+        """Sorts the words of a command.
+
+        Args:
+            command: The command's name, for messages.
+            words: What follows it.
+            options: Options that take a value.
+            flags: Options that take none.
+            dotted: Whether fields of the configuration are options, too.
+            paths: The field that an option without a dot sets, "steps" -> "training.steps", so that both
+                forms together are recognised as one option given twice.
+
+        Raises:
+            ConfigError: If the command has no such option, or an option that is no list is repeated.
+        """
         self.command = command
         self.positional: list[str] = []
         self.values: dict[str, str] = {}
         self.flags: set[str] = set()
         self.paths: list[tuple[str, str]] = []
+        given: dict[str, tuple[str, str]] = {}  # by field: how it was written, and the value
         rest = list(words)
         while rest:
             word = rest.pop(0)
@@ -50,10 +73,27 @@ class Arguments:
                 if not rest or rest[0].startswith("--"):
                     raise ConfigError(f"--{name} needs a value: --{name}=VALUE.")
                 value = rest.pop(0)
+            field = (paths or {}).get(name, name).replace("-", "_")
+            if field in given:
+                value = self._joined(field, given[field], (f"--{name}", value))
+            given[field] = (f"--{name}", value)
             if path:
-                self.paths.append((name, value))
+                self.paths = [*(pair for pair in self.paths if pair[0] != name), (name, value)]
             else:
                 self.values[name] = value
+
+    def _joined(self, field: str, first: tuple[str, str], second: tuple[str, str]) -> str:
+        """The value of an option that is given twice; ConfigError where it is no list."""
+        (name, old), (again, new) = first, second
+        if field not in LISTS:
+            came = f"{old!r} and {new!r}" if name == again else f"{name} {old!r} and {again} {new!r}"
+            raise ConfigError(f"{name}: expected one value, got {came}. Hint: give this option once.")
+        if name != again:
+            raise ConfigError(
+                f"{name}: expected one form of this option, got {name} {old!r} and {again} {new!r}. "
+                "Hint: give the whole list to one of them."
+            )
+        return f"{old},{new}"
 
     def changes(self) -> list[tuple[str, str, str]]:
         """The dotted options as changes of a configuration: path, text, and how it was written."""

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import Arguments, meant
+from .arguments import DATA, Arguments, meant
 from .commands_data import data_command, sample_command
 from .errors import ConfigError, DataError, ImamlError
+from .interrupts import STATUS, leave, watch
 from .manual import HELP, USAGE
-from .startup import prepare_jax
+from .startup import keep_compiled, prepare_jax
+from .streams import discard_output, flush_output, note, on_terminal
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status: 0, 2 for what the user can mend, 130 when interrupted."""
-    words = list(sys.argv[1:] if words is None else words)
+    """Runs one command.
+
+    Args:
+        words: The command and its arguments; None means those of this process, the program `imaml`.
+
+    Returns:
+        The exit status: 0, 2 for an error that the user can fix, 130 when interrupted.
+    """
+    if words is not None:
+        return _run(list(words))
+    watch()
+    status = _run(sys.argv[1:])
+    if status == STATUS:  # at once: a compilation that was given up may still run in its thread
+        with contextlib.suppress(OSError):
+            flush_output()
+        leave(line=b"")
+    return status
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         print(USAGE, end="")
         return 0
@@ -37,28 +56,25 @@ def main(words: Sequence[str] | None = None) -> int:
             print(HELP[command], end="")
             return 0
         status = COMMANDS[command](words[1:])
-        sys.stdout.flush()  # so that a closed pipe shows here
+        flush_output()  # so that a closed pipe shows here
         return status
     except ImamlError as error:
-        print(f"imaml: {error}", file=sys.stderr)
+        note(f"imaml: {error}")
         return 2
     except BrokenPipeError:  # the reader, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"imaml: {place}{error.strerror or error}; mend that and try again.", file=sys.stderr)
+        note(f"imaml: {place}{error.strerror or error}; mend that and try again.")
         return 2
     except KeyboardInterrupt:
-        print("imaml: interrupted", file=sys.stderr)
-        return 130
+        note("imaml: interrupted")
+        return STATUS
     except Exception as error:
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
-        print(
-            "imaml: out of memory; lower --method.chunk, --training.tasks or --domain.filters.",
-            file=sys.stderr,
-        )
+        note("imaml: out of memory; lower --method.chunk, --training.tasks or --domain.filters.")
         return 2
 
 
@@ -74,13 +90,15 @@ COLUMNS = ("task", "target", "features")  # the options of a table, which are fi
 
 def train_command(words: Sequence[str]) -> int:
     """imaml train."""
-    shorthands = ("steps", "tasks", "seed", "minutes")
+    shorthands = {name: f"training.{name}" for name in ("steps", "tasks", "seed", "minutes")}
+    columns = {name: f"domain.{name}" for name in COLUMNS}
     arguments = Arguments(
         "train",
         words,
-        (*shorthands, *COLUMNS, "data", "out", "from"),
+        (*shorthands, *columns, "data", "out", "from"),
         ("resume", "quiet", "dry-run"),
         dotted=True,
+        paths={**shorthands, **columns, **DATA},
     )
     (name,) = arguments.take(0, 1, "at most one preset")
     resume, values = "resume" in arguments.flags, arguments.values
@@ -108,14 +126,14 @@ def train_command(words: Sequence[str]) -> int:
         stored = load_config(file.read_text(errors="replace"), str(file))
         config = stored if name is None else config
         kept = stored.method.chunk
-    changes = [(f"training.{name}", values[name], f"--{name}") for name in shorthands if name in values]
-    columns = [(f"domain.{name}", values[name], f"--{name}") for name in COLUMNS if name in values]
-    if columns and not hasattr(config.domain, "target"):
+    changes = [(path, values[name], f"--{name}") for name, path in shorthands.items() if name in values]
+    named = [(path, values[name], f"--{name}") for name, path in columns.items() if name in values]
+    if named and not hasattr(config.domain, "target"):
         raise ConfigError(
-            f"{columns[0][2]} {columns[0][1]}: {name or 'characters-5w1s'} reads no table; accepted with the "
+            f"{named[0][2]} {named[0][1]}: {name or 'characters-5w1s'} reads no table; accepted with the "
             "preset tables: imaml train tables --data FILE.csv --task COLUMN --target COLUMN."
         )
-    config = overrides(config, [*changes, *columns, *arguments.changes()])
+    config = overrides(config, [*changes, *named, *arguments.changes()])
     config = replace_data(config, values.get("data"))
     prepare_jax(spare=_factorises(config))
     if config.method.chunk == "auto" and resume:  # a run goes on with what was measured at its start
@@ -123,7 +141,7 @@ def train_command(words: Sequence[str]) -> int:
     elif config.method.chunk == "auto":
         from .chunking import settled
 
-        config = settled(config, lambda line: print(line, file=sys.stderr))
+        config = settled(config, note)
     if "dry-run" in arguments.flags:
         from .commands_cost import dry_run
 
@@ -133,7 +151,7 @@ def train_command(words: Sequence[str]) -> int:
         usual = Path("runs") / (name or "characters-5w1s")
         out = _free_folder(usual)
         if out != usual and not quiet:
-            print(f"{usual} exists, so this run is in {out}", file=sys.stderr)
+            note(f"{usual} exists, so this run is in {out}")
     new = not out.exists()
     try:
         return _train(config, out, resume, values.get("from"), quiet)
@@ -159,9 +177,9 @@ def _factorises(config: Any) -> bool:
 
 
 def _free_folder(base: Path) -> Path:
-    """The folder, or the first of base-2, base-3, ... that does not exist yet."""
+    """The folder, or the first of base-2, base-3, ... that does not exist yet, or is empty."""
     folder, number = base, 2
-    while folder.exists():
+    while folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         folder, number = base.with_name(f"{base.name}-{number}"), number + 1
     return folder
 
@@ -193,7 +211,7 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     )
     if run.reason == "interrupted":
         print(f"go on with: {_go_on(out)}")
-        return 130
+        return STATUS
     _score(run, out, config, quiet)
     if run.reason == "minutes":
         cut = ", so the learning rate's schedule was cut off" if config.optimiser.schedule == "cosine" else ""
@@ -210,12 +228,12 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
 
 def _scoring(quiet: bool) -> Callable[[int, int], None] | None:
     """Says how far the scoring is: a live line on a terminal, else nothing until the end."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not on_terminal(sys.stderr):
         return None
 
     def say(done: int, tasks: int) -> None:
         end = "\r" if done < tasks else "\r\033[K"
-        print(f"scored {done:,} of {tasks:,} test tasks", end=end, file=sys.stderr, flush=True)
+        note(f"scored {done:,} of {tasks:,} test tasks", end=end)
 
     return say
 
@@ -229,7 +247,7 @@ def _score(run: Any, out: Path, config: Any, quiet: bool) -> None:
         return
     if not quiet:
         words = f"scoring on {config.training.test_tasks:,} test tasks (--training.test_tasks) ..."
-        print(words, file=sys.stderr, flush=True)
+        note(words)
     result = evaluate(run, split="test", tasks=config.training.test_tasks, progress=_scoring(quiet))
     with Journal(out, progress=False, append=True) as journal:
         journal.write(
@@ -251,7 +269,8 @@ def _score(run: Any, out: Path, config: Any, quiet: bool) -> None:
 def compare_command(words: Sequence[str]) -> int:
     """imaml compare."""
     options = ("preset", "budget", "out", "data", "tasks", "seeds")
-    arguments = Arguments("compare", words, options, ("quiet", "json"), dotted=True)
+    paths = {**DATA, "budget": "training.minutes"}
+    arguments = Arguments("compare", words, options, ("quiet", "json"), dotted=True, paths=paths)
     names = [str(name) for name in arguments.take(0, 100, "names of methods") if name is not None]
     values, tasks = arguments.values, arguments.whole("tasks", 1000, 2)
     seeds, name = arguments.whole("seeds", 1, 1), values.get("preset", "characters-5w1s")
@@ -276,7 +295,7 @@ def compare_command(words: Sequence[str]) -> int:
         summary = compare(config, names, say=say, **options)
     except Interrupted:
         print(f"interrupted; the same command goes on with what is in {out}")
-        return 130
+        return STATUS
     page = write_comparison(summary, out)
     print(json.dumps(summary, allow_nan=False) if "json" in arguments.flags else text(summary))
     if "json" not in arguments.flags:
@@ -361,6 +380,7 @@ def adapt_command(words: Sequence[str]) -> int:
     for name in ("support", "query"):
         if name not in arguments.values:
             raise ConfigError(f"imaml adapt needs --{name} DIR, or FILE. See imaml adapt --help.")
+    keep_compiled()
     import numpy as np
 
     from .adaptation import load
@@ -383,13 +403,13 @@ def adapt_command(words: Sequence[str]) -> int:
         for file, p in zip(query.files, probabilities, strict=True)
     ]
     if not bool(status.ok):
-        print(f"imaml: the inner solve ended in {status.ending.name}. {status.advice}", file=sys.stderr)
+        note(f"imaml: the inner solve ended in {status.ending.name}. {status.advice}")
     if "json" not in arguments.flags:
         for row in rows:
             print(f"{row['file']}\t{row['class']}\t{row['probability']:.3f}")
         if set(query.labels) <= set(classes):
             right = sum(row["class"] == label for row, label in zip(rows, query.labels, strict=True))
-            print(f"imaml: {right} of {len(rows)} as their folders are named", file=sys.stderr)
+            note(f"imaml: {right} of {len(rows)} as their folders are named")
         return 0
     for row, p in zip(rows, probabilities, strict=True):
         row["probabilities"] = {c: round(float(v), 6) for c, v in zip(classes, p, strict=True)}
@@ -407,6 +427,7 @@ def report_command(words: Sequence[str]) -> int:
         folder = folder.parent
     if not (folder / "events.jsonl").is_file():
         raise DataError(f"imaml report: {path} is no run's folder (it has no events.jsonl); accepted is one.")
+    keep_compiled()
     from .adaptation import load
     from .reporting import write_report
     from .shown import examples
@@ -416,7 +437,7 @@ def report_command(words: Sequence[str]) -> int:
         try:
             drawn = examples(load(folder))
         except ImamlError as error:  # such as data that are not on this machine
-            print(f"imaml: the report has no example tasks: {error}", file=sys.stderr)
+            note(f"imaml: the report has no example tasks: {error}")
     print(write_report(folder, drawn))
     return 0
 
@@ -434,7 +455,7 @@ def presets_command(words: Sequence[str]) -> int:
 def bench_command(words: Sequence[str]) -> int:
     """imaml bench."""
     options, flags = ("out", "steps", "data"), ("quick", "json")
-    arguments = Arguments("bench", words, options, flags, dotted=True)
+    arguments = Arguments("bench", words, options, flags, dotted=True, paths=DATA)
     (name,) = arguments.take(1, 1, "what to measure: a preset, or theory")
     if name != "theory":
         return _bench_preset(str(name), arguments)

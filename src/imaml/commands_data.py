@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import Arguments, meant
+from .arguments import DATA, Arguments, meant
 from .errors import ConfigError
+from .interrupts import Interrupts
 from .startup import prepare_jax
 
 
 def sample_command(words: Sequence[str]) -> int:
     """imaml sample."""
-    arguments = Arguments("sample", words, ("out", "seed", "split", "data"), (), dotted=True)
+    arguments = Arguments("sample", words, ("out", "seed", "split", "data"), (), dotted=True, paths=DATA)
     (name,) = arguments.take(0, 1, "one preset")
     out, seed = Path(arguments.values.get("out", "sample")), arguments.whole("seed", 0)
     from .config import overrides, replace_data
@@ -44,7 +45,9 @@ def data_command(words: Sequence[str]) -> int:
         print(omniglot.listing())
         return 0
     if action == "get":
-        print(f"Omniglot is in {omniglot.get(path)}")
+        with Interrupts(visible=False) as interrupts, interrupts.stoppable():  # it removes what is half done
+            folder = omniglot.get(path)
+        print(f"Omniglot is in {folder}")
         return 0
     report = omniglot.check(path)
     print(report)

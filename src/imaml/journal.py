@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import ConfigError, DataError
+from .streams import note, on_terminal
 
 FILE = "events.jsonl"
 PLAIN_SECONDS = 10.0  # between two plain lines about steps
@@ -268,7 +269,7 @@ class _Display:
 
     def __init__(self, words: _Words, visible: bool) -> None:
         self.words, self.visible, self.last, self.live = words, visible, -math.inf, None
-        if visible and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        if visible and on_terminal(sys.stderr) and os.environ.get("TERM", "dumb") != "dumb":
             from rich.console import Console
             from rich.live import Live
 
@@ -278,7 +279,7 @@ class _Display:
                 console=self.console,
                 get_renderable=self.foot,
                 transient=True,
-                redirect_stdout=sys.stdout.isatty(),
+                redirect_stdout=on_terminal(sys.stdout),
             )
             self.live.start()
 
@@ -298,14 +299,14 @@ class _Display:
             self.parts, now = self.words.step(event), time.monotonic()
             if self.live is None and self.visible and now - self.last >= PLAIN_SECONDS:
                 self.last = now
-                print("  ".join(self.parts), file=sys.stderr, flush=True)
+                note("  ".join(self.parts))
             return
         line = self.words.line(event)
         if self.live is not None and line is not None:
             style = {"validation": "bold", "warning": "yellow"}.get(event["event"], "")
             self.console.print(line, style=style, soft_wrap=True)
         elif line is not None and (self.visible or event["event"] == "warning"):
-            print(line, file=sys.stderr, flush=True)
+            note(line)
         if event["event"] == "end":
             self.close()
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 MOST = 2**30  # bytes of compiled programs that are kept; the oldest go first
+LEAST = 0.3  # seconds: what compiles faster is not kept
 
 
 def prepare_jax(spare: bool = True) -> None:
-    """Everything below; must come before JAX starts. spare: see `use_all_cores`."""
+    """Everything below; must come before JAX starts its devices. spare: see `use_all_cores`."""
     use_all_cores(spare)
     keep_compiled()
 
@@ -19,7 +21,8 @@ def prepare_jax(spare: bool = True) -> None:
 def use_all_cores(spare: bool = True) -> None:
     """On a CPU, makes every core a device of its own, so that tasks run side by side.
 
-    Must come before JAX starts; does nothing where the user has set the number. GPU and TPU ignore the flags.
+    Must come before JAX starts its devices; does nothing where the user has set the number. GPU and TPU
+    ignore the flags.
     spare: whether there is a thread more than devices. Without one, devices that wait for each other may wait
     for ever where a step has dense factorisations (docs/gotchas.md, 14); with it, a step of nothing but large
     matrix products takes longer.
@@ -41,7 +44,7 @@ def keep_compiled() -> None:
     (a path) or JAX_ENABLE_COMPILATION_CACHE=false, where the user has set it, stands. Where the folder cannot
     be written, programs are compiled anew each time.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or _configured():
         return
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -51,8 +54,27 @@ def keep_compiled() -> None:
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return
     if os.access(folder, os.W_OK):
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+        _set("jax_compilation_cache_dir", str(folder))
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            _set("jax_persistent_cache_min_compile_time_secs", LEAST)
+
+
+def _configured() -> bool:
+    """Whether JAX is imported and the program has given it a cache folder."""
+    jax = sys.modules.get("jax")
+    return jax is not None and bool(jax.config.jax_compilation_cache_dir)
+
+
+def _set(option: str, value: str | float) -> None:
+    """Sets an option of JAX's configuration, whether JAX is imported already or not.
+
+    JAX reads the environment once, when it is imported: later only its configuration counts. (The flags of
+    `use_all_cores` differ: XLA reads those when the first device is asked for.)
+    """
+    os.environ[option.upper()] = str(value)
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        jax.config.update(option, value)
 
 
 def processor() -> str:

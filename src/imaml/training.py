@@ -6,8 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -31,6 +29,7 @@ from .domain import in_step, sample_many
 from .errors import ConfigError, NumericalError, meant
 from .evaluation import Evaluation, evaluate_theta
 from .folder import check_new, check_resumable
+from .interrupts import Interrupted, Interrupts
 from .journal import Journal
 from .methods import AXIS, MetaGradient
 from .window import Window
@@ -141,32 +140,6 @@ def _check_theta(start: Any, fresh: Any) -> None:
         raise ConfigError("start: theta holds NaN or infinity; take that of an earlier checkpoint or run.")
 
 
-class _Interrupts:
-    """Whether Ctrl-C or SIGTERM has asked the run to stop after its step; asked twice, it stops at once."""
-
-    def __init__(self, visible: bool) -> None:
-        self.visible = visible
-
-    def __enter__(self) -> _Interrupts:
-        self.asked, self.before = False, {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere signals cannot be caught
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self.before[number] = signal.signal(number, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        if self.visible:  # written at once: a print could be caught in the middle of another
-            os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 def train(
     domain: Any,
     method: MetaGradient,
@@ -185,7 +158,8 @@ def train(
     nothing. resume: go on from the newest sound checkpoint in `out`; the parameters that result are bit for
     bit those of an uninterrupted run on the same machine and devices. start: theta to begin from, by default
     a fresh one. options: the fields of `imaml.config.Training`: steps, tasks, seed, minutes, patience, ...
-    Ctrl-C, or SIGTERM, stops the run after the step with a checkpoint.
+    Ctrl-C, or SIGTERM, stops the run after the step with a checkpoint; before the first step, while that is
+    compiled, and during a validation, which a resumed run then repeats, it stops at once.
 
     Errors: ConfigError for what does not fit, NumericalError where no task of a step is usable or the policy
     is "raise" (the last good state is in the checkpoint), CheckpointError where nothing sound is left.
@@ -258,7 +232,8 @@ class _Loop:
         self.spent = 0.0  # seconds of training before this call
         self.flat = False  # whether the meta-gradient's norm has fallen below its threshold
         self.saved = -1  # the step of the newest checkpoint
-        self.compiled = False  # whether a step was taken in this call
+        self.compiled: list[Callable] = []  # the steps that this call has compiled
+        self.owed = False  # whether a validation was interrupted, and is due when the run goes on
 
     def run(self, resume: bool, start: Any, progress: bool | None) -> Run:
         training, self.visible = self.training, progress is not False
@@ -271,19 +246,22 @@ class _Loop:
             self.placed, state, self.key = jax.device_put((self.domain, state, self.key), whole)
         self.step.eval_shape(self.placed, state, self.key)  # what does not fit is told before writing
         shown = {"progress": progress, "total": training.steps, "minutes": training.minutes}
-        with Journal(self.folder, append=resume, **shown) as journal:
-            self.journal = journal
-            self.began = time.monotonic()
-            state = self._resumed(state) if resume else self._started(state)
-            if self.folder is not None:
-                self._write_config(self.folder / "config.json")
-            state, reason = self._steps(state)
-            count = int(state["step"])
-            journal.write("end", step=count, reason=reason, seconds=self._seconds())
-        theta = state["average"] if self.average else state["theta"]
         config = None if isinstance(self.described, str) else self.described
-        if self.folder is not None:
-            save(self.folder / "artefact.safetensors", self.method.start(theta), self.described)
+        # From the folder's first file to its last, so that every interrupt leaves a run that can be resumed.
+        with Interrupts(self.visible) as self.interrupts:
+            with Journal(self.folder, append=resume, **shown) as journal:
+                self.journal = journal
+                self.began = time.monotonic()
+                state = self._resumed(state) if resume else self._started(state)
+                if self.folder is not None:
+                    self._write_config(self.folder / "config.json")
+                state, reason = self._steps(state)
+                count = int(state["step"])
+                journal.write("end", step=count, reason=reason, seconds=self._seconds())
+            theta = state["average"] if self.average else state["theta"]
+            if self.folder is not None:
+                save(self.folder / "artefact.safetensors", self.method.start(theta), self.described)
+            self.interrupts.answered = reason == "interrupted"
         return Run(theta, self.domain, self.method, config, count, reason, self.folder, self.last)
 
     def _started(self, state: dict) -> dict:
@@ -311,6 +289,7 @@ class _Loop:
         self.best = math.nan if note["best"] is None else note["best"]
         self.stale, self.flat, self.saved = int(note["stale"]), bool(note["flat"]), restored.step
         self.window.norms = [float(norm) for norm in note["norms"]]
+        self.owed = bool(note.get("owed"))  # not in checkpoints of earlier versions
         if isinstance(self.described, str):
             self.journal.write(
                 "warning",
@@ -335,9 +314,15 @@ class _Loop:
 
     def _steps(self, state: dict) -> tuple[dict, str]:
         count = int(state["step"])
-        with _Interrupts(self.visible) as interrupts:
+        try:
+            if self.owed:
+                self._validate(state, count)
+                self.saved = -1  # the checkpoint of this step says that the validation is still due
+                self._save(state, count)
             reason = self._over(count)
             while reason is None:
+                if self.interrupts.asked:
+                    raise Interrupted
                 try:
                     state, report = self._advance(state, count)
                 except NumericalError:
@@ -346,12 +331,15 @@ class _Loop:
                     raise
                 count += 1
                 self._after(state, report, count)
-                reason = self._over(count) or ("interrupted" if interrupts.asked else None)
+                reason = self._over(count) or ("interrupted" if self.interrupts.asked else None)
                 every = self.training.validate_every
                 if reason in ("minutes", "gradient") and every and count % every:
                     self._validate(state, count)
                 if reason is not None or count % self.training.checkpoint_every == 0:
                     self._save(state, count)
+        except Interrupted:  # `state` is that of `count`: what was interrupted is given up
+            reason = "interrupted"
+            self._save(state, count)
         return state, reason
 
     def _over(self, count: int) -> str | None:
@@ -372,11 +360,14 @@ class _Loop:
         began = time.monotonic()
         every = self.training.certify_every
         step = self.certifying if every and (count + 1) % every == 0 else self.step
+        if step not in self.compiled:
+            self._compile(step, state)
         new, report = step(self.placed, state, self.key)
         used = np.asarray(report["metrics"].used)
         if not self.compiled:  # else a time budget would be spent on compiling, anew at every resume
             self.began += time.monotonic() - began
-            self.compiled = True
+        if step not in self.compiled:
+            self.compiled.append(step)
         if not used.all():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -392,6 +383,18 @@ class _Loop:
                 "learning rate, or set --optimiser.clip."
             )
         return new, report
+
+    def _compile(self, step: Callable, state: dict) -> None:
+        """Compiles a step, so that calling it does not; Interrupted where an interrupt came meanwhile.
+
+        Traced and lowered here, where JAX's configuration contexts hold, and compiled in another thread:
+        within XLA this one could not answer an interrupt. JAX finds the executable again in the call.
+        """
+        lower = getattr(step, "lower", None)  # a function that is not jitted is compiled where it is called
+        if lower is not None:
+            with self.interrupts.stoppable():
+                lowered = lower(self.placed, state, self.key)
+            self.interrupts.wait_for(lowered.compile)
 
     def _after(self, state: dict, report: dict, count: int) -> None:
         """Writes what is due after a step."""
@@ -412,7 +415,10 @@ class _Loop:
         began = time.monotonic()
         theta = state["average"] if self.average else state["theta"]
         drawn = {"split": "validation", "tasks": self.training.validation_tasks, "seed": VALIDATION_SEED}
-        self.last = result = evaluate_theta(self.domain, self.method, theta, **drawn)
+        self.owed = True
+        with self.interrupts.stoppable():
+            result = evaluate_theta(self.domain, self.method, theta, **drawn)
+        self.last, self.owed = result, False
         score = result.scores[self.domain.headline]
         sign = 1 if self.domain.higher_is_better else -1
         better = not math.isnan(score) and (math.isnan(self.best) or sign * score > sign * self.best)
@@ -437,6 +443,7 @@ class _Loop:
             return
         best = None if math.isnan(self.best) else self.best
         note = {"seconds": self._seconds(), "best": best, "stale": self.stale, "flat": self.flat}
+        note["owed"] = self.owed
         self.checkpoints.save(count, state, {**note, "norms": self.window.norms})
         self.saved = count
         self.journal.write("checkpoint", step=count)
