@@ -71,7 +71,7 @@ REACH = {"float64": 1e-5, "float32": 1e-2}  # of differences
 UNCERTIFIED, LOST = -20.0, -60.0  # heights, in place of log(error / limit)
 KEPT = 500  # violations of a row in full, the highest first; all are counted
 # Compiling is most of a row's time; without optimisation it takes a third, and problems this small no longer.
-# Not in float32: XLA's unoptimised tanh saturates at 1 - 6e-8, not at 1, and its derivative at 1e-7, not at 0.
+# Not in float32: XLA's unoptimised tanh saturates at 1 - 6e-8, not at 1; its derivative at 1e-7, not at 0.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
