@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..errors import ConfigError, require_whole
-from ..likelihoods import Gaussian
-from ..models import MLP
-from ..pooled import joined
-from ..problem import Problem, Task, plain, proximal
-from .alike import OneNetwork
+from ..core.errors import ConfigError
+from ..core.validation import require_whole
+from ..problems.base import Problem, Task
+from ..problems.likelihoods import Gaussian
+from ..problems.losses import joined
+from ..problems.proximal import plain, proximal
+from .networks import MLP
+from .one_network import OneNetwork
 
 
 class Points(NamedTuple):
