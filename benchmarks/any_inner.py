@@ -22,7 +22,7 @@ from benchmarks.intervals import interval
 from benchmarks.machine import describe_machine
 from imaml.cli.startup import prepare_jax
 from imaml.config.presets import preset
-from imaml.config.run import to_json
+from imaml.core.recipes import to_json
 from imaml.inner.gradient import GradientDescent
 from imaml.training.evaluation import evaluate_theta
 from imaml.training.step import devices_mesh

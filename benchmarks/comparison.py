@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.machine import describe_machine
 from imaml.compare.variants import ROWS
 from imaml.config.presets import PRESETS
-from imaml.config.run import from_json
+from imaml.core.recipes import from_json
 
 RESULTS = Path(__file__).parent / "results"
 

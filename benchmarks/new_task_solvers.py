@@ -17,7 +17,7 @@ from benchmarks.machine import describe_machine
 from imaml.compare.runner import _theta
 from imaml.compare.variants import ROWS
 from imaml.config.method import NewTask
-from imaml.config.run import from_json
+from imaml.core.recipes import from_json
 from imaml.training.evaluation import evaluate_theta
 
 RESULT = Path(__file__).parent / "results" / "new_task_solvers.json"

@@ -15,8 +15,8 @@ from imaml.bayes import curvature
 from imaml.bayes.curvature import determinant
 from imaml.config.description import describe
 from imaml.config.method import Bayes, Method
-from imaml.config.run import from_json, to_json
 from imaml.config.training import Training
+from imaml.core.recipes import from_json, to_json
 from imaml.problems.precision import LowRank, Raised, Spread
 
 KEY = jax.random.key(0)

@@ -15,8 +15,9 @@ import imaml
 from imaml.config.description import describe
 from imaml.config.method import Method
 from imaml.config.overrides import override
-from imaml.config.run import Config, from_json, to_json
+from imaml.config.run import Config
 from imaml.config.training import Training
+from imaml.core.recipes import from_json, to_json
 from imaml.core.solution import Certification, bounded
 from imaml.linear.lanczos import lanczos, norm_bound, ritz, share_unseen, smallest_bound
 from imaml.meta.estimate import error_estimate

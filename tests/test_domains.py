@@ -128,7 +128,8 @@ def test_laws(domain):
 
 
 def test_recipes_go_to_json_and_back(domain):
-    from imaml.config.run import Config, from_json, to_json
+    from imaml.config.run import Config
+    from imaml.core.recipes import from_json, to_json
 
     config = Config(domain=domain.recipe)
     assert from_json(to_json(config)) == config

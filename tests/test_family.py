@@ -15,8 +15,9 @@ from imaml.cli.options import Arguments
 from imaml.config.method import BAYESIAN, FAMILY, Method, NewTask
 from imaml.config.overrides import overrides
 from imaml.config.presets import preset
-from imaml.config.run import Config, from_json, to_json
+from imaml.config.run import Config
 from imaml.core.errors import ConfigError
+from imaml.core.recipes import from_json, to_json
 from imaml.domains.fewshot.episodes import cross_entropy
 from imaml.domains.fewshot.images import Images
 

@@ -11,8 +11,8 @@ import pytest
 
 import imaml
 from imaml.cli.main import main
-from imaml.config.run import from_json, to_json
 from imaml.core.errors import ConfigError, DataError
+from imaml.core.recipes import from_json, to_json
 from imaml.domains.tables.domain import TablesRecipe
 from imaml.domains.tables.files import read_table, table_of
 from imaml.domains.tables.layout import Column, Layout, column_of

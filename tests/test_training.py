@@ -20,8 +20,9 @@ import pytest
 
 import imaml
 from imaml.config.presets import PRESETS
-from imaml.config.run import Config, from_json, load_config, to_json
+from imaml.config.run import Config, load_config
 from imaml.core.errors import CheckpointError, ConfigError, NumericalError
+from imaml.core.recipes import from_json, to_json
 from imaml.problems.precision import Theta
 from imaml.storage.artefact import read_artefact
 from imaml.storage.checkpoint import Checkpoints

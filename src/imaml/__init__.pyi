@@ -18,6 +18,7 @@ from .core.errors import DataError as DataError
 from .core.errors import ImamlError as ImamlError
 from .core.errors import NumericalError as NumericalError
 from .core.errors import StructureError as StructureError
+from .core.recipes import recipe as recipe
 from .core.solution import Certification as Certification
 from .core.solution import Ending as Ending
 from .core.solution import Solution as Solution

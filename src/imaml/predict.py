@@ -17,9 +17,10 @@ from jax import Array
 
 from .bayes.laplace import Laplace, posterior, summed
 from .config.method import Method
-from .config.run import Config, from_json, load_config, to_json
+from .config.run import Config, load_config
 from .core.compile import whole_program
 from .core.errors import ArtefactError, ConfigError, DataError, NumericalError
+from .core.recipes import from_json, to_json
 from .core.solution import Solution
 from .core.validation import require_number, some_of
 from .core.version import __version__

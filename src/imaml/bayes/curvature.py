@@ -19,6 +19,7 @@ from jax import Array, lax
 
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
+from ..core.recipes import recipe
 from ..core.tree import Selection
 from ..core.validation import require_one_of, require_whole
 from ..linear.lanczos import eigenpairs, krylov
@@ -30,6 +31,7 @@ LARGE = 20_000  # parameters, from which vectors of their size are worked on one
 EXACT_MOST = 5_000  # the smaller of rows times outputs and parameters, for a determinant or a matrix in full
 
 
+@recipe()
 @dataclass(frozen=True)
 class Quadrature:
     """Stochastic Lanczos quadrature for a log-determinant (Ubaru, Chen and Saad 2017).

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..config.run import Config, load_config, to_json
+from ..config.run import Config, load_config
 from ..core.errors import ConfigError, DataError, NumericalError
+from ..core.recipes import to_json
 from ..inner.gradient import GradientDescent
 from ..storage.checkpoint import Checkpoints
 from ..training.directory import first_difference

@@ -62,7 +62,7 @@ class Row:
             given = base.method.new_task or NewTask(inner)
             anchored = changes.get("strength", base.method.strength) is not None and "learned" not in changes
             strength = given.strength if anchored else None
-            changes["new_task"] = NewTask(replace(given.inner, steps=self.fine), strength)
+            changes["new_task"] = NewTask(replace(given.inner, steps=self.fine), strength)  # type: ignore[type-var]
         return replace(base, method=replace(base.method, **changes), optimiser=optimiser, training=training)
 
 

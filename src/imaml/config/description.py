@@ -7,10 +7,11 @@ import types
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.recipes import to_json
 from ..meta.gradient import MetaGradient
 from .method import Method, NewTask, fields_of
 from .optimiser import Optimiser
-from .run import Config, to_json
+from .run import Config
 from .training import Training
 
 

@@ -9,25 +9,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..bayes.curvature import Quadrature
 from ..bayes.laplace import FORMS
 from ..bayes.methods import EmpiricalBayes, ExpectationMaximisation, IBaML
 from ..bayes.rules import Averaged, ByEvidence, ByMoments
 from ..core.errors import ConfigError
+from ..core.recipes import Role, recipe
 from ..core.validation import require_number, require_one_of, require_whole
-from ..inner.games import ExtraGradient, OptimisticDescent
-from ..inner.gradient import GradientDescent, ProximalGradient
-from ..inner.newton import NewtonCG
-from ..linear.bicgstab import BiCGStab
+from ..inner.base import InnerSolver
+from ..inner.gradient import GradientDescent
+from ..linear.base import LinearSolver
 from ..linear.cg import CG
-from ..linear.damped_cg import DampedCG
-from ..linear.dense import Dense
-from ..linear.gmres import GMRES
-from ..linear.minres import MINRES
-from ..linear.neumann import Neumann
-from ..linear.preconditioners import Nystrom
 from ..meta.accuracy import Tightening, check_accuracy
 from ..meta.gradient import POLICIES, MetaGradient, Solving
 from ..meta.implicit import Implicit
@@ -44,6 +38,7 @@ from ..problems.proximal import proximal
 ANCHORS = ("needed", "none", "either")
 
 
+@recipe(fresh={"inner": GradientDescent(0.1, steps=5)})
 @dataclass(frozen=True)
 class NewTask:
     """How a new task is solved in evaluation and use; see `imaml.meta.gradient.Solving`.
@@ -51,7 +46,7 @@ class NewTask:
     inner: what solves it. strength: the anchor's, or None for that of learning.
     """
 
-    inner: GradientDescent | ProximalGradient | ExtraGradient | OptimisticDescent | NewtonCG
+    inner: Annotated[InnerSolver, Role("inner")]
     strength: float | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +55,7 @@ class NewTask:
             require_number("new_task", 0, open=True, strength=self.strength)
 
 
+@recipe()
 @dataclass(frozen=True)
 class Bayes:
     """What evidence, moments and posterior have beside the others; see `imaml.bayes.rules`.
@@ -93,6 +89,7 @@ BAYESIAN = ("evidence", "moments", "posterior")
 IMPLICIT = ("imaml", "evidence", "posterior")
 
 
+@recipe()
 @dataclass(frozen=True)
 class Method:
     """The method as a recipe that goes to JSON; `build(domain)` makes it.
@@ -118,13 +115,11 @@ class Method:
     strength: float | None = 0.5
     learned: str | None = None
     adapt: tuple[str, ...] | None = None
-    inner: GradientDescent | ProximalGradient | ExtraGradient | OptimisticDescent | NewtonCG = field(
+    inner: Annotated[InnerSolver, Role("inner")] = field(
         default_factory=lambda: GradientDescent(0.2, steps=16)
     )
     new_task: NewTask | None = None
-    linear: CG | DampedCG | MINRES | Neumann | Nystrom | GMRES | BiCGStab | Dense = field(
-        default_factory=lambda: CG(steps=5)
-    )
+    linear: Annotated[LinearSolver, Role("linear")] = field(default_factory=lambda: CG(steps=5))
     policy: str = "warn"
     chunk: int | Literal["auto"] | None = None
     curvature: str = "hessian"
@@ -296,7 +291,8 @@ def _of_bayes(method: MetaGradient, **fields: Any) -> dict[str, Any]:
 
 
 def _released(recipe: Method, domain: Any, problem: Problem, options: Mapping[str, Any]) -> MetaGradient:
-    inner, rate = recipe.inner, getattr(recipe.inner, "learning_rate", None)
+    inner: Any = recipe.inner
+    rate = getattr(inner, "learning_rate", None)
     if not isinstance(rate, float | int) or inner.steps is None or inner.tolerance is not None:
         raise ConfigError(
             f"method: inner={inner!r} with name='as-released'; accepted is GradientDescent(rate, steps=...)."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.recipes import recipe
 from ..core.validation import require_number, require_one_of, require_whole
 from ..problems.precision import Theta
 
@@ -13,6 +14,7 @@ SCHEDULES = ("constant", "cosine")
 OPTIMISERS = ("adam", "sgd", "rmsprop", "adamw", "muon")
 
 
+@recipe()
 @dataclass(frozen=True)
 class Optimiser:
     """The outer optimiser as a recipe that goes to JSON; `build(steps)` makes the Optax transform.

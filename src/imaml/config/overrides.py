@@ -9,11 +9,9 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.recipes import Role, fresh, is_recipe, kinds_of
 from ..core.validation import meant
-from ..inner.games import ExtraGradient, OptimisticDescent
-from ..inner.gradient import GradientDescent, ProximalGradient
-from .method import NewTask
-from .run import _KINDS, Config
+from .run import Config
 
 
 def override(config: Any, path: str, text: str, option: str | None = None) -> Any:
@@ -39,7 +37,9 @@ def _overrides(config: Any, changes: Sequence[tuple[list[str], str, str]], above
         if name not in known:
             raise ConfigError(f"option {option}: there is no {above + name!r}{meant(name, known)}")
         if not below:
-            values[name] = _parse(typing.get_type_hints(type(config))[name], text, option)
+            values[name] = _parse(
+                typing.get_type_hints(type(config), include_extras=True)[name], text, option
+            )
     deeper: dict[str, list[tuple[list[str], str, str]]] = {}
     for (name, *below), text, option in changes:
         if below:
@@ -61,14 +61,14 @@ def _parse(hint: Any, text: str, option: str) -> Any:
     """The value that `text` means for a field of type `hint`."""
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     choices: tuple[Any, ...] = typing.get_args(hint) if union else (hint,)
-    kinds: dict[str, Any] = {}
-    for choice in choices:
-        if is_dataclass(choice) and isinstance(choice, type) and choice.__name__ in _KINDS:
-            kinds[choice.__name__] = choice
+    kinds: dict[str, Any] = {choice.__name__: choice for choice in choices if is_recipe(choice)}
+    for mark in getattr(hint, "__metadata__", ()):
+        if isinstance(mark, Role):
+            kinds |= kinds_of(mark.name)
     if types.NoneType in choices and text.lower() in ("none", "null"):
         return None
     if text in kinds:
-        return _fresh(kinds[text])
+        return fresh(kinds[text])
     if any(
         typing.get_origin(choice) is typing.Literal and text in typing.get_args(choice) for choice in choices
     ):
@@ -99,16 +99,6 @@ def _said(choice: Any) -> str:
     if typing.get_origin(choice) is typing.Literal:
         return " or ".join(typing.get_args(choice))
     return _WORDS.get(choice, getattr(choice, "__name__", ""))
-
-
-def _fresh(kind: Any) -> Any:
-    """A recipe of a kind with its defaults; solvers that must be told when to stop take five steps."""
-    needs = {f.name for f in fields(kind)}
-    if kind in (GradientDescent, ProximalGradient, ExtraGradient, OptimisticDescent):
-        return kind(0.1, steps=5)
-    if kind is NewTask:
-        return kind(_fresh(GradientDescent))
-    return kind(steps=5) if "steps" in needs else kind()
 
 
 def replace_data(config: Config, data: str | None) -> Config:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError
+from ..core.recipes import recipe
 from ..core.validation import require_number, require_whole
 
 
+@recipe()
 @dataclass(frozen=True)
 class Training:
     """How long and how often.

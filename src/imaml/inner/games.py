@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.recipes import recipe
 from ..core.solution import Solution
 from ..core.validation import require_number
 from ..problems.base import Problem
@@ -34,6 +35,7 @@ class _Ahead:
         require_number(name, 0, open=True, learning_rate=self.learning_rate)
 
 
+@recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
 @dataclass(frozen=True)
 class ExtraGradient(_Ahead):
     """The extragradient method, phi <- phi - rate F(phi - rate F(phi)): two fields a step (Korpelevich 1976).
@@ -62,6 +64,7 @@ class ExtraGradient(_Ahead):
         return iterate(problem, theta, batch, phi0, None, step, self.steps, self.tolerance)
 
 
+@recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
 @dataclass(frozen=True)
 class OptimisticDescent(_Ahead):
     """Optimistic descent, phi <- phi - rate (2 F - F before): one field a step (Daskalakis et al. 2018).

@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
+from ..core.recipes import recipe
 from ..core.solution import Ending, Solution, Stats, Status
 from ..problems.base import Problem
 from ..problems.precision import Learned, Theta
@@ -22,6 +23,7 @@ from .base import (
 )
 
 
+@recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
 @dataclass(frozen=True)
 class GradientDescent:
     """Gradient descent, phi <- phi - learning_rate * F(phi, theta, batch).
@@ -93,6 +95,7 @@ def check_rate(name: str, rate: Any, more: str = "") -> None:
         raise ConfigError(f"{name}: learning_rate={rate!r}; accepted is a positive number{more}.")
 
 
+@recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
 @dataclass(frozen=True)
 class ProximalGradient:
     """Proximal gradient descent: a step on the loss, then the anchor's exact proximal step.

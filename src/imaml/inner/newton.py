@@ -12,6 +12,7 @@ from jax import Array, lax
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
 from ..core.loops import repeat_while
+from ..core.recipes import recipe
 from ..core.solution import Solution
 from ..linear.base import LinearSolver
 from ..linear.cg import CG
@@ -23,6 +24,7 @@ from .base import check_stopping, iterate, start_of
 SUFFICIENT = 1e-4  # Armijo: the share of the decrease that the slope promises (Nocedal and Wright, eq. 3.4)
 
 
+@recipe("inner", fresh={"steps": 5})
 @dataclass(frozen=True)
 class NewtonCG:
     """Truncated Newton, phi <- phi + a d with H d = -F by conjugate gradients (Hessian-free).

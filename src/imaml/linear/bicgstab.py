@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.loops import repeat_while
+from ..core.recipes import recipe
 from ..core.solution import Ending, Solution
 from .base import (
     ACCEPTS,
@@ -22,6 +23,7 @@ from .base import (
 )
 
 
+@recipe("linear", fresh={"steps": 5})
 @dataclass(frozen=True)
 class BiCGStab:
     """Stabilised biconjugate gradients, for any invertible A (van der Vorst 1992); two products a step.

@@ -12,6 +12,7 @@ from jax import Array
 from ..core import tree
 from ..core.errors import ConfigError
 from ..core.loops import repeat_while
+from ..core.recipes import recipe
 from ..core.solution import Ending, Solution, Stats, Status
 from .base import (
     ACCEPTS,
@@ -109,6 +110,7 @@ def conjugate_gradients(matvec: Matvec, b: Any, most: int, threshold: Array) -> 
     return Iterated(unravel(x), steps, jnp.sqrt(square) / unit, negative, (coefficients[0], coefficients[1]))
 
 
+@recipe("linear", fresh={"steps": 5})
 @dataclass(frozen=True)
 class CG:
     """Conjugate gradients, for A symmetric positive definite (Hestenes and Stiefel 1952).

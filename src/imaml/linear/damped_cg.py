@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from ..core.errors import ConfigError
+from ..core.recipes import recipe
 from ..core.solution import Ending, Solution, Stats, Status
 from ..core.validation import require_number, require_whole
 from .base import ACCEPTS, Matvec, flat_anchor, flat_problem, refuse_structure, true_residual
 from .lanczos import eigenpairs, krylov
 
 
+@recipe("linear")
 @dataclass(frozen=True)
 class DampedCG:
     """The iterate of conjugate gradients for (A + d I) x = b, d the least that the Ritz values ask for.

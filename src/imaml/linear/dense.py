@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..core import tree
 from ..core.errors import ConfigError
+from ..core.recipes import recipe
 from ..core.solution import Ending, Solution, Stats, Status
 from .base import (
     ACCEPTS,
@@ -20,6 +21,7 @@ from .base import (
 )
 
 
+@recipe("linear")
 @dataclass(frozen=True)
 class Dense:
     """The exact solve by the whole matrix, n products and n^3 work: the oracle for tests and small problems.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.loops import repeat_while
+from ..core.recipes import recipe
 from ..core.solution import Ending, Solution
 from ..core.validation import require_whole
 from .base import (
@@ -41,6 +42,7 @@ class _Basis(NamedTuple):
     ended: Array
 
 
+@recipe("linear", fresh={"steps": 5})
 @dataclass(frozen=True)
 class GMRES:
     """Generalised minimal residuals, for any invertible A (Saad and Schultz 1986, algorithm 4).

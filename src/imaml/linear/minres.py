@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.loops import repeat_while
+from ..core.recipes import recipe
 from ..core.solution import Ending, Solution, Stats
 from .base import (
     ACCEPTS,
@@ -22,6 +23,7 @@ from .base import (
 )
 
 
+@recipe("linear", fresh={"steps": 5})
 @dataclass(frozen=True)
 class MINRES:
     """Minimal residuals, for A symmetric, also indefinite (Paige and Saunders 1975); one product a step.

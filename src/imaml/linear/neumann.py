@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from ..core.errors import ConfigError
 from ..core.loops import repeat_while
+from ..core.recipes import recipe
 from ..core.solution import Ending, Solution
 from .base import (
     ACCEPTS,
@@ -25,6 +26,7 @@ from .base import (
 )
 
 
+@recipe("linear", fresh={"steps": 5})
 @dataclass(frozen=True)
 class Neumann:
     """The Neumann series, x += scale (b - A x): plain fixed-point iteration.

@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.recipes import recipe
 from ..core.solution import Ending, Solution, Stats
 from ..core.validation import require_whole
 from .base import ACCEPTS, Matvec, finish, flat_anchor, flat_problem, refuse_structure
 
 
+@recipe("preconditioner")
 @dataclass(frozen=True)
 class Diagonal:
     """The preconditioner M = diag(anchor): worth its while where strengths differ much, as learned ones do.
@@ -37,6 +39,7 @@ class Diagonal:
         return lambda r: r / anchor
 
 
+@recipe("linear", "preconditioner")
 @dataclass(frozen=True)
 class Nystrom:
     """A from its largest directions, by the randomised Nystrom approximation; also a preconditioner.

@@ -11,6 +11,7 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import ConfigError
+from ..core.recipes import recipe
 from ..core.solution import Certification, Ending, Solution, Stats, Status, bounded
 from ..core.validation import require_number
 from .certificate import (
@@ -32,6 +33,7 @@ ROUNDS = 20
 MOST = 1000  # steps of conjugate gradients in one solve
 
 
+@recipe()
 @dataclass(frozen=True)
 class Tightening:
     """An accuracy that tightens as learning goes on: max(last, first / (1 + step / pace)^power).

@@ -32,7 +32,7 @@ def settled(config: Any, say: Callable[[str], None] = lambda line: None) -> Any:
     Compiles a meta-step for one, four and all tasks at once, takes a few steps of each, and keeps the fastest
     in the user's cache, under what the step and the machine are. say: told what was found.
 
-    >>> from imaml.config.run import override
+    >>> from imaml.config.overrides import override
     >>> from imaml.config.presets import preset
     >>> settled(override(preset("sinusoid"), "method.chunk", "2")).method.chunk
     2
@@ -99,8 +99,8 @@ def _room() -> int:
 
 def _key(config: Any) -> str:
     """What the step and the machine are, as a digest."""
-    from ..config.run import to_json
     from ..core.machine import processor
+    from ..core.recipes import to_json
     from ..core.version import __version__
 
     training = config.training

@@ -292,7 +292,7 @@ def measure(config: Any, steps: int = 5, seconds: float = 0.0) -> Cost:
 
     Nothing is written and nothing learned is kept. The products' rate is measured first.
 
-    >>> from imaml.config.run import override
+    >>> from imaml.config.overrides import override
     >>> from imaml.config.presets import preset
     >>> measure(override(preset("sinusoid"), "training.tasks", "2", "--tasks"), steps=1).parameters
     1761

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..config.run import PYTHON, Config, load_config, to_json
+from ..config.run import PYTHON, Config, load_config
 from ..core.errors import ConfigError
+from ..core.recipes import to_json
 from .journal import FILE
 
 MAY_CHANGE = {

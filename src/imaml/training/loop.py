@@ -19,10 +19,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..config.description import describe
 from ..config.optimiser import Optimiser
-from ..config.run import PYTHON, Config, to_json
+from ..config.run import PYTHON, Config
 from ..config.training import Training
 from ..core.errors import ConfigError, NumericalError
 from ..core.interrupts import Interrupted, Interrupts
+from ..core.recipes import to_json
 from ..core.validation import meant
 from ..core.version import __version__
 from ..domains.base import in_step

@@ -24,6 +24,7 @@ import numpy as np
 from jax import Array
 
 from ...core.errors import ConfigError
+from ...core.recipes import recipe
 from ...core.validation import require_number, require_whole
 from ...problems.base import Task
 from ..base import SPLITS
@@ -38,6 +39,7 @@ RANGES = {"length": (0.25, 1.0), "masspole": (0.05, 0.3), "gravity": (7.0, 13.0)
 PUSHES = 2
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class CartsRecipe:
     """What a domain of carts is made from; goes to JSON.

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array, lax
 
 from ...core.errors import ConfigError
+from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.proximal import equilibrium
@@ -35,6 +36,7 @@ JUDGES = ("return", "bellman")
 MAPS = ("mazes", "lakes")
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class MazesRecipe:
     """What a domain of mazes is made from; goes to JSON.

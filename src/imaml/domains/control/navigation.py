@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from ...core.errors import ConfigError
+from ...core.recipes import recipe
 from ...core.validation import require_number, require_whole
 from ...problems.base import Task
 from ..networks import MLP
@@ -26,6 +27,7 @@ from .actor_critic import ActorCritic, Steered, Transitions
 NEAREST, FARTHEST = 0.5, 1.0  # of a goal from the middle
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class NavigationRecipe:
     """What a domain of navigation is made from; goes to JSON.

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ...core.recipes import recipe
 from ...core.solution import Solution
 from ...core.validation import require_number, require_one_of, require_whole
 from ...inner.ilqr import ILQR, Trajectory
@@ -34,6 +35,7 @@ from .physics import KINDS, Kind
 JUDGES = ("prediction", "control")
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class PlantsRecipe:
     """What a domain of plants is made from; goes to JSON.

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from ...core.errors import ConfigError, DataError
+from ...core.recipes import recipe
 from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical
 from ...problems.proximal import plain, proximal
@@ -26,6 +27,7 @@ DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (
 DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class FewShotRecipe:
     """Everything that a few-shot domain is made from; goes to JSON.

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.proximal import plain, proximal
@@ -35,6 +36,7 @@ CELLS = 64  # a side, of pictures
 BANDWIDTHS = 16  # tried by the kernel density estimate
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class DensitiesRecipe:
     """What a domain of densities is made from; goes to JSON.

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Task
 from ..fewshot.domain import FewShot, FewShotRecipe
@@ -51,6 +52,7 @@ class Sketches:
         return ink.reshape(-1, self.side**2), None
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class GenerationRecipe:
     """What a domain of few-shot generation is made from; goes to JSON.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Task
 from ..networks import MLP
@@ -22,6 +23,7 @@ from .adversarial import Adversarial, Players, Samples, two_samples
 from .densities import FAMILIES, Densities, DensitiesRecipe, Shape
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class ImitationRecipe:
     """What a domain of imitation is made from; goes to JSON.

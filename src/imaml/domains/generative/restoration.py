@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...inner.gradient import GradientDescent
 from ...linear.minres import MINRES
@@ -41,6 +42,7 @@ DAMAGES = ("half", "noise")
 FAITH = 20.0  # weight of a pixel that is seen
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class RestorationRecipe:
     """What a domain of restoration is made from; goes to JSON.

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from ...core.errors import ConfigError, DataError
+from ...core.recipes import recipe
 from ...core.validation import meant, require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical, Gaussian
@@ -71,6 +72,7 @@ class RowsLoss:
         return self.cost(self.outputs(phi, batch), batch)
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class TablesRecipe:
     """What a domain of tables is made from; goes to JSON.

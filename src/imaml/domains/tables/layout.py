@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import ConfigError, DataError
+from ...core.recipes import recipe
 from ...core.validation import some_of
 from .files import FLOAT32, Table
 
 
+@recipe()
 @dataclass(frozen=True)
 class Column:
     """One column. levels: of categories, in order, or None for numbers; mean, scale: by which they are shown.
@@ -159,6 +161,7 @@ def _numbers_of(table: Table, name: str, what: str, rows: np.ndarray) -> Column:
     return Column(name, None, mean, scale)
 
 
+@recipe()
 @dataclass(frozen=True)
 class Layout:
     """What of a table was fixed when a run began.
