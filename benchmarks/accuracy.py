@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 import imaml
 from benchmarks.certificates import KINDS, setting
 from benchmarks.machine import describe_machine
-from imaml.solution import Certification, bounded
+from imaml.core.solution import Certification, bounded
 
 RESULT = Path(__file__).parent / "results" / "accuracy.json"
 ASKED = (1e-2, 1e-4, 1e-6)

@@ -49,11 +49,11 @@ from jax.scipy.stats import norm
 
 import imaml
 from benchmarks.machine import describe_machine
-from imaml.linear import conjugate_gradients
-from imaml.loops import repeat_while
-from imaml.prior import Theta
-from imaml.solution import Certification, Ending
-from imaml.system import Case, constant, judge_of
+from imaml.core.loops import repeat_while
+from imaml.core.solution import Certification, Ending
+from imaml.linear.cg import conjugate_gradients
+from imaml.meta.system import Case, constant, judge_of
+from imaml.problems.precision import Theta
 
 RESULT = Path(__file__).parent / "results" / "adversarial.json"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}

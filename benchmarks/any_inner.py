@@ -20,12 +20,12 @@ import numpy as np
 import imaml
 from benchmarks.intervals import interval
 from benchmarks.machine import describe_machine
-from imaml.config import to_json
-from imaml.evaluation import evaluate_theta
-from imaml.inner import GradientDescent
-from imaml.presets import preset
-from imaml.startup import prepare_jax
-from imaml.training import devices_mesh
+from imaml.cli.startup import prepare_jax
+from imaml.config.presets import preset
+from imaml.core.recipes import to_json
+from imaml.inner.gradient import GradientDescent
+from imaml.training.evaluation import evaluate_theta
+from imaml.training.step import devices_mesh
 
 RESULT = Path("benchmarks/results/any_inner.json")
 KEPT = Path("runs/any_inner")

@@ -20,7 +20,7 @@ import jax
 
 import imaml
 from benchmarks.machine import describe_machine
-from imaml.solution import Certification
+from imaml.core.solution import Certification
 
 RESULT = Path(__file__).parent / "results" / "certificate_cost.json"
 TASKS = 8
@@ -43,7 +43,7 @@ WORKS = {  # the domain, the inner rate, and how many tasks at once
 
 def prepared(work, curvature, certificate, estimate):
     """The compiled step of a work, and its arguments."""
-    from imaml.training import devices_mesh
+    from imaml.training.step import devices_mesh
 
     make, rate, chunk = WORKS[work]
     domain = make()
@@ -95,7 +95,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    from imaml.startup import use_all_cores
+    from imaml.cli.startup import use_all_cores
 
     use_all_cores()
     rows = [row for work in WORKS for row in measured(work, arguments.rounds)]

@@ -27,8 +27,8 @@ from jax.flatten_util import ravel_pytree
 
 import imaml
 from benchmarks.machine import describe_machine
-from imaml.solution import Certification, bounded
-from imaml.system import Case, judge_of
+from imaml.core.solution import Certification, bounded
+from imaml.meta.system import Case, judge_of
 
 RESULT = Path(__file__).parent / "results" / "certificates.json"
 LINEAR = (1, 2, 3, 5, 10, 20, 1000)

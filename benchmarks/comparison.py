@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from imaml.compared import ROWS
-from imaml.config import from_json
-from imaml.presets import PRESETS
+from imaml.compare.variants import ROWS
+from imaml.config.presets import PRESETS
+from imaml.core.recipes import from_json
 
 RESULTS = Path(__file__).parent / "results"
 

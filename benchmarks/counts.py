@@ -17,9 +17,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 
 from benchmarks.machine import describe_machine
-from imaml.config import overrides
-from imaml.cost import count_flops, prepare
-from imaml.presets import preset
+from imaml.config.overrides import overrides
+from imaml.config.presets import preset
+from imaml.training.cost import count_flops, prepare
 
 FILE = Path(__file__).parent / "results" / "counts.json"
 SLACK = 0.1  # of temporary bytes, which depend a little on the processor

@@ -24,12 +24,12 @@ from jax import lax
 
 import imaml
 from benchmarks.machine import describe_machine
-from imaml import tree
-from imaml.config import replace_data
-from imaml.evaluation import evaluate_theta, over_devices, paired, task_keys
-from imaml.family import NewTask
-from imaml.presets import preset
-from imaml.training import devices_mesh
+from imaml.config.method import NewTask
+from imaml.config.overrides import replace_data
+from imaml.config.presets import preset
+from imaml.core import tree
+from imaml.training.evaluation import evaluate_theta, over_devices, paired, task_keys
+from imaml.training.step import devices_mesh
 
 ROOT = Path(__file__).parent
 RESULT, FIGURE = ROOT / "results" / "delta.json", ROOT.parent / "docs" / "figures" / "delta.svg"

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from imaml.presets import PRESETS
+from imaml.config.presets import PRESETS
 
 RESULT = Path("benchmarks/results/dry_run.json")
 SECONDS = 12.0  # of steps that are trained, about

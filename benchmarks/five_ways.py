@@ -28,15 +28,15 @@ import imaml
 from benchmarks.intervals import interval
 from benchmarks.machine import describe_machine
 from benchmarks.posteriors import WAYS, calibration, scores
-from imaml.config import Optimiser
-from imaml.curvature import Quadrature
-from imaml.domains.episodes import Labelled, cross_entropy
-from imaml.evaluation import task_keys
-from imaml.family import Bayes, Method, NewTask
-from imaml.inner import ProximalGradient
-from imaml.laplace import posterior
-from imaml.linear import CG
-from imaml.prior import Theta
+from imaml.bayes.curvature import Quadrature
+from imaml.bayes.laplace import posterior
+from imaml.config.method import Bayes, Method, NewTask
+from imaml.config.optimiser import Optimiser
+from imaml.domains.fewshot.episodes import Labelled, cross_entropy
+from imaml.inner.gradient import ProximalGradient
+from imaml.linear.cg import CG
+from imaml.problems.precision import Theta
+from imaml.training.evaluation import task_keys
 
 RESULT, FIGURE = Path("benchmarks/results/five_ways.json"), Path("docs/figures/precisions.svg")
 KEPT, START = Path("runs/five_ways"), "artefacts/omniglot-5w1s.safetensors"

@@ -20,7 +20,7 @@ import numpy as np
 
 import imaml
 from benchmarks.machine import describe_machine
-from imaml.cost import count_flops
+from imaml.training.cost import count_flops
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 3.0  # of measured calls a point

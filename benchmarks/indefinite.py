@@ -24,11 +24,11 @@ import numpy as np
 
 import imaml
 from benchmarks.machine import describe_machine
-from imaml import tree
-from imaml.evaluation import evaluate_theta
-from imaml.presets import preset
-from imaml.system import Case, judge_of
-from imaml.training import devices_mesh
+from imaml.config.presets import preset
+from imaml.core import tree
+from imaml.meta.system import Case, judge_of
+from imaml.training.evaluation import evaluate_theta
+from imaml.training.step import devices_mesh
 
 RESULT = Path(__file__).parent / "results" / "indefinite.json"
 SEEDS, STEPS, TASKS = 2, 240, 500

@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from imaml.checkpoint import Checkpoints, read_artefact
+from imaml.storage.artefact import read_artefact
+from imaml.storage.checkpoint import Checkpoints
 
 from .machine import describe_machine
 

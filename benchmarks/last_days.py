@@ -20,8 +20,8 @@ from scipy.stats import t as student
 
 import imaml
 from benchmarks.machine import describe_machine
-from imaml.presets import preset
-from imaml.training import devices_mesh
+from imaml.config.presets import preset
+from imaml.training.step import devices_mesh
 
 RESULT = Path(__file__).parent / "results" / "last_days.json"
 FOLDS, SHOTS = 6, (2, 5)

@@ -21,9 +21,9 @@ import numpy as np
 import imaml
 from benchmarks.machine import describe_machine
 from benchmarks.peers import environments
-from imaml.cli import main as command
-from imaml.domains.table_files import read_table
-from imaml.prior_units import prior_of
+from imaml.cli.main import main as command
+from imaml.domains.tables.files import read_table
+from imaml.domains.tables.mixed_model import prior_of
 
 ROOT = Path(__file__).parents[1]
 TRUTH = {"mean": [3.0, -2.0], "covariance": [[4.0, 0.5], [0.5, 1.0]], "noise_variance": 0.25}

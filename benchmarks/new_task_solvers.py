@@ -14,11 +14,11 @@ from pathlib import Path
 
 import imaml
 from benchmarks.machine import describe_machine
-from imaml.compared import ROWS
-from imaml.comparison import _theta
-from imaml.config import from_json
-from imaml.evaluation import evaluate_theta
-from imaml.family import NewTask
+from imaml.compare.runner import _theta
+from imaml.compare.variants import ROWS
+from imaml.config.method import NewTask
+from imaml.core.recipes import from_json
+from imaml.training.evaluation import evaluate_theta
 
 RESULT = Path(__file__).parent / "results" / "new_task_solvers.json"
 ROW = "imaml-hessian-free"

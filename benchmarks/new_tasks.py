@@ -21,12 +21,12 @@ import numpy as np
 
 import imaml
 from benchmarks.machine import describe_machine
-from imaml.domains import omniglot as reader
-from imaml.domains.fewshot import table_of
-from imaml.domains.images import by_group
-from imaml.evaluation import evaluate_theta, paired
-from imaml.presets import preset
-from imaml.training import devices_mesh
+from imaml.config.presets import preset
+from imaml.domains.fewshot import omniglot as reader
+from imaml.domains.fewshot.domain import table_of
+from imaml.domains.fewshot.images import by_group
+from imaml.training.evaluation import evaluate_theta, paired
+from imaml.training.step import devices_mesh
 
 TASKS = 8
 COMMAND = "python -m benchmarks.new_tasks --data PATH"

@@ -17,8 +17,8 @@ import numpy as np
 
 import imaml
 from benchmarks.any_inner import KEPT, RESULT, trials
-from imaml.evaluation import task_keys
-from imaml.presets import preset
+from imaml.config.presets import preset
+from imaml.training.evaluation import task_keys
 
 FIGURES, TASKS = Path("docs/figures"), 3
 STYLES = {"before": "--", "after": "-", "best": ":"}

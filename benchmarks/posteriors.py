@@ -21,9 +21,9 @@ import numpy as np
 import imaml
 from benchmarks.intervals import interval
 from benchmarks.machine import describe_machine
-from imaml.domains.episodes import Labelled, confidences, cross_entropy
-from imaml.evaluation import task_keys
-from imaml.laplace import posterior, summed
+from imaml.bayes.laplace import posterior, summed
+from imaml.domains.fewshot.episodes import Labelled, confidences, cross_entropy
+from imaml.training.evaluation import task_keys
 
 RESULT = Path("benchmarks/results/posteriors.json")
 RANK = 80  # of the posterior at most; it is exact where as many outputs were seen

@@ -29,8 +29,8 @@ import imaml
 from benchmarks.machine import describe_machine
 from benchmarks.peers import jax_sides
 from benchmarks.peers.works import WORKS, make, read
-from imaml.cost import count_flops, matmul_rate
-from imaml.training import devices_mesh
+from imaml.training.cost import count_flops, matmul_rate
+from imaml.training.step import devices_mesh
 
 RESULT = Path(__file__).parent / "results/roofline.json"
 CORES = len(os.sched_getaffinity(0))

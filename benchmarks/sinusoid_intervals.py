@@ -23,8 +23,8 @@ import numpy as np
 import imaml
 from benchmarks.intervals import interval
 from benchmarks.machine import describe_machine
-from imaml.evaluation import task_keys
-from imaml.laplace import posterior, summed
+from imaml.bayes.laplace import posterior, summed
+from imaml.training.evaluation import task_keys
 
 ROOT = Path(__file__).parents[1]
 LEVEL, TASKS, CLOSE = 0.9, 1000, 0.5

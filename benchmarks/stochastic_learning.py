@@ -21,8 +21,8 @@ import optax
 import imaml
 from benchmarks.intervals import interval
 from benchmarks.machine import describe_machine
-from imaml.evaluation import evaluate_theta
-from imaml.journal import read_events
+from imaml.training.evaluation import evaluate_theta
+from imaml.training.journal import read_events
 
 RESULT = Path(__file__).parent / "results" / "stochastic_learning.json"
 SIZES, SECONDS, SEEDS, TASKS = (20, 500), 12.0, 2, 500

@@ -231,7 +231,7 @@ def compared():
 
 def whole_comparisons():
     """The whole tables, one after another, each with its command, as docs/comparison.md has them."""
-    from imaml.comparison_page import markdown
+    from imaml.report.comparison_page import markdown
 
     abouts = {row["method"]: row["about"] for summary, _ in comparisons().values() for row in summary["rows"]}
     parts = ["\n".join(f"- `{name}`: {about}" for name, about in abouts.items()) + "\n"]

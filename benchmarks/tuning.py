@@ -26,10 +26,11 @@ def trials(row):
 
 def trial(domain, base, row, rates, steps, tasks):
     """One training's scores on validation tasks, new ones solved as in learning, and by more steps."""
-    from imaml.comparison import sweep
-    from imaml.evaluation import evaluate_theta
-    from imaml.family import NewTask
-    from imaml.training import devices_mesh, train
+    from imaml.compare.runner import sweep
+    from imaml.config.method import NewTask
+    from imaml.training.evaluation import evaluate_theta
+    from imaml.training.loop import train
+    from imaml.training.step import devices_mesh
 
     inner, outer = rates
     row = dataclasses.replace(row, rate=inner, outer=outer, fine=None)
@@ -69,13 +70,13 @@ def main():
     parser.add_argument("--methods", nargs="*")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    from imaml.startup import use_all_cores
+    from imaml.cli.startup import use_all_cores
 
     use_all_cores()
     from benchmarks.machine import describe_machine
-    from imaml.compared import rows_of
-    from imaml.config import replace_data
-    from imaml.presets import preset
+    from imaml.compare.variants import rows_of
+    from imaml.config.overrides import replace_data
+    from imaml.config.presets import preset
 
     base = replace_data(preset(arguments.preset), arguments.data)
     domain = base.domain.build()

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from benchmarks import adversarial
 
-from imaml import certificate
+from imaml.meta import certificate
 
 SMALL = {"evaluations": 300, "seed": 11, "strategies": ("random", "ascent")}
 SEARCHES = [

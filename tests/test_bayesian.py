@@ -11,12 +11,13 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import minimize
 
 import imaml
-from imaml import curvature
-from imaml.config import Training, from_json, to_json
-from imaml.curvature import determinant
-from imaml.description import describe
-from imaml.family import Bayes, Method
-from imaml.prior import LowRank, Raised, Spread
+from imaml.bayes import curvature
+from imaml.bayes.curvature import determinant
+from imaml.config.description import describe
+from imaml.config.method import Bayes, Method
+from imaml.config.training import Training
+from imaml.core.recipes import from_json, to_json
+from imaml.problems.precision import LowRank, Raised, Spread
 
 KEY = jax.random.key(0)
 LINEAR = imaml.CG(tolerance=1e-13)

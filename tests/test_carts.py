@@ -7,7 +7,7 @@ import pytest
 
 import imaml
 from differences import check_meta_gradient, in_double
-from imaml.domains import carts
+from imaml.domains.control import carts
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 PHYSICS = np.array([0.5, 0.1, 9.8, 10.0], np.float32)  # Gymnasium's own

@@ -12,14 +12,17 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh
 
 import imaml
-from imaml.config import Config, Training, from_json, override, to_json
-from imaml.description import describe
-from imaml.estimate import error_estimate
-from imaml.family import Method
-from imaml.journal import Journal, read_events
-from imaml.solution import Certification, bounded
-from imaml.spectrum import lanczos, norm_bound, ritz, share_unseen, smallest_bound
-from imaml.system import Case, judge_of
+from imaml.config.description import describe
+from imaml.config.method import Method
+from imaml.config.overrides import override
+from imaml.config.run import Config
+from imaml.config.training import Training
+from imaml.core.recipes import from_json, to_json
+from imaml.core.solution import Certification, bounded
+from imaml.linear.lanczos import lanczos, norm_bound, ritz, share_unseen, smallest_bound
+from imaml.meta.estimate import error_estimate
+from imaml.meta.system import Case, judge_of
+from imaml.training.journal import Journal, read_events
 
 RANDOM = np.random.default_rng(0)
 SIZE = 40
@@ -400,7 +403,7 @@ def test_progress_says_what_is_known(event, words, tmp_path, capsys):
 
 def test_the_theory_bench_has_the_exponents_of_theorem_1(tmp_path, capsys):
     """Nesterov and CG with the root of the condition number, gradient descent with itself; bounds bound."""
-    from imaml.cli import main
+    from imaml.cli.main import main
 
     assert main(["bench", "theory", "--quick", f"--out={tmp_path / 'plots'}"]) == 0
     printed = capsys.readouterr().out.splitlines()

@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from imaml import checkpoint
-from imaml.checkpoint import Checkpoints, flatten_names, read_artefact, unflatten_names, write_artefact
-from imaml.errors import ArtefactError, CheckpointError, ConfigError
+from imaml.core.errors import ArtefactError, CheckpointError, ConfigError
+from imaml.storage import checkpoint, integrity
+from imaml.storage.artefact import read_artefact, write_artefact
+from imaml.storage.checkpoint import Checkpoints
+from imaml.storage.integrity import flatten_names, unflatten_names
 
 
 @jax.tree_util.register_dataclass
@@ -229,7 +231,7 @@ def test_a_manifest_of_another_format_or_array_is_refused(saved: Checkpoints) ->
         ({"format": 2}, "format 2"),
         ({"tree": [[*t[:3], "0"] for t in record["tree"]]}, "arrays"),
     ]:
-        path.write_bytes(checkpoint._sealed({**record, **change}, CheckpointError))
+        path.write_bytes(integrity.sealed({**record, **change}, CheckpointError))
         assert words in saved.restore(state_of(0)).skipped[0]
 
 
@@ -451,8 +453,8 @@ def test_flipped_bits_and_every_length_of_an_artefact(tmp_path: Path) -> None:
 
 
 def resealed(change: dict[str, Any], arrays: dict[str, Any]) -> bytes:
-    record = {"format": 1, "arrays": checkpoint._digest_all(arrays), "description": {}, **change}
-    return safetensors.numpy.save(arrays, {"imaml": checkpoint._sealed(record, ArtefactError).decode()})
+    record = {"format": 1, "arrays": integrity.digest_all(arrays), "description": {}, **change}
+    return safetensors.numpy.save(arrays, {"imaml": integrity.sealed(record, ArtefactError).decode()})
 
 
 NO_ARTEFACTS = {

@@ -5,12 +5,12 @@ import json
 import jax
 import pytest
 
-from imaml import chunking
-from imaml.chunking import settled
-from imaml.cli import main
-from imaml.config import override
-from imaml.errors import ConfigError
-from imaml.presets import preset
+from imaml.cli.main import main
+from imaml.config.overrides import override
+from imaml.config.presets import preset
+from imaml.core.errors import ConfigError
+from imaml.training import chunk_tuning as chunking
+from imaml.training.chunk_tuning import settled
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 SMALL = ["--domain.hidden=4", "--training.tasks=10", "--method.inner.steps=1", "--method.linear.steps=1"]

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import imaml
-from imaml.arguments import Arguments
-from imaml.cli import main
-from imaml.errors import ArtefactError, ConfigError, DataError
+from imaml.cli.main import main
+from imaml.cli.options import Arguments
+from imaml.core.errors import ArtefactError, ConfigError, DataError
 
 TINY = [
     "--domain.ways=3",
@@ -274,7 +274,7 @@ NOWHERE = {
 def test_training_needs_no_console(case, tmp_path):
     """With pythonw, or as a service, a program has neither stdout nor stderr."""
     words = instead(SINUSOID[:-1], "--training.test_tasks=2", f"--out={tmp_path / 'run'}")
-    code = f"import sys; from imaml.cli import main; {NOWHERE[case]}; "
+    code = f"import sys; from imaml.cli.main import main; {NOWHERE[case]}; "
     code += f"sys.exit(10 + main({['train', 'sinusoid', *words]!r}))"
     python, options = command()
     done = subprocess.run([python[0], "-c", code], **options, capture_output=True)
@@ -447,7 +447,7 @@ def test_help_is_quick_and_imports_no_jax(capsys):
     for words in ([], ["--help"], ["train", "--help"], ["adapt", "-h"], ["--version"], ["presets"]):
         assert main(words) == 0
         assert capsys.readouterr().out
-    code = "import sys, imaml.cli; imaml.cli.main(['train', '--help']); sys.exit('jax' in sys.modules)"
+    code = "import sys, imaml.cli.main as m; m.main(['train', '-h']); sys.exit('jax' in sys.modules)"
     words, options = command()
     done = subprocess.run([words[0], "-c", code], **options, capture_output=True)
     assert done.returncode == 0

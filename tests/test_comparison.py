@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml import cli, compared, comparison, comparison_page
-from imaml.adaptation import _without_data
-from imaml.config import override
-from imaml.presets import preset
-from imaml.training import devices_mesh
+from imaml.cli import main as cli
+from imaml.compare import runner as comparison
+from imaml.compare import variants as compared
+from imaml.config.overrides import override
+from imaml.config.presets import preset
+from imaml.predict import _without_data
+from imaml.report import comparison_page
+from imaml.training.step import devices_mesh
 
 
 @pytest.fixture
@@ -223,7 +226,7 @@ def summary_of(**changes):
 
 
 def test_the_table_says_what_there_is(tmp_path):
-    from imaml.comparison_page import markdown, text, write_comparison
+    from imaml.report.comparison_page import markdown, text, write_comparison
 
     summary = summary_of()
     table = markdown(summary)

@@ -11,9 +11,9 @@ import pytest
 from benchmarks import counts
 
 import imaml
-from imaml.cli import main
-from imaml.cost import count_flops
-from imaml.models import Conv4
+from imaml.cli.main import main
+from imaml.domains.networks import Conv4
+from imaml.training.cost import count_flops
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--domain.hidden=4", "--training.tasks=2", "--method.inner.steps=1", "--method.linear.steps=1"]

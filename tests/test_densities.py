@@ -9,7 +9,7 @@ import pytest
 
 import imaml
 from differences import check_meta_gradient, in_double
-from imaml.domains.densities import Cloud, Energy, logs_of_mixture
+from imaml.domains.generative.densities import Cloud, Energy, logs_of_mixture
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 GRID = np.linspace(-6, 6, 2001)

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 import imaml
-from imaml.domains import distortion
+from imaml.domains.fewshot import distortion
 
 SIDE = 9
 IMAGES = jax.random.uniform(jax.random.key(0), (4, SIDE, SIDE, 2), jnp.float32)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml import tree
-from imaml.domain import SPLITS, Domain
-from imaml.domains.episodes import distinct, then, turn
-from imaml.domains.fewshot import FewShotRecipe
-from imaml.domains.images import Images
-from imaml.errors import ConfigError, DataError
+from imaml.core import tree
+from imaml.core.errors import ConfigError, DataError
+from imaml.domains.base import SPLITS, Domain
+from imaml.domains.fewshot.domain import FewShotRecipe
+from imaml.domains.fewshot.episodes import distinct, then, turn
+from imaml.domains.fewshot.images import Images
 
 
 def table(classes=24, images=6, side=28, groups=None):
@@ -28,8 +28,8 @@ def table(classes=24, images=6, side=28, groups=None):
 
 def rows():
     """A table of twelve tasks of four to six rows."""
-    from imaml.domains.table_files import table_of
-    from imaml.domains.tables import TablesRecipe, build
+    from imaml.domains.tables.domain import TablesRecipe, build
+    from imaml.domains.tables.files import table_of
 
     who = np.concatenate([np.full(4 + i % 3, i) for i in range(12)])
     x, noise = np.random.default_rng(0).normal(size=(2, who.size))
@@ -128,7 +128,8 @@ def test_laws(domain):
 
 
 def test_recipes_go_to_json_and_back(domain):
-    from imaml.config import Config, from_json, to_json
+    from imaml.config.run import Config
+    from imaml.core.recipes import from_json, to_json
 
     config = Config(domain=domain.recipe)
     assert from_json(to_json(config)) == config
@@ -318,8 +319,8 @@ def test_linear_gaussian_has_its_closed_form():
 @pytest.mark.parametrize("name", ["sinusoid", "trajectory", "actor-critic", "game", "energy"])
 def test_presets_without_data_share_their_tasks_between_devices(name):
     """Built, not run: a solver that cannot be shared is refused there."""
-    from imaml.presets import preset
-    from imaml.training import devices_mesh
+    from imaml.config.presets import preset
+    from imaml.training.step import devices_mesh
 
     config = preset(name)
     mesh = devices_mesh(8)

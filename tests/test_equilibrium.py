@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.domains.markov import Process, optimal, soft_value, value_of, walk
+from imaml.domains.control.markov import Process, optimal, soft_value, value_of, walk
 
 GENERAL = {
     "Dense": imaml.Dense(),
@@ -214,9 +214,9 @@ def test_the_meta_gradient_of_mazes_equals_central_differences(judge, hidden):
 
 
 def test_mazes_train_from_the_command_line_s_recipes_and_are_loaded_again(tmp_path):
-    from imaml.config import Optimiser
-    from imaml.family import Method
-    from imaml.training import devices_mesh
+    from imaml.config.method import Method
+    from imaml.config.optimiser import Optimiser
+    from imaml.training.step import devices_mesh
 
     domain = imaml.mazes(side=3, walks=2, length=5, hidden=(4,))
     method = Method(strength=0.5, inner=imaml.GradientDescent(0.3, steps=4), linear=imaml.Dense())

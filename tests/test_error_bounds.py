@@ -14,8 +14,8 @@ from jax.flatten_util import ravel_pytree
 
 import imaml
 from imaml import Certification
-from imaml.spectrum import bilinear_factor, linear_factor
-from imaml.system import Case, judge_of
+from imaml.linear.lanczos import bilinear_factor, linear_factor
+from imaml.meta.system import Case, judge_of
 
 
 def squares(phi, batch):
@@ -397,7 +397,7 @@ def test_floats_of_two_precisions_are_refused():
 
 
 def test_a_key_is_made_of_phi_where_none_is_given():
-    from imaml.certificate import key_of
+    from imaml.meta.certificate import key_of
 
     first, second = (jax.random.key_data(key_of(None, phi)) for phi in (THETA, THETA + 1e-9))
     assert (first != second).any()

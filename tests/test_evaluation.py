@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.evaluation import evaluate_theta
+from imaml.training.evaluation import evaluate_theta
 
 WAVES = imaml.sinusoid(hidden=4)
 

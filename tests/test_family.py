@@ -10,14 +10,16 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import imaml
-from imaml.arguments import Arguments
-from imaml.config import Config, from_json, overrides, to_json
-from imaml.domains.episodes import cross_entropy
-from imaml.domains.images import Images
-from imaml.errors import ConfigError
-from imaml.family import BAYESIAN, FAMILY, Method, NewTask
-from imaml.manual import HELP
-from imaml.presets import preset
+from imaml.cli.manual import HELP
+from imaml.cli.options import Arguments
+from imaml.config.method import BAYESIAN, FAMILY, Method, NewTask
+from imaml.config.overrides import overrides
+from imaml.config.presets import preset
+from imaml.config.run import Config
+from imaml.core.errors import ConfigError
+from imaml.core.recipes import from_json, to_json
+from imaml.domains.fewshot.episodes import cross_entropy
+from imaml.domains.fewshot.images import Images
 
 COUNT, ROWS, STRENGTH = 3, 5, 0.5
 RANDOM = np.random.default_rng(1)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from imaml.domains import images
-from imaml.domains.images import (
+from imaml.core.errors import ConfigError, DataError
+from imaml.domains.fewshot import images
+from imaml.domains.fewshot.images import (
     Images,
     by_group,
     cached_array,
@@ -18,7 +19,7 @@ from imaml.domains.images import (
     read_image_folder,
     read_split_folders,
 )
-from imaml.domains.pixels import (
+from imaml.domains.fewshot.pixels import (
     FORMATS,
     MOST_BYTES,
     MOST_PIXELS,
@@ -28,7 +29,6 @@ from imaml.domains.pixels import (
     open_image,
     read_image,
 )
-from imaml.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)

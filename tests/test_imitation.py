@@ -7,8 +7,8 @@ import pytest
 
 import imaml
 from differences import check_meta_gradient, in_double
-from imaml.domains.adversarial import two_samples
-from imaml.domains.generation import Sketches
+from imaml.domains.generative.adversarial import two_samples
+from imaml.domains.generative.generation import Sketches
 
 WIDTHS = (0.25, 0.5, 1.0)
 pytestmark = pytest.mark.usefixtures("ranks_mixed")

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import imaml
-from imaml.config import from_json, overrides, to_json
-from imaml.presets import preset
+from imaml.config.overrides import overrides
+from imaml.config.presets import preset
+from imaml.core.recipes import from_json, to_json
 
 # A diagonal quadratic: loss = 0.5 c (phi - x)^2, strength 1, theta = 0: the solution is c x / (c + 1).
 CURVATURE = np.array([1.0, 3.0, 7.0])

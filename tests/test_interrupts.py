@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml import interrupts, training
-from imaml.checkpoint import Checkpoints
-from imaml.interrupts import Interrupted, Interrupts
+from imaml.core import interrupts
+from imaml.core.interrupts import Interrupted, Interrupts
+from imaml.storage.checkpoint import Checkpoints
+from imaml.training import loop as training
 
 pytestmark = [
     pytest.mark.usefixtures("interruptible"),

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from imaml.errors import ConfigError, DataError
-from imaml.journal import Journal, clock, read_events, score_text
+from imaml.core.errors import ConfigError, DataError
+from imaml.training.journal import Journal, clock, read_events, score_text
 
 STEP = {
     "loss": 0.5,
@@ -117,7 +117,7 @@ def test_piped_lines_are_plain_and_few(tmp_path, capsys):
 
 
 def test_steps_are_shown_again_after_a_while_with_rate_and_time_left(capsys, monkeypatch):
-    monkeypatch.setattr("imaml.journal.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("imaml.training.journal.PLAIN_SECONDS", 0.0)
     run(None, minutes=0.5)
     lines = capsys.readouterr().err.splitlines()
     assert "2 steps/s" in lines[3]
@@ -152,7 +152,8 @@ def test_a_terminal_gets_a_live_line_and_lines_above_it(tmp_path, monkeypatch):
 
 def test_rich_is_not_imported_without_a_terminal():
     code = (
-        "import sys; from imaml.journal import Journal; Journal(None).close(); print('rich' in sys.modules)"
+        "import sys; from imaml.training.journal import Journal; Journal(None).close(); "
+        "print('rich' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

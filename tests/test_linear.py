@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import imaml
-from imaml.products import STRUCTURES
+from imaml.linear.base import STRUCTURES
 
 SIZE = 12
 SHAPES = {

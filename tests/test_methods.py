@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import imaml
-from imaml import tree
+from imaml.core import tree
 
 COUNT, ROWS = 4, 6
 RANDOM = np.random.default_rng(0)

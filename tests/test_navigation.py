@@ -7,7 +7,7 @@ import pytest
 
 import imaml
 from differences import check_meta_gradient, in_double
-from imaml.domains.actor_critic import ActorCritic, Transitions
+from imaml.domains.control.actor_critic import ActorCritic, Transitions
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 DISCOUNT = 0.7

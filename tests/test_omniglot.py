@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imaml.domains import omniglot, omniglot_files
-from imaml.domains.pixels import area_average
-from imaml.errors import ConfigError, DataError
+from imaml.core.errors import ConfigError, DataError
+from imaml.domains.fewshot import omniglot, omniglot_files
+from imaml.domains.fewshot.pixels import area_average
 
 # alphabet -> (whether of the evaluation set, upstream ids of its characters): a small Omniglot
 ALPHABETS = {f"Alphabet_{n}": (False, [3 * n + 1, 3 * n + 2]) for n in range(6)}

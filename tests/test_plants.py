@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.domains.physics import GRAVITY, KINDS
+from imaml.domains.control.physics import GRAVITY, KINDS
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import imaml
-from imaml.polynomial import degree_of
+from imaml.meta.polynomial import degree_of
 
 MATRIX, PLACES = jnp.arange(6.0).reshape(2, 3), jnp.array([2, 0])
 KERNEL = jnp.ones((2, 1, 3))

@@ -43,8 +43,8 @@ def test_links_lead_somewhere():
 
 
 def test_commands_exist():
-    from imaml.cli import COMMANDS
-    from imaml.presets import PRESETS
+    from imaml.cli.main import COMMANDS
+    from imaml.config.presets import PRESETS
 
     for command, word in re.findall(r"^imaml (\w+) (\S+)", README, re.MULTILINE):
         assert command in COMMANDS

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from imaml.errors import DataError
-from imaml.journal import Journal
-from imaml.reporting import Example, write_report
+from imaml.core.errors import DataError
+from imaml.report.run_page import Example, write_report
+from imaml.training.journal import Journal
 
 VOID = {"meta", "img", "path", "circle", "rect", "polygon", "br", "input", "link"}
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.cli import main
-from imaml.domains.images import read_image_folder
-from imaml.samples import write_task
+from imaml.cli.main import main
+from imaml.cli.samples import write_task
+from imaml.domains.fewshot.images import read_image_folder
 
 DOMAIN = imaml.characters(ways=3, shots=2, queries=4)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.reporting import _drawn
+from imaml.report.run_page import _drawn
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 DOMAINS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import imaml
-from imaml import startup
+from imaml.cli import startup
 
 PROGRAM = """
 from imaml.startup import prepare_jax

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imaml.domains import strokes
+from imaml.domains.fewshot import strokes
 
 CHARACTERS, DRAWINGS = 200, 8
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.adaptation import check_images
-from imaml.errors import DataError
+from imaml.core.errors import DataError
+from imaml.predict import check_images
 
 ARTEFACT = Path(__file__).parents[1] / "artefacts" / "omniglot-5w1s.safetensors"
 NAMES = np.array(list("abcde"))

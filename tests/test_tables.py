@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.cli import main
-from imaml.config import from_json, to_json
-from imaml.domains.table_files import read_table, table_of
-from imaml.domains.table_layout import Column, Layout, column_of
-from imaml.domains.tables import TablesRecipe
-from imaml.errors import ConfigError, DataError
+from imaml.cli.main import main
+from imaml.core.errors import ConfigError, DataError
+from imaml.core.recipes import from_json, to_json
+from imaml.domains.tables.domain import TablesRecipe
+from imaml.domains.tables.files import read_table, table_of
+from imaml.domains.tables.layout import Column, Layout, column_of
 
 SLEEPSTUDY = Path(__file__).resolve().parents[2] / "shared" / "data" / "sleepstudy.csv"
 
@@ -300,7 +300,7 @@ def test_intervals_are_over_different_tasks(file):
         linear=imaml.CG(steps=5),
     )  # fmt: skip
     theta = domain.init(jax.random.key(0))
-    from imaml.evaluation import evaluate_theta, paired
+    from imaml.training.evaluation import evaluate_theta, paired
 
     few, many = (evaluate_theta(domain, method, theta, tasks=n) for n in (64, 512))
     assert few.different == many.different == domain.splits["test"].size
@@ -514,7 +514,7 @@ def test_tables_evidence_recovers_what_was_simulated(groups, least, most, tmp_pa
     (tmp_path / "rows.csv").write_text("\n".join(rows))
     words = [f"--data={tmp_path / 'rows.csv'}", "--task=who", "--target=y", f"--out={tmp_path / 'run'}"]
     assert main(["train", "tables-evidence", *words, "--quiet", "--training.test_tasks=0"]) == 0
-    from imaml.prior_units import prior_of
+    from imaml.domains.tables.mixed_model import prior_of
 
     prior = prior_of(imaml.load(tmp_path / "run"))
     errors = (np.array(list(prior["mean"].values())) - truth) / np.sqrt(np.diag(spread) / groups)
@@ -536,4 +536,4 @@ def test_who_has_learned_no_noise_does_not_say_how_sure_it_is(file, tmp_path, ca
     with pytest.raises(ConfigError, match="knows the noise"):
         predictor.predict_interval(str(one))
     with pytest.raises(ConfigError, match="tasks=0 means every training task"):
-        imaml.domain.in_step(imaml.sinusoid(), 0)
+        imaml.domains.base.in_step(imaml.sinusoid(), 0)

@@ -19,14 +19,16 @@ import optax
 import pytest
 
 import imaml
-from imaml.checkpoint import Checkpoints, read_artefact
-from imaml.config import Config, from_json, load_config, to_json
-from imaml.errors import CheckpointError, ConfigError, NumericalError
-from imaml.folder import first_difference
-from imaml.journal import read_events
-from imaml.presets import PRESETS
-from imaml.problem import Theta
-from imaml.training import initial_state, make_step
+from imaml.config.presets import PRESETS
+from imaml.config.run import Config, load_config
+from imaml.core.errors import CheckpointError, ConfigError, NumericalError
+from imaml.core.recipes import from_json, to_json
+from imaml.problems.precision import Theta
+from imaml.storage.artefact import read_artefact
+from imaml.storage.checkpoint import Checkpoints
+from imaml.training.directory import first_difference
+from imaml.training.journal import read_events
+from imaml.training.step import initial_state, make_step
 
 DOMAIN = imaml.linear_gaussian(features=3, shots=4, queries=4)
 METHOD = imaml.IMAML(
@@ -43,7 +45,7 @@ BUILT = {}  # steps already compiled, by what they are made from: most tests tra
 
 @pytest.fixture(autouse=True)
 def shared_steps(monkeypatch):
-    from imaml import training
+    from imaml.training import loop as training
 
     def make(method, transform, tasks, average, *logged):
         key = (
@@ -102,7 +104,7 @@ def test_a_step_is_the_same_whatever_came_before():
 
 @pytest.mark.parametrize("tasks", [4, 3])  # shared by two devices; on one
 def test_nothing_is_compiled_after_the_first_step(tasks, monkeypatch):
-    from imaml import training
+    from imaml.training import loop as training
 
     made = []
     monkeypatch.setattr(training, "make_step", lambda *args: made.append(make_step(*args)) or made[-1])
@@ -154,7 +156,7 @@ def test_an_interrupt_stops_it_after_the_step(tmp_path):
 
 def stop_after(monkeypatch, count):
     """Makes the next run die with its process, as it were, after `count` steps."""
-    from imaml import training
+    from imaml.training import loop as training
 
     build = training.make_step
 
@@ -224,7 +226,7 @@ def test_resuming_refuses_another_configuration(tmp_path):
 
 
 def test_a_raw_optax_object_is_welcome_from_python_alone(tmp_path, capsys):
-    from imaml.cli import main
+    from imaml.cli.main import main
 
     out = tmp_path / "run"
     run = train(optax.sgd(0.1), out=out)

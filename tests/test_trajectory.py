@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.trajectory import ILQR
+from imaml.inner.ilqr import ILQR
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 HORIZON, STATES, CONTROLS = 12, 3, 2
@@ -126,5 +126,5 @@ def test_it_says_how_it_ended_and_refuses_what_makes_no_sense():
         ILQR(plant.dynamics, plant.running, plant.final, 1, -1)
     with pytest.raises(imaml.ConfigError, match="steps=0"):
         ILQR(plant.dynamics, plant.running, plant.final, steps=0)
-    with pytest.raises(imaml.errors.StructureError, match=r"\(T, m\)"):
+    with pytest.raises(imaml.core.errors.StructureError, match=r"\(T, m\)"):
         plant(p, start, jnp.zeros(40))

@@ -13,7 +13,7 @@ def loss_of(work, xla_convolution=False):
     import jax
     import jax.numpy as jnp
 
-    from imaml.models import MLP, Conv4
+    from imaml.domains.networks import MLP, Conv4
 
     if work.kind == "conv4":
         network = _xla_conv4 if xla_convolution else lambda p, x: Conv4(work.ways).forward(p, x)[0]
@@ -57,7 +57,7 @@ def imaml(work, arrays, threads):
     from jax.sharding import NamedSharding, PartitionSpec
 
     import imaml as library
-    from imaml.training import devices_mesh
+    from imaml.training.step import devices_mesh
 
     theta, (support, query) = _inputs(arrays)
     mesh = devices_mesh(work.tasks) if threads > 1 and not work.small else None
@@ -208,7 +208,7 @@ def flops_of(work, arrays):
     import jax
 
     import imaml as library
-    from imaml.cost import count_flops
+    from imaml.training.cost import count_flops
 
     theta, (support, query) = _inputs(arrays)
     method = functools.partial(_method(work), estimate=False)

@@ -80,7 +80,7 @@ def make(work, folder):
     import jax
 
     import imaml
-    from imaml.models import MLP
+    from imaml.domains.networks import MLP
 
     if work.kind == "mlp":
         theta = MLP(work.sizes).init(jax.random.key(1))

@@ -2,13 +2,13 @@
 
 import sys
 
-from .interrupts import watch
+from .core.interrupts import watch
 
 
 def program() -> int:
     """Runs the command line; returns the exit status."""
     watch()  # before the other imports, so that Ctrl-C within them ends the program as it does later
-    from .cli import main
+    from .cli.main import main
 
     return main()
 

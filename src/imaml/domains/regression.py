@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..errors import ConfigError, require_whole
-from ..likelihoods import Gaussian
-from ..models import MLP
-from ..pooled import joined
-from ..problem import Problem, Task, plain, proximal
-from .alike import OneNetwork
+from ..core.errors import ConfigError
+from ..core.recipes import recipe
+from ..core.validation import require_whole
+from ..problems.base import Problem, Task
+from ..problems.likelihoods import Gaussian
+from ..problems.losses import joined
+from ..problems.proximal import plain, proximal
+from .networks import MLP
+from .one_network import OneNetwork
 
 
 class Points(NamedTuple):
@@ -54,6 +57,7 @@ class NetworkLoss:
         return self.cost(self.outputs(phi, batch), batch)
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class SinusoidRecipe:
     """What a sinusoid domain is made from; goes to JSON. hidden: units of the two hidden layers."""
@@ -161,6 +165,7 @@ def sinusoid(shots: int = 10, queries: int = 10, hidden: int = 40) -> Sinusoid:
     return SinusoidRecipe(shots, queries, hidden).build()
 
 
+@recipe("domain")
 @dataclass(frozen=True)
 class LinearGaussianRecipe:
     """What a linear-Gaussian domain is made from; goes to JSON.

@@ -1,0 +1,1 @@
+"""The Bayesian reading: theta is the mean of a prior."""

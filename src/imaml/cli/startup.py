@@ -1,0 +1,88 @@
+"""What a program sets before JAX starts: cores as devices, and where compiled programs are kept."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from ..core.machine import processor
+
+MOST = 2**30  # bytes of compiled programs that are kept; the oldest go first
+LEAST = 0.3  # seconds: what compiles faster is not kept
+
+
+def prepare_jax(spare: bool = True) -> None:
+    """Everything below; must come before JAX starts its devices. spare: see `use_all_cores`."""
+    use_all_cores(spare)
+    keep_compiled()
+
+
+def use_all_cores(spare: bool = True) -> None:
+    """On a CPU, makes every core a device of its own, so that tasks run side by side.
+
+    Must come before JAX starts its devices; does nothing where the user has set the number. GPU and TPU
+    ignore the flags.
+    spare: whether there is a thread more than devices. Without one, devices that wait for each other may wait
+    for ever where a step has dense factorisations (docs/gotchas.md, 14); with it, a step of nothing but large
+    matrix products takes longer.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in flags:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        ours = f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
+        os.environ["XLA_FLAGS"] = f"{flags} {ours}".strip()
+        if spare:
+            os.environ.setdefault("PJRT_NPROC", str(cores + 1))
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs on disk, so that the same run starts sooner the next time.
+
+    In `compiled` under $XDG_CACHE_HOME/imaml, by default ~/.cache/imaml, a folder for each kind of processor:
+    a program compiled for one may not run on another. At most MOST bytes. JAX's own JAX_COMPILATION_CACHE_DIR
+    (a path) or JAX_ENABLE_COMPILATION_CACHE=false, where the user has set it, stands. Where the folder cannot
+    be written, programs are compiled anew each time.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or _configured():
+        return
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "imaml" / "compiled" / processor()
+        folder.mkdir(parents=True, exist_ok=True)
+        _trim(folder.parent)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return
+    if os.access(folder, os.W_OK):
+        _set("jax_compilation_cache_dir", str(folder))
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            _set("jax_persistent_cache_min_compile_time_secs", LEAST)
+
+
+def _configured() -> bool:
+    """Whether JAX is imported and the program has given it a cache folder."""
+    jax = sys.modules.get("jax")
+    return jax is not None and bool(jax.config.jax_compilation_cache_dir)
+
+
+def _set(option: str, value: str | float) -> None:
+    """Sets an option of JAX's configuration, whether JAX is imported already or not.
+
+    JAX reads the environment once, when it is imported: later only its configuration counts. (The flags of
+    `use_all_cores` differ: XLA reads those when the first device is asked for.)
+    """
+    os.environ[option.upper()] = str(value)
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        jax.config.update(option, value)
+
+
+def _trim(folder: Path) -> None:
+    """Deletes the oldest files while there are more than MOST bytes."""
+    found = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in folder.rglob("*") if f.is_file())
+    total = sum(size for _, size, _ in found)
+    for _, size, file in found:
+        if total <= MOST:
+            return
+        file.unlink(missing_ok=True)
+        total -= size

@@ -1,0 +1,1 @@
+"""A run as nested frozen dataclasses."""

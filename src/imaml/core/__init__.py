@@ -1,0 +1,1 @@
+"""What every other package may use: errors, trees, loops, results; it knows none of them."""

@@ -1,0 +1,133 @@
+"""The registry of recipes: frozen dataclasses of numbers and names, which go to JSON and back.
+
+A class that is to be chosen by name (on the command line, in a saved configuration) registers itself:
+
+    @recipe("linear")
+    @dataclass(frozen=True)
+    class MySolver: ...
+
+There is no other list of classes. `role` says which fields may hold it: "linear", "inner", "domain", ...
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+from .validation import meant
+
+T = TypeVar("T")
+
+_KINDS: dict[str, type] = {}
+_ROLES: dict[str, dict[str, type]] = {}
+_FRESH: dict[type, Callable[[], Any]] = {}
+
+
+@dataclass(frozen=True)
+class Role:
+    """Marks a field that holds any recipe registered for a role: `Annotated[InnerSolver, Role("inner")]`."""
+
+    name: str
+
+
+def recipe(*roles: str, fresh: Mapping[str, Any] | None = None) -> Callable[[type[T]], type[T]]:
+    """Registers a frozen dataclass under its name, its `kind` in JSON.
+
+    Args:
+        *roles: The roles that it has, such as "linear" or "inner"; none for a part of another recipe.
+        fresh: Arguments for an instance that is chosen by its kind alone, where it has no defaults for all.
+
+    Returns:
+        The decorator, which returns the class unchanged.
+
+    Raises:
+        ConfigError: If another class has that name already.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @recipe()
+        ... @dataclass(frozen=True)
+        ... class Example:
+        ...     steps: int = 5
+        >>> to_json(Example())
+        {'kind': 'Example', 'steps': 5}
+    """
+
+    def register(kind: type[T]) -> type[T]:
+        other = _KINDS.get(kind.__name__, kind)
+        if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
+            raise ConfigError(
+                f"recipe: expected a name that no other recipe has, got {kind.__name__!r}, which is "
+                f"{other.__module__}.{other.__qualname__}. Hint: rename the class."
+            )
+        _KINDS[kind.__name__] = kind
+        for role in roles:
+            _ROLES.setdefault(role, {})[kind.__name__] = kind
+        _FRESH[kind] = lambda: kind(**(fresh or {}))
+        return kind
+
+    return register
+
+
+def kinds_of(role: str) -> dict[str, type]:
+    """The classes that have registered for a role, by name."""
+    return dict(_ROLES.get(role, {}))
+
+
+def is_recipe(kind: Any) -> bool:
+    """Whether a class has registered."""
+    return isinstance(kind, type) and _KINDS.get(kind.__name__) is kind
+
+
+def fresh(kind: type[T]) -> T:
+    """An instance of a registered class that is chosen by its kind alone."""
+    return _FRESH[kind]()
+
+
+def to_json(value: Any) -> Any:
+    """A recipe as JSON values; each dataclass an object with its kind.
+
+    Raises:
+        ConfigError: If the value, or what it holds, is no recipe.
+    """
+    if is_dataclass(value) and not isinstance(value, type) and is_recipe(type(value)):
+        content = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        return {"kind": type(value).__name__, **content}
+    if is_dataclass(value) or callable(value):
+        raise ConfigError(f"{value!r} has no JSON form; a raw Optax object is welcome from Python only.")
+    return [to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_json(value: Any) -> Any:
+    """The recipe that `to_json` gave.
+
+    Raises:
+        ConfigError: If a kind or a field is not known.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item) for item in value)
+    if not isinstance(value, Mapping):
+        return value
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ConfigError(f"config: kind={kind!r}{meant(str(kind), _KINDS)}")
+    known = {field.name for field in fields(_KINDS[kind])}  # type: ignore[arg-type]
+    given = {name: from_json(item) for name, item in value.items() if name != "kind"}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ConfigError(f"config: {kind} has no field {unknown[0]!r}{meant(unknown[0], known)}")
+    try:
+        return _KINDS[kind](**given)
+    except TypeError as error:
+        raise ConfigError(f"config: {kind}: {error}.") from error
+
+
+def parsed(text: str, where: str) -> Any:
+    """The JSON values in a text; ConfigError naming `where` it came from."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} is no JSON ({error}); put back a copy, or begin a new run.") from error

@@ -1,0 +1,474 @@
+"""Few-shot classification: N ways, K shots, over any labelled images, read or drawn on the fly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ...core.errors import ConfigError, DataError
+from ...core.recipes import recipe
+from ...problems.base import Problem, Task
+from ...problems.likelihoods import Categorical
+from ...problems.proximal import plain, proximal
+from ..networks import Conv4
+from . import distortion, strokes
+from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, distinct, then, turn
+from .images import Images
+
+SOURCES = ("characters", "omniglot", "mini-imagenet", "images")
+OMNIGLOT_SPLITS = ("vinyals", "background", "random")
+NORMALISATIONS = ("transductive", "inductive")
+DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (22_000, 26_000)}
+DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
+
+
+@recipe("domain")
+@dataclass(frozen=True)
+class FewShotRecipe:
+    """Everything that a few-shot domain is made from; goes to JSON.
+
+    source: where images come from; "images" are your own drawings, a folder with train/, val/ and test/ or a
+    table (see `image_tasks`). ways, shots: classes a task, and support images of each; queries: query images
+    of each. normalisation: by whose statistics a query batch is normalised in training: its own
+    ("transductive", as in the literature) or the support set's ("inductive"). Four ways to get more from the
+    training classes: rotations, whether quarter turns count as classes of their own, as in the literature;
+    symmetries, whether each task as a whole is shown in one of the square's eight symmetries; distortion, how
+    much random maps distort tasks and drawings, 0 for not at all (see `imaml.domains.fewshot.distortion`);
+    within, the share of tasks whose classes are all of one group, such as an alphabet: they are harder.
+    split: of Omniglot, "vinyals", "background" or "random". data: a path, or None for the usual places.
+    filters: the width of Conv4. limits: splits of which only some classes are used, and which (see
+    `FewShot.limited`).
+    """
+
+    source: str = "characters"
+    ways: int = 5
+    shots: int = 1
+    queries: int = 5
+    normalisation: str = "transductive"
+    rotations: bool = True
+    symmetries: bool = False
+    distortion: float = 0.0
+    within: float = 0.0
+    split: str = "vinyals"
+    data: str | None = None
+    filters: int = 64
+    limits: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        if self.source not in SOURCES:
+            raise ConfigError(f"domain: source={self.source!r}; accepted: {', '.join(SOURCES)}.")
+        if self.normalisation not in NORMALISATIONS:
+            raise ConfigError(
+                f"domain: normalisation={self.normalisation!r}; accepted: {', '.join(NORMALISATIONS)}."
+            )
+        if self.split not in OMNIGLOT_SPLITS:
+            raise ConfigError(f"domain: split={self.split!r}; accepted: {', '.join(OMNIGLOT_SPLITS)}.")
+        for name in ("rotations", "symmetries"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"domain: {name}={getattr(self, name)!r}; accepted: true, false.")
+        amount = self.distortion
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= 2:
+            raise ConfigError(
+                f"domain: distortion={amount!r}; accepted is a number from 0 (none) to 2 (unreadable)."
+            )
+        share = self.within
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ConfigError(
+                f"domain: within={share!r}; accepted is a number from 0 to 1, a share of tasks."
+            )
+        if share and self.source == "characters":
+            raise ConfigError(
+                f"domain: within={share!r} with source='characters'; accepted is 0, as characters that are "
+                "drawn on the fly belong to no alphabet."
+            )
+        for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("filters", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(
+                    f"domain: {name}={value!r}; accepted is a whole number of at least {least}."
+                )
+
+    def build(self) -> FewShot:
+        """The domain, with its data read."""
+        domain = replace(self, limits=())._whole()
+        for split, classes in self.limits:
+            domain = domain.limited(split, classes)
+        return domain
+
+    def _whole(self) -> FewShot:
+        if self.source == "characters":
+            return characters_of(self)
+        if self.source == "omniglot":
+            from . import omniglot as reader
+
+            return table_of(self, reader.read(reader.locate(self.data), split=self.split))
+        from .images import read_split_folders
+
+        if self.data is None:
+            raise DataError(
+                f"{self.source}: where are they? Pass --data PATH, a folder with train/, val/ and test/ and "
+                "in each a folder of images for every class."
+            )
+        network = self.network
+        return table_of(self, read_split_folders(self.data, side=network.side, channels=network.channels))
+
+    @property
+    def network(self) -> Conv4:
+        """The network that learns these tasks."""
+        side, channels = (84, 3) if self.source == "mini-imagenet" else (28, 1)
+        return Conv4(self.ways, self.filters, side, channels)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FewShot:
+    """Few-shot classification tasks; made by `characters`, `omniglot`, `mini_imagenet` or `image_tasks`.
+
+    pixels: uint8 (rows, side, side, channels), or None for characters drawn on the fly. first, counts: a
+    class's first row and number of images, (classes,). groups: the number of a class's group, (classes,).
+    splits: class numbers by split name. most: the largest of counts.
+    """
+
+    pixels: Array | None
+    first: Array | None
+    counts: Array | None
+    groups: Array | None
+    splits: dict[str, Array]
+    most: int = field(metadata={"static": True})
+    recipe: FewShotRecipe = field(metadata={"static": True})
+
+    headline: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+
+    @property
+    def network(self) -> Conv4:
+        """The network that learns these tasks."""
+        return self.recipe.network
+
+    def init(self, key: Array) -> Any:
+        """Fresh parameters of the network."""
+        return self.network.init(key)
+
+    def loss(self, phi: Any, batch: Labelled) -> Array:
+        """The mean cross-entropy on a batch normalised as the recipe says, a scalar."""
+        return cross_entropy(self.logits(phi, batch), batch.labels)
+
+    def logits(self, phi: Any, batch: Labelled, inductive: bool | None = None) -> Array:
+        """Logits (n, ways). inductive: by the reference's statistics; by default as the recipe says."""
+        if inductive is None:
+            inductive = self.recipe.normalisation == "inductive"
+        if batch.reference is None or not inductive:
+            return self.network.forward(phi, batch.images)[0]
+        _, statistics = self.network.forward(phi, batch.reference)
+        return self.network.forward(phi, batch.images, statistics)[0]
+
+    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
+        """Cross-entropy on the support set + strength/2 |phi - theta|^2; without an anchor for None."""
+        loss = SupportLoss(self.network)
+        if strength is None:
+            return plain(loss, adapt)
+        return proximal(loss, strength, adapt, curvature=curvature)
+
+    @staticmethod
+    def whole(support: Labelled, query: Labelled) -> Labelled:
+        """All of a task's images as one batch, for methods that learn from it unsplit."""
+        images = jnp.concatenate([support.images, query.images])
+        labels = jnp.concatenate([support.labels, query.labels])
+        if support.classes is None or query.classes is None:
+            return Labelled(images, labels)
+        return Labelled(images, labels, classes=jnp.concatenate([support.classes, query.classes]))
+
+    def wide(self, key: Array) -> Any:
+        """Fresh parameters of the network with an output for every class, for joint learning."""
+        if self.groups is None and self.recipe.source != "characters":
+            raise ConfigError(
+                "wide: joint learning needs the domain's data, to know how many classes it has."
+            )
+        classes = DRAWN_CLASSES["train"][1] if self.groups is None else self.groups.shape[0]
+        return replace(self.network, ways=classes).init(key)
+
+    def narrow(self, theta: Any) -> Any:
+        """The network's parameters with a fresh head for a new task, all zeros."""
+        head = jax.eval_shape(self.init, jax.random.key(0))["head"]
+        return {**theta, "head": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), head)}
+
+    def joint_loss(self, theta: Any, batch: Labelled, grouped: bool = False) -> Array:
+        """The mean cross-entropy of telling all classes apart, or those of an image's own group; a scalar.
+
+        theta: as `wide` makes it. A group's outputs are then a head of its own on the shared body. Groups are
+        those of the table, such as alphabets, and every fifty of the characters drawn on the fly.
+        """
+        assert batch.classes is not None
+        if grouped:
+            return cross_entropy(self._in_group(theta, batch), batch.classes)
+        return cross_entropy(self.network.forward(theta, batch.images)[0], batch.classes)
+
+    def _groups(self, classes: int) -> Array:
+        """The number of each class's group, (classes,)."""
+        return jnp.arange(classes, dtype=jnp.int32) // 50 if self.groups is None else self.groups
+
+    def _in_group(self, theta: Any, batch: Labelled) -> Array:
+        """Logits of wide parameters, (n, classes), minus infinity outside an image's own group."""
+        logits = self.network.forward(theta, batch.images)[0]
+        groups = self._groups(logits.shape[1])
+        return jnp.where(groups[None] == groups[batch.classes][:, None], logits, -jnp.inf)
+
+    def query_loss(self, phi: Any, theta: Any, batch: Labelled) -> Array:
+        """The mean cross-entropy on the query batch, a scalar."""
+        return self.loss(phi, batch)
+
+    def draw(self, key: Array, split: str) -> Indices:
+        """Indices of one random episode: distinct classes, distinct images of each.
+
+        Only training tasks are turned, mirrored and distorted.
+        """
+        recipe = self.recipe
+        ids = self.splits[split]
+        training = split == "train"
+        turned = recipe.rotations and training
+        class_key, example_key = jax.random.split(key)
+        number = ids.shape[0] * (4 if turned else 1)
+        virtual = distinct(class_key, number, recipe.ways)
+        classes, turns = ids[virtual % ids.shape[0]], virtual // ids.shape[0]
+        if recipe.within and training:
+            classes = self._within(jax.random.fold_in(class_key, 2), ids, classes)
+        if recipe.symmetries and training:
+            turns = then(turns, jax.random.randint(jax.random.fold_in(class_key, 1), (), 0, 8, jnp.int32))
+        wanted = recipe.shots + recipe.queries
+        if self.counts is None:
+            share = DRAWINGS // wanted  # each from a range of its own, so that no two are the same drawing
+            examples = jax.random.randint(example_key, (recipe.ways, wanted), 0, share, jnp.int32)
+            examples = examples + share * jnp.arange(wanted, dtype=jnp.int32)[None]
+        else:
+            scores = jax.random.uniform(example_key, (recipe.ways, self.most), jnp.float32)
+            scores = jnp.where(jnp.arange(self.most)[None] < self.counts[classes][:, None], scores, 2.0)
+            examples = jnp.argsort(scores, axis=1)[:, :wanted]
+        maps = None
+        if recipe.distortion and training:
+            map_key = jax.random.fold_in(example_key, 1)
+            maps = distortion.draw(map_key, recipe.ways, wanted, recipe.distortion)
+        return Indices(*(array.astype(jnp.int32) for array in (classes, examples, turns)), maps=maps)
+
+    def _within(self, key: Array, ids: Array, others: Array) -> Array:
+        """Distinct classes (ways,) of one group among `ids`, or `others`, as often as the recipe says.
+
+        A group with fewer classes than ways is never drawn, any other as often as it has classes.
+        """
+        assert self.groups is not None
+        share_key, group_key, class_key = jax.random.split(key, 3)
+        groups = self.groups[ids]
+        order = jnp.argsort(groups)
+        begin = jnp.searchsorted(groups[order], groups[order], side="left")
+        size = jnp.searchsorted(groups[order], groups[order], side="right") - begin
+        enough = size >= self.recipe.ways
+        one = jax.random.choice(group_key, ids.shape[0], p=enough / enough.sum())
+        chosen = ids[order[begin[one] + distinct(class_key, size[one], self.recipe.ways)]]
+        return jnp.where(jax.random.uniform(share_key) < self.recipe.within, chosen, others)
+
+    def gather(self, indices: Indices) -> Task:
+        """The episode that indices mean: Task of two `Labelled`, class by class in the order of `classes`."""
+        recipe = self.recipe
+        if self.pixels is None or self.first is None:
+            images = strokes.draws(indices.classes, indices.examples, chunk=16)[..., None]
+        else:
+            images = self.pixels[self.first[indices.classes][:, None] + indices.examples]
+            images = images.astype(jnp.float32) / 255
+        images = jax.vmap(turn)(images, indices.turns)
+        if indices.maps is not None:
+            images = jax.vmap(distortion.warp)(images, indices.maps)
+        shape = (-1, *images.shape[2:])
+        labels = jnp.arange(recipe.ways, dtype=jnp.int32)
+        support = images[:, : recipe.shots].reshape(shape)
+        query = images[:, recipe.shots :].reshape(shape)
+        support_labels, query_labels = (jnp.repeat(labels, n) for n in (recipe.shots, recipe.queries))
+        return Task(
+            Labelled(support, support_labels, None, indices.classes[support_labels]),
+            Labelled(query, query_labels, support, indices.classes[query_labels]),
+        )
+
+    def sample(self, key: Array, split: str) -> Task:
+        """One random episode of a split."""
+        return self.gather(self.draw(key, split))
+
+    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
+        """Accuracy and mean cross-entropy on the query set, transductive and inductive."""
+        query = task.query
+        scores = {}
+        for suffix, inductive in (("", False), ("_inductive", True)):
+            logits = self.logits(phi, query, inductive)
+            scores["accuracy" + suffix] = accuracy(logits, query.labels)
+            scores["loss" + suffix] = cross_entropy(logits, query.labels)
+        return scores
+
+    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
+        """How sure the answers to the query set are, and how often right: see `confidences`, (bins, 3)."""
+        query = task.query
+        parts = {"calibration_error": False, "calibration_error_inductive": True}
+        return {name: confidences(self.logits(phi, query, way), query.labels) for name, way in parts.items()}
+
+    def trade_off(self, theta: Any, tasks: int = 1000, seed: int = 0) -> dict[str, Any]:
+        """How well joint learning serves each group of training classes, on random training tasks.
+
+        theta: as `wide` makes it; an image's answer is the largest output of its own group. The accuracy by
+        group, and its least, quartiles and most.
+        """
+        groups = self._groups(theta["head"]["bias"].shape[0])
+
+        def one(key: Array) -> tuple[Array, Array]:
+            task = self.sample(key, "train")
+            batch = self.whole(*task)
+            logits = self._in_group(theta, batch)
+            return groups[batch.classes], jnp.argmax(logits, axis=1) == batch.classes
+
+        keys = jax.random.split(jax.random.key(seed), tasks)
+        numbers, right = (np.asarray(a).ravel() for a in jax.jit(lambda k: jax.lax.map(one, k))(keys))
+        shares = {int(g): float(right[numbers == g].mean()) for g in np.unique(numbers)}
+        quartiles = np.quantile(list(shares.values()), [0, 0.25, 0.5, 0.75, 1]).tolist()
+        return {"accuracy": shares, "least_quartiles_most": quartiles, "images": int(right.size)}
+
+    def measure(self, phi: Any, theta: Any, batch: Labelled) -> dict[str, Array]:
+        """The accuracy on a query batch, normalised as in training; for a method's `measure`."""
+        return {"accuracy": accuracy(self.logits(phi, batch), batch.labels)}
+
+    def baselines(self, task: Task) -> dict[str, Array]:
+        """The accuracy of the nearest support image in pixels."""
+        support, query = (part.images.reshape(part.images.shape[0], -1) for part in task)
+        distances = jnp.square(query[:, None] - support[None]).sum(-1)
+        nearest = task.support.labels[jnp.argmin(distances, axis=1)]
+        return {"pixel_nearest_neighbour": jnp.mean((nearest == task.query.labels).astype(jnp.float32))}
+
+    def limited(self, split: str, classes: Any) -> FewShot:
+        """The same domain with only some of a split's classes (their numbers in the table).
+
+        The recipe says so, too: what is trained on a part is resumed and evaluated on that part.
+        """
+        if split not in self.splits:
+            raise ConfigError(f"limited: split={split!r}; accepted: {', '.join(self.splits)}.")
+        chosen = np.unique(np.asarray(classes, np.int32))
+        unknown = np.setdiff1d(chosen, np.asarray(self.splits[split]))
+        if chosen.size < self.recipe.ways or unknown.size:
+            raise ConfigError(
+                f"limited: {chosen.size} classes of which {unknown.size} are not in the {split} split; "
+                f"accepted are at least {self.recipe.ways} (the ways) of its {self.splits[split].shape[0]}."
+            )
+        if split == "train" and self.recipe.within:
+            _require_group(self.recipe, np.asarray(self.groups)[chosen])
+        limits = dict(self.recipe.limits) | {split: tuple(chosen.tolist())}
+        recipe = replace(self.recipe, limits=tuple(sorted(limits.items())))
+        return replace(self, splits={**self.splits, split: jnp.asarray(chosen)}, recipe=recipe)
+
+
+@dataclass(frozen=True)
+class SupportLoss:
+    """The loss of a task's support set, (phi, batch) -> scalar; hashable, so that a Problem made of it is."""
+
+    network: Conv4
+    likelihood: ClassVar[Categorical] = Categorical()
+    averages: ClassVar[bool] = True
+
+    def outputs(self, phi: Any, batch: Labelled) -> Array:
+        """Logits (n, ways) of the batch normalised by its own statistics."""
+        return self.network.forward(phi, batch.images)[0]
+
+    def cost(self, outputs: Array, batch: Labelled) -> Array:
+        """The mean cross-entropy of logits."""
+        return cross_entropy(outputs, batch.labels)
+
+    def __call__(self, phi: Any, batch: Labelled) -> Array:
+        """The mean cross-entropy of the batch normalised by its own statistics."""
+        return self.cost(self.outputs(phi, batch), batch)
+
+
+def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:
+    """Refuses training classes of which no group has enough for a task of its own (DataError)."""
+    most = int(np.unique(groups, return_counts=True)[1].max(initial=0))
+    if most < recipe.ways:
+        raise DataError(
+            f"domain: within={recipe.within!r} asks for tasks within one group (an alphabet), and the largest"
+            f" of the train split has {most} classes; a task needs {recipe.ways} ways. Set --domain.within=0."
+        )
+
+
+def characters_of(recipe: FewShotRecipe) -> FewShot:
+    """The domain of procedural handwriting, drawn on the device as it is needed."""
+    fewest = min(last - first for first, last in DRAWN_CLASSES.values())
+    if recipe.ways > fewest:
+        raise ConfigError(
+            f"domain: ways={recipe.ways}; accepted are at most {fewest}, the smallest split's classes."
+        )
+    splits = {name: jnp.arange(*ends, dtype=jnp.int32) for name, ends in DRAWN_CLASSES.items()}
+    return FewShot(None, None, None, None, splits, 0, recipe)
+
+
+def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
+    """The domain over a table of labelled images."""
+    wanted = recipe.shots + recipe.queries
+    splits = {}
+    for name in ("train", "validation", "test"):
+        ids = np.asarray(table.splits.get(name, ()), np.int32)
+        short = [i for i in ids if table.count[i] < wanted]
+        if short:
+            raise DataError(
+                f"class {table.names[short[0]]!r} of the {name} split has {table.count[short[0]]} images; a "
+                f"task needs {wanted} of each ({recipe.shots} shots + {recipe.queries} queries). Lower "
+                "--domain.shots or --domain.queries, or add images."
+            )
+        if ids.size < recipe.ways:
+            raise DataError(
+                f"the {name} split has {ids.size} classes; a task needs {recipe.ways} ways. Lower "
+                "--domain.ways, or add classes."
+            )
+        splits[name] = jnp.asarray(ids)
+    side, channels = recipe.network.side, recipe.network.channels
+    if table.pixels.shape[1:] != (side, side, channels):
+        raise DataError(
+            f"images are {table.pixels.shape[1:]}; the network of {recipe.source} takes "
+            f"{(side, side, channels)}."
+        )
+    most = int(table.count.max())
+    groups = np.unique(table.groups, return_inverse=True)[1].astype(np.int32)
+    if recipe.within:
+        _require_group(recipe, groups[np.asarray(splits["train"])])
+    arrays = [jnp.asarray(array) for array in (table.pixels, table.first, table.count, groups)]
+    return FewShot(*arrays, splits=splits, most=most, recipe=recipe)
+
+
+def characters(ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
+    """Tasks of procedural handwriting: random characters drawn on the fly, 28 x 28, thousands of classes.
+
+    options: the other fields of `FewShotRecipe`. The default normalisation is inductive, so that what is
+    learned can be used on one image at a time.
+
+    >>> import imaml, jax
+    >>> domain = imaml.characters(ways=5, shots=1, queries=2)
+    >>> task = jax.jit(lambda key: domain.sample(key, "test"))(jax.random.key(0))  # to draw is much to trace
+    >>> task.query.images.shape
+    (10, 28, 28, 1)
+    """
+    return FewShotRecipe("characters", ways, shots, **{"normalisation": "inductive", **options}).build()
+
+
+def omniglot(ways: int = 5, shots: int = 1, data: str | None = None, **options: Any) -> FewShot:
+    """Tasks of Omniglot's 1,623 handwritten characters, 28 x 28 (Lake et al. 2015).
+
+    data: a folder with upstream's two zip files or their unpacked folders, an .npz file, or None for the
+    usual places; options: the other fields of `FewShotRecipe`, such as split="vinyals".
+    """
+    return FewShotRecipe("omniglot", ways, shots, data=data, **options).build()
+
+
+def mini_imagenet(data: str, ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
+    """Tasks of mini-ImageNet, 84 x 84 x 3, from its usual folder layout (train/, val/, test/)."""
+    options = {"rotations": False, "filters": 32, **options}
+    return FewShotRecipe("mini-imagenet", ways, shots, data=data, **options).build()
+
+
+def image_tasks(table: Images, ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
+    """Tasks over your own table of 28 x 28 drawings with its splits, an `Images`."""
+    return table_of(FewShotRecipe("images", ways, shots, **options), table)

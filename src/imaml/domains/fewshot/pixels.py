@@ -1,0 +1,271 @@
+"""One image file or array as numbers: opening, decoding, polarity, shrinking by area average.
+
+`open_image` is the one place where the package opens an image: it says what is refused before any pixel is
+decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from imaml.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Pillow's name of a format -> its files' suffixes. Pillow knows many more formats, and finds out by a file's
+# content which it is, whatever the file's name. One of them is PostScript: a program, which Ghostscript runs.
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "PPM": (".pgm", ".ppm"),
+}
+READABLE = "PNG, JPEG, GIF, BMP, TIFF, WebP, PGM or PPM"
+MOST_SIDE = 10_000  # pixels of width or height
+MOST_PIXELS = 40_000_000  # in all, of a drawing after padding to a square: about 1 GB while it is read
+MOST_BYTES = 1 << 28  # of a file: 40 million pixels of 4 channels, uncompressed, have 160 MB
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO (named pipe)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+
+
+def regular_file(file: str | Path) -> os.stat_result:
+    """What the system knows of an image file, without opening it.
+
+    Args:
+        file: The path; symbolic links are followed.
+
+    Returns:
+        The status of the file: its size, its times.
+
+    Raises:
+        DataError: If there is no such file, or it is a folder, FIFO, socket or device (to open a FIFO would
+            wait for a writer, a device may never end), or has more than ``MOST_BYTES``.
+    """
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{file}: expected an image file, got an error ({reason}). Hint: check the path and that it may "
+            "be read."
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise DataError(
+            f"{file}: expected a regular file, got {kind}. Hint: save the image as a file, or remove this."
+        )
+    if status.st_size > MOST_BYTES:
+        raise DataError(
+            f"{file}: expected an image file of at most {MOST_BYTES:,} bytes, got {status.st_size:,}. Hint: "
+            "shrink the image, or save it as PNG."
+        )
+    return status
+
+
+@contextlib.contextmanager
+def open_image(
+    content: str | Path | bytes,
+    name: str | None = None,
+    *,
+    formats: Sequence[str] = tuple(FORMATS),
+    padded: bool = False,
+) -> Iterator[Image.Image]:
+    """Open an image, checked but not yet decoded; the package opens images nowhere else.
+
+    Whatever Pillow raises inside the ``with`` block, as for a damaged file, becomes a ``DataError``.
+
+    Args:
+        content: The path of a file, or a file's bytes.
+        name: What messages call it; by default the path.
+        formats: Pillow's names of the formats accepted. The file's content decides, not its suffix.
+        padded: Whether the image will be padded to a square, so that the square's pixels count.
+
+    Yields:
+        The image. Its pixels are decoded when asked for, inside the ``with`` block.
+
+    Raises:
+        DataError: If it is no regular file, in no accepted format, damaged, wider or higher than
+            ``MOST_SIDE``, or has more than ``MOST_PIXELS``.
+    """
+    from PIL import Image
+
+    if name is None:
+        name = "the image" if isinstance(content, bytes) else str(content)
+    if not isinstance(content, bytes):
+        regular_file(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)  # damaged EXIF: not the pixels
+        try:
+            with (
+                io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as stream,
+                Image.open(stream, formats=tuple(formats)) as image,
+            ):
+                _check_size(name, *image.size, padded)
+                tags = getattr(image, "tag_v2", {})  # of TIFF, whose tiles may be larger than the image
+                if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
+                    _check_size(f"{name}, a tile", int(tags[_TILE_WIDTH]), int(tags[_TILE_LENGTH]), False)
+                yield image
+        except DataError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError):
+            # Above Pillow's own limit, which a program may have lowered.
+            most = min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS)
+            raise DataError(
+                f"{name}: expected an image of at most {most:,} pixels, got more. Hint: shrink it first."
+            ) from None
+        except Image.UnidentifiedImageError:
+            raise DataError(
+                f"{name}: expected a whole {_either(formats)} image, got a file that is damaged or of "
+                "another format. Hint: replace the file or remove it."
+            ) from None
+        except Exception as error:
+            # Of a damaged file Pillow's decoders raise what they stumble over, such as struct.error, KeyError
+            # or OverflowError beside the documented OSError and SyntaxError.
+            raise DataError(
+                f"{name}: expected a whole {_either(formats)} image, got one that cannot be read ({error}). "
+                "Hint: replace the file or remove it."
+            ) from None
+
+
+def _either(formats: Sequence[str]) -> str:
+    return READABLE if len(formats) == len(FORMATS) else " or ".join(formats)
+
+
+def _check_size(name: str, width: int, height: int, padded: bool) -> None:
+    """Refuses, before anything is allocated, sizes that are 0 or beyond the limits (DataError)."""
+    pixels = max(width, height) ** 2 if padded else width * height
+    if 0 < width <= MOST_SIDE and 0 < height <= MOST_SIDE and pixels <= MOST_PIXELS:
+        return
+    square = f", {pixels:,} pixels when padded to a square" if padded else f", {pixels:,} pixels"
+    raise DataError(
+        f"{name}: expected 1 to {MOST_SIDE:,} pixels a side and at most {MOST_PIXELS:,} in all, got "
+        f"{width:,} x {height:,}{square}. Hint: shrink or crop the image first."
+    )
+
+
+def area_weights(before: int, after: int) -> np.ndarray:
+    """Integer weights (after, before), float32: how much of each old pixel lies in each new one.
+
+    The unit of length divides both pixels, and each row has the same sum, at most `before`. So averages of
+    1-bit images are sums of whole numbers below 2^24, exact in float32: the same bits on every machine.
+    """
+    unit = int(np.gcd(before, after))
+    wide, narrow = before // unit, after // unit
+    old, new = np.arange(before) * narrow, np.arange(after)[:, None] * wide
+    overlap = np.minimum(old + narrow, new + wide) - np.maximum(old, new)
+    return np.clip(overlap, 0, None).astype(np.float32)
+
+
+def area_average(images: np.ndarray, side: int) -> np.ndarray:
+    """Images (..., height, width) resized to float32 (..., side, side), each pixel the mean over its area."""
+    down, across = area_weights(images.shape[-2], side), area_weights(images.shape[-1], side)
+    total = float(down[0].sum()) * float(across[0].sum())
+    rows = images.astype(np.float32, copy=False).reshape(-1, images.shape[-1])
+    flat = rows @ across.T  # one product, not one an image
+    return down @ flat.reshape(*images.shape[:-1], side) / np.float32(total)
+
+
+def read_image(file: str | Path, side: int = 28, channels: int = 1) -> np.ndarray:
+    """One image file as float32 in [0, 1]: (side, side) for one channel, (side, side, 3) for three.
+
+    One channel is a drawing: 1 = ink; inverted when the median of its border is bright (dark ink on light
+    paper); padded with its paper to a square, never squashed. Three channels are a photograph: brightness as
+    it is, squashed to a square, as is the custom for mini-ImageNet. Grey, colour, palette, transparent, 1-bit
+    and 16-bit files are read; EXIF rotations are followed; the first frame of an animation counts; contrast
+    is not stretched. Formats: PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM, by the file's content.
+
+    Args:
+        file: The image file.
+        side: Pixels of width and height of what is returned.
+        channels: 1 for a drawing, 3 for a photograph.
+
+    Returns:
+        The pixels.
+
+    Raises:
+        DataError: If the file is no regular file, is damaged or in another format, or is too large: more than
+            10,000 pixels a side, or 40 million in all (of a drawing, after padding). It names the file.
+        ConfigError: If ``side`` or ``channels`` is not accepted.
+    """
+    if channels not in (1, 3):
+        raise ConfigError(f"channels is {channels}; accepted is 1 (drawings, 1 = ink) or 3 (photographs)")
+    if side < 1:
+        raise ConfigError(f"side is {side}; accepted is a positive number of pixels")
+    pixels = _decode(file, "L" if channels == 1 else "RGB")
+    if channels == 3:
+        return np.clip(np.moveaxis(area_average(np.moveaxis(pixels, -1, 0), side), 0, -1), 0, 1)
+    if np.median(_border(pixels)) > 0.5:
+        np.subtract(1, pixels, out=pixels)
+    height, width = pixels.shape
+    top, left = max(width - height, 0), max(height - width, 0)
+    pixels = np.pad(
+        pixels,
+        ((top // 2, top - top // 2), (left // 2, left - left // 2)),
+        constant_values=np.median(_border(pixels)),
+    )
+    return np.clip(area_average(pixels, side), 0, 1)
+
+
+def _border(pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
+def _decode(file: str | Path, mode: str) -> np.ndarray:
+    """A file's pixels as float32 in [0, 1], (height, width) for mode "L", (height, width, 3) for "RGB"."""
+    from PIL import ImageOps
+
+    with open_image(file, padded=mode == "L") as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+        if image.mode == "F" or image.mode.startswith("I"):
+            wide = np.asarray(image)
+            if image.mode == "F" or wide.min() < 0 or wide.max() > 65535:
+                raise DataError(
+                    f"{file}: expected 8 or 16 bits a channel, got 32-bit pixels. Hint: save it as PNG."
+                )
+            grey = (wide / 65535).astype(np.float32)
+            return grey if mode == "L" else np.repeat(grey[..., None], 3, axis=-1)
+        if image.has_transparency_data:
+            image = _on_paper(image.convert("RGBA"))
+        pixels = np.array(image.convert(mode), np.float32)
+    pixels /= 255  # in place: of a large image each copy counts
+    return pixels
+
+
+def _on_paper(image: Image.Image) -> Image.Image:
+    """A transparent image (mode RGBA) laid on paper that its ink shows on.
+
+    Where the border is opaque, the paper is the border's own colour; where it is transparent, black or white,
+    whichever is further from the mean of what is drawn.
+    """
+    from PIL import Image
+
+    grey = np.asarray(image.convert("RGB").convert("L"), np.float32)
+    alpha = np.asarray(image.getchannel("A"), np.float32) / 255
+    edge, edge_alpha = _border(grey), _border(alpha)
+    if np.median(edge_alpha) > 0.5:
+        paper = int(np.median(edge[edge_alpha > 0.5]))
+    else:
+        paper = 255 if (grey * alpha).sum() < 127.5 * alpha.sum() or not alpha.any() else 0
+    return Image.alpha_composite(Image.new("RGBA", image.size, (paper, paper, paper, 255)), image)

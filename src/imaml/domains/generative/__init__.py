@@ -1,0 +1,1 @@
+"""Tasks of densities, imitation, generation and restoration."""

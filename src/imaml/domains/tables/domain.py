@@ -1,0 +1,436 @@
+"""Tasks from a table: rows grouped by a column, such as one person, school or machine a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ...core.errors import ConfigError, DataError
+from ...core.recipes import recipe
+from ...core.validation import meant, require_number, require_one_of, require_whole
+from ...problems.base import Problem, Task
+from ...problems.likelihoods import Categorical, Gaussian
+from ...problems.proximal import plain, proximal
+from ..base import SPLITS
+from ..networks import MLP
+from ..one_network import OneNetwork
+from .files import Table, read_table, table_of
+from .layout import Layout, column_of
+
+HOLDOUTS = ("random", "last", "none")
+
+
+class Rows(NamedTuple):
+    """Rows of one task, padded: inputs (n, inputs); targets (n, 1), or classes (n,); weights (n,), 0 or 1."""
+
+    inputs: Array
+    targets: Array
+    weights: Array
+
+    @property
+    def labels(self) -> Array:
+        """The targets, where they are classes."""
+        return self.targets
+
+
+@dataclass(frozen=True)
+class RowsLoss:
+    """A network's loss on rows, summed over those that count: half squared errors, or cross entropies.
+
+    A sum, so that the strength is the precision of a prior (for numbers in units of the noise's), the same
+    for tasks of 2 rows and of 200; hashable.
+    """
+
+    network: MLP
+    classes: bool
+    averages: ClassVar[bool] = False
+
+    @property
+    def likelihood(self) -> Gaussian | Categorical:
+        """What rows are: numbers with Gaussian noise, or classes."""
+        return Categorical() if self.classes else Gaussian()
+
+    def outputs(self, phi: Any, batch: Rows) -> Array:
+        """The network's outputs, (n, outputs)."""
+        return self.network.forward(phi, batch.inputs)[0]
+
+    def cost(self, outputs: Array, batch: Rows) -> Array:
+        """The loss of outputs, a scalar."""
+        if self.classes:
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), batch.labels[:, None], 1)[:, 0]
+            return -jnp.sum(batch.weights * chosen)
+        return 0.5 * jnp.sum(batch.weights * jnp.square(outputs - batch.targets)[:, 0])
+
+    def __call__(self, phi: Any, batch: Rows) -> Array:
+        """The loss of parameters `phi` on `batch`."""
+        return self.cost(self.outputs(phi, batch), batch)
+
+
+@recipe("domain")
+@dataclass(frozen=True)
+class TablesRecipe:
+    """What a domain of tables is made from; goes to JSON.
+
+    data: the file, .csv, .tsv or .parquet. task, target: columns; features: columns, by default all others.
+    texts: columns that are categories although they look like numbers. A target of texts makes tasks of
+    classification. hidden: units of the network's hidden layers (tanh); none for a linear model.
+    holdout: which rows of a task are its query set: "random" ones, the "last" in the file, or "none": all
+    rows are both support and query. shots: rows of a support set, by default half of the task's.
+    validation, test: shares of the tasks for these splits, drawn by `seed`. layout: what a run has fixed of
+    its table; None before.
+    """
+
+    data: str | None = None
+    task: str | None = None
+    target: str | None = None
+    features: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    hidden: tuple[int, ...] = ()
+    holdout: str = "random"
+    shots: int | None = None
+    validation: float = 0.2
+    test: float = 0.2
+    seed: int = 0
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        require_one_of("domain", "holdout", self.holdout, HOLDOUTS)
+        require_number("domain", 0, 1, validation=self.validation, test=self.test)
+        require_whole("domain", 0, seed=self.seed)
+        require_whole("domain", 1, **{f"hidden[{i}]": units for i, units in enumerate(self.hidden)})
+        if self.task is not None and self.task == self.target:
+            raise ConfigError(
+                f"domain: task and target are both {self.task!r}; accepted are two columns: whose rows are a "
+                "task, and what is asked."
+            )
+        if self.validation + self.test >= 1:
+            raise ConfigError(
+                f"domain: validation={self.validation:g} and test={self.test:g} leave no tasks for training; "
+                "accepted are shares whose sum is below 1."
+            )
+        if self.shots is not None:
+            require_whole("domain", 1, shots=self.shots)
+            if self.holdout == "none":
+                raise ConfigError(
+                    f"domain: shots={self.shots} with holdout='none', where all rows are support; leave it "
+                    "out."
+                )
+
+    @property
+    def fixed(self) -> Layout:
+        """The layout; ConfigError where no table was read yet."""
+        if self.layout is None:
+            raise ConfigError("domain: this recipe has read no table yet; recipe.build() does.")
+        return self.layout
+
+    @property
+    def network(self) -> MLP:
+        """The network: inputs, hidden layers, outputs."""
+        return MLP((self.fixed.inputs, *self.hidden, self.fixed.outputs), "tanh")
+
+    def read(self, rows: Any, source: str) -> Table:
+        """Rows as a Table, from a file's path or a mapping from columns to values; else DataError."""
+        return read_table(rows) if isinstance(rows, (str, Path)) else table_of(rows, source)
+
+    def tasks_of(self, table: Table) -> list[str]:
+        """Whose rows a table has, where it says so."""
+        return list(dict.fromkeys(map(str, table.columns.get(str(self.task), ()))))
+
+    def support(self, rows: Any, targets: Any = None) -> Rows:
+        """A new task's support from rows, and their targets where they are not a column of them."""
+        table, layout = self.read(rows, "x"), self.fixed
+        if len(whose := self.tasks_of(table)) > 1:
+            raise DataError(
+                f"{table.source}: has rows of {len(whose)} tasks ({self.task!r}: {', '.join(whose[:3])}"
+                f"{', ...' if len(whose) > 3 else ''}); accepted are rows of one, which is learned from."
+            )
+        if targets is not None:
+            columns = {**table.columns, layout.target.name: table_of({"y": list(targets)}, "y").columns["y"]}
+            table = table_of(columns, table.source)
+        kind = np.float32 if layout.target.levels is None else np.int32
+        inputs, targets = layout.code(table).astype(np.float32), layout.targets(table).astype(kind)
+        return Rows(jnp.asarray(inputs), jnp.asarray(targets), jnp.ones(table.rows, jnp.float32))
+
+    def without_data(self) -> Tables:
+        """The domain with its network and problem, but no rows."""
+        return Tables(None, None, None, None, None, self)
+
+    def build(self) -> Tables:
+        """The domain, its table read and checked; DataError for what does not fit."""
+        for name, option in (("data", "--data FILE.csv"), ("task", "--task"), ("target", "--target")):
+            if getattr(self, name) is None:
+                raise ConfigError(
+                    f"domain: {name} is not set; a run on a table needs {option}, as in imaml train tables "
+                    "--data FILE.csv --task COLUMN --target COLUMN."
+                )
+        return build(self, read_table(str(self.data)))
+
+
+def build(recipe: TablesRecipe, table: Table) -> Tables:
+    """The domain of a table that was read; see `TablesRecipe`."""
+    assert recipe.task is not None
+    assert recipe.target is not None
+    groups = np.array(table.column(recipe.task, "the task"))
+    table.column(recipe.target, "the target")
+    for name in (*recipe.features, *recipe.texts):
+        table.column(name, "a feature")
+    features = recipe.features or tuple(n for n in table.columns if n not in (recipe.task, recipe.target))
+    if not features or {recipe.task, recipe.target} & set(features):
+        raise ConfigError(
+            f"domain: features={', '.join(features) or 'none'}; accepted are columns other than the task "
+            f"{recipe.task!r} and the target {recipe.target!r}, one at least."
+        )
+    for name in (*features, recipe.target):
+        if name not in recipe.texts:
+            table.numeric(name, "a column")  # what is in doubt is told before anything is made of it
+    names, first, counts = np.unique(groups, return_index=True, return_counts=True)
+    order = np.argsort(first)  # as the file has them
+    names, counts = names[order], counts[order]
+    splits = recipe.layout.splits if recipe.layout else ()
+    splits = splits or _split(recipe, names, table.source)
+    if recipe.layout is None:
+        training = np.isin(groups, splits[0])
+        columns = tuple(column_of(table, n, "a feature", training, n in recipe.texts) for n in features)
+        target = column_of(table, recipe.target, "the target", training, recipe.target in recipe.texts)
+        recipe = replace(recipe, layout=Layout(columns, target, splits))
+    layout = replace(recipe.fixed, splits=splits)
+    recipe = replace(recipe, layout=layout)
+    known = {name for split in layout.splits for name in split}
+    if known != set(names.tolist()):
+        strange = sorted(known ^ set(names.tolist()))
+        raise DataError(
+            f"{table.source}: the tasks are not those that this run began with ({strange[0]!r} is only in "
+            "one of both); go on with the table as it was, or begin a new run with --from."
+        )
+    least = 1 if recipe.holdout == "none" else 2
+    if counts.min() < least:
+        few = str(names[counts.argmin()])
+        raise DataError(
+            f"{table.source}: task {few!r} has one row; accepted are at least 2, one to learn from and one "
+            "to be asked about; leave it out, or say --domain.holdout=none."
+        )
+    inputs, targets = layout.code(table), layout.targets(table)
+    places = [np.flatnonzero(groups == name) for name in names]
+    most = int(counts.max())
+    padded = np.stack([np.concatenate([p, np.repeat(p[:1], most - len(p))]) for p in places])
+    number = {name: i for i, name in enumerate(names.tolist())}
+    tasks_of = {
+        split: jnp.asarray([number[name] for name in group], jnp.int32)
+        for split, group in zip(SPLITS, splits, strict=True)
+    }
+    kind = np.float32 if layout.target.levels is None else np.int32
+    pooled = _pooled(inputs, targets, np.isin(groups, splits[0]), layout)
+    return Tables(
+        jnp.asarray(inputs[padded], jnp.float32),
+        jnp.asarray(targets[padded].astype(kind)),
+        jnp.asarray(counts, jnp.int32),
+        tasks_of,
+        jnp.asarray(pooled, jnp.float32),
+        recipe,
+    )
+
+
+def _split(recipe: TablesRecipe, names: np.ndarray, source: str) -> tuple[Any, Any, Any]:
+    """The names of each split's tasks: shares rounded, one task at least where a share is asked for."""
+    if len(names) < 2:
+        raise DataError(
+            f"{source}, column {recipe.task!r}: all rows are of one task, {str(names[0])!r}; accepted are "
+            "several."
+        )
+    asked = {"validation": recipe.validation, "test": recipe.test}
+    sizes = [max(1, round(share * len(names))) if share else 0 for share in asked.values()]
+    if sum(sizes) >= len(names):
+        raise DataError(
+            f"{source}: {len(names)} tasks are too few for shares of {recipe.validation:g} for validation "
+            f"and {recipe.test:g} for test; set --domain.validation=0 or --domain.test=0, or bring more."
+        )
+    mixed = np.random.default_rng(recipe.seed).permutation(names).tolist()
+    ends = np.cumsum([len(names) - sum(sizes), *sizes])
+    return tuple(mixed[: ends[0]]), tuple(mixed[ends[0] : ends[1]]), tuple(mixed[ends[1] :])
+
+
+def _pooled(inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray, layout: Layout) -> np.ndarray:
+    """Least squares of all training rows at once, (inputs + 1, outputs); of classes their indicators."""
+    design = np.column_stack([np.ones(rows.sum()), inputs[rows]])
+    wanted = targets[rows] if layout.target.levels is None else np.eye(layout.outputs)[targets[rows]]
+    return np.linalg.lstsq(design, wanted, rcond=None)[0]
+
+
+class Drawn(NamedTuple):
+    """A task's number, and the order of its rows, (n,): the first are support, padding is last."""
+
+    task: Array
+    order: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tables(OneNetwork):
+    """A table's tasks. inputs, targets: (tasks, n, ...), padded; counts: (tasks,); splits: task numbers.
+
+    pooled: the coefficients of one least-squares model for all training rows, intercept first.
+    """
+
+    inputs: Any
+    targets: Any
+    counts: Any
+    splits: Any
+    pooled: Any
+    recipe: TablesRecipe = field(metadata={"static": True})
+
+    @property
+    def classes(self) -> bool:
+        """Whether the target is a class."""
+        return self.recipe.fixed.target.levels is not None
+
+    @property
+    def headline(self) -> str:
+        """The root mean squared error of a task in the target's units, or the accuracy."""
+        return "accuracy" if self.classes else "rmse"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of the headline is better."""
+        return self.classes
+
+    @property
+    def loss(self) -> RowsLoss:
+        """The loss of a task's rows, a sum."""
+        return RowsLoss(self.recipe.network, self.classes)
+
+    def init(self, key: Array) -> Any:
+        """Fresh parameters of the network; zeros for a linear model."""
+        made = self.recipe.network.init(key)
+        return made if self.recipe.hidden else jax.tree.map(jnp.zeros_like, made)
+
+    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
+        """The loss of the support's rows + strength/2 |phi - theta|^2; no anchor for None."""
+        if strength is None:
+            return plain(self.loss, adapt)
+        return proximal(self.loss, strength, adapt, curvature=curvature, convex=not self.recipe.hidden)
+
+    @staticmethod
+    def whole(support: Rows, query: Rows) -> Rows:
+        """All of a task's rows as one batch: each once, also where it is in both."""
+        return support._replace(weights=jnp.maximum(support.weights, query.weights))
+
+    def shared_loss(self, theta: Any, batch: Rows) -> Array:
+        """The loss of one function for all tasks, a scalar."""
+        return self.loss(theta, batch)
+
+    def query_loss(self, phi: Any, theta: Any, batch: Rows) -> Array:
+        """The mean over the query's rows of the loss, a scalar."""
+        return self.loss(phi, batch) / jnp.maximum(jnp.sum(batch.weights), 1)
+
+    def _numbers(self, split: str) -> Array:
+        """The tasks of a split; where none was held out for it, those of training."""
+        chosen = self.splits[split]
+        return chosen if chosen.size else self.splits["train"]
+
+    def _order(self, task: Array, key: Array) -> Array:
+        rows = jnp.arange(self.inputs.shape[1])
+        if self.recipe.holdout != "random":
+            return rows
+        known = rows < self.counts[task]
+        return jnp.argsort(jnp.where(known, jax.random.uniform(key, rows.shape), 2.0 + rows))
+
+    def draw(self, key: Array, split: str) -> Drawn:
+        """One random task of a split, with its rows in random order."""
+        which, how = jax.random.split(key)
+        task = jax.random.choice(which, self._numbers(split))
+        return Drawn(task, self._order(task, how))
+
+    def draws(self, key: Array, split: str, count: int) -> Drawn:
+        """So many tasks at once, leaves (count, ...): every task of the split before any comes twice."""
+        which, how = jax.random.split(key)
+        numbers = self._numbers(split)
+        rounds = -(-count // numbers.size)
+        mixed = [jax.random.permutation(k, numbers) for k in jax.random.split(which, rounds)]
+        tasks = jnp.concatenate(mixed)[:count]
+        return Drawn(tasks, jax.vmap(self._order)(tasks, jax.random.split(how, count)))
+
+    def size(self, split: str) -> int:
+        """How many tasks a split has."""
+        return int(self._numbers(split).size)
+
+    def held_out(self, split: str) -> bool:
+        """Whether a split has tasks of its own; else those of training stand in for them."""
+        return bool(self.splits[split].size)
+
+    def number(self, indices: Drawn) -> Array:
+        """Which task was drawn: draws of the same one are not independent."""
+        return indices.task
+
+    def gather(self, indices: Drawn) -> Task:
+        """The task: its rows in that order, of which the first are the support."""
+        count, order = self.counts[indices.task], indices.order
+        inputs, targets = (part[indices.task][order] for part in (self.inputs, self.targets))
+        place = jnp.arange(order.size)
+        known = (place < count).astype(inputs.dtype)
+        if self.recipe.holdout == "none":
+            rows = Rows(inputs, targets, known)
+            return Task(rows, rows)
+        wanted = (count + 1) // 2 if self.recipe.shots is None else self.recipe.shots
+        seen = (place < jnp.clip(wanted, 1, count - 1)).astype(inputs.dtype)
+        return Task(Rows(inputs, targets, known * seen), Rows(inputs, targets, known * (1 - seen)))
+
+    def _scored(self, outputs: Array, query: Rows) -> Array:
+        """The accuracy, or the root mean squared error in the target's units, of outputs on the query."""
+        rows = jnp.maximum(jnp.sum(query.weights), 1)
+        if self.classes:
+            return jnp.sum(query.weights * (jnp.argmax(outputs, 1) == query.labels)) / rows
+        squares = jnp.sum(query.weights * jnp.square(outputs - query.targets)[:, 0])
+        return self.recipe.fixed.target.scale * jnp.sqrt(squares / rows)
+
+    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
+        """The headline, and the mean loss of the query's rows."""
+        outputs = self.loss.outputs(phi, task.query)
+        return {
+            self.headline: self._scored(outputs, task.query),
+            "loss": self.query_loss(phi, None, task.query),
+        }
+
+    def measure(self, phi: Any, theta: Any, batch: Rows) -> dict[str, Array]:
+        """Nothing beyond the loss; for a method's `measure`."""
+        return {}
+
+    def baselines(self, task: Task) -> dict[str, Array]:
+        """One least-squares model for all tasks, one for this task alone (least norm), the support's mean."""
+        support, query = task
+        ones = jnp.ones_like(support.inputs[:, :1])
+        design = lambda rows: jnp.concatenate([ones, rows.inputs], 1)  # noqa: E731
+        outputs = self.recipe.fixed.outputs
+        wanted = jax.nn.one_hot(support.labels, outputs) if self.classes else support.targets
+        weights = support.weights[:, None]
+        own = jnp.linalg.lstsq(weights * design(support), weights * wanted)[0]
+        mean = jnp.sum(weights * wanted, 0) / jnp.maximum(jnp.sum(weights), 1)
+        found = {
+            "pooled_model": design(query) @ self.pooled,
+            "model_of_its_own": design(query) @ own,
+            "support_mean": jnp.broadcast_to(mean, (query.inputs.shape[0], outputs)),
+        }
+        return {name: self._scored(answers, query) for name, answers in found.items()}
+
+
+def tables(data: str, task: str, target: str, **options: Any) -> Tables:
+    """The tasks of a table in a file; options: the other fields of `TablesRecipe`.
+
+    >>> import imaml, pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "scores.csv"
+    >>> rows = [f"{who},{day},{who + 2 * day}" for who in range(10) for day in range(4)]
+    >>> _ = file.write_text("\\n".join(["who,day,score", *rows]))
+    >>> imaml.tables(str(file), "who", "score").inputs.shape
+    (10, 4, 1)
+    """
+    known = TablesRecipe.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"tables: there is no option {name!r}{meant(name, known)}")
+    return TablesRecipe(data, task, target, **options).build()

@@ -1,0 +1,1 @@
+"""Inner solvers: from theta and a task to adapted parameters."""

@@ -1,0 +1,420 @@
+"""Trajectory optimisation by iterative LQR with control limits, and its derivative by one Riccati sweep more.
+
+    minimise over u_0 .. u_T-1      J = sum_t running(x_t, u_t, p) + final(x_T, p)
+    where                           x_t+1 = dynamics(x_t, u_t, p),     low <= u_t <= high
+
+Iterative LQR (Li and Todorov 2004; with limits Tassa, Mansard and Todorov 2014) solves a linear-quadratic
+problem a step, backwards in time. At its solution dJ/du = 0 in the controls that are free, so by the implicit
+function theorem
+
+    du*/dp = - J_uu^-1 J_up
+
+and J_uu^-1 v is the solution of one linear-quadratic problem more, now with the curvature of the dynamics in
+it (the Lagrangian's Hessian): linear in the horizon, whatever iterations were taken (Amos et al. 2018; IDOC,
+Xu, Gould and Teo 2023). Here p is any tree of arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.scipy.linalg import cho_solve
+
+from ..core.errors import ConfigError, StructureError
+from ..core.solution import Ending, Solution, Stats, Status
+from ..core.validation import require_number, require_whole
+
+# Traced once where a program needs it more than once; the plant is static.
+_traced_once = functools.partial(jax.jit, static_argnums=0)
+
+SIZES = 8  # of the step in a line search, each 0.4 of the last
+RAISED, LOWERED, LEAST, MOST = 8.0, 0.25, 1e-9, 1e8  # how far Q_uu is shifted, relative to its trace
+
+
+class Trajectory(NamedTuple):
+    """A plan: states (T + 1, n), controls (T, m), feedback gains (T, m, n) about them, and J, a scalar.
+
+    Followed in another plant the plan is u_t + gains_t (x_t - states_t).
+    """
+
+    states: Array
+    controls: Array
+    gains: Array
+    cost: Array
+
+
+class _Quadratic(NamedTuple):
+    """A linear-quadratic problem about a trajectory; leaves (T, ...), the last two for the end."""
+
+    fx: Array
+    fu: Array
+    xx: Array
+    ux: Array
+    uu: Array
+    x: Array
+    u: Array
+    end_xx: Array
+    end_x: Array
+
+
+class _State(NamedTuple):
+    controls: Array
+    states: Array
+    cost: Array
+    shift: Array
+    residual: Array
+    steps: Array
+    stuck: Array
+
+
+def _boxed(matrix: Array, vector: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """argmin k.matrix.k / 2 + vector.k over low <= k <= high, and which are free; projected Newton."""
+    size = vector.shape[0]
+
+    def newton(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        k, _ = state
+        slope = vector + matrix @ k
+        free = ~(((k <= low) & (slope > 0)) | ((k >= high) & (slope < 0)))
+        held = jnp.where(free, 0, k)
+        new = held - _solve_free(matrix, vector + matrix @ held, free)
+        return jnp.clip(new, low, high), free
+
+    begin = jnp.clip(jnp.zeros_like(vector), low, high), jnp.ones(size, bool)
+    return lax.fori_loop(0, 2 * size + 1, newton, begin)
+
+
+def _solve_free(matrix: Array, right: Array, free: Array) -> Array:
+    """matrix^-1 right among the free, zero in the others; right (m,) or (m, k). NaN where not positive."""
+    both = free[:, None] & free[None, :]
+    factor = jnp.linalg.cholesky(jnp.where(both, matrix, jnp.eye(free.size, dtype=matrix.dtype)))
+    columns = right if right.ndim == 2 else right[:, None]
+    found = cho_solve((factor, True), jnp.where(free[:, None], columns, 0))
+    return found.reshape(right.shape)
+
+
+def _backward(problem: _Quadratic, shift: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
+    """The Riccati sweep: k (T, m), gains (T, m, n), and whether every Q_uu was positive.
+
+    low, high: limits of k, (T, m).
+    """
+
+    def step(carry: Any, here: Any) -> Any:
+        vxx, vx, positive = carry
+        part, low, high = here
+        fx, fu = part.fx, part.fu
+        qx, qu = part.x + fx.T @ vx, part.u + fu.T @ vx
+        qxx, qux = part.xx + fx.T @ vxx @ fx, part.ux + fu.T @ vxx @ fx
+        quu = part.uu + fu.T @ vxx @ fu
+        size = quu.shape[0]
+        shifted = quu + shift * jnp.eye(size, dtype=quu.dtype)
+        k, free = _boxed(shifted, qu, low, high)
+        gains = -_solve_free(shifted, qux, free)
+        positive = positive & jnp.all(jnp.isfinite(gains))
+        vx = qx + gains.T @ (quu @ k + qu) + qux.T @ k
+        vxx = qxx + gains.T @ quu @ gains + gains.T @ qux + qux.T @ gains
+        return (0.5 * (vxx + vxx.T), vx, positive), (k, gains)
+
+    ends = problem.end_xx, problem.end_x, jnp.array(True)
+    steps = _Quadratic(*problem[:7], None, None)  # type: ignore[arg-type]
+    (_, _, positive), (k, gains) = lax.scan(step, ends, (steps, low, high), reverse=True)
+    return k, gains, positive
+
+
+@dataclass(frozen=True)
+class ILQR:
+    """Iterative LQR for one kind of plant; hashable, its functions static.
+
+    dynamics: (state (n,), control (m,), p) -> the next state. running: (state, control, p) -> scalar. final:
+    (state, p) -> scalar. All smooth, of any p, a tree of arrays. low, high: the control limits, or None.
+    steps: the most iterations. tolerance: on the largest entry of dJ/du among free controls.
+
+    >>> import jax, jax.numpy as jnp
+    >>> push = ILQR(lambda x, u, p: x + u, lambda x, u, p: 0.5 * p * u @ u, lambda x, p: 0.5 * x @ x)
+    >>> start, guess = jnp.ones(1), jnp.zeros((1, 1))
+    >>> push.controls(3.0, start, guess)  # -1 / (1 + p)
+    Array([[-0.25]], dtype=float32)
+    >>> jax.grad(lambda p: push.controls(p, start, guess).sum())(3.0).round(4)  # 1 / (1 + p)^2
+    Array(0.0625, dtype=float32, weak_type=True)
+    """
+
+    dynamics: Callable[[Array, Array, Any], Array]
+    running: Callable[[Array, Array, Any], Array]
+    final: Callable[[Array, Any], Array]
+    low: float | None = None
+    high: float | None = None
+    steps: int = 100
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        require_whole("ILQR", 1, steps=self.steps)
+        require_number("ILQR", 0, open=True, tolerance=self.tolerance)
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ConfigError(f"ILQR: low={self.low!r} and high={self.high!r}; accepted is a low below high.")
+
+    @_traced_once
+    def rollout(self, parameters: Any, start: Array, controls: Array) -> Array:
+        """The states (T + 1, n) that controls (T, m) lead through."""
+
+        def step(state: Array, control: Array) -> tuple[Array, Array]:
+            following = self.dynamics(state, control, parameters)
+            return following, following
+
+        return jnp.concatenate([start[None], lax.scan(step, start, controls)[1]])
+
+    def follow(self, parameters: Any, start: Array, plan: Trajectory) -> tuple[Array, Array]:
+        """The states (T + 1, n) and controls (T, m) where a plan made for another plant is followed here."""
+        return self._corrected(
+            parameters, start, plan.states, plan.controls, jnp.zeros_like(plan.controls), plan.gains
+        )
+
+    def _corrected(
+        self, parameters: Any, start: Array, states: Array, controls: Array, change: Array, gains: Array
+    ) -> tuple[Array, Array]:
+        def step(state: Array, here: Any) -> tuple[Array, tuple[Array, Array]]:
+            about, control, change, gain = here
+            control = self._limited(control + change + gain @ (state - about))
+            following = self.dynamics(state, control, parameters)
+            return following, (following, control)
+
+        _, (after, used) = lax.scan(step, start, (states[:-1], controls, change, gains))
+        return jnp.concatenate([start[None], after]), used
+
+    def _limited(self, controls: Array) -> Array:
+        return jnp.clip(controls, self.low, self.high)
+
+    @_traced_once
+    def cost(self, parameters: Any, states: Array, controls: Array) -> Array:
+        """J of a trajectory, a scalar."""
+        each = jax.vmap(lambda x, u: self.running(x, u, parameters))(states[:-1], controls)
+        return jnp.sum(each) + self.final(states[-1], parameters)
+
+    def objective(self, parameters: Any, start: Array, controls: Array) -> Array:
+        """J of controls, a scalar."""
+        return self.cost(parameters, self.rollout(parameters, start, controls), controls)
+
+    def __call__(self, parameters: Any, start: Array, guess: Array) -> Solution:
+        """The plan from `start` (n,) that improves on the controls `guess` (T, m); value a `Trajectory`.
+
+        Not to be differentiated (see `controls`). Compile it with `jax.jit`. stats.residual is the largest
+        entry of dJ/du among the free controls; the status says OUT_OF_STEPS, or STAGNATED where no step
+        lowered J any more.
+        """
+        if jnp.ndim(start) != 1 or jnp.ndim(guess) != 2:
+            raise StructureError(
+                f"ILQR: start has shape {jnp.shape(start)} and guess {jnp.shape(guess)}; accepted are (n,) "
+                "and (T, m)."
+            )
+        parameters, start, guess = lax.stop_gradient((parameters, start, guess))
+
+        def going(state: _State) -> Array:
+            return (state.residual > self.tolerance) & (state.steps < self.steps) & ~state.stuck
+
+        end = lax.while_loop(
+            going,
+            lambda state: self._improve(parameters, start, state),
+            self._begin(parameters, start, guess),
+        )
+        gains = self.feedback(parameters, end.states, end.controls)
+        value = Trajectory(end.states, end.controls, gains, end.cost)
+        usable = jnp.isfinite(end.cost) & jnp.isfinite(end.residual)
+        code = jnp.where(end.stuck, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
+        code = jnp.where(end.residual <= self.tolerance, int(Ending.CONVERGED), code)
+        code = jnp.where(usable, code, int(Ending.NOT_FINITE))
+        return Solution(value, Stats(end.steps, end.residual, jnp.asarray(False)), Status(code))
+
+    @_traced_once
+    def feedback(self, parameters: Any, states: Array, controls: Array) -> Array:
+        """The gains (T, m, n) about a trajectory, of the linear-quadratic problem there.
+
+        To be differentiated where wanted. Zero for controls that are held at a limit, and at a time from
+        which on the trajectory is no minimum of that problem.
+        """
+        about = self._about(parameters, states, controls, False)
+        slope = jax.grad(lambda u: self.objective(parameters, states[0], u))(controls)
+        free = self._free(controls, slope)
+
+        def back(vxx: Array, here: Any) -> tuple[Array, Array]:
+            part, free = here
+            fx, fu = part.fx, part.fu
+            quu, qux = part.uu + fu.T @ vxx @ fu, part.ux + fu.T @ vxx @ fx
+            positive = jnp.all(jnp.isfinite(jnp.linalg.cholesky(quu)))
+            safe = jnp.where(positive, quu, jnp.eye(free.size, dtype=quu.dtype))
+            gains = -_solve_free(safe, qux, free & positive)
+            vxx = part.xx + fx.T @ vxx @ fx + gains.T @ quu @ gains + gains.T @ qux + qux.T @ gains
+            return 0.5 * (vxx + vxx.T), gains
+
+        steps = _Quadratic(*about[:7], None, None)  # type: ignore[arg-type]
+        return lax.scan(back, about.end_xx, (steps, free), reverse=True)[1]
+
+    def iterated(self, parameters: Any, start: Array, guess: Array) -> Array:
+        """The controls after all of `steps` iterations, differentiated through every one of them.
+
+        What `controls` is compared with: its memory grows with the iterations.
+        """
+
+        def improve(state: _State, _: Any) -> tuple[_State, None]:
+            return self._improve(parameters, start, state), None
+
+        return lax.scan(improve, self._begin(parameters, start, guess), None, self.steps)[0].controls
+
+    def _begin(self, parameters: Any, start: Array, guess: Array) -> _State:
+        controls = self._limited(guess)
+        states = self.rollout(parameters, start, controls)
+        return _State(
+            controls=controls,
+            states=states,
+            cost=self.cost(parameters, states, controls),
+            shift=jnp.asarray(LEAST, states.dtype),
+            residual=self._slope(parameters, start, controls),
+            steps=jnp.asarray(0),
+            stuck=jnp.asarray(False),
+        )
+
+    def _improve(self, parameters: Any, start: Array, state: _State) -> _State:
+        """Two sweeps backwards, and the best of a line of steps forwards along each.
+
+        One sweep is iterative LQR's own, without the curvature of the dynamics, whose steps are good far from
+        a solution; the other is Newton's, whose are good near it.
+        """
+        room = self._room(state.controls)
+
+        def sweep(curved: bool) -> tuple[Array, ...]:
+            about = self._about(parameters, state.states, state.controls, curved)
+            scale = jnp.maximum(jnp.mean(jnp.abs(jnp.trace(about.uu, axis1=-2, axis2=-1))), 1e-12)
+            return _backward(about, state.shift * scale, *room)
+
+        def attempt(size: Array, change: Array, gains: Array) -> tuple[Array, Array, Array]:
+            states, controls = self._corrected(
+                parameters, start, state.states, state.controls, size * change, gains
+            )
+            return states, controls, self.cost(parameters, states, controls)
+
+        sweeps = jax.tree.map(lambda *pair: jnp.stack(pair), sweep(False), sweep(True))
+        change, gains, positive = sweeps
+        sizes = 0.4 ** jnp.arange(SIZES, dtype=state.cost.dtype)
+        along = jax.vmap(jax.vmap(attempt, (0, None, None)), (None, 0, 0))(sizes, change, gains)
+        along = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), along)
+        states, controls, costs = along
+        costs = jnp.where(jnp.isfinite(costs) & jnp.repeat(positive, SIZES), costs, jnp.inf)
+        # Near the solution J no longer tells steps apart, but its slope does.
+        rounding = 8 * jnp.finfo(costs.dtype).eps * jnp.abs(state.cost)
+        slopes = jax.vmap(lambda u: self._slope(parameters, start, u))(controls)
+        best = jnp.argmin(jnp.where(costs <= jnp.min(costs) + rounding, slopes, jnp.inf))
+        residual = slopes[best]
+        better = (costs[best] < state.cost - rounding) | (residual < state.residual)
+        better = (costs[best] <= state.cost + rounding) & better
+        keep = lambda new, old: jnp.where(better, new, old)  # noqa: E731
+        return _State(
+            controls=keep(controls[best], state.controls),
+            states=keep(states[best], state.states),
+            cost=keep(costs[best], state.cost),
+            shift=jnp.clip(state.shift * jnp.where(better, LOWERED, RAISED), LEAST, MOST),
+            residual=keep(residual, state.residual),
+            steps=state.steps + 1,
+            stuck=~better & (state.shift >= MOST),
+        )
+
+    @_traced_once
+    def _slope(self, parameters: Any, start: Array, controls: Array) -> Array:
+        """The largest entry of dJ/du among the free controls."""
+        slope = jax.grad(lambda u: self.objective(parameters, start, u))(controls)
+        return jnp.max(jnp.abs(jnp.where(self._free(controls, slope), slope, 0)))
+
+    def _free(self, controls: Array, slope: Array) -> Array:
+        """Which controls are not held at a limit by their slope."""
+        low, high = self._room(controls)
+        return ~(((low >= 0) & (slope > 0)) | ((high <= 0) & (slope < 0)))
+
+    def _room(self, controls: Array) -> tuple[Array, Array]:
+        """How far controls may go down and up."""
+        low = -jnp.inf if self.low is None else self.low
+        high = jnp.inf if self.high is None else self.high
+        return low - controls, high - controls
+
+    @functools.partial(jax.jit, static_argnums=(0, 4))
+    def _about(self, parameters: Any, states: Array, controls: Array, curved: bool) -> _Quadratic:
+        """The linear-quadratic problem about a trajectory; curved: with the curvature of the dynamics."""
+
+        def joined(function: Callable) -> Callable:
+            return lambda x, u: function(x, u, parameters)
+
+        before = states[:-1]
+        fx, fu = jax.vmap(jax.jacfwd(joined(self.dynamics), (0, 1)))(before, controls)
+        x, u = jax.vmap(jax.grad(joined(self.running), (0, 1)))(before, controls)
+        end_x = jax.grad(self.final)(states[-1], parameters)
+
+        def back(later: Array, here: tuple[Array, Array]) -> tuple[Array, Array]:
+            fx, x = here
+            return x + fx.T @ later, later
+
+        costates = lax.scan(back, end_x, (fx, x), reverse=True)[1]
+
+        def lagrangian(x: Array, u: Array, costate: Array) -> Array:
+            cost = self.running(x, u, parameters)
+            return cost + costate @ self.dynamics(x, u, parameters) if curved else cost
+
+        (xx, _), (ux, uu) = jax.vmap(jax.hessian(lagrangian, (0, 1)))(before, controls, costates)
+        return _Quadratic(fx, fu, xx, ux, uu, x, u, jax.hessian(self.final)(states[-1], parameters), end_x)
+
+    def controls(self, parameters: Any, start: Array, guess: Array) -> Array:
+        """The optimal controls (T, m), to be differentiated in parameters and start, in either mode.
+
+        The derivative is that of the solution, by one Riccati sweep, whatever iterations were taken; it is
+        as good as the solution is (`stats.residual` of the plan), and for controls held at a limit it is 0.
+        """
+        found: Trajectory = lax.stop_gradient(self(parameters, start, guess).value)
+        return self.through(parameters, start, found)
+
+    def through(self, parameters: Any, start: Array, plan: Trajectory) -> Array:
+        """The controls of a plan already made, as a function of parameters and start; see `controls`."""
+        solved = lax.stop_gradient(plan.controls)
+        fixed = lax.stop_gradient((parameters, start))
+        slope = jax.grad(lambda u: self.objective(fixed[0], fixed[1], u))(solved)
+        free = self._free(solved, slope)
+
+        def residual(controls: Array) -> Array:
+            some = jnp.where(free, controls, solved)
+            slope = jax.grad(lambda u: self.objective(parameters, start, u))(some)
+            return jnp.where(free, slope, controls - solved)
+
+        def sweep(_: Any, right: Array) -> Array:
+            about = self._about(fixed[0], self.rollout(fixed[0], fixed[1], solved), solved, True)
+            return _inverse(about, free, right)
+
+        def linear(product: Callable, right: Array) -> Array:
+            return lax.custom_linear_solve(product, right, sweep, symmetric=True)
+
+        return lax.custom_root(residual, solved, lambda _, guess: guess, linear)
+
+
+def _inverse(about: _Quadratic, free: Array, right: Array) -> Array:
+    """J_uu^-1 right among the free controls, right in the others, (T, m)."""
+
+    def back(carry: Any, here: Any) -> Any:
+        vxx, vx = carry
+        part, free, wanted = here
+        fx, fu = part.fx, part.fu
+        qu, qux = fu.T @ vx - wanted, part.ux + fu.T @ vxx @ fx
+        quu = part.uu + fu.T @ vxx @ fu
+        k, gains = -_solve_free(quu, qu, free), -_solve_free(quu, qux, free)
+        vxx = part.xx + fx.T @ vxx @ fx + qux.T @ gains
+        return (0.5 * (vxx + vxx.T), fx.T @ vx + qux.T @ k), (k, gains)
+
+    steps = _Quadratic(*about[:7], None, None)  # type: ignore[arg-type]
+    begin = about.end_xx, jnp.zeros_like(about.end_x)
+    _, (k, gains) = lax.scan(back, begin, (steps, free, right), reverse=True)
+
+    def forth(state: Array, here: Any) -> tuple[Array, Array]:
+        fx, fu, k, gain = here
+        control = k + gain @ state
+        return fx @ state + fu @ control, control
+
+    _, controls = lax.scan(forth, jnp.zeros_like(about.end_x), (about.fx, about.fu, k, gains))
+    return jnp.where(free, controls, right)

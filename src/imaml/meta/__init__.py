@@ -1,0 +1,1 @@
+"""The meta-gradient: rules, certificates and methods."""

@@ -1,0 +1,145 @@
+"""Accuracy as a request: Newton steps and linear solves just far enough for an error asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..core import tree
+from ..core.errors import ConfigError
+from ..core.recipes import recipe
+from ..core.solution import Certification, Ending, Solution, Stats, Status, bounded
+from ..core.validation import require_number
+from .certificate import (
+    Certificate,
+    anchor_weight,
+    bound_at,
+    facts_of,
+    guessed,
+    measured,
+    near_of,
+    root_of,
+    roughly,
+    sensitivity,
+)
+from .newton_step import Aim, Constants, Point, leftover, refine, start
+from .system import Case, System
+
+ROUNDS = 20
+MOST = 1000  # steps of conjugate gradients in one solve
+
+
+@recipe()
+@dataclass(frozen=True)
+class Tightening:
+    """An accuracy that tightens as learning goes on: max(last, first / (1 + step / pace)^power).
+
+    Far from where theta ends a rough meta-gradient does; outer learning converges if the accuracies have a
+    finite sum, so power > 1 (Pedregosa 2016, Theorem 2; the quadratic decrease of its section 4 is power=2).
+    first, last: relative to a task's meta-gradient, as `accuracy`; last is what the precision or the patience
+    allows. step: of outer learning, from 0. Without one (a gradient outside of training) it is last.
+
+    >>> Tightening(first=0.1, last=1e-3, pace=10).at(10)
+    0.025
+    """
+
+    first: float = 0.1
+    last: float = 1e-4
+    pace: float = 100.0
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense (ConfigError)."""
+        require_number("Tightening", 0, below=1, open=True, first=self.first, last=self.last)
+        require_number("Tightening", 0, open=True, pace=self.pace)
+        require_number("Tightening", 1, open=True, power=self.power)
+        if self.last > self.first:
+            raise ConfigError(f"Tightening: last={self.last!r}; accepted is at most first={self.first!r}.")
+
+    def at(self, step: Any) -> Any:
+        """The accuracy at an outer step, a number or an array."""
+        if step is None:
+            return self.last
+        now = self.first / (1 + step / self.pace) ** self.power
+        return max(self.last, now) if isinstance(step, int) else jnp.maximum(self.last, now)
+
+
+def check_accuracy(owner: str, accuracy: Any) -> None:
+    """Refuses what is no accuracy (ConfigError)."""
+    if accuracy is not None and not isinstance(accuracy, Tightening):
+        require_number(owner, 0, below=1, open=True, accuracy=accuracy)
+
+
+def until_accurate(
+    accuracy: Any,
+    certificate: Certificate | None,
+    case: Case,
+    system: System,
+    solution: Solution,
+    adapted: Any,
+    key: Array,
+) -> tuple[Point, Solution]:
+    """Newton steps from the adapted leaves until the meta-gradient is off by at most `accuracy` of its norm.
+
+    Each round takes a Newton step and solves the linear system there further; see `refinement.refine`. Where
+    a certificate is asked for, or where the problem is declared convex and |B| is known, the rounds go on
+    until the bound is small enough, and CONVERGED means that it is. Else an estimate stops them: mu is then
+    the least Ritz value seen, or the least strength if that is less, and |B^T u| / |u| stands for |B|.
+
+    Args:
+        accuracy: What is asked for, relative to the norm of the meta-gradient.
+        certificate: How a bound is had, or None if none was asked for.
+        case: The task.
+        system: The linear system at `adapted`.
+        solution: A rough solution of it.
+        adapted: The inner solution, the adapted leaves alone.
+        key: For the certificate's random probes.
+
+    Returns:
+        The point reached, and the linear Solution there: its steps count all products with A, the first
+        solve's among them; its status is CONVERGED, or says why not.
+    """
+    problem = case.problem
+    keys, dtype = jax.random.split(key, 3), system.loss.dtype
+    convex = problem.kind == "proximal" and problem.convex
+    free = convex and anchor_weight(case, adapted) is not None
+    begun = start(case, system, solution, adapted)
+    asked = lambda point: accuracy * tree.norm(point.gradient)  # noqa: E731
+    rounds, bound = ROUNDS, None
+    if certificate is not None or free:
+        recipe = replace(certificate or Certificate(), rounds=ROUNDS)
+        facts = facts_of(recipe, case, adapted, solution.value, keys[0])
+        aim = Aim(asked, guessed(case, facts), near_of(facts, dtype))
+        point = refine(case, begun, aim, measured(recipe, case, facts), MOST, rounds, root_of(dtype), keys[1])
+        bound, certified = bound_at(recipe, case, facts, point, keys[2])
+        estimate = leftover(point, aim.constants(point))
+        good = bounded(certified) & (bound <= asked(point))
+        above = bounded(certified) & ~good
+        certified = jnp.where(above, int(Certification.ABOVE_REQUEST), certified)
+    else:
+        constants = lambda point: _guess(case, system, point)  # noqa: E731
+        aim = Aim(asked, constants, None)
+        point = refine(case, begun, aim, roughly(case), MOST, rounds, root_of(dtype), keys[1])
+        estimate = leftover(point, constants(point))
+        good = estimate <= asked(point)
+        certified = jnp.full(good.shape, int(Certification.ESTIMATED))
+    code = jnp.where(good, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
+    code = jnp.where(point.negative, int(Ending.NEGATIVE_CURVATURE), code)
+    code = jnp.where(tree.finite(point.gradient), code, int(Ending.NOT_FINITE))
+    share = point.mismatch / jnp.where(point.size > 0, point.size, 1)
+    stats = Stats(point.products, share, point.negative, error_estimate=estimate, error_bound=bound)
+    return point, Solution(point.u, stats, Status(code, certified))
+
+
+def _guess(case: Case, system: System, point: Point) -> Constants:
+    """The constants of an estimate at a point."""
+    mu = point.smallest
+    if case.problem.kind == "proximal":
+        mu = jnp.minimum(mu, case.problem.least_strength(point.adapted, case.theta))
+    mu = jnp.where((mu > 0) & jnp.isfinite(mu), mu, 1)
+    known = anchor_weight(case, point.adapted)
+    return Constants(mu, mu, sensitivity(system, point.u) if known is None else known)

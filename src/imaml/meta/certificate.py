@@ -1,0 +1,423 @@
+"""What is known of an implicit meta-gradient's error: an estimate that is nearly free, or a bound.
+
+Let phi* solve F = 0 near phi, A = dF/dphi >= mu > 0, B = dF/dtheta, u an approximate solution of A u = v, and
+g(phi, u) the meta-gradient that both mean. With D the derivative in phi at fixed u, for all phi* within R,
+
+    |g(phi, u) - g*|  <=  |B|/mu (|v - A u| + |D(v - A u)| R)  +  |Dg| R,      R = |F(phi)| / mu
+
+(docs/certificates.md, inequality 2; Pedregosa 2016 and Grazzi et al. 2020 have its ancestors). The norms are
+those over the ball of radius R about phi. Whether they are proved, sampled or declared makes the grade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..core import tree
+from ..core.errors import ConfigError
+from ..core.solution import Certification
+from ..core.validation import require_number, require_whole
+from ..linear.lanczos import linear_factor, norm_bound, smallest_bound
+from ..problems.base import check_lipschitz, declared
+from .newton_step import (
+    Aim,
+    Constants,
+    Limits,
+    Point,
+    Rates,
+    Sampler,
+    leftover,
+    newton_round,
+    radius,
+    refine,
+    sampler,
+)
+from .polynomial import degree_of
+from .system import Case, System
+
+GROWTH = 2.0  # the smoothness assumption: within R no rate is more than this times the one sampled around phi
+ENTRIES = 1 << 20  # of a matrix that is formed to have its norm
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How a bound of a meta-gradient's error is had; `certify=True` means `Certificate()`.
+
+    Newton steps are taken from phi, and the linear system is solved again after each, until what they leave
+    over is small. The bound is the distance between both meta-gradients, plus a bound of what is left over.
+
+    The grade says what it rests on (`solution.status.certification`):
+
+    - PROVED: the problem is quadratic, as read from its program, and has at most `dense` adapted parameters;
+      or it is declared convex and every constant that varies is declared (`lipschitz`). No probability, no
+      assumption.
+    - CERTIFIED: quadratic, but norms are bounded by random probes; wrong with probability `failure` at most.
+    - CERTIFIED_IF_SMOOTH: wrong with probability `failure` at most, if within R of the point reached no rate
+      of change is more than twice the one that the probes found around it. R is at most the root of the
+      dtype's precision, relative to phi.
+
+    Args:
+        steps: The most steps of conjugate gradients in one solve. Each round has two.
+        tolerance: What the last round may leave over, relative to the distance between both meta-gradients.
+        lanczos: Products that bound the least eigenvalue where more than `dense` parameters are adapted and
+            the problem's kind gives no bound; a quarter of it bounds |B| where strengths do not give that.
+        failure: The probability of a wrong bound, all random probes together.
+        rounds: The most Newton steps.
+        dense: The most adapted parameters for which matrices are formed, and norms computed exactly.
+        lipschitz: A Lipschitz constant of the query loss's gradient in phi: a number, or a function query
+            batch -> number. Together with that of the loss's Hessian (`proximal(lipschitz=...)`) it makes the
+            bound of a convex problem a proof.
+
+    Raises:
+        ConfigError: If a value is out of range.
+
+    Example:
+        >>> import imaml
+        >>> rule = imaml.implicit(imaml.CG(steps=5), certify=imaml.Certificate(failure=1e-3))
+    """
+
+    steps: int = 50
+    tolerance: float = 0.1
+    lanczos: int = 40
+    failure: float = 0.01
+    rounds: int = 10
+    dense: int = 256
+    lipschitz: float | Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError if a value is out of range."""
+        require_whole("Certificate", 1, steps=self.steps, rounds=self.rounds)
+        require_whole("Certificate", 0, dense=self.dense)
+        require_whole("Certificate", 2, lanczos=self.lanczos)
+        require_number("Certificate", open=True, below=1, tolerance=self.tolerance, failure=self.failure)
+        check_lipschitz("Certificate", self.lipschitz)
+
+
+def certificate_of(asked: Any) -> Certificate | None:
+    """The recipe that a `certify=` means: False, True, or a Certificate."""
+    if isinstance(asked, Certificate) or asked is None:
+        return asked
+    return Certificate() if asked else None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a case before any Newton step; None for what is not.
+
+    affine: whether F, v, the meta-gradient at fixed u and B^T u are affine in phi (B^T u constant), so that
+    every rate is a constant. floor, system: lower bounds, that hold everywhere, of the eigenvalues of F's
+    derivative and of A. floor_proved: whether a floor is or will be proved. weight: |B|, or a guess where B
+    varies; weight_known: whether it is no guess; weight_proved. right_rate: |Dv|; lipschitz: a Lipschitz
+    constant of A, and so a bound of |D(A u)| / |u|; drift: |Dg|.
+    """
+
+    affine: bool
+    floor: Array | None
+    system: Array | None
+    floor_proved: bool
+    weight: Array
+    weight_known: bool
+    weight_proved: bool
+    right_rate: Array | None
+    lipschitz: Array | None
+    drift: Array | None
+
+    @property
+    def proved(self) -> bool:
+        """Whether a bound rests on nothing sampled."""
+        rates = (self.right_rate, self.lipschitz, self.drift)
+        return self.floor_proved and self.weight_proved and all(rate is not None for rate in rates)
+
+    @property
+    def grade(self) -> Certification:
+        """What a bound made of these facts is worth."""
+        if self.proved:
+            return Certification.PROVED
+        return Certification.CERTIFIED if self.affine else Certification.CERTIFIED_IF_SMOOTH
+
+
+def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) -> Facts:
+    """Reads from a case's programs and declarations what holds everywhere."""
+    problem, theta, batch, judge = case
+    _check_dtypes(adapted, theta)
+    flat, _ = tree.ravel(adapted)
+    small, zero = flat.size <= recipe.dense, jnp.zeros((), flat.dtype)
+    gauss_newton = problem.curvature == "gauss-newton"
+
+    right = lambda p: problem.split(judge(problem.full(p, theta)).slope)  # noqa: E731
+    gradient = lambda p: case.system(p).gradient(u)  # noqa: E731
+    through = lambda p: case.system(p).through(u)  # noqa: E731
+    fixed = degree_of(case.slope, adapted) <= 1  # F is affine, so its derivative is constant
+    if fixed and gauss_newton:
+        fixed = degree_of(lambda p: case.system(p).product(u), adapted) == 0
+    coupled = degree_of(through, adapted) == 0  # B is constant
+    of_right, of_gradient = degree_of(right, adapted), degree_of(gradient, adapted)
+
+    lipschitz = zero if fixed else None
+    constant = None if fixed or gauss_newton else problem.hessian_lipschitz(batch)
+    if constant is not None:
+        lipschitz = constant.astype(flat.dtype)
+    right_rate = _rate(right, adapted, of_right, small)
+    if right_rate is None and recipe.lipschitz is not None:
+        right_rate = declared("Certificate", recipe.lipschitz, getattr(judge, "batch", None))
+        right_rate = right_rate.astype(flat.dtype)
+    drift = _rate(gradient, adapted, of_gradient, small) if coupled else None
+
+    floor = problem.curvature_floor(adapted, theta)
+    system = floor
+    if gauss_newton and not problem.convex:
+        floor = None  # the least strength bounds A from below, but not the Hessian
+    if floor is None and fixed:
+        floor = least_eigenvalue(recipe, case, adapted, key)
+    system = floor if system is None else system
+    declared_convex = problem.kind == "proximal" and problem.convex
+    weight, exact = anchor_weight(case, adapted), True
+    anchored = weight is not None
+    if weight is None:
+        weight, exact = coupling_norm(recipe, case, adapted, key)
+    return Facts(
+        affine=fixed and coupled and of_right <= 1 and of_gradient <= 1,
+        floor=floor,
+        system=system,
+        floor_proved=declared_convex or (small and lipschitz is not None),
+        weight=weight,
+        weight_known=anchored or coupled,
+        weight_proved=anchored or (exact and coupled),
+        right_rate=right_rate,
+        lipschitz=lipschitz,
+        drift=drift,
+    )
+
+
+def _check_dtypes(adapted: Any, theta: Any) -> None:
+    """Raises ConfigError for floats of several precisions: rounding is bounded by that of one."""
+    leaves = [jnp.result_type(leaf) for leaf in jax.tree.leaves((adapted, theta))]
+    names = sorted({dtype.name for dtype in leaves if jnp.issubdtype(dtype, jnp.inexact)})
+    if len(names) > 1:
+        raise ConfigError(
+            f"certify: theta and phi: expected floats of one dtype, got {', '.join(names)}. Hint: cast "
+            "theta, or what `init` returns."
+        )
+
+
+def key_of(key: Array | None, adapted: Any) -> Array:
+    """A certificate's random key: the one given, or one made of the bits of phi.
+
+    A fixed key would make a failure of the probes the same one for every task and run.
+    """
+    if key is not None:
+        return key
+    bits = lax.bitcast_convert_type(tree.ravel(adapted)[0], jnp.uint32)
+    return jax.random.fold_in(jax.random.key(0), jnp.sum(bits, dtype=jnp.uint32))
+
+
+def symmetric(case: Case, adapted: Any, key: Array) -> Array:
+    """Whether F's derivative is symmetric, by one pair of random vectors: F is a gradient only if it is."""
+    flat, unravel = tree.ravel(adapted)
+    _, curve = jax.linearize(case.slope, adapted)
+    x, y = jax.random.normal(key, (2, flat.size), flat.dtype)
+    of_x, of_y = (tree.ravel(curve(unravel(vector)))[0] for vector in (x, y))
+    size = jnp.linalg.norm(x) * jnp.linalg.norm(of_y) + jnp.linalg.norm(y) * jnp.linalg.norm(of_x)
+    return jnp.abs(x @ of_y - y @ of_x) <= root_of(flat.dtype) * size
+
+
+def _rate(function: Callable[[Any], Any], at: Any, degree: float, small: bool) -> Array | None:
+    """The norm of a function's derivative where that is constant and can be formed; else None."""
+    flat, unravel = tree.ravel(at)
+    if degree == 0:
+        return jnp.zeros((), flat.dtype)
+    outputs = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(function, at)))
+    if degree > 1 or not small or outputs * flat.size > ENTRIES:
+        return None
+    _, derivative = jax.linearize(function, at)
+    columns = jax.vmap(lambda e: tree.ravel(derivative(unravel(e)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
+    return jnp.linalg.norm(columns)  # Frobenius' norm, which is at least the spectral one
+
+
+def anchor_weight(case: Case, adapted: Any) -> Array | None:
+    """|dF/dtheta| where it is the largest strength: all leaves adapted, the strength fixed; else None."""
+    problem = case.problem
+    if problem.kind != "proximal" or problem.adapt.choice is not None or problem.learns_more:
+        return None
+    if problem.loss_at(case.theta) is not problem.loss:  # the loss may depend on theta, too
+        return None
+    most = [jnp.max(leaf) for leaf in jax.tree.leaves(problem.strengths(adapted, case.theta))]
+    return jnp.max(jnp.stack(most))
+
+
+def coupling_norm(recipe: Certificate, case: Case, adapted: Any, key: Array) -> tuple[Array, bool]:
+    """An upper bound of |B| = |dF/dtheta| at one phi, and whether it is exact (static)."""
+    problem, theta, batch, _ = case
+    flat, unravel = tree.ravel(adapted)
+    _, pull = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
+    identity = jnp.eye(flat.size, dtype=flat.dtype) if flat.size <= recipe.dense else None
+    if identity is not None and flat.size * tree.ravel(theta)[0].size <= ENTRIES:
+        rows = jax.vmap(lambda e: tree.ravel(pull(unravel(e))[0])[0])(identity)
+        norm = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(rows @ rows.T)[-1], 0))
+        return norm * (1 + 10 * flat.size * jnp.finfo(norm.dtype).eps), True
+
+    def gram(vector: Array) -> Array:
+        pulled = pull(unravel(vector))
+        return tree.ravel(jax.jvp(lambda t: problem.residual(adapted, t, batch), (theta,), pulled)[1])[0]
+
+    steps = max(recipe.lanczos // 4, 2)
+    return norm_bound(gram, flat, jax.random.fold_in(key, 1), steps, recipe.failure / 4), False
+
+
+def least_eigenvalue(recipe: Certificate, case: Case, adapted: Any, key: Array) -> Array:
+    """A lower bound of the least eigenvalue of F's derivative at one phi."""
+    flat, unravel = tree.ravel(adapted)
+    _, curve = jax.linearize(case.slope, adapted)
+    product = lambda vector: tree.ravel(curve(unravel(vector)))[0]  # noqa: E731
+    if flat.size > recipe.dense:
+        return smallest_bound(product, flat, jax.random.fold_in(key, 2), recipe.lanczos, recipe.failure / 4)
+    matrix = jax.vmap(product)(jnp.eye(flat.size, dtype=flat.dtype))
+    finite = jnp.all(jnp.isfinite(matrix))  # LAPACK need not end on what is not finite
+    values = jnp.linalg.eigvalsh(jnp.where(finite, (matrix + matrix.T) / 2, 0))
+    rounding = 10 * flat.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    return jnp.where(finite, values[0] - rounding, -jnp.inf)
+
+
+def measured(recipe: Certificate, case: Case, facts: Facts) -> Sampler:
+    """The rates around a point: those that are known everywhere, and probes for the others."""
+    bending = facts.floor is None and facts.lipschitz is None
+    # Half of the failures are for probes; rounds end by what they say, so each round has its share.
+    probe = sampler(case, recipe.failure / 2 / recipe.rounds, bending)
+    growth = 1.0 if facts.affine else GROWTH
+
+    def measure(here: System, adapted: Any, u: Any, length: Array, key: Array) -> Rates:
+        found = probe(here, adapted, u, length, key)
+        system, gradient = growth * found.system, growth * found.gradient
+        if facts.right_rate is not None and facts.lipschitz is not None:
+            system = facts.right_rate + facts.lipschitz * tree.norm(u)
+        gradient = gradient if facts.drift is None else facts.drift
+        curvature = growth * found.curvature if facts.lipschitz is None else facts.lipschitz
+        return Rates(system, gradient, curvature, found.rounding)
+
+    return measure
+
+
+def guessed(case: Case, facts: Facts) -> Callable[[Point], Constants]:
+    """The constants while Newton steps are taken: what is not known is guessed from Ritz values."""
+    problem = case.problem
+
+    def constants(point: Point) -> Constants:
+        guess = point.smallest
+        if problem.kind == "proximal":
+            guess = jnp.minimum(guess, problem.least_strength(point.adapted, case.theta))
+        guess = jnp.where((guess > 0) & jnp.isfinite(guess), guess, 1)
+        known = [guess if bound is None else bound for bound in (facts.floor, facts.system)]
+        floor, system = (jnp.where(bound > 0, bound, 1) for bound in known)
+        weight = facts.weight if facts.weight_known else GROWTH * facts.weight
+        return Constants(floor, system, weight)
+
+    return constants
+
+
+def root_of(dtype: Any) -> float:
+    """The root of the dtype's precision: the length of probes, relative to a point's scale."""
+    return float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def near_of(facts: Facts, dtype: Any) -> float | None:
+    """How near phi* must be for the smoothness assumption, no further than probes are; None without it."""
+    return None if facts.proved or facts.affine else root_of(dtype)
+
+
+def judge_rounding(case: Case, point: Point, key: Array) -> tuple[Array, Array]:
+    """What rounding may make of v, and of the meta-gradient's part that does not depend on u.
+
+    Second differences over the length of a probe, in two directions: they remove what is linear in phi and
+    leave rounding, which the query loss's gradient may consist of where its terms cancel.
+    """
+    problem, theta, _, judge = case
+    flat, unravel = tree.ravel(point.adapted)
+    length = root_of(flat.dtype) * point.scale
+
+    def judged(step: Array) -> tuple[Any, Any]:
+        _, slope, direct = judge(problem.full(unravel(flat + step), theta))
+        return slope, direct
+
+    def second(key: Array) -> tuple[Array, Array]:
+        step = jax.random.normal(key, flat.shape, flat.dtype)
+        step = length / jnp.linalg.norm(step) * step
+        left, middle, right = (judged(share * step) for share in (-1, 0, 1))
+        slope, direct = jax.tree.map(lambda a, b, c: a - 2 * b + c, left, middle, right)
+        return tree.norm(problem.split(slope)), tree.norm(slope) + tree.norm(direct)
+
+    found = lax.map(second, jax.random.split(key, 2))
+    return jnp.max(found[0]), jnp.max(found[1])
+
+
+def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: Array) -> tuple[Array, Array]:
+    """The bound of the error of a point's meta-gradient, and the code of `Certification`."""
+    floor, weight, near = facts.floor, facts.weight, near_of(facts, point.residual.dtype)
+    close = jnp.asarray(True)
+    if floor is None:
+        # The largest m with m <= least eigenvalue - change within R = |F| / m (Kantorovich's condition).
+        least = least_eigenvalue(recipe, case, point.adapted, key)
+        room = least**2 - 4 * point.rates.curvature * (point.residual + point.rates.rounding)
+        close &= room >= 0
+        floor = jnp.where(least > 0, (least + jnp.sqrt(jnp.maximum(room, 0))) / 2, least)
+    system = floor if facts.system is None else facts.system
+    if not facts.weight_known:
+        weight = GROWTH * coupling_norm(recipe, case, point.adapted, key)[0]
+    known = (floor > 0) & (system > 0) & ~point.negative
+    constants = Constants(jnp.where(known, floor, 1), jnp.where(known, system, 1), weight)
+    of_right, of_rest = judge_rounding(case, point, jax.random.fold_in(key, 3))
+    bound = leftover(point, constants) + constants.weight / constants.system * of_right + of_rest
+    if near is not None:
+        close &= radius(point, constants) <= near * point.scale
+    code = jnp.where(close, int(facts.grade), int(Certification.SOLUTION_TOO_FAR))
+    code = jnp.where(known, code, int(Certification.CURVATURE_UNKNOWN))
+    finite = jnp.isfinite(bound) & tree.finite(point.gradient)
+    finite &= symmetric(case, point.adapted, jax.random.fold_in(key, 4))
+    code = jnp.where(finite, code, int(Certification.NO_BOUND))
+    return jnp.where(code == int(facts.grade), bound, jnp.inf), code
+
+
+def certified_from(recipe: Certificate, case: Case, begun: Point, key: Array) -> tuple[Array, Array, Array]:
+    """The bound of a point's error by Newton steps from it, the code, and the products that it took."""
+    keys = jax.random.split(key, 3)
+    facts = facts_of(recipe, case, begun.adapted, begun.u, keys[0])
+    apart = lambda point: tree.norm(tree.minus(begun.gradient, point.gradient))  # noqa: E731
+    dtype = begun.residual.dtype
+    aim = Aim(lambda point: recipe.tolerance * apart(point), guessed(case, facts), near_of(facts, dtype))
+    sample = measured(recipe, case, facts)
+    reached = refine(case, begun, aim, sample, recipe.steps, recipe.rounds, root_of(dtype), keys[1])
+    after, code = bound_at(recipe, case, facts, reached, keys[2])
+    return after + apart(reached), code, reached.products - begun.products
+
+
+def roughly(case: Case) -> Sampler:
+    """Rates for an estimate: one probe, taken for the norm itself."""
+    probe = sampler(case, 1.0, bending=False, probes=1)
+    linear = linear_factor(1, 1 / 3)
+
+    def measure(here: System, adapted: Any, u: Any, length: Array, key: Array) -> Rates:
+        found = probe(here, adapted, u, length, key)
+        return replace(found, system=found.system / linear, gradient=found.gradient / linear)
+
+    return measure
+
+
+def corrected(case: Case, begun: Point, steps: int, key: Array) -> Point:
+    """The point one Newton step further, both solves taken to the root of the dtype's precision.
+
+    What they leave over does then not hide that the error falls with the square of the distance.
+    """
+    root = float(jnp.finfo(begun.residual.dtype).eps) ** 0.5
+    limits = Limits(root * begun.residual, lambda left, *_: root * left)
+    return newton_round(case, begun, steps, limits, roughly(case), root_of(begun.residual.dtype), key)
+
+
+def sensitivity(system: System, u: Any) -> Array:
+    """|B^T u| / |u|, an estimate of |B| that is at most |B|; 1 for u = 0."""
+    size = tree.norm(u)
+    return jnp.where(size > 0, tree.norm(system.through(u)) / jnp.where(size > 0, size, 1), 1)

@@ -1,0 +1,1 @@
+"""A task's inner problem: its residual, and the structure of its Jacobian."""

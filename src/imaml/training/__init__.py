@@ -1,0 +1,1 @@
+"""The training loop, its directory on disk, and evaluation."""

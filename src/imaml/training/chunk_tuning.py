@@ -1,0 +1,133 @@
+"""How many tasks are best worked on at once: measured before a run begins, and kept for the next one.
+
+Which chunk is fastest depends on the machine: networks with kernels of their own for every task run one after
+another fastest on a CPU, and all at once on a GPU. The number that was chosen stands in the run's
+configuration, so that a run which is resumed, on whatever machine, repeats itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from ..domains.base import in_step
+from .cost import prepare
+
+AUTO = "auto"
+STEPS = 3  # that each chunk is timed by
+SHARE = 0.5  # of the free memory that a chunk may take
+
+
+def settled(config: Any, say: Callable[[str], None] = lambda line: None) -> Any:
+    """The `Config` with a number or None for chunk="auto", any other as it is.
+
+    Compiles a meta-step for one, four and all tasks at once, takes a few steps of each, and keeps the fastest
+    in the user's cache, under what the step and the machine are. say: told what was found.
+
+    >>> from imaml.config.overrides import override
+    >>> from imaml.config.presets import preset
+    >>> settled(override(preset("sinusoid"), "method.chunk", "2")).method.chunk
+    2
+    """
+    if config.method.chunk != AUTO:
+        return config
+    file, key = _file(), _key(config)
+    known = _known(file)
+    if key in known:
+        chunk, found = known[key]["chunk"], known[key]["milliseconds"]
+    else:
+        found = {str(each): _milliseconds(_with(config, each)) for each in _candidates(config)}
+        usable = {name: ms for name, ms in found.items() if ms is not None}
+        best = min(usable, key=lambda name: usable[name], default="1")
+        chunk = None if best == "None" else int(best)
+        _keep(file, known | {key: {"chunk": chunk, "milliseconds": found}})
+    times = ", ".join(
+        f"{_said(n)} {'too large' if ms is None else f'{ms:.1f} ms'}" for n, ms in found.items()
+    )
+    say(f"chunk={chunk}: a step takes {times}")
+    return _with(config, chunk)
+
+
+def _said(name: str) -> str:
+    return "all at once" if name == "None" else f"{name} at once"
+
+
+def _with(config: Any, chunk: int | None) -> Any:
+    return replace(config, method=replace(config.method, chunk=chunk))
+
+
+def _candidates(config: Any) -> list[int | None]:
+    """One task, four, and all of a device's at once."""
+    tasks = config.training.tasks or in_step(config.domain.build(), 0)
+    share = tasks // jax.device_count() if tasks % jax.device_count() == 0 else tasks
+    return [*(chunk for chunk in (1, 4) if chunk < share), None]
+
+
+def _milliseconds(config: Any) -> float | None:
+    """The least time of some steps, or None where they would take too much memory."""
+    step, arguments, _ = prepare(config)
+    domain, state, key = arguments
+    compiled = step.lower(domain, state, key).compile()
+    room, wanted = _room(), compiled.memory_analysis()
+    if room and wanted is not None and wanted.temp_size_in_bytes > SHARE * room:
+        return None
+    best = float("inf")
+    for _ in range(1 + STEPS):  # the first is not counted, unless it is the least
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(domain, state, key))
+        best = min(best, 1e3 * (time.perf_counter() - began))
+    return best
+
+
+def _room() -> int:
+    """Bytes free on a device, 0 where the system does not say."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _key(config: Any) -> str:
+    """What the step and the machine are, as a digest."""
+    from ..core.machine import processor
+    from ..core.recipes import to_json
+    from ..core.version import __version__
+
+    training = config.training
+    parts = [to_json(config.domain), to_json(_with(config, None).method), to_json(config.optimiser)]
+    parts += [training.tasks, __version__, jax.__version__, processor()]
+    parts += [jax.device_count(), jax.devices()[0].device_kind]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _file() -> Any:
+    from ..core.machine import user_cache
+
+    return user_cache() / "chunks.json"
+
+
+def _known(file: Any) -> dict[str, Any]:
+    """What was measured before; nothing where that cannot be read."""
+    try:
+        known = json.loads(file.read_text())
+        return {k: v for k, v in known.items() if set(v) == {"chunk", "milliseconds"}}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _keep(file: Any, known: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(known))
+        os.replace(part, file)

@@ -1,0 +1,337 @@
+"""What a meta-step costs: FLOPs counted from shapes, memory as compiled, and what this machine can do."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from ..domains.base import in_step
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of the matrix products and convolutions of one call; a multiply and an add are two.
+
+    unbounded: while loops whose number of rounds is not to be seen in the program, counted as one round each.
+    """
+
+    flops: int
+    unbounded: int = 0
+
+
+def count_flops(function: Callable, *arguments: Any) -> Flops:
+    """The Flops of function(*arguments), from its shapes alone: nothing is compiled or run.
+
+    A product (m, k) by (k, n) is 2 m k n. A scan counts its length times; a while loop as often as the
+    smallest whole number that what keeps it going compares a counter with (`step < 5`), the most it can run:
+    XLA's own cost analysis counts either once. Of branches the dearest counts. On several devices: all of
+    them together. Sums, activations and normalisations are left out, so that the count is what a
+    matrix-multiply rate can be held against. arguments: arrays, or `jax.ShapeDtypeStruct`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> a = jnp.ones((2, 3))
+    >>> count_flops(lambda a: jax.lax.fori_loop(0, 10, lambda _, b: a @ (a.T @ b), a), a).flops
+    720
+    """
+    traced = function.trace if hasattr(function, "trace") else jax.jit(function).trace
+    return _count(traced(*arguments).jaxpr.jaxpr)
+
+
+def _count(program: Any) -> Flops:
+    flops = unbounded = 0
+    for equation in program.eqns:
+        name, params = equation.primitive.name, equation.params
+        inside = [_count(inner) for inner in _inner(params)]
+        times, loose = 1, 0
+        if name == "dot_general":
+            flops += _product(equation)
+        elif name == "conv_general_dilated":
+            flops += _convolution(equation)
+        elif name == "scan":
+            times = params["length"]
+        elif name == "while":
+            rounds = _rounds(params)
+            times, loose = 1 if rounds is None else rounds, int(rounds is None)
+        elif name == "cond":
+            inside = [max(inside, key=lambda part: part.flops)]
+        elif name == "shard_map":
+            times = params["mesh"].size
+        flops += times * sum(part.flops for part in inside)
+        unbounded += loose + sum(part.unbounded for part in inside)
+    return Flops(flops, unbounded)
+
+
+def _inner(params: dict[str, Any]) -> list[Any]:
+    """The programs within an equation's parameters; a custom rule's derivative is no part of the call."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            program = getattr(item, "jaxpr", item)
+            if hasattr(program, "eqns"):
+                found.append(program)
+    return found
+
+
+def _product(equation: Any) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution(equation: Any) -> int:
+    """2 * outputs * (kernel's area * inputs of a group)."""
+    kernel = equation.invars[1].aval.shape
+    filters = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // filters
+
+
+# What hands on a flag, or a number, unchanged or for many tasks at once.
+_PASSING = {
+    "convert_element_type",
+    "broadcast_in_dim",
+    "reshape",
+    "squeeze",
+    "copy",
+    "reduce_or",
+    "reduce_max",
+}
+
+
+def _rounds(params: dict[str, Any]) -> int | None:
+    """The smallest whole number that what keeps a while loop going compares a counter with, or None.
+
+    Followed is the flag alone, through the condition and, where it is carried, through the body: other
+    comparisons, such as those of an index with 0, say nothing of the rounds.
+    """
+    condition, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
+
+    def carried(variable: Any) -> list[int]:
+        place = condition.invars.index(variable) - params["cond_nconsts"]
+        return _bounds(body, body.outvars[place], lambda _: []) if place >= 0 else []
+
+    return min(_bounds(condition, condition.outvars[0], carried), default=None)
+
+
+def _bounds(program: Any, flag: Any, outside: Callable[[Any], list[int]]) -> list[int]:
+    """The whole numbers that a flag compares with; outside: those of a flag that is no result in here."""
+    if isinstance(flag, Literal):
+        return []
+    equation = next((e for e in program.eqns if flag in e.outvars), None)
+    if equation is None:
+        return outside(flag)
+    name, given = equation.primitive.name, equation.invars
+    if name in ("lt", "gt") and jnp.issubdtype(given[0].aval.dtype, jnp.integer):
+        bound = _constant(program, given[1] if name == "lt" else given[0])
+        return [] if bound is None else [bound]
+    if name in _PASSING:
+        return _bounds(program, given[0], outside)
+    if name == "and":
+        return [bound for part in given for bound in _bounds(program, part, outside)]
+    inner = _inner(equation.params)
+    if len(inner) == 1 and len(inner[0].invars) == len(given):  # a function called
+        called = inner[0]
+        back = lambda v: _bounds(program, given[called.invars.index(v)], outside)  # noqa: E731
+        return _bounds(called, called.outvars[equation.outvars.index(flag)], back)
+    return []
+
+
+def _constant(program: Any, variable: Any) -> int | None:
+    """The whole number that a variable is, or None where the program does not say."""
+    if isinstance(variable, Literal):
+        return int(variable.val) if jnp.ndim(variable.val) == 0 else None
+    equation = next((e for e in program.eqns if variable in e.outvars), None)
+    if equation is None or equation.primitive.name not in _PASSING:
+        return None
+    return _constant(program, equation.invars[0])
+
+
+def matmul_rate(sizes: tuple[int, ...] = (512, 1024, 2048), repeats: int = 4) -> float:
+    """The best float32 matrix-multiply rate of all devices together, FLOP/s, over square products.
+
+    sizes: the rows n of the n by n products; each runs on every device at once, `repeats` times. Takes about
+    a second on a laptop. No other program should be running.
+
+    >>> matmul_rate((64,), 1) > 0
+    True
+    """
+    multiply = jax.jit(lambda a, b: a @ b)
+    best = 0.0
+    for size in sizes:
+        a = jnp.ones((size, size), jnp.float32)
+        placed = [jax.device_put(a, device) for device in jax.devices()]
+        jax.block_until_ready([multiply(b, b) for b in placed])
+        for _ in range(repeats):
+            began = time.perf_counter()
+            jax.block_until_ready([multiply(b, b) for b in placed])
+            best = max(best, 2 * size**3 * len(placed) / (time.perf_counter() - began))
+    return best
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one meta-step of a configuration costs on this machine; see `measure`.
+
+    parameters: those of theta. flops, unbounded: see `Flops`. temporary_bytes: of one device, beside its
+    inputs and outputs, as compiled. peak_bytes: what there was at most while it stepped, on a CPU of the
+    whole process, else of the devices; 0 where the system does not say. devices: how many share the tasks.
+    rate: FLOP/s, see `matmul_rate`.
+    compile_s: tracing and compiling. first_call_s: the same and the first step. milliseconds: of each step.
+    """
+
+    parameters: int
+    flops: int
+    unbounded: int
+    temporary_bytes: int
+    peak_bytes: int
+    devices: int
+    rate: float
+    compile_s: float
+    first_call_s: float
+    milliseconds: tuple[float, ...]
+
+    @property
+    def floor_ms(self) -> float:
+        """Milliseconds that the products alone take at the machine's rate."""
+        return 1e3 * self.flops / self.rate
+
+    @property
+    def median_ms(self) -> float:
+        """The median step, milliseconds."""
+        return statistics.median(self.milliseconds)
+
+    @property
+    def fraction(self) -> float:
+        """The part of the machine's rate that the median step reaches."""
+        return self.floor_ms / self.median_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {
+            "parameters": self.parameters,
+            "flops": self.flops,
+            "unbounded_loops": self.unbounded,
+            "temporary_bytes": self.temporary_bytes,
+            "peak_bytes": self.peak_bytes,
+            "devices": self.devices,
+            "matmul_flops_per_second": self.rate,
+            "floor_ms": self.floor_ms,
+            "ms_median": self.median_ms,
+            "ms_min": min(self.milliseconds),
+            "ms_max": max(self.milliseconds),
+            "first_call_s": self.first_call_s,
+            "fraction_of_rate": self.fraction,
+        }
+
+
+def forget_peak() -> None:
+    """Lets the process's peak memory start anew, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory that devices had in use, on a CPU the process since `forget_peak`; 0 if unknown.
+
+    >>> peak_bytes() >= 0
+    True
+    """
+    stats = [device.memory_stats() or {} for device in jax.devices() if device.platform != "cpu"]
+    if stats:
+        return sum(each.get("peak_bytes_in_use", 0) for each in stats)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+
+
+def prepare(config: Any, estimate: bool = True) -> tuple[Callable, tuple[Any, Any, Any], int]:
+    """The jitted training step of a `Config`, the (domain, state, key) of its first call, and its devices.
+
+    estimate: whether it estimates errors in the steps that are logged; False is what most steps do.
+
+    Errors: those of the configuration, and DataError where its data are missing.
+
+    >>> from imaml.config.presets import preset
+    >>> step, arguments, _ = prepare(preset("sinusoid"))
+    >>> count_flops(step, *arguments).flops > 1e6
+    True
+    """
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from .step import devices_mesh, initial_state, make_step
+
+    domain = config.domain.build()
+    tasks = in_step(domain, config.training.tasks)
+    mesh = devices_mesh(tasks)
+    method = config.method.build(domain, mesh)
+    transform, average = config.optimiser.build(config.training.steps), config.optimiser.average
+    start, key = jax.random.split(jax.random.key(config.training.seed))
+    state = initial_state(domain, method, transform, start, average)
+    if mesh is not None:
+        domain, state, key = jax.device_put((domain, state, key), NamedSharding(mesh, PartitionSpec()))
+    logged = (config.training.log_every, config.training.steps) if estimate else (0, 0)
+    step = make_step(method, transform, tasks, average, *logged)
+    return step, (domain, state, key), 1 if mesh is None else mesh.size
+
+
+def measure(config: Any, steps: int = 5, seconds: float = 0.0) -> Cost:
+    """The Cost of a configuration's meta-step: compiles it, and takes `steps` steps after the first.
+
+    seconds: takes more steps until so many have passed, as a short burst is faster than what follows.
+
+    Nothing is written and nothing learned is kept. The products' rate is measured first.
+
+    >>> from imaml.config.overrides import override
+    >>> from imaml.config.presets import preset
+    >>> measure(override(preset("sinusoid"), "training.tasks", "2", "--tasks"), steps=1).parameters
+    1761
+    """
+    from .step_statistics import Window
+
+    rate = matmul_rate()
+    step, (domain, state, key), devices = prepare(config)
+    counted = count_flops(prepare(config, estimate=False)[0], domain, state, key)
+    began = time.perf_counter()
+    compiled = step.lower(domain, state, key).compile()
+    compile_s = time.perf_counter() - began
+    state, _ = jax.block_until_ready(compiled(domain, state, key))
+    first_call_s = time.perf_counter() - began
+    forget_peak()
+    taken: list[float] = []
+    summing: list[float] = []  # what a line of the journal takes, of which each step has its share
+    window, every = Window(), config.training.log_every
+    end = time.perf_counter() + seconds
+    while len(taken) < steps or time.perf_counter() < end:
+        began = time.perf_counter()
+        state, report = compiled(domain, state, key)
+        jax.device_get(report["metrics"].used)  # as training does, which counts where a network is small
+        window.add(report)
+        taken.append(1e3 * (time.perf_counter() - began))
+        if len(taken) % every == 0:
+            began = time.perf_counter()
+            window.summary()
+            summing.append(1e3 * (time.perf_counter() - began) / every)
+    share = statistics.median(summing) if summing else 0.0
+    return Cost(
+        sum(leaf.size for leaf in jax.tree.leaves(state["theta"])),
+        counted.flops,
+        counted.unbounded,
+        compiled.memory_analysis().temp_size_in_bytes,
+        peak_bytes(),
+        devices,
+        rate,
+        compile_s,
+        first_call_s,
+        tuple(each + share for each in taken),
+    )

@@ -1,0 +1,316 @@
+"""What a run says while it goes: events.jsonl, one JSON object a line, and a live or plain lines on stderr.
+
+Events, each with `time` (Unix seconds), and their fields: start (version, steps, tasks, parameters, headline,
+higher_is_better, devices); resume (step); step (step, seconds, loss, accuracy where there is one,
+gradient_norm, inner_residual, inner_steps, linear_residual, linear_steps (both means over tasks, with
+_median, _p90, the ninth decile, and _max beside them), negative_curvature, error_estimate,
+error_unreliable (the share of tasks with ESTIMATE_UNRELIABLE), certified, error_bound, failed,
+learning_rate); validation (step, seconds, scores, ci95, before, tasks, best); checkpoint (step);
+warning (message); end (step, reason, seconds); evaluation (split, scores, ci95, before, baselines, tasks,
+seed, data). Shares are in [0, 1]; `seconds` is the training time so far, without validations and
+without the first step of a call, which compiles.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..core.errors import ConfigError, DataError
+from ..core.streams import note, on_terminal
+
+FILE = "events.jsonl"
+PLAIN_SECONDS = 10.0  # between two plain lines about steps
+WINDOW = 20  # step events that the rate is taken over
+REASONS = {
+    "steps": "all steps are done",
+    "minutes": "the time budget is used up",
+    "converged": "the validation no longer improves",
+    "gradient": "the meta-gradient's norm fell below its threshold",
+    "interrupted": "interrupted",
+}
+
+
+class Journal:
+    """The journal of one run; a context manager.
+
+    folder: where events.jsonl is written, or None for none. progress: None or True shows the run on stderr,
+    a live line on a terminal and plain lines elsewhere; False shows warnings only. total, minutes: the step
+    count and the time budget, for the time left. append: go on with the file that is there, its half-written
+    last line cut off; else a new file takes its place. ConfigError where the folder cannot be written.
+
+    >>> with Journal(None, progress=False) as journal:
+    ...     journal.write("step", step=10, seconds=1.0, loss=0.5)
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        progress: bool | None = None,
+        total: int | None = None,
+        minutes: float | None = None,
+        append: bool = False,
+    ) -> None:
+        """Opens the file and, on a terminal, the live line."""
+        self._path = None if folder is None else Path(folder) / FILE
+        self._file: TextIO | None = None
+        words = _Words(total, minutes)
+        try:
+            if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                if append and self._path.exists():
+                    text = self._path.read_bytes()
+                    events, length = _split(text)
+                    if length < len(text):
+                        os.truncate(self._path, length)
+                    for event in events:
+                        words.learn(event or {})
+                self._file = self._path.open("a" if append else "w", encoding="utf-8")
+        except OSError as error:
+            advice = "choose another folder, or make this one writable"
+            raise ConfigError(f"{self._path} cannot be written ({error.strerror}); {advice}.") from error
+        self._display = _Display(words, progress is not False)
+
+    def write(self, event: str, /, **fields: Any) -> None:
+        """Writes one event to the file, flushed, and shows it.
+
+        Numbers may be NumPy or JAX scalars. A float that is not finite is written as null, and its name
+        (dotted for nested ones) joins the list "nonfinite", so that every line is valid JSON. DataError where
+        the disk refuses.
+        """
+        lost: list[str] = []
+        record = {"event": event, "time": round(time.time(), 3)}
+        record |= {name: _json(value, name, lost) for name, value in fields.items()}
+        if lost:
+            record["nonfinite"] = lost
+        if self._file is not None:
+            try:
+                self._file.write(json.dumps(record, allow_nan=False) + "\n")
+                self._file.flush()
+            except OSError as error:
+                advice = "make room there, then resume the run"
+                raise DataError(f"{self._path} cannot be written ({error.strerror}); {advice}.") from error
+        self._display.show(record)
+
+    def close(self) -> None:
+        """Ends the live line and closes the file; a second call does nothing."""
+        self._display.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Journal:
+        """The journal itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes it."""
+        self.close()
+
+
+def read_events(path: Path | str) -> list[dict[str, Any]]:
+    """The events of an events.jsonl, or of the run's folder that holds it, in the order they were written.
+
+    A last line that a killed process left half written is dropped; a warning event at the end of the list
+    says so. DataError where there is no such file, or where a line within it is damaged.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        advice = f"expected is a run's folder or its {FILE}"
+        raise DataError(f"{path} cannot be read ({error.strerror}); {advice}.") from error
+    events, length = _split(text)
+    if None in events:
+        line = events.index(None) + 1
+        raise DataError(f"{path}, line {line}, is no event as JSON; restore the file or remove that line.")
+    kept = [event for event in events if event is not None]
+    if length < len(text):
+        message = f"The last line of {FILE} was half written (the process was killed) and is left out."
+        kept.append({"event": "warning", "time": kept[-1].get("time") if kept else None, "message": message})
+    return kept
+
+
+def _split(text: bytes) -> tuple[list[dict[str, Any] | None], int]:
+    """The events of a file up to its last valid line (None: a damaged one), and how many bytes they are."""
+    lines = text.split(b"\n")[:-1]
+    events = [_parse(line) for line in lines]
+    while events and events[-1] is None:
+        events.pop()
+    return events, sum(len(line) + 1 for line in lines[: len(events)])
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The event that a line holds, or None."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None
+
+
+def _json(value: Any, name: str, lost: list[str]) -> Any:
+    """The value as JSON holds it; the names of floats that are not finite join `lost`."""
+    if isinstance(value, Mapping):
+        return {str(key): _json(item, f"{name}.{key}", lost) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # arrays and scalars of NumPy and JAX
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_json(item, f"{name}.{index}", lost) for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        lost.append(name)
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def clock(seconds: float) -> str:
+    """A duration for reading: "42 s", "3:05 min", "1:02:03 h"."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+
+
+def score_text(name: str, value: float | None, ci95: float | None = None) -> str:
+    """A score for reading, with its interval: accuracies in percent."""
+    if value is None:
+        return "not finite"
+    scale, digits, unit = (100, ".2f", " %") if "accuracy" in name else (1, ".4g", "")
+    interval = "" if ci95 is None else f" +- {scale * ci95:{digits}}"
+    return f"{scale * value:{digits}}{interval}{unit}"
+
+
+def _percent(share: float) -> str:
+    """A share as percent, to two digits; 1,200 and not 1.2e+03."""
+    return f"{float(f'{100 * share:.2g}'):,.10g} %"
+
+
+def _error(event: Mapping[str, Any]) -> list[str]:
+    """What is known of the meta-gradient's error, in words: certified before estimated."""
+    bound, estimate = event.get("error_bound"), event.get("error_estimate")
+    if event.get("certified"):
+        share = f"{100 * event['certified']:.0f} % of tasks certified"
+        return [f"gradient error at most {_percent(bound)}, {share}" if bound is not None else share]
+    if estimate is not None:
+        doubt = event.get("error_unreliable") or 0.0
+        share = f"{100 * doubt:.0f} % of tasks"
+        if doubt >= 0.5:  # a number would say more than is known
+            return [f"gradient error unknown (inner solve too rough to tell for {share})"]
+        return [f"gradient error about {_percent(estimate)}" + f", unreliable for {share}" * (doubt >= 0.005)]
+    return ["gradient error unknown"] if "error_estimate" in event else []
+
+
+class _Words:
+    """Events in words; keeps what it needs of those that came before."""
+
+    def __init__(self, total: int | None, minutes: float | None) -> None:
+        self.total, self.minutes, self.headline = total, minutes, ""
+        self.recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+
+    def learn(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") == "start":
+            self.headline, self.total = event.get("headline") or "", self.total or event.get("steps")
+
+    def step(self, event: Mapping[str, Any]) -> list[str]:
+        """The parts of a line about a step, the most important first."""
+        step, seconds = event.get("step", 0), event.get("seconds") or 0.0
+        parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
+        self.recent.append((step, seconds))
+        steps, spent = step - self.recent[0][0], seconds - self.recent[0][1]
+        if steps > 0 and spent > 0:
+            rate = steps / spent
+            parts.append(f"{rate:.3g} steps/s" if rate >= 1 else f"{1 / rate:.3g} s/step")
+            left = [(self.total - step) / rate] if self.total else []
+            left += [60 * self.minutes - seconds] if self.minutes else []
+            parts += [f"{clock(min(left))} left"] if left else []
+        parts += [f"failed tasks {event['failed']:g}"] if event.get("failed") else []
+        parts += [f"{name} {score_text(name, event[name])}" for name in ("loss", "accuracy") if name in event]
+        kinds = [kind for kind in ("inner", "linear") if event.get(f"{kind}_residual") is not None]
+        if kinds:
+            parts.append("residuals: " + ", ".join(f"{k} {event[f'{k}_residual']:.0e}" for k in kinds))
+        curved = event.get("negative_curvature")
+        parts += [f"negative curvature {100 * curved:.0f} %"] if curved is not None else []
+        return parts + _error(event)
+
+    def line(self, event: Mapping[str, Any]) -> str | None:
+        """An event other than a step as one line; None for one that is not shown."""
+        kind, get, at = event["event"], event.get, f"step {event.get('step')}"
+        if kind == "start":
+            counts = {"steps": "steps", "tasks": "tasks a step", "parameters": "parameters"}
+            facts = [f"{event[name]:,} {unit}" for name, unit in counts.items() if get(name) is not None]
+            if self.minutes:
+                facts[0] = f"at most {facts[0]} or {clock(60 * self.minutes)}"
+            return "training: " + ", ".join(facts + ([f"on {event['devices']}"] if get("devices") else []))
+        if kind == "validation":
+            scores, ci95, before = (get(name) or {} for name in ("scores", "ci95", "before"))
+            names = sorted(scores, key=lambda name: name != self.headline)  # the headline first
+            facts = [f"{n.replace('_', ' ')} {score_text(n, scores[n], ci95.get(n))}" for n in names]
+            facts += [f"before adaptation {score_text(n, before[n])}" for n in names[:1] if n in before]
+            best = ", best so far" if get("best") else ""
+            return f"validation at {at}: {', '.join(facts)} ({get('tasks')} tasks){best}"
+        if kind == "end":
+            after = "" if get("seconds") is None else f" after {clock(event['seconds'])} of training"
+            at += f" of {self.total}" if self.total and get("reason") not in ("steps", "failed") else ""
+            return f"ended at {at}{after}: {REASONS.get(get('reason', ''), get('reason'))}"
+        return {"resume": f"resumed at {at}", "warning": f"warning: {get('message')}"}.get(kind)
+
+
+class _Display:
+    """Events on stderr: one live line at the foot of a terminal, else plain lines."""
+
+    def __init__(self, words: _Words, visible: bool) -> None:
+        self.words, self.visible, self.last, self.live = words, visible, -math.inf, None
+        if visible and on_terminal(sys.stderr) and os.environ.get("TERM", "dumb") != "dumb":
+            from rich.console import Console
+            from rich.live import Live
+
+            self.parts = ["preparing the first step (compiling)"]
+            self.console = Console(stderr=True, highlight=False, markup=False)
+            self.live = Live(
+                console=self.console,
+                get_renderable=self.foot,
+                transient=True,
+                redirect_stdout=on_terminal(sys.stdout),
+            )
+            self.live.start()
+
+    def foot(self) -> Any:
+        """The live line: as many parts as fit the terminal's width."""
+        from rich.text import Text
+
+        text, *rest = self.parts
+        for part in rest:
+            if len(text) + 2 + len(part) < self.console.width:
+                text += "  " + part
+        return Text(text, style="cyan", no_wrap=True, overflow="ellipsis")
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        self.words.learn(event)
+        if event["event"] == "step":
+            self.parts, now = self.words.step(event), time.monotonic()
+            if self.live is None and self.visible and now - self.last >= PLAIN_SECONDS:
+                self.last = now
+                note("  ".join(self.parts))
+            return
+        line = self.words.line(event)
+        if self.live is not None and line is not None:
+            style = {"validation": "bold", "warning": "yellow"}.get(event["event"], "")
+            self.console.print(line, style=style, soft_wrap=True)
+        elif line is not None and (self.visible or event["event"] == "warning"):
+            note(line)
+        if event["event"] == "end":
+            self.close()
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
