@@ -11,6 +11,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.recipes import Role, fresh, is_recipe, kinds_of
 from ..core.validation import meant
+from .method import MethodRecipe, carried, fitting, methods, named
 from .run import Config
 
 
@@ -30,28 +31,51 @@ def overrides(config: Any, changes: Sequence[tuple[str, str, str]]) -> Any:
     return _overrides(config, named, "")
 
 
-def _overrides(config: Any, changes: Sequence[tuple[list[str], str, str]], above: str) -> Any:
-    known = {f.name for f in fields(config)}
-    values: dict[str, Any] = {}
+_Changes = Sequence[tuple[list[str], str, str]]
+
+
+def _overrides(config: Any, changes: _Changes, above: str) -> Any:
+    """The recipe with fields set, (path, text, option); above: where it stands, "method." """
+    kind, kept, hints = type(config), {}, _hints(type(config))
+    method = isinstance(config, MethodRecipe)
+    if method:
+        words = [text for path, text, _ in changes if path == ["name"]]
+        kind = named(words[-1]) if words else kind
+        changes = [change for change in changes if change[0] != ["name"]]
+        for other in (*methods().values(), kind):  # what another method has may be said to be none
+            hints |= _hints(other)
+    values, deeper = {}, {}
     for (name, *below), text, option in changes:
-        if name not in known:
-            raise ConfigError(f"option {option}: there is no {above + name!r}{meant(name, known)}")
-        if not below:
-            values[name] = _parse(
-                typing.get_type_hints(type(config), include_extras=True)[name], text, option
-            )
-    deeper: dict[str, list[tuple[list[str], str, str]]] = {}
-    for (name, *below), text, option in changes:
+        if name not in hints:
+            raise ConfigError(f"option {option}: there is no {above + name!r}{meant(name, hints)}")
+        if not below and isinstance(getattr(config, name, None), MethodRecipe):
+            below = ["name"]
         if below:
             deeper.setdefault(name, []).append((below, text, option))
+        elif method and name not in _hints(kind) and text.lower() == "none":
+            values[name] = None
+        else:
+            values[name] = _parse(hints[name], text, option)
+    if method:
+        values = fitting(kind, values)
+        kept = carried(config, kind, values)
+    else:
+        kept = {name: getattr(config, name) for name in hints}
     for name, those in deeper.items():
-        value = values.get(name, getattr(config, name))
+        value = values.get(name, kept.get(name))
         if not is_dataclass(value):
+            found = f"a plain value, {value!r}" if name in kept else f"which {kind.name!r} does not have"
             raise ConfigError(
-                f"option {those[0][2]}: {above + name!r} is a plain value, {value!r}, with nothing below it."
+                f"option {those[0][2]}: expected fields below {above + name!r}, got {found}."
             )
         values[name] = _overrides(value, those, f"{above}{name}.")
-    return replace(config, **values) if values else config
+    return kind(**{**kept, **values})
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a recipe's fields, by name."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(kind)}
 
 
 _WORDS = {int: "whole number", float: "number", bool: "true or false", types.NoneType: "none"}

@@ -12,7 +12,7 @@ from .. import bayes, domains, inner, linear, meta
 from ..core.errors import ConfigError
 from ..core.recipes import Role, from_json, parsed, recipe
 from ..domains.fewshot.domain import FewShotRecipe
-from .method import Method
+from .method import IMAMLRecipe, MethodRecipe
 from .optimiser import Optimiser
 from .training import Training
 
@@ -37,7 +37,7 @@ class Config:
     """
 
     domain: Annotated[Any, Role("domain")] = field(default_factory=FewShotRecipe)
-    method: Method = field(default_factory=Method)
+    method: Annotated[MethodRecipe, Role("method")] = field(default_factory=IMAMLRecipe)
     optimiser: Optimiser = field(default_factory=Optimiser)
     training: Training = field(default_factory=Training)
 

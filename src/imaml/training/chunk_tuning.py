@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from ..domains.base import in_step
-from .cost import prepare
+from .experiment import assemble
 
 AUTO = "auto"
 STEPS = 3  # that each chunk is timed by
@@ -66,16 +66,16 @@ def _with(config: Any, chunk: int | None) -> Any:
 
 def _candidates(config: Any) -> list[int | None]:
     """One task, four, and all of a device's at once."""
-    tasks = config.training.tasks or in_step(config.domain.build(), 0)
+    tasks = in_step(config.domain.build(), config.training.tasks)
     share = tasks // jax.device_count() if tasks % jax.device_count() == 0 else tasks
     return [*(chunk for chunk in (1, 4) if chunk < share), None]
 
 
 def _milliseconds(config: Any) -> float | None:
     """The least time of some steps, or None where they would take too much memory."""
-    step, arguments, _ = prepare(config)
-    domain, state, key = arguments
-    compiled = step.lower(domain, state, key).compile()
+    experiment = assemble(config)
+    domain, state, key = experiment.begin()
+    compiled = experiment.step().lower(domain, state, key).compile()
     room, wanted = _room(), compiled.memory_analysis()
     if room and wanted is not None and wanted.temp_size_in_bytes > SHARE * room:
         return None

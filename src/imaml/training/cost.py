@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from ..domains.base import in_step
+from ..config.run import Config
+from .experiment import assemble
+from .step_statistics import Window
 
 
 @dataclass(frozen=True)
@@ -255,37 +257,7 @@ def peak_bytes() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
-def prepare(config: Any, estimate: bool = True) -> tuple[Callable, tuple[Any, Any, Any], int]:
-    """The jitted training step of a `Config`, the (domain, state, key) of its first call, and its devices.
-
-    estimate: whether it estimates errors in the steps that are logged; False is what most steps do.
-
-    Errors: those of the configuration, and DataError where its data are missing.
-
-    >>> from imaml.config.presets import preset
-    >>> step, arguments, _ = prepare(preset("sinusoid"))
-    >>> count_flops(step, *arguments).flops > 1e6
-    True
-    """
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from .step import devices_mesh, initial_state, make_step
-
-    domain = config.domain.build()
-    tasks = in_step(domain, config.training.tasks)
-    mesh = devices_mesh(tasks)
-    method = config.method.build(domain, mesh)
-    transform, average = config.optimiser.build(config.training.steps), config.optimiser.average
-    start, key = jax.random.split(jax.random.key(config.training.seed))
-    state = initial_state(domain, method, transform, start, average)
-    if mesh is not None:
-        domain, state, key = jax.device_put((domain, state, key), NamedSharding(mesh, PartitionSpec()))
-    logged = (config.training.log_every, config.training.steps) if estimate else (0, 0)
-    step = make_step(method, transform, tasks, average, *logged)
-    return step, (domain, state, key), 1 if mesh is None else mesh.size
-
-
-def measure(config: Any, steps: int = 5, seconds: float = 0.0) -> Cost:
+def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
     """The Cost of a configuration's meta-step: compiles it, and takes `steps` steps after the first.
 
     seconds: takes more steps until so many have passed, as a short burst is faster than what follows.
@@ -297,13 +269,11 @@ def measure(config: Any, steps: int = 5, seconds: float = 0.0) -> Cost:
     >>> measure(override(preset("sinusoid"), "training.tasks", "2", "--tasks"), steps=1).parameters
     1761
     """
-    from .step_statistics import Window
-
-    rate = matmul_rate()
-    step, (domain, state, key), devices = prepare(config)
-    counted = count_flops(prepare(config, estimate=False)[0], domain, state, key)
+    rate, experiment = matmul_rate(), assemble(config)
+    domain, state, key = experiment.begin()
+    counted = count_flops(experiment.step(estimate=False), domain, state, key)
     began = time.perf_counter()
-    compiled = step.lower(domain, state, key).compile()
+    compiled = experiment.step().lower(domain, state, key).compile()
     compile_s = time.perf_counter() - began
     state, _ = jax.block_until_ready(compiled(domain, state, key))
     first_call_s = time.perf_counter() - began
@@ -329,7 +299,7 @@ def measure(config: Any, steps: int = 5, seconds: float = 0.0) -> Cost:
         counted.unbounded,
         compiled.memory_analysis().temp_size_in_bytes,
         peak_bytes(),
-        devices,
+        1 if experiment.method.mesh is None else experiment.method.mesh.size,
         rate,
         compile_s,
         first_call_s,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,25 @@ def check_new(folder: Path) -> None:
         raise ConfigError(
             f"{folder} cannot be written ({error.strerror}); choose another (--out)."
         ) from error
+
+
+def write_config(folder: Path, described: Config | str) -> None:
+    """Writes config.json, whole or not at all; from then on the run can be resumed.
+
+    Args:
+        folder: The run directory.
+        described: The configuration, or the reason why there is none.
+
+    Raises:
+        ConfigError: If the file cannot be written.
+    """
+    content = {"kind": PYTHON, "reason": described} if isinstance(described, str) else to_json(described)
+    file, part = folder / "config.json", folder / "config.json.part"
+    try:
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(part, file)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror}). Hint: make it writable.") from error
 
 
 def check_resumable(folder: Path, described: Config | str) -> None:

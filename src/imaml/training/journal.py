@@ -5,7 +5,7 @@ higher_is_better, devices); resume (step); step (step, seconds, loss, accuracy w
 gradient_norm, inner_residual, inner_steps, linear_residual, linear_steps (both means over tasks, with
 _median, _p90, the ninth decile, and _max beside them), negative_curvature, error_estimate,
 error_unreliable (the share of tasks with ESTIMATE_UNRELIABLE), certified, error_bound, failed,
-learning_rate); validation (step, seconds, scores, ci95, before, tasks, best); checkpoint (step);
+learning_rate); validation (step, seconds, scores, ci95, before, tasks, failed, best); checkpoint (step);
 warning (message); end (step, reason, seconds); evaluation (split, scores, ci95, before, baselines, tasks,
 seed, data). Shares are in [0, 1]; `seconds` is the training time so far, without validations and
 without the first step of a call, which compiles.
@@ -255,8 +255,9 @@ class _Words:
             names = sorted(scores, key=lambda name: name != self.headline)  # the headline first
             facts = [f"{n.replace('_', ' ')} {score_text(n, scores[n], ci95.get(n))}" for n in names]
             facts += [f"before adaptation {score_text(n, before[n])}" for n in names[:1] if n in before]
+            tasks = f"{get('tasks')} tasks" + (f", {event['failed']} failed" if get("failed") else "")
             best = ", best so far" if get("best") else ""
-            return f"validation at {at}: {', '.join(facts)} ({get('tasks')} tasks){best}"
+            return f"validation at {at}: {', '.join(facts)} ({tasks}){best}"
         if kind == "end":
             after = "" if get("seconds") is None else f" after {clock(event['seconds'])} of training"
             at += f" of {self.total}" if self.total and get("reason") not in ("steps", "failed") else ""
