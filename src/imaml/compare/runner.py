@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from ..inner.gradient import GradientDescent
 from ..storage.checkpoint import Checkpoints
 from ..training.directory import first_difference
 from ..training.evaluation import evaluate_theta, over_devices, task_keys, valid
-from ..training.journal import FILE, clock, read_events, score_text
 from ..training.experiment import assemble
+from ..training.journal import FILE, clock, read_events, score_text
 from ..training.loop import Run
 from .variants import GRID, Row, rows_of
 

@@ -515,6 +515,15 @@ class MomentsRecipe(Bayesian):
     name: ClassVar[str] = "moments"
     about: ClassVar[str] = "expectation-maximisation: prior moments from posterior moments"
 
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.learned == "low-rank":
+            raise ConfigError(
+                "method: learned: expected 'all', 'leaf', 'parameter' or 'dense' with name='moments', got "
+                "'low-rank', which has no step in closed form. Hint: choose one of these, or name='evidence'."
+            )
+        super().__post_init__()
+
     def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
         """Makes the method from its parts."""
         own = {name: getattr(self.bayes, name) for name in ("form", "curvature", "rank")}
@@ -677,10 +686,10 @@ def made(method: MethodRecipe | MetaGradient, domain: Domain, mesh: Mesh | None)
         return method.build(domain, mesh)
     if not isinstance(method, MetaGradient):
         raise ConfigError(
-            "train: method: expected imaml.IMAML(problem, query_loss, ...), MAML, FOMAML, Reptile or Joint, or "
-            f"a recipe such as imaml.config.Method('imaml'), got {method!r}."
+            "train: expected a method such as imaml.IMAML(problem, query_loss, ...), or a recipe such as "
+            f"imaml.config.Method('imaml'), got method={method!r}."
         )
-    return method.on(mesh) if method.mesh is None else method
+    return method if mesh is None or method.mesh is not None else method.on(mesh)
 
 
 @former("Method")

@@ -118,7 +118,7 @@ class Optimiser:
                 having = " or ".join(repr(name) for name in OPTIMISERS if _parameters(name, option))
                 raise ConfigError(
                     f"optimiser: expected {option}={default!r}, as {self.name} has no {option}, got "
-                    f"{option}={value!r} with name={self.name!r}. Hint: leave it out, or choose name={having}."
+                    f"{option}={value!r} with name={self.name!r}. Hint: omit it, or choose name={having}."
                 )
 
     def rate(self, steps: int) -> Schedule:

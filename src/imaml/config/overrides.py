@@ -35,7 +35,7 @@ _Changes = Sequence[tuple[list[str], str, str]]
 
 
 def _overrides(config: Any, changes: _Changes, above: str) -> Any:
-    """The recipe with fields set, (path, text, option); above: where it stands, "method." """
+    """The recipe with fields set, (path, text, option); above: the path of the recipe with a dot."""
     kind, kept, hints = type(config), {}, _hints(type(config))
     method = isinstance(config, MethodRecipe)
     if method:
@@ -65,9 +65,7 @@ def _overrides(config: Any, changes: _Changes, above: str) -> Any:
         value = values.get(name, kept.get(name))
         if not is_dataclass(value):
             found = f"a plain value, {value!r}" if name in kept else f"which {kind.name!r} does not have"
-            raise ConfigError(
-                f"option {those[0][2]}: expected fields below {above + name!r}, got {found}."
-            )
+            raise ConfigError(f"option {those[0][2]}: expected fields below {above + name!r}, got {found}.")
         values[name] = _overrides(value, those, f"{above}{name}.")
     return kind(**{**kept, **values})
 

@@ -153,7 +153,9 @@ PRESETS: dict[str, Preset] = {
         "the published implementation's script and defaults, on Omniglot, 5 ways, 1 shot",
         Config(
             FewShotRecipe("omniglot", 5, 1, queries=5),
-            AsReleasedRecipe(strength=1.0, inner=GradientDescent(0.01, steps=16), linear=CG(steps=5), chunk=1),
+            AsReleasedRecipe(
+                strength=1.0, inner=GradientDescent(0.01, steps=16), linear=CG(steps=5), chunk=1
+            ),
             Optimiser("adam", 1e-2, schedule="constant", epsilon=1e-3),
             Training(steps=1000, tasks=16, validate_every=250, validation_tasks=500),
         ),

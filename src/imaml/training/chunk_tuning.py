@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from ..domains.base import in_step
-from .experiment import assemble
+from .cost import prepare
 
 AUTO = "auto"
 STEPS = 3  # that each chunk is timed by
@@ -73,9 +73,8 @@ def _candidates(config: Any) -> list[int | None]:
 
 def _milliseconds(config: Any) -> float | None:
     """The least time of some steps, or None where they would take too much memory."""
-    experiment = assemble(config)
-    domain, state, key = experiment.begin()
-    compiled = experiment.step().lower(domain, state, key).compile()
+    step, (domain, state, key), _ = prepare(config)
+    compiled = step.lower(domain, state, key).compile()
     room, wanted = _room(), compiled.memory_analysis()
     if room and wanted is not None and wanted.temp_size_in_bytes > SHARE * room:
         return None

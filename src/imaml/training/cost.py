@@ -257,6 +257,27 @@ def peak_bytes() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
+def prepare(config: Config, estimate: bool = True) -> tuple[Callable, tuple[Any, Any, jax.Array], int]:
+    """The training step of a configuration, and what it is called with first.
+
+    Args:
+        config: The configuration.
+        estimate: Whether the step estimates errors where they are logged; most steps do not.
+
+    Returns:
+        The jitted step, its arguments (domain, state, key), and the number of devices.
+
+    Example:
+        >>> from imaml.config.presets import preset
+        >>> step, arguments, _ = prepare(preset("sinusoid"))
+        >>> count_flops(step, *arguments).flops > 1e6
+        True
+    """
+    experiment = assemble(config)
+    mesh = experiment.method.mesh
+    return experiment.step(estimate=estimate), experiment.begin(), 1 if mesh is None else mesh.size
+
+
 def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
     """The Cost of a configuration's meta-step: compiles it, and takes `steps` steps after the first.
 
@@ -269,11 +290,11 @@ def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
     >>> measure(override(preset("sinusoid"), "training.tasks", "2", "--tasks"), steps=1).parameters
     1761
     """
-    rate, experiment = matmul_rate(), assemble(config)
-    domain, state, key = experiment.begin()
-    counted = count_flops(experiment.step(estimate=False), domain, state, key)
+    rate = matmul_rate()
+    step, (domain, state, key), devices = prepare(config)
+    counted = count_flops(prepare(config, estimate=False)[0], domain, state, key)
     began = time.perf_counter()
-    compiled = experiment.step().lower(domain, state, key).compile()
+    compiled = step.lower(domain, state, key).compile()
     compile_s = time.perf_counter() - began
     state, _ = jax.block_until_ready(compiled(domain, state, key))
     first_call_s = time.perf_counter() - began
@@ -299,7 +320,7 @@ def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
         counted.unbounded,
         compiled.memory_analysis().temp_size_in_bytes,
         peak_bytes(),
-        1 if experiment.method.mesh is None else experiment.method.mesh.size,
+        devices,
         rate,
         compile_s,
         first_call_s,

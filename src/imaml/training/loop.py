@@ -72,7 +72,7 @@ class Run:
         """
         if self.config is None:
             raise ConfigError(
-                "adapt: expected a run with a configuration, got one of objects that have no JSON form. Hint: "
+                "adapt: expected a run with a configuration, got one of objects without a JSON form. Hint: "
                 "train with a recipe, imaml.config.Method(...), or solve the task with "
                 "imaml.solve(run.method.problem, run.theta, support, inner=run.method.inner, "
                 "rule=imaml.first_order())."
@@ -95,7 +95,9 @@ class Loop:
         """Makes the steps, which are compiled when first called."""
         self.experiment, self.directory = experiment, directory
         self.training = training = experiment.training
-        self.checkpoints = None if directory is None else Checkpoints(directory / "checkpoints", training.keep)
+        self.checkpoints = (
+            None if directory is None else Checkpoints(directory / "checkpoints", training.keep)
+        )
         self.step = experiment.step()
         self.certifying = experiment.step(certify=True) if training.certify_every else self.step
         self.window = Window()
@@ -143,7 +145,14 @@ class Loop:
                 save(directory / "artefact.safetensors", kept, experiment.config or experiment.reason)
             self.interrupts.answered = reason == "interrupted"
         return Run(
-            theta, experiment.domain, experiment.method, experiment.config, count, reason, directory, self.last
+            theta,
+            experiment.domain,
+            experiment.method,
+            experiment.config,
+            count,
+            reason,
+            directory,
+            self.last,
         )
 
     def _theta(self, state: dict) -> Any:
