@@ -16,16 +16,43 @@ from .run import Config
 
 
 def override(config: Any, path: str, text: str, option: str | None = None) -> Any:
-    """The config with one field, "method.inner.steps", set from text; see `overrides`."""
+    """Sets one field from text; see `overrides`.
+
+    Args:
+        config: The configuration.
+        path: The field, such as "method.inner.steps".
+        text: The value.
+        option: How the user wrote the option, for messages; by default ``--path``.
+
+    Returns:
+        The changed configuration.
+
+    Raises:
+        ConfigError: If there is no such field, or the value is not accepted.
+    """
     return overrides(config, [(path, text, option or f"--{path}")])
 
 
 def overrides(config: Any, changes: Sequence[tuple[str, str, str]]) -> Any:
-    """The config with fields set, (path, text, option); ConfigError says what was meant.
+    """Sets fields from text, all at once, so that values that are valid only together are accepted.
 
-    All at once, so that what makes sense only together is accepted. A field that holds a recipe of several
-    kinds is set by kind, "CG" or "GMRES", and then its own fields. option: how the user wrote it, for
-    messages.
+    A field that holds one of several recipes is set by the name of its class, such as "GMRES". The method is
+    set by its name, such as "maml"; it takes over what it has in common with the one before.
+
+    Args:
+        config: The configuration.
+        changes: Fields as (path, text, option); option is how the user wrote it, for messages.
+
+    Returns:
+        The changed configuration.
+
+    Raises:
+        ConfigError: If there is no such field, or a value is not accepted.
+
+    Example:
+        >>> from imaml.config.presets import preset
+        >>> overrides(preset("sinusoid"), [("method.inner.steps", "8", "--steps")]).method.inner.steps
+        8
     """
     named = [(path.replace("-", "_").split("."), text, option) for path, text, option in changes]
     return _overrides(config, named, "")
@@ -124,7 +151,18 @@ def _said(choice: Any) -> str:
 
 
 def replace_data(config: Config, data: str | None) -> Config:
-    """The config with its domain's data path set; ConfigError where the domain has none."""
+    """Sets where a domain's data are.
+
+    Args:
+        config: The configuration.
+        data: The path, or None to leave it as it is.
+
+    Returns:
+        The changed configuration.
+
+    Raises:
+        ConfigError: If the domain reads no data.
+    """
     if data is None:
         return config
     if not hasattr(config.domain, "data") or getattr(config.domain, "source", "") == "characters":

@@ -129,7 +129,12 @@ def _restoration(damage: str) -> Config:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named configuration with one line of what it is."""
+    """A named configuration.
+
+    Args:
+        about: What it is, in one line.
+        config: The configuration.
+    """
 
     about: str
     config: Config = field(default_factory=Config)
@@ -290,7 +295,17 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Config:
-    """The configuration of a preset; a misspelt name says what was meant."""
+    """The configuration of a preset.
+
+    Args:
+        name: A key of `PRESETS`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: If there is no such preset.
+    """
     if name not in PRESETS:
         raise ConfigError(f"there is no preset {name!r}{meant(name, PRESETS)}")
     return PRESETS[name].config
