@@ -129,6 +129,8 @@ class MethodRecipe:
     def __post_init__(self) -> None:
         """Checks the values."""
         require_one_of("method", "policy", self.policy, POLICIES)
+        if self.strength is not None:
+            require_number("method", 0, open=True, strength=self.strength)
         if self.chunk is not None and self.chunk != "auto":
             require_whole("method", 1, chunk=self.chunk)
         if not isinstance(self.new_task, NewTask | None):
@@ -217,7 +219,6 @@ class Anchored(MethodRecipe):
             raise ConfigError(
                 f"method: strength: expected a positive number with name={self.name!r}, got None."
             )
-        require_number("method", 0, open=True, strength=self.strength)
         super().__post_init__()
 
 
@@ -231,36 +232,31 @@ class PerhapsAnchored(MethodRecipe):
 
     strength: float | None = 0.5  # type: ignore[misc]
 
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        if self.strength is not None:
-            require_number("method", 0, open=True, strength=self.strength)
-        super().__post_init__()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Strengths(Anchored):
     """A method whose strength may be learned.
 
     Args:
-        learned: None for a fixed strength, or how it is learned: "all", "leaf", "parameter" or "dense".
+        learned: None for a fixed strength, or how it is learned: "all", "leaf", "parameter", "dense" or
+            "low-rank".
         curvature: "hessian", or "gauss-newton", which is never indefinite; see `imaml.proximal`.
     """
 
-    PER: ClassVar[tuple[str, ...]] = tuple(per for per in PER if per != "low-rank")
+    rank: ClassVar[int] = 5
 
-    learned: str | None = None
+    learned: str | None = None  # type: ignore[misc]
     curvature: str = "hessian"
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        require_one_of("method", "learned", self.learned, (None, *self.PER))
+        require_one_of("method", "learned", self.learned, (None, *PER))
         require_one_of("method", "curvature", self.curvature, CURVATURES)
         super().__post_init__()
 
     def initial(self) -> float | Learned:
         """The strength that learning begins with."""
-        return self.strength if self.learned is None else learned(self.strength, self.learned)
+        return self.strength if self.learned is None else learned(self.strength, self.learned, self.rank)
 
     def problem(self, domain: Domain, strength: float | Learned | None) -> Problem:
         """The inner problem on a domain, with the curvature asked for."""
@@ -281,22 +277,16 @@ class ImplicitMethod(Strengths):
         rank: Rank of a strength that is learned as "low-rank".
     """
 
-    PER: ClassVar[tuple[str, ...]] = PER
-
     linear: Annotated[LinearSolver, Role("linear")] = field(default_factory=lambda: CG(steps=5))
     correct: bool = False
     accuracy: float | Tightening | None = None
-    rank: int = 5
+    rank: int = 5  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         """Checks the values."""
         require_whole("method", 1, rank=self.rank)
         check_accuracy("method", self.accuracy)
         super().__post_init__()
-
-    def initial(self) -> float | Learned:
-        """The strength that learning begins with."""
-        return self.strength if self.learned is None else learned(self.strength, self.learned, self.rank)
 
     def implicit(self) -> dict[str, Any]:
         """The options of the implicit gradient.
@@ -430,18 +420,6 @@ class AsReleasedRecipe(Anchored):
             rule=as_released(self.linear),
             **shared,
         )
-
-
-def _probable(problem: Problem, noise: float) -> Problem:
-    """The problem with its loss as a sum of negative log likelihoods, the noise learned."""
-    gaussian = getattr(getattr(problem.loss, "likelihood", None), "kind", None) == "gaussian"
-    return proximal(
-        likelihood(problem.loss, learned(noise, per="all") if gaussian else None),
-        problem.strength if problem.learns is None else problem.learns,
-        problem.adapt,
-        curvature=problem.curvature,
-        convex=problem.convex,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,29 @@ from ..core.compile import whole_program
 from ..core.errors import ConfigError
 from ..core.statistics import mean_intervals
 from ..core.validation import meant
-from ..domains.base import SPLITS
-from ..meta.gradient import AXIS
+from ..domains.base import SPLITS, Domain
+from ..meta.gradient import AXIS, MetaGradient
 
 BATCH = 64  # tasks in a call, so that memory stays bounded and progress can be shown
+
+
+class Learned(Protocol):
+    """What can be evaluated: `imaml.Run`, what `imaml.load` returns, or anything like them."""
+
+    @property
+    def theta(self) -> Any:
+        """The meta-parameters, the moving average where one is kept."""
+        ...
+
+    @property
+    def method(self) -> MetaGradient:
+        """Adapts to each task."""
+        ...
+
+    @property
+    def domain(self) -> Domain:
+        """Where tasks come from."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -194,7 +213,7 @@ def valid(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def same_tasks(domain: Any, other: Any, split: str) -> bool:
+def same_tasks(domain: Domain, other: Domain, split: str) -> bool:
     """Compares the first tasks that two domains draw.
 
     Args:
@@ -215,7 +234,9 @@ def same_tasks(domain: Any, other: Any, split: str) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict[str, dict[str, Array]]:
+def score(
+    domain: Any, method: MetaGradient, theta: Any, keys: Array, split: str
+) -> dict[str, dict[str, Array]]:
     """Scores the tasks that are drawn with ``keys``.
 
     Args:
@@ -249,11 +270,11 @@ def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict
             "number": {"task": domain.number(drawn)} if known else {},
         }
 
-    chunk = getattr(method, "chunk", None) or keys.shape[0]
+    chunk = method.chunk or keys.shape[0]
     return lax.map(one, keys, batch_size=None if chunk == 1 else chunk)
 
 
-def over_devices(run: Any, mesh: Mesh | None) -> Any:
+def over_devices(run: Callable, mesh: Mesh | None) -> Callable:
     """Compiles a function of (domain, theta, keys), its keys shared between the devices of a mesh.
 
     Args:
@@ -287,7 +308,7 @@ def task_keys(seed: int, start: int, count: int) -> Array:
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(method: Any, split: str, mesh: Mesh | None) -> Any:
+def compiled(method: MetaGradient, split: str, mesh: Mesh | None) -> Callable:
     """Compiles the scores of a method; see `score`.
 
     Args:
@@ -302,8 +323,8 @@ def compiled(method: Any, split: str, mesh: Mesh | None) -> Any:
 
 
 def evaluate(
-    run: Any,
-    domain: Any = None,
+    run: Learned,
+    domain: Domain | None = None,
     *,
     split: str = "test",
     tasks: int = 1000,
@@ -336,8 +357,8 @@ def evaluate(
 
 
 def evaluate_theta(
-    domain: Any,
-    method: Any,
+    domain: Domain,
+    method: MetaGradient,
     theta: Any,
     *,
     split: str = "test",
@@ -370,7 +391,7 @@ def evaluate_theta(
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ConfigError(f"evaluate: expected a whole number from 0 below 2**32, got seed={seed!r}.")
-    mesh = getattr(method, "mesh", None)
+    mesh = method.mesh
     batch = BATCH * (mesh.size if mesh is not None else 1)
     batch = min(batch, -(-tasks // (mesh.size if mesh else 1)) * (mesh.size if mesh else 1))
     run = compiled(method, split, mesh)
@@ -403,7 +424,7 @@ def evaluate_theta(
         baseline_values=baselines,
         different=tasks if number is None else len(np.unique(number)),
         number=number,
-        held_out=not hasattr(domain, "held_out") or domain.held_out(split),
+        held_out=getattr(domain, "held_out", lambda split: True)(split),
         unscored={name: count for name, count in unscored.items() if count},
     )
 
