@@ -22,12 +22,14 @@ import imaml
 from imaml.config.method import Method
 from imaml.config.presets import PRESETS
 from imaml.config.run import Config, load_config
+from imaml.config.training import Training
 from imaml.core.errors import CheckpointError, ConfigError, NumericalError
 from imaml.core.recipes import from_json, to_json
 from imaml.problems.precision import Theta
 from imaml.storage.artefact import read_artefact
 from imaml.storage.checkpoint import Checkpoints
 from imaml.training.directory import first_difference
+from imaml.training.experiment import assemble
 from imaml.training.journal import read_events
 from imaml.training.step import initial_state, make_step
 
@@ -238,6 +240,39 @@ def test_a_raw_optax_object_is_welcome_from_python_alone(tmp_path, capsys):
         imaml.load(out)
     with pytest.raises(ConfigError, match="JSON form"):
         run.adapt([0.0], [1.0])
+
+
+def test_an_experiment_is_the_same_run_as_one_from_objects_or_recipes():
+    options = {"steps": 3, "tasks": 4, "validate_every": 0}
+    run = train(**options)
+    config = Config(DOMAIN.recipe, RECIPE, ADAM, Training(**options))
+    experiment = assemble(config)
+    for other in (
+        experiment.train(progress=False),
+        assemble(config, DOMAIN).train(progress=False),
+        imaml.train(DOMAIN, RECIPE, ADAM, progress=False, **options),
+    ):
+        equal(other.theta, run.theta)
+        assert other.config == run.config == config
+    assert (experiment.tasks, experiment.method.origin) == (4, (RECIPE, DOMAIN.recipe))
+
+
+def test_a_method_made_by_hand_is_trained_and_resumed_from_python(tmp_path):
+    out = tmp_path / "run"
+    by_hand = imaml.IMAML(
+        DOMAIN.problem(0.5), DOMAIN.query_loss, inner=METHOD.inner, linear=imaml.CG(steps=2)
+    )
+    run = train(method=by_hand, out=out)
+    equal(run.theta, train().theta)
+    assert run.config is None
+    assert "made by hand" in json.loads((out / "config.json").read_text())["reason"]
+    equal(train(method=by_hand, out=out, resume=True).theta, run.theta)
+    with pytest.raises(imaml.ArtefactError, match=r"imaml\.config\.Method"):
+        imaml.load(out)
+    with pytest.raises(ConfigError, match=r"imaml\.config\.Method"):
+        run.adapt([0.0], [1.0])
+    elsewhere = imaml.linear_gaussian(features=3, shots=5, queries=4)
+    assert train(domain=elsewhere, steps=0).config is None
 
 
 def test_a_start_is_taken_or_refused():
