@@ -23,5 +23,7 @@ from .overrides import overrides as overrides
 from .presets import PRESETS as PRESETS
 from .presets import preset as preset
 from .run import Config as Config
+from .run import from_json as from_json
 from .run import load_config as load_config
+from .run import to_json as to_json
 from .training import Training as Training

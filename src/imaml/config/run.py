@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from .. import bayes, domains, inner, linear, meta
 from ..core.errors import ConfigError
 from ..core.recipes import Role, from_json, parsed, recipe
+from ..core.recipes import to_json as to_json
 from ..domains.fewshot.domain import FewShotRecipe
 from .method import IMAMLRecipe, MethodRecipe
 from .optimiser import Optimiser
