@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import imaml
 from imaml.cli.manual import HELP
 from imaml.cli.options import Arguments
-from imaml.config.method import BAYESIAN, FAMILY, Method, NewTask
+from imaml.config.method import Anchored, Bayes, Bayesian, Method, NewTask, changed, methods
 from imaml.config.overrides import overrides
 from imaml.config.presets import preset
 from imaml.config.run import Config
@@ -441,13 +441,14 @@ def test_a_new_task_starts_with_a_fresh_head_on_what_was_learned():
     assert int(solution.stats.steps) == 3
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", methods())
 @pytest.mark.usefixtures("ranks")
 def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):
     joint = name in ("transfer", "multitask")  # these learn classes; the others are quicker on waves
     domain = drawings() if joint else imaml.sinusoid(shots=3, queries=2, hidden=4)
-    strength = 0.5 if FAMILY[name].anchor == "needed" else None
-    share = 0.01 if name in BAYESIAN else 1.0  # a sum over rows is steeper than their mean
+    strength = 0.5 if issubclass(methods()[name], Anchored) else None
+    # A sum over rows is steeper than their mean.
+    share = 0.01 if issubclass(methods()[name], Bayesian) else 1.0
     new_task = NewTask(imaml.GradientDescent(0.1 * share, steps=7), strength and 0.1)
     recipe = Method(
         name, strength=strength, inner=imaml.GradientDescent(0.3 * share, steps=3), new_task=new_task
@@ -471,16 +472,18 @@ def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "imaml", "strength": None}, "strength=None with name='imaml'"),
-        ({"name": "maml"}, "has no anchor; accepted is none"),
-        ({"name": "fomaml", "strength": 1.0}, "has no anchor; accepted is none"),
-        ({"name": "reptile", "learned": "leaf"}, "learned='leaf' with name='reptile'"),
-        ({"name": "reptile", "accuracy": 0.1}, "accuracy=0.1 with name='reptile'; accepted is None"),
-        ({"name": "as-released", "curvature": "gauss-newton"}, "accepted is 'hessian', or name='imaml'"),
+        ({"name": "imaml", "strength": None}, "expected a positive number with name='imaml', got None"),
+        ({"name": "maml", "strength": 0.5}, "expected no strength with name='maml', got strength=0.5"),
+        ({"name": "fomaml", "strength": 1.0}, "or 'reptile' or"),
+        ({"name": "maml", "linear": imaml.Dense()}, "expected no linear with name='maml'"),
+        ({"name": "reptile", "learned": "leaf"}, "expected no learned with name='reptile', got learned='l"),
+        ({"name": "reptile", "accuracy": 0.1}, "expected no accuracy with name='reptile'"),
+        ({"name": "as-released", "curvature": "gauss-newton"}, "leave it out, or choose name='imaml' or"),
+        ({"name": "imaml", "stength": 1.0}, "there is no option 'stength'; did you mean 'strength'"),
         ({"curvature": "newton-gauss"}, "did you mean 'gauss-newton'"),
         ({"accuracy": 2.0}, "accuracy=2.0; accepted is a finite number above 0 and below 1"),
-        ({"new_task": FEW}, r"accepted is a NewTask\(inner\)"),
-        ({"name": "maml", "strength": None, "new_task": NewTask(FEW, 0.1)}, "where learning has none"),
+        ({"new_task": FEW}, r"new_task: expected NewTask\(inner\) or None, got GradientDescent"),
+        ({"name": "maml", "strength": None, "new_task": NewTask(FEW, 0.1)}, "learning has no strength"),
         ({"name": "mamml"}, "did you mean 'maml'"),
     ],
 )
@@ -491,17 +494,99 @@ def test_recipes_that_make_no_sense_are_refused(options, words):
 
 @pytest.mark.parametrize("name", ["characters-5w1s", "omniglot-20w1s", "sinusoid"])
 def test_every_method_is_had_from_the_command_line_as_its_help_says(name):
-    """Together: each option alone would make a method that is refused."""
+    """In any order; a strength may be said to be none where there is none."""
     (line,) = (line for line in HELP["train"].splitlines() if "--method.name=" in line)
     words = line.split()
-    for method in ("maml", "fomaml", "metasgd", "reptile", "transfer", "multitask"):
+    before = preset(name).method
+    for method in methods():
         given = [word.replace("maml", method) if "name" in word else word for word in words]
-        given += ["--method.curvature=hessian"] if name == "sinusoid" else []
+        if issubclass(methods()[method], Anchored):
+            given = given[:1]
         changes = Arguments("train", given, (), (), dotted=True).changes()
         config = overrides(preset(name), changes)
-        assert (config.method.name, config.method.strength) == (method, None)
+        assert (config.method.name, config.method.inner) == (method, before.inner)
+        assert config.method.strength == (None if len(given) > 1 else before.strength)
         assert overrides(preset(name), changes[::-1]) == config
-    with pytest.raises(
-        ConfigError, match=r"--method\.new_task\.strength=none" if "w1s" in name else "curvature"
-    ):
-        overrides(preset(name), Arguments("train", words[:2], (), (), dotted=True).changes())
+        assert overrides(preset(name), [("method", method, "--method"), *changes[1:]]) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"": "maml", "strength": "0.5"}, "expected no strength with name='maml'"),
+        ({"name": "maml", "linear": "GMRES"}, "expected no linear with name='maml'"),
+        ({"": "maml", "linear.steps": "3"}, "'method.linear', got which 'maml' does not have"),
+        ({"": "mamml"}, "did you mean 'maml'"),
+        ({"stength": "1"}, "did you mean 'strength'"),
+    ],
+)
+def test_options_that_a_method_lacks_are_refused(options, words):
+    changes = [("method." + path if path else "method", text, path) for path, text in options.items()]
+    with pytest.raises(ConfigError, match=words):
+        overrides(preset("characters-5w1s"), changes)
+
+
+def test_another_method_takes_over_what_both_have():
+    solved = Method(strength=0.3, learned="leaf", chunk=2, new_task=NewTask(FEW, 0.1))
+    maml = changed(solved, name="maml")
+    assert (maml.chunk, maml.new_task) == (2, NewTask(FEW))
+    assert changed(maml, name="imaml") == Method(chunk=2, new_task=NewTask(FEW))
+    assert changed(solved, name="evidence").learned == "leaf"
+    with pytest.raises(ConfigError, match="as learning has no strength"):
+        changed(solved, name="maml", new_task=NewTask(FEW, 0.1))
+
+
+@pytest.mark.parametrize("name", methods())
+def test_files_with_one_kind_for_all_methods_are_read(name):
+    """As they were written: with the fields of all, those that the method lacks at what they were then."""
+    strength = None if name in ("maml", "fomaml", "metasgd") else 0.25
+    stored = {
+        "kind": "Method",
+        "name": name,
+        "strength": strength,
+        "learned": None,
+        "adapt": ["head"],
+        "inner": {"kind": "GradientDescent", "learning_rate": 0.4, "steps": 8, "tolerance": None},
+        "new_task": None,
+        "linear": {"kind": "CG", "steps": 3, "tolerance": None, "precondition": None},
+        "policy": "warn",
+        "chunk": 1,
+        "curvature": "hessian",
+        "correct": False,
+        "accuracy": None,
+        "rank": 5,
+        "bayes": to_json(Bayes()),
+    }
+    found = from_json(stored)
+    options = {"strength": strength, "inner": imaml.GradientDescent(0.4, steps=8), "adapt": ("head",)}
+    options |= {"linear": imaml.CG(steps=3)} if hasattr(found, "linear") else {}
+    assert found == Method(name, chunk=1, **options)
+    with pytest.raises(ConfigError, match="there is no option 'foo'"):
+        from_json({**stored, "foo": 1})
+
+
+def test_a_method_says_what_it_was_built_from():
+    domain = imaml.sinusoid(hidden=4)
+    recipe = Method(strength=0.5)
+    method = recipe.build(domain)
+    assert method.origin == (recipe, domain.recipe)
+    assert method.on(None).origin == method.origin
+    assert dataclasses.replace(method, inner=FEW).origin is None  # it is another one
+    by_hand = imaml.IMAML(ANCHORED, query_loss, inner=FEW, linear=imaml.CG(2))
+    assert by_hand.origin is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "adam", "momentum": 0.9}, "as adam has no momentum, got momentum=0.9 with name='adam'"),
+        ({"name": "sgd", "beta1": 0.5}, "expected beta1=0.9, as sgd has no beta1"),
+        ({"name": "sgd", "epsilon": 1e-3}, "choose name='adam' or 'rmsprop' or 'adamw' or 'muon'"),
+        ({"name": "adam", "weight_decay": 0.1}, "choose name='adamw' or 'muon'"),
+        ({"name": "rmsprop", "beta2": 0.5}, "rmsprop has no beta2"),
+        ({"name": "adamw", "least_side": 8}, "choose name='muon'"),
+    ],
+)
+def test_options_that_an_optimiser_lacks_are_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        imaml.Optimiser(**options)

@@ -166,6 +166,16 @@ def test_durations(seconds, text):
     assert clock(seconds) == text
 
 
+def test_a_validation_says_how_many_tasks_failed(capsys):
+    scores = {"scores": {"loss": 0.5}, "ci95": {"loss": 0.1}, "tasks": 50}
+    with Journal(None) as journal:
+        journal.write("validation", step=10, failed=0, **scores)
+        journal.write("validation", step=20, failed=3, best=True, **scores)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("(50 tasks)")
+    assert second.endswith("(50 tasks, 3 failed), best so far")
+
+
 def test_scores():
     assert score_text("accuracy_inductive", 0.9123, 0.005) == "91.23 +- 0.50 %"
     assert score_text("loss", 0.01234) == "0.01234"

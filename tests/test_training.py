@@ -19,24 +19,23 @@ import optax
 import pytest
 
 import imaml
+from imaml.config.method import Method
 from imaml.config.presets import PRESETS
 from imaml.config.run import Config, load_config
+from imaml.config.training import Training
 from imaml.core.errors import CheckpointError, ConfigError, NumericalError
 from imaml.core.recipes import from_json, to_json
 from imaml.problems.precision import Theta
 from imaml.storage.artefact import read_artefact
 from imaml.storage.checkpoint import Checkpoints
 from imaml.training.directory import first_difference
+from imaml.training.experiment import assemble
 from imaml.training.journal import read_events
 from imaml.training.step import initial_state, make_step
 
 DOMAIN = imaml.linear_gaussian(features=3, shots=4, queries=4)
-METHOD = imaml.IMAML(
-    DOMAIN.problem(0.5),
-    DOMAIN.query_loss,
-    inner=imaml.GradientDescent(0.1, steps=4),
-    linear=imaml.CG(steps=2),
-)
+RECIPE = Method(strength=0.5, inner=imaml.GradientDescent(0.1, steps=4), linear=imaml.CG(steps=2))
+METHOD = RECIPE.build(DOMAIN)
 ADAM = imaml.Optimiser("adam", 0.05, schedule="constant")
 
 
@@ -45,7 +44,7 @@ BUILT = {}  # steps already compiled, by what they are made from: most tests tra
 
 @pytest.fixture(autouse=True)
 def shared_steps(monkeypatch):
-    from imaml.training import loop as training
+    from imaml.training import experiment as training
 
     def make(method, transform, tasks, average, *logged):
         key = (
@@ -104,7 +103,7 @@ def test_a_step_is_the_same_whatever_came_before():
 
 @pytest.mark.parametrize("tasks", [4, 3])  # shared by two devices; on one
 def test_nothing_is_compiled_after_the_first_step(tasks, monkeypatch):
-    from imaml.training import loop as training
+    from imaml.training import experiment as training
 
     made = []
     monkeypatch.setattr(training, "make_step", lambda *args: made.append(make_step(*args)) or made[-1])
@@ -156,7 +155,7 @@ def test_an_interrupt_stops_it_after_the_step(tmp_path):
 
 def stop_after(monkeypatch, count):
     """Makes the next run die with its process, as it were, after `count` steps."""
-    from imaml.training import loop as training
+    from imaml.training import experiment as training
 
     build = training.make_step
 
@@ -213,15 +212,15 @@ def test_resuming_refuses_another_configuration(tmp_path):
     ):
         with pytest.raises(ConfigError, match=says):
             train(optimiser, out=out, resume=True, **options)
-    method = dataclasses.replace(METHOD, rule=imaml.implicit(imaml.CG(steps=3)))
+    method = dataclasses.replace(RECIPE, linear=imaml.CG(steps=3)).build(DOMAIN)
     with pytest.raises(ConfigError, match=r"method\.linear\.steps was 2 and is now 3"):
         train(method=method, out=out, resume=True, steps=4)
     assert train(out=out, resume=True, steps=4, minutes=5, keep=1).step == 4  # no step depends on these
     with pytest.raises(ConfigError, match="exists and is not empty"):
         train(out=out)
-    with pytest.raises(ConfigError, match="needs out="):
+    with pytest.raises(ConfigError, match="expected the run directory with resume=True"):
         train(resume=True)
-    with pytest.raises(ConfigError, match="start= has no place"):
+    with pytest.raises(ConfigError, match="start: expected None"):
         train(out=out, resume=True, start=jnp.zeros(3))
 
 
@@ -241,6 +240,39 @@ def test_a_raw_optax_object_is_welcome_from_python_alone(tmp_path, capsys):
         imaml.load(out)
     with pytest.raises(ConfigError, match="JSON form"):
         run.adapt([0.0], [1.0])
+
+
+def test_an_experiment_is_the_same_run_as_one_from_objects_or_recipes():
+    options = {"steps": 3, "tasks": 4, "validate_every": 0}
+    run = train(**options)
+    config = Config(DOMAIN.recipe, RECIPE, ADAM, Training(**options))
+    experiment = assemble(config)
+    for other in (
+        experiment.train(progress=False),
+        assemble(config, DOMAIN).train(progress=False),
+        imaml.train(DOMAIN, RECIPE, ADAM, progress=False, **options),
+    ):
+        equal(other.theta, run.theta)
+        assert other.config == run.config == config
+    assert (experiment.tasks, experiment.method.origin) == (4, (RECIPE, DOMAIN.recipe))
+
+
+def test_a_method_made_by_hand_is_trained_and_resumed_from_python(tmp_path):
+    out = tmp_path / "run"
+    by_hand = imaml.IMAML(
+        DOMAIN.problem(0.5), DOMAIN.query_loss, inner=METHOD.inner, linear=imaml.CG(steps=2)
+    )
+    run = train(method=by_hand, out=out)
+    equal(run.theta, train().theta)
+    assert run.config is None
+    assert "made by hand" in json.loads((out / "config.json").read_text())["reason"]
+    equal(train(method=by_hand, out=out, resume=True).theta, run.theta)
+    with pytest.raises(imaml.ArtefactError, match=r"imaml\.config\.Method"):
+        imaml.load(out)
+    with pytest.raises(ConfigError, match=r"imaml\.config\.Method"):
+        run.adapt([0.0], [1.0])
+    elsewhere = imaml.linear_gaussian(features=3, shots=5, queries=4)
+    assert train(domain=elsewhere, steps=0).config is None
 
 
 def test_a_start_is_taken_or_refused():

@@ -111,5 +111,5 @@ from .problems.proximal import plain as plain
 from .problems.proximal import proximal as proximal
 from .training.evaluation import Evaluation as Evaluation
 from .training.evaluation import evaluate as evaluate
+from .training.experiment import train as train
 from .training.loop import Run as Run
-from .training.loop import train as train

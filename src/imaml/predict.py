@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from .bayes.laplace import Laplace, posterior, summed
-from .config.method import Method
+from .config.method import MethodRecipe
 from .config.run import Config, load_config
 from .core.compile import whole_program
 from .core.errors import ArtefactError, ConfigError, DataError, NumericalError
@@ -297,7 +297,7 @@ def _answer(network: Any, ways: int | None, phi: Any, statistics: Any, row: Arra
 
 
 @functools.lru_cache(maxsize=32)
-def _solver(recipe: Method, domain: Any, network: Any) -> Any:
+def _solver(recipe: MethodRecipe, domain: Any, network: Any) -> Any:
     """The compiled (theta, support) -> (phi, Solution, statistics) of a method on a domain, both recipes."""
     method = recipe.build(_without_data(domain))
 
@@ -343,7 +343,7 @@ def adapt(theta: Any, config: Config, x: Any, y: Any) -> Predictor:
 
 
 @functools.lru_cache(maxsize=32)
-def _knower(recipe: Method, domain: Any) -> Callable[[Any, Any, Any], Laplace]:
+def _knower(recipe: MethodRecipe, domain: Any) -> Callable[[Any, Any, Any], Laplace]:
     """The compiled (phi, theta, support) -> posterior of the problem that phi solves, a sum over rows."""
     method = recipe.build(_without_data(domain))
 

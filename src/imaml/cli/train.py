@@ -103,16 +103,15 @@ def train_command(words: Sequence[str]) -> int:
 
 def _factorises(config: Any) -> bool:
     """Whether a step may have dense factorisations: any but that of images by solvers that take products."""
-    from ..config.method import BAYESIAN
     from ..domains.fewshot.domain import FewShotRecipe
     from ..linear.bicgstab import BiCGStab
     from ..linear.cg import CG
     from ..linear.minres import MINRES
     from ..linear.neumann import Neumann
 
-    linear = config.method.linear
-    products = isinstance(linear, CG | Neumann | MINRES | BiCGStab) and config.method.name not in BAYESIAN
-    products = products and getattr(linear, "precondition", None) is None
+    linear = getattr(config.method, "linear", None)
+    products = linear is None or isinstance(linear, CG | Neumann | MINRES | BiCGStab)
+    products = products and not config.method.factorises and getattr(linear, "precondition", None) is None
     return not (isinstance(config.domain, FewShotRecipe) and products)
 
 
@@ -125,13 +124,9 @@ def _free_folder(base: Path) -> Path:
 
 
 def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool) -> int:
-    import dataclasses
-
-    from ..domains.base import in_step
     from ..predict import load
     from ..training.directory import check_new, check_resumable
-    from ..training.loop import train
-    from ..training.step import devices_mesh
+    from ..training.experiment import assemble
 
     # Before the data are read, which may take long.
     if resume:
@@ -139,17 +134,8 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     else:
         check_new(out)
     start = None if origin is None else load(origin).theta
-    domain = config.domain.build()
-    run = train(
-        domain,
-        config.method.build(domain, devices_mesh(in_step(domain, config.training.tasks))),
-        config.optimiser,
-        out=out,
-        resume=resume,
-        start=start,
-        progress=False if quiet else None,
-        **dataclasses.asdict(config.training),
-    )
+    progress = False if quiet else None
+    run = assemble(config).train(out=out, resume=resume, start=start, progress=progress)
     if run.reason == "interrupted":
         print(f"go on with: {_go_on(out)}")
         return STATUS

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from ..inner.gradient import GradientDescent
 from ..storage.checkpoint import Checkpoints
 from ..training.directory import first_difference
 from ..training.evaluation import evaluate_theta, over_devices, task_keys, valid
+from ..training.experiment import assemble
 from ..training.journal import FILE, clock, read_events, score_text
-from ..training.loop import Run, train
-from ..training.step import devices_mesh, initial_state
+from ..training.loop import Run
 from .variants import GRID, Row, rows_of
 
 SWEEP = (0, 1, 2, 4, 8, 16, 32, 64)  # inner steps at test time
@@ -166,12 +166,8 @@ def _trained(domain: Any, config: Config, folder: Path, progress: bool | None) -
     resume = (folder / "config.json").is_file()
     if resume:
         load_config((folder / "config.json").read_text(), str(folder / "config.json"))
-    training = {f.name: getattr(config.training, f.name) for f in fields(config.training)}
-    method = config.method.build(domain, devices_mesh(config.training.tasks))
     try:
-        run = train(
-            domain, method, config.optimiser, out=folder, resume=resume, progress=progress, **training
-        )
+        run = assemble(config, domain).train(out=folder, resume=resume, progress=progress)
     except NumericalError as error:
         ends = [event for event in read_events(folder / FILE) if event["event"] == "end"]
         step = ends[-1]["step"]
@@ -201,13 +197,10 @@ def _best(domain: Any, folder: Path, most: int) -> int:
 
 def _theta(domain: Any, config: Config, folder: Path, step: int) -> tuple[Any, Any]:
     """The method, and theta (the moving average where one is kept) as it was after `step` steps."""
-    method = config.method.build(domain, devices_mesh(config.training.tasks))
-    transform, average = config.optimiser.build(config.training.steps), config.optimiser.average
-    like = jax.eval_shape(
-        lambda key: initial_state(domain, method, transform, key, average), jax.random.key(0)
-    )
+    experiment = assemble(config, domain)
+    like = jax.eval_shape(experiment.initial_state, jax.random.key(0))
     state = Checkpoints(folder / "run" / "checkpoints").restore(like, step).state
-    return method, state["average"] if average else state["theta"]
+    return experiment.method, state["average"] if experiment.outer.average else state["theta"]
 
 
 def _tested(domain: Any, config: Config, folder: Path, step: int, tasks: int) -> _Scores:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..config.method import NewTask
+from ..config.method import NewTask, changed
 from ..config.run import Config
 from ..core.errors import ConfigError
 from ..core.validation import meant
@@ -54,8 +54,6 @@ class Row:
         outer = self.outer * base.optimiser.learning_rate
         optimiser = replace(base.optimiser, schedule="constant", learning_rate=outer)
         changes, inner = dict(self.method), base.method.inner
-        if changes.get("name", base.method.name) != "imaml":  # what only implicit MAML has
-            changes |= {"curvature": "hessian", "correct": False, "accuracy": None}
         if "inner" not in changes and isinstance(inner, GradientDescent):
             changes["inner"] = replace(inner, learning_rate=self.rate * inner.learning_rate)  # type: ignore[operator]
         if self.fine is not None:
@@ -63,7 +61,7 @@ class Row:
             anchored = changes.get("strength", base.method.strength) is not None and "learned" not in changes
             strength = given.strength if anchored else None
             changes["new_task"] = NewTask(replace(given.inner, steps=self.fine), strength)  # type: ignore[type-var]
-        return replace(base, method=replace(base.method, **changes), optimiser=optimiser, training=training)
+        return replace(base, method=changed(base.method, **changes), optimiser=optimiser, training=training)
 
 
 # rate, outer and fine are the best of three trials each, 600 steps, on validation tasks of Omniglot 5-way

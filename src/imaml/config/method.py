@@ -1,56 +1,56 @@
-"""The methods as one table of recipes: what each is made of, and its options as JSON values.
+"""The methods as recipes: one class for each, with the options that the method has.
 
-A method is a row of `FAMILY` and, where it is new mathematics, a rule of its own; docs/methods.md shows how
-to add one.
+A new method is one class that registers itself with ``@recipe("method")``; docs/methods.md shows how.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, ClassVar, Literal
+
+from jax.sharding import Mesh
 
 from ..bayes.curvature import Quadrature
 from ..bayes.laplace import FORMS
 from ..bayes.methods import EmpiricalBayes, ExpectationMaximisation, IBaML
-from ..bayes.rules import Averaged, ByEvidence, ByMoments
 from ..core.errors import ConfigError
-from ..core.recipes import Role, recipe
-from ..core.validation import require_number, require_one_of, require_whole
+from ..core.recipes import Role, former, kinds_of, recipe
+from ..core.validation import meant, require_number, require_one_of, require_whole
+from ..domains.base import Domain
 from ..inner.base import InnerSolver
 from ..inner.gradient import GradientDescent
 from ..linear.base import LinearSolver
 from ..linear.cg import CG
 from ..meta.accuracy import Tightening, check_accuracy
-from ..meta.gradient import POLICIES, MetaGradient, Solving
-from ..meta.implicit import Implicit
-from ..meta.joint import Jointly
+from ..meta.gradient import POLICIES, MetaGradient, Origin, Solving
 from ..meta.methods import FOMAML, IMAML, MAML, Joint, MetaSGD, Reptile
 from ..meta.published import ThenPulled, as_released
-from ..meta.reptile import Displacement, Envelope
-from ..meta.unrolled import FirstOrder, Unrolled
 from ..problems.base import CURVATURES, Problem
 from ..problems.likelihoods import likelihood
 from ..problems.precision import PER, Learned, learned
 from ..problems.proximal import proximal
 
-ANCHORS = ("needed", "none", "either")
-
 
 @recipe(fresh={"inner": GradientDescent(0.1, steps=5)})
 @dataclass(frozen=True)
 class NewTask:
-    """How a new task is solved in evaluation and use; see `imaml.meta.gradient.Solving`.
+    """How a new task is solved in evaluation and use; see `imaml.Solving`.
 
-    inner: what solves it. strength: the anchor's, or None for that of learning.
+    Args:
+        inner: Inner solver for new tasks.
+        strength: Regularisation strength for new tasks, or None for that of learning.
+
+    Raises:
+        ConfigError: If the strength is not a positive number.
     """
 
     inner: Annotated[InnerSolver, Role("inner")]
     strength: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Checks the strength."""
         if self.strength is not None:
             require_number("new_task", 0, open=True, strength=self.strength)
 
@@ -58,12 +58,19 @@ class NewTask:
 @recipe()
 @dataclass(frozen=True)
 class Bayes:
-    """What evidence, moments and posterior have beside the others; see `imaml.bayes.rules`.
+    """The options of the Bayesian methods evidence, moments and posterior; see `imaml.bayes.rules`.
 
-    noise: the variance of Gaussian rows that learning begins with, in squared units of the targets; it is
-    learned. determinant: of evidence, how the log-determinant is had, None for exactly. form: of moments and
-    posterior, the task posterior's, "dense", "rows", "diagonal" or (moments) "low-rank". rank: of "low-rank".
-    samples: of posterior, pairs of draws a task. curvature: the posterior's, "gauss-newton" or "hessian".
+    Args:
+        noise: Variance of Gaussian rows at the start, in squared units of the targets; it is learned.
+        determinant: Of evidence: how the log-determinant is estimated, or None for the exact one.
+        form: Of moments and posterior: the form of a task's posterior covariance, "dense", "rows",
+            "diagonal" or, of moments, "low-rank".
+        rank: Rank of the form "low-rank".
+        samples: Of posterior: pairs of samples for each task.
+        curvature: Curvature of the posterior, "gauss-newton" or "hessian".
+
+    Raises:
+        ConfigError: If a value is outside its range.
     """
 
     noise: float = 1.0
@@ -74,335 +81,602 @@ class Bayes:
     curvature: str = "gauss-newton"
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Checks the values."""
         require_number("bayes", 0, open=True, noise=self.noise)
         require_one_of("bayes", "form", self.form, FORMS)
         require_one_of("bayes", "curvature", self.curvature, CURVATURES)
         require_whole("bayes", 1, rank=self.rank, samples=self.samples)
         if not isinstance(self.determinant, Quadrature | None):
             raise ConfigError(
-                f"bayes: determinant={self.determinant!r}; accepted is Quadrature(steps, probes), or None."
+                f"bayes: determinant: expected Quadrature(steps, probes) or None, got {self.determinant!r}."
             )
 
 
-BAYESIAN = ("evidence", "moments", "posterior")
-IMPLICIT = ("imaml", "evidence", "posterior")
+@dataclass(frozen=True, kw_only=True)
+class MethodRecipe:
+    """What all methods have: the base of the recipes of methods.
 
+    A subclass sets `name` and `about`, adds its fields and defines `make`.
 
-@recipe()
-@dataclass(frozen=True)
-class Method:
-    """The method as a recipe that goes to JSON; `build(domain)` makes it.
+    Args:
+        adapt: Names of the parameters that a task adapts, or None for all; maml that adapts the head alone
+            is ANIL.
+        inner: Inner solver.
+        new_task: How a new task is solved in evaluation and use, or None for as in learning. The
+            meta-parameters do not depend on it.
+        policy: What happens when tasks fail numerically: "raise", "warn" or "skip".
+        chunk: Tasks worked on at once on each device, None for all, or "auto": `imaml train` measures which
+            is fastest and stores that number.
 
-    name: a row of `FAMILY`: imaml, maml, fomaml, metasgd, reptile, transfer, multitask, as-released, or,
-    where the strength is a prior's precision and the loss a sum over rows, evidence, moments or posterior.
-    strength: the anchor's; None for none. What learns by the solution itself needs one, what learns by the
-    steps taken has none; with one, reptile is its proximal form, and fine-tuning after transfer is anchored.
-    adapt: names of the branches that a task adapts, or None for all; maml that adapts the head is ANIL.
-    inner: what solves a task. new_task: how a new one is solved in evaluation and use, None for as in
-    learning; theta does not depend on it. linear: of imaml and as-released. policy: what happens when tasks
-    fail numerically, "raise", "warn" or "skip". chunk: tasks worked on at once on each device, None for
-    all, or "auto": `imaml train` measures which is fastest, and puts the number here.
-
-    Of imaml, evidence, moments and posterior: learned: None for fixed, or how the strength is learned, "all",
-    "leaf", "parameter", "dense" or "low-rank" (not of moments), whose rank is `rank`. curvature: "hessian",
-    or "gauss-newton", which is never indefinite (see `imaml.proximal`). But for moments, correct: whether a
-    Newton step more is taken; accuracy: the accuracy asked for instead of step counts, relative to a task's
-    meta-gradient (see `imaml.implicit`), or a `Tightening`. bayes: of evidence, moments and posterior.
+    Raises:
+        ConfigError: If a value is outside its range, or two options do not go together.
     """
 
-    name: str = "imaml"
-    strength: float | None = 0.5
-    learned: str | None = None
+    name: ClassVar[str]
+    about: ClassVar[str]
+    strength: ClassVar[float | None] = None
+    learned: ClassVar[str | None] = None
+    factorises: ClassVar[bool] = False  # whether a step factorises dense matrices besides its linear solver
+
     adapt: tuple[str, ...] | None = None
     inner: Annotated[InnerSolver, Role("inner")] = field(
         default_factory=lambda: GradientDescent(0.2, steps=16)
     )
     new_task: NewTask | None = None
-    linear: Annotated[LinearSolver, Role("linear")] = field(default_factory=lambda: CG(steps=5))
     policy: str = "warn"
     chunk: int | Literal["auto"] | None = None
-    curvature: str = "hessian"
-    correct: bool = False
-    accuracy: float | Tightening | None = None
-    rank: int = 5
-    bayes: Bayes = field(default_factory=Bayes)
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        require_one_of("method", "name", self.name, tuple(FAMILY))
-        require_one_of("method", "learned", self.learned, (None, *PER))
-        require_whole("method", 1, rank=self.rank)
+        """Checks the values."""
         require_one_of("method", "policy", self.policy, POLICIES)
-        anchor = FAMILY[self.name].anchor
         if self.strength is not None:
             require_number("method", 0, open=True, strength=self.strength)
-        if self.strength is None and anchor == "needed":
-            raise ConfigError(
-                f"method: strength=None with name={self.name!r}; accepted is a positive number."
-            )
-        if self.strength is not None and anchor == "none":
-            raise ConfigError(
-                f"method: strength={self.strength!r} with name={self.name!r}, which has no anchor; accepted "
-                "is none: --method.strength=none, in Python strength=None."
-            )
-        require_one_of("method", "curvature", self.curvature, CURVATURES)
-        check_accuracy("method", self.accuracy)
-        strengths, solves = ("imaml", *BAYESIAN), IMPLICIT
-        usual = {
-            "learned": (None, strengths),
-            "curvature": ("hessian", strengths),
-            "correct": (False, solves),
-            "accuracy": (None, solves),
-            "bayes": (Bayes(), BAYESIAN),
-        }
-        for name, (value, methods) in usual.items():
-            if getattr(self, name) != value and self.name not in methods:
-                raise ConfigError(
-                    f"method: {name}={getattr(self, name)!r} with name={self.name!r}; accepted is {value!r}, "
-                    f"or name={' or '.join(map(repr, methods))}."
-                )
-        if self.name == "moments" and self.learned == "low-rank":
-            raise ConfigError(
-                "method: learned='low-rank' with name='moments', which has no step in closed form for it; "
-                "accepted is another way of learning the strength, or name='evidence'."
-            )
-        if self.name == "posterior" and self.bayes.form == "low-rank":
-            raise ConfigError(
-                "method: bayes.form='low-rank' with name='posterior', as no derivative passes through it; "
-                "accepted are 'dense', 'rows' and 'diagonal'."
-            )
+        if self.chunk is not None and self.chunk != "auto":
+            require_whole("method", 1, chunk=self.chunk)
         if not isinstance(self.new_task, NewTask | None):
-            raise ConfigError(f"method: new_task={self.new_task!r}; accepted is a NewTask(inner), or None.")
+            raise ConfigError(f"method: new_task: expected NewTask(inner) or None, got {self.new_task!r}.")
         other = None if self.new_task is None else self.new_task.strength
         if other is not None and self.strength is None:
             raise ConfigError(
-                f"method: new_task.strength={other!r} where learning has none; accepted is none: "
-                "--method.new_task.strength=none, in Python strength=None."
+                f"method: new_task.strength: expected None, as learning has no strength, got {other!r}. "
+                "Hint: --method.new_task.strength=none, in Python strength=None."
             )
-        if self.chunk is not None and self.chunk != "auto":
-            require_whole("method", 1, chunk=self.chunk)
 
-    def build(self, domain: Any, mesh: Any = None) -> MetaGradient:
-        """The method on a domain's problem, its tasks shared over a mesh's devices.
+    def build(self, domain: Domain, mesh: Mesh | None = None) -> MetaGradient:
+        """Makes the method on a domain's problem.
 
-        ConfigError for chunk="auto", which `imaml.training.chunk_tuning.settled` has to make a number of.
+        Args:
+            domain: Gives the inner problem and the query loss.
+            mesh: Devices over which the tasks of a step are sharded, or None for one device.
+
+        Returns:
+            The method. Its `origin` says what it was built from.
+
+        Raises:
+            ConfigError: If ``chunk="auto"``; `imaml.training.chunk_tuning.settled` replaces it by a number.
         """
         if self.chunk == "auto":
             raise ConfigError(
-                'method: chunk="auto" is for imaml train, which measures; accepted here is a whole number, '
-                "or None for all tasks at once (imaml.training.chunk_tuning.settled(config) measures, too)."
+                "method: chunk: expected a whole number, or None for all tasks at once, got 'auto'. Hint: "
+                "imaml.training.chunk_tuning.settled(config) measures which number is fastest."
             )
-        strength: Any = self.strength
-        if self.learned is not None and strength is not None:
-            strength = learned(strength, self.learned, self.rank)
-        curved = {} if self.curvature == "hessian" else {"curvature": self.curvature}
-
-        def made(strength: Any) -> Problem:
-            return FAMILY[self.name].problem(self, domain.problem(strength, self.adapt, **curved))
-
-        problem = made(strength)
-        new_task = None
+        problem, new_task = self.problem(domain, self.initial()), None
         if self.new_task is not None:
             other = self.new_task.strength
-            new = problem if other is None else made(other)
-            new_task = Solving(new, self.new_task.inner)
-        common = {"policy": self.policy, "chunk": self.chunk, "mesh": mesh, "new_task": new_task}
-        return FAMILY[self.name].make(self, domain, problem, common)
+            weaker = problem if other is None else self.problem(domain, other)
+            new_task = Solving(weaker, self.new_task.inner)
+        shared = {"inner": self.inner, "policy": self.policy, "chunk": self.chunk}
+        shared |= {"mesh": mesh, "new_task": new_task, "measure": domain.measure}  # type: ignore[attr-defined]
+        return self.make(domain, problem, **shared).built_from(Origin(self, domain.recipe))
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts; each subclass defines it.
+
+        Args:
+            domain: Gives the query loss.
+            problem: The inner problem.
+            **shared: Arguments of `MetaGradient`: inner, policy, chunk, mesh, new_task and measure.
+
+        Returns:
+            The method.
+        """
+        raise NotImplementedError
+
+    def problem(self, domain: Domain, strength: float | Learned | None) -> Problem:
+        """The inner problem on a domain.
+
+        Args:
+            domain: Gives the loss.
+            strength: Regularisation strength, fixed or learned, or None for none.
+
+        Returns:
+            The problem.
+        """
+        return domain.problem(strength, self.adapt)
+
+    def initial(self) -> float | Learned | None:
+        """The strength that learning begins with.
+
+        Returns:
+            A number, a learned one, or None where the method has none.
+        """
+        return self.strength
 
 
-@dataclass(frozen=True)
-class Kin:
-    """One method of the family.
+@dataclass(frozen=True, kw_only=True)
+class Anchored(MethodRecipe):
+    """A method whose inner problem is regularised towards theta.
 
-    about: what it is, in a line. make: (recipe, domain, problem, options) -> MetaGradient. fits: whether a
-    MetaGradient is of this method. anchor: whether its problem is "needed" to have one, has "none", or
-    "either". fields: the fields of `Method` that a MetaGradient of it amounts to, beyond those of all.
-    problem: (recipe, the domain's problem) -> the problem of this method.
+    Args:
+        strength: Regularisation strength of the inner problem.
     """
 
-    about: str
-    make: Callable[[Method, Any, Problem, Mapping[str, Any]], MetaGradient]
-    fits: Callable[[Any], bool]
-    anchor: str = "needed"
-    fields: Callable[[Any], dict[str, Any]] = lambda method: {}
-    problem: Callable[[Method, Problem], Problem] = lambda recipe, problem: problem
+    strength: float = 0.5  # type: ignore[misc]  # a field here, a constant of methods without one
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.strength is None:
+            raise ConfigError(
+                f"method: strength: expected a positive number with name={self.name!r}, got None."
+            )
+        super().__post_init__()
 
 
-def _split(make: Callable) -> Callable:
-    """A method that learns from the query loss after solving the support."""
+@dataclass(frozen=True, kw_only=True)
+class PerhapsAnchored(MethodRecipe):
+    """A method with or without regularisation towards theta.
 
-    def made(recipe: Method, domain: Any, problem: Problem, options: Mapping[str, Any], **more: Any) -> Any:
-        more = {"inner": recipe.inner, "measure": domain.measure, **options, **more}
-        return make(problem, domain.query_loss, **more)
+    Args:
+        strength: Regularisation strength of the inner problem, or None for none.
+    """
 
-    return made
-
-
-def _joint(recipe: Method, domain: Any, problem: Problem, options: Mapping[str, Any]) -> MetaGradient:
-    return Joint(domain, problem, inner=recipe.inner, grouped=recipe.name == "multitask", **options)
+    strength: float | None = 0.5  # type: ignore[misc]
 
 
-def _joined(grouped: bool) -> Callable[[MetaGradient], bool]:
-    def fits(method: MetaGradient) -> bool:
-        loss = method.rule.loss if isinstance(method.rule, Jointly) else None
-        return isinstance(loss, functools.partial) and loss.keywords.get("grouped", False) == grouped
+@dataclass(frozen=True, kw_only=True)
+class Strengths(Anchored):
+    """A method whose strength may be learned.
 
-    return fits
+    Args:
+        learned: None for a fixed strength, or how it is learned: "all", "leaf", "parameter", "dense" or
+            "low-rank".
+        curvature: "hessian", or "gauss-newton", which is never indefinite; see `imaml.proximal`.
+    """
 
+    rank: ClassVar[int] = 5
 
-def _by(*rules: type) -> Callable[[MetaGradient], bool]:
-    return lambda method: isinstance(method.rule, rules)
+    learned: str | None = None  # type: ignore[misc]
+    curvature: str = "hessian"
 
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        require_one_of("method", "learned", self.learned, (None, *PER))
+        require_one_of("method", "curvature", self.curvature, CURVATURES)
+        super().__post_init__()
 
-def _rate(method: MetaGradient) -> Any:
-    """The learned rate of a method's inner solver, or None."""
-    rate = getattr(method.inner, "learning_rate", None)
-    return rate if isinstance(rate, Learned) else None
+    def initial(self) -> float | Learned:
+        """The strength that learning begins with."""
+        return self.strength if self.learned is None else learned(self.strength, self.learned, self.rank)
 
-
-def _probable(recipe: Method, problem: Problem) -> Problem:
-    """The problem with its loss as a sum of negative log likelihoods, the noise learned."""
-    gaussian = getattr(getattr(problem.loss, "likelihood", None), "kind", None) == "gaussian"
-    noise = learned(recipe.bayes.noise, per="all") if gaussian else None
-    strength = problem.strength if problem.learns is None else problem.learns
-    return proximal(
-        likelihood(problem.loss, noise),
-        strength,
-        problem.adapt,
-        curvature=problem.curvature,
-        convex=problem.convex,
-    )
-
-
-def _implied(rule: Implicit) -> dict[str, Any]:
-    """The fields of an implicit rule."""
-    return {"linear": rule.linear, "correct": rule.correct, "accuracy": rule.accuracy}
+    def problem(self, domain: Domain, strength: float | Learned | None) -> Problem:
+        """The inner problem on a domain, with the curvature asked for."""
+        if self.curvature == "hessian":
+            return super().problem(domain, strength)
+        return domain.problem(strength, self.adapt, curvature=self.curvature)  # type: ignore[call-arg]
 
 
-def _of_bayes(method: MetaGradient, **fields: Any) -> dict[str, Any]:
-    """The fields of a Bayesian method's problem and posterior."""
-    noise = getattr(method.problem.loss, "noise", None)
-    if noise is not None and not isinstance(noise, Learned):
-        raise ConfigError("the noise is fixed; one that is learned has a JSON form.")
-    fields = {"curvature": method.rule.curvature, **fields}  # type: ignore[union-attr]
-    bayes = Bayes(**fields) if noise is None else Bayes(noise=noise.initial, **fields)
-    return {"curvature": method.problem.curvature, "bayes": bayes}
+@dataclass(frozen=True, kw_only=True)
+class ImplicitMethod(Strengths):
+    """A method that differentiates the inner solution implicitly.
+
+    Args:
+        linear: Linear solver for the implicit gradient.
+        correct: Whether one more Newton step is taken, after which the error falls quadratically.
+        accuracy: Accuracy of the meta-gradient asked for instead of step counts, relative to each task's
+            meta-gradient, or a `Tightening`; see `imaml.implicit`.
+        rank: Rank of a strength that is learned as "low-rank".
+    """
+
+    linear: Annotated[LinearSolver, Role("linear")] = field(default_factory=lambda: CG(steps=5))
+    correct: bool = False
+    accuracy: float | Tightening | None = None
+    rank: int = 5  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        require_whole("method", 1, rank=self.rank)
+        check_accuracy("method", self.accuracy)
+        super().__post_init__()
+
+    def implicit(self) -> dict[str, Any]:
+        """The options of the implicit gradient.
+
+        Returns:
+            linear, correct and accuracy, by name.
+        """
+        return {"linear": self.linear, "correct": self.correct, "accuracy": self.accuracy}
 
 
-def _released(recipe: Method, domain: Any, problem: Problem, options: Mapping[str, Any]) -> MetaGradient:
-    inner: Any = recipe.inner
-    rate = getattr(inner, "learning_rate", None)
-    if not isinstance(rate, float | int) or inner.steps is None or inner.tolerance is not None:
-        raise ConfigError(
-            f"method: inner={inner!r} with name='as-released'; accepted is GradientDescent(rate, steps=...)."
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class IMAMLRecipe(ImplicitMethod):
+    """Implicit MAML; see `imaml.IMAML`."""
+
+    name: ClassVar[str] = "imaml"
+    about: ClassVar[str] = "implicit MAML: the meta-gradient from the solution alone"
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts."""
+        return IMAML(problem, domain.query_loss, **self.implicit(), **shared)
+
+
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class MAMLRecipe(MethodRecipe):
+    """MAML; see `imaml.MAML`."""
+
+    name: ClassVar[str] = "maml"
+    about: ClassVar[str] = "MAML: through every inner step; ANIL where only the head adapts"
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts."""
+        return MAML(problem, domain.query_loss, **shared)
+
+
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class FOMAMLRecipe(MethodRecipe):
+    """First-order MAML; see `imaml.FOMAML`."""
+
+    name: ClassVar[str] = "fomaml"
+    about: ClassVar[str] = "first-order MAML"
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts."""
+        return FOMAML(problem, domain.query_loss, **shared)
+
+
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class MetaSGDRecipe(MethodRecipe):
+    """Meta-SGD; see `imaml.MetaSGD`."""
+
+    name: ClassVar[str] = "metasgd"
+    about: ClassVar[str] = "Meta-SGD: MAML with a learned inner rate for every parameter"
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts."""
+        return MetaSGD(problem, domain.query_loss, **shared)
+
+
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class ReptileRecipe(PerhapsAnchored):
+    """Reptile, or with a strength its proximal form; see `imaml.Reptile`."""
+
+    name: ClassVar[str] = "reptile"
+    about: ClassVar[str] = "Reptile: where the tasks went; with a strength its proximal form"
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts."""
+        return Reptile(problem, domain.query_loss, whole=domain.whole, **shared)
+
+
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class TransferRecipe(PerhapsAnchored):
+    """Transfer learning; see `imaml.Joint`."""
+
+    name: ClassVar[str] = "transfer"
+    about: ClassVar[str] = "transfer: one network for all classes, fine-tuned"
+    grouped: ClassVar[bool] = False
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts."""
+        del shared["measure"]  # which is of one task's parameters
+        return Joint(domain, problem, grouped=self.grouped, **shared)
+
+
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class MultitaskRecipe(TransferRecipe):
+    """Multi-task learning; see `imaml.Joint`."""
+
+    name: ClassVar[str] = "multitask"
+    about: ClassVar[str] = "multi-task: one body, a head for each group"
+    grouped: ClassVar[bool] = True
+
+
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class AsReleasedRecipe(Anchored):
+    """The published implementation; see `imaml.as_released`.
+
+    Args:
+        linear: Linear solver of the published system.
+
+    Raises:
+        ConfigError: If the inner solver is not gradient descent for a fixed number of steps.
+    """
+
+    name: ClassVar[str] = "as-released"
+    about: ClassVar[str] = "the published code's linear system, which is not the paper's"
+
+    linear: Annotated[LinearSolver, Role("linear")] = field(default_factory=lambda: CG(steps=5))
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts."""
+        inner = shared.pop("inner")
+        plain = isinstance(inner, GradientDescent) and isinstance(inner.learning_rate, float | int)
+        if not plain or inner.steps is None or inner.tolerance is not None:
+            raise ConfigError(
+                "method: inner: expected GradientDescent(rate, steps=...) with name='as-released', got "
+                f"{inner!r}."
+            )
+        return MetaGradient(
+            problem,
+            domain.query_loss,
+            inner=ThenPulled(inner.learning_rate, inner.steps),
+            rule=as_released(self.linear),
+            **shared,
         )
-    return _split(MetaGradient)(
-        recipe, domain, problem, options,
-        inner=ThenPulled(rate, inner.steps), rule=as_released(recipe.linear),
-    )  # fmt: skip
 
 
-FAMILY: dict[str, Kin] = {
-    "imaml": Kin(
-        "implicit MAML: the meta-gradient from the solution alone",
-        lambda recipe, *rest: _split(IMAML)(
-            recipe, *rest, linear=recipe.linear, correct=recipe.correct, accuracy=recipe.accuracy
-        ),
-        _by(Implicit),
-        fields=lambda method: {**_implied(method.rule), "curvature": method.problem.curvature},
-    ),
-    "evidence": Kin(
-        "empirical Bayes: a prior by the gradient of the tasks' evidence",
-        lambda recipe, domain, *rest: _split(EmpiricalBayes)(
-            recipe,
-            domain,
-            *rest,
-            linear=recipe.linear,
-            determinant=recipe.bayes.determinant,
-            curvature=recipe.bayes.curvature,
-            whole=domain.whole,
-            correct=recipe.correct,
-            accuracy=recipe.accuracy,
-        ),
-        _by(ByEvidence),
-        fields=lambda method: {
-            **_implied(method.rule.implicit),
-            **_of_bayes(method, determinant=method.rule.determinant),
-        },
-        problem=_probable,
-    ),
-    "moments": Kin(
-        "expectation-maximisation: prior moments from posterior moments",
-        lambda recipe, domain, *rest: _split(ExpectationMaximisation)(
-            recipe,
-            domain,
-            *rest,
-            form=recipe.bayes.form,
-            curvature=recipe.bayes.curvature,
-            rank=recipe.bayes.rank,
-            whole=domain.whole,
-        ),
-        _by(ByMoments),
-        fields=lambda method: _of_bayes(method, form=method.rule.form, rank=method.rule.rank),
-        problem=_probable,
-    ),
-    "posterior": Kin(
-        "iBaML: the validation loss under the tasks' posteriors",
-        lambda recipe, *rest: _split(IBaML)(
-            recipe,
-            *rest,
-            linear=recipe.linear,
-            samples=recipe.bayes.samples,
-            form=recipe.bayes.form,
-            curvature=recipe.bayes.curvature,
-            correct=recipe.correct,
-            accuracy=recipe.accuracy,
-        ),
-        _by(Averaged),
-        fields=lambda method: {
-            **_implied(method.rule.implicit),
-            **_of_bayes(method, samples=method.rule.samples, form=method.rule.form),
-        },
-        problem=_probable,
-    ),
-    "maml": Kin(
-        "MAML: through every inner step; ANIL where only the head adapts",
-        _split(MAML),
-        lambda method: _by(Unrolled)(method) and _rate(method) is None,
-        "none",
-    ),
-    "fomaml": Kin("first-order MAML", _split(FOMAML), _by(FirstOrder), "none"),
-    "metasgd": Kin(
-        "Meta-SGD: MAML with a learned inner rate for every parameter",
-        _split(MetaSGD),
-        lambda method: _by(Unrolled)(method) and getattr(_rate(method), "per", None) == "parameter",
-        "none",
-        lambda method: {"inner": replace(method.inner, learning_rate=_rate(method).initial)},
-    ),
-    "reptile": Kin(
-        "Reptile: where the tasks went; with an anchor its proximal form",
-        lambda recipe, domain, *rest: _split(Reptile)(recipe, domain, *rest, whole=domain.whole),
-        _by(Displacement, Envelope),
-        "either",
-    ),
-    "transfer": Kin("transfer: one network for all classes, fine-tuned", _joint, _joined(False), "either"),
-    "multitask": Kin("multi-task: one body, a head for each group", _joint, _joined(True), "either"),
-    "as-released": Kin(
-        "the published code's linear system, which is not the paper's",
-        _released,
-        lambda method: method.rule == as_released(getattr(method.rule, "linear", None)),
-        fields=lambda method: {
-            "linear": method.rule.linear,
-            "inner": GradientDescent(method.inner.learning_rate, method.inner.steps),
-        },
-    ),
-}
+@dataclass(frozen=True, kw_only=True)
+class Bayesian(Strengths):
+    """A method whose strength is a prior's precision, and whose loss is a sum over rows.
+
+    Args:
+        bayes: The options that Bayesian methods have.
+    """
+
+    factorises: ClassVar[bool] = True
+
+    bayes: Bayes = field(default_factory=Bayes)
+
+    def problem(self, domain: Domain, strength: float | Learned | None) -> Problem:
+        """The inner problem on a domain: a maximum a posteriori, with the noise learned."""
+        problem = super().problem(domain, strength)
+        gaussian = getattr(getattr(problem.loss, "likelihood", None), "kind", None) == "gaussian"
+        return proximal(
+            likelihood(problem.loss, learned(self.bayes.noise, per="all") if gaussian else None),
+            strength,
+            problem.adapt,
+            curvature=problem.curvature,
+            convex=problem.convex,
+        )
 
 
-def fields_of(method: MetaGradient) -> dict[str, Any]:
-    """The fields of `Method` that a MetaGradient amounts to; ConfigError where it has no JSON form."""
-    for name, kin in FAMILY.items():
-        if kin.fits(method):
-            return {"name": name, "inner": method.inner, **kin.fields(method)}
-    raise ConfigError(f"the rule, {type(method.rule).__name__}, has no JSON form.")
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class EvidenceRecipe(Bayesian, ImplicitMethod):
+    """Empirical Bayes; see `imaml.EmpiricalBayes`."""
+
+    name: ClassVar[str] = "evidence"
+    about: ClassVar[str] = "empirical Bayes: a prior by the gradient of the tasks' evidence"
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts."""
+        own = {"determinant": self.bayes.determinant, "curvature": self.bayes.curvature}
+        own |= {"whole": domain.whole, **self.implicit()}
+        return EmpiricalBayes(problem, domain.query_loss, **own, **shared)
+
+
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class PosteriorRecipe(Bayesian, ImplicitMethod):
+    """iBaML; see `imaml.IBaML`."""
+
+    name: ClassVar[str] = "posterior"
+    about: ClassVar[str] = "iBaML: the validation loss under the tasks' posteriors"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        super().__post_init__()
+        if self.bayes.form == "low-rank":
+            raise ConfigError(
+                "method: bayes.form: expected 'dense', 'rows' or 'diagonal' with name='posterior', got "
+                "'low-rank', through which no derivative passes."
+            )
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts."""
+        own = {name: getattr(self.bayes, name) for name in ("samples", "form", "curvature")}
+        return IBaML(problem, domain.query_loss, **own, **self.implicit(), **shared)
+
+
+@recipe("method")
+@dataclass(frozen=True, kw_only=True)
+class MomentsRecipe(Bayesian):
+    """Expectation-maximisation; see `imaml.ExpectationMaximisation`."""
+
+    name: ClassVar[str] = "moments"
+    about: ClassVar[str] = "expectation-maximisation: prior moments from posterior moments"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.learned == "low-rank":
+            raise ConfigError(
+                "method: learned: expected 'all', 'leaf', 'parameter' or 'dense' with name='moments', got "
+                "'low-rank', which has no step in closed form. Hint: choose one of these, or name='evidence'."
+            )
+        super().__post_init__()
+
+    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
+        """Makes the method from its parts."""
+        own = {name: getattr(self.bayes, name) for name in ("form", "curvature", "rank")}
+        return ExpectationMaximisation(problem, domain.query_loss, whole=domain.whole, **own, **shared)
+
+
+def methods() -> dict[str, type[MethodRecipe]]:
+    """The classes that have registered as methods.
+
+    Returns:
+        The classes by `name`.
+    """
+    return {kind.name: kind for kind in kinds_of("method").values()}
+
+
+def named(name: str) -> type[MethodRecipe]:
+    """The class of a method.
+
+    Args:
+        name: Its `name`, such as "imaml".
+
+    Returns:
+        The class.
+
+    Raises:
+        ConfigError: If there is no such method.
+    """
+    known = methods()
+    if name not in known:
+        raise ConfigError(f"method: name={name!r}{meant(str(name), known)}")
+    return known[name]
+
+
+def Method(name: str = "imaml", **options: Any) -> MethodRecipe:
+    """Makes the recipe of a method by its name.
+
+    Args:
+        name: The method: imaml, maml, fomaml, metasgd, reptile, transfer, multitask, as-released, evidence,
+            moments or posterior.
+        **options: The fields of its class.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ConfigError: If there is no such method, it lacks an option, or a value is outside its range.
+
+    Example:
+        >>> Method("maml", inner=GradientDescent(0.1, steps=5)).inner.steps
+        5
+    """
+    kind = named(name)
+    return kind(**fitting(kind, options))
+
+
+def changed(method: MethodRecipe, **changes: Any) -> MethodRecipe:
+    """Changes some fields of a method; with ``name=...`` makes another method.
+
+    The other method takes over the fields that both have.
+
+    Args:
+        method: The method to start from.
+        **changes: New values of fields, and perhaps name.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ConfigError: If the method lacks a field, or values do not go together.
+
+    Example:
+        >>> changed(Method("imaml", strength=0.3, chunk=2), name="maml").chunk
+        2
+    """
+    kind = named(changes.pop("name", method.name))
+    changes = fitting(kind, changes)
+    return kind(**{**carried(method, kind, changes), **changes})
+
+
+def carried(method: MethodRecipe, kind: type[MethodRecipe], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that another method takes over.
+
+    Args:
+        method: The method to start from.
+        kind: The class of the other method.
+        changes: Fields that the other method has from elsewhere.
+
+    Returns:
+        The values of the fields that both have; of one that only the other has, its default.
+    """
+    kept = {f.name: getattr(method, f.name, default_of(f.name)) for f in fields(kind)}
+    if kept.get("strength", 0) is None and issubclass(kind, Anchored):
+        kept["strength"] = default_of("strength")
+    if changes.get("strength", kept.get("strength")) is None and method.new_task is not None:
+        kept["new_task"] = dataclasses.replace(method.new_task, strength=None)
+    return kept
+
+
+def default_of(option: str) -> Any:
+    """The default of an option, the same in all methods that have it.
+
+    Args:
+        option: The name of a field.
+
+    Returns:
+        The default.
+
+    Raises:
+        ConfigError: If no method has such a field.
+    """
+    known = {f.name: f for kind in methods().values() for f in fields(kind)}
+    if option not in known:
+        raise ConfigError(f"method: there is no option {option!r}{meant(option, known)}")
+    made = known[option].default_factory
+    return known[option].default if made is dataclasses.MISSING else made()
+
+
+def fitting(kind: type[MethodRecipe], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a method has.
+
+    Args:
+        kind: The method's class.
+        options: Options by name. One that the method lacks may be given as None (strength), or as the default
+            that it has in other methods.
+
+    Returns:
+        The options without those.
+
+    Raises:
+        ConfigError: If an option that the method lacks has another value.
+    """
+    own = {f.name for f in fields(kind)}
+    for name in set(options) - own:
+        default = default_of(name)
+        usual, value = None if name == "strength" else default, options[name]
+        if value != usual:
+            having = [other.name for other in methods().values() if name in {f.name for f in fields(other)}]
+            raise ConfigError(
+                f"method: expected no {name} with name={kind.name!r}, got {name}={value!r}. Hint: leave it "
+                f"out, or choose name={' or '.join(map(repr, having))}."
+            )
+    return {name: value for name, value in options.items() if name in own}
+
+
+def made(method: MethodRecipe | MetaGradient, domain: Domain, mesh: Mesh | None) -> MetaGradient:
+    """A method that is ready to learn.
+
+    Args:
+        method: A recipe, or a method without or with a mesh of its own.
+        domain: What a recipe is built on.
+        mesh: Devices over which tasks are sharded, where the method does not say.
+
+    Returns:
+        The method.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if isinstance(method, MethodRecipe):
+        return method.build(domain, mesh)
+    if not isinstance(method, MetaGradient):
+        raise ConfigError(
+            "train: expected a method such as imaml.IMAML(problem, query_loss, ...), or a recipe such as "
+            f"imaml.config.Method('imaml'), got method={method!r}."
+        )
+    return method if mesh is None or method.mesh is not None else method.on(mesh)
+
+
+@former("Method")
+def _of_earlier_files(options: Mapping[str, Any]) -> MethodRecipe:
+    """A method as earlier files have it: one kind for all, with the fields of all."""
+    kind = named(options.get("name", "imaml"))
+    own, given = {f.name for f in fields(kind)}, {**options}
+    given.pop("name", None)
+    for name in set(given) - own:
+        default_of(name)  # refuses what no method has
+        del given[name]
+    return kind(**given)

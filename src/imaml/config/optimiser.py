@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from optax import GradientTransformation, Schedule, contrib
 
 from ..core.errors import ConfigError
 from ..core.recipes import recipe
@@ -13,27 +20,65 @@ from ..problems.precision import Theta
 SCHEDULES = ("constant", "cosine")
 OPTIMISERS = ("adam", "sgd", "rmsprop", "adamw", "muon")
 
+# The parameters of Optax's constructors that each option sets. A constructor without them lacks the option.
+PARAMETERS = {
+    "epsilon": ("eps",),
+    "beta1": ("b1", "adam_b1"),
+    "beta2": ("b2", "adam_b2"),
+    "momentum": ("momentum", "beta"),
+    "weight_decay": ("weight_decay", "adam_weight_decay"),
+    "least_side": ("muon_weight_dimension_numbers",),
+    "adam_scale": ("adam_learning_rate",),
+}
+
+
+class Outer(NamedTuple):
+    """The outer optimiser of a run.
+
+    Attributes:
+        transform: The Optax transform.
+        rate: The learning rate as a function of the step, or None where it is not known.
+        average: Decay of the moving average of the meta-parameters, 0 for none.
+    """
+
+    transform: GradientTransformation
+    rate: Schedule | None
+    average: float
+
 
 @recipe()
 @dataclass(frozen=True)
 class Optimiser:
-    """The outer optimiser as a recipe that goes to JSON; `build(steps)` makes the Optax transform.
-
-    name: adam, adamw, sgd, rmsprop or muon. schedule: "cosine" (to zero at the last step) or "constant".
-    warmup: steps of linear warm-up. clip: the largest global norm of the meta-gradient, or None. epsilon: of
-    all but SGD; beta1, beta2: of Adam and AdamW; momentum: of SGD, RMSprop (by default 0) and Muon (0.95);
-    weight_decay: of AdamW and Muon. average: decay of the moving average of theta that evaluation uses, 0
-    for none. log_scale: the logarithms in theta (learned strengths, inner rates, noise) step by so many
-    times the learning rate, as they may have far to go where parameters have not.
+    """The outer optimiser as a recipe that goes to JSON.
 
     Muon (Jordan 2024) makes the update of every large matrix orthogonal, scaled to the size that Adam's
-    entries have (Liu et al. 2025, section 2.2: a root mean square of 0.2 learning rates); the rest goes by
-    Adam with Nesterov's momentum, at adam_scale times the learning rate. least_side: a matrix both of whose
-    sides are at least that is large, so that the first layer and the head, with sides that mean something,
-    are not.
+    entries have (Liu et al. 2025, section 2.2: a root mean square of 0.2 learning rates). The other
+    parameters use Adam with Nesterov's momentum.
 
-    >>> Optimiser("adam", 3e-3).schedule
-    'cosine'
+    Args:
+        name: "adam", "adamw", "sgd", "rmsprop" or "muon".
+        learning_rate: Learning rate, after the warm-up and at the start of the schedule.
+        schedule: "cosine" (to zero at the last step) or "constant".
+        warmup: Steps of linear warm-up.
+        clip: Largest global norm of the meta-gradient, or None.
+        epsilon: Epsilon of the denominator, of all but sgd.
+        beta1: Decay of the first moment, of adam, adamw and muon.
+        beta2: Decay of the second moment, of adam, adamw and muon.
+        momentum: Momentum of sgd and rmsprop (None for 0) and of muon (None for 0.95).
+        weight_decay: Weight decay, of adamw and muon.
+        average: Decay of the moving average of the meta-parameters that evaluation uses, 0 for none.
+        least_side: Of muon: matrices with both sides at least this long are updated by it. The first layer
+            and the head, whose sides have a meaning, are usually smaller.
+        adam_scale: Of muon: learning rate of the other parameters, relative to `learning_rate`.
+        log_scale: Learning rate of logarithms (learned strengths, inner rates, noise), relative to
+            `learning_rate`; they may have decades to go where parameters have not.
+
+    Raises:
+        ConfigError: If a value is outside its range, or the named optimiser lacks an option.
+
+    Example:
+        >>> Optimiser("adam", 3e-3).schedule
+        'cosine'
     """
 
     name: str = "adam"
@@ -52,7 +97,7 @@ class Optimiser:
     log_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Checks the values."""
         require_one_of("optimiser", "name", self.name, OPTIMISERS)
         require_one_of("optimiser", "schedule", self.schedule, SCHEDULES)
         require_number("optimiser", 0, open=True, learning_rate=self.learning_rate, epsilon=self.epsilon)
@@ -64,18 +109,27 @@ class Optimiser:
         )
         require_whole("optimiser", 1, least_side=self.least_side)
         require_number("optimiser", 0, open=True, adam_scale=self.adam_scale, log_scale=self.log_scale)
-        if self.weight_decay and self.name not in ("adamw", "muon"):
-            raise ConfigError(
-                f"optimiser: weight_decay={self.weight_decay!r} with name={self.name!r}; accepted is 0, or "
-                "name='adamw' or 'muon'."
-            )
         if self.clip is not None:
             require_number("optimiser", 0, open=True, clip=self.clip)
+        defaults = {f.name: f.default for f in fields(self)}
+        for option in PARAMETERS:
+            value, default = getattr(self, option), defaults[option]
+            if value != default and not _parameters(self.name, option):
+                having = " or ".join(repr(name) for name in OPTIMISERS if _parameters(name, option))
+                raise ConfigError(
+                    f"optimiser: expected {option}={default!r}, as {self.name} has no {option}, got "
+                    f"{option}={value!r} with name={self.name!r}. Hint: omit it, or choose name={having}."
+                )
 
-    def rate(self, steps: int) -> Any:
-        """The learning rate as an Optax schedule, step -> rate, for a run of `steps`."""
-        import optax
+    def rate(self, steps: int) -> Schedule:
+        """The learning rate as an Optax schedule.
 
+        Args:
+            steps: Steps of the run.
+
+        Returns:
+            The function from a step to its learning rate.
+        """
         if self.schedule == "constant":
             main = optax.constant_schedule(self.learning_rate)
         else:
@@ -85,21 +139,27 @@ class Optimiser:
         rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup)
         return optax.join_schedules([rise, main], [self.warmup])
 
-    def build(self, steps: int) -> Any:
-        """The Optax transform for a run of `steps` steps."""
-        import optax
+    def build(self, steps: int) -> GradientTransformation:
+        """Makes the Optax transform.
 
+        Args:
+            steps: Steps of the run, over which the schedule goes.
+
+        Returns:
+            The transform.
+        """
         rate = self.rate(steps)
-        if self.name == "adam":
-            inner = optax.adam(rate, self.beta1, self.beta2, self.epsilon)
-        elif self.name == "adamw":
-            inner = optax.adamw(rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay)
-        elif self.name == "muon":
-            inner = self._muon(rate)
-        elif self.name == "rmsprop":
-            inner = optax.rmsprop(rate, eps=self.epsilon, momentum=self.momentum or None)
+        values: dict[str, Any] = {name: getattr(self, name) for name in PARAMETERS}
+        if self.name == "muon":
+            values["momentum"] = 0.95 if self.momentum is None else self.momentum
+            values["least_side"] = self._large
+            values["adam_scale"] = lambda step: self.adam_scale * rate(step)
         else:
-            inner = optax.sgd(rate, self.momentum or None)
+            values["momentum"] = self.momentum or None
+        options = {p: values[option] for option in PARAMETERS for p in _parameters(self.name, option)}
+        if self.name == "muon":
+            options["consistent_rms"] = 0.2
+        inner = _constructor(self.name)(rate, **options)
         if self.log_scale != 1:
             inner = optax.chain(inner, optax.stateless(self._scaled))
         return inner if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), inner)
@@ -108,31 +168,46 @@ class Optimiser:
         """Updates, those of logarithms `log_scale` times."""
         if not isinstance(updates, Theta):
             return updates
-        import jax
-
         return Theta(updates.mean, *jax.tree.map(lambda step: self.log_scale * step, updates[1:]))
 
-    def _muon(self, rate: Any) -> Any:
-        """Optax's Muon with this recipe's choice of matrices."""
-        import jax
-        from optax import contrib
+    def _large(self, theta: Any) -> Any:
+        """The dimension numbers of the matrices that Muon updates, None for other parameters."""
+        if isinstance(theta, Theta):  # a strength's or a rate's logarithm is no layer, whatever its shape
+            return Theta(self._large(theta.mean), *jax.tree.map(lambda _: None, theta[1:]))
+        numbers = contrib.MuonDimensionNumbers((0,), (1,))
+        chosen = lambda leaf: leaf.ndim == 2 and min(leaf.shape) >= self.least_side  # noqa: E731
+        return jax.tree.map(lambda leaf: numbers if chosen(leaf) else None, theta)
 
-        def large(theta: Any) -> Any:
-            if isinstance(theta, Theta):  # a strength's or a rate's logarithm is no layer, whatever its shape
-                return Theta(large(theta.mean), *jax.tree.map(lambda _: None, theta[1:]))
-            numbers = contrib.MuonDimensionNumbers((0,), (1,))
-            chosen = lambda leaf: leaf.ndim == 2 and min(leaf.shape) >= self.least_side  # noqa: E731
-            return jax.tree.map(lambda leaf: numbers if chosen(leaf) else None, theta)
 
-        return contrib.muon(
-            rate,
-            beta=0.95 if self.momentum is None else self.momentum,
-            eps=self.epsilon,
-            weight_decay=self.weight_decay,
-            adam_b1=self.beta1,
-            adam_b2=self.beta2,
-            adam_weight_decay=self.weight_decay,
-            adam_learning_rate=lambda step: self.adam_scale * rate(step),
-            muon_weight_dimension_numbers=large,
-            consistent_rms=0.2,
+def outer(optimiser: Optimiser | GradientTransformation, steps: int) -> Outer:
+    """The outer optimiser of a run of so many steps.
+
+    Args:
+        optimiser: A recipe, or an Optax transform.
+        steps: Steps of the run.
+
+    Returns:
+        The transform, and what is known of it.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if isinstance(optimiser, Optimiser):
+        return Outer(optimiser.build(steps), optimiser.rate(steps), optimiser.average)
+    if not hasattr(optimiser, "update"):
+        raise ConfigError(
+            f"train: optimiser: expected imaml.Optimiser or an Optax transform, got optimiser={optimiser!r}."
         )
+    return Outer(optimiser, None, 0.0)
+
+
+def _constructor(name: str) -> Callable[..., GradientTransformation]:
+    """Optax's constructor of an optimiser."""
+    return contrib.muon if name == "muon" else getattr(optax, name)
+
+
+@functools.cache
+def _parameters(name: str, option: str) -> tuple[str, ...]:
+    """The parameters of an optimiser's constructor that an option sets."""
+    known = inspect.signature(_constructor(name)).parameters
+    return tuple(parameter for parameter in PARAMETERS[option] if parameter in known)

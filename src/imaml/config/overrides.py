@@ -11,47 +11,96 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.recipes import Role, fresh, is_recipe, kinds_of
 from ..core.validation import meant
+from .method import MethodRecipe, carried, fitting, methods, named
 from .run import Config
 
 
 def override(config: Any, path: str, text: str, option: str | None = None) -> Any:
-    """The config with one field, "method.inner.steps", set from text; see `overrides`."""
+    """Sets one field from text; see `overrides`.
+
+    Args:
+        config: The configuration.
+        path: The field, such as "method.inner.steps".
+        text: The value.
+        option: How the user wrote the option, for messages; by default ``--path``.
+
+    Returns:
+        The changed configuration.
+
+    Raises:
+        ConfigError: If there is no such field, or the value is not accepted.
+    """
     return overrides(config, [(path, text, option or f"--{path}")])
 
 
 def overrides(config: Any, changes: Sequence[tuple[str, str, str]]) -> Any:
-    """The config with fields set, (path, text, option); ConfigError says what was meant.
+    """Sets fields from text, all at once, so that values that are valid only together are accepted.
 
-    All at once, so that what makes sense only together is accepted. A field that holds a recipe of several
-    kinds is set by kind, "CG" or "GMRES", and then its own fields. option: how the user wrote it, for
-    messages.
+    A field that holds one of several recipes is set by the name of its class, such as "GMRES". The method is
+    set by its name, such as "maml"; it takes over what it has in common with the one before.
+
+    Args:
+        config: The configuration.
+        changes: Fields as (path, text, option); option is how the user wrote it, for messages.
+
+    Returns:
+        The changed configuration.
+
+    Raises:
+        ConfigError: If there is no such field, or a value is not accepted.
+
+    Example:
+        >>> from imaml.config.presets import preset
+        >>> overrides(preset("sinusoid"), [("method.inner.steps", "8", "--steps")]).method.inner.steps
+        8
     """
     named = [(path.replace("-", "_").split("."), text, option) for path, text, option in changes]
     return _overrides(config, named, "")
 
 
-def _overrides(config: Any, changes: Sequence[tuple[list[str], str, str]], above: str) -> Any:
-    known = {f.name for f in fields(config)}
-    values: dict[str, Any] = {}
+_Changes = Sequence[tuple[list[str], str, str]]
+
+
+def _overrides(config: Any, changes: _Changes, above: str) -> Any:
+    """The recipe with fields set, (path, text, option); above: the path of the recipe with a dot."""
+    kind, kept, hints = type(config), {}, _hints(type(config))
+    method = isinstance(config, MethodRecipe)
+    if method:
+        words = [text for path, text, _ in changes if path == ["name"]]
+        kind = named(words[-1]) if words else kind
+        changes = [change for change in changes if change[0] != ["name"]]
+        for other in (*methods().values(), kind):  # what another method has may be said to be none
+            hints |= _hints(other)
+    values, deeper = {}, {}
     for (name, *below), text, option in changes:
-        if name not in known:
-            raise ConfigError(f"option {option}: there is no {above + name!r}{meant(name, known)}")
-        if not below:
-            values[name] = _parse(
-                typing.get_type_hints(type(config), include_extras=True)[name], text, option
-            )
-    deeper: dict[str, list[tuple[list[str], str, str]]] = {}
-    for (name, *below), text, option in changes:
+        if name not in hints:
+            raise ConfigError(f"option {option}: there is no {above + name!r}{meant(name, hints)}")
+        if not below and isinstance(getattr(config, name, None), MethodRecipe):
+            below = ["name"]
         if below:
             deeper.setdefault(name, []).append((below, text, option))
+        elif method and name not in _hints(kind) and text.lower() == "none":
+            values[name] = None
+        else:
+            values[name] = _parse(hints[name], text, option)
+    if method:
+        values = fitting(kind, values)
+        kept = carried(config, kind, values)
+    else:
+        kept = {name: getattr(config, name) for name in hints}
     for name, those in deeper.items():
-        value = values.get(name, getattr(config, name))
+        value = values.get(name, kept.get(name))
         if not is_dataclass(value):
-            raise ConfigError(
-                f"option {those[0][2]}: {above + name!r} is a plain value, {value!r}, with nothing below it."
-            )
+            found = f"a plain value, {value!r}" if name in kept else f"which {kind.name!r} does not have"
+            raise ConfigError(f"option {those[0][2]}: expected fields below {above + name!r}, got {found}.")
         values[name] = _overrides(value, those, f"{above}{name}.")
-    return replace(config, **values) if values else config
+    return kind(**{**kept, **values})
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a recipe's fields, by name."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(kind)}
 
 
 _WORDS = {int: "whole number", float: "number", bool: "true or false", types.NoneType: "none"}
@@ -102,7 +151,18 @@ def _said(choice: Any) -> str:
 
 
 def replace_data(config: Config, data: str | None) -> Config:
-    """The config with its domain's data path set; ConfigError where the domain has none."""
+    """Sets where a domain's data are.
+
+    Args:
+        config: The configuration.
+        data: The path, or None to leave it as it is.
+
+    Returns:
+        The changed configuration.
+
+    Raises:
+        ConfigError: If the domain reads no data.
+    """
     if data is None:
         return config
     if not hasattr(config.domain, "data") or getattr(config.domain, "source", "") == "characters":

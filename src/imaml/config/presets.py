@@ -23,13 +23,21 @@ from ..inner.newton import NewtonCG
 from ..linear.bicgstab import BiCGStab
 from ..linear.cg import CG
 from ..linear.gmres import GMRES
-from .method import Bayes, Method, NewTask
+from .method import (
+    AsReleasedRecipe,
+    Bayes,
+    EvidenceRecipe,
+    IMAMLRecipe,
+    MomentsRecipe,
+    NewTask,
+    PosteriorRecipe,
+)
 from .optimiser import Optimiser
 from .run import Config
 from .training import Training
 
 # Learning takes large steps, as it can afford few; a new task wants smaller ones, and a weaker anchor.
-_SOLVED = Method(
+_SOLVED = IMAMLRecipe(
     strength=0.1,
     inner=GradientDescent(0.4, steps=8),
     new_task=NewTask(GradientDescent(0.2, steps=32), strength=0.01),
@@ -61,7 +69,7 @@ def _fitted(domain: PlantsRecipe | DensitiesRecipe, strength: float) -> Config:
     solver = CG(steps=15)
     return Config(
         domain,
-        Method(
+        IMAMLRecipe(
             strength=strength, inner=NewtonCG(steps=4, linear=solver), linear=solver, curvature="gauss-newton"
         ),
         _ADAM,
@@ -72,7 +80,7 @@ def _fitted(domain: PlantsRecipe | DensitiesRecipe, strength: float) -> Config:
 def _steered(domain: NavigationRecipe | CartsRecipe, linear: BiCGStab | GMRES) -> Config:
     return Config(
         domain,
-        Method(strength=1.0, inner=GradientDescent(0.1, steps=40), linear=linear),
+        IMAMLRecipe(strength=1.0, inner=GradientDescent(0.1, steps=40), linear=linear),
         _ADAM,
         _minutes(500, 16),
     )
@@ -81,7 +89,7 @@ def _steered(domain: NavigationRecipe | CartsRecipe, linear: BiCGStab | GMRES) -
 def _imitation(family: str) -> Config:
     return Config(
         ImitationRecipe(family),
-        Method(strength=0.1, inner=ExtraGradient(0.03, steps=60), linear=BiCGStab(steps=15)),
+        IMAMLRecipe(strength=0.1, inner=ExtraGradient(0.03, steps=60), linear=BiCGStab(steps=15)),
         _ADAM,
         _minutes(500, 16),
     )
@@ -90,7 +98,7 @@ def _imitation(family: str) -> Config:
 def _mazes(domain: MazesRecipe, rate: float, adam: float) -> Config:
     return Config(
         domain,
-        Method(strength=0.02, inner=GradientDescent(rate, steps=80), linear=BiCGStab(steps=20)),
+        IMAMLRecipe(strength=0.02, inner=GradientDescent(rate, steps=80), linear=BiCGStab(steps=20)),
         Optimiser("adam", adam, clip=1.0),
         _minutes(800, 16),
     )
@@ -101,7 +109,7 @@ def _generation() -> Config:
         GenerationRecipe(),
         # The penalty makes the game turn inwards, so plain descent of both converges, and at larger rates
         # than two fields a step; steps enough to arrive, as only then the implicit gradient is right.
-        Method(strength=0.1, inner=GradientDescent(0.03, steps=250), linear=GMRES(steps=10)),
+        IMAMLRecipe(strength=0.1, inner=GradientDescent(0.03, steps=250), linear=GMRES(steps=10)),
         Optimiser("adam", 5e-3, clip=1.0),
         _minutes(800, 8),
     )
@@ -111,7 +119,7 @@ def _restoration(damage: str) -> Config:
     solver = CG(steps=10)
     return Config(
         RestorationRecipe(damage=damage),
-        Method(
+        IMAMLRecipe(
             strength=0.01, inner=NewtonCG(steps=3, linear=solver), linear=solver, curvature="gauss-newton"
         ),
         _ADAM,
@@ -121,7 +129,12 @@ def _restoration(damage: str) -> Config:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named configuration with one line of what it is."""
+    """A named configuration.
+
+    Args:
+        about: What it is, in one line.
+        config: The configuration.
+    """
 
     about: str
     config: Config = field(default_factory=Config)
@@ -145,7 +158,9 @@ PRESETS: dict[str, Preset] = {
         "the published implementation's script and defaults, on Omniglot, 5 ways, 1 shot",
         Config(
             FewShotRecipe("omniglot", 5, 1, queries=5),
-            Method("as-released", 1.0, inner=GradientDescent(0.01, steps=16), linear=CG(steps=5), chunk=1),
+            AsReleasedRecipe(
+                strength=1.0, inner=GradientDescent(0.01, steps=16), linear=CG(steps=5), chunk=1
+            ),
             Optimiser("adam", 1e-2, schedule="constant", epsilon=1e-3),
             Training(steps=1000, tasks=16, validate_every=250, validation_tasks=500),
         ),
@@ -155,7 +170,7 @@ PRESETS: dict[str, Preset] = {
         Config(
             SinusoidRecipe(),
             # Its Hessian is indefinite at most steps: with it, theta goes where tasks diverge.
-            Method(
+            IMAMLRecipe(
                 strength=0.1,
                 inner=GradientDescent(0.005, steps=32),
                 new_task=NewTask(NewtonCG(steps=8, linear=CG(steps=10))),
@@ -171,8 +186,7 @@ PRESETS: dict[str, Preset] = {
         Config(
             SinusoidRecipe(shots=5),
             # The last layer alone is a task's own, so a posterior is a line's: exact, and dense.
-            Method(
-                "evidence",
+            EvidenceRecipe(
                 strength=1.0,
                 learned="dense",
                 adapt=("layer3",),
@@ -237,8 +251,7 @@ PRESETS: dict[str, Preset] = {
         Config(
             # Where tasks are few, each that is held out is missed: none for validation, which picks nothing.
             TablesRecipe(validation=0.0, test=0.1),
-            Method(
-                "posterior",
+            PosteriorRecipe(
                 strength=1.0,
                 learned="dense",
                 inner=NewtonCG(steps=3, linear=CG(steps=20)),
@@ -253,8 +266,7 @@ PRESETS: dict[str, Preset] = {
         "a linear mixed model of your own table, by the evidence of all its rows (bring the data); seconds",
         Config(
             TablesRecipe(holdout="none", validation=0.0, test=0.0),
-            Method(
-                "moments",
+            MomentsRecipe(
                 strength=1.0,
                 learned="dense",
                 inner=NewtonCG(steps=3, linear=CG(steps=20)),
@@ -274,7 +286,7 @@ PRESETS: dict[str, Preset] = {
         "mini-ImageNet from its usual folders, 84 x 84 x 3 (bring the data)",
         Config(
             FewShotRecipe("mini-imagenet", 5, 1, queries=5, rotations=False, filters=32),
-            Method(strength=0.5, inner=GradientDescent(0.1, steps=10), chunk=1),
+            IMAMLRecipe(strength=0.5, inner=GradientDescent(0.1, steps=10), chunk=1),
             Optimiser("adam", 1e-3),
             Training(steps=10_000, tasks=4),
         ),
@@ -283,7 +295,17 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Config:
-    """The configuration of a preset; a misspelt name says what was meant."""
+    """The configuration of a preset.
+
+    Args:
+        name: A key of `PRESETS`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: If there is no such preset.
+    """
     if name not in PRESETS:
         raise ConfigError(f"there is no preset {name!r}{meant(name, PRESETS)}")
     return PRESETS[name].config

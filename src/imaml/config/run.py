@@ -11,8 +11,9 @@ from typing import Annotated, Any
 from .. import bayes, domains, inner, linear, meta
 from ..core.errors import ConfigError
 from ..core.recipes import Role, from_json, parsed, recipe
+from ..core.recipes import to_json as to_json
 from ..domains.fewshot.domain import FewShotRecipe
-from .method import Method
+from .method import IMAMLRecipe, MethodRecipe
 from .optimiser import Optimiser
 from .training import Training
 
@@ -27,28 +28,39 @@ for _package in (linear, inner, meta, bayes, domains):
 @recipe()
 @dataclass(frozen=True)
 class Config:
-    """A whole run.
+    """The configuration of a run; `imaml.training.experiment.assemble` builds its objects.
 
     Args:
         domain: Where tasks come from.
-        method: How theta is learned.
+        method: How the meta-parameters are learned.
         optimiser: The outer optimiser.
-        training: How long, and how often it looks.
+        training: How long the run takes, and how often it validates and saves.
     """
 
     domain: Annotated[Any, Role("domain")] = field(default_factory=FewShotRecipe)
-    method: Method = field(default_factory=Method)
+    method: Annotated[MethodRecipe, Role("method")] = field(default_factory=IMAMLRecipe)
     optimiser: Optimiser = field(default_factory=Optimiser)
     training: Training = field(default_factory=Training)
 
 
 def load_config(text: str, where: str) -> Config:
-    """The Config in a JSON text; ConfigError naming `where` it came from."""
+    """Reads a configuration.
+
+    Args:
+        text: The configuration as JSON.
+        where: Where the text came from, for messages.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: If the text is not the configuration of a run, or is that of a run without one.
+    """
     value = parsed(text, where)
     if isinstance(value, Mapping) and value.get("kind") == PYTHON:
         raise ConfigError(
-            f"{where}: this run was started from Python with something that has no JSON form "
-            f"({value.get('reason')}), so it can only go on from Python, with the same objects: "
+            f"{where}: expected a run with a configuration, got one of objects that have no JSON form "
+            f"({value.get('reason')}). Hint: resume it from Python, with the same objects: "
             "imaml.train(..., out=..., resume=True)."
         )
     try:
@@ -56,5 +68,5 @@ def load_config(text: str, where: str) -> Config:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     if not isinstance(config, Config):
-        raise ConfigError(f"{where} holds no run's configuration but {type(config).__name__}.")
+        raise ConfigError(f"{where}: expected the configuration of a run, got {type(config).__name__}.")
     return config

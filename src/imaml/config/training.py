@@ -1,4 +1,4 @@
-"""How long a run goes on, and how often it looks."""
+"""How long a run takes, and how often it validates, saves and logs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,28 @@ from ..core.validation import require_number, require_whole
 @recipe()
 @dataclass(frozen=True)
 class Training:
-    """How long and how often.
+    """How long a run takes, and how often it validates, saves and logs.
 
-    steps, tasks: outer steps, and tasks a step, 0 for every training task of a domain that has only so many.
-    seed: of everything. minutes: a budget of training time
-    (without validations, and without the first step, which compiles) after which it stops, or None.
-    validate_every, validation_tasks: a validation on the validation split, 0 for none. checkpoint_every,
-    keep: steps between checkpoints, and how many are kept. patience: stop after so many validations without
-    improvement, or None. gradient_below: stop when the meta-gradient's norm, averaged over `log_every` steps,
-    falls below it, or None. test_tasks: of the evaluation that ends a run of the command line, 0 for none.
-    certify_every: steps between those whose meta-gradients get a certified bound (of imaml; see
-    `imaml.Certificate`), 0 for none.
+    Args:
+        steps: Outer steps.
+        tasks: Tasks in each step, or 0 for all training tasks of a domain with a fixed number of them.
+        seed: Seed of all random numbers.
+        minutes: Training time after which the run stops, or None. Validations and the first step, which
+            compiles, do not count.
+        validate_every: Steps between validations, 0 for none.
+        validation_tasks: Tasks in each validation.
+        checkpoint_every: Steps between checkpoints.
+        keep: Number of checkpoints that are kept.
+        patience: Validations without improvement after which the run stops, or None.
+        gradient_below: The run stops when the norm of the meta-gradient, averaged over `log_every` steps,
+            falls below this, or None.
+        log_every: Steps between lines of the log.
+        test_tasks: Tasks in the evaluation at the end of a run of the command line, 0 for none.
+        certify_every: Of imaml: steps between those whose meta-gradients get a certified error bound (see
+            `imaml.Certificate`), 0 for none.
+
+    Raises:
+        ConfigError: If a value is outside its range.
     """
 
     steps: int = 1000
@@ -40,7 +51,7 @@ class Training:
     certify_every: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Checks the values."""
         require_whole("training", 0, steps=self.steps, seed=self.seed, validate_every=self.validate_every)
         require_whole("training", 0, tasks=self.tasks)
         require_whole("training", 1, checkpoint_every=self.checkpoint_every, keep=self.keep)
@@ -50,7 +61,7 @@ class Training:
         if self.test_tasks != 0:
             require_whole("training", 2, test_tasks=self.test_tasks)
         if self.seed >= 2**32:
-            raise ConfigError(f"training: seed={self.seed}; accepted is a whole number below 2**32.")
+            raise ConfigError(f"training: expected a whole number below 2**32, got seed={self.seed}.")
         for name in ("minutes", "gradient_below"):
             if getattr(self, name) is not None:
                 require_number("training", 0, open=True, **{name: getattr(self, name)})
@@ -58,6 +69,7 @@ class Training:
             require_whole("training", 1, patience=self.patience)
             if not self.validate_every:
                 raise ConfigError(
-                    f"training: patience={self.patience} counts validations, and validate_every=0 has none; "
-                    "set validate_every, or leave patience out."
+                    "training: expected validations where patience counts them, got "
+                    f"patience={self.patience} with validate_every=0. Hint: set validate_every, or omit "
+                    "patience."
                 )

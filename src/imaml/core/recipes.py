@@ -24,6 +24,7 @@ T = TypeVar("T")
 _KINDS: dict[str, type] = {}
 _ROLES: dict[str, dict[str, type]] = {}
 _FRESH: dict[type, Callable[[], Any]] = {}
+_FORMER: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,23 @@ def recipe(*roles: str, fresh: Mapping[str, Any] | None = None) -> Callable[[typ
     return register
 
 
+def former(kind: str) -> Callable[[Callable[[Mapping[str, Any]], T]], Callable[[Mapping[str, Any]], T]]:
+    """Registers a function that reads a kind which saved files have, and which is no class any more.
+
+    Args:
+        kind: The kind in those files.
+
+    Returns:
+        The decorator of a function from the fields, by name, to a recipe of today.
+    """
+
+    def register(read: Callable[[Mapping[str, Any]], T]) -> Callable[[Mapping[str, Any]], T]:
+        _FORMER[kind] = read
+        return read
+
+    return register
+
+
 def kinds_of(role: str) -> dict[str, type]:
     """The classes that have registered for a role, by name."""
     return dict(_ROLES.get(role, {}))
@@ -112,10 +130,12 @@ def from_json(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     kind = value.get("kind")
+    given = {name: from_json(item) for name, item in value.items() if name != "kind"}
+    if isinstance(kind, str) and kind in _FORMER:
+        return _FORMER[kind](given)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"config: kind={kind!r}{meant(str(kind), _KINDS)}")
     known = {field.name for field in fields(_KINDS[kind])}  # type: ignore[arg-type]
-    given = {name: from_json(item) for name, item in value.items() if name != "kind"}
     unknown = sorted(set(given) - known)
     if unknown:
         raise ConfigError(f"config: {kind} has no field {unknown[0]!r}{meant(unknown[0], known)}")

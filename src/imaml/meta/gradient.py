@@ -83,6 +83,18 @@ class Solving(NamedTuple):
     inner: InnerSolver
 
 
+class Origin(NamedTuple):
+    """The recipes that a method was built from.
+
+    Attributes:
+        method: The recipe of the method.
+        domain: The recipe of the domain whose problem and losses it has.
+    """
+
+    method: Any
+    domain: Any
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MetaGradient:
     """The mean over tasks of a meta-gradient: what `IMAML`, `MAML`, `FOMAML` and `Reptile` make.
@@ -96,6 +108,8 @@ class MetaGradient:
     all-reduce a call. measure: (phi, theta, batch) -> dict of scalars, taken on the query batch at phi*.
     view: for a theta that is not shaped like a task's parameters, see `View`. new_task: how
     a new task is solved in evaluation and use, see `Solving`; None for as in learning.
+    origin: the recipes that it was built from, or None for a method made by hand. A copy with other fields
+    (`dataclasses.replace`) has none, as they do not describe it.
     """
 
     problem: Problem = field(kw_only=False)
@@ -108,6 +122,7 @@ class MetaGradient:
     measure: Callable | None = None
     view: View | None = None
     new_task: Solving | None = None
+    origin: Origin | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -145,6 +160,30 @@ class MetaGradient:
             raise ConfigError(
                 f"method: the mesh's axes are {self.mesh.axis_names}; accepted is one, named {AXIS!r}."
             )
+
+    def built_from(self, origin: Origin) -> MetaGradient:
+        """Records the recipes that this method was built from.
+
+        Args:
+            origin: The recipes.
+
+        Returns:
+            This method.
+        """
+        object.__setattr__(self, "origin", origin)
+        return self
+
+    def on(self, mesh: Mesh | None) -> MetaGradient:
+        """Shares the tasks of a step between devices.
+
+        Args:
+            mesh: A mesh with one axis named "tasks", or None for one device.
+
+        Returns:
+            The same method on that mesh, with the same origin.
+        """
+        shared = replace(self, mesh=mesh)
+        return shared if self.origin is None else shared.built_from(self.origin)
 
     def certifying(self) -> MetaGradient:
         """The same method, its errors bounded; ConfigError where the rule has no certificate."""

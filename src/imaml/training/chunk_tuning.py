@@ -1,8 +1,8 @@
-"""How many tasks are best worked on at once: measured before a run begins, and kept for the next one.
+"""The fastest number of tasks to work on at once, measured before a run and cached.
 
-Which chunk is fastest depends on the machine: networks with kernels of their own for every task run one after
-another fastest on a CPU, and all at once on a GPU. The number that was chosen stands in the run's
-configuration, so that a run which is resumed, on whatever machine, repeats itself.
+Which chunk is fastest depends on the machine: networks with their own kernels for every task are fastest
+one after another on a CPU, and all at once on a GPU. The number is stored in the run's configuration, so that
+a resumed run repeats itself on any machine.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from ..config.run import Config
+from ..core.machine import processor, user_cache
+from ..core.recipes import to_json
+from ..core.version import __version__
 from ..domains.base import in_step
 from .cost import prepare
 
@@ -26,16 +31,24 @@ STEPS = 3  # that each chunk is timed by
 SHARE = 0.5  # of the free memory that a chunk may take
 
 
-def settled(config: Any, say: Callable[[str], None] = lambda line: None) -> Any:
-    """The `Config` with a number or None for chunk="auto", any other as it is.
+def settled(config: Config, say: Callable[[str], None] = lambda line: None) -> Config:
+    """Replaces ``chunk="auto"`` by the fastest chunk on this machine.
 
-    Compiles a meta-step for one, four and all tasks at once, takes a few steps of each, and keeps the fastest
-    in the user's cache, under what the step and the machine are. say: told what was found.
+    Compiles a meta-step for one, four and all tasks at once, and times a few steps of each. The user's cache
+    keeps the result for the same step on the same machine.
 
-    >>> from imaml.config.overrides import override
-    >>> from imaml.config.presets import preset
-    >>> settled(override(preset("sinusoid"), "method.chunk", "2")).method.chunk
-    2
+    Args:
+        config: The configuration. One with another chunk is returned unchanged.
+        say: Called with a line on what was measured.
+
+    Returns:
+        The configuration with a number for the chunk, or None for all tasks at once.
+
+    Example:
+        >>> from imaml.config.overrides import override
+        >>> from imaml.config.presets import preset
+        >>> settled(override(preset("sinusoid"), "method.chunk", "2")).method.chunk
+        2
     """
     if config.method.chunk != AUTO:
         return config
@@ -57,24 +70,25 @@ def settled(config: Any, say: Callable[[str], None] = lambda line: None) -> Any:
 
 
 def _said(name: str) -> str:
+    """A chunk in words."""
     return "all at once" if name == "None" else f"{name} at once"
 
 
-def _with(config: Any, chunk: int | None) -> Any:
+def _with(config: Config, chunk: int | None) -> Config:
+    """The configuration with a chunk."""
     return replace(config, method=replace(config.method, chunk=chunk))
 
 
-def _candidates(config: Any) -> list[int | None]:
+def _candidates(config: Config) -> list[int | None]:
     """One task, four, and all of a device's at once."""
-    tasks = config.training.tasks or in_step(config.domain.build(), 0)
+    tasks = in_step(config.domain.build(), config.training.tasks)
     share = tasks // jax.device_count() if tasks % jax.device_count() == 0 else tasks
     return [*(chunk for chunk in (1, 4) if chunk < share), None]
 
 
-def _milliseconds(config: Any) -> float | None:
-    """The least time of some steps, or None where they would take too much memory."""
-    step, arguments, _ = prepare(config)
-    domain, state, key = arguments
+def _milliseconds(config: Config) -> float | None:
+    """The shortest time of a step, or None if it would take too much memory."""
+    step, (domain, state, key), _ = prepare(config)
     compiled = step.lower(domain, state, key).compile()
     room, wanted = _room(), compiled.memory_analysis()
     if room and wanted is not None and wanted.temp_size_in_bytes > SHARE * room:
@@ -88,7 +102,7 @@ def _milliseconds(config: Any) -> float | None:
 
 
 def _room() -> int:
-    """Bytes free on a device, 0 where the system does not say."""
+    """Free bytes on a device, 0 where unknown."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -97,12 +111,8 @@ def _room() -> int:
     return 0
 
 
-def _key(config: Any) -> str:
-    """What the step and the machine are, as a digest."""
-    from ..core.machine import processor
-    from ..core.recipes import to_json
-    from ..core.version import __version__
-
+def _key(config: Config) -> str:
+    """A digest of the step and the machine."""
     training = config.training
     parts = [to_json(config.domain), to_json(_with(config, None).method), to_json(config.optimiser)]
     parts += [training.tasks, __version__, jax.__version__, processor()]
@@ -110,14 +120,13 @@ def _key(config: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _file() -> Any:
-    from ..core.machine import user_cache
-
+def _file() -> Path:
+    """Where results are cached."""
     return user_cache() / "chunks.json"
 
 
-def _known(file: Any) -> dict[str, Any]:
-    """What was measured before; nothing where that cannot be read."""
+def _known(file: Path) -> dict[str, Any]:
+    """What was measured before; nothing if the file cannot be read."""
     try:
         known = json.loads(file.read_text())
         return {k: v for k, v in known.items() if set(v) == {"chunk", "milliseconds"}}
@@ -125,7 +134,8 @@ def _known(file: Any) -> dict[str, Any]:
         return {}
 
 
-def _keep(file: Any, known: dict[str, Any]) -> None:
+def _keep(file: Path, known: dict[str, Any]) -> None:
+    """Writes the cache; does nothing where that is not possible."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}.part")

@@ -1,4 +1,4 @@
-"""What a meta-step costs: FLOPs counted from shapes, memory as compiled, and what this machine can do."""
+"""The cost of a meta-step: FLOPs counted from shapes, compiled memory, and measured time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from ..domains.base import in_step
+from ..config.run import Config
+from .experiment import assemble
+from .step_statistics import Window
 
 
 @dataclass(frozen=True)
 class Flops:
     """FLOPs of the matrix products and convolutions of one call; a multiply and an add are two.
 
-    unbounded: while loops whose number of rounds is not to be seen in the program, counted as one round each.
+    Attributes:
+        flops: The number of FLOPs.
+        unbounded: While loops whose number of rounds the program does not show; each counts as one round.
     """
 
     flops: int
@@ -30,24 +34,33 @@ class Flops:
 
 
 def count_flops(function: Callable, *arguments: Any) -> Flops:
-    """The Flops of function(*arguments), from its shapes alone: nothing is compiled or run.
+    """Counts the FLOPs of ``function(*arguments)`` from shapes alone: nothing is compiled or run.
 
-    A product (m, k) by (k, n) is 2 m k n. A scan counts its length times; a while loop as often as the
-    smallest whole number that what keeps it going compares a counter with (`step < 5`), the most it can run:
-    XLA's own cost analysis counts either once. Of branches the dearest counts. On several devices: all of
-    them together. Sums, activations and normalisations are left out, so that the count is what a
-    matrix-multiply rate can be held against. arguments: arrays, or `jax.ShapeDtypeStruct`.
+    A product (m, k) by (k, n) is 2 m k n. A scan counts its length times. A while loop counts as often as it
+    can run at most: the smallest whole number with which its condition compares a counter (``step < 5``).
+    XLA's own cost analysis counts both once. Of branches the most expensive counts. On several devices all of
+    them count. Sums, activations and normalisations do not count, so that the result can be compared with the
+    rate of matrix products.
 
-    >>> import jax, jax.numpy as jnp
-    >>> a = jnp.ones((2, 3))
-    >>> count_flops(lambda a: jax.lax.fori_loop(0, 10, lambda _, b: a @ (a.T @ b), a), a).flops
-    720
+    Args:
+        function: Any function that JAX can trace.
+        *arguments: Its arguments: arrays, or `jax.ShapeDtypeStruct`.
+
+    Returns:
+        The FLOPs.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> a = jnp.ones((2, 3))
+        >>> count_flops(lambda a: jax.lax.fori_loop(0, 10, lambda _, b: a @ (a.T @ b), a), a).flops
+        720
     """
     traced = function.trace if hasattr(function, "trace") else jax.jit(function).trace
     return _count(traced(*arguments).jaxpr.jaxpr)
 
 
 def _count(program: Any) -> Flops:
+    """The FLOPs of a jaxpr."""
     flops = unbounded = 0
     for equation in program.eqns:
         name, params = equation.primitive.name, equation.params
@@ -83,6 +96,7 @@ def _inner(params: dict[str, Any]) -> list[Any]:
 
 
 def _product(equation: Any) -> int:
+    """2 * outputs * contracted length."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
@@ -156,13 +170,20 @@ def _constant(program: Any, variable: Any) -> int | None:
 
 
 def matmul_rate(sizes: tuple[int, ...] = (512, 1024, 2048), repeats: int = 4) -> float:
-    """The best float32 matrix-multiply rate of all devices together, FLOP/s, over square products.
+    """Measures the best rate of float32 matrix products of all devices together.
 
-    sizes: the rows n of the n by n products; each runs on every device at once, `repeats` times. Takes about
-    a second on a laptop. No other program should be running.
+    Takes about a second on a laptop. No other program should be running.
 
-    >>> matmul_rate((64,), 1) > 0
-    True
+    Args:
+        sizes: Rows n of the n by n products.
+        repeats: How often each product runs, on every device at once.
+
+    Returns:
+        The rate, FLOP/s.
+
+    Example:
+        >>> matmul_rate((64,), 1) > 0
+        True
     """
     multiply = jax.jit(lambda a, b: a @ b)
     best = 0.0
@@ -179,13 +200,19 @@ def matmul_rate(sizes: tuple[int, ...] = (512, 1024, 2048), repeats: int = 4) ->
 
 @dataclass(frozen=True)
 class Cost:
-    """What one meta-step of a configuration costs on this machine; see `measure`.
+    """The cost of one meta-step of a configuration on this machine; see `measure`.
 
-    parameters: those of theta. flops, unbounded: see `Flops`. temporary_bytes: of one device, beside its
-    inputs and outputs, as compiled. peak_bytes: what there was at most while it stepped, on a CPU of the
-    whole process, else of the devices; 0 where the system does not say. devices: how many share the tasks.
-    rate: FLOP/s, see `matmul_rate`.
-    compile_s: tracing and compiling. first_call_s: the same and the first step. milliseconds: of each step.
+    Attributes:
+        parameters: Number of meta-parameters.
+        flops: FLOPs of a step; see `Flops`.
+        unbounded: While loops with an unknown number of rounds; see `Flops`.
+        temporary_bytes: Memory of one device beside inputs and outputs, as compiled.
+        peak_bytes: Peak memory while stepping: of the process on a CPU, else of the devices; 0 if unknown.
+        devices: Devices that share the tasks.
+        rate: FLOP/s of matrix products; see `matmul_rate`.
+        compile_s: Seconds for tracing and compiling.
+        first_call_s: Seconds for these and the first step.
+        milliseconds: Times of the steps.
     """
 
     parameters: int
@@ -201,7 +228,7 @@ class Cost:
 
     @property
     def floor_ms(self) -> float:
-        """Milliseconds that the products alone take at the machine's rate."""
+        """Milliseconds of the products alone, at the machine's rate."""
         return 1e3 * self.flops / self.rate
 
     @property
@@ -211,11 +238,15 @@ class Cost:
 
     @property
     def fraction(self) -> float:
-        """The part of the machine's rate that the median step reaches."""
+        """The share of the machine's rate that the median step reaches."""
         return self.floor_ms / self.median_ms
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as JSON values."""
+        """The cost as JSON values.
+
+        Returns:
+            The figures by name.
+        """
         return {
             "parameters": self.parameters,
             "flops": self.flops,
@@ -234,16 +265,20 @@ class Cost:
 
 
 def forget_peak() -> None:
-    """Lets the process's peak memory start anew, where the system can (Linux)."""
+    """Resets the peak memory of the process, where the system can (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """The most memory that devices had in use, on a CPU the process since `forget_peak`; 0 if unknown.
+    """Peak memory: of the devices, or on a CPU of the process since `forget_peak`.
 
-    >>> peak_bytes() >= 0
-    True
+    Returns:
+        Bytes, 0 if unknown.
+
+    Example:
+        >>> peak_bytes() >= 0
+        True
     """
     stats = [device.memory_stats() or {} for device in jax.devices() if device.platform != "cpu"]
     if stats:
@@ -255,50 +290,50 @@ def peak_bytes() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
-def prepare(config: Any, estimate: bool = True) -> tuple[Callable, tuple[Any, Any, Any], int]:
-    """The jitted training step of a `Config`, the (domain, state, key) of its first call, and its devices.
+def prepare(config: Config, estimate: bool = True) -> tuple[Callable, tuple[Any, Any, jax.Array], int]:
+    """The training step of a configuration, and what it is called with first.
 
-    estimate: whether it estimates errors in the steps that are logged; False is what most steps do.
+    Args:
+        config: The configuration.
+        estimate: Whether the step estimates errors where they are logged; most steps do not.
 
-    Errors: those of the configuration, and DataError where its data are missing.
+    Returns:
+        The jitted step, its arguments (domain, state, key), and the number of devices.
 
-    >>> from imaml.config.presets import preset
-    >>> step, arguments, _ = prepare(preset("sinusoid"))
-    >>> count_flops(step, *arguments).flops > 1e6
-    True
+    Example:
+        >>> from imaml.config.presets import preset
+        >>> step, arguments, _ = prepare(preset("sinusoid"))
+        >>> count_flops(step, *arguments).flops > 1e6
+        True
     """
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from .step import devices_mesh, initial_state, make_step
-
-    domain = config.domain.build()
-    tasks = in_step(domain, config.training.tasks)
-    mesh = devices_mesh(tasks)
-    method = config.method.build(domain, mesh)
-    transform, average = config.optimiser.build(config.training.steps), config.optimiser.average
-    start, key = jax.random.split(jax.random.key(config.training.seed))
-    state = initial_state(domain, method, transform, start, average)
-    if mesh is not None:
-        domain, state, key = jax.device_put((domain, state, key), NamedSharding(mesh, PartitionSpec()))
-    logged = (config.training.log_every, config.training.steps) if estimate else (0, 0)
-    step = make_step(method, transform, tasks, average, *logged)
-    return step, (domain, state, key), 1 if mesh is None else mesh.size
+    experiment = assemble(config)
+    mesh = experiment.method.mesh
+    return experiment.step(estimate=estimate), experiment.begin(), 1 if mesh is None else mesh.size
 
 
-def measure(config: Any, steps: int = 5, seconds: float = 0.0) -> Cost:
-    """The Cost of a configuration's meta-step: compiles it, and takes `steps` steps after the first.
+def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
+    """Measures the cost of a configuration's meta-step on this machine.
 
-    seconds: takes more steps until so many have passed, as a short burst is faster than what follows.
+    Compiles the step and times it. Nothing is written, and what is learned is discarded.
 
-    Nothing is written and nothing learned is kept. The products' rate is measured first.
+    Args:
+        config: The configuration.
+        steps: Steps to time, after the first.
+        seconds: Time to go on for at least; a short burst is faster than a long run.
 
-    >>> from imaml.config.overrides import override
-    >>> from imaml.config.presets import preset
-    >>> measure(override(preset("sinusoid"), "training.tasks", "2", "--tasks"), steps=1).parameters
-    1761
+    Returns:
+        The cost.
+
+    Raises:
+        ConfigError: If parts of the configuration do not go together.
+        DataError: If the domain's data are missing.
+
+    Example:
+        >>> from imaml.config.overrides import override
+        >>> from imaml.config.presets import preset
+        >>> measure(override(preset("sinusoid"), "training.tasks", "2", "--tasks"), steps=1).parameters
+        1761
     """
-    from .step_statistics import Window
-
     rate = matmul_rate()
     step, (domain, state, key), devices = prepare(config)
     counted = count_flops(prepare(config, estimate=False)[0], domain, state, key)

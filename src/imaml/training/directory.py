@@ -1,7 +1,9 @@
-"""The folder of a run: made for a new one, checked to be the same for one that goes on."""
+"""The run directory: created for a new run, checked for one that is resumed."""
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +28,71 @@ MAY_CHANGE = {
 
 
 def check_new(folder: Path) -> None:
-    """Makes the folder of a new run; ConfigError where it cannot be written or holds anything already.
+    """Creates the directory of a new run.
 
-    What a run leaves that was killed before its first step (it has no config.json yet) does not count.
+    The files of a run that was killed before its first step may be in it: they have no config.json yet.
+
+    Args:
+        folder: The run directory.
+
+    Raises:
+        ConfigError: If it cannot be written, or has other files in it.
     """
-    advice = "resume the run in it (--resume), or choose another folder (--out)"
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; a run needs a folder of its own (--out).")
+        raise ConfigError(f"{folder} is a file. Hint: choose a directory for the run (--out).")
     try:
         found = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
         saved = {entry.name for entry in (folder / "checkpoints").glob("step-*")}
         if found - {FILE, "checkpoints", "config.json.part"} or saved - {"step-00000000"}:
-            raise ConfigError(f"{folder} exists and is not empty; {advice}.")
+            raise ConfigError(
+                f"{folder} exists and is not empty. Hint: resume the run in it (--resume), or choose another "
+                "directory (--out)."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / "config.json.part"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be written ({error.strerror}); choose another (--out)."
+            f"{folder} cannot be written ({error.strerror}). Hint: choose another (--out)."
         ) from error
 
 
+def write_config(folder: Path, described: Config | str) -> None:
+    """Writes config.json, whole or not at all; from then on the run can be resumed.
+
+    Args:
+        folder: The run directory.
+        described: The configuration, or the reason why there is none.
+
+    Raises:
+        ConfigError: If the file cannot be written.
+    """
+    content = {"kind": PYTHON, "reason": described} if isinstance(described, str) else to_json(described)
+    file, part = folder / "config.json", folder / "config.json.part"
+    try:
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(part, file)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror}). Hint: make it writable.") from error
+
+
 def check_resumable(folder: Path, described: Config | str) -> None:
-    """ConfigError where a folder holds no run, or not one of this configuration (the first difference)."""
+    """Checks that a directory holds a run of a configuration.
+
+    Args:
+        folder: The run directory.
+        described: The configuration, or the reason why there is none.
+
+    Raises:
+        ConfigError: If it holds no run, or one of another configuration.
+    """
     file = folder / "config.json"
     try:
         text = file.read_text()
     except OSError as error:
         raise ConfigError(
-            f"resume: {folder} holds no run that has begun (no config.json); leave out resume to start one "
-            "there."
+            f"resume: expected a run in {folder}, got no config.json. Hint: omit resume to start a run there."
         ) from error
     if isinstance(described, str):
         if f'"kind": "{PYTHON}"' not in text:
@@ -66,15 +102,23 @@ def check_resumable(folder: Path, described: Config | str) -> None:
     if difference:
         raise ConfigError(
             f"resume: {folder} was started with another configuration: {difference}. Leave that as it was, "
-            "or begin a new run from what this one has learned (--from)."
+            "or start a new run from what this one has learned (--from)."
         )
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """A sentence on the first field in which two JSON configurations differ, or None.
+    """Compares two configurations.
 
-    Where the data lie, when a run stops early, how often it writes and how new tasks are solved may change:
-    no step depends on them.
+    Where the data are, when a run stops early, how often it writes and how new tasks are solved may change,
+    as no step depends on them.
+
+    Args:
+        old: A configuration as JSON values.
+        new: Another one.
+        path: Where both are in a larger one, with a dot at the end.
+
+    Returns:
+        A phrase on the first field in which they differ, or None.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(set(old) | set(new)):

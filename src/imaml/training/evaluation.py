@@ -1,11 +1,11 @@
-"""Adapt on the support, score on the query: means over tasks with 95 % intervals."""
+"""Evaluation: adapt to each task's support set, score on its query set, average with 95 % intervals."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +18,56 @@ from ..core.compile import whole_program
 from ..core.errors import ConfigError
 from ..core.statistics import mean_intervals
 from ..core.validation import meant
-from ..domains.base import SPLITS
-from ..meta.gradient import AXIS
+from ..domains.base import SPLITS, Domain
+from ..meta.gradient import AXIS, MetaGradient
 
-BATCH = 64  # tasks a call, so that memory stays bounded and progress can be told
+BATCH = 64  # tasks in a call, so that memory stays bounded and progress can be shown
+
+
+class Learned(Protocol):
+    """What can be evaluated: `imaml.Run`, what `imaml.load` returns, or anything like them."""
+
+    @property
+    def theta(self) -> Any:
+        """The meta-parameters, the moving average where one is kept."""
+        ...
+
+    @property
+    def method(self) -> MetaGradient:
+        """Adapts to each task."""
+        ...
+
+    @property
+    def domain(self) -> Domain:
+        """Where tasks come from."""
+        ...
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Scores over tasks: means and half-widths of 95 % intervals (1.96 standard errors over tasks).
 
-    scores: after adaptation, with `calibration_error` where answers say how sure they are. before: at theta,
-    unadapted. baselines: methods without learning across tasks. failed: tasks whose inner solve or scores
-    were not finite: wrong in every accuracy, excluded from every loss. unscored: how many tasks have no
-    finite score, for "before" and each baseline that has such tasks. values, baseline_values: the scores
-    task by task, for pairing.
-    different, number: of a domain that has only so many tasks, how many of them were drawn, and which ones;
-    draws of one task are then averaged first, so that intervals are over different tasks. held_out: False
-    where no task was kept for the split, and those of training were scored instead.
+    Attributes:
+        scores: Means after adaptation, with `calibration_error` for predictions with a confidence.
+        ci95: Half-widths of their intervals.
+        before: Means before adaptation.
+        before_ci95: Half-widths of their intervals.
+        baselines: Means of methods without learning across tasks.
+        baselines_ci95: Half-widths of their intervals.
+        tasks: Number of tasks drawn.
+        split: The split that they come from.
+        seed: The seed that they were drawn with.
+        failed: Number of tasks whose inner solve or scores were not finite. They count as wrong in every
+            accuracy, and are excluded from every loss.
+        values: Scores of each task.
+        headline: The score that a validation is judged by.
+        higher_is_better: Whether more of it is better.
+        baseline_values: The baselines' scores of each task.
+        different: Of a domain with a fixed number of tasks: how many different ones were drawn. Draws of one
+            task are averaged first, so that intervals are over different tasks.
+        number: Of such a domain: which task each draw is.
+        held_out: False if the split has no tasks of its own, and those of training were scored.
+        unscored: Number of tasks without a finite score, of "before" and of each baseline that has such.
     """
 
     scores: Mapping[str, float]
@@ -58,7 +90,11 @@ class Evaluation:
     unscored: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The evaluation as JSON values: `accuracy`, `accuracy_ci95`, `accuracy_inductive`, `before`, ..."""
+        """The evaluation as JSON values.
+
+        Returns:
+            The figures by name: `accuracy`, `accuracy_ci95`, `accuracy_inductive`, `before`, ...
+        """
         flat: dict[str, Any] = {}
         for name in self.scores:
             flat[name] = self.scores[name]
@@ -81,23 +117,36 @@ class Evaluation:
         return valid(flat)
 
     def paired(self) -> dict[str, tuple[float, float]]:
-        """The headline less each baseline's, task by task: means and half-widths of 95 % intervals."""
+        """Compares the headline with each baseline's, task by task.
+
+        Returns:
+            Mean differences and half-widths of their 95 % intervals, by name.
+        """
         own = self.values[self.headline]
         gaps = {name: own - values for name, values in self.baseline_values.items()}
         means, widths = mean_intervals(gaps, self.number)
         return {name: (means[name], widths[name]) for name in gaps}
 
     def beside(self, others: Mapping[str, Evaluation]) -> Evaluation:
-        """This evaluation with what other runs scored on the same tasks among its baselines, by name.
+        """Adds the scores of other runs on the same tasks to the baselines.
 
-        ConfigError where the tasks are not the same, or a name is taken.
+        Args:
+            others: Evaluations by name.
+
+        Returns:
+            An evaluation with more baselines.
+
+        Raises:
+            ConfigError: If the tasks are not the same, or a baseline has that name.
         """
         means, widths = dict(self.baselines), dict(self.baselines_ci95)
         values, unscored = dict(self.baseline_values), dict(self.unscored)
         for name, other in others.items():
             paired(self, other)
             if name in means:
-                raise ConfigError(f"evaluate: {name!r} is the name of a baseline here; choose another.")
+                raise ConfigError(
+                    f"evaluate: expected a name that no baseline has, got {name!r}. Hint: choose another."
+                )
             means[name], widths[name] = other.scores[other.headline], other.ci95[other.headline]
             values[name] = other.values[other.headline]
             if other.failed:
@@ -149,7 +198,14 @@ class Evaluation:
 
 
 def valid(value: Any) -> Any:
-    """JSON values with null where a number is not finite."""
+    """Replaces numbers that are not finite by None, as JSON has none.
+
+    Args:
+        value: JSON values.
+
+    Returns:
+        The same with None where a number was not finite.
+    """
     if isinstance(value, dict):
         return {name: valid(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -157,8 +213,17 @@ def valid(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def same_tasks(domain: Any, other: Any, split: str) -> bool:
-    """Whether two domains draw the same tasks: compared is the first one."""
+def same_tasks(domain: Domain, other: Domain, split: str) -> bool:
+    """Compares the first tasks that two domains draw.
+
+    Args:
+        domain: A domain.
+        other: Another one.
+        split: The split that tasks are drawn from.
+
+    Returns:
+        Whether they are the same.
+    """
     first, second = (
         jax.device_get(whole_program(lambda key, d=d: d.sample(key, split))(task_keys(0, 0, 1)[0]))
         for d in (domain, other)
@@ -169,8 +234,22 @@ def same_tasks(domain: Any, other: Any, split: str) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict[str, dict[str, Array]]:
-    """The scores of the tasks that `keys` mean, arrays (keys,): after, before, baselines, ..."""
+def score(
+    domain: Any, method: MetaGradient, theta: Any, keys: Array, split: str
+) -> dict[str, dict[str, Array]]:
+    """Scores the tasks that are drawn with ``keys``.
+
+    Args:
+        domain: Where tasks come from.
+        method: Adapts to each task.
+        theta: The meta-parameters.
+        keys: Random keys, one for each task.
+        split: The split that tasks are drawn from.
+
+    Returns:
+        Scores by group ("after", "before", "baselines", "calibration", "finite", "number") and name, arrays
+        with a leading axis of tasks.
+    """
 
     def one(key: Array) -> dict[str, dict[str, Array]]:
         known = hasattr(domain, "number")
@@ -191,12 +270,20 @@ def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict
             "number": {"task": domain.number(drawn)} if known else {},
         }
 
-    chunk = getattr(method, "chunk", None) or keys.shape[0]
+    chunk = method.chunk or keys.shape[0]
     return lax.map(one, keys, batch_size=None if chunk == 1 else chunk)
 
 
-def over_devices(run: Any, mesh: Mesh | None) -> Any:
-    """The compiled (domain, theta, keys) -> arrays (keys, ...), the keys shared over a mesh's devices."""
+def over_devices(run: Callable, mesh: Mesh | None) -> Callable:
+    """Compiles a function of (domain, theta, keys), its keys shared between the devices of a mesh.
+
+    Args:
+        run: The function; its results have a leading axis of keys.
+        mesh: The mesh, or None for one device.
+
+    Returns:
+        The compiled function.
+    """
     if mesh is not None:
         whole, spread = PartitionSpec(), PartitionSpec(AXIS)
         run = jax.shard_map(
@@ -206,43 +293,72 @@ def over_devices(run: Any, mesh: Mesh | None) -> Any:
 
 
 def task_keys(seed: int, start: int, count: int) -> Array:
-    """The keys of tasks `start`, `start` + 1, ...: of the same tasks for every method."""
+    """Makes the keys of tasks, the same for every method.
+
+    Args:
+        seed: The seed of all tasks.
+        start: Number of the first task.
+        count: How many keys to make.
+
+    Returns:
+        Keys of the tasks ``start``, ``start + 1``, ...
+    """
     root = jax.random.key(seed)
     return jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(start, start + count))
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(method: Any, split: str, mesh: Mesh | None) -> Any:
-    """The compiled (domain, theta, keys) -> scores for a method, shared over a mesh's devices."""
+def compiled(method: MetaGradient, split: str, mesh: Mesh | None) -> Callable:
+    """Compiles the scores of a method; see `score`.
+
+    Args:
+        method: Adapts to each task.
+        split: The split that tasks are drawn from.
+        mesh: Devices that share the tasks, or None for one device.
+
+    Returns:
+        The compiled function (domain, theta, keys) -> scores.
+    """
     return over_devices(lambda domain, theta, keys: score(domain, method, theta, keys, split), mesh)
 
 
 def evaluate(
-    run: Any,
-    domain: Any = None,
+    run: Learned,
+    domain: Domain | None = None,
     *,
     split: str = "test",
     tasks: int = 1000,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """The Evaluation of what a run has learned, on `tasks` random tasks of a split.
+    """Evaluates what a run has learned, on random tasks of a split.
 
-    run: anything with `.theta` (the moving average where one is kept), `.method` and `.domain`: what `train`
-    and `load` return. domain: another domain with the same network to evaluate on. The same seed means the
-    same tasks for every run, so that differences can be paired through `values`. progress: told (tasks done,
-    tasks) now and then. Tasks without a finite score, as where theta is not finite, are counted in `failed`.
+    The same seed gives the same tasks for every run, so that differences can be paired through `values`.
+
+    Args:
+        run: What `train` or `load` returned: anything with theta, method and domain.
+        domain: Another domain with the same network to evaluate on.
+        split: "train", "validation" or "test".
+        tasks: Number of tasks.
+        seed: Seed of the tasks.
+        progress: Called with (tasks done, tasks) from time to time.
+
+    Returns:
+        The evaluation. Tasks without a finite score are counted in `failed`.
+
+    Raises:
+        ConfigError: If an argument is not accepted.
     """
     domain = run.domain if domain is None else domain
     if not hasattr(domain, "sample"):
-        raise ConfigError(f"evaluate: domain={domain!r}; accepted is a domain, such as imaml.characters().")
+        raise ConfigError(f"evaluate: expected a domain, such as imaml.characters(), got domain={domain!r}.")
     asked = {"split": split, "tasks": tasks, "seed": seed, "progress": progress}
     return evaluate_theta(domain, run.method, run.theta, **asked)
 
 
 def evaluate_theta(
-    domain: Any,
-    method: Any,
+    domain: Domain,
+    method: MetaGradient,
     theta: Any,
     *,
     split: str = "test",
@@ -250,16 +366,32 @@ def evaluate_theta(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """The Evaluation of given meta-parameters; see `evaluate`."""
+    """Evaluates given meta-parameters; see `evaluate`.
+
+    Args:
+        domain: Where tasks come from.
+        method: Adapts to each task.
+        theta: The meta-parameters.
+        split: "train", "validation" or "test".
+        tasks: Number of tasks.
+        seed: Seed of the tasks.
+        progress: Called with (tasks done, tasks) from time to time.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        ConfigError: If an argument is not accepted.
+    """
     if split not in SPLITS:
         raise ConfigError(f"split={split!r}{meant(str(split), SPLITS)}")
     if isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 2:
         raise ConfigError(
-            f"tasks={tasks!r}; accepted is a whole number of at least 2 (an interval needs two)."
+            f"evaluate: expected a whole number of at least 2 (an interval needs two), got tasks={tasks!r}."
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed={seed!r}; accepted is a whole number from 0 below 2**32.")
-    mesh = getattr(method, "mesh", None)
+        raise ConfigError(f"evaluate: expected a whole number from 0 below 2**32, got seed={seed!r}.")
+    mesh = method.mesh
     batch = BATCH * (mesh.size if mesh is not None else 1)
     batch = min(batch, -(-tasks // (mesh.size if mesh else 1)) * (mesh.size if mesh else 1))
     run = compiled(method, split, mesh)
@@ -292,7 +424,7 @@ def evaluate_theta(
         baseline_values=baselines,
         different=tasks if number is None else len(np.unique(number)),
         number=number,
-        held_out=not hasattr(domain, "held_out") or domain.held_out(split),
+        held_out=getattr(domain, "held_out", lambda split: True)(split),
         unscored={name: count for name, count in unscored.items() if count},
     )
 
@@ -308,10 +440,10 @@ def _without(scores: Mapping[str, np.ndarray], failed: np.ndarray) -> dict[str, 
 def _calibration(
     parts: Mapping[str, np.ndarray], good: np.ndarray
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Expected calibration errors, all tasks' answers together, with 95 % intervals.
+    """Expected calibration errors of all tasks' predictions together, with 95 % intervals.
 
-    The mean over answers of |how often right - how sure|, bin by bin of confidence (Guo et al. 2017, eq. 3).
-    An interval is 1.96 standard deviations over bootstrap samples of the tasks.
+    The mean over predictions of |accuracy - confidence|, by bins of confidence (Guo et al. 2017, eq. 3). An
+    interval is 1.96 standard deviations over bootstrap samples of the tasks.
     """
     count = int(good.sum())
     if not count:  # a multinomial has at least one outcome
@@ -332,13 +464,28 @@ def _calibration(
 
 
 def paired(first: Evaluation, second: Evaluation, name: str | None = None) -> tuple[float, float]:
-    """The mean difference first - second over the same tasks, and the half-width of its 95 % interval."""
+    """Compares two evaluations on the same tasks.
+
+    Args:
+        first: An evaluation.
+        second: Another one.
+        name: The score to compare, by default the headline.
+
+    Returns:
+        The mean difference first - second, and the half-width of its 95 % interval.
+
+    Raises:
+        ConfigError: If the tasks are not the same, or one has no such score.
+    """
     name = name or first.headline
     if name not in first.values or name not in second.values:
-        raise ConfigError(f"paired: one of the two evaluations has no {name!r}: {', '.join(second.values)}.")
+        raise ConfigError(
+            f"paired: expected a score of both evaluations, got {name!r}; the second has "
+            f"{', '.join(second.values)}."
+        )
     if (first.tasks, first.split, first.seed) != (second.tasks, second.split, second.seed):
         raise ConfigError(
-            "paired: the two evaluations must be on the same tasks (same split, tasks and seed)."
+            "paired: expected evaluations on the same tasks (same split, tasks and seed), got different ones."
         )
     difference = first.values[name] - second.values[name]
     means, widths = mean_intervals({name: difference}, first.number)

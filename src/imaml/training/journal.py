@@ -1,11 +1,11 @@
-"""What a run says while it goes: events.jsonl, one JSON object a line, and a live or plain lines on stderr.
+"""The log of a run: events.jsonl, one JSON object in each line, and progress lines on stderr.
 
 Events, each with `time` (Unix seconds), and their fields: start (version, steps, tasks, parameters, headline,
 higher_is_better, devices); resume (step); step (step, seconds, loss, accuracy where there is one,
 gradient_norm, inner_residual, inner_steps, linear_residual, linear_steps (both means over tasks, with
 _median, _p90, the ninth decile, and _max beside them), negative_curvature, error_estimate,
 error_unreliable (the share of tasks with ESTIMATE_UNRELIABLE), certified, error_bound, failed,
-learning_rate); validation (step, seconds, scores, ci95, before, tasks, best); checkpoint (step);
+learning_rate); validation (step, seconds, scores, ci95, before, tasks, failed, best); checkpoint (step);
 warning (message); end (step, reason, seconds); evaluation (split, scores, ci95, before, baselines, tasks,
 seed, data). Shares are in [0, 1]; `seconds` is the training time so far, without validations and
 without the first step of a call, which compiles.
@@ -39,15 +39,23 @@ REASONS = {
 
 
 class Journal:
-    """The journal of one run; a context manager.
+    """The log of one run; a context manager.
 
-    folder: where events.jsonl is written, or None for none. progress: None or True shows the run on stderr,
-    a live line on a terminal and plain lines elsewhere; False shows warnings only. total, minutes: the step
-    count and the time budget, for the time left. append: go on with the file that is there, its half-written
-    last line cut off; else a new file takes its place. ConfigError where the folder cannot be written.
+    Args:
+        folder: The run directory, where events.jsonl is written, or None for no file.
+        progress: None or True shows the run on stderr, as a live line on a terminal and plain lines
+            elsewhere; False shows warnings only.
+        total: Steps of the run, for the time left.
+        minutes: Time budget of the run, for the time left.
+        append: Whether to continue an existing file, without a half-written last line; else a new file
+            replaces it.
 
-    >>> with Journal(None, progress=False) as journal:
-    ...     journal.write("step", step=10, seconds=1.0, loss=0.5)
+    Raises:
+        ConfigError: If the file cannot be written.
+
+    Example:
+        >>> with Journal(None, progress=False) as journal:
+        ...     journal.write("step", step=10, seconds=1.0, loss=0.5)
     """
 
     def __init__(
@@ -75,16 +83,24 @@ class Journal:
                         words.learn(event or {})
                 self._file = self._path.open("a" if append else "w", encoding="utf-8")
         except OSError as error:
-            advice = "choose another folder, or make this one writable"
-            raise ConfigError(f"{self._path} cannot be written ({error.strerror}); {advice}.") from error
+            raise ConfigError(
+                f"{self._path} cannot be written ({error.strerror}). Hint: choose another directory, or make "
+                "this one writable."
+            ) from error
         self._display = _Display(words, progress is not False)
 
     def write(self, event: str, /, **fields: Any) -> None:
-        """Writes one event to the file, flushed, and shows it.
+        """Writes an event to the file, flushed, and shows it.
 
-        Numbers may be NumPy or JAX scalars. A float that is not finite is written as null, and its name
-        (dotted for nested ones) joins the list "nonfinite", so that every line is valid JSON. DataError where
-        the disk refuses.
+        A float that is not finite is written as null, so that every line is valid JSON. The list "nonfinite"
+        then has its name, with dots for nested ones.
+
+        Args:
+            event: The kind of event.
+            **fields: Its fields. Numbers may be NumPy or JAX scalars.
+
+        Raises:
+            DataError: If the file cannot be written, as on a full disk.
         """
         lost: list[str] = []
         record = {"event": event, "time": round(time.time(), 3)}
@@ -96,12 +112,13 @@ class Journal:
                 self._file.write(json.dumps(record, allow_nan=False) + "\n")
                 self._file.flush()
             except OSError as error:
-                advice = "make room there, then resume the run"
-                raise DataError(f"{self._path} cannot be written ({error.strerror}); {advice}.") from error
+                raise DataError(
+                    f"{self._path} cannot be written ({error.strerror}). Hint: free space, then resume."
+                ) from error
         self._display.show(record)
 
     def close(self) -> None:
-        """Ends the live line and closes the file; a second call does nothing."""
+        """Ends the live line and closes the file. A second call does nothing."""
         self._display.close()
         if self._file is not None:
             self._file.close()
@@ -117,25 +134,38 @@ class Journal:
 
 
 def read_events(path: Path | str) -> list[dict[str, Any]]:
-    """The events of an events.jsonl, or of the run's folder that holds it, in the order they were written.
+    """Reads the log of a run.
 
-    A last line that a killed process left half written is dropped; a warning event at the end of the list
-    says so. DataError where there is no such file, or where a line within it is damaged.
+    If a killed process left the last line half written, that line is dropped, and a warning event at the end
+    of the list says so.
+
+    Args:
+        path: An events.jsonl, or the run directory.
+
+    Returns:
+        The events in the order in which they were written.
+
+    Raises:
+        DataError: If there is no such file, or a line other than the last is damaged.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
     try:
         text = path.read_bytes()
     except OSError as error:
-        advice = f"expected is a run's folder or its {FILE}"
-        raise DataError(f"{path} cannot be read ({error.strerror}); {advice}.") from error
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}). Hint: give a run directory, or its {FILE}."
+        ) from error
     events, length = _split(text)
     if None in events:
         line = events.index(None) + 1
-        raise DataError(f"{path}, line {line}, is no event as JSON; restore the file or remove that line.")
+        raise DataError(
+            f"{path}, line {line}: expected an event as JSON, got something else. Hint: restore the file, or "
+            "remove that line."
+        )
     kept = [event for event in events if event is not None]
     if length < len(text):
-        message = f"The last line of {FILE} was half written (the process was killed) and is left out."
+        message = f"The last line of {FILE} was half written (the process was killed) and is excluded."
         kept.append({"event": "warning", "time": kept[-1].get("time") if kept else None, "message": message})
     return kept
 
@@ -173,7 +203,14 @@ def _json(value: Any, name: str, lost: list[str]) -> Any:
 
 
 def clock(seconds: float) -> str:
-    """A duration for reading: "42 s", "3:05 min", "1:02:03 h"."""
+    """Formats a duration.
+
+    Args:
+        seconds: The duration.
+
+    Returns:
+        A text such as "42 s", "3:05 min" or "1:02:03 h".
+    """
     minutes, rest = divmod(max(round(seconds), 0), 60)
     if minutes < 60:
         return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
@@ -181,7 +218,16 @@ def clock(seconds: float) -> str:
 
 
 def score_text(name: str, value: float | None, ci95: float | None = None) -> str:
-    """A score for reading, with its interval: accuracies in percent."""
+    """Formats a score, accuracies in percent.
+
+    Args:
+        name: The name of the score.
+        value: The score, or None if it is not finite.
+        ci95: Half-width of its 95 % interval, or None.
+
+    Returns:
+        A text such as "91.23 +- 0.50 %".
+    """
     if value is None:
         return "not finite"
     scale, digits, unit = (100, ".2f", " %") if "accuracy" in name else (1, ".4g", "")
@@ -255,8 +301,9 @@ class _Words:
             names = sorted(scores, key=lambda name: name != self.headline)  # the headline first
             facts = [f"{n.replace('_', ' ')} {score_text(n, scores[n], ci95.get(n))}" for n in names]
             facts += [f"before adaptation {score_text(n, before[n])}" for n in names[:1] if n in before]
+            tasks = f"{get('tasks')} tasks" + (f", {event['failed']} failed" if get("failed") else "")
             best = ", best so far" if get("best") else ""
-            return f"validation at {at}: {', '.join(facts)} ({get('tasks')} tasks){best}"
+            return f"validation at {at}: {', '.join(facts)} ({tasks}){best}"
         if kind == "end":
             after = "" if get("seconds") is None else f" after {clock(event['seconds'])} of training"
             at += f" of {self.total}" if self.total and get("reason") not in ("steps", "failed") else ""

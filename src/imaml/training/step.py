@@ -1,4 +1,4 @@
-"""One outer step, compiled."""
+"""The training step, and the state that it starts from."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from optax import GradientTransformation
 
 from ..core import tree
 from ..core.compile import whole_program
 from ..core.errors import ConfigError
-from ..domains.base import sample_many
+from ..domains.base import Domain, sample_many
 from ..meta.gradient import AXIS, MetaGradient
 
 
 def devices_mesh(tasks: int) -> Mesh | None:
-    """A mesh over as many devices as can share `tasks` evenly, or None where that is just one."""
+    """Makes a mesh over as many devices as can share the tasks evenly.
+
+    Args:
+        tasks: Tasks in each step.
+
+    Returns:
+        The mesh, or None for a single device.
+    """
     found = jax.devices()
     while len(found) > 1 and tasks % len(found):
         found = found[:-1]
@@ -27,16 +36,31 @@ def devices_mesh(tasks: int) -> Mesh | None:
 
 
 def make_step(
-    method: MetaGradient, transform: Any, tasks: int, average: float, every: int = 1, last: int = 0
+    method: MetaGradient,
+    transform: GradientTransformation,
+    tasks: int,
+    average: float,
+    every: int = 1,
+    last: int = 0,
 ) -> Callable:
-    """The jitted (domain, state, key) -> (state, report): sample, meta-gradient, update.
+    """Makes the training step: samples tasks, computes the meta-gradient, updates the meta-parameters.
 
-    Episodes come from `fold_in(key, step)`, so step k is the same whatever came before. Where no task is
-    usable or the gradient is not finite the state stays as it was; the host then raises. every, last: errors
-    are estimated in every so many steps (0: in none), and in the last one; in the others they are NaN and
-    cost nothing.
+    Tasks come from ``fold_in(key, step)``, so a step draws the same tasks whatever came before. If no task is
+    usable or the meta-gradient is not finite, the state stays as it was; the caller then raises.
+
+    Args:
+        method: Gives the meta-gradient.
+        transform: The Optax transform of the outer optimiser.
+        tasks: Tasks in each step.
+        average: Decay of the moving average of the meta-parameters, 0 for none.
+        every: Errors are estimated in every so many steps, 0 for none. In the others they are NaN, and cost
+            nothing.
+        last: A step in which they are estimated, too.
+
+    Returns:
+        The jitted function (domain, state, key) -> (state, report). The report has the norm of the
+        meta-gradient, "gradient_norm", and the method's "metrics".
     """
-    import optax
 
     def spread(drawn: Any) -> Any:
         if method.mesh is None:
@@ -66,9 +90,29 @@ def make_step(
 
 
 def initial_state(
-    domain: Any, method: MetaGradient, transform: Any, key: Array, average: float, start: Any = None
+    domain: Domain,
+    method: MetaGradient,
+    transform: GradientTransformation,
+    key: Array,
+    average: float,
+    start: Any = None,
 ) -> dict[str, Any]:
-    """The state of step 0: a tree of arrays. start: theta to go on from, or None for a fresh one."""
+    """Makes the state of step 0.
+
+    Args:
+        domain: Gives fresh parameters of its network.
+        method: Gives fresh meta-parameters.
+        transform: The Optax transform of the outer optimiser.
+        key: For fresh parameters.
+        average: Decay of the moving average of the meta-parameters, 0 for none.
+        start: Meta-parameters to start from, or None for fresh ones.
+
+    Returns:
+        A tree of arrays: "theta", "optimiser", "average" and "step".
+
+    Raises:
+        ConfigError: If the shapes of ``start`` do not fit, or it is not finite.
+    """
     theta = method.init(domain, key)
     if start is not None:
         check_theta(start, theta)
@@ -82,11 +126,23 @@ def initial_state(
 
 
 def check_theta(start: Any, fresh: Any) -> None:
-    """Refuses a theta to go on from that is not like a fresh one, or not finite (ConfigError)."""
+    """Checks meta-parameters to start from.
+
+    Args:
+        start: The meta-parameters.
+        fresh: Fresh ones.
+
+    Raises:
+        ConfigError: If the two differ in structure, shapes or dtypes, or ``start`` is not finite.
+    """
     if not tree.same(start, fresh):
         raise ConfigError(
-            f"start: theta is not as this domain and method need it: {tree.apart(start, fresh)}. Ways, "
-            "filters and how the strength is learned must be those of the run that it comes from."
+            "start: expected meta-parameters of this domain and method, got others: "
+            f"{tree.apart(start, fresh)}. Hint: ways, filters and how the strength is learned must be those "
+            "of the run that they come from."
         )
     if not bool(tree.finite(start)):
-        raise ConfigError("start: theta holds NaN or infinity; take that of an earlier checkpoint or run.")
+        raise ConfigError(
+            "start: expected finite meta-parameters, got NaN or infinity. Hint: take those of an earlier "
+            "checkpoint or run."
+        )

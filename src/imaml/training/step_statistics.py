@@ -1,4 +1,4 @@
-"""What the journal says of the steps since its last line."""
+"""Summaries of training steps for the log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _relative(error: Any, metrics: Metrics) -> np.ndarray:
 
 
 def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
-    """What is known of the meta-gradients' errors, relative to each task's own: medians over tasks."""
+    """Errors of the meta-gradients, relative to each task's own norm: medians over tasks."""
     fields: dict[str, float | None] = {}
     # The steps whose errors were not estimated have NaN in all tasks.
     looked = [m for m in metrics if m.error_estimate is not None and not np.isnan(m.error_estimate).all()]
@@ -45,7 +45,7 @@ def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
 
 
 def _spread(name: str, metrics: list[Metrics]) -> dict[str, float | None]:
-    """How a number is spread over tasks: its mean, median, ninth decile and maximum."""
+    """The mean, median, ninth decile and maximum over tasks."""
     values = np.concatenate([np.asarray(getattr(m, name), np.float64) for m in metrics])
     middle, most = np.quantile(values, (0.5, 0.9))
     return {
@@ -57,21 +57,29 @@ def _spread(name: str, metrics: list[Metrics]) -> dict[str, float | None]:
 
 
 class Window:
-    """Reports since the last line of the journal, averaged when one is due."""
+    """The reports of the steps since the last line of the log."""
 
     def __init__(self) -> None:
-        """An empty one."""
+        """Starts without reports."""
         self.reports: list[dict[str, Any]] = []
         # Of the meta-gradient; they travel with a checkpoint, as runs may stop by them.
         self.norms: list[float] = []
 
     def add(self, report: dict[str, Any]) -> None:
-        """Takes up one step's report."""
+        """Adds the report of a step.
+
+        Args:
+            report: What the training step returned beside the state.
+        """
         self.reports.append(report)
         self.norms.append(float(report["gradient_norm"]))
 
     def summary(self) -> dict[str, float | None]:
-        """The means over the window's steps and tasks, as event fields; empties the window."""
+        """Averages the reports over steps and tasks, and forgets them.
+
+        Returns:
+            The fields of a step event; see `imaml.training.journal`.
+        """
         metrics = [jax.device_get(report["metrics"]) for report in self.reports]
         used = np.concatenate([m.used for m in metrics])
 

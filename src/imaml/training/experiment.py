@@ -1,0 +1,249 @@
+"""An experiment: the objects of a run, built once, and what is done with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+from optax import GradientTransformation
+
+from ..config.method import MethodRecipe, made
+from ..config.optimiser import Optimiser, Outer, outer
+from ..config.run import Config
+from ..config.training import Training
+from ..core.errors import ConfigError
+from ..core.recipes import to_json
+from ..core.validation import meant
+from ..domains.base import Domain, in_step
+from ..meta.gradient import MetaGradient
+from .directory import check_new, check_resumable
+from .loop import Loop, Run
+from .step import devices_mesh, initial_state, make_step
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """The objects of a run: made by `assemble` from a configuration, or by `train` from objects.
+
+    Attributes:
+        domain: Where tasks come from.
+        method: How the meta-parameters are learned; its mesh shares tasks between devices.
+        outer: The outer optimiser.
+        training: How long, and how often it validates and saves.
+        config: The configuration that all this was built from, or None.
+        reason: Why there is no configuration.
+    """
+
+    domain: Domain
+    method: MetaGradient
+    outer: Outer
+    training: Training = field(default_factory=Training)
+    config: Config | None = None
+    reason: str = ""
+
+    @functools.cached_property
+    def tasks(self) -> int:
+        """The tasks in each step."""
+        return in_step(self.domain, self.training.tasks)
+
+    def initial_state(self, key: Array, start: Any = None) -> dict[str, Any]:
+        """Makes the state of step 0.
+
+        Args:
+            key: For fresh meta-parameters.
+            start: Meta-parameters to start from, or None for fresh ones.
+
+        Returns:
+            A tree of arrays.
+
+        Raises:
+            ConfigError: If the shapes of ``start`` do not fit, or it is not finite.
+        """
+        return initial_state(self.domain, self.method, self.outer.transform, key, self.outer.average, start)
+
+    def begin(self, start: Any = None) -> tuple[Domain, dict[str, Any], Array]:
+        """Makes the arguments of the first step, placed on the devices.
+
+        Args:
+            start: Meta-parameters to start from, or None for fresh ones.
+
+        Returns:
+            The domain, the state of step 0, and the key of all steps.
+
+        Raises:
+            ConfigError: If the shapes of ``start`` do not fit, or it is not finite.
+        """
+        fresh, key = jax.random.split(jax.random.key(self.training.seed))
+        arguments = self.domain, self.initial_state(fresh, start), key
+        if self.method.mesh is None:
+            return arguments
+        # Placed once: the second step finds what the first compiled, and data are not copied at each.
+        return jax.device_put(arguments, NamedSharding(self.method.mesh, PartitionSpec()))
+
+    def step(self, certify: bool = False, estimate: bool = True) -> Callable:
+        """Makes the jitted training step.
+
+        Args:
+            certify: Whether the errors of the meta-gradients are bounded.
+            estimate: Whether they are estimated in the steps that are logged.
+
+        Returns:
+            The function (domain, state, key) -> (state, report); see `imaml.training.step.make_step`.
+
+        Raises:
+            ConfigError: If errors are to be bounded and the method has no certificate.
+        """
+        method = self.method.certifying() if certify else self.method
+        logged = (self.training.log_every, self.training.steps) if estimate else (0, 0)
+        return make_step(method, self.outer.transform, self.tasks, self.outer.average, *logged)
+
+    def train(
+        self,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        start: Any = None,
+        progress: bool | None = None,
+    ) -> Run:
+        """Runs the experiment.
+
+        Args:
+            out: The run directory, or None to write nothing.
+            resume: Whether to continue from the newest sound checkpoint in ``out``.
+            start: Meta-parameters to start from, or None for fresh ones.
+            progress: None or True shows the run on stderr; False shows warnings only.
+
+        Returns:
+            What was learned.
+
+        Raises:
+            ConfigError: If arguments do not fit, or ``out`` holds another run.
+            NumericalError: If no task of a step is usable, or one is not and the policy is "raise".
+            CheckpointError: If the run is to be resumed and no checkpoint is sound.
+        """
+        if resume and out is None:
+            raise ConfigError("train: out: expected the run directory with resume=True, got None.")
+        if resume and start is not None:
+            raise ConfigError(
+                "train: start: expected None with resume=True, which continues from a checkpoint, got "
+                "meta-parameters."
+            )
+        directory = None if out is None else Path(out)
+        if directory is not None:
+            check_resumable(directory, self.config or self.reason) if resume else check_new(directory)
+        return Loop(self, directory).run(resume, start, progress)
+
+
+def assemble(config: Config, domain: Domain | None = None) -> Experiment:
+    """Builds the objects of a configuration, once.
+
+    Args:
+        config: The configuration.
+        domain: The configuration's domain where it is built already, so that its data are not read again.
+
+    Returns:
+        The experiment, its tasks shared between the devices there are.
+
+    Raises:
+        ConfigError: If parts of the configuration do not go together.
+        DataError: If the domain's data are missing or damaged.
+
+    Example:
+        >>> from imaml.config.presets import preset
+        >>> assemble(preset("sinusoid")).tasks
+        25
+    """
+    domain = config.domain.build() if domain is None else domain
+    mesh = devices_mesh(in_step(domain, config.training.tasks))
+    method = config.method.build(domain, mesh)
+    return Experiment(domain, method, outer(config.optimiser, config.training.steps), config.training, config)
+
+
+def train(
+    domain: Domain,
+    method: MetaGradient | MethodRecipe,
+    optimiser: Optimiser | GradientTransformation | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    start: Any = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Run:
+    """Learns meta-parameters on a domain's training tasks.
+
+    A run of recipes alone (a domain of this package, `imaml.config.Method`, `imaml.Optimiser`) stores its
+    configuration, so that `imaml.load` and the command line can use and resume it. A run with a method made
+    by `imaml.IMAML(...)` or with an Optax transform can be resumed from Python, with the same objects.
+
+    Ctrl-C or SIGTERM stops the run after the current step, with a checkpoint. While the first step is
+    compiled, or during a validation, it stops at once; a resumed run repeats the validation.
+
+    Args:
+        domain: Where tasks come from.
+        method: A method, such as ``imaml.IMAML(problem, query_loss, ...)``, or the recipe of one.
+        optimiser: The outer optimiser, or any Optax transform. By default ``imaml.Optimiser()``.
+        out: The run directory (config.json, events.jsonl, checkpoints/, artefact.safetensors), or None to
+            write nothing.
+        resume: Whether to continue from the newest sound checkpoint in ``out``. The result is bit for bit
+            that of an uninterrupted run on the same machine and devices.
+        start: Meta-parameters to start from, or None for fresh ones.
+        progress: None or True shows the run on stderr; False shows warnings only.
+        **options: The fields of `imaml.config.Training`: steps, tasks, seed, minutes, patience, ...
+
+    Returns:
+        What was learned.
+
+    Raises:
+        ConfigError: If arguments do not fit, or ``out`` holds another run.
+        NumericalError: If no task of a step is usable, or one is not and the policy is "raise". The last
+            good state is in a checkpoint.
+        CheckpointError: If the run is to be resumed and no checkpoint is sound.
+
+    Example:
+        >>> import imaml
+        >>> domain = imaml.sinusoid()
+        >>> method = imaml.IMAML(domain.problem(0.5), domain.query_loss,
+        ...                      inner=imaml.GradientDescent(0.02, steps=5), linear=imaml.CG(steps=3))
+        >>> imaml.train(domain, method, imaml.Optimiser("adam", 1e-3), steps=2, tasks=4, validate_every=0,
+        ...             progress=False).step
+        2
+    """
+    known = [f.name for f in dataclasses.fields(Training)]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"train: there is no option {name!r}{meant(name, known)}")
+    training = Training(**options)
+    optimiser = Optimiser() if optimiser is None else optimiser
+    transform = outer(optimiser, training.steps)
+    method = made(method, domain, devices_mesh(in_step(domain, training.tasks)))
+    config, reason = _described(domain, method, optimiser, training)
+    experiment = Experiment(domain, method, transform, training, config, reason)
+    return experiment.train(out=out, resume=resume, start=start, progress=progress)
+
+
+def _described(
+    domain: Domain, method: MetaGradient, optimiser: Any, training: Training
+) -> tuple[Config | None, str]:
+    """The configuration of the recipes that objects were built from, or None and the reason."""
+    origin = method.origin
+    if origin is None:
+        return None, (
+            "the method was made by hand; one that is built from a recipe, imaml.config.Method(...), can be "
+            "stored"
+        )
+    if origin.domain != domain.recipe:
+        return None, "the method was built on another domain"
+    config = Config(domain.recipe, origin.method, optimiser, training)
+    try:
+        to_json(config)
+    except ConfigError as error:
+        return None, str(error).rstrip(".")
+    return config, ""
