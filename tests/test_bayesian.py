@@ -817,11 +817,11 @@ REFUSALS = {
     ),
     "probabilities of numbers": (
         lambda: GAUSSIAN().probabilities(THREE),
-        "posterior's are gaussian; use predict",
+        "got one of gaussian rows. Hint: use predict",
     ),
     "numbers of classes": (
         lambda: imaml.posterior(COUNTED, jnp.zeros(2), jnp.zeros(2), THREE).predict(THREE),
-        "posterior's are categorical; use probabilities",
+        "got one of categorical rows. Hint: use probabilities",
     ),
     "too dense": (
         lambda: imaml.proximal(LINE, imaml.learned(1.0, "dense")).parameters(jnp.zeros(2001)),

@@ -369,7 +369,7 @@ def test_float32_in_a_process_of_its_own():
         ({"linear": None}, "None is no linear solver"),
         ({"inner": 3}, "inner=3 cannot be called"),
         ({"problem": loss}, r"pass one made by proximal\(loss, strength\)"),
-        ({"problem": imaml.plain(loss)}, "needs a solution that depends on theta itself"),
+        ({"problem": imaml.plain(loss)}, "expected a problem whose solution depends on theta"),
         ({"problem": imaml.fixed_point(loss)}, "CG accepts systems of structure spd; this one is 'general'"),
     ],
 )

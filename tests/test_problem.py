@@ -210,7 +210,7 @@ REFUSED = {
     ),
     "no anchor": (
         lambda: imaml.proximal(loss, imaml.learned(1.0)).residual(PHI, THETA, BATCH),
-        r"theta must be a Theta.*came as dict.*problem\.parameters\(mean\)",
+        r"expected a Theta\(mean, log_strength\).*got dict.*problem\.parameters\(mean\)",
     ),
     "adapt unknown": (
         lambda: imaml.proximal(loss, 1.0, adapt="tail").init(THETA, BATCH),
@@ -240,7 +240,7 @@ REFUSED = {
     ),
     "stationary structure": (
         lambda: imaml.stationary(vector_loss, structure="general"),
-        "structure='general'; accepted: 'spd'",
+        "structure: expected 'spd' .*got 'general'",
     ),
     "stationary init": (
         lambda: imaml.stationary(lambda p, t, x: jnp.sum((p["w"] - t["v"]) ** 2)).residual(
@@ -250,7 +250,7 @@ REFUSED = {
     ),
     "fixed point init": (
         lambda: imaml.fixed_point(lambda p, t, x: p[:1]).residual(jnp.ones(2), jnp.ones(2), None),
-        r"fixed_point: gives one array of shape \(1,\) for phi = one array of shape \(2,\).*pass init=",
+        r"fixed_point: expected a result shaped like phi, one array of shape \(2,\), got .*\(1,\).*pass init=",
     ),
     "fixed point own init": (
         lambda: imaml.fixed_point(lambda p, t, x: p[:1], init=lambda t, x, key: t).residual(
@@ -260,7 +260,7 @@ REFUSED = {
     ),
     "game init": (
         lambda: imaml.game(vector_loss, vector_loss).residual(jnp.ones(2), jnp.ones(2), None),
-        r"game: phi must be a pair \(x, y\); it came as one array of shape \(2,\).*pass init=",
+        r"game: phi: expected a pair \(x, y\), got one array of shape \(2,\).*pass init=",
     ),
     "plain under implicit": (
         lambda: imaml.solve(
@@ -276,7 +276,7 @@ REFUSED = {
         lambda: imaml.implicit_vjp(
             imaml.plain(vector_loss), jnp.ones(2), jnp.ones(2), jnp.ones(2), jnp.ones(2), linear=imaml.CG()
         ),
-        "needs a solution that depends on theta itself",
+        "expected a problem whose solution depends on theta",
     ),
 }
 

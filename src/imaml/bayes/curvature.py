@@ -148,7 +148,7 @@ class Curved:
 
 def likelihood_of(owner: str, problem: Problem) -> NegativeLogLikelihood:
     """The problem's loss; StructureError where it is no sum of negative log likelihoods with a prior."""
-    if problem.kind == "proximal" and isinstance(problem.loss, NegativeLogLikelihood):
+    if problem.has_precision and isinstance(problem.loss, NegativeLogLikelihood):
         return problem.loss
     raise StructureError(
         f"{owner}: needs proximal(likelihood(loss), strength), where the strength is a prior's precision; "

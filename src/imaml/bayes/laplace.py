@@ -24,7 +24,7 @@ from ..core.tree import Selection
 from ..core.validation import require_one_of, require_whole
 from ..linear.lanczos import eigenpairs, krylov
 from ..problems.base import Problem
-from ..problems.likelihoods import by_row, likelihood
+from ..problems.likelihoods import Categorical, Gaussian, NegativeLogLikelihood, by_row, likelihood
 from ..problems.precision import Factored, LowRank, Precision, Raised, Strengths
 from ..problems.proximal import proximal
 from .curvature import Curved, Quadrature, by_rows, curved, determinant, likelihood_of
@@ -107,7 +107,7 @@ class Laplace:
 
     def predict(self, batch: Any, outputs: Callable | None = None) -> tuple[Array, Array]:
         """The mean of new Gaussian rows, and their variance, noise included, each (n, k)."""
-        loss = self._of_kind("predict", "gaussian", "probabilities")
+        loss = self._of_kind("predict", Gaussian, "probabilities")
         found = self.outputs(batch, outputs)
         return found.mean, jnp.diagonal(found.covariance, axis1=1, axis2=2) + loss.given(self.theta).variance
 
@@ -129,7 +129,7 @@ class Laplace:
         samples: None for the probit approximation (MacKay 1992; Bishop 2006, equation 4.153; for more than
         two classes it is one of several, and leaves out how logits covary), or how many draws.
         """
-        self._of_kind("probabilities", "categorical", "predict")
+        self._of_kind("probabilities", Categorical, "predict")
         if samples is None:
             mean, covariance = self.outputs(batch, outputs)
             variance = jnp.diagonal(covariance, axis1=1, axis2=2)
@@ -141,11 +141,12 @@ class Laplace:
         draw = lambda eps: jax.nn.softmax(value + along(self.precision.unroot(eps)))  # noqa: E731
         return jnp.mean(by_rows(draw, noise, point.size), 0)
 
-    def _of_kind(self, asked: str, kind: str, instead: str) -> Any:
+    def _of_kind(self, asked: str, kind: type[Gaussian | Categorical], instead: str) -> NegativeLogLikelihood:
         loss = likelihood_of("posterior", self.problem)
-        if loss.likelihood.kind != kind:
+        if not isinstance(loss.likelihood, kind):
             raise ConfigError(
-                f"{asked}: is of {kind} rows, and this posterior's are {loss.likelihood.kind}; use {instead}."
+                f"{asked}: expected a posterior of {kind.kind} rows, got one of {loss.likelihood.kind} rows. "
+                f"Hint: use {instead}."
             )
         return loss
 
@@ -240,13 +241,13 @@ def summed(problem: Problem, theta: Any, batch: Any) -> tuple[Problem, Any]:
     loss: Any = problem.loss
     if getattr(loss, "summed", False):
         return problem, theta
-    kind = getattr(getattr(loss, "likelihood", None), "kind", None)
+    rows_are = getattr(loss, "likelihood", None)
     averages = getattr(loss, "averages", None)
-    if problem.kind != "proximal" or kind != "categorical" or averages is None:
+    if not problem.has_precision or not isinstance(rows_are, Categorical) or averages is None:
         raise ConfigError(
-            f"posterior: a {problem.kind} problem of {kind or 'undeclared'} rows; accepted are an "
-            "anchored one of classes, or one made of likelihood(loss), which knows the noise of numbers "
-            "(methods evidence, moments and posterior)."
+            f"posterior: expected proximal(loss, strength) of classes, got a {problem.kind} problem of "
+            f"{getattr(rows_are, 'kind', 'undeclared')} rows. Hint: pass likelihood(loss), which knows the "
+            "noise of numbers (methods evidence, moments and posterior)."
         )
     rows = batch.labels.shape[0] if averages else 1
     strength: Any = problem.learns

@@ -16,7 +16,6 @@ from ..core.solution import Certification, Ending, Solution, Stats, Status, boun
 from ..core.validation import require_number
 from .certificate import (
     Certificate,
-    anchor_weight,
     bound_at,
     facts_of,
     guessed,
@@ -105,8 +104,7 @@ def until_accurate(
     """
     problem = case.problem
     keys, dtype = jax.random.split(key, 3), system.loss.dtype
-    convex = problem.kind == "proximal" and problem.convex
-    free = convex and anchor_weight(case, adapted) is not None
+    free = problem.convex and problem.coupling_norm(adapted, case.theta) is not None
     begun = start(case, system, solution, adapted)
     asked = lambda point: accuracy * tree.norm(point.gradient)  # noqa: E731
     rounds, bound = ROUNDS, None
@@ -138,8 +136,9 @@ def until_accurate(
 def _guess(case: Case, system: System, point: Point) -> Constants:
     """The constants of an estimate at a point."""
     mu = point.smallest
-    if case.problem.kind == "proximal":
-        mu = jnp.minimum(mu, case.problem.least_strength(point.adapted, case.theta))
+    least = case.problem.least_strength(point.adapted, case.theta)
+    if least is not None:
+        mu = jnp.minimum(mu, least)
     mu = jnp.where((mu > 0) & jnp.isfinite(mu), mu, 1)
-    known = anchor_weight(case, point.adapted)
+    known = case.problem.coupling_norm(point.adapted, case.theta)
     return Constants(mu, mu, sensitivity(system, point.u) if known is None else known)

@@ -176,8 +176,7 @@ def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) 
     if floor is None and fixed:
         floor = least_eigenvalue(recipe, case, adapted, key)
     system = floor if system is None else system
-    declared_convex = problem.kind == "proximal" and problem.convex
-    weight, exact = anchor_weight(case, adapted), True
+    weight, exact = problem.coupling_norm(adapted, theta), True
     anchored = weight is not None
     if weight is None:
         weight, exact = coupling_norm(recipe, case, adapted, key)
@@ -185,7 +184,7 @@ def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) 
         affine=fixed and coupled and of_right <= 1 and of_gradient <= 1,
         floor=floor,
         system=system,
-        floor_proved=declared_convex or (small and lipschitz is not None),
+        floor_proved=problem.convex or (small and lipschitz is not None),
         weight=weight,
         weight_known=anchored or coupled,
         weight_proved=anchored or (exact and coupled),
@@ -238,17 +237,6 @@ def _rate(function: Callable[[Any], Any], at: Any, degree: float, small: bool) -
     _, derivative = jax.linearize(function, at)
     columns = jax.vmap(lambda e: tree.ravel(derivative(unravel(e)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
     return jnp.linalg.norm(columns)  # Frobenius' norm, which is at least the spectral one
-
-
-def anchor_weight(case: Case, adapted: Any) -> Array | None:
-    """|dF/dtheta| where it is the largest strength: all leaves adapted, the strength fixed; else None."""
-    problem = case.problem
-    if problem.kind != "proximal" or problem.adapt.choice is not None or problem.learns_more:
-        return None
-    if problem.loss_at(case.theta) is not problem.loss:  # the loss may depend on theta, too
-        return None
-    most = [jnp.max(leaf) for leaf in jax.tree.leaves(problem.strengths(adapted, case.theta))]
-    return jnp.max(jnp.stack(most))
 
 
 def coupling_norm(recipe: Certificate, case: Case, adapted: Any, key: Array) -> tuple[Array, bool]:
@@ -309,8 +297,9 @@ def guessed(case: Case, facts: Facts) -> Callable[[Point], Constants]:
 
     def constants(point: Point) -> Constants:
         guess = point.smallest
-        if problem.kind == "proximal":
-            guess = jnp.minimum(guess, problem.least_strength(point.adapted, case.theta))
+        least = problem.least_strength(point.adapted, case.theta)
+        if least is not None:
+            guess = jnp.minimum(guess, least)
         guess = jnp.where((guess > 0) & jnp.isfinite(guess), guess, 1)
         known = [guess if bound is None else bound for bound in (facts.floor, facts.system)]
         floor, system = (jnp.where(bound > 0, bound, 1) for bound in known)

@@ -11,7 +11,7 @@ from jax import Array, lax
 from ..core import tree
 from ..core.solution import Certification, Solution
 from ..linear.lanczos import ritz
-from .certificate import anchor_weight, sensitivity
+from .certificate import sensitivity
 from .newton_step import Constants, Point, leftover
 from .system import Case, System
 
@@ -51,10 +51,11 @@ def error_estimate(
     elif solution.stats.lanczos is not None:
         smallest = ritz(solution.stats.lanczos, solution.stats.steps)[0]
     negative = solution.stats.negative_curvature
-    if problem.kind == "proximal":
+    least = problem.least_strength(adapted, theta)
+    if least is not None:
         smallest = jnp.where(size > 0, smallest, jnp.inf)  # u = 0 says nothing of the curvature
         negative |= ~(smallest > 0)
-        smallest = jnp.minimum(smallest, problem.least_strength(adapted, theta))
+        smallest = jnp.minimum(smallest, least)
     negative |= ~(smallest > 0)
     smallest = jnp.where(negative, 1, smallest)
     mean = problem.split(problem.mean(theta))
@@ -98,7 +99,7 @@ def _changes(case: Case, system: System, u: Any, adapted: Any) -> tuple[Array, A
 
     images, _ = lax.scan(multiply, jnp.zeros((3, x.size), x.dtype), jnp.arange(3))
     nearer = unravel(x - _step(r, images[0]))
-    if anchor_weight(case, adapted) is not None:  # B^T u does not depend on phi
+    if case.problem.coupling_norm(adapted, case.theta) is not None:  # B^T u does not depend on phi
         _, slope, direct = case.judge(case.problem.full(nearer, case.theta))
         right, drift = case.problem.split(slope), tree.minus(direct, system.apart)
     else:

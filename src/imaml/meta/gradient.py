@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, PartitionSpec
 
 from ..core import tree
+from ..core.content import ByContent
 from ..core.errors import ConfigError, NumericalError
 from ..core.solution import Ending, Solution, Status, bounded
 from ..inner.base import InnerSolver
@@ -84,7 +85,7 @@ class Solving(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MetaGradient:
+class MetaGradient(ByContent):
     """The mean over tasks of a meta-gradient: what `IMAML`, `MAML`, `FOMAML` and `Reptile` make.
 
     problem: one task's inner problem. query_loss: (phi, theta, batch) -> scalar. inner: what solves a task.

@@ -26,6 +26,7 @@ from ..linear.base import LinearSolver, refuse_structure
 from ..linear.cg import CG
 from ..problems.base import Problem, Task
 from ..problems.linearised import solve_anchored
+from ..problems.proximal import Proximal
 from .base import Learning, TaskGradient
 
 
@@ -114,6 +115,6 @@ def as_released(linear: LinearSolver | None = None, damping: float = 1.0, shift:
 
 def _proximal_loss(who: str, problem: Problem) -> Any:
     """The loss of a proximal problem; StructureError for any other."""
-    if problem.kind != "proximal" or problem.loss is None:
+    if not isinstance(problem, Proximal):
         raise StructureError(f"{who}: made for proximal(loss, strength); this problem is {problem.kind}.")
     return problem.loss

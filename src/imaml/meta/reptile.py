@@ -61,7 +61,7 @@ class Envelope:
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Raises StructureError for a problem without an objective or anchor, or with a learned strength."""
         require_anchor(problem)
-        if problem.objective_of is None:
+        if not problem.has_objective:
             raise StructureError(
                 f"envelope() needs a problem that minimises something; this one is a {problem.kind}. Use "
                 "implicit(GMRES())."

@@ -28,8 +28,6 @@ from ..core.errors import ConfigError
 from ..core.validation import require_number
 from .precision import Learned, Theta
 
-KINDS = ("gaussian", "categorical")
-
 
 def weights_of(batch: Any, rows: int, dtype: Any) -> Array:
     """How many times each row counts, (rows,): `batch.weights`, or ones; ConfigError for another shape."""
@@ -188,7 +186,7 @@ class NegativeLogLikelihood:
         Where rows are Gaussian it is our own, as a squared error does not say how wide the noise is; where
         they are categorical it is the query_loss given, which is a cross-entropy already.
         """
-        if self.likelihood.kind == "categorical":
+        if isinstance(self.likelihood, Categorical):
             return query_loss
 
         def mean(phi: Any, theta: Any, batch: Any) -> Array:
@@ -220,13 +218,13 @@ def likelihood(loss: Any, noise: float | Learned | None = None) -> NegativeLogLi
     Array([3.], dtype=float32)
     """
     declared: Any = getattr(loss, "likelihood", None)
-    if getattr(declared, "kind", None) not in KINDS or not hasattr(loss, "outputs"):
+    if not isinstance(declared, Gaussian | Categorical) or not hasattr(loss, "outputs"):
         raise ConfigError(
             f"likelihood: {loss!r} does not declare what its rows are; accepted is a loss object with "
             "outputs(phi, batch) and likelihood = imaml.Gaussian() or imaml.Categorical(). A mean loss alone "
             "does not say how many rows it is a mean of."
         )
-    if declared.kind == "categorical":
+    if isinstance(declared, Categorical):
         if noise is not None:
             raise ConfigError(
                 f"likelihood: noise={noise!r} with categorical rows, which have none; leave it out."

@@ -14,8 +14,7 @@ from .base import Problem
 
 def anchor_of(problem: Problem, adapted: Any, theta: Any) -> Any:
     """The diagonal that a problem adds to its loss's curvature, a tree like the adapted leaves; else None."""
-    known = problem.kind == "proximal" and problem.diagonal
-    return lax.stop_gradient(problem.strengths(adapted, theta)) if known else None
+    return lax.stop_gradient(problem.anchor_diagonal(adapted, theta))
 
 
 def solve_anchored(
@@ -29,13 +28,14 @@ def solve_anchored(
 def refuse_system(linear: LinearSolver, problem: Problem) -> None:
     """Raises StructureError, with advice, where a linear solver is not made for a problem's systems."""
     refuse_structure(linear, problem.structure)
-    if uses_anchor(linear) and problem.kind != "proximal":
+    if not uses_anchor(linear) or problem.diagonal:
+        return
+    if problem.learns is None:
         raise StructureError(
             f"{linear!r} needs the strengths of proximal(loss, strength); this problem is {problem.kind}. "
             "Use CG() without a preconditioner, GMRES or Dense."
         )
-    if uses_anchor(linear) and not problem.diagonal:
-        raise StructureError(
-            f"{linear!r} needs a strength for every parameter; this problem's is a matrix, learned "
-            f"per={getattr(problem.learns, 'per', None)!r}. Use CG() without a preconditioner, or Dense."
-        )
+    raise StructureError(
+        f"{linear!r} needs a strength for every parameter; this problem's is a matrix, learned "
+        f"per={problem.learns.per!r}. Use CG() without a preconditioner, or Dense."
+    )

@@ -453,12 +453,6 @@ def learned(initial: float, per: str = "leaf", rank: int = 5) -> Learned:
     return Learned(float(initial), per, rank)
 
 
-pass
-pass
-pass
-pass
-
-
 def spread_over(strength: Any, phi: Any, adapt: Selection) -> Any:
     """The strength as a tree like phi; ConfigError where it fits neither phi's leaves nor its shapes."""
     cast = lambda value, leaf: jnp.asarray(value, jnp.result_type(leaf))  # noqa: E731

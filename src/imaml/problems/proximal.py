@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,146 @@ from jax.core import Tracer
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import Selection
+from ..core.tree import PyTree, Selection
 from ..core.validation import require_function, require_one_of, require_scalar
-from .base import CURVATURES, Loss, Problem, check_lipschitz, guarded
+from .base import ALL, CURVATURES, Loss, Problem, check_lipschitz, declared, guarded
 from .losses import HalfSquares, composed, gauss_newton_slope
-from .precision import Learned
+from .precision import Learned, Precision, Strengths, spread_over
+
+
+@dataclass(frozen=True, eq=False)
+class Proximal(Problem):
+    """The paper's inner problem, made by `proximal`.
+
+    ```
+    F = d/dphi loss(phi, batch) + P (phi - theta)        P = strength I, diag(strength), or learned
+    ```
+
+    References:
+        Rajeswaran et al. (2019), equation 3.
+    """
+
+    loss: Loss = field()
+    strength: PyTree = None
+    adapt: Selection = ALL
+    learns: Learned | None = None
+    curvature: str = "hessian"
+    convex: bool = False
+    lipschitz: float | Callable[[Any], Any] | None = None
+    kind: ClassVar[str] = "proximal"
+    leaves: ClassVar[tuple[str, ...]] = ("strength",)
+    structure: ClassVar[str] = "spd"
+    has_objective: ClassVar[bool] = True
+    has_precision: ClassVar[bool] = True
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the anchor has one strength for every parameter, and is no matrix that mixes them."""
+        return self.learns is None or self.learns.diagonal
+
+    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """The loss's gradient plus P (phi - theta); see `Problem.residual`."""
+        full, fit = lambda p: self.full(p, theta), self.loss_at(theta)
+        if self.curvature == "gauss-newton":
+            slope = gauss_newton_slope(fit, phi, full, batch)
+        else:
+            slope = jax.grad(lambda p: require_scalar("loss", fit(full(p), batch)))(phi)
+        return _anchored(self, slope, phi, theta)
+
+    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+        """loss(phi, batch) + 1/2 (phi - theta)^T P (phi - theta); see `Problem.objective`."""
+        apart = self.displacement(phi, theta)
+        anchored = tree.dot(apart, self.precision(phi, theta).pull(apart))
+        return self.loss_at(theta)(self.full(phi, theta), batch) + 0.5 * anchored
+
+    def precision(self, phi: PyTree, theta: PyTree) -> Precision:
+        """P, from the fixed strength or from theta; see `Problem.precision`."""
+        if self.learns is None:
+            return Strengths(spread_over(self.strength, phi, self.adapt), phi)
+        if getattr(theta, "log_strength", None) is None:
+            raise ConfigError(
+                "theta: expected a Theta(mean, log_strength), as this problem learns its strength, got "
+                f"{type(theta).__name__}. Hint: make it with problem.parameters(mean)."
+            )
+        return self.learns.precision(theta.log_strength, phi)
+
+    def curvature_floor(self, phi: PyTree, theta: PyTree) -> Array | None:
+        """The least strength, if the loss is declared convex or A is a Gauss-Newton matrix."""
+        return self.least_strength(phi, theta) if self.convex or self.curvature == "gauss-newton" else None
+
+    def least_strength(self, phi: PyTree, theta: PyTree) -> Array:
+        """A lower bound of the eigenvalues of P; see `Problem.least_strength`."""
+        return self.precision(phi, theta).least()
+
+    def coupling_norm(self, phi: PyTree, theta: PyTree) -> Array | None:
+        """The largest strength, if theta enters F only there; see `Problem.coupling_norm`."""
+        if self.adapt.choice is not None or self.learns_more or self.loss_at(theta) is not self.loss:
+            return None
+        return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(self.strengths(phi, theta))]))
+
+    def hessian_lipschitz(self, batch: PyTree) -> Array | None:
+        """The declared constant on a batch; see `Problem.hessian_lipschitz`."""
+        return None if self.lipschitz is None else declared("proximal", self.lipschitz, batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Plain(Problem):
+    """The inner problem without an anchor, made by `plain`: F = d/dphi loss(phi, batch)."""
+
+    loss: Loss = field()
+    adapt: Selection = ALL
+    kind: ClassVar[str] = "plain"
+    structure: ClassVar[str] = "symmetric"
+    anchored: ClassVar[bool] = False
+    has_objective: ClassVar[bool] = True
+
+    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """The loss's gradient; see `Problem.residual`."""
+        return jax.grad(lambda p: require_scalar("loss", self.loss(self.full(p, theta), batch)))(phi)
+
+    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+        """The loss; see `Problem.objective`."""
+        return self.loss(self.full(phi, theta), batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Equilibrium(Problem):
+    """The anchored zero of a field, made by `equilibrium`: F = field(phi, batch) + strength (phi - theta)."""
+
+    loss: Callable[[PyTree, PyTree], PyTree] = field()  # the field
+    strength: PyTree = None
+    adapt: Selection = ALL
+    leaves: ClassVar[tuple[str, ...]] = ("strength",)
+    kind: ClassVar[str] = "equilibrium"
+    structure: ClassVar[str] = "general"
+
+    @property
+    def anchored(self) -> bool:
+        """Whether there is a strength."""
+        return self.strength is not None
+
+    @property
+    def has_precision(self) -> bool:
+        """Whether there is a strength."""
+        return self.strength is not None
+
+    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """The field plus strength (phi - theta); see `Problem.residual`."""
+        full = self.full(phi, theta)
+        slope = self.split(guarded("equilibrium", None, lambda: self.loss(full, batch), full))
+        return slope if self.strength is None else _anchored(self, slope, phi, theta)
+
+    def precision(self, phi: PyTree, theta: PyTree) -> Precision:
+        """diag(strength); see `Problem.precision`."""
+        if self.strength is None:
+            return super().precision(phi, theta)
+        return Strengths(spread_over(self.strength, phi, self.adapt), phi)
+
+
+def _anchored(problem: Problem, slope: PyTree, phi: PyTree, theta: PyTree) -> PyTree:
+    """A slope plus P (phi - theta)."""
+    pulled = problem.precision(phi, theta).pull(problem.displacement(phi, theta))
+    return jax.tree.map(jnp.add, slope, pulled)
 
 
 def least_squares(residuals: Callable[[Any, Any], Any], strength: Any, adapt: Any = None) -> Problem:
@@ -95,34 +231,8 @@ def proximal(
             "composed(outputs, cost), or curvature='hessian'."
         )
 
-    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        full, fit = lambda p: problem.full(p, theta), problem.loss_at(theta)
-        if curvature == "gauss-newton":
-            slope = gauss_newton_slope(fit, phi, full, batch)
-        else:
-            slope = jax.grad(lambda p: require_scalar("loss", fit(full(p), batch)))(phi)
-        pulled = problem.precision(phi, theta).pull(problem.displacement(phi, theta))
-        return jax.tree.map(jnp.add, slope, pulled)
-
-    def objective(problem: Problem, phi: Any, theta: Any, batch: Any) -> Array:
-        apart = problem.displacement(phi, theta)
-        anchored = tree.dot(apart, problem.precision(phi, theta).pull(apart))
-        return problem.loss_at(theta)(problem.full(phi, theta), batch) + 0.5 * anchored
-
     fixed = None if learns else strength
-    return Problem(
-        fixed,
-        "proximal",
-        "spd",
-        residual,
-        objective,
-        adapt=Selection.of(adapt),
-        learns=learns,
-        loss=loss,
-        convex=convex,
-        curvature=curvature,
-        lipschitz=lipschitz,
-    )
+    return Proximal(loss, fixed, Selection.of(adapt), learns, curvature, convex, lipschitz)
 
 
 def plain(loss: Loss, adapt: Any = None) -> Problem:
@@ -132,14 +242,7 @@ def plain(loss: Loss, adapt: Any = None) -> Problem:
     `unrolled()` or `first_order()`. loss and adapt as in `proximal`.
     """
     require_function("loss", loss)
-
-    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        return jax.grad(lambda p: require_scalar("loss", loss(problem.full(p, theta), batch)))(phi)
-
-    def objective(problem: Problem, phi: Any, theta: Any, batch: Any) -> Array:
-        return loss(problem.full(phi, theta), batch)
-
-    return Problem(None, "plain", "symmetric", residual, objective, adapt=Selection.of(adapt), loss=loss)
+    return Plain(loss, Selection.of(adapt))
 
 
 def equilibrium(field: Callable, strength: Any, adapt: Any = None) -> Problem:
@@ -165,14 +268,4 @@ def equilibrium(field: Callable, strength: Any, adapt: Any = None) -> Problem:
         )
     if strength is not None:
         _check_positive(strength)
-
-    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        full = problem.full(phi, theta)
-        slope = problem.split(guarded("equilibrium", None, lambda: field(full, batch), full))
-        if problem.strength is None:
-            return slope
-        pulled = problem.precision(phi, theta).pull(problem.displacement(phi, theta))
-        return jax.tree.map(jnp.add, slope, pulled)
-
-    kind = "plain" if strength is None else "equilibrium"
-    return Problem(strength, kind, "general", residual, adapt=Selection.of(adapt), loss=field)
+    return Equilibrium(field, strength, Selection.of(adapt))
