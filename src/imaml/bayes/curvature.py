@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax import Array, lax
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
 from ..core.recipes import recipe
-from ..core.tree import Selection
+from ..core.tree import PyTree, Selection
 from ..core.validation import require_one_of, require_whole
 from ..linear.lanczos import eigenpairs, krylov
 from ..problems.base import CURVATURES, Problem
@@ -55,7 +55,7 @@ class Quadrature:
         require_whole("Quadrature", 2, probes=self.probes)  # a standard error needs two
 
 
-def by_rows(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+def by_rows(function: Callable[[PyTree], PyTree], rows: PyTree, size: int) -> PyTree:
     """What `function` makes of each of the rows, stacked; size: numbers in the vectors within it.
 
     Large ones go one after another: under `vmap` each row of a convolutional network has kernels of its own,
@@ -86,7 +86,7 @@ class Curved:
     half: Callable[[Array], Array]
     product: Callable[[Array], Array]
     precision: Precision
-    place: Callable[[Array], Any]
+    place: Callable[[Array], PyTree]
     gauss_newton: bool
 
     def rows(self) -> Array:
@@ -161,9 +161,9 @@ def likelihood_of(owner: str, problem: Problem) -> NegativeLogLikelihood:
 def curved(
     owner: str,
     problem: Problem,
-    adapted: Any,
-    theta: Any,
-    batch: Any,
+    adapted: PyTree,
+    theta: PyTree,
+    batch: PyTree,
     curvature: str = "gauss-newton",
     over: Selection | None = None,
 ) -> Curved:
@@ -177,7 +177,7 @@ def curved(
     chosen, rest = over.split(adapted)
     point, unravel = tree.ravel(chosen)
 
-    def place(vector: Array) -> Any:
+    def place(vector: Array) -> PyTree:
         return problem.full(over.join(unravel(vector), rest), theta)
 
     def outputs_at(vector: Array) -> Array:
@@ -200,7 +200,7 @@ def curved(
     return Curved(point, outputs, along, half, product, precision, place, curvature == "gauss-newton")
 
 
-def _flags(mask: Any, adapted: Any) -> np.ndarray:
+def _flags(mask: PyTree, adapted: PyTree) -> np.ndarray:
     """The mask of leaves as one of parameters, (n,)."""
     pairs = zip(jax.tree.leaves(mask), jax.tree.leaves(adapted), strict=True)
     return np.concatenate([np.full(np.size(leaf), flag) for flag, leaf in pairs])
@@ -208,9 +208,9 @@ def _flags(mask: Any, adapted: Any) -> np.ndarray:
 
 def determinant(
     problem: Problem,
-    adapted: Any,
-    theta: Any,
-    batch: Any,
+    adapted: PyTree,
+    theta: PyTree,
+    batch: PyTree,
     how: Quadrature | None = None,
     curvature: str = "gauss-newton",
     key: Array | None = None,

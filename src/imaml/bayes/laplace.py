@@ -20,7 +20,7 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import Selection
+from ..core.tree import PyTree, Selection
 from ..core.validation import require_one_of, require_whole
 from ..linear.lanczos import eigenpairs, krylov
 from ..problems.base import Problem
@@ -56,18 +56,20 @@ class Laplace:
     """
 
     problem: Problem
-    theta: Any
-    adapted: Any
+    theta: PyTree
+    adapted: PyTree
     precision: Precision
     over: Selection = field(default=Selection(), metadata={"static": True})
 
-    def _place(self) -> tuple[Array, Callable[[Array], Any]]:
+    def _place(self) -> tuple[Array, Callable[[Array], PyTree]]:
         """The mean as a flat vector, (n,), and how a vector becomes the full tree of parameters."""
         chosen, rest = self.over.split(self.adapted)
         point, unravel = tree.ravel(chosen)
         return point, lambda vector: self.problem.full(self.over.join(unravel(vector), rest), self.theta)
 
-    def _linear(self, batch: Any, outputs: Callable | None) -> tuple[Array, Callable[[Array], Array], Array]:
+    def _linear(
+        self, batch: PyTree, outputs: Callable | None
+    ) -> tuple[Array, Callable[[Array], Array], Array]:
         """The outputs for a batch, (rows, k), their derivative v -> J v, and the mean as a flat vector."""
         loss = likelihood_of("posterior", self.problem)
         point, place = self._place()
@@ -75,7 +77,7 @@ class Laplace:
         value, along = jax.linearize(lambda vector: by_row(outputs(place(vector), batch)), point)
         return value, along, point
 
-    def variances(self) -> Any:
+    def variances(self) -> PyTree:
         """The variance of every parameter, a tree like the leaves that the posterior is over."""
         chosen = self.over.split(self.adapted)[0]
         return tree.ravel(chosen)[1](self.precision.variances())
@@ -86,13 +88,13 @@ class Laplace:
         roots = jax.vmap(self.precision.unroot_transposed)(jnp.eye(point.size, dtype=point.dtype))
         return roots @ roots.T
 
-    def sample(self, key: Array, count: int) -> Any:
+    def sample(self, key: Array, count: int) -> PyTree:
         """Draws, full trees of parameters with a leading axis of `count`."""
         point, place = self._place()
         noise = jax.random.normal(key, (count, point.size), point.dtype)
         return jax.vmap(lambda eps: place(point + self.precision.unroot(eps)))(noise)
 
-    def outputs(self, batch: Any, outputs: Callable | None = None) -> Predicted:
+    def outputs(self, batch: PyTree, outputs: Callable | None = None) -> Predicted:
         """The network's outputs for a batch, as the linearised network has them; without noise.
 
         outputs: another function (phi, batch) -> (n, k) of the same parameters, by default the loss's own.
@@ -105,7 +107,7 @@ class Laplace:
         roots = roots.reshape(rows, columns, point.size)
         return Predicted(value, jnp.einsum("rip,rjp->rij", roots, roots))
 
-    def predict(self, batch: Any, outputs: Callable | None = None) -> tuple[Array, Array]:
+    def predict(self, batch: PyTree, outputs: Callable | None = None) -> tuple[Array, Array]:
         """The mean of new Gaussian rows, and their variance, noise included, each (n, k)."""
         loss = self._of_kind("predict", Gaussian, "probabilities")
         found = self.outputs(batch, outputs)
@@ -113,7 +115,7 @@ class Laplace:
 
     def probabilities(
         self,
-        batch: Any,
+        batch: PyTree,
         *,
         samples: int | None = None,
         key: Array | None = None,
@@ -183,9 +185,9 @@ def shaped(here: Curved, form: str, rank: int = 20, key: Array | None = None) ->
 
 def posterior(
     problem: Problem,
-    phi: Any,
-    theta: Any,
-    batch: Any,
+    phi: PyTree,
+    theta: PyTree,
+    batch: PyTree,
     *,
     form: str = "dense",
     over: Any = None,
@@ -224,7 +226,7 @@ def posterior(
     return Laplace(problem, theta, adapted, shaped(here, form, rank, key), over)
 
 
-def summed(problem: Problem, theta: Any, batch: Any) -> tuple[Problem, Any]:
+def summed(problem: Problem, theta: PyTree, batch: PyTree) -> tuple[Problem, PyTree]:
     """The problem, and theta, with the loss as a sum of negative log likelihoods over the batch's rows.
 
     A problem whose loss is a *mean* over n rows of classes (it declares `averages = True`) has the same
@@ -250,7 +252,7 @@ def summed(problem: Problem, theta: Any, batch: Any) -> tuple[Problem, Any]:
             "noise of numbers (methods evidence, moments and posterior)."
         )
     rows = batch.labels.shape[0] if averages else 1
-    strength: Any = problem.learns
+    strength: PyTree = problem.learns
     if problem.learns is None:
         strength = jax.tree.map(lambda value: rows * value, problem.strength)
     elif problem.diagonal:
@@ -270,9 +272,9 @@ def summed(problem: Problem, theta: Any, batch: Any) -> tuple[Problem, Any]:
 
 def log_evidence(
     problem: Problem,
-    phi: Any,
-    theta: Any,
-    batch: Any,
+    phi: PyTree,
+    theta: PyTree,
+    batch: PyTree,
     *,
     determinant_by: Quadrature | None = None,
     curvature: str = "gauss-newton",

@@ -19,6 +19,7 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
+from ..core.tree import PyTree
 from ..core.validation import require_one_of, require_whole
 from ..inner.base import InnerSolver
 from ..linear.base import LinearSolver
@@ -32,7 +33,7 @@ from ..problems.precision import Learned, Precision, Theta
 from .curvature import Curved, Quadrature, by_rows, curved, determinant, likelihood_of
 from .laplace import FORMS, shaped
 
-Whole = Callable[[Any, Any], Any]
+Whole = Callable[[PyTree, PyTree], PyTree]
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class ByEvidence:
         """The rule as it is at a step of outer learning (None: as it ends), estimating its error or not."""
         return replace(self, implicit=self.implicit.at_step(step, estimate))
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """d/dtheta of objective(phi*) + 1/2 log |P + H(phi*)| - 1/2 log |P|; its value is the loss."""
         problem, batch = learning.problem, self.whole(*task)
 
-        def surprise(phi: Any, theta: Any, batch: Any) -> Array:
+        def surprise(phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
             adapted = problem.split(phi)
             raised = determinant(problem, adapted, theta, batch, self.determinant, self.curvature, key)
             misfit: Any = problem.objective(adapted, theta, batch)
@@ -95,13 +96,13 @@ class Averaged:
         """The rule as it is at a step of outer learning (None: as it ends), estimating its error or not."""
         return replace(self, implicit=self.implicit.at_step(step, estimate))
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """d/dtheta of the mean of the validation loss at phi* + S z and phi* - S z, S S^T = (P + H)^-1."""
         problem, support = learning.problem, task.support
         score = likelihood_of("averaged", problem).score(learning.query_loss)
         key = jax.random.key(0) if key is None else key
 
-        def under(phi: Any, theta: Any, query: Any) -> Array:
+        def under(phi: PyTree, theta: PyTree, query: PyTree) -> Array:
             here = curved("averaged", problem, problem.split(phi), theta, support, self.curvature)
             spread = shaped(here, self.form)
             noise = jax.random.normal(key, (self.samples, here.point.size), here.point.dtype)
@@ -168,7 +169,7 @@ class ByMoments:
                 "adapt all, or use evidence(...)."
             )
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """The posterior's moments about the prior's mean, `Statistics`, whose mean `combine` takes."""
         problem, batch = learning.problem, self.whole(*task)
         phi, found = learning.solved(theta, batch, key)
@@ -186,7 +187,7 @@ class ByMoments:
         return TaskGradient(statistics, loss, phi, found.stats.residual, found)
 
     def _noise(
-        self, problem: Problem, phi: Any, theta: Any, batch: Any, here: Curved, spread: Precision
+        self, problem: Problem, phi: PyTree, theta: PyTree, batch: PyTree, here: Curved, spread: Precision
     ) -> Array | None:
         """The expected sum of squared errors under the posterior, outputs linearised, and its numbers."""
         loss = likelihood_of("moments", problem)
@@ -199,7 +200,7 @@ class ByMoments:
         around = loss.given(theta).variance * jnp.sum(jnp.square(spreads))
         return jnp.stack([jnp.sum(weights[:, None] * errors) + around, errors.shape[1] * jnp.sum(weights)])
 
-    def combine(self, problem: Problem, theta: Any, flat: Array) -> Any:
+    def combine(self, problem: Problem, theta: PyTree, flat: Array) -> PyTree:
         """Theta less what maximises the expected log likelihood, from the mean `Statistics` of tasks.
 
         ```
@@ -234,7 +235,7 @@ class ByMoments:
             change = change._replace(log_noise=jnp.where(some, theta.log_noise - jnp.log(variance), jnp.nan))
         return change
 
-    def _like(self, problem: Problem, theta: Any) -> Statistics:
+    def _like(self, problem: Problem, theta: PyTree) -> Statistics:
         """Statistics of the right shapes."""
         flat = tree.ravel(problem.split(problem.mean(theta)))[0]
         second = None

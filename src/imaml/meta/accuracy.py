@@ -13,6 +13,7 @@ from ..core import tree
 from ..core.errors import ConfigError
 from ..core.recipes import recipe
 from ..core.solution import Certification, Ending, Solution, Stats, Status, bounded
+from ..core.tree import PyTree
 from ..core.validation import require_number
 from .certificate import (
     Certificate,
@@ -59,7 +60,7 @@ class Tightening:
         if self.last > self.first:
             raise ConfigError(f"Tightening: last={self.last!r}; accepted is at most first={self.first!r}.")
 
-    def at(self, step: Any) -> Any:
+    def at(self, step: Any) -> PyTree:
         """The accuracy at an outer step, a number or an array."""
         if step is None:
             return self.last
@@ -79,7 +80,7 @@ def until_accurate(
     case: Case,
     system: System,
     solution: Solution,
-    adapted: Any,
+    adapted: PyTree,
     key: Array,
 ) -> tuple[Point, Solution]:
     """Newton steps from the adapted leaves until the meta-gradient is off by at most `accuracy` of its norm.

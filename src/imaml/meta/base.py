@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 from jax import Array
 
 from ..core.errors import ConfigError, StructureError
 from ..core.solution import Solution
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver
 from ..problems.base import Problem, Task
 from ..problems.precision import Learned
@@ -19,8 +20,14 @@ class Rule(Protocol):
     """Makes the solution of a problem a differentiable function of theta and the batch."""
 
     def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
-    ) -> Any:
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        theta: PyTree,
+        batch: PyTree,
+        phi0: PyTree,
+        key: Array | None,
+    ) -> PyTree:
         """The adapted leaves at the solution."""
         ...
 
@@ -32,9 +39,9 @@ class TaskGradient(NamedTuple):
     linear: how the solves ended; None for rules that solve no task, or no linear system.
     """
 
-    gradient: Any
+    gradient: PyTree
     loss: Array
-    phi: Any
+    phi: PyTree
     residual: Array | None = None
     inner: Solution | None = None
     linear: Solution | None = None
@@ -47,7 +54,7 @@ class Learning(NamedTuple):
     query_loss: Callable
     inner: InnerSolver
 
-    def solved(self, theta: Any, batch: Any, key: Array | None) -> tuple[Any, Solution]:
+    def solved(self, theta: PyTree, batch: PyTree, key: Array | None) -> tuple[PyTree, Solution]:
         """The full tree of parameters adapted to a batch, and the inner Solution."""
         start = self.problem.init(theta, batch, key)
         found = self.inner(self.problem, theta, batch, start, key)
@@ -65,7 +72,7 @@ class Estimator(Protocol):
         """Raises StructureError, with advice, for a problem or solver that it is not made for."""
         ...
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """One task's meta-gradient."""
         ...
 
@@ -74,19 +81,25 @@ class Passing(Protocol):
     """A rule whose inner Solution automatic differentiation goes through."""
 
     def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        theta: PyTree,
+        batch: PyTree,
+        phi0: PyTree,
+        key: Array | None,
     ) -> Solution:
         """The inner Solution, its value with the derivatives that the rule gives it."""
         ...
 
 
 def differentiated(
-    rule: Passing, learning: Learning, theta: Any, task: Task, key: Array | None
+    rule: Passing, learning: Learning, theta: PyTree, task: Task, key: Array | None
 ) -> TaskGradient:
     """The meta-gradient by automatic differentiation of the query loss at the rule's solution."""
     problem, query_loss, inner = learning
 
-    def outer(theta: Any) -> tuple[Array, tuple[Any, Solution]]:
+    def outer(theta: PyTree) -> tuple[Array, tuple[PyTree, Solution]]:
         start = problem.init(theta, task.support, key)
         found = rule.solution(problem, inner, theta, task.support, start, key)
         phi = problem.full(found.value, theta)
@@ -107,14 +120,14 @@ def refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
 
 def solve(
     problem: Problem,
-    theta: Any,
-    batch: Any,
+    theta: PyTree,
+    batch: PyTree,
     *,
     inner: InnerSolver,
     rule: Rule,
-    phi0: Any = None,
+    phi0: PyTree = None,
     key: Array | None = None,
-) -> Any:
+) -> PyTree:
     """The solution phi of one task's problem, a full tree, differentiable by `rule`.
 
     phi0: where the solver starts (a full tree), by default problem.init(theta, batch, key). Shared leaves

@@ -18,10 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from ..core import tree
 from ..core.errors import ConfigError
 from ..core.solution import Certification
+from ..core.tree import PyTree
 from ..core.validation import require_number, require_whole
 from ..linear.lanczos import linear_factor, norm_bound, smallest_bound
 from ..problems.base import check_lipschitz, declared
@@ -88,7 +90,7 @@ class Certificate:
     failure: float = 0.01
     rounds: int = 10
     dense: int = 256
-    lipschitz: float | Callable[[Any], Any] | None = None
+    lipschitz: float | Callable[[PyTree], PyTree] | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError if a value is out of range."""
@@ -142,7 +144,7 @@ class Facts:
         return Certification.CERTIFIED if self.affine else Certification.CERTIFIED_IF_SMOOTH
 
 
-def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) -> Facts:
+def facts_of(recipe: Certificate, case: Case, adapted: PyTree, u: PyTree, key: Array) -> Facts:
     """Reads from a case's programs and declarations what holds everywhere."""
     problem, theta, batch, judge = case
     _check_dtypes(adapted, theta)
@@ -194,7 +196,7 @@ def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) 
     )
 
 
-def _check_dtypes(adapted: Any, theta: Any) -> None:
+def _check_dtypes(adapted: PyTree, theta: PyTree) -> None:
     """Raises ConfigError for floats of several precisions: rounding is bounded by that of one."""
     leaves = [jnp.result_type(leaf) for leaf in jax.tree.leaves((adapted, theta))]
     names = sorted({dtype.name for dtype in leaves if jnp.issubdtype(dtype, jnp.inexact)})
@@ -205,7 +207,7 @@ def _check_dtypes(adapted: Any, theta: Any) -> None:
         )
 
 
-def key_of(key: Array | None, adapted: Any) -> Array:
+def key_of(key: Array | None, adapted: PyTree) -> Array:
     """A certificate's random key: the one given, or one made of the bits of phi.
 
     A fixed key would make a failure of the probes the same one for every task and run.
@@ -216,7 +218,7 @@ def key_of(key: Array | None, adapted: Any) -> Array:
     return jax.random.fold_in(jax.random.key(0), jnp.sum(bits, dtype=jnp.uint32))
 
 
-def symmetric(case: Case, adapted: Any, key: Array) -> Array:
+def symmetric(case: Case, adapted: PyTree, key: Array) -> Array:
     """Whether F's derivative is symmetric, by one pair of random vectors: F is a gradient only if it is."""
     flat, unravel = tree.ravel(adapted)
     _, curve = jax.linearize(case.slope, adapted)
@@ -226,7 +228,7 @@ def symmetric(case: Case, adapted: Any, key: Array) -> Array:
     return jnp.abs(x @ of_y - y @ of_x) <= root_of(flat.dtype) * size
 
 
-def _rate(function: Callable[[Any], Any], at: Any, degree: float, small: bool) -> Array | None:
+def _rate(function: Callable[[PyTree], PyTree], at: Any, degree: float, small: bool) -> Array | None:
     """The norm of a function's derivative where that is constant and can be formed; else None."""
     flat, unravel = tree.ravel(at)
     if degree == 0:
@@ -239,7 +241,7 @@ def _rate(function: Callable[[Any], Any], at: Any, degree: float, small: bool) -
     return jnp.linalg.norm(columns)  # Frobenius' norm, which is at least the spectral one
 
 
-def coupling_norm(recipe: Certificate, case: Case, adapted: Any, key: Array) -> tuple[Array, bool]:
+def coupling_norm(recipe: Certificate, case: Case, adapted: PyTree, key: Array) -> tuple[Array, bool]:
     """An upper bound of |B| = |dF/dtheta| at one phi, and whether it is exact (static)."""
     problem, theta, batch, _ = case
     flat, unravel = tree.ravel(adapted)
@@ -258,7 +260,7 @@ def coupling_norm(recipe: Certificate, case: Case, adapted: Any, key: Array) -> 
     return norm_bound(gram, flat, jax.random.fold_in(key, 1), steps, recipe.failure / 4), False
 
 
-def least_eigenvalue(recipe: Certificate, case: Case, adapted: Any, key: Array) -> Array:
+def least_eigenvalue(recipe: Certificate, case: Case, adapted: PyTree, key: Array) -> Array:
     """A lower bound of the least eigenvalue of F's derivative at one phi."""
     flat, unravel = tree.ravel(adapted)
     _, curve = jax.linearize(case.slope, adapted)
@@ -279,7 +281,7 @@ def measured(recipe: Certificate, case: Case, facts: Facts) -> Sampler:
     probe = sampler(case, recipe.failure / 2 / recipe.rounds, bending)
     growth = 1.0 if facts.affine else GROWTH
 
-    def measure(here: System, adapted: Any, u: Any, length: Array, key: Array) -> Rates:
+    def measure(here: System, adapted: PyTree, u: PyTree, length: Array, key: Array) -> Rates:
         found = probe(here, adapted, u, length, key)
         system, gradient = growth * found.system, growth * found.gradient
         if facts.right_rate is not None and facts.lipschitz is not None:
@@ -309,12 +311,12 @@ def guessed(case: Case, facts: Facts) -> Callable[[Point], Constants]:
     return constants
 
 
-def root_of(dtype: Any) -> float:
+def root_of(dtype: DTypeLike) -> float:
     """The root of the dtype's precision: the length of probes, relative to a point's scale."""
     return float(jnp.finfo(dtype).eps) ** 0.5
 
 
-def near_of(facts: Facts, dtype: Any) -> float | None:
+def near_of(facts: Facts, dtype: DTypeLike) -> float | None:
     """How near phi* must be for the smoothness assumption, no further than probes are; None without it."""
     return None if facts.proved or facts.affine else root_of(dtype)
 
@@ -329,7 +331,7 @@ def judge_rounding(case: Case, point: Point, key: Array) -> tuple[Array, Array]:
     flat, unravel = tree.ravel(point.adapted)
     length = root_of(flat.dtype) * point.scale
 
-    def judged(step: Array) -> tuple[Any, Any]:
+    def judged(step: Array) -> tuple[PyTree, PyTree]:
         _, slope, direct = judge(problem.full(unravel(flat + step), theta))
         return slope, direct
 
@@ -389,7 +391,7 @@ def roughly(case: Case) -> Sampler:
     probe = sampler(case, 1.0, bending=False, probes=1)
     linear = linear_factor(1, 1 / 3)
 
-    def measure(here: System, adapted: Any, u: Any, length: Array, key: Array) -> Rates:
+    def measure(here: System, adapted: PyTree, u: PyTree, length: Array, key: Array) -> Rates:
         found = probe(here, adapted, u, length, key)
         return replace(found, system=found.system / linear, gradient=found.gradient / linear)
 
@@ -406,7 +408,7 @@ def corrected(case: Case, begun: Point, steps: int, key: Array) -> Point:
     return newton_round(case, begun, steps, limits, roughly(case), root_of(begun.residual.dtype), key)
 
 
-def sensitivity(system: System, u: Any) -> Array:
+def sensitivity(system: System, u: PyTree) -> Array:
     """|B^T u| / |u|, an estimate of |B| that is at most |B|; 1 for u = 0."""
     size = tree.norm(u)
     return jnp.where(size > 0, tree.norm(system.through(u)) / jnp.where(size > 0, size, 1), 1)

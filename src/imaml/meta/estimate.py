@@ -10,6 +10,7 @@ from jax import Array, lax
 
 from ..core import tree
 from ..core.solution import Certification, Solution
+from ..core.tree import PyTree
 from ..linear.lanczos import ritz
 from .certificate import sensitivity
 from .newton_step import Constants, Point, leftover
@@ -17,7 +18,7 @@ from .system import Case, System
 
 
 def error_estimate(
-    case: Case, system: System, solution: Solution, adapted: Any, wanted: Any = True
+    case: Case, system: System, solution: Solution, adapted: PyTree, wanted: Any = True
 ) -> tuple[Array, Array]:
     """The error of the meta-gradient as estimated by one look towards the solution, and a `Certification`.
 
@@ -77,7 +78,7 @@ def error_estimate(
     return jnp.where(unknown, jnp.inf, estimate), code
 
 
-def _changes(case: Case, system: System, u: Any, adapted: Any) -> tuple[Array, Array]:
+def _changes(case: Case, system: System, u: PyTree, adapted: PyTree) -> tuple[Array, Array]:
     """How v - A u and the meta-gradient at fixed u change from phi to phi - e; see `error_estimate`."""
     if case.problem.structure == "general":
         image = system.product(system.residual)
@@ -109,7 +110,7 @@ def _changes(case: Case, system: System, u: Any, adapted: Any) -> tuple[Array, A
     return jnp.linalg.norm(change), tree.norm(drift)
 
 
-def _step(residual: Any, image: Any) -> Any:
+def _step(residual: PyTree, image: PyTree) -> PyTree:
     """One step of conjugate gradients for A e = residual, from A residual; a tree like them.
 
     Without positive curvature along the residual, a step of the length that |A residual| suggests.

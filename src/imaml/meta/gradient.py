@@ -18,6 +18,7 @@ from ..core import tree
 from ..core.content import ByContent
 from ..core.errors import ConfigError, NumericalError
 from ..core.solution import Ending, Solution, Status, bounded
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver
 from ..problems.base import Problem, Task
 from .base import Estimator, Learning
@@ -69,8 +70,8 @@ class View(NamedTuple):
     wide: key -> fresh theta. narrow: theta -> parameters shaped like phi; narrow(narrow(t)) is narrow(t).
     """
 
-    wide: Callable[[Array], Any]
-    narrow: Callable[[Any], Any]
+    wide: Callable[[Array], PyTree]
+    narrow: Callable[[PyTree], PyTree]
 
 
 class Solving(NamedTuple):
@@ -156,7 +157,7 @@ class MetaGradient(ByContent):
             )
         return replace(self, rule=replace(self.rule, certificate=self.rule.certificate or Certificate()))
 
-    def init(self, domain: Any, key: Array) -> Any:
+    def init(self, domain: Any, key: Array) -> PyTree:
         """Fresh meta-parameters for a domain's network."""
         if self.view is not None:
             return self.view.wide(key)
@@ -164,19 +165,19 @@ class MetaGradient(ByContent):
         learns = getattr(self.inner, "parameters", None)
         return theta if learns is None else learns(self.problem, theta)
 
-    def mean(self, theta: Any) -> Any:
+    def mean(self, theta: PyTree) -> PyTree:
         """The network's parameters before adaptation: the part of theta that is shaped like phi."""
         return self.problem.mean(self.start(theta))
 
-    def start(self, theta: Any) -> Any:
+    def start(self, theta: PyTree) -> PyTree:
         """What new tasks need of theta, and so what an artefact keeps: theta, or the view's narrow part."""
         return theta if self.view is None else self.view.narrow(theta)
 
-    def kept(self, domain: Any, key: Array) -> Any:
+    def kept(self, domain: Any, key: Array) -> PyTree:
         """What an artefact keeps of fresh meta-parameters; needs no data behind the domain."""
         return self.start(self.init(domain, key) if self.view is None else domain.init(key))
 
-    def adapt(self, theta: Any, support: Any, key: Array | None = None) -> tuple[Any, Solution]:
+    def adapt(self, theta: PyTree, support: PyTree, key: Array | None = None) -> tuple[PyTree, Solution]:
         """The network's parameters adapted to one task, and how the inner solve ended."""
         theta = self.start(theta)
         problem, inner = (self.problem, self.inner) if self.new_task is None else self.new_task
@@ -192,8 +193,8 @@ class MetaGradient(ByContent):
         return self if at is None else replace(self, rule=at(step, estimate))
 
     def __call__(
-        self, theta: Any, tasks: Task, key: Array | None = None, step: Any = None, estimate: Any = True
-    ) -> tuple[Any, Metrics]:
+        self, theta: PyTree, tasks: Task, key: Array | None = None, step: Any = None, estimate: Any = True
+    ) -> tuple[PyTree, Metrics]:
         """The meta-gradient, shaped like theta, and Metrics. `tasks` has a leading axis on every leaf.
 
         The meta-gradient is the mean over the tasks that were used, and NaN where there are none.
@@ -257,7 +258,7 @@ class MetaGradient(ByContent):
         if self.policy == "warn":
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
-    def _mean(self, theta: Any, tasks: Task, keys: Any, add_up: Callable) -> tuple[Array, Metrics]:
+    def _mean(self, theta: PyTree, tasks: Task, keys: Any, add_up: Callable) -> tuple[Array, Metrics]:
         """The mean gradient over all devices' tasks as one flat vector, and this device's Metrics."""
         one = lambda args: self._task(theta, *args)  # noqa: E731
         if self.chunk == 1:
@@ -280,13 +281,13 @@ class MetaGradient(ByContent):
         one = jax.jit(one, inline=True)  # traced once, for its shape and for the loop
         shape = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], tasks))[0]
 
-        def add(total: Array, task: Any) -> tuple[Array, Metrics]:
+        def add(total: Array, task: PyTree) -> tuple[Array, Metrics]:
             gradient, metrics = one(task)
             return total + jnp.where(metrics.used, gradient, 0), metrics
 
         return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), tasks)
 
-    def _task(self, theta: Any, task: Task, key: Array | None) -> tuple[Array, Metrics]:
+    def _task(self, theta: PyTree, task: Task, key: Array | None) -> tuple[Array, Metrics]:
         """One task's meta-gradient as a flat vector, and its Metrics (scalars)."""
         learning = Learning(self.problem, self.query_loss, self.inner)
         found = self.rule.estimate(learning, theta, task, key)
@@ -318,12 +319,12 @@ class MetaGradient(ByContent):
         )
 
 
-def _shaped(problem: Problem, theta: Any, flat: Array) -> Any:
+def _shaped(problem: Problem, theta: PyTree, flat: Array) -> PyTree:
     """What most rules make of the mean over tasks: itself, shaped like theta."""
     return tree.ravel(theta)[1](flat)
 
 
-def _count(tasks: Any) -> int:
+def _count(tasks: PyTree) -> int:
     """How many tasks the leading axes hold; ConfigError where they disagree."""
     counts = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(tasks)}
     if len(counts) != 1 or 0 in counts:

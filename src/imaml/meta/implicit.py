@@ -19,6 +19,7 @@ from jax import Array, lax
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
 from ..core.solution import Certification, Solution, Status
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver, judged
 from ..linear.base import LinearSolver
 from ..linear.cg import CG
@@ -35,8 +36,8 @@ from .system import Case, Judge, constant, judge_of
 class Implied(NamedTuple):
     """The adapted leaves that a meta-gradient is of, it, the query loss, |F|, and the linear Solution."""
 
-    adapted: Any
-    gradient: Any
+    adapted: PyTree
+    gradient: PyTree
     loss: Array
     residual: Array
     linear: Solution
@@ -70,13 +71,13 @@ class Implicit:
         asked = self.accuracy
         return replace(rule, accuracy=asked.at(step)) if isinstance(asked, Tightening) else rule
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
         judge = judge_of(learning.query_loss, theta, task.query)
         return self.under(judge, learning, theta, task.support, key)
 
     def under(
-        self, judge: Judge, learning: Learning, theta: Any, batch: Any, key: Array | None
+        self, judge: Judge, learning: Learning, theta: PyTree, batch: PyTree, key: Array | None
     ) -> TaskGradient:
         """One task's meta-gradient of whatever judges the parameters adapted to a batch."""
         problem = learning.problem
@@ -85,7 +86,7 @@ class Implicit:
         phi = phi if at.adapted is found.value else problem.full(at.adapted, theta)
         return TaskGradient(at.gradient, at.loss, phi, at.residual, judged(found, at.residual), at.linear)
 
-    def at(self, case: Case, adapted: Any, key: Array | None) -> Implied:
+    def at(self, case: Case, adapted: PyTree, key: Array | None) -> Implied:
         """What follows from a task's adapted leaves, which `correct` and `accuracy` move on."""
         problem, system = case.problem, case.system(adapted)
         solution = system.solve(self.linear)
@@ -119,8 +120,14 @@ class Implicit:
         return implied._replace(linear=Solution(solution.value, stats, Status(solution.status.code, code)))
 
     def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
-    ) -> Any:
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        theta: PyTree,
+        batch: PyTree,
+        phi0: PyTree,
+        key: Array | None,
+    ) -> PyTree:
         """The adapted leaves at the solution, differentiable in every mode and order."""
         self.refuse(problem, inner)
         # One flat vector: custom_root fails with a bare AssertionError where a leaf of F ignores theta.
@@ -136,7 +143,7 @@ class Implicit:
         anchor = None if anchor is None else tree.ravel(tree.spread(anchor, phi0))[0]
 
         def solve_tangent(product: Any, b: Array) -> Array:
-            def solve(matvec: Any, b: Array) -> Any:
+            def solve(matvec: Any, b: Array) -> PyTree:
                 return solve_anchored(self.linear, matvec, b, problem.structure, anchor).value
 
             symmetric = problem.structure != "general"
@@ -180,15 +187,15 @@ def implicit(
 
 def implicit_vjp(
     problem: Problem,
-    phi: Any,
-    theta: Any,
-    batch: Any,
-    cotangent: Any,
+    phi: PyTree,
+    theta: PyTree,
+    batch: PyTree,
+    cotangent: PyTree,
     *,
     linear: LinearSolver,
     certify: bool | Certificate = False,
     key: Array | None = None,
-) -> tuple[Any, Solution]:
+) -> tuple[PyTree, Solution]:
     """The cotangent of theta, -(dF/dtheta)^T A^-T cotangent with A = dF/dphi, and the linear Solution.
 
     phi: the full tree at the inner solution. cotangent: d query_loss / d phi, a full tree. The direct term

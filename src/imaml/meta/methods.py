@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver
 from ..inner.gradient import GradientDescent
 from ..linear.base import LinearSolver
@@ -110,7 +111,7 @@ def Reptile(
     query_loss: Callable,
     *,
     inner: InnerSolver,
-    whole: Callable[[Any, Any], Any] = joined,
+    whole: Callable[[PyTree, PyTree], PyTree] = joined,
     **options: Any,
 ) -> MetaGradient:
     """Reptile: theta - phi_k on `plain(loss)` (Nichol, Achiam, Schulman 2018); on `proximal` its proximal

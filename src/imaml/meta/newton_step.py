@@ -22,6 +22,7 @@ from jax import Array, lax
 from ..core import tree
 from ..core.loops import repeat_while
 from ..core.solution import Solution
+from ..core.tree import PyTree
 from ..linear.cg import conjugate_gradients
 from ..linear.lanczos import bilinear_factor, linear_factor, ritz
 from .system import Case, System
@@ -57,9 +58,9 @@ class Point:
     Ritz values of A seen so far; negative: whether negative curvature was seen.
     """
 
-    adapted: Any
-    u: Any
-    gradient: Any
+    adapted: PyTree
+    u: PyTree
+    gradient: PyTree
     loss: Array
     residual: Array
     mismatch: Array
@@ -118,7 +119,7 @@ def sampler(case: Case, failure: float, bending: bool, probes: int = PROBES) -> 
     linear = linear_factor(probes, failure / 3)
     bilinear = bilinear_factor(probes, failure / 3)
 
-    def measure(here: System, adapted: Any, u: Any, length: Array, key: Array) -> Rates:
+    def measure(here: System, adapted: PyTree, u: PyTree, length: Array, key: Array) -> Rates:
         flat, unravel = tree.ravel(adapted)
         mismatch, gradient = tree.minus(here.right, here.product(u)), here.gradient(u)
         curved = lambda at: jax.linearize(case.slope, at)[1]  # noqa: E731
@@ -148,14 +149,14 @@ def sampler(case: Case, failure: float, bending: bool, probes: int = PROBES) -> 
     return measure
 
 
-def scale_of(case: Case, adapted: Any) -> Array:
+def scale_of(case: Case, adapted: PyTree) -> Array:
     """The larger of |phi| and |theta|, or 1 where both are 0."""
     mean = case.problem.mean(case.theta)
     scale = jnp.maximum(tree.norm(adapted), tree.norm(case.problem.split(mean)))
     return jnp.where(scale > 0, scale, 1)
 
 
-def start(case: Case, system: System, solution: Solution, adapted: Any) -> Point:
+def start(case: Case, system: System, solution: Solution, adapted: PyTree) -> Point:
     """The point that an inner and a linear solution are, before any Newton step; its rates are not known."""
     zero = jnp.zeros_like(solution.stats.residual)
     smallest, largest = jnp.full_like(zero, jnp.inf), zero

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.errors import StructureError
 from ..core.solution import Solution, Stats, Status
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver
 from ..inner.newton import Newton
 from ..linear.cg import CG
@@ -34,7 +35,13 @@ class OneStep:
             )
 
     def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        theta: PyTree,
+        batch: PyTree,
+        phi0: PyTree,
+        key: Array | None,
     ) -> Solution:
         """The inner Solution and one step more, through which derivatives pass."""
         before = inner(*lax.stop_gradient((problem, theta, batch, phi0)), key)
@@ -45,13 +52,19 @@ class OneStep:
         return Solution(after.value, Stats(steps, after.stats.residual, curved), worse)
 
     def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
-    ) -> Any:
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        theta: PyTree,
+        batch: PyTree,
+        phi0: PyTree,
+        key: Array | None,
+    ) -> PyTree:
         """The adapted leaves after the last step."""
         self.refuse(problem, inner)
         return self.solution(problem, inner, theta, batch, phi0, key).value
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """The query loss's gradient through the last step."""
         return differentiated(self, learning, theta, task, key)
 

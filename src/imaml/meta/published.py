@@ -11,7 +11,7 @@ al. 2019, eq. 6). damping = 1 and shift = 10 are the published code's defaults.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jax import Array, lax
 from ..core import tree
 from ..core.errors import StructureError
 from ..core.solution import Ending, Solution, Stats, Status
+from ..core.tree import PyTree
 from ..core.validation import require_number
 from ..inner.base import InnerSolver, check_stopping, start_of
 from ..linear.base import LinearSolver, refuse_structure
@@ -47,7 +48,7 @@ class ThenPulled:
         check_stopping("ThenPulled", self.steps, None)
 
     def __call__(
-        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree = None, key: Array | None = None
     ) -> Solution:
         """The Solution; its value holds the problem's adapted leaves."""
         loss = _proximal_loss("ThenPulled", problem)
@@ -90,7 +91,7 @@ class AsReleased:
                 "proximal(loss, number). For anything else use implicit(...)."
             )
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """The solution u of the published code's system, and the direct term where there is one."""
         problem, query_loss, _ = learning
         loss = _proximal_loss("as_released", problem)
@@ -99,7 +100,7 @@ class AsReleased:
         _, curve = jax.linearize(jax.grad(lambda p: loss(p, task.support)), phi)
         scale = 1 / (problem.strength + self.shift)
 
-        def product(v: Any) -> Any:
+        def product(v: PyTree) -> PyTree:
             return jax.tree.map(lambda a, h: (1 + self.damping) * a + scale * h, v, curve(v))
 
         whole = jax.tree.map(lambda p: jnp.full_like(p, 1 + self.damping), phi)
@@ -113,7 +114,7 @@ def as_released(linear: LinearSolver | None = None, damping: float = 1.0, shift:
     return AsReleased(CG(steps=5) if linear is None else linear, damping, shift)
 
 
-def _proximal_loss(who: str, problem: Problem) -> Any:
+def _proximal_loss(who: str, problem: Problem) -> PyTree:
     """The loss of a proximal problem; StructureError for any other."""
     if not isinstance(problem, Proximal):
         raise StructureError(f"{who}: made for proximal(loss, strength); this problem is {problem.kind}.")

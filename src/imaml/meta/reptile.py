@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ..core.errors import StructureError
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver
 from ..problems.base import Problem, Task, require_anchor
 from ..problems.losses import joined
@@ -26,7 +27,7 @@ from .base import Learning, TaskGradient, refuse_learned_rate
 class Displacement:
     """Where the inner solver went, theta - phi_k; made by `displacement()`."""
 
-    whole: Callable[[Any, Any], Any] = joined
+    whole: Callable[[PyTree, PyTree], PyTree] = joined
     needs_solution: ClassVar[bool] = False
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
@@ -38,7 +39,7 @@ class Displacement:
             )
         refuse_learned_rate(inner, "displacement()")
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """The displacement; leaves that a task does not adapt get the gradient of its loss at phi_k."""
         problem, query_loss, _ = learning
         batch = self.whole(*task)
@@ -55,7 +56,7 @@ class Displacement:
 class Envelope:
     """The gradient of the inner optimum's value; made by `envelope()`."""
 
-    whole: Callable[[Any, Any], Any] = joined
+    whole: Callable[[PyTree, PyTree], PyTree] = joined
     needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
@@ -73,7 +74,7 @@ class Envelope:
             )
         refuse_learned_rate(inner, "envelope()")
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """d/dtheta objective(phi, theta) at the phi found; for a proximal problem strength (theta - phi)."""
         problem, query_loss, _ = learning
         batch = self.whole(*task)
@@ -82,7 +83,7 @@ class Envelope:
         return TaskGradient(gradient, query_loss(phi, theta, task.query), phi, found.stats.residual, found)
 
 
-def displacement(whole: Callable[[Any, Any], Any] = joined) -> Displacement:
+def displacement(whole: Callable[[PyTree, PyTree], PyTree] = joined) -> Displacement:
     """The estimator of Reptile, theta - phi_k after k inner steps (Nichol et al. 2018, Algorithm 1).
 
     Learns from all of a task's data at once: whole makes one batch of support and query. There is no query
@@ -91,7 +92,7 @@ def displacement(whole: Callable[[Any, Any], Any] = joined) -> Displacement:
     return Displacement(whole)
 
 
-def envelope(whole: Callable[[Any, Any], Any] = joined) -> Envelope:
+def envelope(whole: Callable[[PyTree, PyTree], PyTree] = joined) -> Envelope:
     """The estimator of proximal Reptile: the gradient of `min_phi objective(phi, theta)` in theta.
 
     By the envelope theorem (Danskin 1967) that is the partial derivative at phi*, for a proximal problem

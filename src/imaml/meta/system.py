@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.solution import Solution
+from ..core.tree import PyTree
 from ..linear.base import LinearSolver
 from ..problems.base import Problem
 from ..problems.linearised import anchor_of, solve_anchored
@@ -23,33 +24,33 @@ class Judged(NamedTuple):
     """What a query loss says of a phi (the full tree): its value, d/dphi, and d/dtheta at fixed phi."""
 
     loss: Array
-    slope: Any
-    direct: Any
+    slope: PyTree
+    direct: PyTree
 
 
-Judge = Callable[[Any], Judged]
+Judge = Callable[[PyTree], Judged]
 
 
 class QueryJudge(NamedTuple):
     """The judge that a query loss (phi, theta, batch) -> scalar makes of one task's query batch."""
 
     query_loss: Callable
-    theta: Any
-    batch: Any
+    theta: PyTree
+    batch: PyTree
 
-    def __call__(self, phi: Any) -> Judged:
+    def __call__(self, phi: PyTree) -> Judged:
         """The query loss at phi, and its derivatives."""
         value = jax.value_and_grad(self.query_loss, argnums=(0, 1))
         loss, (slope, direct) = value(phi, self.theta, self.batch)
         return Judged(loss, slope, direct)
 
 
-def judge_of(query_loss: Callable, theta: Any, batch: Any) -> Judge:
+def judge_of(query_loss: Callable, theta: PyTree, batch: PyTree) -> Judge:
     """The judge that a query loss (phi, theta, batch) -> scalar makes of one task's query batch."""
     return QueryJudge(query_loss, theta, batch)
 
 
-def constant(cotangent: Any, theta: Any) -> Judge:
+def constant(cotangent: PyTree, theta: PyTree) -> Judge:
     """The judge that says the same of every phi: a given cotangent, and nothing direct."""
     nothing = jax.tree.map(jnp.zeros_like, theta)
     return lambda phi: Judged(jnp.zeros(()), cotangent, nothing)
@@ -64,20 +65,20 @@ class System:
     structure, anchor: of A, as a `LinearSolver` takes them.
     """
 
-    residual: Any
-    product: Callable[[Any], Any]
-    right: Any
-    through: Callable[[Any], Any]
-    apart: Any
+    residual: PyTree
+    product: Callable[[PyTree], PyTree]
+    right: PyTree
+    through: Callable[[PyTree], PyTree]
+    apart: PyTree
     loss: Array
     structure: str
-    anchor: Any = None
+    anchor: PyTree = None
 
     def solve(self, linear: LinearSolver) -> Solution:
         """A linear solver's Solution of the system."""
         return solve_anchored(linear, self.product, self.right, self.structure, self.anchor)
 
-    def gradient(self, u: Any) -> Any:
+    def gradient(self, u: PyTree) -> PyTree:
         """The meta-gradient that a solution u means, shaped like theta."""
         return jax.tree.map(jnp.add, self.apart, self.through(u))
 
@@ -86,19 +87,19 @@ class Case(NamedTuple):
     """One task as the implicit rule sees it: its problem, theta, its support batch, and what judges a phi."""
 
     problem: Problem
-    theta: Any
-    batch: Any
+    theta: PyTree
+    batch: PyTree
     judge: Judge
 
-    def residual(self, adapted: Any) -> Any:
+    def residual(self, adapted: PyTree) -> PyTree:
         """F at a task's adapted leaves."""
         return self.problem.residual(adapted, self.theta, self.batch)
 
-    def slope(self, adapted: Any) -> Any:
+    def slope(self, adapted: PyTree) -> PyTree:
         """F as a function whose derivative is the objective's Hessian, also where A is Gauss-Newton's."""
         return self.problem.slope(adapted, self.theta, self.batch)
 
-    def system(self, adapted: Any) -> System:
+    def system(self, adapted: PyTree) -> System:
         """The system at a task's adapted leaves; the linearisation gives F for free."""
         problem, theta, batch, judge = self
         if problem.structure == "general":
@@ -108,7 +109,7 @@ class Case(NamedTuple):
             value, product = jax.linearize(self.residual, adapted)  # A is its own transpose
         loss, slope, apart = judge(problem.full(adapted, theta))
 
-        def through(u: Any) -> Any:
+        def through(u: PyTree) -> PyTree:
             _, pull_theta = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
             return pull_theta(jax.tree.map(jnp.negative, u))[0]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 from jax import Array, lax
 
 from ..core.errors import StructureError
 from ..core.solution import Solution
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver
 from ..problems.base import Problem, Task
 from .base import Learning, TaskGradient, differentiated, refuse_learned_rate
@@ -36,19 +37,31 @@ class Unrolled:
             )
 
     def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        theta: PyTree,
+        batch: PyTree,
+        phi0: PyTree,
+        key: Array | None,
     ) -> Solution:
         """The inner Solution, its value differentiable through the steps."""
         self.refuse(problem, inner)
         return inner(problem, theta, batch, phi0, key)
 
     def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
-    ) -> Any:
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        theta: PyTree,
+        batch: PyTree,
+        phi0: PyTree,
+        key: Array | None,
+    ) -> PyTree:
         """The adapted leaves after the inner steps."""
         return self.solution(problem, inner, theta, batch, phi0, key).value
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """The exact gradient of the query loss after the steps taken (Finn, Abbeel, Levine 2017, eq. 1)."""
         return differentiated(self, learning, theta, task, key)
 
@@ -64,7 +77,13 @@ class FirstOrder:
         refuse_learned_rate(inner, "first_order()")
 
     def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        theta: PyTree,
+        batch: PyTree,
+        phi0: PyTree,
+        key: Array | None,
     ) -> Solution:
         """The inner Solution, its value with the derivatives of where the solver started."""
         fixed = lax.stop_gradient((problem, theta, batch, phi0))
@@ -75,12 +94,18 @@ class FirstOrder:
         return Solution(passed, found.stats, found.status)
 
     def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
-    ) -> Any:
+        self,
+        problem: Problem,
+        inner: InnerSolver,
+        theta: PyTree,
+        batch: PyTree,
+        phi0: PyTree,
+        key: Array | None,
+    ) -> PyTree:
         """The adapted leaves at the solution; derivatives pass to where the solver started."""
         return self.solution(problem, inner, theta, batch, phi0, key).value
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
         """The query loss's gradient at the adapted parameters (Finn, Abbeel, Levine 2017, section 5.2)."""
         return differentiated(self, learning, theta, task, key)
 

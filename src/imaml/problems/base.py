@@ -28,7 +28,8 @@ from ..core.content import ByContent
 from ..core.errors import ConfigError, StructureError
 from ..core.tree import PyTree, Selection
 from ..core.validation import require_number
-from .precision import Learned, Precision, Strengths, Theta
+from .matrices import Precision, Strengths
+from .precision import Learned, Theta
 
 Loss = Callable[[PyTree, PyTree], Array]  # (phi, batch) -> scalar
 Start = Callable[[PyTree, PyTree, Array | None], PyTree]  # (theta, batch, key) -> phi
@@ -195,7 +196,7 @@ class Problem(ByContent):
         learns = getattr(self.loss, "parameters", None)
         return theta if learns is None else learns(theta)
 
-    def loss_at(self, theta: PyTree) -> Any:
+    def loss_at(self, theta: PyTree) -> PyTree:
         """The loss (phi, batch) -> scalar at a theta, which may hold a learned noise variance.
 
         Args:
@@ -366,7 +367,7 @@ def _unflatten(rest: Problem, leaves: tuple) -> Problem:
     return replace(rest, **dict(zip(rest.leaves, leaves, strict=True))) if leaves else rest  # type: ignore[type-var]
 
 
-def declared(owner: str, constant: float | Callable[[Any], Any], batch: PyTree) -> Array:
+def declared(owner: str, constant: float | Callable[[PyTree], PyTree], batch: PyTree) -> Array:
     """A declared constant as a scalar, or what a declared function returns for a batch.
 
     Args:
