@@ -17,7 +17,8 @@ from imaml.config.description import describe
 from imaml.config.method import Bayes, Method
 from imaml.config.training import Training
 from imaml.core.recipes import from_json, to_json
-from imaml.problems.precision import LowRank, Raised, Spread
+from imaml.problems.matrices import LowRank, Updated
+from imaml.problems.precision import Spread
 
 KEY = jax.random.key(0)
 LINEAR = imaml.CG(tolerance=1e-13)
@@ -576,7 +577,7 @@ def test_forms_of_a_network_s_posterior():
     close(found["rows"].precision.matrix(), found["dense"].precision.matrix(), 1e-10)
     dense = found["dense"].precision.matrix()
     close(found["diagonal"].precision.matrix(), jnp.diag(jnp.diag(dense)), 1e-10)
-    assert isinstance(found["low-rank"].precision, Raised)
+    assert isinstance(found["low-rank"].precision, Updated)
     close(found["low-rank"].precision.matrix(), dense, 1e-8)
     for one in found.values():
         logs = jnp.linalg.slogdet(one.precision.matrix())[1]

@@ -21,7 +21,7 @@ from imaml.core.recipes import from_json, to_json
 from imaml.core.solution import Certification, bounded
 from imaml.linear.lanczos import lanczos, norm_bound, ritz, share_unseen, smallest_bound
 from imaml.meta.estimate import error_estimate
-from imaml.meta.system import Case, judge_of
+from imaml.meta.system import Case, outer_loss_of
 from imaml.training.journal import Journal, read_events
 
 RANDOM = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def loss(phi, batch):
     return jnp.mean(jnp.logaddexp(0, scores) - batch[1] * scores)
 
 
-JUDGE = judge_of(lambda phi, theta, batch: loss(phi, batch), THETA, QUERY)
+JUDGE = outer_loss_of(lambda phi, theta, batch: loss(phi, batch), THETA, QUERY)
 PROBLEM = imaml.proximal(loss, 0.3, convex=True)
 
 
@@ -205,7 +205,7 @@ def test_a_bound_where_theta_enters_in_other_ways(shared):
     mean = {"body": jnp.asarray(RANDOM.normal(size=(3, 3))), "head": THETA}
     problem = imaml.proximal(tall, strength, adapt)
     theta = problem.parameters(mean)
-    judge = judge_of(lambda phi, theta, batch: tall(phi, batch), theta, QUERY)
+    judge = outer_loss_of(lambda phi, theta, batch: tall(phi, batch), theta, QUERY)
     case = Case(problem, theta, SUPPORT, judge)
     start, unravel = ravel_pytree(problem.split(mean))
     slope = lambda p: ravel_pytree(problem.residual(unravel(p), theta, SUPPORT))[0]  # noqa: E731

@@ -20,18 +20,26 @@ from .base import Learning, TaskGradient, differentiated
 
 @dataclass(frozen=True)
 class OneStep:
-    """d phi/d theta = d last(phi_k, theta)/d theta at fixed phi_k; made by `one_step(last)`."""
+    """The derivative of one last inner step at a fixed phi_k; made by `one_step(last)`."""
 
     last: InnerSolver
     needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for a problem without an anchor, or a last step without a reverse mode."""
+        """Checks that the problem is anchored and that reverse mode can go through the last step.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it is not, or cannot.
+        """
         require_anchor(problem)
         if not getattr(self.last, "reversible", True) or getattr(self.last, "tolerance", None) is not None:
             raise StructureError(
-                f"one_step() differentiates through its last step, and {self.last!r} has no reverse mode; "
-                "use Newton(steps=1) or GradientDescent(rate, steps=1)."
+                f"one_step: last: expected a step that has a reverse mode, got {self.last!r}. Hint: use "
+                "Newton(steps=1) or GradientDescent(rate, steps=1)."
             )
 
     def solution(
@@ -43,7 +51,19 @@ class OneStep:
         phi0: PyTree,
         key: Array | None,
     ) -> Solution:
-        """The inner Solution and one step more, through which derivatives pass."""
+        """The inner Solution and one step more, through which derivatives pass.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The Solution after the last step; its status is the worse of both.
+        """
         before = inner(*lax.stop_gradient((problem, theta, batch, phi0)), key)
         after = self.last(problem, theta, batch, lax.stop_gradient(before.value), key)
         # How the inner solve ended is its own; what is left is measured after the last step.
@@ -60,12 +80,34 @@ class OneStep:
         phi0: PyTree,
         key: Array | None,
     ) -> PyTree:
-        """The adapted leaves after the last step."""
+        """The adapted parameters after the last step.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The adapted parameters.
+        """
         self.refuse(problem, inner)
         return self.solution(problem, inner, theta, batch, phi0, key).value
 
     def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
-        """The query loss's gradient through the last step."""
+        """The query loss's gradient through the last step.
+
+        Args:
+            learning: The problem, the query loss and the inner solver.
+            theta: The meta-parameters.
+            task: One task.
+            key: A random key, or None.
+
+        Returns:
+            The task's meta-gradient and what is known of it.
+        """
         return differentiated(self, learning, theta, task, key)
 
 
@@ -76,17 +118,27 @@ def one_step(last: InnerSolver | None = None) -> OneStep:
     phi = last(phi_k, theta)        d phi/d theta = d last/d theta at fixed phi_k
     ```
 
-    With `Newton(steps=1)` that is -A^-1 dF/dtheta, A at phi_k: the implicit rule's own formula, one Newton
-    step late, with no system more than the step itself takes; its error falls with |phi_k - phi*|, where
-    that of the implicit rule at phi falls with its square. With `GradientDescent(rate, steps=1)` it is
-    -rate dF/dtheta, which is right only as far as one such step forgets where it began (error of the order
-    of the rate of convergence; for an ill-conditioned problem that is nearly everything).
+    With `Newton(steps=1)` that is -A^-1 dF/dtheta with A at phi_k: the implicit rule's formula, one Newton
+    step late, without a linear system other than the step's own. Its error falls with |phi_k - phi*|; that of
+    the implicit rule at phi falls with its square. With `GradientDescent(rate, steps=1)` it is -rate
+    dF/dtheta. That is accurate only as far as one such step forgets where it began: the error is of the order
+    of the rate of convergence.
 
-    >>> import imaml, jax, jax.numpy as jnp
-    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
-    >>> inner = imaml.GradientDescent(0.5, steps=3)
-    >>> phi = lambda theta: imaml.solve(problem, theta, jnp.ones(1), inner=inner, rule=one_step())
-    >>> jax.jacobian(phi)(jnp.zeros(1))
-    Array([[0.5]], dtype=float32)
+    Args:
+        last: The last step, an inner solver that takes a fixed number of steps.
+
+    Returns:
+        The rule.
+
+    Example:
+        >>> import imaml, jax, jax.numpy as jnp
+        >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> inner = imaml.GradientDescent(0.5, steps=3)
+        >>> phi = lambda theta: imaml.solve(problem, theta, jnp.ones(1), inner=inner, rule=one_step())
+        >>> jax.jacobian(phi)(jnp.zeros(1))
+        Array([[0.5]], dtype=float32)
+
+    References:
+        Bolte, Pauwels, Vaiter (2023), One-step differentiation of iterative algorithms.
     """
     return OneStep(Newton(steps=1, linear=CG()) if last is None else last)

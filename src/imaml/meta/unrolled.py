@@ -23,16 +23,25 @@ class Unrolled:
     needs_solution: ClassVar[bool] = False
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for an inner solver that reverse mode cannot go through."""
+        """Checks that reverse mode can go through the inner solver.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it cannot.
+        """
         if not getattr(inner, "reversible", True):
             raise StructureError(
-                f"unrolled() differentiates through every inner step, and {type(inner).__name__}'s have no "
-                "reverse mode; use GradientDescent or Descent, or implicit(...) or first_order()."
+                "unrolled: inner: expected a solver whose steps have a reverse mode, got "
+                f"{type(inner).__name__}. Hint: use GradientDescent or Descent, or the rule implicit(...) or "
+                "first_order()."
             )
         if getattr(inner, "tolerance", None) is not None:
             raise StructureError(
-                f"unrolled() needs an inner solver with a fixed number of steps; {inner!r} stops at a "
-                "tolerance, and such a loop has no reverse mode. Give steps= and no tolerance, or use "
+                f"unrolled: inner: expected a fixed number of steps, got {inner!r}, which stops at a "
+                "tolerance: such a loop has no reverse mode. Hint: give steps= and no tolerance, or use "
                 "implicit(...)."
             )
 
@@ -45,7 +54,19 @@ class Unrolled:
         phi0: PyTree,
         key: Array | None,
     ) -> Solution:
-        """The inner Solution, its value differentiable through the steps."""
+        """The inner Solution, its value differentiable through the steps.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The Solution.
+        """
         self.refuse(problem, inner)
         return inner(problem, theta, batch, phi0, key)
 
@@ -58,22 +79,52 @@ class Unrolled:
         phi0: PyTree,
         key: Array | None,
     ) -> PyTree:
-        """The adapted leaves after the inner steps."""
+        """The adapted parameters after the inner steps.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The adapted parameters.
+        """
         return self.solution(problem, inner, theta, batch, phi0, key).value
 
     def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
-        """The exact gradient of the query loss after the steps taken (Finn, Abbeel, Levine 2017, eq. 1)."""
+        """The exact gradient of the query loss after the steps taken (Finn et al. 2017, equation 1).
+
+        Args:
+            learning: The problem, the query loss and the inner solver.
+            theta: The meta-parameters.
+            task: One task.
+            key: A random key, or None.
+
+        Returns:
+            The task's meta-gradient and what is known of it.
+        """
         return differentiated(self, learning, theta, task, key)
 
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """d phi/d theta = d init/d theta; made by `first_order()`."""
+    """The approximation d phi/d theta = d init/d theta; made by `first_order()`."""
 
     needs_solution: ClassVar[bool] = False
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for a learned inner rate."""
+        """Checks that the inner learning rate is fixed.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it is learned.
+        """
         refuse_learned_rate(inner, "first_order()")
 
     def solution(
@@ -85,7 +136,19 @@ class FirstOrder:
         phi0: PyTree,
         key: Array | None,
     ) -> Solution:
-        """The inner Solution, its value with the derivatives of where the solver started."""
+        """The inner Solution, its value with the derivatives of where the solver started.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The Solution.
+        """
         fixed = lax.stop_gradient((problem, theta, batch, phi0))
         found = inner(*fixed, key)
         passed = jax.tree.map(
@@ -102,19 +165,63 @@ class FirstOrder:
         phi0: PyTree,
         key: Array | None,
     ) -> PyTree:
-        """The adapted leaves at the solution; derivatives pass to where the solver started."""
+        """The adapted parameters; derivatives pass to where the solver started.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The adapted parameters.
+        """
         return self.solution(problem, inner, theta, batch, phi0, key).value
 
     def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
-        """The query loss's gradient at the adapted parameters (Finn, Abbeel, Levine 2017, section 5.2)."""
+        """The query loss's gradient at the adapted parameters (Finn et al. 2017, section 5.2).
+
+        Args:
+            learning: The problem, the query loss and the inner solver.
+            theta: The meta-parameters.
+            task: One task.
+            key: A random key, or None.
+
+        Returns:
+            The task's meta-gradient and what is known of it.
+        """
         return differentiated(self, learning, theta, task, key)
 
 
 def unrolled() -> Unrolled:
-    """The rule of MAML: exact derivatives of the steps taken; memory grows with them."""
+    """The rule of MAML: exact derivatives of the steps taken. Memory grows with their number.
+
+    Returns:
+        The rule.
+
+    Example:
+        >>> import imaml, jax, jax.numpy as jnp
+        >>> problem = imaml.plain(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2))
+        >>> inner = imaml.GradientDescent(0.5, steps=2)
+        >>> phi = lambda theta: imaml.solve(problem, theta, jnp.ones(1), inner=inner, rule=unrolled())
+        >>> jax.jacobian(phi)(jnp.zeros(1))
+        Array([[0.25]], dtype=float32)
+
+    References:
+        Finn, Abbeel, Levine (2017), Model-agnostic meta-learning.
+    """
     return Unrolled()
 
 
 def first_order() -> FirstOrder:
-    """The rule of first-order MAML: d phi/d theta = d init/d theta, the identity by default."""
+    """The rule of first-order MAML: d phi/d theta = d init/d theta, the identity by default.
+
+    Returns:
+        The rule.
+
+    References:
+        Finn, Abbeel, Levine (2017), section 5.2.
+    """
     return FirstOrder()

@@ -381,9 +381,9 @@ def likelihood(loss: DeclaredLoss, noise: float | Learned | None = None) -> Nega
     declared = getattr(loss, "likelihood", None)
     if not isinstance(declared, Gaussian | Categorical) or not hasattr(loss, "outputs"):
         raise ConfigError(
-            "likelihood: expected a loss object with outputs(phi, batch) and likelihood = imaml.Gaussian() or "
-            f"imaml.Categorical(), got {loss!r}. Hint: a mean loss alone does not say how many rows it is a "
-            "mean of."
+            "likelihood: loss: expected an object with outputs(phi, batch) and likelihood, imaml.Gaussian() "
+            f"or imaml.Categorical(), got {loss!r}. Hint: a mean loss alone does not say how many rows it is "
+            "a mean of."
         )
     if isinstance(declared, Categorical):
         if noise is not None:

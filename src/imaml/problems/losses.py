@@ -15,6 +15,8 @@ from ..core.errors import ConfigError
 from ..core.tree import PyTree
 from ..core.validation import require_function, require_scalar
 
+Join = Callable[[PyTree, PyTree], PyTree]  # (support, query) -> batch
+
 
 class Composite(Protocol):
     """A loss that says what it is a cost of: loss(phi, batch) = cost(outputs(phi, batch), batch)."""

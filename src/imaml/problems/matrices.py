@@ -273,8 +273,8 @@ class LowRank:
     def _root_parts(self) -> tuple[Array, Array, Array]:
         """V = S^-1/2 W, the lower T with T T^T = I + V^T V, and I + T.
 
-        With them I + V V^T = K^T K for K = I + V (I + T^T)^-1 V^T, and K^-1 = I - V T^-T (I + T)^-1 V^T (Andrews
-        1968). Only a small matrix is factorised, and derivatives exist for any rank of W.
+        With them I + V V^T = K^T K for K = I + V (I + T^T)^-1 V^T, and K^-1 = I - V T^-T (I + T)^-1 V^T
+        (Andrews 1968). Only a small matrix is factorised, and derivatives exist for any rank of W.
         """
         across = self.factor / jnp.sqrt(self.diagonal)[:, None]
         identity = jnp.eye(across.shape[1], dtype=across.dtype)

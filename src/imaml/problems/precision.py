@@ -14,7 +14,7 @@ Strengths are precisions where the loss is a sum of negative log likelihoods; se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,8 @@ class Theta(NamedTuple):
 
     Attributes:
         mean: A tree shaped like phi, which tasks start at or are anchored to.
-        log_strength: Of the regularisation strength; with ``per="dense"`` a matrix ``(n, n)`` over the n adapted
-            parameters, with ``per="low-rank"`` a `Spread`.
+        log_strength: Of the regularisation strength; with ``per="dense"`` a matrix ``(n, n)`` over the n
+            adapted parameters, with ``per="low-rank"`` a `Spread`.
         log_rate: Of the inner learning rate.
         log_noise: Of the noise variance, a scalar.
 
@@ -185,15 +185,15 @@ class Learned:
 def learned(initial: float, per: str = "leaf", rank: int = 5) -> Learned:
     """A number that is learned with theta, as its logarithm, so that it stays positive.
 
-    It is a strength of `proximal`, the learning rate of `GradientDescent`, or (``per="all"``) the noise variance of
-    a `likelihood`. Theta is then a `Theta`, which `MetaGradient.init` makes, or `Problem.parameters(mean)` for a
-    strength.
+    It is a strength of `proximal`, the learning rate of `GradientDescent`, or (``per="all"``) the noise
+    variance of a `likelihood`. Theta is then a `Theta`, which `MetaGradient.init` makes, or
+    `Problem.parameters(mean)` for a strength.
 
     Args:
         initial: The initial value, positive.
-        per: "all" (one number), "leaf" (one for each leaf) or "parameter". Of a strength also "dense", any positive
-            definite matrix over the adapted parameters (at most 2,000), or "low-rank", a diagonal plus a matrix of
-            rank `rank`: the precision P of 1/2 (phi - theta)^T P (phi - theta).
+        per: "all" (one number), "leaf" (one for each leaf) or "parameter". Of a strength also "dense", any
+            positive definite matrix over the adapted parameters (at most 2,000), or "low-rank", a diagonal
+            plus a matrix of rank `rank`: the precision P of 1/2 (phi - theta)^T P (phi - theta).
         rank: The rank, for ``per="low-rank"``.
 
     Returns:
@@ -239,8 +239,8 @@ def spread_over(strength: PyTree, phi: PyTree, adapt: Selection) -> PyTree:
         strength = adapt.split(strength)[0]
     if jax.tree.structure(strength) != jax.tree.structure(phi):
         raise ConfigError(
-            "strength: expected one number, or a tree like the adapted parameters with one number for each leaf "
-            f"or each parameter, {tree.shapes(phi)}, got {tree.shapes(strength)}."
+            "strength: expected one number, or a tree like the adapted parameters with one number for each "
+            f"leaf or each parameter, {tree.shapes(phi)}, got {tree.shapes(strength)}."
         )
 
     def fit(value: PyTree, leaf: PyTree) -> Array:

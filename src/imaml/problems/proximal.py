@@ -313,7 +313,7 @@ def equilibrium(field: Field, strength: PyTree, adapt: Adapt = None) -> Equilibr
 
     Example:
         >>> import imaml, jax.numpy as jnp
-        >>> rotation = lambda phi, batch: jnp.array([phi[1], -phi[0]])  # the gradients of a game of two players
+        >>> rotation = lambda phi, batch: jnp.array([phi[1], -phi[0]])  # of a game of two players
         >>> problem = equilibrium(rotation, 1.0)
         >>> theta, inner = jnp.array([1.0, 1.0]), imaml.GradientDescent(0.5, tolerance=1e-6)
         >>> imaml.solve(problem, theta, None, inner=inner, rule=imaml.implicit(imaml.Dense())).round(3)
