@@ -282,7 +282,7 @@ REFUSED = {
     "certain": (lambda: imaml.Certificate(failure=0.0), "failure=0.0; accepted is a finite number above 0"),
     "a loss of unknown outputs": (
         lambda: imaml.proximal(loss, 0.1, curvature="gauss-newton"),
-        r"pass a loss made by composed\(outputs, cost\)",
+        r"loss: expected one made by composed\(outputs, cost\)",
     ),
     "unknown curvature": (lambda: imaml.proximal(loss, 0.1, curvature="fisher"), "there are: gauss-newton"),
     "a game made accurate": (
@@ -292,7 +292,7 @@ REFUSED = {
             inner=imaml.GradientDescent(0.1, steps=1),
             rule=imaml.implicit(imaml.GMRES(), accuracy=0.1),
         ),
-        "for problems that minimise something",
+        "expected a problem of structure 'spd'",
     ),
     "a certificate of MAML": (
         lambda: imaml.MAML(
@@ -300,7 +300,7 @@ REFUSED = {
             lambda phi, theta, batch: 0.0,
             inner=imaml.GradientDescent(0.1, steps=1),
         ).certifying(),
-        "Unrolled has no certificate; accepted is the implicit rule of IMAML",
+        "expected the implicit rule of IMAML, got Unrolled",
     ),
 }
 
@@ -365,7 +365,7 @@ def test_training_certifies_every_so_many_steps(tmp_path):
     without = read_events(tmp_path / "0" / "events.jsonl")
     assert not any("error_bound" in e for e in without)
     maml = imaml.MAML(domain.problem(None), domain.query_loss, inner=imaml.GradientDescent(0.1, steps=1))
-    with pytest.raises(imaml.ConfigError, match="Unrolled has no certificate"):
+    with pytest.raises(imaml.ConfigError, match="got Unrolled, which has no certificate"):
         imaml.train(domain, maml, adam, certify_every=2, **options)
 
 
@@ -489,7 +489,7 @@ def test_an_accuracy_from_the_command_line():
     for bad, says in (
         ({"first": 1.5}, "first=1.5; accepted is a finite number above 0 and below 1"),
         ({"power": 1}, "power=1; accepted is a finite number above 1"),
-        ({"first": 1e-5}, "last=0.0001; accepted is at most first=1e-05"),
+        ({"first": 1e-5}, "last: expected at most first=1e-05, got 0.0001"),
     ):
         with pytest.raises(imaml.ConfigError, match=says):
             imaml.Tightening(**bad)

@@ -206,8 +206,8 @@ class LocalCurvature:
         if size > EXACT_MOST:
             raise StructureError(
                 f"curvature: expected a matrix of at most {EXACT_MOST} rows, got {size}. Hint: use "
-                "Quadrature() for a determinant, form='low-rank' or 'diagonal' for a posterior, or adapt fewer "
-                "leaves."
+                "Quadrature() for a determinant, form='low-rank' or 'diagonal' for a posterior, or adapt "
+                "fewer leaves."
             )
 
 

@@ -123,7 +123,7 @@ class Averaged:
         require_whole("averaged", 1, samples=self.samples)
         if self.form not in ("dense", "diagonal", "rows"):
             raise ConfigError(
-                "averaged: form: expected 'dense', 'rows' or 'diagonal', through which a derivative can pass, "
+                "averaged: form: expected 'dense', 'rows' or 'diagonal', through which derivatives pass, "
                 f"got {self.form!r}."
             )
 
@@ -325,8 +325,8 @@ class ByMoments:
         if not isinstance(theta, Theta):
             return moved
         change = jax.tree.map(jnp.zeros_like, theta)._replace(mean=moved)
-        # Where every task failed, second is NaN. The fits take the identity in its place, as factorisations of
-        # NaN need not end, and the result is NaN again.
+        # Where every task failed, second is NaN. The fits take the identity in its place, as factorisations
+        # of NaN need not end, and the result is NaN again.
         some = found.share > 0
         if found.second is not None:
             matrix = found.second.ndim == 2
