@@ -42,7 +42,7 @@ class Contrastive:
     def estimate(
         self, learning: Learning, theta: Any, task: imaml.Task, key: jax.Array | None
     ) -> TaskGradient:
-        """One task's meta-gradient, and what is known of it."""
+        """One task's meta-gradient and its statistics."""
         problem, query_loss, inner = learning
         phi, found = learning.solved(theta, task.support, key)
 

@@ -304,7 +304,7 @@ def posterior(
 
     Raises:
         StructureError: If the problem's loss is no sum of negative log likelihoods.
-        ConfigError: If an argument makes no sense.
+        ConfigError: If an argument is not valid.
 
     Example:
         >>> import imaml, jax.numpy as jnp

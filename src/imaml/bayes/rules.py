@@ -88,7 +88,7 @@ class ByEvidence:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         problem, batch = learning.problem, self.whole(*task)
 
@@ -119,7 +119,7 @@ class Averaged:
     needs_solution: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if an argument makes no sense."""
+        """Raises ConfigError if an argument is not valid."""
         require_whole("averaged", 1, samples=self.samples)
         if self.form not in ("dense", "diagonal", "rows"):
             raise ConfigError(
@@ -162,7 +162,7 @@ class Averaged:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         problem, support = learning.problem, task.support
         score = likelihood_of("averaged", problem).score(learning.query_loss)
@@ -219,7 +219,7 @@ class ByMoments:
     needs_solution: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if an argument makes no sense."""
+        """Raises ConfigError if an argument is not valid."""
         require_one_of("moments", "form", self.form, FORMS)
         require_one_of("moments", "curvature", self.curvature, CURVATURES)
         require_whole("moments", 1, rank=self.rank)
@@ -263,7 +263,7 @@ class ByMoments:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         problem, batch = learning.problem, self.whole(*task)
         phi, found = learning.solved(theta, batch, key)
@@ -356,7 +356,7 @@ class ByMoments:
 
 
 class ImplicitOptions(TypedDict, total=False):
-    """The options that `implicit` takes beside its linear solver."""
+    """The options that `implicit` takes in addition to its linear solver."""
 
     certify: bool | Certificate
     correct: bool
@@ -392,7 +392,7 @@ def evidence(
         The rule.
 
     Raises:
-        ConfigError: If an argument makes no sense.
+        ConfigError: If an argument is not valid.
 
     References:
         MacKay (1992); Bishop (2006), equation 4.137; Immer et al. (2021), Scalable marginal likelihood
@@ -432,7 +432,7 @@ def averaged(
         The rule.
 
     Raises:
-        ConfigError: If an argument makes no sense.
+        ConfigError: If an argument is not valid.
 
     References:
         Zhang, Li, Gao, Giannakis (2023), Scalable Bayesian meta-learning through generalized implicit
@@ -466,7 +466,7 @@ def moments(
         The rule.
 
     Raises:
-        ConfigError: If an argument makes no sense.
+        ConfigError: If an argument is not valid.
 
     References:
         Dempster, Laird, Rubin (1977); Laird, Ware (1982), Random-effects models for longitudinal data.

@@ -114,7 +114,7 @@ def until_accurate(
 
     Args:
         accuracy: What is asked for, relative to the norm of the meta-gradient.
-        certificate: How a bound is had, or None if none was asked for.
+        certificate: How the error is bounded, or None if no bound was asked for.
         case: The task.
         system: The linear system at `adapted`.
         solution: A rough solution of it.

@@ -45,7 +45,7 @@ class Rule(Protocol):
 
 
 class TaskGradient(NamedTuple):
-    """One task's meta-gradient and what is known of it.
+    """One task's meta-gradient and its statistics.
 
     Attributes:
         gradient: The meta-gradient, shaped like theta.
@@ -128,7 +128,7 @@ class Estimator(Protocol):
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         ...
 
@@ -174,7 +174,7 @@ def differentiated(
         key: A random key, or None.
 
     Returns:
-        The task's meta-gradient and what is known of it.
+        The task's meta-gradient and its statistics.
     """
     problem, query_loss, inner = learning
 

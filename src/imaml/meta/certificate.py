@@ -1,4 +1,4 @@
-"""What is known of an implicit meta-gradient's error: an estimate that is nearly free, or a bound.
+"""Bounds of an implicit meta-gradient's error.
 
 Let phi* solve F = 0 near phi, A = dF/dphi >= mu > 0, B = dF/dtheta, u an approximate solution of A u = v, and
 g(phi, u) the meta-gradient that both mean. With D the derivative in phi at fixed u, for all phi* within R,
@@ -436,14 +436,14 @@ def outer_rounding(case: Case, point: Point, key: Array) -> tuple[Array, Array]:
     flat, unravel = tree.ravel(point.adapted)
     length = root_of(flat.dtype) * point.scale
 
-    def judged(step: Array) -> tuple[PyTree, PyTree]:
+    def gradients(step: Array) -> tuple[PyTree, PyTree]:
         _, slope, direct = outer(problem.full(unravel(flat + step), theta))
         return slope, direct
 
     def second(key: Array) -> tuple[Array, Array]:
         step = jax.random.normal(key, flat.shape, flat.dtype)
         step = length / jnp.linalg.norm(step) * step
-        left, middle, right = (judged(share * step) for share in (-1, 0, 1))
+        left, middle, right = (gradients(share * step) for share in (-1, 0, 1))
         slope, direct = jax.tree.map(lambda a, b, c: a - 2 * b + c, left, middle, right)
         return tree.norm(problem.split(slope)), tree.norm(slope) + tree.norm(direct)
 
@@ -504,13 +504,13 @@ def certified_from(recipe: Certificate, case: Case, begun: Point, key: Array) ->
     """
     keys = jax.random.split(key, 3)
     facts = facts_of(recipe, case, begun.adapted, begun.u, keys[0])
-    apart = lambda point: tree.norm(tree.minus(begun.gradient, point.gradient))  # noqa: E731
+    distance = lambda point: tree.norm(tree.minus(begun.gradient, point.gradient))  # noqa: E731
     dtype = begun.residual.dtype
-    aim = Aim(lambda point: recipe.tolerance * apart(point), guessed(case, facts), near_of(facts, dtype))
+    aim = Aim(lambda point: recipe.tolerance * distance(point), guessed(case, facts), near_of(facts, dtype))
     sample = measured(recipe, case, facts)
     reached = refine(case, begun, aim, sample, recipe.steps, recipe.rounds, root_of(dtype), keys[1])
     after, code = bound_at(recipe, case, facts, reached, keys[2])
-    return after + apart(reached), code, reached.products - begun.products
+    return after + distance(reached), code, reached.products - begun.products
 
 
 def roughly(case: Case) -> Sampler:

@@ -31,7 +31,7 @@ AXIS = "tasks"
 
 
 class Metrics(NamedTuple):
-    """What is known of a meta-gradient, task by task; every array has shape ``(tasks,)``.
+    """Statistics of a meta-gradient, task by task; every array has shape ``(tasks,)``.
 
     Fields that a rule does not compute are None.
 
@@ -133,7 +133,7 @@ class MetaGradient(ByContent):
         new_task: How new tasks are solved; None for as in training.
 
     Raises:
-        ConfigError: If an argument makes no sense.
+        ConfigError: If an argument is not valid.
         StructureError: If the rule does not accept the problem or the solver.
 
     Example:
@@ -157,7 +157,7 @@ class MetaGradient(ByContent):
     new_task: Solving | None = None
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if an argument makes no sense."""
+        """Raises ConfigError if an argument is not valid."""
         if not isinstance(self.problem, Problem):
             raise ConfigError(
                 f"method: problem: expected one such as proximal(loss, strength), got {self.problem!r}."
@@ -321,15 +321,15 @@ class MetaGradient(ByContent):
                 raise ConfigError(
                     f"method: tasks: expected a multiple of the {self.mesh.size} devices, got {count}."
                 )
-            spread, whole = PartitionSpec(AXIS), PartitionSpec()
+            spread, replicated = PartitionSpec(AXIS), PartitionSpec()
             known = isinstance(estimate, bool)  # then it stays so, and what is not wanted is not traced
             at = lambda step, wanted: self.at_step(step, estimate if known else wanted)  # noqa: E731
             # check_vma=False: else a gradient at a replicated theta is summed over devices inside each task.
             share = jax.shard_map(
                 lambda t, b, k, *s: at(*s)._mean(t, b, k, lambda vector: lax.psum(vector, AXIS)),
                 mesh=self.mesh,
-                in_specs=(whole, spread, spread, whole, whole),
-                out_specs=(whole, spread),
+                in_specs=(replicated, spread, spread, replicated, replicated),
+                out_specs=(replicated, spread),
                 check_vma=False,
             )
             flat, metrics = share(theta, tasks, keys, step, None if known else estimate)
@@ -342,7 +342,7 @@ class MetaGradient(ByContent):
         """Acts on excluded tasks by the policy; on the host, after a jitted step.
 
         Args:
-            metrics: What the jitted method returned beside the meta-gradient.
+            metrics: What the jitted method returned with the meta-gradient.
 
         Raises:
             NumericalError: If a task was excluded and the policy is "raise"; under any policy, if all were,
@@ -410,10 +410,10 @@ class MetaGradient(ByContent):
             used &= inner.status.code < int(Ending.DIVERGED)
         if linear is not None:
             # So is a linear solve without a single step, or with an answer worse than zero.
-            nothing = linear.stats.negative_curvature & (linear.stats.steps == 0)
+            no_step = linear.stats.negative_curvature & (linear.stats.steps == 0)
             worse = (linear.status.code == int(Ending.BREAKDOWN)) & (linear.stats.residual > 1)
             spoilt = (linear.status.code >= int(Ending.DIVERGED)) | ~jnp.isfinite(linear.stats.residual)
-            used &= ~nothing & ~worse & ~spoilt
+            used &= ~no_step & ~worse & ~spoilt
         measures = {} if self.measure is None else self.measure(found.phi, theta, task.query)
         return gradient, Metrics(
             found.loss,

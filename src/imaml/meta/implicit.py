@@ -111,7 +111,7 @@ class Implicit:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         outer = outer_loss_of(learning.query_loss, theta, task.query)
         return self.under(outer, learning, theta, task.support, key)
@@ -129,7 +129,7 @@ class Implicit:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         problem = learning.problem
         phi, found = learning.solved(theta, batch, key)
@@ -252,7 +252,7 @@ def implicit(
         The rule. `certify`, `correct` and `accuracy` do not change the derivatives of `solve`.
 
     Raises:
-        ConfigError: If an argument makes no sense.
+        ConfigError: If an argument is not valid.
 
     Example:
         >>> import imaml

@@ -41,7 +41,7 @@ class Jointly:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         loss, gradient = jax.value_and_grad(self.loss)(theta, self.whole(*task))
         return TaskGradient(gradient, loss, theta)

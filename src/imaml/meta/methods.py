@@ -55,7 +55,7 @@ def IMAML(
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
 
     Raises:
-        ConfigError: If an argument makes no sense.
+        ConfigError: If an argument is not valid.
         StructureError: If the problem is not anchored, or the linear solver does not accept its structure.
 
     Example:

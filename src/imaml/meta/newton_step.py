@@ -52,7 +52,7 @@ class Rates:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Point:
-    """Adapted parameters phi, an approximate solution u of A u = v there, and what is known of both.
+    """Adapted parameters phi, an approximate solution u of A u = v there, and their statistics.
 
     Attributes:
         adapted: phi.
@@ -275,7 +275,7 @@ def newton_round(
     before = tree.norm(value)
     along = lambda share: jax.tree.map(lambda x, w: x - share * w, point.adapted, newton.value)  # noqa: E731
 
-    # Away from the solution a whole step may lead further away; then it is halved until |F| falls.
+    # Away from the solution a full step may lead further away; then it is halved until |F| falls.
     worse = lambda share: ~(tree.norm(case.slope(along(share))) <= before)  # noqa: E731
     least = 0.5**HALVINGS
     share = repeat_while(

@@ -106,7 +106,7 @@ class OneStep:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         return differentiated(self, learning, theta, task, key)
 

@@ -136,7 +136,7 @@ class AsReleased:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         problem, query_loss, _ = learning
         loss = _proximal_loss("as_released", problem)

@@ -55,7 +55,7 @@ class Displacement:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         problem, query_loss, _ = learning
         batch = self.whole(*task)
@@ -111,7 +111,7 @@ class Envelope:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         problem, query_loss, _ = learning
         batch = self.whole(*task)

@@ -84,8 +84,8 @@ def linear_outer_loss(cotangent: PyTree, theta: PyTree) -> OuterLoss:
     Returns:
         A function phi -> `OuterValue`.
     """
-    nothing = jax.tree.map(jnp.zeros_like, theta)
-    return lambda phi: OuterValue(jnp.zeros(()), cotangent, nothing)
+    direct = jax.tree.map(jnp.zeros_like, theta)
+    return lambda phi: OuterValue(jnp.zeros(()), cotangent, direct)
 
 
 @dataclass(frozen=True)

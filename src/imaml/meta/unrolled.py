@@ -104,7 +104,7 @@ class Unrolled:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         return differentiated(self, learning, theta, task, key)
 
@@ -190,7 +190,7 @@ class FirstOrder:
             key: A random key, or None.
 
         Returns:
-            The task's meta-gradient and what is known of it.
+            The task's meta-gradient and its statistics.
         """
         return differentiated(self, learning, theta, task, key)
 

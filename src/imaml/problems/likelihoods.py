@@ -307,8 +307,8 @@ class NegativeLogLikelihood:
         """
         if not isinstance(self.noise, Learned):
             return theta
-        whole = theta if isinstance(theta, Theta) else Theta(theta)
-        return whole._replace(log_noise=self.noise.logs(whole.mean))
+        known = theta if isinstance(theta, Theta) else Theta(theta)
+        return known._replace(log_noise=self.noise.logs(known.mean))
 
     def rows(self, outputs: Array, batch: PyTree) -> Array:
         """The number of rows, each counted by its weight.

@@ -200,7 +200,7 @@ def learned(initial: float, per: str = "leaf", rank: int = 5) -> Learned:
         The declaration, to be passed in the place of a number.
 
     Raises:
-        ConfigError: If an argument makes no sense.
+        ConfigError: If an argument is not valid.
 
     Example:
         >>> import imaml, jax.numpy as jnp

@@ -66,8 +66,8 @@ class Proximal(Problem):
 
     def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
         """loss(phi, batch) + 1/2 (phi - theta)^T P (phi - theta); see `Problem.objective`."""
-        apart = self.displacement(phi, theta)
-        anchored = tree.dot(apart, self.precision(phi, theta).pull(apart))
+        away = self.displacement(phi, theta)
+        anchored = tree.dot(away, self.precision(phi, theta).pull(away))
         return self.loss_at(theta)(self.full(phi, theta), batch) + 0.5 * anchored
 
     def precision(self, phi: PyTree, theta: PyTree) -> Precision:
@@ -176,7 +176,7 @@ def least_squares(
         The problem.
 
     Raises:
-        ConfigError: If `residuals` cannot be called, or an argument makes no sense.
+        ConfigError: If `residuals` cannot be called, or an argument is not valid.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -240,7 +240,7 @@ def proximal(
         The problem.
 
     Raises:
-        ConfigError: If an argument makes no sense.
+        ConfigError: If an argument is not valid.
 
     Example:
         >>> import jax.numpy as jnp
@@ -309,7 +309,7 @@ def equilibrium(field: Field, strength: PyTree, adapt: Adapt = None) -> Equilibr
         The problem.
 
     Raises:
-        ConfigError: If an argument makes no sense.
+        ConfigError: If an argument is not valid.
 
     Example:
         >>> import imaml, jax.numpy as jnp
