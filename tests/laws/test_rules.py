@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -157,7 +158,7 @@ def test_every_rule_is_in_a_table():
             members = vars(importlib.import_module(f"{package.__name__}.{module.name}")).values()
             found |= {c.__name__ for c in members if inspect.isclass(c) and hasattr(c, "estimate")}
     listed = {type(rule).__name__ for rule, _, _ in EXACT.values()} | set(OTHERS)
-    assert found - {"Estimator"} == listed - {"Contrastive"}
+    assert found - {"Estimator", "Differentiated"} == listed - {"Contrastive"}
 
 
 def test_the_envelope_is_the_gradient_of_the_optimum_s_value():
@@ -187,6 +188,12 @@ def test_a_joint_loss_is_differentiated_on_all_of_a_task_s_data():
     found = method(THETA, jax.tree.map(lambda leaf: leaf[None], TASK))[0]
     expected = jax.grad(network_loss)(THETA, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *TASK))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
+@pytest.mark.usefixtures("ranks_mixed")
+def test_the_file_in_the_documents_trains(capsys):
+    runpy.run_path(str(EXTEND / "my_method.py"), run_name="__main__")
+    assert "10 tasks" in capsys.readouterr().out
 
 
 def test_the_page_shows_the_file():

@@ -23,7 +23,7 @@ from ..core.recipes import recipe
 from ..core.tree import PyTree, Selection
 from ..core.validation import require_one_of, require_whole
 from ..linear.lanczos import eigenpairs, krylov
-from ..problems.base import CURVATURES, Problem
+from ..problems.base import CURVATURES, Key, Problem
 from ..problems.likelihoods import NegativeLogLikelihood, by_row
 from ..problems.matrices import Precision, log_determinant
 
@@ -303,7 +303,7 @@ def determinant(
     batch: PyTree,
     how: Quadrature | None = None,
     curvature: str = "gauss-newton",
-    key: Array | None = None,
+    key: Key = None,
 ) -> Determinant:
     """The log-determinant log |P + H| - log |P| at a task's adapted parameters, differentiable.
 

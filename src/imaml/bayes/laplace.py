@@ -22,7 +22,7 @@ from ..core.errors import ConfigError
 from ..core.tree import PyTree, Selection
 from ..core.validation import require_one_of, require_whole
 from ..linear.lanczos import eigenpairs, krylov
-from ..problems.base import Problem
+from ..problems.base import Key, Problem
 from ..problems.likelihoods import Categorical, Gaussian, NegativeLogLikelihood, by_row, likelihood
 from ..problems.matrices import Factored, LowRank, Precision, Strengths, Updated
 from ..problems.proximal import Adapt, proximal
@@ -162,12 +162,7 @@ class Laplace:
         return found.mean, jnp.diagonal(found.covariance, axis1=1, axis2=2) + loss.given(self.theta).variance
 
     def probabilities(
-        self,
-        batch: PyTree,
-        *,
-        samples: int | None = None,
-        key: Array | None = None,
-        outputs: Outputs | None = None,
+        self, batch: PyTree, *, samples: int | None = None, key: Key = None, outputs: Outputs | None = None
     ) -> Array:
         """The probabilities of new rows' classes.
 
@@ -218,9 +213,7 @@ class Laplace:
         return loss
 
 
-def posterior_precision(
-    here: LocalCurvature, form: str, rank: int = 20, key: Array | None = None
-) -> Precision:
+def posterior_precision(here: LocalCurvature, form: str, rank: int = 20, key: Key = None) -> Precision:
     """The precision P + H in one of the forms; see `posterior`.
 
     Args:
@@ -274,7 +267,7 @@ def posterior(
     over: Adapt = None,
     curvature: str = "gauss-newton",
     rank: int = 20,
-    key: Array | None = None,
+    key: Key = None,
 ) -> Laplace:
     """A task's posterior at its maximum a posteriori phi.
 
@@ -388,7 +381,7 @@ def log_evidence(
     *,
     determinant_by: Quadrature | None = None,
     curvature: str = "gauss-newton",
-    key: Array | None = None,
+    key: Key = None,
 ) -> Evidence:
     """The logarithm of a task's evidence by Laplace's method.
 

@@ -27,7 +27,7 @@ from ..meta.base import Learning, TaskGradient, refuse_learned_rate
 from ..meta.certificate import Certificate
 from ..meta.implicit import Implicit, implicit
 from ..meta.system import outer_loss_of
-from ..problems.base import CURVATURES, Problem, Task
+from ..problems.base import CURVATURES, Key, Problem, Task
 from ..problems.likelihoods import weights_of
 from ..problems.losses import Join, joined
 from ..problems.matrices import Precision
@@ -78,7 +78,7 @@ class ByEvidence:
         """
         return replace(self, implicit=self.implicit.at_step(step, estimate))
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
         """The gradient of objective(phi*) + 1/2 log |P + H(phi*)| - 1/2 log |P|, which is the loss.
 
         Args:
@@ -152,7 +152,7 @@ class Averaged:
         """
         return replace(self, implicit=self.implicit.at_step(step, estimate))
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
         """The gradient of the mean validation loss at phi* + S z and phi* - S z, S S^T = (P + H)^-1.
 
         Args:
@@ -253,7 +253,7 @@ class ByMoments:
                 "shared. Hint: adapt all, or use evidence(...)."
             )
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
         """The posterior's moments about the prior's mean, `Statistics`, whose mean `combine` takes.
 
         Args:

@@ -11,7 +11,7 @@ from ..core.errors import ConfigError, StructureError
 from ..core.solution import Solution
 from ..core.tree import PyTree
 from ..inner.base import InnerSolver
-from ..problems.base import Problem, Task
+from ..problems.base import Key, Problem, Task
 from ..problems.precision import Learned
 from .system import QueryLoss
 
@@ -20,13 +20,7 @@ class Rule(Protocol):
     """Makes the solution of a problem a differentiable function of theta and the batch."""
 
     def __call__(
-        self,
-        problem: Problem,
-        inner: InnerSolver,
-        theta: PyTree,
-        batch: PyTree,
-        phi0: PyTree,
-        key: Array | None,
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
     ) -> PyTree:
         """The adapted parameters at the solution.
 
@@ -77,7 +71,7 @@ class Learning(NamedTuple):
     query_loss: QueryLoss
     inner: InnerSolver
 
-    def solved(self, theta: PyTree, batch: PyTree, key: Array | None) -> tuple[PyTree, Solution]:
+    def solved(self, theta: PyTree, batch: PyTree, key: Key) -> tuple[PyTree, Solution]:
         """Adapts to one batch.
 
         Args:
@@ -118,7 +112,7 @@ class Estimator(Protocol):
         """
         ...
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
         """One task's meta-gradient.
 
         Args:
@@ -133,17 +127,11 @@ class Estimator(Protocol):
         ...
 
 
-class Passing(Protocol):
-    """A rule whose inner Solution automatic differentiation goes through."""
+class Differentiated:
+    """A base of rules whose meta-gradient is automatic differentiation of the query loss at `solution`."""
 
     def solution(
-        self,
-        problem: Problem,
-        inner: InnerSolver,
-        theta: PyTree,
-        batch: PyTree,
-        phi0: PyTree,
-        key: Array | None,
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
     ) -> Solution:
         """The inner Solution, whose value has the derivatives that the rule gives it.
 
@@ -158,34 +146,26 @@ class Passing(Protocol):
         Returns:
             The Solution.
         """
-        ...
+        raise NotImplementedError
 
+    def __call__(
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
+    ) -> PyTree:
+        """The adapted parameters, with the derivatives that the rule gives them; see `Rule`."""
+        return self.solution(problem, inner, theta, batch, phi0, key).value
 
-def differentiated(
-    rule: Passing, learning: Learning, theta: PyTree, task: Task, key: Array | None
-) -> TaskGradient:
-    """The meta-gradient by automatic differentiation of the query loss at the rule's solution.
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
+        """The gradient of the query loss through `solution`; see `Estimator.estimate`."""
+        problem, query_loss, inner = learning
 
-    Args:
-        rule: The rule.
-        learning: The problem, the query loss and the inner solver.
-        theta: The meta-parameters.
-        task: One task.
-        key: A random key, or None.
+        def outer(theta: PyTree) -> tuple[Array, tuple[PyTree, Solution]]:
+            start = problem.init(theta, task.support, key)
+            found = self.solution(problem, inner, theta, task.support, start, key)
+            phi = problem.full(found.value, theta)
+            return query_loss(phi, theta, task.query), (phi, found)
 
-    Returns:
-        The task's meta-gradient and its statistics.
-    """
-    problem, query_loss, inner = learning
-
-    def outer(theta: PyTree) -> tuple[Array, tuple[PyTree, Solution]]:
-        start = problem.init(theta, task.support, key)
-        found = rule.solution(problem, inner, theta, task.support, start, key)
-        phi = problem.full(found.value, theta)
-        return query_loss(phi, theta, task.query), (phi, found)
-
-    (loss, (phi, found)), gradient = jax.value_and_grad(outer, has_aux=True)(theta)
-    return TaskGradient(gradient, loss, phi, found.stats.residual, found)
+        (loss, (phi, found)), gradient = jax.value_and_grad(outer, has_aux=True)(theta)
+        return TaskGradient(gradient, loss, phi, found.stats.residual, found)
 
 
 def refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
@@ -213,7 +193,7 @@ def solve(
     inner: InnerSolver,
     rule: Rule,
     phi0: PyTree = None,
-    key: Array | None = None,
+    key: Key = None,
 ) -> PyTree:
     """Solves one task's inner problem, differentiably.
 

@@ -25,7 +25,7 @@ from ..core.solution import Certification
 from ..core.tree import PyTree
 from ..core.validation import require_number, require_whole
 from ..linear.lanczos import linear_factor, norm_bound, smallest_bound
-from ..problems.base import check_lipschitz, declared
+from ..problems.base import Key, check_lipschitz, declared
 from .newton_step import (
     Aim,
     Constants,
@@ -236,7 +236,7 @@ def _check_dtypes(adapted: PyTree, theta: PyTree) -> None:
         )
 
 
-def key_of(key: Array | None, adapted: PyTree) -> Array:
+def key_of(key: Key, adapted: PyTree) -> Array:
     """A certificate's random key.
 
     A fixed key would make the probes fail together in every task and run, so by default it depends on phi.

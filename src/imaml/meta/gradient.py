@@ -20,7 +20,7 @@ from ..core.errors import ConfigError, NumericalError
 from ..core.solution import Ending, Solution, Status, bounded
 from ..core.tree import PyTree
 from ..inner.base import InnerSolver
-from ..problems.base import Problem, Task
+from ..problems.base import Key, Problem, Task
 from .base import Estimator, Learning
 from .certificate import Certificate
 from .implicit import Implicit
@@ -258,7 +258,7 @@ class MetaGradient(ByContent):
         """
         return self.start(self.init(domain, key) if self.view is None else domain.init(key))
 
-    def adapt(self, theta: PyTree, support: PyTree, key: Array | None = None) -> tuple[PyTree, Solution]:
+    def adapt(self, theta: PyTree, support: PyTree, key: Key = None) -> tuple[PyTree, Solution]:
         """Adapts to one task.
 
         Args:
@@ -291,7 +291,7 @@ class MetaGradient(ByContent):
         self,
         theta: PyTree,
         tasks: Task,
-        key: Array | None = None,
+        key: Key = None,
         step: int | Array | None = None,
         estimate: bool | Array = True,
     ) -> tuple[PyTree, Metrics]:
@@ -398,7 +398,7 @@ class MetaGradient(ByContent):
 
         return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), tasks)
 
-    def _task(self, theta: PyTree, task: Task, key: Array | None) -> tuple[Array, Metrics]:
+    def _task(self, theta: PyTree, task: Task, key: Key) -> tuple[Array, Metrics]:
         """One task's meta-gradient as a flat vector, and its Metrics (scalars)."""
         learning = Learning(self.problem, self.query_loss, self.inner)
         found = self.rule.estimate(learning, theta, task, key)

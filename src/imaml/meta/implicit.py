@@ -20,7 +20,7 @@ from ..core.tree import PyTree
 from ..inner.base import InnerSolver, judged
 from ..linear.base import LinearSolver, Matvec
 from ..linear.cg import CG
-from ..problems.base import Problem, Task, require_anchor
+from ..problems.base import Key, Problem, Task, require_anchor
 from ..problems.linearised import anchor_of, refuse_system, solve_anchored
 from .accuracy import Tightening, check_accuracy, until_accurate
 from .base import Learning, TaskGradient, refuse_learned_rate
@@ -101,7 +101,7 @@ class Implicit:
         asked = self.accuracy
         return replace(rule, accuracy=asked.at(step)) if isinstance(asked, Tightening) else rule
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
         """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics.
 
         Args:
@@ -117,7 +117,7 @@ class Implicit:
         return self.under(outer, learning, theta, task.support, key)
 
     def under(
-        self, outer: OuterLoss, learning: Learning, theta: PyTree, batch: PyTree, key: Array | None
+        self, outer: OuterLoss, learning: Learning, theta: PyTree, batch: PyTree, key: Key
     ) -> TaskGradient:
         """One task's meta-gradient of an outer loss at the parameters adapted to a batch.
 
@@ -137,7 +137,7 @@ class Implicit:
         phi = phi if at.adapted is found.value else problem.full(at.adapted, theta)
         return TaskGradient(at.gradient, at.loss, phi, at.residual, judged(found, at.residual), at.linear)
 
-    def at(self, case: Case, adapted: PyTree, key: Array | None) -> Implied:
+    def at(self, case: Case, adapted: PyTree, key: Key) -> Implied:
         """The meta-gradient at a task's adapted parameters, which `correct` and `accuracy` move on.
 
         Args:
@@ -181,13 +181,7 @@ class Implicit:
         return implied._replace(linear=Solution(solution.value, stats, Status(solution.status.code, code)))
 
     def __call__(
-        self,
-        problem: Problem,
-        inner: InnerSolver,
-        theta: PyTree,
-        batch: PyTree,
-        phi0: PyTree,
-        key: Array | None,
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
     ) -> PyTree:
         """The adapted parameters at the solution, differentiable in every mode and order.
 
@@ -281,7 +275,7 @@ def implicit_vjp(
     *,
     linear: LinearSolver,
     certify: bool | Certificate = False,
-    key: Array | None = None,
+    key: Key = None,
 ) -> tuple[PyTree, Solution]:
     """The cotangent of theta, -(dF/dtheta)^T A^-T cotangent with A = dF/dphi.
 

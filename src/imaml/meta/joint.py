@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
-from jax import Array
 
 from ..core.tree import PyTree
 from ..inner.base import InnerSolver
-from ..problems.base import Loss, Problem, Task
+from ..problems.base import Key, Loss, Problem, Task
 from ..problems.losses import Join, joined
 from .base import Learning, TaskGradient
 
@@ -31,7 +30,7 @@ class Jointly:
             inner: The inner solver.
         """
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
         """The loss's gradient on all of the task's data; phi is theta, as nothing is adapted.
 
         Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 
 from ..core.errors import StructureError
 from ..core.solution import Solution, Stats, Status
@@ -14,12 +14,12 @@ from ..core.tree import PyTree
 from ..inner.base import InnerSolver
 from ..inner.newton import Newton
 from ..linear.cg import CG
-from ..problems.base import Problem, Task, require_anchor
-from .base import Learning, TaskGradient, differentiated
+from ..problems.base import Key, Problem, require_anchor
+from .base import Differentiated
 
 
 @dataclass(frozen=True)
-class OneStep:
+class OneStep(Differentiated):
     """The derivative of one last inner step at a fixed phi_k; made by `one_step(last)`."""
 
     last: InnerSolver
@@ -43,13 +43,7 @@ class OneStep:
             )
 
     def solution(
-        self,
-        problem: Problem,
-        inner: InnerSolver,
-        theta: PyTree,
-        batch: PyTree,
-        phi0: PyTree,
-        key: Array | None,
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
     ) -> Solution:
         """The inner Solution and one step more, through which derivatives pass.
 
@@ -64,51 +58,13 @@ class OneStep:
         Returns:
             The Solution after the last step; its status is the worse of both.
         """
+        self.refuse(problem, inner)
         before = inner(*lax.stop_gradient((problem, theta, batch, phi0)), key)
         after = self.last(problem, theta, batch, lax.stop_gradient(before.value), key)
         # How the inner solve ended is its own; what is left is measured after the last step.
         steps, curved = before.stats.steps + after.stats.steps, before.stats.negative_curvature
         worse = Status(jnp.maximum(before.status.code, after.status.code))
         return Solution(after.value, Stats(steps, after.stats.residual, curved), worse)
-
-    def __call__(
-        self,
-        problem: Problem,
-        inner: InnerSolver,
-        theta: PyTree,
-        batch: PyTree,
-        phi0: PyTree,
-        key: Array | None,
-    ) -> PyTree:
-        """The adapted parameters after the last step.
-
-        Args:
-            problem: The inner problem.
-            inner: The inner solver.
-            theta: The meta-parameters.
-            batch: The support set.
-            phi0: Where the solver starts, the adapted parameters.
-            key: A random key for the solver, or None.
-
-        Returns:
-            The adapted parameters.
-        """
-        self.refuse(problem, inner)
-        return self.solution(problem, inner, theta, batch, phi0, key).value
-
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
-        """The query loss's gradient through the last step.
-
-        Args:
-            learning: The problem, the query loss and the inner solver.
-            theta: The meta-parameters.
-            task: One task.
-            key: A random key, or None.
-
-        Returns:
-            The task's meta-gradient and its statistics.
-        """
-        return differentiated(self, learning, theta, task, key)
 
 
 def one_step(last: InnerSolver | None = None) -> OneStep:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 
 from ..core import tree
 from ..core.errors import StructureError
@@ -25,7 +25,7 @@ from ..core.validation import require_number
 from ..inner.base import InnerSolver, check_stopping, start_of
 from ..linear.base import LinearSolver, refuse_structure
 from ..linear.cg import CG
-from ..problems.base import Loss, Problem, Task
+from ..problems.base import Key, Loss, Problem, Task
 from ..problems.linearised import solve_anchored
 from ..problems.proximal import Proximal
 from .base import Learning, TaskGradient
@@ -58,7 +58,7 @@ class ThenPulled:
         check_stopping("ThenPulled", self.steps, None)
 
     def __call__(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree = None, key: Array | None = None
+        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree = None, key: Key = None
     ) -> Solution:
         """Solves one task.
 
@@ -126,7 +126,7 @@ class AsReleased:
                 "code has it. Hint: for anything else use implicit(...)."
             )
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
         """The solution u of the published code's system, plus the direct term.
 
         Args:

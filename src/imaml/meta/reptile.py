@@ -11,12 +11,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from ..core.errors import StructureError
 from ..core.tree import PyTree
 from ..inner.base import InnerSolver
-from ..problems.base import Problem, Task, require_anchor
+from ..problems.base import Key, Problem, Task, require_anchor
 from ..problems.losses import Join, joined
 from .base import Learning, TaskGradient, refuse_learned_rate
 
@@ -45,7 +44,7 @@ class Displacement:
             )
         refuse_learned_rate(inner, "displacement()")
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
         """The displacement; shared parameters get the gradient of the task's loss at phi_k.
 
         Args:
@@ -101,7 +100,7 @@ class Envelope:
             )
         refuse_learned_rate(inner, "envelope()")
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
         """The derivative of objective(phi, theta) in theta at the phi found; see `envelope`.
 
         Args:

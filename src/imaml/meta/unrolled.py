@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
-from jax import Array, lax
+from jax import lax
 
 from ..core.errors import StructureError
 from ..core.solution import Solution
 from ..core.tree import PyTree
 from ..inner.base import InnerSolver
-from ..problems.base import Problem, Task
-from .base import Learning, TaskGradient, differentiated, refuse_learned_rate
+from ..problems.base import Key, Problem
+from .base import Differentiated, refuse_learned_rate
 
 
 @dataclass(frozen=True)
-class Unrolled:
-    """Differentiation through every inner step; made by `unrolled()`."""
+class Unrolled(Differentiated):
+    """Differentiation through every inner step, the exact gradient after them; made by `unrolled()`."""
 
     needs_solution: ClassVar[bool] = False
 
@@ -46,13 +46,7 @@ class Unrolled:
             )
 
     def solution(
-        self,
-        problem: Problem,
-        inner: InnerSolver,
-        theta: PyTree,
-        batch: PyTree,
-        phi0: PyTree,
-        key: Array | None,
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
     ) -> Solution:
         """The inner Solution, its value differentiable through the steps.
 
@@ -70,47 +64,9 @@ class Unrolled:
         self.refuse(problem, inner)
         return inner(problem, theta, batch, phi0, key)
 
-    def __call__(
-        self,
-        problem: Problem,
-        inner: InnerSolver,
-        theta: PyTree,
-        batch: PyTree,
-        phi0: PyTree,
-        key: Array | None,
-    ) -> PyTree:
-        """The adapted parameters after the inner steps.
-
-        Args:
-            problem: The inner problem.
-            inner: The inner solver.
-            theta: The meta-parameters.
-            batch: The support set.
-            phi0: Where the solver starts, the adapted parameters.
-            key: A random key for the solver, or None.
-
-        Returns:
-            The adapted parameters.
-        """
-        return self.solution(problem, inner, theta, batch, phi0, key).value
-
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
-        """The exact gradient of the query loss after the steps taken (Finn et al. 2017, equation 1).
-
-        Args:
-            learning: The problem, the query loss and the inner solver.
-            theta: The meta-parameters.
-            task: One task.
-            key: A random key, or None.
-
-        Returns:
-            The task's meta-gradient and its statistics.
-        """
-        return differentiated(self, learning, theta, task, key)
-
 
 @dataclass(frozen=True)
-class FirstOrder:
+class FirstOrder(Differentiated):
     """The approximation d phi/d theta = d init/d theta; made by `first_order()`."""
 
     needs_solution: ClassVar[bool] = False
@@ -128,13 +84,7 @@ class FirstOrder:
         refuse_learned_rate(inner, "first_order()")
 
     def solution(
-        self,
-        problem: Problem,
-        inner: InnerSolver,
-        theta: PyTree,
-        batch: PyTree,
-        phi0: PyTree,
-        key: Array | None,
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
     ) -> Solution:
         """The inner Solution, its value with the derivatives of where the solver started.
 
@@ -155,44 +105,6 @@ class FirstOrder:
             lambda p, s: lax.stop_gradient(p) + (s - lax.stop_gradient(s)), found.value, phi0
         )
         return Solution(passed, found.stats, found.status)
-
-    def __call__(
-        self,
-        problem: Problem,
-        inner: InnerSolver,
-        theta: PyTree,
-        batch: PyTree,
-        phi0: PyTree,
-        key: Array | None,
-    ) -> PyTree:
-        """The adapted parameters; derivatives pass to where the solver started.
-
-        Args:
-            problem: The inner problem.
-            inner: The inner solver.
-            theta: The meta-parameters.
-            batch: The support set.
-            phi0: Where the solver starts, the adapted parameters.
-            key: A random key for the solver, or None.
-
-        Returns:
-            The adapted parameters.
-        """
-        return self.solution(problem, inner, theta, batch, phi0, key).value
-
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Array | None) -> TaskGradient:
-        """The query loss's gradient at the adapted parameters (Finn et al. 2017, section 5.2).
-
-        Args:
-            learning: The problem, the query loss and the inner solver.
-            theta: The meta-parameters.
-            task: One task.
-            key: A random key, or None.
-
-        Returns:
-            The task's meta-gradient and its statistics.
-        """
-        return differentiated(self, learning, theta, task, key)
 
 
 def unrolled() -> Unrolled:

@@ -31,6 +31,7 @@ from ..core.validation import require_number
 from .matrices import Precision, Strengths
 from .precision import Learned, Theta
 
+Key = Array | None  # a random key, if one is given
 Loss = Callable[[PyTree, PyTree], Array]  # (phi, batch) -> scalar
 Start = Callable[[PyTree, PyTree, Array | None], PyTree]  # (theta, batch, key) -> phi
 ALL = Selection()  # a task adapts every leaf
@@ -168,7 +169,7 @@ class Problem(ByContent):
             return self.residual(phi, theta, batch)
         return jax.grad(lambda p: self.objective(p, theta, batch))(phi)
 
-    def init(self, theta: PyTree, batch: PyTree, key: Array | None = None) -> PyTree:
+    def init(self, theta: PyTree, batch: PyTree, key: Key = None) -> PyTree:
         """Where the inner solver starts.
 
         Args:
