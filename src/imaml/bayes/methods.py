@@ -42,7 +42,7 @@ def EmpiricalBayes(
         whole: Makes one batch of a task's support and query set, (support, query) -> batch.
         correct: Whether one Newton step more is taken; see `imaml.implicit`.
         accuracy: The relative error asked for; see `imaml.implicit`.
-        **options: `policy`, `chunk`, `mesh`, `measure`, `view` and `new_task` of `MetaGradient`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
@@ -94,7 +94,7 @@ def ExpectationMaximisation(
         curvature: The curvature of the likelihood.
         rank: The rank, for "low-rank".
         whole: Makes one batch of a task's support and query set, (support, query) -> batch.
-        **options: `policy`, `chunk`, `mesh`, `measure`, `view` and `new_task` of `MetaGradient`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
@@ -145,7 +145,7 @@ def IBaML(
         curvature: The curvature of the likelihood.
         correct: Whether one Newton step more is taken; see `imaml.implicit`.
         accuracy: The relative error asked for; see `imaml.implicit`.
-        **options: `policy`, `chunk`, `mesh`, `measure`, `view` and `new_task` of `MetaGradient`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).

@@ -439,7 +439,6 @@ class Options(TypedDict, total=False):
     chunk: int | None
     mesh: Mesh | None
     measure: Measure | None
-    view: View | None
     new_task: Solving | None
 
 

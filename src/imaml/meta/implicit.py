@@ -153,7 +153,9 @@ class Implicit:
         key = key_of(key, adapted)
         given = (case, system, solution, adapted)
         if self.accuracy is not None:
-            point, linear = until_accurate(self.accuracy, self.certificate, *given, key)
+            asked = self.accuracy
+            asked = asked.at(None) if isinstance(asked, Tightening) else asked
+            point, linear = until_accurate(asked, self.certificate, *given, key)
             return Implied(point.adapted, point.gradient, point.loss, point.residual, linear)
         # The meta-gradient, direct - (dF/dtheta)^T u (paper, equation 6), and an estimate of its error.
         gradient, residual = system.gradient(solution.value), tree.norm(system.residual)

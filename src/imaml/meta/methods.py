@@ -49,7 +49,7 @@ def IMAML(
         correct: Whether one Newton step more is taken, after which the error falls with delta squared.
         accuracy: The error asked for instead, relative to a task's meta-gradient, or a `Tightening`; see
             `implicit`.
-        **options: `policy`, `chunk`, `mesh`, `measure`, `view` and `new_task` of `MetaGradient`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
@@ -85,7 +85,7 @@ def MAML(
             2020).
         query_loss: The outer loss, (phi, theta, batch) -> scalar.
         inner: An inner solver with a fixed number of steps. Memory grows with them.
-        **options: `policy`, `chunk`, `mesh`, `measure`, `view` and `new_task` of `MetaGradient`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
@@ -118,7 +118,7 @@ def MetaSGD(
         problem: Usually `plain(loss)`.
         query_loss: The outer loss, (phi, theta, batch) -> scalar.
         inner: Gradient descent with a fixed number of steps; its learning_rate is the initial rate.
-        **options: `policy`, `chunk`, `mesh`, `measure`, `view` and `new_task` of `MetaGradient`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
@@ -154,7 +154,7 @@ def FOMAML(
         problem: Usually `plain(loss)`.
         query_loss: The outer loss, (phi, theta, batch) -> scalar.
         inner: Any inner solver; it may stop at a tolerance, and need not be differentiable.
-        **options: `policy`, `chunk`, `mesh`, `measure`, `view` and `new_task` of `MetaGradient`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
@@ -192,7 +192,7 @@ def Reptile(
         query_loss: The outer loss, (phi, theta, batch) -> scalar.
         inner: The inner solver.
         whole: Makes one batch of a task's support and query set, (support, query) -> batch.
-        **options: `policy`, `chunk`, `mesh`, `measure`, `view` and `new_task` of `MetaGradient`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
@@ -255,7 +255,7 @@ def Joint(
         inner: The inner solver for new tasks.
         grouped: Whether it is multi-task learning: a head for every group of classes on one shared body,
             instead of one head for all.
-        **options: `policy`, `chunk`, `mesh`, `measure`, `view` and `new_task` of `MetaGradient`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).

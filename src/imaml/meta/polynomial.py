@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
+from jax.typing import DTypeLike
 
 from ..core.tree import PyTree
 
@@ -110,15 +111,15 @@ def _rule(equation: JaxprEqn, inputs: list[float]) -> list[float]:
 def _coarser(equation: JaxprEqn) -> bool:
     """Whether an equation rounds to a coarser dtype than its inputs have: that is a staircase."""
     precisions = [
-        [float(jnp.finfo(atom.aval.dtype).eps) for atom in atoms if _inexact(atom.aval)]
+        [float(jnp.finfo(dtype).eps) for dtype in map(_dtype, atoms) if jnp.issubdtype(dtype, jnp.inexact)]
         for atoms in (equation.invars, equation.outvars)
     ]
     return max(precisions[1], default=0) > max(precisions[0], default=0)
 
 
-def _inexact(aval: object) -> bool:
-    """Whether a value is of a float dtype."""
-    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
+def _dtype(atom: Var | Literal) -> DTypeLike:
+    """The dtype of a variable; bool for what has none, such as a token."""
+    return getattr(atom.aval, "dtype", bool)
 
 
 def _simple(equation: JaxprEqn, name: str, inputs: list[float], most: float) -> float:

@@ -94,7 +94,7 @@ class Problem(ByContent):
     leaves: ClassVar[tuple[str, ...]] = ()
     has_objective: ClassVar[bool] = False
     structure: str
-    loss: Callable[..., Any] | None = None
+    loss: Any = None  # each kind declares its own
     strength: PyTree = None
     adapt: Selection = ALL
     learns: Learned | None = None
