@@ -134,7 +134,7 @@ def reference(name):
     start, unravel = ravel_pytree(problem.init(theta, BATCH))
     slope = jax.jit(lambda x: ravel_pytree(problem.residual(unravel(x), theta, BATCH))[0])
     value = lambda x: problem.objective(unravel(x), theta, BATCH)  # noqa: E731
-    curved = jax.jit(jax.jacfwd(slope) if problem.objective_of is None else jax.hessian(value))
+    curved = jax.jit(jax.jacfwd(slope) if not problem.has_objective else jax.hessian(value))
     phi = start
     for _ in range(400):  # close enough for Newton's method to stay in the basin that descent finds
         phi = phi - 0.1 * slope(phi)

@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from .errors import ConfigError
 
 Tree = Any
+PyTree = Any  # nested containers of arrays; Python's type system has no type for them
 LARGE = 1 << 18  # entries from which on a copy of each leaf costs less than one loop over all
 
 

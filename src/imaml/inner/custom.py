@@ -53,7 +53,7 @@ class External:
         self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
     ) -> Solution:
         """The Solution; its value holds the problem's adapted leaves."""
-        if problem.objective_of is None:
+        if not problem.has_objective:
             raise StructureError(
                 f"External: hands an objective to its function, and a {problem.kind} problem has none."
             )

@@ -128,7 +128,7 @@ class ProximalGradient:
         self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
     ) -> Solution:
         """The Solution after descending; its value holds the problem's adapted leaves."""
-        if problem.kind not in ("proximal", "equilibrium"):
+        if not problem.has_precision:
             raise StructureError(
                 f"ProximalGradient: the problem is {problem.kind}; accepted are proximal and equilibrium "
                 "problems, which have an anchor to step towards. Use GradientDescent."

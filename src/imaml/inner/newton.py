@@ -65,7 +65,7 @@ class NewtonCG:
         self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
     ) -> Solution:
         """The Solution after the steps; its value holds the problem's adapted leaves."""
-        if problem.objective_of is None:
+        if not problem.has_objective:
             raise StructureError(
                 f"NewtonCG searches along lines for less of an objective, and a {problem.kind} problem has "
                 "none; use GradientDescent, or another solver of F = 0."

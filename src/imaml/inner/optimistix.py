@@ -111,9 +111,8 @@ class LevenbergMarquardt:
         import optimistix
 
         loss = problem.loss
-        if problem.kind != "proximal" or not (
-            isinstance(loss, Composed) and isinstance(loss.cost, HalfSquares)
-        ):
+        squares = isinstance(loss, Composed) and isinstance(loss.cost, HalfSquares)
+        if not (squares and problem.has_precision):
             raise StructureError(
                 "LevenbergMarquardt: made for least_squares(residuals, strength); this problem is "
                 f"{problem.kind}. Use LBFGS or NewtonCG."
@@ -131,7 +130,7 @@ class LevenbergMarquardt:
 
 def _minimised(recipe: Any, solver: Any, problem: Problem, theta: Any, batch: Any, start: Any) -> Solution:
     """The Solution by one of Optimistix' minimisers."""
-    if problem.objective_of is None:
+    if not problem.has_objective:
         raise StructureError(
             f"{type(recipe).__name__} searches along lines for less of an objective, and a {problem.kind} "
             "problem has none; use GradientDescent, or another solver of F = 0."

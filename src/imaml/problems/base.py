@@ -1,174 +1,388 @@
 """One task's inner problem: a residual F(phi, theta, batch) that is zero at the solution, and its structure.
 
-proximal     F = d/dphi loss(phi, batch) + strength (phi - theta)        the paper's problem, eq. 3
-                                                                         (or P (phi - theta), see `prior`)
-plain        F = d/dphi loss(phi, batch), started at theta               MAML and its kin
-stationary   F = d/dphi objective(phi, theta, batch)
-fixed_point  F = phi - update(phi, theta, batch)
-game         F = (d/dx loss_x, d/dy loss_y), phi = (x, y)
-equilibrium  F = field(phi, batch) + strength (phi - theta)              what nothing need be minimised by
+class        residual F
+Proximal     d/dphi loss(phi, batch) + strength (phi - theta)        the paper's problem, eq. 3
+                                                                     (or P (phi - theta), see `precision`)
+Plain        d/dphi loss(phi, batch), started at theta               MAML and its kin
+Stationary   d/dphi objective(phi, theta, batch)
+FixedPoint   phi - update(phi, theta, batch)
+Game         (d/dx loss_x, d/dy loss_y), phi = (x, y)
+Equilibrium  field(phi, batch) + strength (phi - theta)              where nothing is minimised
+
+A new kind of problem is a frozen dataclass derived from `Problem` that defines `kind`, `structure` and
+`residual`; see `Problem`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ..core import tree
+from ..core.content import ByContent
 from ..core.errors import ConfigError, StructureError
-from ..core.tree import Selection
+from ..core.tree import PyTree, Selection
 from ..core.validation import require_number
-from .precision import Learned, Precision, Strengths, Theta, spread_over
+from .matrices import Precision, Strengths
+from .precision import Learned, Theta
 
-Loss = Callable[[Any, Any], Array]
+Key = Array | None  # a random key, if one is given
+Loss = Callable[[PyTree, PyTree], Array]  # (phi, batch) -> scalar
+Start = Callable[[PyTree, PyTree, Array | None], PyTree]  # (theta, batch, key) -> phi
+ALL = Selection()  # a task adapts every leaf
 CURVATURES = ("hessian", "gauss-newton")
 
 
 class Task(NamedTuple):
-    """Tasks to learn from: `support` is learned from, `query` is scored; any trees, leading axis: tasks."""
+    """Tasks to learn from, with a leading axis of tasks on every leaf.
 
-    support: Any
-    query: Any
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Problem:
-    """One inner problem. Made by `proximal`, `plain`, `stationary`, `fixed_point`, `game` or `equilibrium`.
-
-    A tree: `strength` is its leaf (it can be traced, batched and differentiated); all else is static. `phi`
-    in `residual` and `objective` holds the adapted leaves only (None in the others' places); `full` gives the
-    whole tree that losses see.
+    Attributes:
+        support: What a task is learned from, any pytree.
+        query: What the learned parameters are scored on, any pytree.
     """
 
-    strength: Any
-    kind: str = field(metadata={"static": True})
-    structure: str = field(metadata={"static": True})
-    residual_of: Callable = field(metadata={"static": True})
-    objective_of: Callable | None = field(default=None, metadata={"static": True})
-    start: Callable | None = field(default=None, metadata={"static": True})
-    adapt: Selection = field(default=Selection(), metadata={"static": True})
-    learns: Learned | None = field(default=None, metadata={"static": True})
-    loss: Callable | None = field(default=None, metadata={"static": True})
-    convex: bool = field(default=False, metadata={"static": True})
-    curvature: str = field(default="hessian", metadata={"static": True})
-    lipschitz: Any = field(default=None, metadata={"static": True})
+    support: PyTree
+    query: PyTree
+
+
+class Problem(ByContent):
+    """One inner problem, made by `proximal`, `plain`, `stationary`, `fixed_point`, `game` or `equilibrium`.
+
+    Two problems are equal if they are of one class and their fields have equal content. So equal problems are
+    one static argument to `jax.jit`, and a function of them compiles once.
+
+    A problem is also a pytree. Its only leaf is the strength, which can be traced, batched and
+    differentiated; the rest is static. In `residual` and `objective`, `phi` holds the adapted parameters
+    only, and None in the places of shared ones; `full` gives the whole tree that losses take.
+
+    A kind of your own is a frozen dataclass with `kind`, `structure` and `residual`. It is a pytree without
+    further ado; fields named in `leaves` are its leaves.
+
+    Attributes:
+        kind: The name in messages.
+        structure: Of A = dF/dphi at the solution: "spd", "symmetric" or "general".
+        leaves: The names of the fields that are pytree leaves.
+        anchored: Whether the solution depends on theta other than through where the solver starts.
+        has_objective: Whether F is the gradient of a scalar, which `objective` returns.
+        has_precision: Whether F has a term P (phi - theta), with P given by `precision`.
+        loss: The loss (phi, batch) -> scalar, or the field, where there is one.
+        strength: The regularisation strength, None where there is none or it is learned.
+        adapt: Which leaves a task adapts.
+        learns: The learned strength, or None.
+        convex: Whether the loss is declared convex.
+        curvature: "hessian" or "gauss-newton".
+
+    Example:
+        >>> import imaml, jax, jax.numpy as jnp
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Halfway(imaml.Problem):
+        ...     kind, structure = "halfway", "spd"
+        ...     def residual(self, phi, theta, batch):
+        ...         return 2 * phi - theta - batch
+        >>> inner, rule = imaml.GradientDescent(0.5, steps=1), imaml.implicit(imaml.CG(steps=1))
+        >>> imaml.solve(Halfway(), jnp.zeros(1), jnp.ones(1), inner=inner, rule=rule)
+        Array([0.5], dtype=float32)
+    """
+
+    kind: ClassVar[str]
+    leaves: ClassVar[tuple[str, ...]] = ()
+    has_objective: ClassVar[bool] = False
+    structure: str
+    loss: Any = None  # each kind declares its own
+    strength: PyTree = None
+    adapt: Selection = ALL
+    learns: Learned | None = None
+    convex: bool = False
+    curvature: str = "hessian"
+    start: Start | None = None
+
+    def __init_subclass__(cls) -> None:
+        """Makes the class a pytree."""
+        jax.tree_util.register_pytree_node(cls, _flatten, _unflatten)
 
     @property
     def anchored(self) -> bool:
-        """Whether the solution is a function of theta apart from where the solver starts."""
-        return self.kind != "plain"
+        """Whether the solution depends on theta other than through where the solver starts."""
+        return True
 
-    def parameters(self, mean: Any) -> Any:
-        """Theta for a given mean: the mean itself, or a `Theta` where a strength or a noise is learned."""
-        theta = mean if self.learns is None else Theta(mean, self.learns.logs(self.split(mean)))
-        learns = getattr(self.loss, "parameters", None)
-        return theta if learns is None else learns(theta)
-
-    def loss_at(self, theta: Any) -> Any:
-        """The loss (phi, batch) -> scalar where theta is known, which a noise variance may be part of."""
-        given = getattr(self.loss, "given", None)
-        return self.loss if given is None else given(theta)
-
-    def mean(self, theta: Any) -> Any:
-        """The part of theta that is shaped like the full tree of a task's parameters."""
-        return theta.mean if isinstance(theta, Theta) else theta
-
-    def init(self, theta: Any, batch: Any, key: Array | None = None) -> Any:
-        """Where the inner solver starts: the adapted leaves of theta, or what the problem's `init` gives."""
-        if self.start is not None:
-            return self.start(theta, batch, key)
-        return self.adapt.split(self.mean(theta))[0]
-
-    def split(self, phi: Any) -> Any:
-        """The adapted leaves of a full tree."""
-        return self.adapt.split(phi)[0]
-
-    def full(self, phi: Any, theta: Any) -> Any:
-        """The whole tree that losses see: the adapted leaves of phi, the shared leaves of theta."""
-        if self.adapt.choice is None:
-            return phi
-        return self.adapt.join(phi, self.adapt.split(self.mean(theta))[1])
-
-    def residual(self, phi: Any, theta: Any, batch: Any) -> Any:
-        """F(phi, theta, batch), shaped like `phi` (the adapted leaves); zero at the solution."""
-        return self.residual_of(self, phi, theta, batch)
-
-    def slope(self, phi: Any, theta: Any, batch: Any) -> Any:
-        """F(phi, theta, batch) as a program whose derivative in phi is the true one.
-
-        That of `residual` is the Gauss-Newton matrix where the problem has Gauss-Newton curvature.
-        """
-        if self.curvature != "gauss-newton":
-            return self.residual(phi, theta, batch)
-        return jax.grad(lambda p: self.objective(p, theta, batch))(phi)
-
-    def hessian_lipschitz(self, batch: Any) -> Array | None:
-        """The declared Lipschitz constant of the loss's Hessian on a batch, a scalar; None if none was."""
-        return None if self.lipschitz is None else declared("proximal", self.lipschitz, batch)
-
-    def objective(self, phi: Any, theta: Any, batch: Any) -> Array | None:
-        """The scalar of which F is the gradient, or None where there is none."""
-        return None if self.objective_of is None else self.objective_of(self, phi, theta, batch)
-
-    def precision(self, phi: Any, theta: Any) -> Precision:
-        """The precision P of the anchored term 1/2 (phi - theta)^T P (phi - theta), of a proximal problem."""
-        if self.learns is None:
-            return Strengths(spread_over(self.strength, phi, self.adapt), phi)
-        if getattr(theta, "log_strength", None) is None:
-            raise ConfigError(
-                "this problem learns its strength, so theta must be a Theta(mean, log_strength); it came "
-                f"as {type(theta).__name__}. Make it with problem.parameters(mean)."
-            )
-        return self.learns.precision(theta.log_strength, phi)
+    @property
+    def has_precision(self) -> bool:
+        """Whether F has a term P (phi - theta), with P given by `precision`."""
+        return False
 
     @property
     def diagonal(self) -> bool:
-        """Whether the anchor has a strength for every parameter, and is no matrix that mixes them."""
-        return self.learns is None or self.learns.diagonal
+        """Whether A is a loss's curvature plus a known diagonal, one strength for every parameter."""
+        return False
 
     @property
     def learns_more(self) -> bool:
         """Whether the problem depends on more of theta than its mean: a learned strength, or noise."""
         return self.learns is not None or isinstance(getattr(self.loss, "noise", None), Learned)
 
-    def strengths(self, phi: Any, theta: Any) -> Any:
-        """The strength of every adapted leaf, a tree like `phi` of arrays that broadcast to its leaves."""
+    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """F(phi, theta, batch), zero at the solution.
+
+        Args:
+            phi: The adapted parameters.
+            theta: The meta-parameters.
+            batch: The support set.
+
+        Returns:
+            F, a tree shaped like `phi`.
+        """
+        raise NotImplementedError
+
+    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array | None:
+        """The scalar whose gradient is F.
+
+        Args:
+            phi: The adapted parameters.
+            theta: The meta-parameters.
+            batch: The support set.
+
+        Returns:
+            The value, a scalar; None if F is no gradient (`has_objective` is False).
+        """
+        return None
+
+    def slope(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """F as a program whose derivative in phi is the objective's Hessian.
+
+        The derivative of `residual` is the Gauss-Newton matrix if the problem has Gauss-Newton curvature.
+
+        Args:
+            phi: The adapted parameters.
+            theta: The meta-parameters.
+            batch: The support set.
+
+        Returns:
+            F, a tree shaped like `phi`.
+        """
+        if self.curvature != "gauss-newton":
+            return self.residual(phi, theta, batch)
+        return jax.grad(lambda p: self.objective(p, theta, batch))(phi)
+
+    def init(self, theta: PyTree, batch: PyTree, key: Key = None) -> PyTree:
+        """Where the inner solver starts.
+
+        Args:
+            theta: The meta-parameters.
+            batch: The support set.
+            key: A random key for a problem whose `init` draws its start.
+
+        Returns:
+            The adapted parameters of theta, or what the problem's own `init` function returns.
+        """
+        if self.start is not None:
+            return self.start(theta, batch, key)
+        return self.adapt.split(self.mean(theta))[0]
+
+    def parameters(self, mean: PyTree) -> PyTree:
+        """Theta for a given mean.
+
+        Args:
+            mean: The full tree of parameters that tasks start at or are anchored to.
+
+        Returns:
+            The mean itself, or a `Theta` if a strength or a noise variance is learned.
+        """
+        theta = mean if self.learns is None else Theta(mean, self.learns.logs(self.split(mean)))
+        learns = getattr(self.loss, "parameters", None)
+        return theta if learns is None else learns(theta)
+
+    def loss_at(self, theta: PyTree) -> PyTree:
+        """The loss (phi, batch) -> scalar at a theta, which may hold a learned noise variance.
+
+        Args:
+            theta: The meta-parameters.
+
+        Returns:
+            The loss.
+        """
+        given = getattr(self.loss, "given", None)
+        return self.loss if given is None else given(theta)
+
+    def mean(self, theta: PyTree) -> PyTree:
+        """The part of theta that is shaped like the full tree of a task's parameters.
+
+        Args:
+            theta: The meta-parameters.
+
+        Returns:
+            ``theta.mean`` of a `Theta`, or theta itself.
+        """
+        return theta.mean if isinstance(theta, Theta) else theta
+
+    def split(self, phi: PyTree) -> PyTree:
+        """The adapted parameters of a full tree.
+
+        Args:
+            phi: A full tree.
+
+        Returns:
+            A tree like `phi` with None in the places of shared parameters.
+        """
+        return self.adapt.split(phi)[0]
+
+    def full(self, phi: PyTree, theta: PyTree) -> PyTree:
+        """The full tree that losses take.
+
+        Args:
+            phi: The adapted parameters.
+            theta: The meta-parameters.
+
+        Returns:
+            The adapted parameters of phi joined with the shared parameters of theta.
+        """
+        if self.adapt.choice is None:
+            return phi
+        return self.adapt.join(phi, self.adapt.split(self.mean(theta))[1])
+
+    def displacement(self, phi: PyTree, theta: PyTree) -> PyTree:
+        """The difference phi - theta of the adapted parameters.
+
+        Args:
+            phi: The adapted parameters.
+            theta: The meta-parameters.
+
+        Returns:
+            A tree shaped like `phi`.
+        """
+        return tree.minus(phi, self.split(self.mean(theta)))
+
+    def precision(self, phi: PyTree, theta: PyTree) -> Precision:
+        """The precision P of the term P (phi - theta).
+
+        Args:
+            phi: The adapted parameters, of which only structure and shapes matter.
+            theta: The meta-parameters, which may hold a learned strength.
+
+        Returns:
+            The precision.
+
+        Raises:
+            StructureError: If the problem has no such term.
+            ConfigError: If the strength is learned and theta does not hold it, or does not fit phi.
+        """
+        raise StructureError(
+            f"precision: expected an anchored problem, got {self.kind}. Hint: use proximal(loss, strength)."
+        )
+
+    def strengths(self, phi: PyTree, theta: PyTree) -> PyTree:
+        """The strength of every adapted parameter.
+
+        Args:
+            phi: The adapted parameters, of which only structure and shapes matter.
+            theta: The meta-parameters, which may hold a learned strength.
+
+        Returns:
+            A tree like `phi` of arrays that broadcast to its leaves.
+
+        Raises:
+            StructureError: If the precision is a matrix.
+        """
         precision = self.precision(phi, theta)
         if isinstance(precision, Strengths):
             return precision.values
         raise StructureError(
-            f"strengths: learned per={self.learns.per!r} they are a matrix, with no number of their own for "  # type: ignore[union-attr]
-            "every parameter; use problem.precision(phi, theta)."
+            "strengths: expected one number for every parameter, got a matrix, learned "
+            f"per={getattr(self.learns, 'per', None)!r}. Hint: use problem.precision(phi, theta)."
         )
 
-    def displacement(self, phi: Any, theta: Any) -> Any:
-        """phi - theta over the adapted leaves."""
-        return tree.minus(phi, self.split(self.mean(theta)))
+    def anchor_diagonal(self, phi: PyTree, theta: PyTree) -> PyTree:
+        """The diagonal that the anchor adds to the loss's curvature.
 
-    def curvature_floor(self, phi: Any, theta: Any) -> Array | None:
-        """A lower bound of A's eigenvalues that the problem's kind gives, the least strength; or None.
+        Args:
+            phi: The adapted parameters.
+            theta: The meta-parameters.
 
-        It is given for losses declared convex, and for Gauss-Newton curvature.
+        Returns:
+            A tree like `phi` of arrays that broadcast to its leaves; None where `diagonal` is False.
         """
-        given = self.kind == "proximal" and (self.convex or self.curvature == "gauss-newton")
-        return self.least_strength(phi, theta) if given else None
+        return self.strengths(phi, theta) if self.diagonal else None
 
-    def least_strength(self, phi: Any, theta: Any) -> Array:
-        """The least strength of all adapted parameters, of a proximal problem: a lower bound of P."""
-        return self.precision(phi, theta).least()
+    def curvature_floor(self, phi: PyTree, theta: PyTree) -> Array | None:
+        """A lower bound of the eigenvalues of A that holds at every phi.
+
+        Args:
+            phi: The adapted parameters.
+            theta: The meta-parameters.
+
+        Returns:
+            The bound, a scalar; None if the problem gives none.
+        """
+        return None
+
+    def least_strength(self, phi: PyTree, theta: PyTree) -> Array | None:
+        """A lower bound of the eigenvalues of P, which a loss's curvature is added to.
+
+        Args:
+            phi: The adapted parameters.
+            theta: The meta-parameters.
+
+        Returns:
+            The bound, a scalar; None if the problem has no such P.
+        """
+        return None
+
+    def coupling_norm(self, phi: PyTree, theta: PyTree) -> Array | None:
+        """The spectral norm of dF/dtheta, where it is known without a product.
+
+        Args:
+            phi: The adapted parameters.
+            theta: The meta-parameters.
+
+        Returns:
+            The norm, a scalar; None if it is not known.
+        """
+        return None
+
+    def hessian_lipschitz(self, batch: PyTree) -> Array | None:
+        """The declared Lipschitz constant of the loss's Hessian.
+
+        Args:
+            batch: The support set.
+
+        Returns:
+            The constant, a scalar; None if none was declared.
+        """
+        return None
 
 
-def declared(owner: str, constant: Any, batch: Any) -> Array:
-    """A declared constant as a scalar: a number, or what a function makes of a batch."""
-    value = jnp.asarray(
-        constant(batch) if callable(constant) else constant
-    )  # what is not >= 0 bounds nothing
+def _flatten(problem: Problem) -> tuple[tuple, Problem]:
+    """The leaves of a problem, and the problem without them as static data."""
+    names = problem.leaves
+    rest = replace(problem, **dict.fromkeys(names)) if names else problem  # type: ignore[type-var]
+    return tuple(getattr(problem, name) for name in names), rest
+
+
+def _unflatten(rest: Problem, leaves: tuple) -> Problem:
+    """The problem that `_flatten` took apart."""
+    return replace(rest, **dict(zip(rest.leaves, leaves, strict=True))) if leaves else rest  # type: ignore[type-var]
+
+
+def declared(owner: str, constant: float | Callable[[PyTree], PyTree], batch: PyTree) -> Array:
+    """A declared constant as a scalar, or what a declared function returns for a batch.
+
+    Args:
+        owner: The name in the message.
+        constant: A number, or a function batch -> number.
+        batch: The batch.
+
+    Returns:
+        The constant, a scalar; infinity in the place of a negative number or NaN, which bound nothing.
+
+    Raises:
+        ConfigError: If it is not one number.
+    """
+    value = jnp.asarray(constant(batch) if callable(constant) else constant)
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.number):
         raise ConfigError(
             f"{owner}: lipschitz: expected a number, or a function batch -> number; got an array of shape "
@@ -177,19 +391,40 @@ def declared(owner: str, constant: Any, batch: Any) -> Array:
     return jnp.where(value >= 0, value, jnp.inf)
 
 
-def check_lipschitz(owner: str, constant: Any) -> None:
-    """Raises ConfigError for a declared constant that is no function and no finite number of at least 0."""
+def check_lipschitz(owner: str, constant: object) -> None:
+    """Checks a declared Lipschitz constant.
+
+    Args:
+        owner: The name in the message.
+        constant: None, a number, or a function.
+
+    Raises:
+        ConfigError: If it is none of None, a function, and a finite number of at least 0.
+    """
     if constant is not None and not callable(constant):
         require_number(owner, 0, lipschitz=constant)
 
 
-def guarded(kind: str, init: Callable | None, compute: Callable, phi: Any) -> Any:
-    """The residual's part shaped like phi; where it is not, or fails, advice on `init`."""
+def guarded(kind: str, start: Start | None, compute: Callable[[], PyTree], phi: PyTree) -> PyTree:
+    """A user's function that must return something shaped like phi; its errors get advice on `init`.
+
+    Args:
+        kind: The name in messages.
+        start: The problem's own `init` function, or None.
+        compute: Calls the user's function.
+        phi: A tree of the shape that is wanted.
+
+    Returns:
+        What `compute` returned.
+
+    Raises:
+        ConfigError: If it fails, or returns another structure or other shapes.
+    """
     advice = (
-        "phi starts at theta by default; where a task's parameters are shaped otherwise, pass "
+        "Hint: phi starts at theta by default; where a task's parameters are shaped otherwise, pass "
         "init=(theta, batch, key) -> phi."
-        if init is None
-        else "phi starts at what `init` returned; check its shapes."
+        if start is None
+        else "Hint: phi starts at what `init` returned; check its shapes."
     )
     try:
         result = compute()
@@ -197,16 +432,23 @@ def guarded(kind: str, init: Callable | None, compute: Callable, phi: Any) -> An
         raise ConfigError(f"{kind}: failed at phi = {tree.shapes(phi)}: {error}. {advice}") from error
     if not tree.same(result, phi):
         raise ConfigError(
-            f"{kind}: gives {tree.shapes(result)} for phi = {tree.shapes(phi)}; they must have the same "
-            f"structure and shapes. {advice}"
+            f"{kind}: expected a result shaped like phi, {tree.shapes(phi)}, got {tree.shapes(result)}. "
+            f"{advice}"
         )
     return result
 
 
 def require_anchor(problem: Problem) -> None:
-    """Raises StructureError for a problem whose solution is no function of theta."""
+    """Checks that a problem's solution is a function of theta.
+
+    Args:
+        problem: The problem.
+
+    Raises:
+        StructureError: If theta enters only as where the solver starts.
+    """
     if not problem.anchored:
         raise StructureError(
-            "the implicit rule needs a solution that depends on theta itself, and plain(loss) only starts "
-            "there. Use proximal(loss, strength), or the rules unrolled() (MAML) or first_order() (FOMAML)."
+            "implicit: expected a problem whose solution depends on theta, got one that only starts there. "
+            "Hint: use proximal(loss, strength), or the rules unrolled() (MAML) or first_order() (FOMAML)."
         )

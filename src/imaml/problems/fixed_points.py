@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,63 +12,145 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import ConfigError
+from ..core.tree import PyTree
 from ..core.validation import require_function
-from .base import Problem, guarded
+from .base import Problem, Start, guarded
+
+Objective = Callable[[PyTree, PyTree, PyTree], Array]  # (phi, theta, batch) -> scalar
+Update = Callable[[PyTree, PyTree, PyTree], PyTree]  # (phi, theta, batch) -> phi
+PlayerLoss = Callable[[PyTree, PyTree, PyTree, PyTree], Array]  # (x, y, theta, batch) -> scalar
 
 
-def stationary(objective: Callable, init: Callable | None = None, structure: str = "spd") -> Problem:
+@dataclass(frozen=True, eq=False)
+class Stationary(Problem):
+    """A stationary point of an objective, made by `stationary`: F = d/dphi function(phi, theta, batch)."""
+
+    function: Objective
+    start: Start | None = None
+    structure: str = "spd"
+    kind: ClassVar[str] = "stationary"
+    has_objective: ClassVar[bool] = True
+
+    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """The function's gradient; see `Problem.residual`."""
+        return guarded(self.kind, self.start, lambda: jax.grad(self.function)(phi, theta, batch), phi)
+
+    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+        """The function's value; see `Problem.objective`."""
+        return self.function(phi, theta, batch)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPoint(Problem):
+    """A fixed point of an update, made by `fixed_point`: F = phi - update(phi, theta, batch)."""
+
+    update: Update
+    start: Start | None = None
+    kind: ClassVar[str] = "fixed_point"
+    structure: ClassVar[str] = "general"
+
+    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """What one update would change, negated; see `Problem.residual`."""
+        new = guarded(self.kind, self.start, lambda: self.update(phi, theta, batch), phi)
+        return jax.tree.map(jnp.subtract, phi, new)
+
+
+@dataclass(frozen=True, eq=False)
+class Game(Problem):
+    """A two-player game, made by `game`: F = (d/dx loss_x, d/dy loss_y) at phi = (x, y)."""
+
+    loss_x: PlayerLoss
+    loss_y: PlayerLoss
+    start: Start | None = None
+    kind: ClassVar[str] = "game"
+    structure: ClassVar[str] = "general"
+
+    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """Each player's gradient in its own parameters; see `Problem.residual`."""
+        if not (isinstance(phi, tuple) and len(phi) == 2):
+            raise ConfigError(
+                f"game: phi: expected a pair (x, y), got {tree.shapes(phi)}. Hint: phi starts at theta by "
+                "default; where theta is no such pair, pass init=(theta, batch, key) -> (x, y)."
+            )
+        x, y = phi
+        parts = (jax.grad(self.loss_x, argnums=0), jax.grad(self.loss_y, argnums=1))
+        return guarded(self.kind, self.start, lambda: tuple(part(x, y, theta, batch) for part in parts), phi)
+
+
+def stationary(objective: Objective, init: Start | None = None, structure: str = "spd") -> Stationary:
     """The problem d/dphi objective(phi, theta, batch) = 0.
 
-    init: (theta, batch, key) -> phi, by default theta itself. structure: "spd" at a strict minimum,
-    "symmetric" at a saddle.
+    Args:
+        objective: (phi, theta, batch) -> scalar.
+        init: (theta, batch, key) -> phi, where a solver starts; theta by default.
+        structure: "spd" at a strict minimum, "symmetric" at a saddle.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ConfigError: If `objective` cannot be called, or `structure` is another.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> problem = stationary(lambda phi, theta, batch: 0.5 * jnp.sum((phi - theta * batch) ** 2))
+        >>> problem.residual(jnp.ones(1), jnp.ones(1), 3 * jnp.ones(1))
+        Array([-2.], dtype=float32)
     """
     require_function("objective", objective)
     if structure not in ("spd", "symmetric"):
         raise ConfigError(
-            f"stationary: structure={structure!r}; accepted: 'spd' (a minimum), 'symmetric' (a saddle)."
+            f"stationary: structure: expected 'spd' (a minimum) or 'symmetric' (a saddle), got {structure!r}."
         )
-
-    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        return guarded("stationary", init, lambda: jax.grad(objective)(phi, theta, batch), phi)
-
-    def value(problem: Problem, phi: Any, theta: Any, batch: Any) -> Array:
-        return objective(phi, theta, batch)
-
-    return Problem(None, "stationary", structure, residual, value, start=init)
+    return Stationary(objective, init, structure)
 
 
-def fixed_point(update: Callable, init: Callable | None = None) -> Problem:
-    """The problem phi = update(phi, theta, batch), with F = phi - update(phi, theta, batch), "general".
+def fixed_point(update: Update, init: Start | None = None) -> FixedPoint:
+    """The problem phi = update(phi, theta, batch), whose structure is "general".
 
-    init: (theta, batch, key) -> phi, by default theta itself. `GradientDescent(1.0, ...)` is then plain
-    fixed-point iteration.
+    `GradientDescent(1.0, ...)` solves it by plain fixed-point iteration.
+
+    Args:
+        update: (phi, theta, batch) -> phi.
+        init: (theta, batch, key) -> phi, where a solver starts; theta by default.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ConfigError: If `update` cannot be called.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = fixed_point(lambda phi, theta, batch: 0.5 * phi + theta)
+        >>> imaml.GradientDescent(1.0, steps=20)(problem, jnp.ones(1), None).value.round(4)
+        Array([2.], dtype=float32)
     """
     require_function("update", update)
-
-    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        new = guarded("fixed_point", init, lambda: update(phi, theta, batch), phi)
-        return jax.tree.map(jnp.subtract, phi, new)
-
-    return Problem(None, "fixed_point", "general", residual, start=init)
+    return FixedPoint(update, init)
 
 
-def game(loss_x: Callable, loss_y: Callable, init: Callable | None = None) -> Problem:
-    """The two-player game: x minimises loss_x(x, y, theta, batch), y minimises loss_y(x, y, theta, batch).
+def game(loss_x: PlayerLoss, loss_y: PlayerLoss, init: Start | None = None) -> Game:
+    """The two-player game in which x minimises `loss_x` and y minimises `loss_y`; its structure is "general".
 
-    phi = (x, y); F = (d/dx loss_x, d/dy loss_y); "general". init: (theta, batch, key) -> (x, y), by default
-    theta, which must then be such a pair.
+    Args:
+        loss_x: (x, y, theta, batch) -> scalar.
+        loss_y: (x, y, theta, batch) -> scalar.
+        init: (theta, batch, key) -> (x, y), where a solver starts; theta by default, which must then be such
+            a pair.
+
+    Returns:
+        The problem, with phi = (x, y).
+
+    Raises:
+        ConfigError: If a loss cannot be called.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> problem = game(lambda x, y, theta, batch: x * y, lambda x, y, theta, batch: -x * y)
+        >>> tuple(map(float, problem.residual((jnp.asarray(2.0), jnp.asarray(3.0)), None, None)))
+        (3.0, -2.0)
     """
     require_function("loss_x", loss_x)
     require_function("loss_y", loss_y)
-
-    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        if not (isinstance(phi, tuple) and len(phi) == 2):
-            raise ConfigError(
-                f"game: phi must be a pair (x, y); it came as {tree.shapes(phi)}. By default it starts at "
-                "theta: pass init=(theta, batch, key) -> (x, y) where theta is no such pair."
-            )
-        x, y = phi
-        parts = (jax.grad(loss_x, argnums=0), jax.grad(loss_y, argnums=1))
-        return guarded("game", init, lambda: tuple(part(x, y, theta, batch) for part in parts), phi)
-
-    return Problem(None, "game", "general", residual, start=init)
+    return Game(loss_x, loss_y, init)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,32 +14,184 @@ from jax.core import Tracer
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import Selection
+from ..core.tree import PyTree, Selection
 from ..core.validation import require_function, require_one_of, require_scalar
-from .base import CURVATURES, Loss, Problem, check_lipschitz, guarded
+from .base import ALL, CURVATURES, Loss, Problem, check_lipschitz, declared, guarded
 from .losses import HalfSquares, composed, gauss_newton_slope
-from .precision import Learned
+from .matrices import Precision, Strengths
+from .precision import Learned, spread_over
+
+Field = Callable[[PyTree, PyTree], PyTree]  # (phi, batch) -> a tree like phi
+Adapt = str | Sequence[str] | Set[str] | Mapping[str, Any] | Callable[[PyTree], PyTree] | Selection | None
 
 
-def least_squares(residuals: Callable[[Any, Any], Any], strength: Any, adapt: Any = None) -> Problem:
+@dataclass(frozen=True, eq=False)
+class Proximal(Problem):
+    """The paper's inner problem, made by `proximal`.
+
+    ```
+    F = d/dphi loss(phi, batch) + P (phi - theta)        P = strength I, diag(strength), or learned
+    ```
+
+    References:
+        Rajeswaran et al. (2019), equation 3.
+    """
+
+    loss: Loss = field()
+    strength: PyTree = None
+    adapt: Selection = ALL
+    learns: Learned | None = None
+    curvature: str = "hessian"
+    convex: bool = False
+    lipschitz: float | Callable[[PyTree], PyTree] | None = None
+    kind: ClassVar[str] = "proximal"
+    leaves: ClassVar[tuple[str, ...]] = ("strength",)
+    structure: ClassVar[str] = "spd"
+    has_objective: ClassVar[bool] = True
+    has_precision: ClassVar[bool] = True
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the anchor has one strength for every parameter, and is no matrix that mixes them."""
+        return self.learns is None or self.learns.diagonal
+
+    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """The loss's gradient plus P (phi - theta); see `Problem.residual`."""
+        full, fit = lambda p: self.full(p, theta), self.loss_at(theta)
+        if self.curvature == "gauss-newton":
+            slope = gauss_newton_slope(fit, phi, full, batch)
+        else:
+            slope = jax.grad(lambda p: require_scalar("loss", fit(full(p), batch)))(phi)
+        return _anchored(self, slope, phi, theta)
+
+    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+        """loss(phi, batch) + 1/2 (phi - theta)^T P (phi - theta); see `Problem.objective`."""
+        away = self.displacement(phi, theta)
+        anchored = tree.dot(away, self.precision(phi, theta).pull(away))
+        return self.loss_at(theta)(self.full(phi, theta), batch) + 0.5 * anchored
+
+    def precision(self, phi: PyTree, theta: PyTree) -> Precision:
+        """P, from the fixed strength or from theta; see `Problem.precision`."""
+        if self.learns is None:
+            return Strengths(spread_over(self.strength, phi, self.adapt), phi)
+        if getattr(theta, "log_strength", None) is None:
+            raise ConfigError(
+                "theta: expected a Theta(mean, log_strength), as this problem learns its strength, got "
+                f"{type(theta).__name__}. Hint: make it with problem.parameters(mean)."
+            )
+        return self.learns.precision(theta.log_strength, phi)
+
+    def curvature_floor(self, phi: PyTree, theta: PyTree) -> Array | None:
+        """The least strength, if the loss is declared convex or A is a Gauss-Newton matrix."""
+        return self.least_strength(phi, theta) if self.convex or self.curvature == "gauss-newton" else None
+
+    def least_strength(self, phi: PyTree, theta: PyTree) -> Array:
+        """A lower bound of the eigenvalues of P; see `Problem.least_strength`."""
+        return self.precision(phi, theta).least()
+
+    def coupling_norm(self, phi: PyTree, theta: PyTree) -> Array | None:
+        """The largest strength, if theta enters F only there; see `Problem.coupling_norm`."""
+        if self.adapt.choice is not None or self.learns_more or self.loss_at(theta) is not self.loss:
+            return None
+        return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(self.strengths(phi, theta))]))
+
+    def hessian_lipschitz(self, batch: PyTree) -> Array | None:
+        """The declared constant on a batch; see `Problem.hessian_lipschitz`."""
+        return None if self.lipschitz is None else declared("proximal", self.lipschitz, batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Plain(Problem):
+    """The inner problem without an anchor, made by `plain`: F = d/dphi loss(phi, batch)."""
+
+    loss: Loss = field()
+    adapt: Selection = ALL
+    kind: ClassVar[str] = "plain"
+    structure: ClassVar[str] = "symmetric"
+    anchored: ClassVar[bool] = False
+    has_objective: ClassVar[bool] = True
+
+    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """The loss's gradient; see `Problem.residual`."""
+        return jax.grad(lambda p: require_scalar("loss", self.loss(self.full(p, theta), batch)))(phi)
+
+    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+        """The loss; see `Problem.objective`."""
+        return self.loss(self.full(phi, theta), batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Equilibrium(Problem):
+    """The anchored zero of a field, made by `equilibrium`: F = field(phi, batch) + strength (phi - theta)."""
+
+    loss: Field = field()  # the field
+    strength: PyTree = None
+    adapt: Selection = ALL
+    leaves: ClassVar[tuple[str, ...]] = ("strength",)
+    kind: ClassVar[str] = "equilibrium"
+    structure: ClassVar[str] = "general"
+
+    @property
+    def anchored(self) -> bool:
+        """Whether there is a strength."""
+        return self.strength is not None
+
+    @property
+    def has_precision(self) -> bool:
+        """Whether there is a strength."""
+        return self.strength is not None
+
+    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+        """The field plus strength (phi - theta); see `Problem.residual`."""
+        full = self.full(phi, theta)
+        slope = self.split(guarded("equilibrium", None, lambda: self.loss(full, batch), full))
+        return slope if self.strength is None else _anchored(self, slope, phi, theta)
+
+    def precision(self, phi: PyTree, theta: PyTree) -> Precision:
+        """diag(strength); see `Problem.precision`."""
+        if self.strength is None:
+            return super().precision(phi, theta)
+        return Strengths(spread_over(self.strength, phi, self.adapt), phi)
+
+
+def _anchored(problem: Problem, slope: PyTree, phi: PyTree, theta: PyTree) -> PyTree:
+    """A slope plus P (phi - theta)."""
+    pulled = problem.precision(phi, theta).pull(problem.displacement(phi, theta))
+    return jax.tree.map(jnp.add, slope, pulled)
+
+
+def least_squares(
+    residuals: Callable[[PyTree, PyTree], PyTree], strength: PyTree, adapt: Adapt = None
+) -> Proximal:
     """The problem min_phi 1/2 |residuals(phi, batch)|^2 + strength/2 |phi - theta|^2.
 
-    Its curvature is Gauss-Newton's. residuals: (phi, batch) -> any tree; for a mean over n rows divide by
-    sqrt(n). `LevenbergMarquardt` needs such a problem. The other arguments as for `proximal`.
+    Its curvature is Gauss-Newton's. `LevenbergMarquardt` needs such a problem.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> problem = least_squares(lambda phi, x: phi - x, 1.0)
-    >>> problem.residual(jnp.ones(2), jnp.zeros(2), jnp.ones(2))
-    Array([1., 1.], dtype=float32)
+    Args:
+        residuals: (phi, batch) -> any pytree. For a mean over n rows divide by sqrt(n).
+        strength: The regularisation strength; see `proximal`.
+        adapt: Which leaves a task adapts; see `proximal`.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ConfigError: If `residuals` cannot be called, or an argument is not valid.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = least_squares(lambda phi, x: phi - x, 1.0)
+        >>> problem.residual(jnp.ones(2), jnp.zeros(2), jnp.ones(2))
+        Array([1., 1.], dtype=float32)
     """
     return proximal(composed(residuals, HalfSquares()), strength, adapt, curvature="gauss-newton")
 
 
-def _check_positive(strength: Any) -> None:
-    """Refuses strengths that are concrete and not positive and finite."""
+def _check_positive(strength: PyTree) -> None:
+    """Raises ConfigError for strengths that are concrete and not positive and finite."""
     if not jax.tree.leaves(strength):
         raise ConfigError(
-            f"strength: {strength!r}; accepted are a positive number, a tree of them, or learned(...)."
+            f"strength: expected a positive number, a tree of them, or learned(...), got {strength!r}."
         )
     for leaf in jax.tree.leaves(strength):
         if isinstance(leaf, Tracer):
@@ -46,42 +199,57 @@ def _check_positive(strength: Any) -> None:
         try:
             values = np.asarray(leaf, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"strength: {leaf!r} is no number.") from error
+            raise ConfigError(f"strength: expected a positive number, got {leaf!r}.") from error
         if not np.all(np.isfinite(values) & (values > 0)):
             raise ConfigError(
-                f"strength: {leaf!r}; accepted are positive finite numbers. (Without an anchor there is no "
-                "implicit gradient: for that, use plain(loss) with unrolled() or first_order().)"
+                f"strength: expected positive finite numbers, got {leaf!r}. Hint: without an anchor there is "
+                "no implicit gradient; for that, use plain(loss) with unrolled() or first_order()."
             )
 
 
 def proximal(
     loss: Loss,
-    strength: Any,
-    adapt: Any = None,
+    strength: PyTree,
+    adapt: Adapt = None,
     *,
     curvature: str = "hessian",
     convex: bool = False,
-    lipschitz: float | Callable[[Any], Any] | None = None,
-) -> Problem:
-    """The paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi (eq. 3).
+    lipschitz: float | Callable[[PyTree], PyTree] | None = None,
+) -> Proximal:
+    """The paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi.
 
-    loss: (phi, batch) -> scalar; phi the full tree, batch any tree. strength: a positive number, a tree with
-    one number a leaf or one a parameter, or `learned(...)`, which may be a matrix; for a mean loss over n
-    rows the Gaussian prior's precision is n times it (see `likelihood`). adapt: which leaves a task adapts (a
-    name, names, a mask, or a function theta -> mask); the others are shared, stay at theta, and get their
-    exact gradient through F.
-    Declared "spd": true where the loss's curvature exceeds -strength at the solution; solvers say when not.
-    curvature: "hessian", or "gauss-newton" for a loss made by `composed`: A is then J^T H J + strength, never
-    indefinite, and the implicit gradient is that of the problem with its outputs linearised at phi, which is
-    another one unless the outputs fit or are linear. convex: whether the loss is convex in phi, which a
-    certificate may then rely on. lipschitz: a Lipschitz constant of the loss's Hessian in the adapted leaves
-    (in the spectral norm), a number or a function support -> number, which a certificate may then rely on
-    instead of sampling: of logistic regression mean(|x|^3) / (6 sqrt(3)).
+    Its structure is "spd". That holds where the loss's curvature exceeds -strength at the solution; linear
+    solvers report where they find that it does not.
 
-    >>> import jax.numpy as jnp
-    >>> problem = proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
-    >>> problem.residual(jnp.ones(2), jnp.zeros(2), jnp.ones(2))
-    Array([1., 1.], dtype=float32)
+    Args:
+        loss: (phi, batch) -> scalar; phi is the full tree of parameters, batch any pytree.
+        strength: The regularisation strength: a positive number, a tree with one number for each leaf or each
+            parameter, or `learned(...)`, which may be a matrix. For a mean loss over n rows, the precision of
+            the Gaussian prior is n times the strength (see `likelihood`).
+        adapt: Which leaves a task adapts: a name, names, a mask, or a function theta -> mask; None for all.
+            The others are shared: they stay at theta, and get their exact gradient through F.
+        curvature: "hessian", or "gauss-newton" for a loss made by `composed`. A is then J^T H J + strength
+            and never indefinite. The implicit gradient is that of the problem with its outputs linearised at
+            phi, which is another one unless the outputs fit or are linear.
+        convex: Whether the loss is convex in phi, which a certificate may rely on.
+        lipschitz: A Lipschitz constant of the loss's Hessian in the adapted parameters (in the spectral
+            norm): a number, or a function support -> number. A certificate may rely on it instead of
+            sampling. For logistic regression it is mean(|x|^3) / (6 sqrt(3)).
+
+    Returns:
+        The problem.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> problem = proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> problem.residual(jnp.ones(2), jnp.zeros(2), jnp.ones(2))
+        Array([1., 1.], dtype=float32)
+
+    References:
+        Rajeswaran et al. (2019), equation 3.
     """
     require_function("loss", loss)
     learns = strength if isinstance(strength, Learned) else None
@@ -91,88 +259,71 @@ def proximal(
     check_lipschitz("proximal", lipschitz)
     if curvature == "gauss-newton" and not (hasattr(loss, "outputs") and hasattr(loss, "cost")):
         raise ConfigError(
-            "proximal: Gauss-Newton curvature needs to know what the loss is a cost of; pass a loss made by "
-            "composed(outputs, cost), or curvature='hessian'."
+            "proximal: loss: expected one made by composed(outputs, cost), for Gauss-Newton curvature, got "
+            f"{loss!r}. Hint: pass such a loss, or curvature='hessian'."
         )
 
-    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        full, fit = lambda p: problem.full(p, theta), problem.loss_at(theta)
-        if curvature == "gauss-newton":
-            slope = gauss_newton_slope(fit, phi, full, batch)
-        else:
-            slope = jax.grad(lambda p: require_scalar("loss", fit(full(p), batch)))(phi)
-        pulled = problem.precision(phi, theta).pull(problem.displacement(phi, theta))
-        return jax.tree.map(jnp.add, slope, pulled)
-
-    def objective(problem: Problem, phi: Any, theta: Any, batch: Any) -> Array:
-        apart = problem.displacement(phi, theta)
-        anchored = tree.dot(apart, problem.precision(phi, theta).pull(apart))
-        return problem.loss_at(theta)(problem.full(phi, theta), batch) + 0.5 * anchored
-
     fixed = None if learns else strength
-    return Problem(
-        fixed,
-        "proximal",
-        "spd",
-        residual,
-        objective,
-        adapt=Selection.of(adapt),
-        learns=learns,
-        loss=loss,
-        convex=convex,
-        curvature=curvature,
-        lipschitz=lipschitz,
-    )
+    return Proximal(loss, fixed, Selection.of(adapt), learns, curvature, convex, lipschitz)
 
 
-def plain(loss: Loss, adapt: Any = None) -> Problem:
+def plain(loss: Loss, adapt: Adapt = None) -> Plain:
     """The inner problem without an anchor: minimise loss(phi, batch) from theta on, for MAML and its kin.
 
-    Its solution depends on theta only through the path taken, so the implicit rule refuses it; use
-    `unrolled()` or `first_order()`. loss and adapt as in `proximal`.
+    Its solution depends on theta only through the path taken, so the implicit rule does not accept it; use
+    `unrolled()` or `first_order()`.
+
+    Args:
+        loss: (phi, batch) -> scalar.
+        adapt: Which leaves a task adapts; see `proximal`.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ConfigError: If `loss` cannot be called, or `adapt` is no selection.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> plain(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2)).anchored
+        False
     """
     require_function("loss", loss)
-
-    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        return jax.grad(lambda p: require_scalar("loss", loss(problem.full(p, theta), batch)))(phi)
-
-    def objective(problem: Problem, phi: Any, theta: Any, batch: Any) -> Array:
-        return loss(problem.full(phi, theta), batch)
-
-    return Problem(None, "plain", "symmetric", residual, objective, adapt=Selection.of(adapt), loss=loss)
+    return Plain(loss, Selection.of(adapt))
 
 
-def equilibrium(field: Callable, strength: Any, adapt: Any = None) -> Problem:
-    """The anchored problem field(phi, batch) + strength (phi - theta) = 0; "general".
+def equilibrium(field: Field, strength: PyTree, adapt: Adapt = None) -> Equilibrium:
+    """The anchored problem field(phi, batch) + strength (phi - theta) = 0; its structure is "general".
 
-    For what learns by no gradient of one loss: temporal differences, the players of a game, each near what
-    they start from. field: (phi, batch) -> a tree like phi, the full tree; what a solver goes against, of a
-    loss to be minimised its gradient. strength, adapt: as in `proximal`, but fixed; None for no anchor, which
-    is `plain` then, started at theta. Its solution is stable where the field's derivative has no eigenvalue
-    whose real part is -strength or less.
+    For learners that follow no gradient of one loss, such as temporal differences or the players of a game.
+    The solution is stable if no eigenvalue of the field's derivative has a real part of -strength or less.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> turning = lambda phi, batch: jnp.array([phi[1], -phi[0]])  # a game without an equilibrium but at 0
-    >>> problem = equilibrium(turning, 1.0)
-    >>> theta, inner = jnp.array([1.0, 1.0]), imaml.GradientDescent(0.5, tolerance=1e-6)
-    >>> imaml.solve(problem, theta, None, inner=inner, rule=imaml.implicit(imaml.Dense())).round(3)
-    Array([0., 1.], dtype=float32)
+    Args:
+        field: (phi, batch) -> a tree like phi, the full tree. A solver steps against it; for a loss to be
+            minimised it is the gradient.
+        strength: As in `proximal`, but fixed. None for no anchor: the problem then starts at theta, as
+            `plain`.
+        adapt: Which leaves a task adapts; see `proximal`.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> rotation = lambda phi, batch: jnp.array([phi[1], -phi[0]])  # of a game of two players
+        >>> problem = equilibrium(rotation, 1.0)
+        >>> theta, inner = jnp.array([1.0, 1.0]), imaml.GradientDescent(0.5, tolerance=1e-6)
+        >>> imaml.solve(problem, theta, None, inner=inner, rule=imaml.implicit(imaml.Dense())).round(3)
+        Array([0., 1.], dtype=float32)
     """
     require_function("field", field)
     if isinstance(strength, Learned):
         raise ConfigError(
-            f"equilibrium: strength={strength!r}; accepted is a positive number, a tree of them, or None."
+            f"equilibrium: strength: expected a positive number, a tree of them, or None, got {strength!r}."
         )
     if strength is not None:
         _check_positive(strength)
-
-    def residual(problem: Problem, phi: Any, theta: Any, batch: Any) -> Any:
-        full = problem.full(phi, theta)
-        slope = problem.split(guarded("equilibrium", None, lambda: field(full, batch), full))
-        if problem.strength is None:
-            return slope
-        pulled = problem.precision(phi, theta).pull(problem.displacement(phi, theta))
-        return jax.tree.map(jnp.add, slope, pulled)
-
-    kind = "plain" if strength is None else "equilibrium"
-    return Problem(strength, kind, "general", residual, adapt=Selection.of(adapt), loss=field)
+    return Equilibrium(field, strength, Selection.of(adapt))
