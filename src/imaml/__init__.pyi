@@ -25,6 +25,8 @@ from .core.solution import Solution as Solution
 from .core.solution import Stats as Stats
 from .core.solution import Status as Status
 from .core.version import __version__ as __version__
+from .domains.base import DomainBase as DomainBase
+from .domains.base import DomainRecipe as DomainRecipe
 from .domains.control.carts import carts as carts
 from .domains.control.mazes import mazes as mazes
 from .domains.control.navigation import navigation as navigation

@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError
 from ..core.recipes import recipe
 from ..core.validation import require_whole
 from ..problems.base import Problem, Task
 from ..problems.likelihoods import Gaussian
 from ..problems.losses import joined
 from ..problems.proximal import plain, proximal
+from .arrays import Field, given
+from .base import DomainBase, DomainRecipe, Encoded, Predicts
 from .networks import MLP
-from .one_network import OneNetwork
+from .scenes import Example, Scene, compared
 
 
 class Points(NamedTuple):
@@ -59,7 +61,7 @@ class NetworkLoss:
 
 @recipe("domain")
 @dataclass(frozen=True)
-class SinusoidRecipe:
+class SinusoidRecipe(DomainRecipe):
     """What a sinusoid domain is made from; goes to JSON. hidden: units of the two hidden layers."""
 
     shots: int = 10
@@ -85,13 +87,14 @@ class Wave(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Sinusoid(OneNetwork):
+class Sinusoid(DomainBase):
     """Waves a sin(x + p) with a in [0.1, 5], p in [0, pi], x in [-5, 5] (Finn et al. 2017, section 5.1)."""
 
     recipe: SinusoidRecipe
 
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Points
 
     @property
     def network(self) -> MLP:
@@ -143,16 +146,84 @@ class Sinusoid(OneNetwork):
         """The mean squared error on the query points."""
         return {"loss": 2 * self.query_loss(phi, None, task.query)}
 
-    def measure(self, phi: Any, theta: Any, batch: Points) -> dict[str, Array]:
-        """Nothing beyond the loss; for a method's `measure`."""
-        return {}
-
     def baselines(self, task: Task) -> dict[str, Array]:
         """The mean squared error of the support's mean, and of its nearest point."""
         support, query = task
         mean = jnp.mean(jnp.square(query.targets - support.targets.mean()))
         nearest = support.targets[jnp.argmin(jnp.abs(query.inputs - support.inputs.T), axis=1)]
         return {"support_mean": mean, "nearest_point": jnp.mean(jnp.square(query.targets - nearest))}
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return points as a batch.
+
+        Args:
+            x: Inputs ``(n,)`` or ``(n, 1)``; or a batch of `Points`; or a mapping to ``inputs`` and
+                ``targets``.
+            y: As many targets.
+
+        Returns:
+            The batch.
+
+        Raises:
+            DataError: If inputs or targets are missing, do not fit together, or are no finite numbers.
+        """
+        arrays = given(x, y, Points._fields)
+        inputs, targets = (_column(arrays.get(name), name) for name in Points._fields)
+        if inputs.size != targets.size:
+            raise DataError(
+                f"adapt: expected as many targets as inputs, got {targets.size} and {inputs.size}."
+            )
+        return Encoded(Points(jnp.asarray(inputs.reshape(-1, 1)), jnp.asarray(targets.reshape(-1, 1))))
+
+    def encode_query(self, x: Any) -> np.ndarray:
+        """Return inputs ``(n,)`` or ``(n, 1)`` as ``(n, 1)``."""
+        return _column(x.inputs if isinstance(x, Points) else x, "x").reshape(-1, 1)
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the network's outputs ``(n, 1)``."""
+        return self.network.forward(phi, rows, statistics)[0]
+
+    def decode(self, outputs: np.ndarray, x: Any) -> np.ndarray:
+        """Return outputs in the shape of the inputs."""
+        return outputs.reshape(np.shape(x.inputs if isinstance(x, Points) else x))
+
+    def query_batch(self, rows: Array) -> Points:
+        """Return inputs as a batch with blank targets."""
+        return Points(rows, jnp.zeros_like(rows))
+
+    def examples(self, before: Any, predictor: Predicts, task: Task) -> list[Example]:
+        """Return the curve over [-5, 5], predicted before and after adaptation."""
+        line = np.linspace(-5, 5, 101, dtype=np.float32)
+        support, query = jax.device_get(task)
+        return [
+            Example(
+                support=support.inputs,
+                support_labels=support.targets,
+                query=line,
+                query_labels=_through(
+                    np.concatenate([support.inputs, query.inputs]),
+                    np.concatenate([support.targets, query.targets]),
+                    line,
+                ),
+                predicted=predictor.predict(line),
+                before=np.asarray(self.network.forward(before, line[:, None])[0])[:, 0],
+            )
+        ]
+
+
+def _column(values: Any, name: str) -> np.ndarray:
+    """Values as float32 (n,) or (n, 1); DataError for anything else."""
+    try:
+        shape = (1,) if np.ndim(values) == 2 else ()
+    except ValueError:  # rows of different lengths, which `check` refuses
+        shape = ()
+    return Field(shape).check(values, name)
+
+
+def _through(inputs: np.ndarray, targets: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """The sinusoid a sin(x) + b cos(x) through points (n, 1), by least squares, at `line`."""
+    design = lambda x: np.column_stack([np.sin(x), np.cos(x)]).astype(np.float64)  # noqa: E731
+    return design(line) @ np.linalg.lstsq(design(inputs[:, 0]), targets[:, 0], rcond=None)[0]
 
 
 def sinusoid(shots: int = 10, queries: int = 10, hidden: int = 40) -> Sinusoid:
@@ -167,7 +238,7 @@ def sinusoid(shots: int = 10, queries: int = 10, hidden: int = 40) -> Sinusoid:
 
 @recipe("domain")
 @dataclass(frozen=True)
-class LinearGaussianRecipe:
+class LinearGaussianRecipe(DomainRecipe):
     """What a linear-Gaussian domain is made from; goes to JSON.
 
     features: inputs of a row. shots, queries: rows to learn from, and to be asked about. noise, spread:
@@ -222,7 +293,7 @@ class LinearLoss:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class LinearGaussian(OneNetwork):
+class LinearGaussian(DomainBase):
     """Linear tasks y = x.w + noise with w ~ N(1, spread^2 I): the oracle, everything in closed form.
 
     With H = X^T X / n and c = X^T y / n of the support, the inner solution is (H + s I)^-1 (c + s theta), and
@@ -233,6 +304,7 @@ class LinearGaussian(OneNetwork):
 
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Points
 
     def init(self, key: Array) -> Array:
         """Zero weights (features,)."""
@@ -279,14 +351,31 @@ class LinearGaussian(OneNetwork):
         """The mean squared error on the query rows."""
         return {"loss": 2 * self.query_loss(phi, None, task.query)}
 
-    def measure(self, phi: Any, theta: Any, batch: Points) -> dict[str, Array]:
-        """Nothing beyond the loss; for a method's `measure`."""
-        return {}
-
     def baselines(self, task: Task) -> dict[str, Array]:
         """The mean squared error of the task's own least squares (minimum norm)."""
         weights = jnp.linalg.lstsq(task.support.inputs, task.support.targets)[0]
         return {"least_squares": 2 * self.query_loss(weights, None, task.query)}
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what inputs ``(n, features)`` and targets ``(n,)`` are."""
+        return {"inputs": Field((self.recipe.features,)), "targets": Field()}
+
+    def query_field(self) -> Field:
+        """Return what inputs ``(n, features)`` are."""
+        return Field((self.recipe.features,))
+
+    def forward(self, phi: Array, rows: Array, statistics: Any = None) -> Array:
+        """Return the predicted targets ``(n,)``."""
+        return rows @ phi
+
+    def query_batch(self, rows: Array) -> Points:
+        """Return inputs as a batch with blank targets."""
+        return Points(rows, jnp.zeros(len(rows), rows.dtype))
+
+    def scenes(self, before: Array, after: Array, task: Task) -> list[Scene]:
+        """Return the query's predictions over its targets."""
+        found = (self.forward(phi, task.query.inputs) for phi in (before, after))
+        return [compared("predicted rows", task.query.targets, *found, "target")]
 
     def solution(self, theta: Array, support: Points, strength: Any) -> Array:
         """The inner solution in closed form, (features,)."""

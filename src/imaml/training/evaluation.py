@@ -18,7 +18,7 @@ from ..core.compile import whole_program
 from ..core.errors import ConfigError
 from ..core.statistics import mean_intervals
 from ..core.validation import meant
-from ..domains.base import SPLITS
+from ..domains.base import SPLITS, require_domain
 from ..meta.gradient import AXIS
 
 BATCH = 64  # tasks a call, so that memory stays bounded and progress can be told
@@ -173,9 +173,8 @@ def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict
     """The scores of the tasks that `keys` mean, arrays (keys,): after, before, baselines, ..."""
 
     def one(key: Array) -> dict[str, dict[str, Array]]:
-        known = hasattr(domain, "number")
-        drawn = domain.draw(key, split) if known else None
-        task = domain.gather(drawn) if known else domain.sample(key, split)
+        drawn = domain.draw(key, split)
+        task, number = domain.gather(drawn), domain.number(drawn)
         phi, solution = method.adapt(theta, task.support, key)
         both = jax.tree.map(lambda *pair: jnp.stack(pair), phi, method.mean(theta))
         scores = lax.map(lambda given: domain.metrics(given, task), both)  # compiled once for the two
@@ -188,7 +187,7 @@ def score(domain: Any, method: Any, theta: Any, keys: Array, split: str) -> dict
             "baselines": domain.baselines(task),
             "calibration": domain.calibration(phi, task),
             "finite": sound,
-            "number": {"task": domain.number(drawn)} if known else {},
+            "number": {} if number is None else {"task": number},
         }
 
     chunk = getattr(method, "chunk", None) or keys.shape[0]
@@ -234,8 +233,7 @@ def evaluate(
     tasks) now and then. Tasks without a finite score, as where theta is not finite, are counted in `failed`.
     """
     domain = run.domain if domain is None else domain
-    if not hasattr(domain, "sample"):
-        raise ConfigError(f"evaluate: domain={domain!r}; accepted is a domain, such as imaml.characters().")
+    require_domain("evaluate", domain)
     asked = {"split": split, "tasks": tasks, "seed": seed, "progress": progress}
     return evaluate_theta(domain, run.method, run.theta, **asked)
 
@@ -292,7 +290,7 @@ def evaluate_theta(
         baseline_values=baselines,
         different=tasks if number is None else len(np.unique(number)),
         number=number,
-        held_out=not hasattr(domain, "held_out") or domain.held_out(split),
+        held_out=domain.held_out(split),
         unscored={name: count for name, count in unscored.items() if count},
     )
 

@@ -24,7 +24,7 @@ from jax import Array, lax
 from ...core.validation import require_one_of
 from ...problems.base import Problem
 from ...problems.proximal import equilibrium
-from ..one_network import OneNetwork
+from ..base import DomainBase
 
 
 class Transitions(NamedTuple):
@@ -73,12 +73,17 @@ class ActorCritic:
         return -jnp.mean(advantages * weights) - jnp.mean(lax.stop_gradient(weights) * advantages * values)
 
 
-class Steered(OneNetwork):
+class Steered(DomainBase):
     """What domains of actor and critic do alike, by `field` and their recipe's `actor` and `critic`."""
 
     recipe: Any
     headline: ClassVar[str] = "return"
     higher_is_better: ClassVar[bool] = True
+    support_type: ClassVar[type] = Transitions
+
+    def asked(self, query: Any) -> Array:
+        """Return the states of the query's transitions."""
+        return query.transitions.states
 
     def init(self, key: Array) -> Any:
         """Fresh parameters of both networks."""

@@ -27,7 +27,8 @@ from ...core.errors import ConfigError
 from ...core.recipes import recipe
 from ...core.validation import require_number, require_whole
 from ...problems.base import Task
-from ..base import SPLITS
+from ..arrays import Field
+from ..base import SPLITS, DomainRecipe, Encoded
 from ..networks import MLP
 from ..scenes import Scene
 from .actor_critic import ActorCritic, Steered, Transitions
@@ -41,7 +42,7 @@ PUSHES = 2
 
 @recipe("domain")
 @dataclass(frozen=True)
-class CartsRecipe:
+class CartsRecipe(DomainRecipe):
     """What a domain of carts is made from; goes to JSON.
 
     steps, queries: random pushes that a support and a query set have, about twenty to an episode. horizon:
@@ -76,6 +77,10 @@ class CartsRecipe:
     def build(self) -> Carts:
         """The domain, its carts driven at random; ConfigError where Gymnasium is not installed."""
         return _driven(self)
+
+    def without_data(self) -> Carts:
+        """Return the domain with its networks, but no episodes."""
+        return Carts(None, None, self)  # type: ignore[arg-type]
 
     @property
     def actor(self) -> MLP:
@@ -148,10 +153,6 @@ class Carts(Steered):
         recipe = self.recipe
         return {"train": recipe.training, "validation": recipe.validation, "test": recipe.test}[split]
 
-    def held_out(self, split: str) -> bool:
-        """Every split has carts of its own."""
-        return True
-
     def number(self, indices: Array) -> Array:
         """Which cart was drawn."""
         return indices
@@ -193,10 +194,6 @@ class Carts(Steered):
         up = self._kept_up(likelier, task.query.physics, phi["actor"])
         return {"return": up, "gain": -self.query_loss(phi, None, task.query)}
 
-    def measure(self, phi: Any, theta: Any, batch: Driven) -> dict[str, Array]:
-        """Nothing beyond the loss; for a method's `measure`."""
-        return {}
-
     def baselines(self, task: Task) -> dict[str, Array]:
         """Pushes kept up: at random, and by a rule for the angle that knows how the motor is wired."""
         physics = task.query.physics
@@ -217,6 +214,29 @@ class Carts(Steered):
         up = f"{len(ridden['before'])} pushes before, {len(ridden['after'])} after"
         note = f"it falls at 12 degrees; up for {up}, of {self.recipe.horizon}"
         return [Scene("angle of the pole, degrees", note, lines, "time, s")]
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what transitions are: states in `SCALES`, pushes 0 or 1, and log chances of the pushes."""
+        state, push = Field((len(SCALES),)), Field((), "int", PUSHES)
+        return {"states": state, "actions": push, "rewards": Field(), "following": state, "chances": Field()}
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return rewards of 1, and the log chances of random pushes."""
+        count = len(next(iter(arrays.values())))
+        chances = np.full(count, -np.log(PUSHES), np.float32)
+        return {"rewards": np.ones(count, np.float32), "chances": chances}
+
+    def query_field(self) -> Field:
+        """Return what states ``(n, 4)``, in `SCALES`, are."""
+        return Field((len(SCALES),))
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return transitions as a batch; predictions are pushes, 0 or 1."""
+        return super().encode(x, y)._replace(classes=np.arange(PUSHES))
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the actor's logits ``(n, 2)`` in states ``(n, 4)``."""
+        return self.recipe.actor.forward(phi["actor"], rows)[0]
 
 
 def likelier(state: np.ndarray, physics: np.ndarray, actor: Any) -> int:

@@ -26,8 +26,9 @@ from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.proximal import equilibrium
+from ..arrays import Field
+from ..base import DomainBase, DomainRecipe, Encoded
 from ..networks import MLP
-from ..one_network import OneNetwork
 from ..scenes import Scene
 from .markov import Process, Walks, optimal, soft_value, value_of, walk
 
@@ -38,7 +39,7 @@ MAPS = ("mazes", "lakes")
 
 @recipe("domain")
 @dataclass(frozen=True)
-class MazesRecipe:
+class MazesRecipe(DomainRecipe):
     """What a domain of mazes is made from; goes to JSON.
 
     side: cells of a side. walls, holes: the share of cells that cannot be entered, and that end a walk for
@@ -139,13 +140,14 @@ class TemporalDifferences:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Mazes(OneNetwork):
+class Mazes(DomainBase):
     """Mazes with walls, holes and a goal, or lakes, with slippery floors; each known from a few walks."""
 
     recipe: MazesRecipe
 
     headline: ClassVar[str] = "return"
     higher_is_better: ClassVar[bool] = True
+    support_type: ClassVar[type] = Walks
 
     @property
     def field(self) -> TemporalDifferences:
@@ -302,6 +304,38 @@ class Mazes(OneNetwork):
         best = jax.nn.one_hot(jnp.argmax(optimal(process, discount), 1), len(MOVES))
         policies = {"random_moves": uniform, "planned_by_counts": planned, "optimal": best}
         return {name: self._return(policy, process) for name, policy in policies.items()}
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what transitions are: cells are numbered row by row, actions as in `MOVES`."""
+        cell, action = Field((), "int", self.recipe.side**2), Field((), "int", len(MOVES))
+        return {
+            "states": cell,
+            "actions": action,
+            "rewards": Field(),
+            "following": cell,
+            "ended": Field((), "bool"),
+        }
+
+    def query_field(self) -> Field:
+        """Return what states, the cells' numbers ``(n,)``, are."""
+        return Field((), "int", self.recipe.side**2)
+
+    def asked(self, query: Seen) -> Array:
+        """Return the states of the query's walks."""
+        return query.walks.states
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return transitions as a batch; predictions are actions, by the policy softmax(q / temperature)."""
+        return super().encode(x, y)._replace(classes=np.arange(len(MOVES)))
+
+    def statistics(self, phi: Any, support: Walks) -> Array:
+        """Return the action values of every cell, ``(cells, 4)``."""
+        return self.field.values(phi)
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the policy's logits ``(n, 4)`` in states ``(n,)``."""
+        q = self.field.values(phi) if statistics is None else statistics
+        return q[rows] / self.recipe.temperature
 
 
 def mazes(side: int = 6, walks: int = 8, **options: Any) -> Mazes:

@@ -20,6 +20,8 @@ from ...core.errors import ConfigError
 from ...core.recipes import recipe
 from ...core.validation import require_number, require_whole
 from ...problems.base import Task
+from ..arrays import Field
+from ..base import DomainRecipe
 from ..networks import MLP
 from ..scenes import Scene
 from .actor_critic import ActorCritic, Steered, Transitions
@@ -29,7 +31,7 @@ NEAREST, FARTHEST = 0.5, 1.0  # of a goal from the middle
 
 @recipe("domain")
 @dataclass(frozen=True)
-class NavigationRecipe:
+class NavigationRecipe(DomainRecipe):
     """What a domain of navigation is made from; goes to JSON.
 
     episodes, length: how many random walks a support or query set has, and the moves of each. horizon: the
@@ -222,6 +224,25 @@ class Navigation(Steered):
         still = self.walked(jnp.zeros_like, goal, wind)
         straight = self.walked(lambda place: jnp.clip((goal - place - wind) / most, -1, 1), goal, wind)
         return {"no_moves": self._return(still, goal), "straight": self._return(straight, goal)}
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what transitions are: places, moves in `most`, rewards, and log densities of the moves."""
+        place = Field((2,))
+        return {"states": place, "actions": place, "rewards": Field(), "following": place, "chances": Field()}
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Return the log densities of normal moves as wide as `exploration`."""
+        if "actions" not in arrays:
+            return {}
+        return {"chances": _normal(jnp.asarray(arrays["actions"]), self.recipe.exploration)}
+
+    def query_field(self) -> Field:
+        """Return what places ``(n, 2)`` are."""
+        return Field((2,))
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the policy's mean moves ``(n, 2)`` in `most`, at places ``(n, 2)``."""
+        return Means(self.recipe).moves(phi["actor"], rows)
 
 
 def _apart(places: Array, goal: Array) -> Array:

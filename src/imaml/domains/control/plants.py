@@ -26,8 +26,9 @@ from ...core.validation import require_number, require_one_of, require_whole
 from ...inner.ilqr import ILQR, Trajectory
 from ...problems.base import Problem, Task
 from ...problems.proximal import plain, proximal
+from ..arrays import Field
+from ..base import DomainBase, DomainRecipe
 from ..networks import MLP
-from ..one_network import OneNetwork
 from ..regression import NetworkLoss, Points
 from ..scenes import Scene
 from .physics import KINDS, Kind
@@ -37,7 +38,7 @@ JUDGES = ("prediction", "control")
 
 @recipe("domain")
 @dataclass(frozen=True)
-class PlantsRecipe:
+class PlantsRecipe(DomainRecipe):
     """What a domain of plants is made from; goes to JSON.
 
     plant: pendulum, cart-pole or quadrotor. walks, length: how many runs under random controls a support set
@@ -124,13 +125,14 @@ def _optimiser(recipe: PlantsRecipe, modelled: bool) -> ILQR:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Plants(OneNetwork):
+class Plants(DomainBase):
     """Pendulums, cart-poles or quadrotors, each of its own masses and lengths."""
 
     recipe: PlantsRecipe
 
     headline: ClassVar[str] = "cost"
     higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Points
 
     @property
     def loss(self) -> NetworkLoss:
@@ -273,6 +275,27 @@ class Plants(OneNetwork):
         plans = jax.tree.map(lambda leaf: jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf]), plans)
         costs = lax.map(lambda plan: self.followed(plan, physics)[2], plans)
         return dict(zip(("no_control", "plan_for_the_middle_plant", "optimal"), costs, strict=True))
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what measurements are: `Kind.features` of states and controls, and scaled accelerations."""
+        kind = self.recipe.kind
+        return {"inputs": Field((kind.inputs,)), "targets": Field((kind.freedoms,))}
+
+    def query_field(self) -> Field:
+        """Return what `Kind.features` of states and controls, ``(n, inputs)``, are."""
+        return Field((self.recipe.kind.inputs,))
+
+    def asked(self, query: Flight) -> Array:
+        """Return the inputs of states elsewhere."""
+        return query.points.inputs
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return scaled accelerations ``(n, freedoms)``; plan with ``domain.plan(predictor.phi)``."""
+        return self.recipe.network.forward(phi, rows)[0]
+
+    def query_batch(self, rows: Array) -> Points:
+        """Return inputs as a batch with blank targets."""
+        return Points(rows, jnp.zeros((len(rows), self.recipe.kind.freedoms), rows.dtype))
 
 
 def plants(plant: str = "pendulum", **options: Any) -> Plants:

@@ -15,10 +15,12 @@ from ...core.recipes import recipe
 from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical
 from ...problems.proximal import plain, proximal
+from ..base import ReadsData
 from ..networks import Conv4
 from . import distortion, strokes
 from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, distinct, then, turn
 from .images import Images
+from .interface import FewShotInterface
 
 SOURCES = ("characters", "omniglot", "mini-imagenet", "images")
 OMNIGLOT_SPLITS = ("vinyals", "background", "random")
@@ -29,7 +31,7 @@ DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
 
 @recipe("domain")
 @dataclass(frozen=True)
-class FewShotRecipe:
+class FewShotRecipe(ReadsData):
     """Everything that a few-shot domain is made from; goes to JSON.
 
     source: where images come from; "images" are your own drawings, a folder with train/, val/ and test/ or a
@@ -58,6 +60,8 @@ class FewShotRecipe:
     data: str | None = None
     filters: int = 64
     limits: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    factorises: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -101,6 +105,15 @@ class FewShotRecipe:
             domain = domain.limited(split, classes)
         return domain
 
+    def without_data(self) -> FewShot:
+        """Return the domain with its network and problem, but no images."""
+        return FewShot(None, None, None, None, {}, 0, self)
+
+    def scored_on(self, path: str) -> FewShotRecipe:
+        """Return the recipe of the same network on other images; Omniglot's if it learned from drawn ones."""
+        source = "omniglot" if self.source == "characters" else self.source
+        return replace(self, source=source, data=path, limits=())
+
     def _whole(self) -> FewShot:
         if self.source == "characters":
             return characters_of(self)
@@ -127,7 +140,7 @@ class FewShotRecipe:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class FewShot:
+class FewShot(FewShotInterface):
     """Few-shot classification tasks; made by `characters`, `omniglot`, `mini_imagenet` or `image_tasks`.
 
     pixels: uint8 (rows, side, side, channels), or None for characters drawn on the fly. first, counts: a
@@ -145,11 +158,6 @@ class FewShot:
 
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
-
-    @property
-    def network(self) -> Conv4:
-        """The network that learns these tasks."""
-        return self.recipe.network
 
     def init(self, key: Array) -> Any:
         """Fresh parameters of the network."""
@@ -291,10 +299,6 @@ class FewShot:
             Labelled(support, support_labels, None, indices.classes[support_labels]),
             Labelled(query, query_labels, support, indices.classes[query_labels]),
         )
-
-    def sample(self, key: Array, split: str) -> Task:
-        """One random episode of a split."""
-        return self.gather(self.draw(key, split))
 
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
         """Accuracy and mean cross-entropy on the query set, transductive and inductive."""

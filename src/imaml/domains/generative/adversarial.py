@@ -19,13 +19,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from ...core.validation import require_one_of
+from ...core.validation import require_one_of, require_whole
 from ...problems.base import Problem
 from ...problems.proximal import equilibrium
+from ..arrays import Field
+from ..base import DomainBase
 from ..networks import MLP
-from ..one_network import OneNetwork
 
 
 class Samples(NamedTuple):
@@ -49,6 +51,11 @@ class Players:
     penalty: float
     weight: float = 1.0
     bounded: bool = False
+
+    @property
+    def dimension(self) -> int:
+        """How many numbers a point has."""
+        return self.discriminator.sizes[0]
 
     def init(self, key: Array) -> Any:
         """Fresh parameters of both networks."""
@@ -113,13 +120,14 @@ def two_samples(left: Array, right: Array, widths: tuple[float, ...]) -> Array:
     return within(left) + within(right) - 2 * jnp.mean(kernel(left, right))
 
 
-class Adversarial(OneNetwork):
+class Adversarial(DomainBase):
     """What domains of imitation do alike, by their recipe's `players` and the `widths` of their kernels."""
 
     recipe: Any
     headline: ClassVar[str] = "mmd"
     higher_is_better: ClassVar[bool] = False
     widths: ClassVar[tuple[float, ...]]
+    support_type: ClassVar[type] = Samples
 
     @property
     def field(self) -> Players:
@@ -159,6 +167,40 @@ class Adversarial(OneNetwork):
         """The two-sample statistic; for a method's `measure`."""
         return {"mmd": self.query_loss(phi, theta, batch)}
 
-    def calibration(self, phi: Any, task: Any) -> dict[str, Array]:
-        """Nothing: no class is told."""
-        return {}
+    def support_fields(self) -> dict[str, Field]:
+        """Return what points ``(n, d)`` and latent points ``(m, latent)`` are."""
+        return {"points": Field((self.field.dimension,)), "latents": self.query_field()}
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Return as many latent points as there are points, the same for the same number."""
+        return {"latents": self.latents(len(next(iter(arrays.values()))))}
+
+    def latents(self, count: int) -> Array:
+        """Return standard normal latent points ``(count, latent)``, the same for the same number."""
+        return jax.random.normal(jax.random.key(0), (count, self.recipe.latent), jnp.float32)
+
+    def query_field(self) -> Field:
+        """Return what latent points are."""
+        return Field((self.recipe.latent,), rows="m")
+
+    def encode_query(self, x: Any) -> np.ndarray:
+        """Return latent points.
+
+        Args:
+            x: Latent points ``(m, latent)``, a sampled query batch, or how many points to generate.
+
+        Returns:
+            Latent points ``(m, latent)``.
+        """
+        if isinstance(x, int) and not isinstance(x, bool):
+            require_whole("predict", 1, x=x)
+            return np.asarray(self.latents(x))
+        return super().encode_query(x)
+
+    def asked(self, query: Any) -> Array:
+        """Return the query's latent points."""
+        return query.latents
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the generator's points ``(m, d)``."""
+        return self.field.made(phi["generator"], rows)

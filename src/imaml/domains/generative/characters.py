@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +32,28 @@ def shrunk(images: Array, side: int) -> Array:
     """Images (n, 28, 28, 1) averaged to (n, side^2)."""
     parts = 28 // side
     return images.reshape(-1, side, parts, side, parts).mean((2, 4)).reshape(-1, side**2)
+
+
+def rows_of(drawings: Any, side: int) -> Any:
+    """Return drawings as rows of pixels.
+
+    Args:
+        drawings: ``(n, 28, 28)`` or ``(n, side, side)``, with or without an axis of one channel; anything
+            else is returned as it is.
+        side: Pixels a side.
+
+    Returns:
+        Rows ``(n, side^2)``.
+    """
+    try:
+        array = np.asarray(drawings)
+    except ValueError:  # drawings of different shapes
+        return drawings
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.shape[1:] == (side, side):
+        return array.reshape(-1, side**2)
+    return np.asarray(shrunk(array, side)) if array.shape[1:] == (28, 28) else array
 
 
 def sheet(drawings: Array, side: int, columns: int = 4) -> np.ndarray:

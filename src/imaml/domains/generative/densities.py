@@ -24,8 +24,9 @@ from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.proximal import plain, proximal
+from ..arrays import Field
+from ..base import DomainBase, DomainRecipe
 from ..networks import MLP
-from ..one_network import OneNetwork
 from ..scenes import Scene
 
 JUDGES = ("likelihood", "score")
@@ -38,7 +39,7 @@ BANDWIDTHS = 16  # tried by the kernel density estimate
 
 @recipe("domain")
 @dataclass(frozen=True)
-class DensitiesRecipe:
+class DensitiesRecipe(DomainRecipe):
     """What a domain of densities is made from; goes to JSON.
 
     family: "curves", points near closed curves of two to four lobes, or "modes", four normal distributions.
@@ -135,13 +136,14 @@ def logs_of_mixture(points: Array, centres: Array, spread: Any) -> Array:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Densities(OneNetwork):
+class Densities(DomainBase):
     """Densities in the square [-3, 3]^2 around curves or modes, to be learned from a few points of each."""
 
     recipe: DensitiesRecipe
 
     headline: ClassVar[str] = "nll"
     higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Cloud
 
     @property
     def energy(self) -> Energy:
@@ -169,11 +171,39 @@ class Densities(OneNetwork):
 
     def logs(self, phi: Any, points: Array) -> Array:
         """log p(x; phi) (n,) at points (n, 2): nothing is unknown, as exp(-E) is summed over the grid."""
+        return -self.energy.at(phi, points) - self.normaliser(phi, points.dtype)
+
+    def normaliser(self, phi: Any, dtype: Any) -> Array:
+        """The log of the integral of exp(-E) over the square, a scalar: a sum over the grid."""
         cells, width = self.recipe.grid, 2 * REACH / self.recipe.grid
-        line = -REACH + width * (jnp.arange(cells, dtype=points.dtype) + 0.5)
+        line = -REACH + width * (jnp.arange(cells, dtype=dtype) + 0.5)
         grid = jnp.stack(jnp.meshgrid(line, line), -1).reshape(-1, 2)
-        normaliser = jax.nn.logsumexp(-self.energy.at(phi, grid)) + 2 * math.log(width)
-        return -self.energy.at(phi, points) - normaliser
+        return jax.nn.logsumexp(-self.energy.at(phi, grid)) + 2 * math.log(width)
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what points ``(n, 2)`` and their noise ``(n, m, 2)`` are."""
+        return {"points": Field((2,)), "noise": Field((None, 2))}
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Return standard normal noise, the same for the same number of points."""
+        count = len(next(iter(arrays.values())))
+        return {"noise": jax.random.normal(jax.random.key(0), (count, self.recipe.noises, 2), jnp.float32)}
+
+    def query_field(self) -> Field:
+        """Return what points ``(n, 2)`` are."""
+        return Field((2,))
+
+    def asked(self, query: Held) -> Array:
+        """Return the held-out points."""
+        return query.cloud.points
+
+    def statistics(self, phi: Any, support: Cloud) -> Array:
+        """Return the log of the normaliser."""
+        return self.normaliser(phi, support.points.dtype)
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return log densities ``(n,)`` at points ``(n, 2)``."""
+        return self.logs(phi, rows) if statistics is None else -self.energy.at(phi, rows) - statistics
 
     def query_loss(self, phi: Any, theta: Any, batch: Held) -> Array:
         """Minus the mean log likelihood of the held-out points, nats; or their score matching's loss."""

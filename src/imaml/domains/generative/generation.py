@@ -8,21 +8,24 @@ neighbour, among held-out drawings of this character and of others, is of this o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Task
+from ..base import Encoded, ReadsData
 from ..fewshot.domain import FewShot, FewShotRecipe
 from ..networks import MLP
 from ..scenes import Scene
 from .adversarial import Adversarial, Players, Samples, two_samples
-from .characters import SIDES, SOURCES, Character, draw, sheet, shrunk
+from .characters import SIDES, SOURCES, Character, draw, rows_of, sheet, shrunk
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Sketches:
 
 @recipe("domain")
 @dataclass(frozen=True)
-class GenerationRecipe:
+class GenerationRecipe(ReadsData):
     """What a domain of few-shot generation is made from; goes to JSON.
 
     source: procedural "characters", or "omniglot". shots, queries: drawings of a support and of a query set.
@@ -94,6 +97,10 @@ class GenerationRecipe:
         ways = 1 + self.others
         drawings = FewShotRecipe(self.source, ways, self.shots, self.queries, data=self.data)
         return Generation(drawings.build(), self)
+
+    def without_data(self) -> Generation:
+        """Return the domain with its networks, but no drawings."""
+        return Generation(None, self)  # type: ignore[arg-type]
 
     @property
     def players(self) -> Players:
@@ -177,6 +184,28 @@ class Generation(Adversarial):
         gone = " to ".join(f"{float(each['mmd']):.3f}" for each in found)
         told = " to ".join(f"{float(each['recognised']):.0%}" for each in found)
         return [Scene("drawings", f"two-sample statistic: {gone}; recognised: {told}", images=images)]
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return drawings as a batch.
+
+        Args:
+            x: Drawings ``(n, side, side)``, ``(n, 28, 28)`` or ``(n, side^2)``, 1 = ink; or a sampled batch
+                of `Samples`; or a mapping to ``points`` and ``latents``.
+            y: Latent points ``(m, latent)``; by default random ones.
+
+        Returns:
+            The batch.
+        """
+        named = hasattr(x, "_fields") or isinstance(x, Mapping)
+        return super().encode(x if named else rows_of(x, self.recipe.side), y)
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Return as many latent points as tasks of training have."""
+        return {"latents": self.latents(self.recipe.made)}
+
+    def decode(self, outputs: np.ndarray, x: Any) -> np.ndarray:
+        """Return drawings ``(m, side, side)``."""
+        return outputs.reshape(-1, self.recipe.side, self.recipe.side)
 
 
 def generation(source: str = "characters", **options: Any) -> Generation:

@@ -17,6 +17,7 @@ from jax import Array
 from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Task
+from ..base import DomainRecipe
 from ..networks import MLP
 from ..scenes import Scene
 from .adversarial import Adversarial, Players, Samples, two_samples
@@ -25,7 +26,7 @@ from .densities import FAMILIES, Densities, DensitiesRecipe, Shape
 
 @recipe("domain")
 @dataclass(frozen=True)
-class ImitationRecipe:
+class ImitationRecipe(DomainRecipe):
     """What a domain of imitation is made from; goes to JSON.
 
     family: as of `DensitiesRecipe`. shots, queries: points of a support and of a query set, and as many

@@ -16,11 +16,13 @@ squared error of what was hidden.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ...core.recipes import recipe
@@ -32,11 +34,12 @@ from ...meta.implicit import implicit
 from ...problems.base import Problem, Task
 from ...problems.fixed_points import stationary
 from ...problems.proximal import plain, proximal
+from ..arrays import Field
+from ..base import DomainBase, Encoded, ReadsData
 from ..fewshot.domain import FewShot, FewShotRecipe
 from ..networks import MLP
-from ..one_network import OneNetwork
 from ..scenes import Scene
-from .characters import SIDES, SOURCES, Character, draw, sheet, shrunk
+from .characters import SIDES, SOURCES, Character, draw, rows_of, sheet, shrunk
 
 DAMAGES = ("half", "noise")
 FAITH = 20.0  # weight of a pixel that is seen
@@ -44,7 +47,7 @@ FAITH = 20.0  # weight of a pixel that is seen
 
 @recipe("domain")
 @dataclass(frozen=True)
-class RestorationRecipe:
+class RestorationRecipe(ReadsData):
     """What a domain of restoration is made from; goes to JSON.
 
     source: procedural "characters", or "omniglot". shots, queries: drawings of a support and of a query set.
@@ -82,6 +85,10 @@ class RestorationRecipe:
         """The domain, with its data read."""
         drawings = FewShotRecipe(self.source, 2, self.shots, self.queries, data=self.data)
         return Restoration(drawings.build(), self)
+
+    def without_data(self) -> Restoration:
+        """Return the domain with its network, but no drawings."""
+        return Restoration(None, self)  # type: ignore[arg-type]
 
     @property
     def energy(self) -> Denoising:
@@ -148,7 +155,7 @@ class Denoising:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Restoration(OneNetwork):
+class Restoration(DomainBase):
     """Damaged drawings of a character to be restored after seeing a few whole ones; by `restoration`."""
 
     drawings: FewShot
@@ -156,6 +163,7 @@ class Restoration(OneNetwork):
 
     headline: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Blurred
 
     @property
     def energy(self) -> Denoising:
@@ -259,6 +267,60 @@ class Restoration(OneNetwork):
         images = {name: sheet(each, self.recipe.side) for name, each in shown.items()}
         gone = " to ".join(f"{float(self.metrics(phi, task)['mse']):.3f}" for phi in (before, after))
         return [Scene("restored drawings", f"squared error where damaged: {gone}", images=images)]
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what drawings ``(n, pixels)`` and their noise ``(n, m, pixels)`` are."""
+        pixels = self.recipe.side**2
+        return {"drawings": Field((pixels,)), "noise": Field((None, pixels))}
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Return standard normal noise, the same for the same number of drawings."""
+        count, pixels = next(iter(arrays.values())).shape[0], self.recipe.side**2
+        shape = (count, self.recipe.noises, pixels)
+        return {"noise": jax.random.normal(jax.random.key(0), shape, jnp.float32)}
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return whole drawings as a batch.
+
+        Args:
+            x: Drawings ``(n, side, side)``, ``(n, 28, 28)`` or ``(n, side^2)``, 1 = ink; or a sampled batch
+                of `Blurred`; or a mapping to ``drawings`` and ``noise``.
+            y: Standard normal noise ``(n, m, side^2)``; by default drawn.
+
+        Returns:
+            The batch.
+        """
+        named = hasattr(x, "_fields") or isinstance(x, Mapping)
+        return super().encode(x if named else rows_of(x, self.recipe.side), y)
+
+    def encode_query(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return damaged drawings and the weights of their pixels, ``(n, pixels)`` each.
+
+        Args:
+            x: Drawings ``(n, side, side)`` or ``(n, side^2)``, NaN where a pixel is hidden; or a sampled
+                batch of `Damaged`.
+
+        Returns:
+            What is seen, and the weights.
+        """
+        field, side = Field((self.recipe.side**2,)), self.recipe.side
+        if isinstance(x, Damaged):
+            return field.check(x.seen, "seen"), field.check(x.weights, "weights")
+        drawings = rows_of(x, side)
+        hidden = np.isnan(drawings) if getattr(drawings, "dtype", np.dtype(int)).kind == "f" else False
+        seen = field.check(drawings if hidden is False else np.where(hidden, 0, drawings), "x")
+        faith = FAITH if self.recipe.damage == "half" else self.recipe.noise**-2
+        return seen, np.where(np.broadcast_to(hidden, seen.shape), 0, faith).astype(np.float32)
+
+    def forward(self, phi: Any, rows: Any, statistics: Any = None) -> Array:
+        """Return restored drawings ``(n, pixels)``."""
+        seen, weights = rows
+        blank = Blurred(jnp.zeros_like(seen), jnp.zeros_like(seen)[:, None])
+        return self.restored(phi, Damaged(blank, seen, weights))
+
+    def decode(self, outputs: np.ndarray, x: Any) -> np.ndarray:
+        """Return drawings ``(n, side, side)``."""
+        return outputs.reshape(-1, self.recipe.side, self.recipe.side)
 
 
 def restoration(source: str = "characters", **options: Any) -> Restoration:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -17,26 +16,13 @@ from ...core.validation import meant, require_number, require_one_of, require_wh
 from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical, Gaussian
 from ...problems.proximal import plain, proximal
-from ..base import SPLITS
+from ..base import SPLITS, ReadsData
 from ..networks import MLP
-from ..one_network import OneNetwork
-from .files import Table, read_table, table_of
+from .files import Table, read_table
+from .interface import Rows, TablesInterface
 from .layout import Layout, column_of
 
 HOLDOUTS = ("random", "last", "none")
-
-
-class Rows(NamedTuple):
-    """Rows of one task, padded: inputs (n, inputs); targets (n, 1), or classes (n,); weights (n,), 0 or 1."""
-
-    inputs: Array
-    targets: Array
-    weights: Array
-
-    @property
-    def labels(self) -> Array:
-        """The targets, where they are classes."""
-        return self.targets
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,7 @@ class RowsLoss:
 
 @recipe("domain")
 @dataclass(frozen=True)
-class TablesRecipe:
+class TablesRecipe(ReadsData):
     """What a domain of tables is made from; goes to JSON.
 
     data: the file, .csv, .tsv or .parquet. task, target: columns; features: columns, by default all others.
@@ -98,6 +84,8 @@ class TablesRecipe:
     test: float = 0.2
     seed: int = 0
     layout: Layout | None = None
+
+    reads_table: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -135,32 +123,22 @@ class TablesRecipe:
         """The network: inputs, hidden layers, outputs."""
         return MLP((self.fixed.inputs, *self.hidden, self.fixed.outputs), "tanh")
 
-    def read(self, rows: Any, source: str) -> Table:
-        """Rows as a Table, from a file's path or a mapping from columns to values; else DataError."""
-        return read_table(rows) if isinstance(rows, (str, Path)) else table_of(rows, source)
-
-    def tasks_of(self, table: Table) -> list[str]:
-        """Whose rows a table has, where it says so."""
-        return list(dict.fromkeys(map(str, table.columns.get(str(self.task), ()))))
-
-    def support(self, rows: Any, targets: Any = None) -> Rows:
-        """A new task's support from rows, and their targets where they are not a column of them."""
-        table, layout = self.read(rows, "x"), self.fixed
-        if len(whose := self.tasks_of(table)) > 1:
-            raise DataError(
-                f"{table.source}: has rows of {len(whose)} tasks ({self.task!r}: {', '.join(whose[:3])}"
-                f"{', ...' if len(whose) > 3 else ''}); accepted are rows of one, which is learned from."
-            )
-        if targets is not None:
-            columns = {**table.columns, layout.target.name: table_of({"y": list(targets)}, "y").columns["y"]}
-            table = table_of(columns, table.source)
-        kind = np.float32 if layout.target.levels is None else np.int32
-        inputs, targets = layout.code(table).astype(np.float32), layout.targets(table).astype(kind)
-        return Rows(jnp.asarray(inputs), jnp.asarray(targets), jnp.ones(table.rows, jnp.float32))
-
     def without_data(self) -> Tables:
-        """The domain with its network and problem, but no rows."""
+        """Return the domain with its network and problem, but no rows."""
         return Tables(None, None, None, None, None, self)
+
+    def scored_on(self, path: str) -> TablesRecipe:
+        """Return the recipe of the same network on other rows, coded in the same way."""
+        return replace(self, data=path, layout=replace(self.fixed, splits=()))
+
+    def published(self) -> TablesRecipe:
+        """Return this recipe without the path and the names of tasks, which may be people."""
+        layout = None if self.layout is None else replace(self.layout, splits=())
+        return replace(self, data=None, layout=layout)
+
+    def restored(self, stored: TablesRecipe) -> TablesRecipe:
+        """Return this recipe with the stored path and splits."""
+        return replace(self, data=stored.data, layout=stored.layout)
 
     def build(self) -> Tables:
         """The domain, its table read and checked; DataError for what does not fit."""
@@ -272,7 +250,7 @@ class Drawn(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Tables(OneNetwork):
+class Tables(TablesInterface):
     """A table's tasks. inputs, targets: (tasks, n, ...), padded; counts: (tasks,); splits: task numbers.
 
     pooled: the coefficients of one least-squares model for all training rows, intercept first.
@@ -284,11 +262,6 @@ class Tables(OneNetwork):
     splits: Any
     pooled: Any
     recipe: TablesRecipe = field(metadata={"static": True})
-
-    @property
-    def classes(self) -> bool:
-        """Whether the target is a class."""
-        return self.recipe.fixed.target.levels is not None
 
     @property
     def headline(self) -> str:
@@ -396,10 +369,6 @@ class Tables(OneNetwork):
             self.headline: self._scored(outputs, task.query),
             "loss": self.query_loss(phi, None, task.query),
         }
-
-    def measure(self, phi: Any, theta: Any, batch: Rows) -> dict[str, Array]:
-        """Nothing beyond the loss; for a method's `measure`."""
-        return {}
 
     def baselines(self, task: Task) -> dict[str, Array]:
         """One least-squares model for all tasks, one for this task alone (least norm), the support's mean."""
