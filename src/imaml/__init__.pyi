@@ -43,6 +43,7 @@ from .domains.networks import MLP as MLP
 from .domains.networks import Conv4 as Conv4
 from .domains.regression import linear_gaussian as linear_gaussian
 from .domains.regression import sinusoid as sinusoid
+from .domains.scenes import Scene as Scene
 from .domains.tables.domain import tables as tables
 from .inner.base import InnerSolver as InnerSolver
 from .inner.custom import Custom as Custom

@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -492,7 +493,7 @@ class DomainBase:
         try:
             content = np.load(path, allow_pickle=False)
             arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise DataError(f"{path}: expected an .npz or .npy file of arrays ({error}).") from error
         if not query:
             return arrays
