@@ -24,7 +24,12 @@ from .scenes import Example, Scene, compared
 
 
 class Points(NamedTuple):
-    """Inputs (n, features) and targets (n, outputs), floats."""
+    """A batch of rows.
+
+    Attributes:
+        inputs: ``(n, features)``, floats.
+        targets: ``(n, outputs)``, floats.
+    """
 
     inputs: Array
     targets: Array
@@ -62,7 +67,16 @@ class NetworkLoss:
 @recipe("domain")
 @dataclass(frozen=True)
 class SinusoidRecipe(DomainRecipe):
-    """What a sinusoid domain is made from; goes to JSON. hidden: units of the two hidden layers."""
+    """The recipe of a sinusoid domain.
+
+    Args:
+        shots: Points of a support set.
+        queries: Points of a query set.
+        hidden: Units of each of the two hidden layers.
+
+    Raises:
+        ConfigError: If a field is out of its range.
+    """
 
     shots: int = 10
     queries: int = 10
@@ -78,7 +92,13 @@ class SinusoidRecipe(DomainRecipe):
 
 
 class Wave(NamedTuple):
-    """A sinusoid task's numbers: amplitude, phase, and where it is seen, (shots + queries,)."""
+    """The indices of a sinusoid task.
+
+    Attributes:
+        amplitude: A scalar.
+        phase: A scalar.
+        inputs: Where it is seen, ``(shots + queries,)``.
+    """
 
     amplitude: Array
     phase: Array
@@ -227,11 +247,20 @@ def _through(inputs: np.ndarray, targets: np.ndarray, line: np.ndarray) -> np.nd
 
 
 def sinusoid(shots: int = 10, queries: int = 10, hidden: int = 40) -> Sinusoid:
-    """Sinusoid regression from `shots` points, the field's smallest standard problem.
+    """Return sinusoid regression from `shots` points, the field's smallest standard problem.
 
-    >>> import imaml, jax
-    >>> imaml.sinusoid(shots=5).sample(jax.random.key(0), "train").support.inputs.shape
-    (5, 1)
+    Args:
+        shots: Points of a support set.
+        queries: Points of a query set.
+        hidden: Units of each of the two hidden layers.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> imaml.sinusoid(shots=5).sample(jax.random.key(0), "train").support.inputs.shape
+        (5, 1)
     """
     return SinusoidRecipe(shots, queries, hidden).build()
 
@@ -239,10 +268,17 @@ def sinusoid(shots: int = 10, queries: int = 10, hidden: int = 40) -> Sinusoid:
 @recipe("domain")
 @dataclass(frozen=True)
 class LinearGaussianRecipe(DomainRecipe):
-    """What a linear-Gaussian domain is made from; goes to JSON.
+    """The recipe of a linear-Gaussian domain.
 
-    features: inputs of a row. shots, queries: rows to learn from, and to be asked about. noise, spread:
-    standard deviations of the targets' noise and of the tasks' weights.
+    Args:
+        features: Inputs of a row.
+        shots: Rows of a support set.
+        queries: Rows of a query set.
+        noise: The standard deviation of the targets' noise.
+        spread: The standard deviation of the tasks' weights.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     features: int = 5
@@ -265,7 +301,13 @@ class LinearGaussianRecipe(DomainRecipe):
 
 
 class Line(NamedTuple):
-    """A linear task's numbers: its weights (features,), inputs (n, features) and noise (n,)."""
+    """The indices of a linear task.
+
+    Attributes:
+        weights: ``(features,)``.
+        inputs: ``(n, features)``.
+        noise: ``(n,)``.
+    """
 
     weights: Array
     inputs: Array
@@ -378,13 +420,31 @@ class LinearGaussian(DomainBase):
         return [compared("predicted rows", task.query.targets, *found, "target")]
 
     def solution(self, theta: Array, support: Points, strength: Any) -> Array:
-        """The inner solution in closed form, (features,)."""
+        """Return the inner solution in closed form.
+
+        Args:
+            theta: Meta-parameters ``(features,)``.
+            support: The support rows.
+            strength: The regularisation strength.
+
+        Returns:
+            Weights ``(features,)``.
+        """
         rows = support.targets.shape[0]
         matrix = support.inputs.T @ support.inputs / rows + strength * jnp.eye(theta.shape[0])
         return jnp.linalg.solve(matrix, support.inputs.T @ support.targets / rows + strength * theta)
 
     def meta_gradient(self, theta: Array, task: Task, strength: Any) -> Array:
-        """One task's meta-gradient in closed form, (features,); over tasks, take the mean."""
+        """Return one task's meta-gradient in closed form; that of several tasks is the mean.
+
+        Args:
+            theta: Meta-parameters ``(features,)``.
+            task: The task.
+            strength: The regularisation strength.
+
+        Returns:
+            The meta-gradient ``(features,)``.
+        """
         support, query = task
         rows = support.targets.shape[0]
         matrix = support.inputs.T @ support.inputs / rows + strength * jnp.eye(theta.shape[0])
@@ -393,5 +453,14 @@ class LinearGaussian(DomainBase):
 
 
 def linear_gaussian(features: int = 5, shots: int = 8, **options: Any) -> LinearGaussian:
-    """Linear tasks with Gaussian weights and noise; options: the other fields of `LinearGaussianRecipe`."""
+    """Return linear tasks with Gaussian weights and noise.
+
+    Args:
+        features: Inputs of a row.
+        shots: Rows of a support set.
+        **options: The other fields of `LinearGaussianRecipe`.
+
+    Returns:
+        The domain.
+    """
     return LinearGaussianRecipe(features, shots, **options).build()

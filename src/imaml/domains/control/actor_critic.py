@@ -28,7 +28,15 @@ from ..base import DomainBase
 
 
 class Transitions(NamedTuple):
-    """Where from, by what, rewards (n,), where to, and log mu of the actions (n,); leaves (n, ...)."""
+    """Transitions of a policy, leaves ``(n, ...)``.
+
+    Attributes:
+        states: Where from.
+        actions: By what.
+        rewards: ``(n,)``.
+        following: Where to.
+        chances: The log probabilities of the actions under that policy, ``(n,)``.
+    """
 
     states: Array
     actions: Array
@@ -39,9 +47,12 @@ class Transitions(NamedTuple):
 
 @dataclass(frozen=True)
 class ActorCritic:
-    """The field ({"actor", "critic"}, transitions) -> alike, zero where both are stationary; hashable.
+    """The field ``({"actor", "critic"}, transitions) -> alike``, zero where both are stationary; hashable.
 
-    chance: (actor, states, actions) -> log probabilities (n,). value: (critic, states) -> (n,).
+    Attributes:
+        chance: ``(actor, states, actions)`` -> log probabilities ``(n,)``.
+        value: ``(critic, states)`` -> values ``(n,)``.
+        discount: The discount gamma.
     """
 
     chance: Callable[[Any, Array, Array], Array]
@@ -49,7 +60,7 @@ class ActorCritic:
     discount: float
 
     def weights(self, actor: Any, batch: Transitions) -> Array:
-        """w (n,): how much likelier the actor makes each action than the policy that took it."""
+        """Return how much likelier the actor makes each action than the policy that took it, w ``(n,)``."""
         return jnp.exp(self.chance(actor, batch.states, batch.actions) - batch.chances)
 
     def advantages(self, critic: Any, batch: Transitions) -> Array:

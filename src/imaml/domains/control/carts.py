@@ -43,12 +43,22 @@ PUSHES = 2
 @recipe("domain")
 @dataclass(frozen=True)
 class CartsRecipe(DomainRecipe):
-    """What a domain of carts is made from; goes to JSON.
+    """The recipe of a domain of carts.
 
-    steps, queries: random pushes that a support and a query set have, about twenty to an episode. horizon:
-    the pushes that a policy is judged by, in each of `episodes`. discount: of the critic. hidden: units of
-    the hidden layers of both networks. training, validation, test: how many carts each split has; seed: of
-    their draw.
+    Args:
+        steps: Random pushes of a support set, about twenty to an episode.
+        queries: Random pushes of a query set.
+        horizon: Pushes of an episode that a policy is judged by.
+        episodes: How many such episodes.
+        discount: Of the critic.
+        hidden: Units of the hidden layers of both networks.
+        training: Carts for training.
+        validation: Carts for validation.
+        test: Carts for testing.
+        seed: Draws the carts.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     steps: int = 100
@@ -240,7 +250,16 @@ class Carts(Steered):
 
 
 def likelier(state: np.ndarray, physics: np.ndarray, actor: Any) -> int:
-    """The likelier push of an actor in a state (4,), in NumPy: no JAX within a callback."""
+    """Return the likelier push of an actor. In NumPy, as a callback must not call JAX.
+
+    Args:
+        state: A state ``(4,)`` in `SCALES`.
+        physics: Not used.
+        actor: The actor's parameters, NumPy arrays.
+
+    Returns:
+        0 or 1.
+    """
     hidden = state
     for i, (_, layer) in enumerate(sorted(actor.items())):
         hidden = (np.tanh(hidden) if i else hidden) @ layer["kernel"] + layer["bias"]
@@ -248,19 +267,45 @@ def likelier(state: np.ndarray, physics: np.ndarray, actor: Any) -> int:
 
 
 def random(state: np.ndarray, physics: np.ndarray) -> int:
-    """A push at random, the same for the same state."""
+    """Return a random push, the same for the same state.
+
+    Args:
+        state: A state ``(4,)``.
+        physics: Not used.
+
+    Returns:
+        0 or 1.
+    """
     return int(np.random.default_rng(state.view(np.uint32)).integers(PUSHES))
 
 
 def upright(state: np.ndarray, physics: np.ndarray) -> int:
-    """The push that goes under the pole, for one who knows the wiring."""
+    """Return the push that goes under the pole, as one who knows the wiring chooses it.
+
+    Args:
+        state: A state ``(4,)`` in `SCALES`.
+        physics: The cart's physics, ``(k,)``.
+
+    Returns:
+        0 or 1.
+    """
     angle, turning, place, speed = state[2] * SCALES[2], state[3] * SCALES[3], state[0], state[1]
     lean = angle + 0.3 * turning + 0.05 * place + 0.1 * speed
     return int((lean > 0) == (physics[-1] > 0))
 
 
 def cart_of(physics: np.ndarray) -> Any:
-    """Gymnasium's environment with this physics (k,), as in RANGES; ConfigError where it is not installed."""
+    """Return Gymnasium's environment with a cart's physics.
+
+    Args:
+        physics: ``(k,)``, as in `RANGES`.
+
+    Returns:
+        The environment.
+
+    Raises:
+        ConfigError: If Gymnasium is not installed.
+    """
     try:
         from gymnasium.envs.classic_control.cartpole import CartPoleEnv  # type: ignore[import-not-found]
     except ImportError as error:
@@ -276,7 +321,17 @@ def cart_of(physics: np.ndarray) -> Any:
 
 
 def ride(physics: np.ndarray, policy: Any, horizon: int, seed: int) -> np.ndarray:
-    """States (n, 4) in SCALES that one episode goes through before its end, at most `horizon`."""
+    """Return the states that one episode goes through before its end.
+
+    Args:
+        physics: The cart's physics, ``(k,)``.
+        policy: Returns a push for a state.
+        horizon: The most pushes.
+        seed: Of the first state.
+
+    Returns:
+        States ``(n, 4)`` in `SCALES`.
+    """
     cart, states = cart_of(physics), []
     state, _ = cart.reset(seed=seed)
     for _ in range(horizon):
@@ -346,11 +401,19 @@ def _guess(states: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 
 def carts(steps: int = 100, **options: Any) -> Carts:
-    """Gymnasium's carts, each seen for so many random pushes; options: fields of `CartsRecipe`.
+    """Return Gymnasium's carts, each seen for a few random pushes.
 
-    >>> import imaml, jax
-    >>> domain = imaml.carts(steps=10, queries=10, training=2, validation=1, test=1)
-    >>> domain.sample(jax.random.key(0), "train").support.states.shape
-    (10, 4)
+    Args:
+        steps: Random pushes of a support set.
+        **options: The other fields of `CartsRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.carts(steps=10, queries=10, training=2, validation=1, test=1)
+        >>> domain.sample(jax.random.key(0), "train").support.states.shape
+        (10, 4)
     """
     return CartsRecipe(steps, **options).build()

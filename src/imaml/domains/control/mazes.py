@@ -40,15 +40,25 @@ MAPS = ("mazes", "lakes")
 @recipe("domain")
 @dataclass(frozen=True)
 class MazesRecipe(DomainRecipe):
-    """What a domain of mazes is made from; goes to JSON.
+    """The recipe of a domain of mazes.
 
-    side: cells of a side. walls, holes: the share of cells that cannot be entered, and that end a walk for
-    nothing. slip: the largest probability to go aside, half to either side; every task has its own below it.
-    walks, length: how many random walks a support set has, and the steps of each. discount: gamma.
-    temperature: of the soft value and the policy. hidden: units of each hidden layer, () for tabular. judge:
-    what learning goes by, the "return" of the adapted policy, or its "bellman" errors on as many walks more.
-    maps: "mazes", or "lakes" as in Gymnasium's FrozenLake: no walls, from the first corner to the last, and
-    at slip=2/3 as slippery.
+    Args:
+        side: Cells of a side.
+        walls: The share of cells that cannot be entered.
+        holes: The share of cells that end a walk for nothing.
+        slip: The largest probability of moving aside, half to either side; every task has its own below it.
+        walks: Random walks of a support set.
+        length: Steps of each walk.
+        discount: The discount gamma.
+        temperature: Of the soft value and the policy.
+        hidden: Units of each hidden layer; () for tabular action values.
+        judge: What learning goes by: the "return" of the adapted policy, or its "bellman" errors on as many
+            walks more.
+        maps: "mazes", or "lakes" as in Gymnasium's FrozenLake: no walls, from the first corner to the last,
+            and at slip=2/3 as slippery.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     side: int = 6
@@ -115,7 +125,7 @@ class TemporalDifferences:
     recipe: MazesRecipe
 
     def values(self, phi: Any) -> Array:
-        """q of every cell and action, (cells, 4)."""
+        """Return the action values q of every cell and action, ``(cells, 4)``."""
         side = self.recipe.side
         cells = jnp.arange(side**2)
         coded = jax.nn.one_hot(cells, side**2)
@@ -339,11 +349,20 @@ class Mazes(DomainBase):
 
 
 def mazes(side: int = 6, walks: int = 8, **options: Any) -> Mazes:
-    """Mazes of side x side cells, each known from so many random walks; options: fields of `MazesRecipe`.
+    """Return mazes of side x side cells, each known from a few random walks.
 
-    >>> import imaml, jax
-    >>> domain = imaml.mazes(side=4, walks=2, length=5)
-    >>> jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0)).support.states.shape
-    (10,)
+    Args:
+        side: Cells of a side.
+        walks: Random walks of a support set.
+        **options: The other fields of `MazesRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.mazes(side=4, walks=2, length=5)
+        >>> jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0)).support.states.shape
+        (10,)
     """
     return MazesRecipe(side, walks=walks, **options).build()

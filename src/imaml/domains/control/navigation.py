@@ -32,12 +32,21 @@ NEAREST, FARTHEST = 0.5, 1.0  # of a goal from the middle
 @recipe("domain")
 @dataclass(frozen=True)
 class NavigationRecipe(DomainRecipe):
-    """What a domain of navigation is made from; goes to JSON.
+    """The recipe of a domain of navigation.
 
-    episodes, length: how many random walks a support or query set has, and the moves of each. horizon: the
-    moves that a policy is judged by. most: the length of a move at most, in each direction. wind: how far it
-    may carry. discount: of the critic. noise, exploration: the standard deviations of the actor's moves and
-    of the random ones, in `most`. hidden: units of the hidden layers of both networks.
+    Args:
+        episodes: Random walks of a support or query set.
+        length: Moves of each walk.
+        horizon: Moves that a policy is judged by.
+        most: The largest length of a move in each direction.
+        wind: How far it may carry.
+        discount: Of the critic.
+        noise: The standard deviation of the actor's moves, in `most`.
+        exploration: The standard deviation of the random moves, in `most`.
+        hidden: Units of the hidden layers of both networks.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     episodes: int = 4
@@ -145,7 +154,16 @@ class Navigation(Steered):
         return Transitions(*(jnp.concatenate(pair) for pair in zip(support, query.transitions, strict=True)))
 
     def walked(self, move: Callable[[Array], Array], goal: Array, wind: Array) -> Array:
-        """Places (horizon + 1, 2) of a policy, place (2,) -> move (2,) in `most`, from the middle."""
+        """Return where a policy goes from the middle.
+
+        Args:
+            move: The policy, from a place ``(2,)`` to a move ``(2,)`` in `most`.
+            goal: ``(2,)``.
+            wind: ``(2,)``.
+
+        Returns:
+            Places ``(horizon + 1, 2)``.
+        """
 
         def onward(place: Array, _: Any) -> tuple[Array, Array]:
             new = place + self.recipe.most * move(place) + wind
@@ -251,11 +269,18 @@ def _apart(places: Array, goal: Array) -> Array:
 
 
 def navigation(**options: Any) -> Navigation:
-    """Points to be steered to goals; options: fields of `NavigationRecipe`.
+    """Return points to be steered to goals.
 
-    >>> import imaml, jax
-    >>> domain = imaml.navigation(episodes=2, length=5)
-    >>> domain.sample(jax.random.key(0), "train").support.states.shape
-    (10, 2)
+    Args:
+        **options: The fields of `NavigationRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.navigation(episodes=2, length=5)
+        >>> domain.sample(jax.random.key(0), "train").support.states.shape
+        (10, 2)
     """
     return NavigationRecipe(**options).build()

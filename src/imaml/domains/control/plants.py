@@ -39,13 +39,22 @@ JUDGES = ("prediction", "control")
 @recipe("domain")
 @dataclass(frozen=True)
 class PlantsRecipe(DomainRecipe):
-    """What a domain of plants is made from; goes to JSON.
+    """The recipe of a domain of plants.
 
-    plant: pendulum, cart-pole or quadrotor. walks, length: how many runs under random controls a support set
-    has, and the steps of each. noise: of the measured accelerations, as a share of a typical one. queries:
-    states elsewhere that predictions are judged by. horizon: steps that are planned. iterations, tolerance:
-    of iterative LQR, see `ILQR`. hidden: units of the model's hidden layers. judge: "prediction" or
-    "control".
+    Args:
+        plant: pendulum, cart-pole or quadrotor.
+        walks: Runs under random controls of a support set.
+        length: Steps of each run.
+        noise: Of the measured accelerations, as a share of a typical one.
+        queries: States elsewhere that predictions are judged by.
+        horizon: Steps that are planned.
+        iterations: The most iterations of iterative LQR (`ILQR`).
+        tolerance: Where it stops.
+        hidden: Units of the model's hidden layers.
+        judge: "prediction" or "control".
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     plant: str = "pendulum"
@@ -189,7 +198,15 @@ class Plants(DomainBase):
         return replace(found, value=Trajectory(states, controls, gains, cost))
 
     def followed(self, plan: Trajectory, physics: Array) -> tuple[Array, Array, Array]:
-        """The states and controls where a plan is followed in a true plant, and what that costs, a scalar."""
+        """Follow a plan in a true plant.
+
+        Args:
+            plan: The plan, with its feedback gains.
+            physics: The plant's physics, ``(k,)``.
+
+        Returns:
+            The states, the controls, and the cost, a scalar.
+        """
         plant = self.true
         states, controls = plant.follow(physics, self._start(plan.controls.dtype)[0], plan)
         return states, controls, plant.cost(physics, states, controls)
@@ -299,11 +316,19 @@ class Plants(DomainBase):
 
 
 def plants(plant: str = "pendulum", **options: Any) -> Plants:
-    """Plants of one kind to be modelled and controlled; options: fields of `PlantsRecipe`.
+    """Return plants of one kind to be modelled and controlled.
 
-    >>> import imaml, jax
-    >>> domain = imaml.plants("pendulum", walks=1, length=10)
-    >>> jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0)).support.inputs.shape
-    (10, 4)
+    Args:
+        plant: pendulum, cart-pole or quadrotor.
+        **options: The other fields of `PlantsRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.plants("pendulum", walks=1, length=10)
+        >>> jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0)).support.inputs.shape
+        (10, 4)
     """
     return PlantsRecipe(plant, **options).build()

@@ -31,7 +31,12 @@ from ..networks import MLP
 
 
 class Samples(NamedTuple):
-    """True points (n, d), and latent points (m, latent)."""
+    """A batch of a game.
+
+    Attributes:
+        points: True points ``(n, d)``.
+        latents: Latent points ``(m, latent)``.
+    """
 
     points: Array
     latents: Array
@@ -39,11 +44,14 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Players:
-    """The field of the game, ({"generator", "discriminator"}, samples) -> alike; hashable.
+    """The field of the game, ``({"generator", "discriminator"}, samples) -> alike``; hashable.
 
-    generator: latent points to points, an `MLP` or alike; discriminator: points to one number, large where
-    they look true. penalty: of the discriminator's slope at points. weight: of the generator's loss, the
-    discriminator's being 1. bounded: whether points lie between 0 and 1, as ink does.
+    Attributes:
+        generator: Latent points to points, an `MLP` or alike.
+        discriminator: Points to one number, large for true ones.
+        penalty: Of the discriminator's slope at points.
+        weight: Of the generator's loss; that of the discriminator is 1.
+        bounded: Whether points lie between 0 and 1, as ink does.
     """
 
     generator: Any
@@ -103,10 +111,20 @@ class Players:
 
 
 def two_samples(left: Array, right: Array, widths: tuple[float, ...]) -> Array:
-    """The kernel two-sample statistic of points (n, d) and (m, d), a scalar.
+    """Return the kernel two-sample statistic, 0 on average if both samples have one density.
 
-    0 on average where both have one density. The mean of Gaussian kernels of these standard deviations,
-    without its diagonal (Gretton et al. 2012, eq. 3).
+    The kernel is the mean of Gaussian kernels, without its diagonal.
+
+    Args:
+        left: Points ``(n, d)``.
+        right: Points ``(m, d)``.
+        widths: The kernels' standard deviations.
+
+    Returns:
+        A scalar.
+
+    References:
+        Gretton et al. (2012), equation 3.
     """
 
     def kernel(a: Array, b: Array) -> Array:

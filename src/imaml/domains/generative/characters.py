@@ -23,13 +23,30 @@ class Character(NamedTuple):
 
 
 def draw(drawings: FewShot, key: Array, split: str) -> Character:
-    """One random character of a split."""
+    """Return the indices of one random character.
+
+    Args:
+        drawings: The few-shot domain that it is of.
+        key: A random key.
+        split: Which split.
+
+    Returns:
+        The character.
+    """
     episode, rest = jax.random.split(key)
     return Character(drawings.draw(episode, split), rest)
 
 
 def shrunk(images: Array, side: int) -> Array:
-    """Images (n, 28, 28, 1) averaged to (n, side^2)."""
+    """Return images averaged to fewer pixels.
+
+    Args:
+        images: ``(n, 28, 28, 1)``.
+        side: Pixels a side, a divisor of 28.
+
+    Returns:
+        Rows ``(n, side^2)``.
+    """
     parts = 28 // side
     return images.reshape(-1, side, parts, side, parts).mean((2, 4)).reshape(-1, side**2)
 
@@ -57,7 +74,16 @@ def rows_of(drawings: Any, side: int) -> Any:
 
 
 def sheet(drawings: Array, side: int, columns: int = 4) -> np.ndarray:
-    """Drawings (n, side^2) side by side on one sheet, at most columns^2 of them."""
+    """Return drawings side by side on one sheet.
+
+    Args:
+        drawings: ``(n, side^2)``.
+        side: Pixels a side.
+        columns: Drawings in a row; at most ``columns^2`` are shown.
+
+    Returns:
+        An image.
+    """
     shown = np.asarray(drawings)[: columns**2]
     rows = -(-len(shown) // columns)
     filled = np.zeros((rows * columns, side, side))

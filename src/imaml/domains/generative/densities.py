@@ -40,13 +40,22 @@ BANDWIDTHS = 16  # tried by the kernel density estimate
 @recipe("domain")
 @dataclass(frozen=True)
 class DensitiesRecipe(DomainRecipe):
-    """What a domain of densities is made from; goes to JSON.
+    """The recipe of a domain of densities.
 
-    family: "curves", points near closed curves of two to four lobes, or "modes", four normal distributions.
-    shots, queries: points of a support and of a query set. noises, sigma: how many times each point is
-    blurred for score matching, and by how much. spread: the standard deviation around curve or mode. grid:
-    cells a side, where likelihoods are integrated. hidden: units of the energy's hidden layers. judge:
-    "likelihood" or "score".
+    Args:
+        family: "curves", points near closed curves of two to four lobes, or "modes", four normal
+            distributions.
+        shots: Points of a support set.
+        queries: Points of a query set.
+        noises: How many times each point is blurred for score matching.
+        sigma: By how much.
+        spread: The standard deviation around curve or mode.
+        grid: Cells a side, where likelihoods are integrated.
+        hidden: Units of the energy's hidden layers.
+        judge: "likelihood" or "score".
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     family: str = "curves"
@@ -113,7 +122,7 @@ class Energy:
         return self.network.forward(phi, points)[0][:, 0] + bowl
 
     def outputs(self, phi: Any, batch: Cloud) -> Array:
-        """sigma dE/dx at blurred points, (n, m, 2)."""
+        """Return sigma dE/dx at blurred points, ``(n, m, 2)``."""
         blurred = (batch.points[:, None] + self.sigma * batch.noise).reshape(-1, 2)
         slopes = jax.grad(lambda x: jnp.sum(self.at(phi, x)))(blurred)
         return self.sigma * slopes.reshape(batch.noise.shape)
@@ -128,7 +137,16 @@ class Energy:
 
 
 def logs_of_mixture(points: Array, centres: Array, spread: Any) -> Array:
-    """log density (n,) at points (n, 2) of equal normal distributions around centres (k, 2)."""
+    """Return the log density of equal normal distributions.
+
+    Args:
+        points: ``(n, 2)``.
+        centres: ``(k, 2)``.
+        spread: Their standard deviation.
+
+    Returns:
+        ``(n,)``.
+    """
     apart = jnp.sum(jnp.square(points[:, None] - centres), -1) / (2 * spread**2)
     norm = jnp.log(2 * jnp.pi * spread**2 * centres.shape[0])
     return jax.nn.logsumexp(-apart, axis=1) - norm
@@ -170,7 +188,7 @@ class Densities(DomainBase):
         return self.energy(theta, batch)
 
     def logs(self, phi: Any, points: Array) -> Array:
-        """log p(x; phi) (n,) at points (n, 2): nothing is unknown, as exp(-E) is summed over the grid."""
+        """Return log p(x; phi), ``(n,)``, at points ``(n, 2)``; exact, as exp(-E) is summed over the grid."""
         return -self.energy.at(phi, points) - self.normaliser(phi, points.dtype)
 
     def normaliser(self, phi: Any, dtype: Any) -> Array:
@@ -298,11 +316,19 @@ class Densities(DomainBase):
 
 
 def densities(family: str = "curves", **options: Any) -> Densities:
-    """Densities of one family in the plane; options: fields of `DensitiesRecipe`.
+    """Return densities of one family in the plane.
 
-    >>> import imaml, jax
-    >>> domain = imaml.densities("modes", shots=5)
-    >>> domain.sample(jax.random.key(0), "train").support.points.shape
-    (5, 2)
+    Args:
+        family: "curves" or "modes".
+        **options: The other fields of `DensitiesRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.densities("modes", shots=5)
+        >>> domain.sample(jax.random.key(0), "train").support.points.shape
+        (5, 2)
     """
     return DensitiesRecipe(family, **options).build()

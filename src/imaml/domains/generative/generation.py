@@ -58,14 +58,24 @@ class Sketches:
 @recipe("domain")
 @dataclass(frozen=True)
 class GenerationRecipe(ReadsData):
-    """What a domain of few-shot generation is made from; goes to JSON.
+    """The recipe of a domain of few-shot generation.
 
-    source: procedural "characters", or "omniglot". shots, queries: drawings of a support and of a query set.
-    made: how many drawings a generator makes of either. others: how many other characters a task has, for
-    the classifier alone. side: pixels a side, 7, 14 or 28. latent: how many numbers a latent point has.
-    penalty: of the discriminator's slope at drawings. weight: of the generator's loss: by less it hardly
-    moves within few steps. generator, discriminator: units of their hidden layers. data: where Omniglot is,
-    None for the usual places.
+    Args:
+        source: Procedural "characters", or "omniglot".
+        shots: Drawings of a support set.
+        queries: Drawings of a query set.
+        made: How many drawings a generator makes of either.
+        others: How many other characters a task has, for the classifier alone.
+        side: Pixels a side, 7, 14 or 28.
+        latent: How many numbers a latent point has.
+        penalty: Of the discriminator's slope at drawings.
+        weight: Of the generator's loss; by less it hardly moves within few steps.
+        generator: Units of its hidden layers.
+        discriminator: Units of its hidden layers.
+        data: Where Omniglot is; None for the usual places.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     source: str = "characters"
@@ -209,12 +219,20 @@ class Generation(Adversarial):
 
 
 def generation(source: str = "characters", **options: Any) -> Generation:
-    """Characters to be drawn after seeing a few drawings of each; options: fields of `GenerationRecipe`.
+    """Return characters to be drawn after seeing a few drawings of each.
 
-    >>> import imaml, jax
-    >>> domain = imaml.generation(shots=2, queries=2, made=3, others=1)
-    >>> task = jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0))  # to draw is much to trace
-    >>> task.support.points.shape, task.query.others.shape
-    ((2, 196), (2, 196))
+    Args:
+        source: "characters" or "omniglot".
+        **options: The other fields of `GenerationRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.generation(shots=2, queries=2, made=3, others=1)
+        >>> task = jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0))  # slow untraced
+        >>> task.support.points.shape, task.query.others.shape
+        ((2, 196), (2, 196))
     """
     return GenerationRecipe(source, **options).build()

@@ -48,13 +48,24 @@ FAITH = 20.0  # weight of a pixel that is seen
 @recipe("domain")
 @dataclass(frozen=True)
 class RestorationRecipe(ReadsData):
-    """What a domain of restoration is made from; goes to JSON.
+    """The recipe of a domain of restoration.
 
-    source: procedural "characters", or "omniglot". shots, queries: drawings of a support and of a query set.
-    damage: a random "half" of each query is hidden, or "noise" of standard deviation `noise` lies on it.
-    side: pixels a side, 7, 14 or 28. noises, sigma: how many times each support drawing is blurred for score
-    matching, and by how much. hidden: units of the energy's hidden layers. steps, rate: of the gradient
-    descent that restores. data: where Omniglot is, None for the usual places.
+    Args:
+        source: Procedural "characters", or "omniglot".
+        shots: Drawings of a support set.
+        queries: Drawings of a query set.
+        damage: A random "half" of each query is hidden, or "noise" lies on it.
+        noise: The standard deviation of that noise.
+        side: Pixels a side, 7, 14 or 28.
+        noises: How many times each support drawing is blurred for score matching.
+        sigma: By how much.
+        hidden: Units of the energy's hidden layers.
+        steps: Of the gradient descent that restores.
+        rate: Its rate.
+        data: Where Omniglot is; None for the usual places.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     source: str = "characters"
@@ -125,7 +136,7 @@ class Denoising:
         return (bowl - self.network.forward(phi, drawings)[0][:, 0]) / self.sigma**2
 
     def outputs(self, phi: Any, batch: Blurred) -> Array:
-        """sigma dE/dy at blurred drawings, (n, m, pixels)."""
+        """Return sigma dE/dy at blurred drawings, ``(n, m, pixels)``."""
         blurred = batch.drawings[:, None] + self.sigma * batch.noise
         slopes = jax.grad(lambda y: jnp.sum(self.at(phi, y)))(blurred.reshape(-1, blurred.shape[-1]))
         return self.sigma * slopes.reshape(blurred.shape)
@@ -148,7 +159,17 @@ class Denoising:
         return stationary(objective, lambda phi, batch, key: batch.seen, structure="symmetric")
 
     def restored(self, phi: Any, batch: Damaged, steps: int, rate: float) -> Array:
-        """y* of every drawing (n, pixels), differentiable in phi by the implicit rule."""
+        """Return restored drawings y*, differentiable in phi by the implicit rule.
+
+        Args:
+            phi: The energy's parameters.
+            batch: Damaged drawings.
+            steps: Of gradient descent.
+            rate: Its rate.
+
+        Returns:
+            Drawings ``(n, pixels)``.
+        """
         inner, rule = GradientDescent(rate, steps=steps), implicit(MINRES(steps=20))
         return solve(self.restoring(), phi, batch, inner=inner, rule=rule)
 
@@ -324,12 +345,20 @@ class Restoration(DomainBase):
 
 
 def restoration(source: str = "characters", **options: Any) -> Restoration:
-    """Damaged drawings to be restored; options: fields of `RestorationRecipe`.
+    """Return damaged drawings to be restored.
 
-    >>> import imaml, jax
-    >>> domain = imaml.restoration(shots=2, queries=3)
-    >>> task = jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0))  # to draw is much to trace
-    >>> task.query.seen.shape
-    (3, 196)
+    Args:
+        source: "characters" or "omniglot".
+        **options: The other fields of `RestorationRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.restoration(shots=2, queries=3)
+        >>> task = jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0))  # slow untraced
+        >>> task.query.seen.shape
+        (3, 196)
     """
     return RestorationRecipe(source, **options).build()

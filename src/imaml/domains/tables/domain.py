@@ -61,15 +61,25 @@ class RowsLoss:
 @recipe("domain")
 @dataclass(frozen=True)
 class TablesRecipe(ReadsData):
-    """What a domain of tables is made from; goes to JSON.
+    """The recipe of a domain of tables: rows grouped by a column.
 
-    data: the file, .csv, .tsv or .parquet. task, target: columns; features: columns, by default all others.
-    texts: columns that are categories although they look like numbers. A target of texts makes tasks of
-    classification. hidden: units of the network's hidden layers (tanh); none for a linear model.
-    holdout: which rows of a task are its query set: "random" ones, the "last" in the file, or "none": all
-    rows are both support and query. shots: rows of a support set, by default half of the task's.
-    validation, test: shares of the tasks for these splits, drawn by `seed`. layout: what a run has fixed of
-    its table; None before.
+    Args:
+        data: The file, .csv, .tsv or .parquet.
+        task: The column whose values name the tasks.
+        target: The column to be predicted. A column of texts makes tasks of classification.
+        features: The columns to predict it from; by default all others.
+        texts: Columns that are categories although they look like numbers.
+        hidden: Units of the network's hidden layers (tanh); none for a linear model.
+        holdout: Which rows of a task are its query set: "random" ones, the "last" in the file, or "none": all
+            rows are both support and query.
+        shots: Rows of a support set, by default half of the task's.
+        validation: The share of tasks for validation.
+        test: The share of tasks for testing.
+        seed: Draws these tasks.
+        layout: What a run has fixed of its table; None before.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     data: str | None = None
@@ -152,7 +162,19 @@ class TablesRecipe(ReadsData):
 
 
 def build(recipe: TablesRecipe, table: Table) -> Tables:
-    """The domain of a table that was read; see `TablesRecipe`."""
+    """Build the domain of a table that was read.
+
+    Args:
+        recipe: The recipe.
+        table: The table.
+
+    Returns:
+        The domain.
+
+    Raises:
+        ConfigError: If columns are missing or used twice.
+        DataError: If the table does not fit the recipe.
+    """
     assert recipe.task is not None
     assert recipe.target is not None
     groups = np.array(table.column(recipe.task, "the task"))
@@ -242,7 +264,12 @@ def _pooled(inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray, layout: L
 
 
 class Drawn(NamedTuple):
-    """A task's number, and the order of its rows, (n,): the first are support, padding is last."""
+    """The indices of a task.
+
+    Attributes:
+        task: Its number.
+        order: The order of its rows, ``(n,)``: support rows are first, padding is last.
+    """
 
     task: Array
     order: Array
@@ -251,9 +278,15 @@ class Drawn(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Tables(TablesInterface):
-    """A table's tasks. inputs, targets: (tasks, n, ...), padded; counts: (tasks,); splits: task numbers.
+    """The tasks of a table.
 
-    pooled: the coefficients of one least-squares model for all training rows, intercept first.
+    Attributes:
+        inputs: Coded inputs ``(tasks, n, inputs)``, padded.
+        targets: ``(tasks, n, ...)``, padded.
+        counts: The number of rows of each task, ``(tasks,)``.
+        splits: The numbers of tasks by split.
+        pooled: The coefficients of one least-squares model for all training rows, intercept first.
+        recipe: The recipe.
     """
 
     inputs: Any
@@ -389,14 +422,24 @@ class Tables(TablesInterface):
 
 
 def tables(data: str, task: str, target: str, **options: Any) -> Tables:
-    """The tasks of a table in a file; options: the other fields of `TablesRecipe`.
+    r"""Return the tasks of a table in a file.
 
-    >>> import imaml, pathlib, tempfile
-    >>> file = pathlib.Path(tempfile.mkdtemp()) / "scores.csv"
-    >>> rows = [f"{who},{day},{who + 2 * day}" for who in range(10) for day in range(4)]
-    >>> _ = file.write_text("\\n".join(["who,day,score", *rows]))
-    >>> imaml.tables(str(file), "who", "score").inputs.shape
-    (10, 4, 1)
+    Args:
+        data: The file.
+        task: The column whose values name the tasks.
+        target: The column to be predicted.
+        **options: The other fields of `TablesRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "scores.csv"
+        >>> rows = [f"{who},{day},{who + 2 * day}" for who in range(10) for day in range(4)]
+        >>> _ = file.write_text("\n".join(["who,day,score", *rows]))
+        >>> imaml.tables(str(file), "who", "score").inputs.shape
+        (10, 4, 1)
     """
     known = TablesRecipe.__dataclass_fields__
     for name in options:
