@@ -24,7 +24,8 @@ from .core.solution import Solution
 from .core.tree import Tree
 from .core.validation import require_number
 from .core.version import __version__
-from .domains.base import DomainBase, DomainRecipe
+from .domains.base import DomainBase
+from .domains.recipes import DomainRecipe
 from .meta.gradient import MetaGradient
 from .storage.artefact import read_artefact, write_artefact
 from .storage.integrity import flatten_names, unflatten_names

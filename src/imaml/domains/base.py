@@ -1,7 +1,7 @@
 """Domains: where tasks come from, how a user's own data become a task, and how answers come back.
 
-A domain has two parts. Its *recipe*, a subclass of `DomainRecipe`, is a frozen dataclass of numbers and names
-that goes to JSON. `recipe.build()` gives the domain itself, a subclass of `DomainBase`, with its data read.
+A domain has two parts. Its *recipe*, a subclass of `imaml.DomainRecipe`, is a frozen dataclass of numbers and
+names that goes to JSON. `recipe.build()` gives the domain itself, a subclass of `DomainBase`, with its data read.
 `recipe.without_data()` gives a domain with the same network and problem but no data, which is enough to use
 what was learned. No code outside this package asks which domain it has; docs/extend/domain.md writes one.
 
@@ -22,10 +22,9 @@ A domain is a pytree. Its data are leaves, so that they are arguments of a compi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 from zipfile import BadZipFile
 
 import jax
@@ -174,104 +173,6 @@ class Domain(Protocol):
     def examples(self, before: Tree, predictor: Predicts, task: Task) -> Sequence[Example | Scene]:
         """Return what the report shows of a task."""
         ...
-
-
-class DomainRecipe:
-    """The base of a domain's recipe: a frozen dataclass that is registered with `@imaml.recipe("domain")`.
-
-    A subclass defines `build`. The other methods have defaults for domains that read no files.
-
-    Attributes:
-        reads_table: Whether its tasks come from a table with named columns.
-        factorises: Whether its own computations may factorise matrices.
-    """
-
-    reads_table: ClassVar[bool] = False
-    factorises: ClassVar[bool] = True
-
-    def build(self) -> Any:
-        """Return the domain, with its data read."""
-        raise NotImplementedError
-
-    def without_data(self) -> Any:
-        """Return the domain without its data: enough to adapt to a user's own tasks and to predict."""
-        return self.build()
-
-    @property
-    def data_name(self) -> str:
-        """What reports and logs call the data that a run was scored on."""
-        return type(self).__name__
-
-    def with_data(self, path: str) -> Self:
-        """Return this recipe with its data at another path.
-
-        Args:
-            path: A file or folder.
-
-        Returns:
-            The recipe.
-
-        Raises:
-            ConfigError: If the domain reads no data.
-        """
-        raise ConfigError(
-            f"--data {path}: expected a run that reads data, got {type(self).__name__}, which draws its own "
-            "tasks. Hint: leave --data out, or choose a preset that reads images or a table (imaml presets)."
-        )
-
-    def scored_on(self, path: str) -> Self:
-        """Return the recipe to evaluate what was learned on other data.
-
-        Args:
-            path: A file or folder.
-
-        Returns:
-            A recipe with the same network, and the data at ``path``.
-
-        Raises:
-            ConfigError: If the domain reads no data.
-        """
-        return self.with_data(path)
-
-    def published(self) -> Self:
-        """Return the recipe as an artefact holds it: without paths and without names of tasks."""
-        return self
-
-    def restored(self, stored: Self) -> Self:
-        """Return this recipe, read from an artefact, with what only its run's configuration knows.
-
-        Args:
-            stored: The recipe in the run directory's ``config.json``.
-
-        Returns:
-            The recipe.
-        """
-        return self
-
-
-class ReadsData(DomainRecipe):
-    """The base of a recipe with a field ``data``, the path of its data."""
-
-    data: str | None
-
-    def with_data(self, path: str) -> Self:
-        """Return this recipe with its data at another path; ConfigError if it draws its own tasks."""
-        if getattr(self, "source", "") == "characters":
-            return super().with_data(path)
-        return replace(self, data=path)  # type: ignore[type-var]
-
-    @property
-    def data_name(self) -> str:
-        """The source of the images, or the recipe's kind."""
-        return getattr(self, "source", type(self).__name__)
-
-    def published(self) -> Self:
-        """Return this recipe without the path."""
-        return replace(self, data=None)  # type: ignore[type-var]
-
-    def restored(self, stored: Self) -> Self:
-        """Return this recipe with the stored path."""
-        return replace(self, data=stored.data)  # type: ignore[type-var]
 
 
 class DomainBase:

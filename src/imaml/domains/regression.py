@@ -18,8 +18,9 @@ from ..problems.likelihoods import Gaussian
 from ..problems.losses import joined
 from ..problems.proximal import plain, proximal
 from .arrays import Field, given
-from .base import DomainBase, DomainRecipe, Encoded, Predicts
+from .base import DomainBase, Encoded, Predicts
 from .networks import MLP
+from .recipes import DomainRecipe
 from .scenes import Example, Scene, compared
 
 

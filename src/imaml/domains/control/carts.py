@@ -28,8 +28,9 @@ from ...core.recipes import recipe
 from ...core.validation import require_number, require_whole
 from ...problems.base import Task
 from ..arrays import Field
-from ..base import SPLITS, DomainRecipe, Encoded
+from ..base import SPLITS, Encoded
 from ..networks import MLP
+from ..recipes import DomainRecipe
 from ..scenes import Scene
 from .actor_critic import ActorCritic, Steered, Transitions
 

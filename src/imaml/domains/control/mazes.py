@@ -27,8 +27,9 @@ from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.proximal import equilibrium
 from ..arrays import Field
-from ..base import DomainBase, DomainRecipe, Encoded
+from ..base import DomainBase, Encoded
 from ..networks import MLP
+from ..recipes import DomainRecipe
 from ..scenes import Scene
 from .markov import Process, Walks, optimal, soft_value, value_of, walk
 

@@ -21,8 +21,8 @@ from ...core.recipes import recipe
 from ...core.validation import require_number, require_whole
 from ...problems.base import Task
 from ..arrays import Field
-from ..base import DomainRecipe
 from ..networks import MLP
+from ..recipes import DomainRecipe
 from ..scenes import Scene
 from .actor_critic import ActorCritic, Steered, Transitions
 

@@ -27,8 +27,9 @@ from ...inner.ilqr import ILQR, Trajectory
 from ...problems.base import Problem, Task
 from ...problems.proximal import plain, proximal
 from ..arrays import Field
-from ..base import DomainBase, DomainRecipe
+from ..base import DomainBase
 from ..networks import MLP
+from ..recipes import DomainRecipe
 from ..regression import NetworkLoss, Points
 from ..scenes import Scene
 from .physics import KINDS, Kind

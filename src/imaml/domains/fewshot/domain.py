@@ -15,8 +15,8 @@ from ...core.recipes import recipe
 from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical
 from ...problems.proximal import plain, proximal
-from ..base import ReadsData
 from ..networks import Conv4
+from ..recipes import ReadsData
 from . import distortion, strokes
 from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, distinct, then, turn
 from .images import Images

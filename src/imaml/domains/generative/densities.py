@@ -25,8 +25,9 @@ from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.proximal import plain, proximal
 from ..arrays import Field
-from ..base import DomainBase, DomainRecipe
+from ..base import DomainBase
 from ..networks import MLP
+from ..recipes import DomainRecipe
 from ..scenes import Scene
 
 JUDGES = ("likelihood", "score")

@@ -20,9 +20,10 @@ from jax import Array, lax
 from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Task
-from ..base import Encoded, ReadsData
+from ..base import Encoded
 from ..fewshot.domain import FewShot, FewShotRecipe
 from ..networks import MLP
+from ..recipes import ReadsData
 from ..scenes import Scene
 from .adversarial import Adversarial, Players, Samples, two_samples
 from .characters import SIDES, SOURCES, Character, draw, rows_of, sheet, shrunk

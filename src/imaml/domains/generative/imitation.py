@@ -17,8 +17,8 @@ from jax import Array
 from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Task
-from ..base import DomainRecipe
 from ..networks import MLP
+from ..recipes import DomainRecipe
 from ..scenes import Scene
 from .adversarial import Adversarial, Players, Samples, two_samples
 from .densities import FAMILIES, Densities, DensitiesRecipe, Shape

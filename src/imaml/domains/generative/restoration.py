@@ -35,9 +35,10 @@ from ...problems.base import Problem, Task
 from ...problems.fixed_points import stationary
 from ...problems.proximal import plain, proximal
 from ..arrays import Field
-from ..base import DomainBase, Encoded, ReadsData
+from ..base import DomainBase, Encoded
 from ..fewshot.domain import FewShot, FewShotRecipe
 from ..networks import MLP
+from ..recipes import ReadsData
 from ..scenes import Scene
 from .characters import SIDES, SOURCES, Character, draw, rows_of, sheet, shrunk
 

@@ -16,8 +16,9 @@ from ...core.validation import meant, require_number, require_one_of, require_wh
 from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical, Gaussian
 from ...problems.proximal import plain, proximal
-from ..base import SPLITS, ReadsData
+from ..base import SPLITS
 from ..networks import MLP
+from ..recipes import ReadsData
 from .files import Table, read_table
 from .interface import Rows, TablesInterface
 from .layout import Layout, column_of
