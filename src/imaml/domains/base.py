@@ -1,7 +1,7 @@
 """Domains: where tasks come from, how a user's own data become a task, and how answers come back.
 
 A domain has two parts. Its *recipe*, a subclass of `imaml.DomainRecipe`, is a frozen dataclass of numbers and
-names that goes to JSON. `recipe.build()` gives the domain itself, a subclass of `DomainBase`, with its data read.
+names that goes to JSON. `recipe.build()` gives the domain itself, a subclass of `DomainBase`, with its data.
 `recipe.without_data()` gives a domain with the same network and problem but no data, which is enough to use
 what was learned. No code outside this package asks which domain it has; docs/extend/domain.md writes one.
 
