@@ -220,7 +220,7 @@ BAD = {
     "two of one name": (["evaluate", WAVES, WAVES, WAVES, "--tasks=2"], "are called 'imaml'; name them"),
     # adapt
     "no support": (["adapt", RUN, "--query={root}/query"], "needs --support"),
-    "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "which has no images"),
+    "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "expected an .npz or .npy file"),
     "support empty": (instead(ADAPT, "--support={root}/empty"), "is empty"),
     "support class empty": (instead(ADAPT, "--support={root}/hollow"), "'k0' is empty"),
     "support missing": (instead(ADAPT, "--support={root}/nowhere"), "no such folder"),

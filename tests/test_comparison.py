@@ -15,7 +15,6 @@ from imaml.compare import runner as comparison
 from imaml.compare import variants as compared
 from imaml.config.overrides import override
 from imaml.config.presets import preset
-from imaml.predict import _without_data
 from imaml.report import comparison_page
 from imaml.training.step import devices_mesh
 
@@ -54,7 +53,7 @@ def test_every_row_makes_a_recipe_of_every_preset():
             config = row.config(preset(name), 5.0, 1)
             assert config.domain == preset(name).domain
             assert (config.training.minutes, config.training.seed) == (5.0, 1)
-            config.method.build(_without_data(config.domain))
+            config.method.build(config.domain.without_data())
 
 
 def test_methods_are_scored_on_the_same_tasks_at_equal_time_and_equal_tasks(small, tmp_path):

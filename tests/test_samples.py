@@ -37,12 +37,15 @@ def test_nothing_is_written_over(written):
     assert {file: file.read_bytes() for file in written.glob("*/*/*")} == before
 
 
-def test_what_has_no_images_is_refused(tmp_path):
-    with pytest.raises(
-        imaml.ConfigError, match="tasks of Sinusoid are no images of classes; accepted are few"
-    ):
-        write_task(imaml.sinusoid(), tmp_path / "my")
-    assert not (tmp_path / "my").exists()
+def test_what_has_no_images_is_written_as_arrays(tmp_path):
+    assert write_task(imaml.sinusoid(shots=4, queries=3), tmp_path / "my") == (4, 3)
+    domain = imaml.sinusoid()
+    support, _ = domain.encode(domain.read(tmp_path / "my" / "support.npz"))
+    assert support.inputs.shape == (4, 1)
+    assert domain.read(tmp_path / "my" / "query.npy", query=True).shape == (3, 1)
+
+
+def test_an_unknown_split_is_refused(tmp_path):
     with pytest.raises(imaml.ConfigError, match="split"):
         write_task(DOMAIN, tmp_path / "my", split="tests")
 
@@ -58,7 +61,7 @@ def test_the_command_writes_what_adapt_reads(tmp_path, capsys):
     out = tmp_path / "my"
     words = ["sample", "--out", str(out), "--domain.ways=3", "--domain.queries=4", "--seed", "1"]
     assert main(words) == 0
-    assert "support has 3 images to learn from" in capsys.readouterr().out
+    assert "holds a task: 3 support and 12 query examples" in capsys.readouterr().out
     files = ["--support", str(out / "support"), "--query", str(out / "query")]
     with jax.numpy_rank_promotion("allow"):  # networks add a bias to every row
         assert main(["adapt", "artefacts/omniglot-5w1s.safetensors", *files]) == 0

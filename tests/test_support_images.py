@@ -9,7 +9,7 @@ import pytest
 
 import imaml
 from imaml.core.errors import DataError
-from imaml.predict import check_images
+from imaml.domains.fewshot.interface import check_images
 
 ARTEFACT = Path(__file__).parents[1] / "artefacts" / "omniglot-5w1s.safetensors"
 NAMES = np.array(list("abcde"))

@@ -190,13 +190,13 @@ def test_a_column_of_one_number_or_of_rounding_errors_is_no_loss():
 
 
 def test_numbers_of_a_new_task_are_held_to_the_same(file):
-    recipe = made(file).recipe
+    domain = made(file).recipe.without_data()
     with pytest.raises(DataError, match=r"x, row 2, column 'day': expected .* got '1e\+39'. Hint"):
-        recipe.support({"day": [1, 1e39], "group": ["a", "b"], "score": [200, 300]})
+        domain.encode({"day": [1, 1e39], "group": ["a", "b"], "score": [200, 300]})
     with pytest.raises(DataError, match=r"x, row 1, column 'score': expected .* got '-1e\+300'. Hint"):
-        recipe.support({"day": [1, 2], "group": ["a", "b"]}, [-1e300, 300])
+        domain.encode({"day": [1, 2], "group": ["a", "b"]}, [-1e300, 300])
     with pytest.raises(DataError, match=r"x, row 1, column 'day': expected .* got '1e\+39'. Hint"):
-        recipe.fixed.code(recipe.read({"day": [1e39], "group": ["a"]}, "x"))
+        domain.encode_query({"day": [1e39], "group": ["a"]})
 
 
 def test_lists_arrays_and_files_mean_the_same(tmp_path):

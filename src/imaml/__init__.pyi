@@ -25,6 +25,7 @@ from .core.solution import Solution as Solution
 from .core.solution import Stats as Stats
 from .core.solution import Status as Status
 from .core.version import __version__ as __version__
+from .domains.base import DomainBase as DomainBase
 from .domains.control.carts import carts as carts
 from .domains.control.mazes import mazes as mazes
 from .domains.control.navigation import navigation as navigation
@@ -39,8 +40,10 @@ from .domains.generative.imitation import imitation as imitation
 from .domains.generative.restoration import restoration as restoration
 from .domains.networks import MLP as MLP
 from .domains.networks import Conv4 as Conv4
+from .domains.recipes import DomainRecipe as DomainRecipe
 from .domains.regression import linear_gaussian as linear_gaussian
 from .domains.regression import sinusoid as sinusoid
+from .domains.scenes import Scene as Scene
 from .domains.tables.domain import tables as tables
 from .inner.base import InnerSolver as InnerSolver
 from .inner.custom import Custom as Custom

@@ -26,7 +26,7 @@ def sample_command(words: Sequence[str]) -> int:
 
     split = arguments.values.get("split", "test")
     few, asked = write_task(config.domain.build(), out, split=split, seed=seed)
-    print(f"{out / 'support'} has {few} images to learn from, {out / 'query'} {asked} to tell apart.")
+    print(f"{out} holds a task: {few} support and {asked} query examples.")
     return 0
 
 

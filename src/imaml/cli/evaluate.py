@@ -22,12 +22,8 @@ def evaluate_command(words: Sequence[str]) -> int:
     if split not in ("train", "validation", "test"):
         raise ConfigError(f"--split {split}: accepted are train, validation and test.")
     prepare_jax()
-    import dataclasses
-
     import jax
 
-    from ..domains.fewshot.domain import FewShotRecipe
-    from ..domains.tables.domain import TablesRecipe
     from ..predict import load
     from ..training.evaluation import evaluate_theta, same_tasks
     from ..training.step import devices_mesh
@@ -36,15 +32,7 @@ def evaluate_command(words: Sequence[str]) -> int:
 
     def recipe_of(learner: Any) -> Any:
         recipe = learner.config.domain
-        if data is None:
-            return recipe
-        if isinstance(recipe, FewShotRecipe):
-            source = "omniglot" if recipe.source == "characters" else recipe.source
-            return dataclasses.replace(recipe, source=source, data=data, limits=())
-        if isinstance(recipe, TablesRecipe):
-            layout = dataclasses.replace(recipe.fixed, splits=())
-            return dataclasses.replace(recipe, data=data, layout=layout)
-        raise ConfigError(f"--data {data}: this run's domain draws its own tasks and reads no data.")
+        return recipe if data is None else recipe.scored_on(data)
 
     def scored(learner: Any, domain: Any) -> Any:
         method = learner.config.method.build(domain, mesh)
@@ -69,15 +57,12 @@ def evaluate_command(words: Sequence[str]) -> int:
             )
         others[name] = scored(other, its)
     result = scored(learned, domain).beside(others)
-    from ..domains.tables.mixed_model import prior_of, prior_text
-
-    prior = prior_of(learned)
+    about, text = recipe.without_data().summary(learned.theta, learned.method.problem)
     if "json" in arguments.flags:
-        named = getattr(recipe, "source", type(recipe).__name__)
-        more = {} if prior is None else {"prior": prior}
-        print(json.dumps({**result.to_json(), **more, "data": named, "run": str(path)}, allow_nan=False))
+        about |= {"data": recipe.data_name, "run": str(path)}
+        print(json.dumps({**result.to_json(), **about}, allow_nan=False))
         return 0
     print(result)
-    if prior is not None:
-        print(prior_text(prior))
+    if text:
+        print(text)
     return 0

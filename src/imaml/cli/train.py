@@ -67,7 +67,7 @@ def train_command(words: Sequence[str]) -> int:
         kept = stored.method.chunk
     changes = [(path, values[name], f"--{name}") for name, path in shorthands.items() if name in values]
     named = [(path, values[name], f"--{name}") for name, path in columns.items() if name in values]
-    if named and not hasattr(config.domain, "target"):
+    if named and not config.domain.reads_table:
         raise ConfigError(
             f"{named[0][2]} {named[0][1]}: {name or 'characters-5w1s'} reads no table; accepted with the "
             "preset tables: imaml train tables --data FILE.csv --task COLUMN --target COLUMN."
@@ -103,7 +103,6 @@ def train_command(words: Sequence[str]) -> int:
 
 def _factorises(config: Any) -> bool:
     """Whether a step may have dense factorisations: any but that of images by solvers that take products."""
-    from ..domains.fewshot.domain import FewShotRecipe
     from ..linear.bicgstab import BiCGStab
     from ..linear.cg import CG
     from ..linear.minres import MINRES
@@ -112,7 +111,7 @@ def _factorises(config: Any) -> bool:
     linear = getattr(config.method, "linear", None)
     products = linear is None or isinstance(linear, CG | Neumann | MINRES | BiCGStab)
     products = products and not config.method.factorises and getattr(linear, "precondition", None) is None
-    return not (isinstance(config.domain, FewShotRecipe) and products)
+    return config.domain.factorises or not products
 
 
 def _free_folder(base: Path) -> Path:
@@ -188,6 +187,6 @@ def _score(run: Any, out: Path, config: Any, quiet: bool) -> None:
             baselines_ci95=dict(result.baselines_ci95),
             tasks=result.tasks,
             seed=result.seed,
-            data=getattr(config.domain, "source", type(config.domain).__name__),
+            data=config.domain.data_name,
         )
     print(result)

@@ -165,9 +165,4 @@ def replace_data(config: Config, data: str | None) -> Config:
     """
     if data is None:
         return config
-    if not hasattr(config.domain, "data") or getattr(config.domain, "source", "") == "characters":
-        raise ConfigError(
-            f"--data {data}: this run's domain draws its own tasks and reads no data; leave it out, or "
-            "choose a preset that reads images or a table (see imaml presets)."
-        )
-    return replace(config, domain=replace(config.domain, data=data))
+    return replace(config, domain=config.domain.with_data(data))

@@ -1,122 +1,522 @@
-"""What tasks are drawn from: the Domain protocol and its laws.
+"""Domains: where tasks come from, how a user's own data become a task, and how answers come back.
 
-Laws, held by one table-driven test over all domains:
+A domain has two parts. Its *recipe*, a subclass of `imaml.DomainRecipe`, is a frozen dataclass of numbers and
+names that goes to JSON. `recipe.build()` gives the domain itself, a subclass of `DomainBase`, with its data.
+`recipe.without_data()` gives a domain with the same network and problem but no data, which is enough to use
+what was learned. No code outside this package asks which domain it has; docs/extend/domain.md writes one.
 
-1. `sample(key, split)` depends on its arguments alone, and works under jit and vmap;
-2. `sample(key, split) == gather(draw(key, split))`: indices first, data second, so that data may live
-   elsewhere;
-3. splits share no class and no task;
+tests/laws/test_domains.py holds every registered domain to these laws:
+
+1. `sample(key, split)` depends on its arguments alone, and works under jit and vmap.
+2. `sample(key, split)` equals `gather(draw(key, split))`: indices first, data second.
+3. Splits share no class and no task.
 4. `query_loss`, and the problem's residual and objective (where it has one) on the support batch and on
    `whole`, are finite at `init(key)` on every sampled task.
+5. `encode(task.support)` and `encode_query(task.query)` accept every sampled task.
+6. A trained run can be evaluated, saved, loaded in another process, adapted, asked for predictions and
+   reported.
 
-A domain with only so many tasks also has `draws(key, split, count)`, indices of that many tasks of which none
-comes twice before all have come, `number(indices)`, which task was drawn, `size(split)`, how many there are,
-and `held_out(split)`, whether the split has tasks that are not those of another.
-
-A domain is a tree: its data are leaves (so they are arguments of a compiled step, not constants in it), all
-else is static.
+A domain is a pytree. Its data are leaves, so that they are arguments of a compiled step, not constants in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from zipfile import BadZipFile
 
 import jax
+import numpy as np
 from jax import Array
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError
+from ..core.tree import Tree
 from ..problems.base import Problem, Task
+from .arrays import Field, given, require_fields
+from .scenes import Example, Scene
 
 SPLITS = ("train", "validation", "test")
+T = TypeVar("T")
 
 
-def in_step(domain: Any, tasks: int) -> int:
-    """How many tasks a step of training has: as many as asked for, and for 0 every training task."""
-    if tasks:
-        return tasks
-    if not hasattr(domain, "size"):
-        raise ConfigError(
-            f"training: tasks=0 means every training task, and {type(domain).__name__} draws new ones "
-            "without end; accepted is a whole number of at least 1."
-        )
-    return domain.size("train")
+class Encoded(NamedTuple):
+    """A user's support data as a domain's inner problem takes them.
+
+    Attributes:
+        support: The support batch.
+        classes: What the outputs stand for, if predictions are one of several classes; else None.
+    """
+
+    support: Tree
+    classes: np.ndarray | None = None
 
 
-def sample_many(domain: Any, key: Array, split: str, count: int, place: Callable[[Any], Any]) -> Task:
-    """So many tasks of a split, leaves (count, ...); place: puts what they are drawn by on devices."""
-    if hasattr(domain, "draws"):
-        return jax.vmap(domain.gather)(place(domain.draws(key, split, count)))
-    return jax.vmap(lambda k: domain.sample(k, split))(place(jax.random.split(key, count)))
+class Answers(NamedTuple):
+    """Predictions for files, as the command line prints them.
+
+    Attributes:
+        rows: One JSON object for each query.
+        lines: The same as text.
+        about: JSON fields that hold for all rows.
+        note: Returns a phrase on how many predictions were right; empty if the query does not say.
+    """
+
+    rows: list[dict[str, Any]]
+    lines: list[str]
+    about: Mapping[str, Any] = MappingProxyType({})
+    note: Callable[[], str] = str
+
+
+class Predicts(Protocol):
+    """What a domain may ask of a predictor; `imaml.Predictor` is one."""
+
+    phi: Tree
+    classes: np.ndarray | None
+
+    def predict(self, x: Any) -> Any:
+        """Return the predictions for query data."""
+        ...
+
+    def predict_proba(self, x: Any, uncertainty: bool = False) -> np.ndarray:
+        """Return class probabilities, ``(n, classes)``."""
+        ...
+
+    def predict_interval(self, x: Any, level: float = 0.9) -> Any:
+        """Return means and the ends of intervals, each ``(n,)``."""
+        ...
 
 
 @runtime_checkable
 class Domain(Protocol):
-    """A family of tasks with a network to learn them by."""
+    """A family of tasks with a network to learn them by; `DomainBase` implements all but the abstract part.
+
+    A new domain subclasses `DomainBase`, which says what each method does.
+    """
 
     @property
     def recipe(self) -> Any:
-        """The frozen dataclass that this domain was built from; goes to JSON; `recipe.build()` undoes it."""
-        ...
-
-    def init(self, key: Array) -> Any:
-        """Fresh parameters of the network, shaped like phi."""
-        ...
-
-    def problem(self, strength: Any, adapt: Any = None) -> Problem:
-        """The problem of one task's support set: anchored, or `plain` where strength is None."""
-        ...
-
-    def whole(self, support: Any, query: Any) -> Any:
-        """All of a task's data as one batch of the problem's, for methods that learn from it unsplit."""
-        ...
-
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters of the network that learns all training tasks at once."""
-        ...
-
-    def narrow(self, theta: Any) -> Any:
-        """What a new task starts at after joint learning, shaped like phi; narrow(narrow(t)) is narrow(t)."""
-        ...
-
-    def joint_loss(self, theta: Any, batch: Any, grouped: bool = False) -> Array:
-        """The loss of wide parameters on a task's whole batch; grouped: each group a task of its own."""
-        ...
-
-    def draw(self, key: Array, split: str) -> Any:
-        """Indices of one random task."""
-        ...
-
-    def gather(self, indices: Any) -> Task:
-        """The task that indices mean."""
-        ...
-
-    def sample(self, key: Array, split: str) -> Task:
-        """One random task."""
-        ...
-
-    def query_loss(self, phi: Any, theta: Any, batch: Any) -> Array:
-        """The loss on a query batch, a scalar; what meta-learning minimises."""
-        ...
-
-    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Scores of adapted parameters on a task's query set: scalars, by name; `headline` is among them."""
-        ...
-
-    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
-        """What calibration errors are made of, by name (`confidences`); nothing where no class is told."""
-        ...
-
-    def baselines(self, task: Task) -> dict[str, Array]:
-        """Scores of simple methods without learning across tasks, by name, on the headline's scale."""
+        """The recipe that this domain was built from."""
         ...
 
     @property
     def headline(self) -> str:
-        """Which metric a validation is judged by."""
+        """The metric that a validation is judged by."""
         ...
 
     @property
     def higher_is_better(self) -> bool:
         """Whether more of the headline is better."""
         ...
+
+    def init(self, key: Array) -> Tree:
+        """Return fresh parameters of the network."""
+        ...
+
+    def problem(self, strength: Any, adapt: Any = None) -> Problem:
+        """Return the inner problem of a task."""
+        ...
+
+    def whole(self, support: Any, query: Any) -> Any:
+        """Return all of a task's data as one batch."""
+        ...
+
+    def wide(self, key: Array) -> Tree:
+        """Return fresh parameters for joint learning."""
+        ...
+
+    def narrow(self, theta: Tree) -> Tree:
+        """Return where a new task starts after joint learning."""
+        ...
+
+    def joint_loss(self, theta: Tree, batch: Any, grouped: bool = False) -> Array:
+        """Return the loss of joint learning."""
+        ...
+
+    def draw(self, key: Array, split: str) -> Any:
+        """Return the indices of one random task."""
+        ...
+
+    def gather(self, indices: Any) -> Task:
+        """Return the task that indices mean."""
+        ...
+
+    def sample(self, key: Array, split: str) -> Task:
+        """Return one random task."""
+        ...
+
+    def query_loss(self, phi: Tree, theta: Tree, batch: Any) -> Array:
+        """Return the loss that meta-learning minimises."""
+        ...
+
+    def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
+        """Return the scores of adapted parameters."""
+        ...
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return a user's support data as a batch."""
+        ...
+
+    def encode_query(self, x: Any) -> Any:
+        """Return query data as rows for `forward`."""
+        ...
+
+    def forward(self, phi: Tree, rows: Any, statistics: Any = None) -> Array:
+        """Return the outputs for encoded rows."""
+        ...
+
+    def decode(self, outputs: np.ndarray, x: Any) -> Any:
+        """Return outputs as predictions in the user's units."""
+        ...
+
+    def examples(self, before: Tree, predictor: Predicts, task: Task) -> Sequence[Example | Scene]:
+        """Return what the report shows of a task."""
+        ...
+
+
+class DomainBase:
+    """The base of a domain: what every caller may ask of it, with defaults.
+
+    A subclass is a frozen dataclass and a pytree (`jax.tree_util.register_static` if it holds no arrays). It
+    defines the fields ``recipe``, ``headline`` and ``higher_is_better``, and the methods `init`, `problem`,
+    `whole`, `draw`, `gather`, `query_loss`, `metrics` and `baselines`. To be used on a user's own tasks it
+    also defines `support_fields`, `query_field` and `forward`.
+
+    Attributes:
+        support_type: The NamedTuple class of support batches.
+    """
+
+    recipe: Any
+    support_type: ClassVar[Callable[..., Any]]
+
+    # Tasks ------------------------------------------------------------------------------------------------
+
+    def draw(self, key: Array, split: str) -> Any:
+        """Return the indices of one random task of a split, a tree of small arrays."""
+        raise NotImplementedError
+
+    def gather(self, indices: Any) -> Task:
+        """Return the task that ``indices`` mean."""
+        raise NotImplementedError
+
+    def sample(self, key: Array, split: str) -> Task:
+        """Return one random task of a split."""
+        return self.gather(self.draw(key, split))
+
+    def size(self, split: str) -> int | None:
+        """Return how many tasks a split has, or None if tasks are drawn without end."""
+        return None
+
+    def draws(self, key: Array, split: str, count: int) -> Any:
+        """Return the indices of ``count`` tasks, of which none comes twice before all have come.
+
+        Returns:
+            Indices, leaves ``(count, ...)``, or None to draw each task by a key of its own.
+        """
+        return None
+
+    def number(self, indices: Any) -> Array | None:
+        """Return which task was drawn, or None if no task comes twice. Equal ones are not independent."""
+        return None
+
+    def held_out(self, split: str) -> bool:
+        """Return whether a split has tasks of its own; else those of training stand in for them."""
+        return True
+
+    # Learning ---------------------------------------------------------------------------------------------
+
+    def init(self, key: Array) -> Tree:
+        """Return fresh parameters of the network."""
+        raise NotImplementedError
+
+    def wide(self, key: Array) -> Tree:
+        """Return fresh parameters for joint learning: those of the same network."""
+        return self.init(key)
+
+    def narrow(self, theta: Tree) -> Tree:
+        """Return where a new task starts after joint learning: at ``theta`` itself."""
+        return theta
+
+    def shared_loss(self, theta: Tree, batch: Any) -> Array:
+        """Return the loss of one network for all tasks, a scalar."""
+        raise NotImplementedError
+
+    def joint_loss(self, theta: Tree, batch: Any, grouped: bool = False) -> Array:
+        """Return the loss of joint learning, `shared_loss`.
+
+        Args:
+            theta: Parameters as `wide` returns them.
+            batch: All of a task's data, as `whole` returns them.
+            grouped: Whether each group of tasks has a head of its own.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ConfigError: If ``grouped``, as one network answers all tasks.
+        """
+        if grouped:
+            raise ConfigError(
+                "multitask: expected tasks with heads of their own, got one network for all tasks. Hint: use "
+                "the method transfer."
+            )
+        return self.shared_loss(theta, batch)
+
+    # Scores -----------------------------------------------------------------------------------------------
+
+    def measure(self, phi: Tree, theta: Tree, batch: Any) -> dict[str, Array]:
+        """Return what training logs beside the loss, by name: scalars of a query batch."""
+        return {}
+
+    def calibration(self, phi: Tree, task: Task) -> dict[str, Array]:
+        """Return what calibration errors are made of, by name; nothing if no class is predicted."""
+        return {}
+
+    def baselines(self, task: Task) -> dict[str, Array]:
+        """Return the scores of simple methods without meta-learning, by name, on the headline's scale."""
+        return {}
+
+    # A user's own tasks -----------------------------------------------------------------------------------
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what each array of a support batch must be, by name, in the batch's order."""
+        raise ConfigError(
+            f"adapt: expected a domain that encodes data, got {type(self).__name__}. Hint: define "
+            "support_fields, query_field and forward (docs/extend/domain.md)."
+        )
+
+    def query_field(self) -> Field:
+        """Return what the query array must be."""
+        raise NotImplementedError
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Return the arrays that a support may leave out, by name, such as random noise."""
+        return {}
+
+    def asked(self, query: Any) -> Any:
+        """Return the part of a sampled query batch that `encode_query` takes."""
+        return query[0]
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return a user's support data as a batch of the inner problem.
+
+        Args:
+            x: A support batch such as ``task.support``, a mapping from its fields' names to arrays, or the
+                array of its first field.
+            y: The array of its second field, if ``x`` is an array.
+
+        Returns:
+            The batch, and the classes that its outputs stand for.
+
+        Raises:
+            DataError: If an array is missing, has another shape or dtype, or holds a value that is not
+                finite.
+        """
+        fields = self.support_fields()
+        arrays = require_fields(fields, given(x, y, tuple(fields)), self.completed)
+        return Encoded(self.support_type(**arrays))
+
+    def encode_query(self, x: Any) -> Any:
+        """Return query data as rows for `forward`: an array, or a tree of arrays, with one row a prediction.
+
+        Args:
+            x: An array as `query_field` says, or a sampled query batch such as ``task.query``.
+
+        Returns:
+            NumPy arrays, leaves ``(n, ...)``.
+
+        Raises:
+            DataError: If the array has another shape or dtype, or holds a value that is not finite.
+        """
+        return self.query_field().check(self.asked(x) if hasattr(x, "_fields") else x, "x")
+
+    def statistics(self, phi: Tree, support: Any) -> Any:
+        """Return what `forward` needs of the whole support set, computed once a task; None for nothing."""
+        return None
+
+    def forward(self, phi: Tree, rows: Any, statistics: Any = None) -> Array:
+        """Return the outputs for encoded rows.
+
+        Args:
+            phi: Adapted parameters.
+            rows: What `encode_query` returned, or a part of its rows.
+            statistics: What `statistics` returned for the support set.
+
+        Returns:
+            Outputs ``(n, ...)``; logits, if predictions are classes.
+        """
+        raise NotImplementedError
+
+    def decode(self, outputs: np.ndarray, x: Any) -> Any:
+        """Return outputs as predictions in the user's units: the outputs themselves.
+
+        Args:
+            outputs: The outputs ``(n, ...)`` of all rows.
+            x: The query as the user gave it.
+
+        Returns:
+            The predictions.
+        """
+        return outputs
+
+    def query_batch(self, rows: Any) -> Any:
+        """Return encoded rows as a batch of the likelihood, for `Predictor.posterior`, with blank targets.
+
+        Raises:
+            ConfigError: If the domain has no likelihood.
+        """
+        raise ConfigError(
+            f"posterior: expected a domain whose loss is a likelihood of rows, got {type(self).__name__}. "
+            "Hint: use predict."
+        )
+
+    def posterior_form(self, support: Any) -> dict[str, Any]:
+        """Return the options of `imaml.posterior` for a task of this domain."""
+        return {}
+
+    # Files ------------------------------------------------------------------------------------------------
+
+    def read(self, path: str | Path, query: bool = False) -> Any:
+        """Return a file's content as `encode`, or for a query as `encode_query`, takes it.
+
+        Args:
+            path: An ``.npz`` file with the fields of a support batch; for a query an ``.npz`` file with one
+                array, or an ``.npy`` file.
+            query: Whether it is a query.
+
+        Returns:
+            A dictionary of arrays, or the query's array.
+
+        Raises:
+            DataError: If the file cannot be read, or has pickled objects in it.
+        """
+        try:
+            content = np.load(path, allow_pickle=False)
+            arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            raise DataError(f"{path}: expected an .npz or .npy file of arrays ({error}).") from error
+        if not query:
+            return arrays
+        if len(arrays) != 1:
+            raise DataError(f"{path}: expected one array, got {', '.join(arrays) or 'none'}.")
+        return next(iter(arrays.values()))
+
+    def answers(self, predictor: Predicts, support: Any, query: Any, uncertainty: bool = False) -> Answers:
+        """Return a predictor's answers to a query that `read` returned.
+
+        Args:
+            predictor: Adapted to ``support``.
+            support: What was learned from, as `read` returned it.
+            query: What is asked.
+            uncertainty: Whether to add intervals, or probabilities by the task's posterior.
+
+        Returns:
+            The answers.
+        """
+        found = np.asarray(predictor.predict(query))
+        rows = [{"row": i + 1, "prediction": one.tolist()} for i, one in enumerate(found)]
+        lines = ["\t".join([str(i + 1), *(f"{v}" for v in np.ravel(one))]) for i, one in enumerate(found)]
+        return Answers(rows, lines)
+
+    def write(self, task: Task, out: Path) -> tuple[int, int]:
+        """Write a task as files that `read` reads: OUT/support.npz and OUT/query.npy.
+
+        Args:
+            task: A sampled task.
+            out: A folder that does not exist.
+
+        Returns:
+            The numbers of support and query rows.
+
+        Raises:
+            OSError: If the files cannot be written.
+        """
+        rows = self.encode_query(task.query)
+        out.mkdir(parents=True, exist_ok=True)
+        np.savez(out / "support.npz", **task.support._asdict())
+        np.save(out / "query.npy", rows)
+        return len(jax.tree.leaves(task.support)[0]), len(rows)
+
+    # Reports ----------------------------------------------------------------------------------------------
+
+    def examples(self, before: Tree, predictor: Predicts, task: Task) -> Sequence[Example | Scene]:
+        """Return what the report shows of a test task.
+
+        Args:
+            before: The parameters before adaptation.
+            predictor: Adapted to the task's support set.
+            task: The task.
+
+        Returns:
+            Examples or scenes; by default `scenes` before and after adaptation.
+        """
+        return self.scenes(before, predictor.phi, task)
+
+    def scenes(self, before: Tree, after: Tree, task: Task) -> Sequence[Scene]:
+        """Return pictures of a task at parameters before and after adaptation."""
+        return []
+
+    def summary(self, theta: Tree, problem: Problem) -> tuple[dict[str, Any], str]:
+        """Return what theta itself says about the tasks, as JSON fields and as text; nothing by default."""
+        return {}, ""
+
+
+def require_domain(owner: str, domain: Any) -> None:
+    """Check that an argument is a domain.
+
+    Args:
+        owner: The function that was called.
+        domain: The argument.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    if not isinstance(domain, DomainBase):
+        raise ConfigError(
+            f"{owner}: domain={domain!r}; accepted is a domain, such as imaml.characters(), or a subclass of "
+            "imaml.DomainBase."
+        )
+
+
+def in_step(domain: Any, tasks: int) -> int:
+    """Return how many tasks a step of training has.
+
+    Args:
+        domain: The domain.
+        tasks: As many as asked for, or 0 for every training task.
+
+    Returns:
+        The number of tasks.
+
+    Raises:
+        ConfigError: If ``tasks`` is 0 and the domain draws tasks without end.
+    """
+    if tasks:
+        return tasks
+    size = domain.size("train")
+    if size is None:
+        raise ConfigError(
+            f"training: tasks=0 means every training task, and {type(domain).__name__} draws new ones "
+            "without end; accepted is a whole number of at least 1."
+        )
+    return size
+
+
+def sample_many(domain: Any, key: Array, split: str, count: int, place: Callable[[T], T]) -> Task:
+    """Return ``count`` tasks of a split.
+
+    Args:
+        domain: The domain.
+        key: A random key.
+        split: Which split.
+        count: How many tasks.
+        place: Puts the keys or indices that tasks are drawn by on devices.
+
+    Returns:
+        The tasks, leaves ``(count, ...)``.
+    """
+    indices = domain.draws(key, split, count)
+    if indices is not None:
+        return jax.vmap(domain.gather)(place(indices))
+    return jax.vmap(lambda k: domain.sample(k, split))(place(jax.random.split(key, count)))

@@ -10,19 +10,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError
 from ..core.recipes import recipe
 from ..core.validation import require_whole
 from ..problems.base import Problem, Task
 from ..problems.likelihoods import Gaussian
 from ..problems.losses import joined
 from ..problems.proximal import plain, proximal
+from .arrays import Field, given
+from .base import DomainBase, Encoded, Predicts
 from .networks import MLP
-from .one_network import OneNetwork
+from .recipes import DomainRecipe
+from .scenes import Example, Scene, compared
 
 
 class Points(NamedTuple):
-    """Inputs (n, features) and targets (n, outputs), floats."""
+    """A batch of rows.
+
+    Attributes:
+        inputs: ``(n, features)``, floats.
+        targets: ``(n, outputs)``, floats.
+    """
 
     inputs: Array
     targets: Array
@@ -59,8 +67,17 @@ class NetworkLoss:
 
 @recipe("domain")
 @dataclass(frozen=True)
-class SinusoidRecipe:
-    """What a sinusoid domain is made from; goes to JSON. hidden: units of the two hidden layers."""
+class SinusoidRecipe(DomainRecipe):
+    """The recipe of a sinusoid domain.
+
+    Args:
+        shots: Points of a support set.
+        queries: Points of a query set.
+        hidden: Units of each of the two hidden layers.
+
+    Raises:
+        ConfigError: If a field is out of its range.
+    """
 
     shots: int = 10
     queries: int = 10
@@ -76,7 +93,13 @@ class SinusoidRecipe:
 
 
 class Wave(NamedTuple):
-    """A sinusoid task's numbers: amplitude, phase, and where it is seen, (shots + queries,)."""
+    """The indices of a sinusoid task.
+
+    Attributes:
+        amplitude: A scalar.
+        phase: A scalar.
+        inputs: Where it is seen, ``(shots + queries,)``.
+    """
 
     amplitude: Array
     phase: Array
@@ -85,13 +108,14 @@ class Wave(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Sinusoid(OneNetwork):
+class Sinusoid(DomainBase):
     """Waves a sin(x + p) with a in [0.1, 5], p in [0, pi], x in [-5, 5] (Finn et al. 2017, section 5.1)."""
 
     recipe: SinusoidRecipe
 
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Points
 
     @property
     def network(self) -> MLP:
@@ -143,10 +167,6 @@ class Sinusoid(OneNetwork):
         """The mean squared error on the query points."""
         return {"loss": 2 * self.query_loss(phi, None, task.query)}
 
-    def measure(self, phi: Any, theta: Any, batch: Points) -> dict[str, Array]:
-        """Nothing beyond the loss; for a method's `measure`."""
-        return {}
-
     def baselines(self, task: Task) -> dict[str, Array]:
         """The mean squared error of the support's mean, and of its nearest point."""
         support, query = task
@@ -154,24 +174,112 @@ class Sinusoid(OneNetwork):
         nearest = support.targets[jnp.argmin(jnp.abs(query.inputs - support.inputs.T), axis=1)]
         return {"support_mean": mean, "nearest_point": jnp.mean(jnp.square(query.targets - nearest))}
 
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return points as a batch.
+
+        Args:
+            x: Inputs ``(n,)`` or ``(n, 1)``; or a batch of `Points`; or a mapping to ``inputs`` and
+                ``targets``.
+            y: As many targets.
+
+        Returns:
+            The batch.
+
+        Raises:
+            DataError: If inputs or targets are missing, do not fit together, or are no finite numbers.
+        """
+        arrays = given(x, y, Points._fields)
+        inputs, targets = (_column(arrays.get(name), name) for name in Points._fields)
+        if inputs.size != targets.size:
+            raise DataError(
+                f"adapt: expected as many targets as inputs, got {targets.size} and {inputs.size}."
+            )
+        return Encoded(Points(jnp.asarray(inputs.reshape(-1, 1)), jnp.asarray(targets.reshape(-1, 1))))
+
+    def encode_query(self, x: Any) -> np.ndarray:
+        """Return inputs ``(n,)`` or ``(n, 1)`` as ``(n, 1)``."""
+        return _column(x.inputs if isinstance(x, Points) else x, "x").reshape(-1, 1)
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the network's outputs ``(n, 1)``."""
+        return self.network.forward(phi, rows, statistics)[0]
+
+    def decode(self, outputs: np.ndarray, x: Any) -> np.ndarray:
+        """Return outputs in the shape of the inputs."""
+        return outputs.reshape(np.shape(x.inputs if isinstance(x, Points) else x))
+
+    def query_batch(self, rows: Array) -> Points:
+        """Return inputs as a batch with blank targets."""
+        return Points(rows, jnp.zeros_like(rows))
+
+    def examples(self, before: Any, predictor: Predicts, task: Task) -> list[Example]:
+        """Return the curve over [-5, 5], predicted before and after adaptation."""
+        line = np.linspace(-5, 5, 101, dtype=np.float32)
+        support, query = jax.device_get(task)
+        return [
+            Example(
+                support=support.inputs,
+                support_labels=support.targets,
+                query=line,
+                query_labels=_through(
+                    np.concatenate([support.inputs, query.inputs]),
+                    np.concatenate([support.targets, query.targets]),
+                    line,
+                ),
+                predicted=predictor.predict(line),
+                before=np.asarray(self.network.forward(before, line[:, None])[0])[:, 0],
+            )
+        ]
+
+
+def _column(values: Any, name: str) -> np.ndarray:
+    """Values as float32 (n,) or (n, 1); DataError for anything else."""
+    try:
+        shape = (1,) if np.ndim(values) == 2 else ()
+    except ValueError:  # rows of different lengths, which `check` refuses
+        shape = ()
+    return Field(shape).check(values, name)
+
+
+def _through(inputs: np.ndarray, targets: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """The sinusoid a sin(x) + b cos(x) through points (n, 1), by least squares, at `line`."""
+    design = lambda x: np.column_stack([np.sin(x), np.cos(x)]).astype(np.float64)  # noqa: E731
+    return design(line) @ np.linalg.lstsq(design(inputs[:, 0]), targets[:, 0], rcond=None)[0]
+
 
 def sinusoid(shots: int = 10, queries: int = 10, hidden: int = 40) -> Sinusoid:
-    """Sinusoid regression from `shots` points, the field's smallest standard problem.
+    """Return sinusoid regression from `shots` points, the field's smallest standard problem.
 
-    >>> import imaml, jax
-    >>> imaml.sinusoid(shots=5).sample(jax.random.key(0), "train").support.inputs.shape
-    (5, 1)
+    Args:
+        shots: Points of a support set.
+        queries: Points of a query set.
+        hidden: Units of each of the two hidden layers.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> imaml.sinusoid(shots=5).sample(jax.random.key(0), "train").support.inputs.shape
+        (5, 1)
     """
     return SinusoidRecipe(shots, queries, hidden).build()
 
 
 @recipe("domain")
 @dataclass(frozen=True)
-class LinearGaussianRecipe:
-    """What a linear-Gaussian domain is made from; goes to JSON.
+class LinearGaussianRecipe(DomainRecipe):
+    """The recipe of a linear-Gaussian domain.
 
-    features: inputs of a row. shots, queries: rows to learn from, and to be asked about. noise, spread:
-    standard deviations of the targets' noise and of the tasks' weights.
+    Args:
+        features: Inputs of a row.
+        shots: Rows of a support set.
+        queries: Rows of a query set.
+        noise: The standard deviation of the targets' noise.
+        spread: The standard deviation of the tasks' weights.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     features: int = 5
@@ -194,7 +302,13 @@ class LinearGaussianRecipe:
 
 
 class Line(NamedTuple):
-    """A linear task's numbers: its weights (features,), inputs (n, features) and noise (n,)."""
+    """The indices of a linear task.
+
+    Attributes:
+        weights: ``(features,)``.
+        inputs: ``(n, features)``.
+        noise: ``(n,)``.
+    """
 
     weights: Array
     inputs: Array
@@ -222,7 +336,7 @@ class LinearLoss:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class LinearGaussian(OneNetwork):
+class LinearGaussian(DomainBase):
     """Linear tasks y = x.w + noise with w ~ N(1, spread^2 I): the oracle, everything in closed form.
 
     With H = X^T X / n and c = X^T y / n of the support, the inner solution is (H + s I)^-1 (c + s theta), and
@@ -233,6 +347,7 @@ class LinearGaussian(OneNetwork):
 
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Points
 
     def init(self, key: Array) -> Array:
         """Zero weights (features,)."""
@@ -279,23 +394,58 @@ class LinearGaussian(OneNetwork):
         """The mean squared error on the query rows."""
         return {"loss": 2 * self.query_loss(phi, None, task.query)}
 
-    def measure(self, phi: Any, theta: Any, batch: Points) -> dict[str, Array]:
-        """Nothing beyond the loss; for a method's `measure`."""
-        return {}
-
     def baselines(self, task: Task) -> dict[str, Array]:
         """The mean squared error of the task's own least squares (minimum norm)."""
         weights = jnp.linalg.lstsq(task.support.inputs, task.support.targets)[0]
         return {"least_squares": 2 * self.query_loss(weights, None, task.query)}
 
+    def support_fields(self) -> dict[str, Field]:
+        """Return what inputs ``(n, features)`` and targets ``(n,)`` are."""
+        return {"inputs": Field((self.recipe.features,)), "targets": Field()}
+
+    def query_field(self) -> Field:
+        """Return what inputs ``(n, features)`` are."""
+        return Field((self.recipe.features,))
+
+    def forward(self, phi: Array, rows: Array, statistics: Any = None) -> Array:
+        """Return the predicted targets ``(n,)``."""
+        return rows @ phi
+
+    def query_batch(self, rows: Array) -> Points:
+        """Return inputs as a batch with blank targets."""
+        return Points(rows, jnp.zeros(len(rows), rows.dtype))
+
+    def scenes(self, before: Array, after: Array, task: Task) -> list[Scene]:
+        """Return the query's predictions over its targets."""
+        found = (self.forward(phi, task.query.inputs) for phi in (before, after))
+        return [compared("predicted rows", task.query.targets, *found, "target")]
+
     def solution(self, theta: Array, support: Points, strength: Any) -> Array:
-        """The inner solution in closed form, (features,)."""
+        """Return the inner solution in closed form.
+
+        Args:
+            theta: Meta-parameters ``(features,)``.
+            support: The support rows.
+            strength: The regularisation strength.
+
+        Returns:
+            Weights ``(features,)``.
+        """
         rows = support.targets.shape[0]
         matrix = support.inputs.T @ support.inputs / rows + strength * jnp.eye(theta.shape[0])
         return jnp.linalg.solve(matrix, support.inputs.T @ support.targets / rows + strength * theta)
 
     def meta_gradient(self, theta: Array, task: Task, strength: Any) -> Array:
-        """One task's meta-gradient in closed form, (features,); over tasks, take the mean."""
+        """Return one task's meta-gradient in closed form; that of several tasks is the mean.
+
+        Args:
+            theta: Meta-parameters ``(features,)``.
+            task: The task.
+            strength: The regularisation strength.
+
+        Returns:
+            The meta-gradient ``(features,)``.
+        """
         support, query = task
         rows = support.targets.shape[0]
         matrix = support.inputs.T @ support.inputs / rows + strength * jnp.eye(theta.shape[0])
@@ -304,5 +454,14 @@ class LinearGaussian(OneNetwork):
 
 
 def linear_gaussian(features: int = 5, shots: int = 8, **options: Any) -> LinearGaussian:
-    """Linear tasks with Gaussian weights and noise; options: the other fields of `LinearGaussianRecipe`."""
+    """Return linear tasks with Gaussian weights and noise.
+
+    Args:
+        features: Inputs of a row.
+        shots: Rows of a support set.
+        **options: The other fields of `LinearGaussianRecipe`.
+
+    Returns:
+        The domain.
+    """
     return LinearGaussianRecipe(features, shots, **options).build()

@@ -1,4 +1,4 @@
-"""What a domain shows of one task before and after adaptation, for the report: lines, or images."""
+"""What a report shows of a task: an example with predictions, or a scene of lines or images."""
 
 from __future__ import annotations
 
@@ -6,14 +6,60 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from ..core.errors import DataError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One task with what was predicted.
+
+    Attributes:
+        support: Classification: images ``(n, height, width[, channels])`` in [0, 1], 1 = ink. Regression:
+            inputs ``(n, 1)``.
+        support_labels: Classes ``(n,)`` from 0, or targets ``(n, 1)``.
+        query: Images, or the inputs ``(m, 1)`` that curves are drawn over.
+        query_labels: Classes ``(m,)``, or the true curve.
+        predicted: Classes ``(m,)``, or the curve after adaptation.
+        probabilities: ``(m, ways)``, or None.
+        before: The curve before adaptation, or None.
+
+    Raises:
+        DataError: If the parts do not fit together.
+    """
+
+    support: Any
+    support_labels: Any
+    query: Any
+    query_labels: Any
+    predicted: Any
+    probabilities: Any = None
+    before: Any = None
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together."""
+        for name in ("support_labels", "query_labels", "predicted", "probabilities", "before"):
+            value, whole = getattr(self, name), "support" if name == "support_labels" else "query"
+            came, shape = np.shape(value), np.shape(getattr(self, whole))
+            if value is not None and came[:1] != shape[:1]:
+                raise DataError(f"Example: {name} has shape {came}, {whole} {shape}; give one for each.")
+        shape = np.shape(self.query)
+        if len(shape) < 3 and shape[1:] not in ((), (1,)):
+            raise DataError(f"Example: query has shape {shape}; accepted are images or (m, 1) inputs.")
+
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of a task.
+    """One picture of a task: lines or images.
 
-    title, note: said above it. lines: (x (n,), y (n,)) by name; those named "before", "after" and "best" have
-    a style of their own, others are drawn as points. x_name: what x is. images: arrays (rows, columns) in
-    [0, 1], 1 = dark, by what they are.
+    Attributes:
+        title: The heading.
+        note: One sentence below it.
+        lines: ``(x, y)``, each ``(n,)``, by name. "before", "after" and "best" are drawn as lines, others as
+            points.
+        x_name: What x is.
+        images: Arrays ``(rows, columns)`` in [0, 1], 1 = dark, by name.
     """
 
     title: str
@@ -21,3 +67,25 @@ class Scene:
     lines: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     x_name: str = ""
     images: Mapping[str, Any] = field(default_factory=dict)
+
+
+def compared(title: str, true: Any, before: Any, after: Any, name: str) -> Scene:
+    """Return a scene of predictions before and after adaptation, drawn over the true targets.
+
+    Args:
+        title: The heading.
+        true: The targets, ``(n,)``.
+        before: Predictions before adaptation, ``(n,)``.
+        after: Predictions after adaptation, ``(n,)``.
+        name: What the target is.
+
+    Returns:
+        The scene.
+    """
+    true, before, after = (np.ravel(np.asarray(part, np.float64)) for part in (true, before, after))
+    order = np.argsort(true)
+    parts = {"best": true, "before": before, "after": after}
+    errors = [np.sqrt(np.mean(np.square(part - true))) for part in (before, after)]
+    note = "root mean squared error: {:.3g} before, {:.3g} after".format(*errors)
+    lines = {label: (true[order], part[order]) for label, part in parts.items()}
+    return Scene(title, note, lines, f"true {name}")

@@ -9,7 +9,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError
-from ..domains.scenes import Scene
+from ..domains.scenes import Example, Scene
 from ..training.journal import FILE, REASONS, clock, read_events, score_text
 from .charts import ROWS, Line, figure, number
 
@@ -83,37 +82,6 @@ KINDS = {  # of the numerics: title, what it is, how it is drawn
     "gradient_norm": ("Meta-gradient norm", "of the mean over tasks", "log"),
     "learning_rate": ("Learning rate", "of the outer optimiser", ""),
 }
-
-
-@dataclass(frozen=True)
-class Example:
-    """One task with what was predicted, for the report.
-
-    Classification: support (n, height, width[, channels]) in [0, 1], 1 = ink, support_labels (n,) classes
-    from 0, query and query_labels likewise, predicted (n,) classes, probabilities (n, ways) or None.
-    Regression: support (n, 1) inputs, support_labels (n, 1) targets, query (m, 1) the inputs that curves are
-    drawn over, query_labels the true curve there, predicted the curve after adaptation, before the one before
-    it or None. DataError where they do not fit together.
-    """
-
-    support: Any
-    support_labels: Any
-    query: Any
-    query_labels: Any
-    predicted: Any
-    probabilities: Any = None
-    before: Any = None
-
-    def __post_init__(self) -> None:
-        """Refuses parts that do not fit together."""
-        for name in ("support_labels", "query_labels", "predicted", "probabilities", "before"):
-            value, whole = getattr(self, name), "support" if name == "support_labels" else "query"
-            came, shape = np.shape(value), np.shape(getattr(self, whole))
-            if value is not None and came[:1] != shape[:1]:
-                raise DataError(f"Example: {name} has shape {came}, {whole} {shape}; give one for each.")
-        shape = np.shape(self.query)
-        if len(shape) < 3 and shape[1:] not in ((), (1,)):
-            raise DataError(f"Example: query has shape {shape}; accepted are images or (m, 1) inputs.")
 
 
 def write_report(folder: Path, examples: Sequence[Example | Scene] | None = None) -> Path:

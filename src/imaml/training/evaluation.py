@@ -18,7 +18,7 @@ from ..core.compile import whole_program
 from ..core.errors import ConfigError
 from ..core.statistics import mean_intervals
 from ..core.validation import meant
-from ..domains.base import SPLITS, Domain
+from ..domains.base import SPLITS, Domain, require_domain
 from ..meta.gradient import AXIS, MetaGradient
 
 BATCH = 64  # tasks in a call, so that memory stays bounded and progress can be shown
@@ -252,9 +252,8 @@ def score(
     """
 
     def one(key: Array) -> dict[str, dict[str, Array]]:
-        known = hasattr(domain, "number")
-        drawn = domain.draw(key, split) if known else None
-        task = domain.gather(drawn) if known else domain.sample(key, split)
+        drawn = domain.draw(key, split)
+        task, number = domain.gather(drawn), domain.number(drawn)
         phi, solution = method.adapt(theta, task.support, key)
         both = jax.tree.map(lambda *pair: jnp.stack(pair), phi, method.mean(theta))
         scores = lax.map(lambda given: domain.metrics(given, task), both)  # compiled once for the two
@@ -267,7 +266,7 @@ def score(
             "baselines": domain.baselines(task),
             "calibration": domain.calibration(phi, task),
             "finite": sound,
-            "number": {"task": domain.number(drawn)} if known else {},
+            "number": {} if number is None else {"task": number},
         }
 
     chunk = method.chunk or keys.shape[0]
@@ -350,8 +349,7 @@ def evaluate(
         ConfigError: If an argument is not accepted.
     """
     domain = run.domain if domain is None else domain
-    if not hasattr(domain, "sample"):
-        raise ConfigError(f"evaluate: expected a domain, such as imaml.characters(), got domain={domain!r}.")
+    require_domain("evaluate", domain)
     asked = {"split": split, "tasks": tasks, "seed": seed, "progress": progress}
     return evaluate_theta(domain, run.method, run.theta, **asked)
 
@@ -424,7 +422,7 @@ def evaluate_theta(
         baseline_values=baselines,
         different=tasks if number is None else len(np.unique(number)),
         number=number,
-        held_out=getattr(domain, "held_out", lambda split: True)(split),
+        held_out=domain.held_out(split),
         unscored={name: count for name, count in unscored.items() if count},
     )
 

@@ -24,11 +24,19 @@ from jax import Array, lax
 from ...core.validation import require_one_of
 from ...problems.base import Problem
 from ...problems.proximal import equilibrium
-from ..one_network import OneNetwork
+from ..base import DomainBase
 
 
 class Transitions(NamedTuple):
-    """Where from, by what, rewards (n,), where to, and log mu of the actions (n,); leaves (n, ...)."""
+    """Transitions of a policy, leaves ``(n, ...)``.
+
+    Attributes:
+        states: Where from.
+        actions: By what.
+        rewards: ``(n,)``.
+        following: Where to.
+        chances: The log probabilities of the actions under that policy, ``(n,)``.
+    """
 
     states: Array
     actions: Array
@@ -39,9 +47,12 @@ class Transitions(NamedTuple):
 
 @dataclass(frozen=True)
 class ActorCritic:
-    """The field ({"actor", "critic"}, transitions) -> alike, zero where both are stationary; hashable.
+    """The field ``({"actor", "critic"}, transitions) -> alike``, zero where both are stationary; hashable.
 
-    chance: (actor, states, actions) -> log probabilities (n,). value: (critic, states) -> (n,).
+    Attributes:
+        chance: ``(actor, states, actions)`` -> log probabilities ``(n,)``.
+        value: ``(critic, states)`` -> values ``(n,)``.
+        discount: The discount gamma.
     """
 
     chance: Callable[[Any, Array, Array], Array]
@@ -49,7 +60,7 @@ class ActorCritic:
     discount: float
 
     def weights(self, actor: Any, batch: Transitions) -> Array:
-        """w (n,): how much likelier the actor makes each action than the policy that took it."""
+        """Return how much likelier the actor makes each action than the policy that took it, w ``(n,)``."""
         return jnp.exp(self.chance(actor, batch.states, batch.actions) - batch.chances)
 
     def advantages(self, critic: Any, batch: Transitions) -> Array:
@@ -73,12 +84,17 @@ class ActorCritic:
         return -jnp.mean(advantages * weights) - jnp.mean(lax.stop_gradient(weights) * advantages * values)
 
 
-class Steered(OneNetwork):
+class Steered(DomainBase):
     """What domains of actor and critic do alike, by `field` and their recipe's `actor` and `critic`."""
 
     recipe: Any
     headline: ClassVar[str] = "return"
     higher_is_better: ClassVar[bool] = True
+    support_type: ClassVar[type] = Transitions
+
+    def asked(self, query: Any) -> Array:
+        """Return the states of the query's transitions."""
+        return query.transitions.states
 
     def init(self, key: Array) -> Any:
         """Fresh parameters of both networks."""

@@ -27,8 +27,10 @@ from ...core.errors import ConfigError
 from ...core.recipes import recipe
 from ...core.validation import require_number, require_whole
 from ...problems.base import Task
-from ..base import SPLITS
+from ..arrays import Field
+from ..base import SPLITS, Encoded
 from ..networks import MLP
+from ..recipes import DomainRecipe
 from ..scenes import Scene
 from .actor_critic import ActorCritic, Steered, Transitions
 
@@ -41,13 +43,23 @@ PUSHES = 2
 
 @recipe("domain")
 @dataclass(frozen=True)
-class CartsRecipe:
-    """What a domain of carts is made from; goes to JSON.
+class CartsRecipe(DomainRecipe):
+    """The recipe of a domain of carts.
 
-    steps, queries: random pushes that a support and a query set have, about twenty to an episode. horizon:
-    the pushes that a policy is judged by, in each of `episodes`. discount: of the critic. hidden: units of
-    the hidden layers of both networks. training, validation, test: how many carts each split has; seed: of
-    their draw.
+    Args:
+        steps: Random pushes of a support set, about twenty to an episode.
+        queries: Random pushes of a query set.
+        horizon: Pushes of an episode that a policy is judged by.
+        episodes: How many such episodes.
+        discount: Of the critic.
+        hidden: Units of the hidden layers of both networks.
+        training: Carts for training.
+        validation: Carts for validation.
+        test: Carts for testing.
+        seed: Draws the carts.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     steps: int = 100
@@ -76,6 +88,10 @@ class CartsRecipe:
     def build(self) -> Carts:
         """The domain, its carts driven at random; ConfigError where Gymnasium is not installed."""
         return _driven(self)
+
+    def without_data(self) -> Carts:
+        """Return the domain with its networks, but no episodes."""
+        return Carts(None, None, self)  # type: ignore[arg-type]
 
     @property
     def actor(self) -> MLP:
@@ -148,10 +164,6 @@ class Carts(Steered):
         recipe = self.recipe
         return {"train": recipe.training, "validation": recipe.validation, "test": recipe.test}[split]
 
-    def held_out(self, split: str) -> bool:
-        """Every split has carts of its own."""
-        return True
-
     def number(self, indices: Array) -> Array:
         """Which cart was drawn."""
         return indices
@@ -193,10 +205,6 @@ class Carts(Steered):
         up = self._kept_up(likelier, task.query.physics, phi["actor"])
         return {"return": up, "gain": -self.query_loss(phi, None, task.query)}
 
-    def measure(self, phi: Any, theta: Any, batch: Driven) -> dict[str, Array]:
-        """Nothing beyond the loss; for a method's `measure`."""
-        return {}
-
     def baselines(self, task: Task) -> dict[str, Array]:
         """Pushes kept up: at random, and by a rule for the angle that knows how the motor is wired."""
         physics = task.query.physics
@@ -218,9 +226,41 @@ class Carts(Steered):
         note = f"it falls at 12 degrees; up for {up}, of {self.recipe.horizon}"
         return [Scene("angle of the pole, degrees", note, lines, "time, s")]
 
+    def support_fields(self) -> dict[str, Field]:
+        """Return what transitions are: states in `SCALES`, pushes 0 or 1, and log chances of the pushes."""
+        state, push = Field((len(SCALES),)), Field((), "int", PUSHES)
+        return {"states": state, "actions": push, "rewards": Field(), "following": state, "chances": Field()}
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return rewards of 1, and the log chances of random pushes."""
+        count = len(next(iter(arrays.values())))
+        chances = np.full(count, -np.log(PUSHES), np.float32)
+        return {"rewards": np.ones(count, np.float32), "chances": chances}
+
+    def query_field(self) -> Field:
+        """Return what states ``(n, 4)``, in `SCALES`, are."""
+        return Field((len(SCALES),))
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return transitions as a batch; predictions are pushes, 0 or 1."""
+        return super().encode(x, y)._replace(classes=np.arange(PUSHES))
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the actor's logits ``(n, 2)`` in states ``(n, 4)``."""
+        return self.recipe.actor.forward(phi["actor"], rows)[0]
+
 
 def likelier(state: np.ndarray, physics: np.ndarray, actor: Any) -> int:
-    """The likelier push of an actor in a state (4,), in NumPy: no JAX within a callback."""
+    """Return the likelier push of an actor. In NumPy, as a callback must not call JAX.
+
+    Args:
+        state: A state ``(4,)`` in `SCALES`.
+        physics: Not used.
+        actor: The actor's parameters, NumPy arrays.
+
+    Returns:
+        0 or 1.
+    """
     hidden = state
     for i, (_, layer) in enumerate(sorted(actor.items())):
         hidden = (np.tanh(hidden) if i else hidden) @ layer["kernel"] + layer["bias"]
@@ -228,19 +268,45 @@ def likelier(state: np.ndarray, physics: np.ndarray, actor: Any) -> int:
 
 
 def random(state: np.ndarray, physics: np.ndarray) -> int:
-    """A push at random, the same for the same state."""
+    """Return a random push, the same for the same state.
+
+    Args:
+        state: A state ``(4,)``.
+        physics: Not used.
+
+    Returns:
+        0 or 1.
+    """
     return int(np.random.default_rng(state.view(np.uint32)).integers(PUSHES))
 
 
 def upright(state: np.ndarray, physics: np.ndarray) -> int:
-    """The push that goes under the pole, for one who knows the wiring."""
+    """Return the push that goes under the pole, as one who knows the wiring chooses it.
+
+    Args:
+        state: A state ``(4,)`` in `SCALES`.
+        physics: The cart's physics, ``(k,)``.
+
+    Returns:
+        0 or 1.
+    """
     angle, turning, place, speed = state[2] * SCALES[2], state[3] * SCALES[3], state[0], state[1]
     lean = angle + 0.3 * turning + 0.05 * place + 0.1 * speed
     return int((lean > 0) == (physics[-1] > 0))
 
 
 def cart_of(physics: np.ndarray) -> Any:
-    """Gymnasium's environment with this physics (k,), as in RANGES; ConfigError where it is not installed."""
+    """Return Gymnasium's environment with a cart's physics.
+
+    Args:
+        physics: ``(k,)``, as in `RANGES`.
+
+    Returns:
+        The environment.
+
+    Raises:
+        ConfigError: If Gymnasium is not installed.
+    """
     try:
         from gymnasium.envs.classic_control.cartpole import CartPoleEnv  # type: ignore[import-not-found]
     except ImportError as error:
@@ -256,7 +322,17 @@ def cart_of(physics: np.ndarray) -> Any:
 
 
 def ride(physics: np.ndarray, policy: Any, horizon: int, seed: int) -> np.ndarray:
-    """States (n, 4) in SCALES that one episode goes through before its end, at most `horizon`."""
+    """Return the states that one episode goes through before its end.
+
+    Args:
+        physics: The cart's physics, ``(k,)``.
+        policy: Returns a push for a state.
+        horizon: The most pushes.
+        seed: Of the first state.
+
+    Returns:
+        States ``(n, 4)`` in `SCALES`.
+    """
     cart, states = cart_of(physics), []
     state, _ = cart.reset(seed=seed)
     for _ in range(horizon):
@@ -326,11 +402,19 @@ def _guess(states: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 
 def carts(steps: int = 100, **options: Any) -> Carts:
-    """Gymnasium's carts, each seen for so many random pushes; options: fields of `CartsRecipe`.
+    """Return Gymnasium's carts, each seen for a few random pushes.
 
-    >>> import imaml, jax
-    >>> domain = imaml.carts(steps=10, queries=10, training=2, validation=1, test=1)
-    >>> domain.sample(jax.random.key(0), "train").support.states.shape
-    (10, 4)
+    Args:
+        steps: Random pushes of a support set.
+        **options: The other fields of `CartsRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.carts(steps=10, queries=10, training=2, validation=1, test=1)
+        >>> domain.sample(jax.random.key(0), "train").support.states.shape
+        (10, 4)
     """
     return CartsRecipe(steps, **options).build()

@@ -49,16 +49,32 @@ class Walks(NamedTuple):
 
 
 def soft_value(q: Array, temperature: float) -> Array:
-    """temperature log mean_a exp(q / temperature), (states,): between the mean and the largest q."""
+    """Return the soft value, temperature log mean_a exp(q / temperature), between the mean and the largest q.
+
+    Args:
+        q: Action values ``(states, actions)``.
+        temperature: Above 0.
+
+    Returns:
+        Values ``(states,)``.
+    """
     return temperature * (jax.nn.logsumexp(q / temperature, axis=-1) - jnp.log(q.shape[-1]))
 
 
 def value_of(process: Process, policy: Array, discount: float) -> Array:
-    """A policy's values, (states,): v = (I - discount P)^-1 r with P, r the process under the policy.
+    """Return a policy's values: v = (I - discount P)^-1 r with P, r the process under the policy.
 
-    By doubling, v = (I + M^(2^k)) ... (I + M^2) (I + M) r with M = discount P, until what is left out is
-    below the dtype's rounding: products alone, as batched factorisations may wait for ever where tasks are
+    By doubling, v = (I + M^(2^k)) ... (I + M^2) (I + M) r with M = discount P, until the rest is below the
+    dtype's rounding. It takes products alone, as batched factorisations may wait for ever where tasks are
     shared between cores (docs/gotchas.md, 14).
+
+    Args:
+        process: The process.
+        policy: Probabilities ``(states, actions)``.
+        discount: Below 1.
+
+    Returns:
+        Values ``(states,)``.
     """
     moves = discount * jnp.einsum("sa,sat->st", policy, process.moves)
     values = jnp.sum(policy * process.gains, 1)
@@ -69,8 +85,16 @@ def value_of(process: Process, policy: Array, discount: float) -> Array:
 
 
 def optimal(process: Process, discount: float, steps: int = 200) -> Array:
-    """The best policy's action values, (states, actions), by so many steps of value iteration."""
+    """Return the best policy's action values, by value iteration.
 
+    Args:
+        process: The process.
+        discount: Below 1.
+        steps: How many iterations.
+
+    Returns:
+        Action values ``(states, actions)``.
+    """
     gains = process.gains
 
     def step(_: Array, q: Array) -> Array:
@@ -80,7 +104,17 @@ def optimal(process: Process, discount: float, steps: int = 200) -> Array:
 
 
 def walk(key: Array, process: Process, walks: int, length: int) -> Walks:
-    """Random walks, one after another: uniform actions; one that ends begins anew."""
+    """Return random walks, one after another: uniform actions; one that ends begins anew.
+
+    Args:
+        key: A random key.
+        process: The process.
+        walks: How many walks.
+        length: Steps of each.
+
+    Returns:
+        Transitions, leaves ``(walks * length,)``.
+    """
     start_key, key = jax.random.split(key)
     starts = jax.random.choice(start_key, process.start.size, (walks, length), p=process.start)
 

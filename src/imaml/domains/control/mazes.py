@@ -26,8 +26,10 @@ from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.proximal import equilibrium
+from ..arrays import Field
+from ..base import DomainBase, Encoded
 from ..networks import MLP
-from ..one_network import OneNetwork
+from ..recipes import DomainRecipe
 from ..scenes import Scene
 from .markov import Process, Walks, optimal, soft_value, value_of, walk
 
@@ -38,16 +40,26 @@ MAPS = ("mazes", "lakes")
 
 @recipe("domain")
 @dataclass(frozen=True)
-class MazesRecipe:
-    """What a domain of mazes is made from; goes to JSON.
+class MazesRecipe(DomainRecipe):
+    """The recipe of a domain of mazes.
 
-    side: cells of a side. walls, holes: the share of cells that cannot be entered, and that end a walk for
-    nothing. slip: the largest probability to go aside, half to either side; every task has its own below it.
-    walks, length: how many random walks a support set has, and the steps of each. discount: gamma.
-    temperature: of the soft value and the policy. hidden: units of each hidden layer, () for tabular. judge:
-    what learning goes by, the "return" of the adapted policy, or its "bellman" errors on as many walks more.
-    maps: "mazes", or "lakes" as in Gymnasium's FrozenLake: no walls, from the first corner to the last, and
-    at slip=2/3 as slippery.
+    Args:
+        side: Cells of a side.
+        walls: The share of cells that cannot be entered.
+        holes: The share of cells that end a walk for nothing.
+        slip: The largest probability of moving aside, half to either side; every task has its own below it.
+        walks: Random walks of a support set.
+        length: Steps of each walk.
+        discount: The discount gamma.
+        temperature: Of the soft value and the policy.
+        hidden: Units of each hidden layer; () for tabular action values.
+        judge: What learning goes by: the "return" of the adapted policy, or its "bellman" errors on as many
+            walks more.
+        maps: "mazes", or "lakes" as in Gymnasium's FrozenLake: no walls, from the first corner to the last,
+            and at slip=2/3 as slippery.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     side: int = 6
@@ -114,7 +126,7 @@ class TemporalDifferences:
     recipe: MazesRecipe
 
     def values(self, phi: Any) -> Array:
-        """q of every cell and action, (cells, 4)."""
+        """Return the action values q of every cell and action, ``(cells, 4)``."""
         side = self.recipe.side
         cells = jnp.arange(side**2)
         coded = jax.nn.one_hot(cells, side**2)
@@ -139,13 +151,14 @@ class TemporalDifferences:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Mazes(OneNetwork):
+class Mazes(DomainBase):
     """Mazes with walls, holes and a goal, or lakes, with slippery floors; each known from a few walks."""
 
     recipe: MazesRecipe
 
     headline: ClassVar[str] = "return"
     higher_is_better: ClassVar[bool] = True
+    support_type: ClassVar[type] = Walks
 
     @property
     def field(self) -> TemporalDifferences:
@@ -303,13 +316,54 @@ class Mazes(OneNetwork):
         policies = {"random_moves": uniform, "planned_by_counts": planned, "optimal": best}
         return {name: self._return(policy, process) for name, policy in policies.items()}
 
+    def support_fields(self) -> dict[str, Field]:
+        """Return what transitions are: cells are numbered row by row, actions as in `MOVES`."""
+        cell, action = Field((), "int", self.recipe.side**2), Field((), "int", len(MOVES))
+        return {
+            "states": cell,
+            "actions": action,
+            "rewards": Field(),
+            "following": cell,
+            "ended": Field((), "bool"),
+        }
+
+    def query_field(self) -> Field:
+        """Return what states, the cells' numbers ``(n,)``, are."""
+        return Field((), "int", self.recipe.side**2)
+
+    def asked(self, query: Seen) -> Array:
+        """Return the states of the query's walks."""
+        return query.walks.states
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return transitions as a batch; predictions are actions, by the policy softmax(q / temperature)."""
+        return super().encode(x, y)._replace(classes=np.arange(len(MOVES)))
+
+    def statistics(self, phi: Any, support: Walks) -> Array:
+        """Return the action values of every cell, ``(cells, 4)``."""
+        return self.field.values(phi)
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the policy's logits ``(n, 4)`` in states ``(n,)``."""
+        q = self.field.values(phi) if statistics is None else statistics
+        return q[rows] / self.recipe.temperature
+
 
 def mazes(side: int = 6, walks: int = 8, **options: Any) -> Mazes:
-    """Mazes of side x side cells, each known from so many random walks; options: fields of `MazesRecipe`.
+    """Return mazes of side x side cells, each known from a few random walks.
 
-    >>> import imaml, jax
-    >>> domain = imaml.mazes(side=4, walks=2, length=5)
-    >>> jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0)).support.states.shape
-    (10,)
+    Args:
+        side: Cells of a side.
+        walks: Random walks of a support set.
+        **options: The other fields of `MazesRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.mazes(side=4, walks=2, length=5)
+        >>> jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0)).support.states.shape
+        (10,)
     """
     return MazesRecipe(side, walks=walks, **options).build()

@@ -20,7 +20,9 @@ from ...core.errors import ConfigError
 from ...core.recipes import recipe
 from ...core.validation import require_number, require_whole
 from ...problems.base import Task
+from ..arrays import Field
 from ..networks import MLP
+from ..recipes import DomainRecipe
 from ..scenes import Scene
 from .actor_critic import ActorCritic, Steered, Transitions
 
@@ -29,13 +31,22 @@ NEAREST, FARTHEST = 0.5, 1.0  # of a goal from the middle
 
 @recipe("domain")
 @dataclass(frozen=True)
-class NavigationRecipe:
-    """What a domain of navigation is made from; goes to JSON.
+class NavigationRecipe(DomainRecipe):
+    """The recipe of a domain of navigation.
 
-    episodes, length: how many random walks a support or query set has, and the moves of each. horizon: the
-    moves that a policy is judged by. most: the length of a move at most, in each direction. wind: how far it
-    may carry. discount: of the critic. noise, exploration: the standard deviations of the actor's moves and
-    of the random ones, in `most`. hidden: units of the hidden layers of both networks.
+    Args:
+        episodes: Random walks of a support or query set.
+        length: Moves of each walk.
+        horizon: Moves that a policy is judged by.
+        most: The largest length of a move in each direction.
+        wind: How far it may carry.
+        discount: Of the critic.
+        noise: The standard deviation of the actor's moves, in `most`.
+        exploration: The standard deviation of the random moves, in `most`.
+        hidden: Units of the hidden layers of both networks.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     episodes: int = 4
@@ -143,7 +154,16 @@ class Navigation(Steered):
         return Transitions(*(jnp.concatenate(pair) for pair in zip(support, query.transitions, strict=True)))
 
     def walked(self, move: Callable[[Array], Array], goal: Array, wind: Array) -> Array:
-        """Places (horizon + 1, 2) of a policy, place (2,) -> move (2,) in `most`, from the middle."""
+        """Return where a policy goes from the middle.
+
+        Args:
+            move: The policy, from a place ``(2,)`` to a move ``(2,)`` in `most`.
+            goal: ``(2,)``.
+            wind: ``(2,)``.
+
+        Returns:
+            Places ``(horizon + 1, 2)``.
+        """
 
         def onward(place: Array, _: Any) -> tuple[Array, Array]:
             new = place + self.recipe.most * move(place) + wind
@@ -223,6 +243,25 @@ class Navigation(Steered):
         straight = self.walked(lambda place: jnp.clip((goal - place - wind) / most, -1, 1), goal, wind)
         return {"no_moves": self._return(still, goal), "straight": self._return(straight, goal)}
 
+    def support_fields(self) -> dict[str, Field]:
+        """Return what transitions are: places, moves in `most`, rewards, and log densities of the moves."""
+        place = Field((2,))
+        return {"states": place, "actions": place, "rewards": Field(), "following": place, "chances": Field()}
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Return the log densities of normal moves as wide as `exploration`."""
+        if "actions" not in arrays:
+            return {}
+        return {"chances": _normal(jnp.asarray(arrays["actions"]), self.recipe.exploration)}
+
+    def query_field(self) -> Field:
+        """Return what places ``(n, 2)`` are."""
+        return Field((2,))
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the policy's mean moves ``(n, 2)`` in `most`, at places ``(n, 2)``."""
+        return Means(self.recipe).moves(phi["actor"], rows)
+
 
 def _apart(places: Array, goal: Array) -> Array:
     """Distances (n,), smooth at none."""
@@ -230,11 +269,18 @@ def _apart(places: Array, goal: Array) -> Array:
 
 
 def navigation(**options: Any) -> Navigation:
-    """Points to be steered to goals; options: fields of `NavigationRecipe`.
+    """Return points to be steered to goals.
 
-    >>> import imaml, jax
-    >>> domain = imaml.navigation(episodes=2, length=5)
-    >>> domain.sample(jax.random.key(0), "train").support.states.shape
-    (10, 2)
+    Args:
+        **options: The fields of `NavigationRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.navigation(episodes=2, length=5)
+        >>> domain.sample(jax.random.key(0), "train").support.states.shape
+        (10, 2)
     """
     return NavigationRecipe(**options).build()

@@ -26,8 +26,10 @@ from ...core.validation import require_number, require_one_of, require_whole
 from ...inner.ilqr import ILQR, Trajectory
 from ...problems.base import Problem, Task
 from ...problems.proximal import plain, proximal
+from ..arrays import Field
+from ..base import DomainBase
 from ..networks import MLP
-from ..one_network import OneNetwork
+from ..recipes import DomainRecipe
 from ..regression import NetworkLoss, Points
 from ..scenes import Scene
 from .physics import KINDS, Kind
@@ -37,14 +39,23 @@ JUDGES = ("prediction", "control")
 
 @recipe("domain")
 @dataclass(frozen=True)
-class PlantsRecipe:
-    """What a domain of plants is made from; goes to JSON.
+class PlantsRecipe(DomainRecipe):
+    """The recipe of a domain of plants.
 
-    plant: pendulum, cart-pole or quadrotor. walks, length: how many runs under random controls a support set
-    has, and the steps of each. noise: of the measured accelerations, as a share of a typical one. queries:
-    states elsewhere that predictions are judged by. horizon: steps that are planned. iterations, tolerance:
-    of iterative LQR, see `ILQR`. hidden: units of the model's hidden layers. judge: "prediction" or
-    "control".
+    Args:
+        plant: pendulum, cart-pole or quadrotor.
+        walks: Runs under random controls of a support set.
+        length: Steps of each run.
+        noise: Of the measured accelerations, as a share of a typical one.
+        queries: States elsewhere that predictions are judged by.
+        horizon: Steps that are planned.
+        iterations: The most iterations of iterative LQR (`ILQR`).
+        tolerance: Where it stops.
+        hidden: Units of the model's hidden layers.
+        judge: "prediction" or "control".
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     plant: str = "pendulum"
@@ -124,13 +135,14 @@ def _optimiser(recipe: PlantsRecipe, modelled: bool) -> ILQR:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Plants(OneNetwork):
+class Plants(DomainBase):
     """Pendulums, cart-poles or quadrotors, each of its own masses and lengths."""
 
     recipe: PlantsRecipe
 
     headline: ClassVar[str] = "cost"
     higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Points
 
     @property
     def loss(self) -> NetworkLoss:
@@ -187,7 +199,15 @@ class Plants(OneNetwork):
         return replace(found, value=Trajectory(states, controls, gains, cost))
 
     def followed(self, plan: Trajectory, physics: Array) -> tuple[Array, Array, Array]:
-        """The states and controls where a plan is followed in a true plant, and what that costs, a scalar."""
+        """Follow a plan in a true plant.
+
+        Args:
+            plan: The plan, with its feedback gains.
+            physics: The plant's physics, ``(k,)``.
+
+        Returns:
+            The states, the controls, and the cost, a scalar.
+        """
         plant = self.true
         states, controls = plant.follow(physics, self._start(plan.controls.dtype)[0], plan)
         return states, controls, plant.cost(physics, states, controls)
@@ -274,13 +294,42 @@ class Plants(OneNetwork):
         costs = lax.map(lambda plan: self.followed(plan, physics)[2], plans)
         return dict(zip(("no_control", "plan_for_the_middle_plant", "optimal"), costs, strict=True))
 
+    def support_fields(self) -> dict[str, Field]:
+        """Return what measurements are: `Kind.features` of states and controls, and scaled accelerations."""
+        kind = self.recipe.kind
+        return {"inputs": Field((kind.inputs,)), "targets": Field((kind.freedoms,))}
+
+    def query_field(self) -> Field:
+        """Return what `Kind.features` of states and controls, ``(n, inputs)``, are."""
+        return Field((self.recipe.kind.inputs,))
+
+    def asked(self, query: Flight) -> Array:
+        """Return the inputs of states elsewhere."""
+        return query.points.inputs
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return scaled accelerations ``(n, freedoms)``; plan with ``domain.plan(predictor.phi)``."""
+        return self.recipe.network.forward(phi, rows)[0]
+
+    def query_batch(self, rows: Array) -> Points:
+        """Return inputs as a batch with blank targets."""
+        return Points(rows, jnp.zeros((len(rows), self.recipe.kind.freedoms), rows.dtype))
+
 
 def plants(plant: str = "pendulum", **options: Any) -> Plants:
-    """Plants of one kind to be modelled and controlled; options: fields of `PlantsRecipe`.
+    """Return plants of one kind to be modelled and controlled.
 
-    >>> import imaml, jax
-    >>> domain = imaml.plants("pendulum", walks=1, length=10)
-    >>> jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0)).support.inputs.shape
-    (10, 4)
+    Args:
+        plant: pendulum, cart-pole or quadrotor.
+        **options: The other fields of `PlantsRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.plants("pendulum", walks=1, length=10)
+        >>> jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0)).support.inputs.shape
+        (10, 4)
     """
     return PlantsRecipe(plant, **options).build()

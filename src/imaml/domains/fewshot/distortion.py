@@ -34,7 +34,17 @@ class Maps(NamedTuple):
 
 
 def draw(key: Array, ways: int, each: int, amount: float) -> Maps:
-    """Random maps, float32 (ways, each, ...); amount scales all standard deviations, 0 gives the identity."""
+    """Return random maps.
+
+    Args:
+        key: A random key.
+        ways: Classes.
+        each: Images of each.
+        amount: Scales all standard deviations; 0 gives the identity.
+
+    Returns:
+        Maps, float32 ``(ways, each, ...)``.
+    """
     task_key, bend_key, drawing_key, shift_key = jax.random.split(key, 4)
     deviations = (amount * TASK_ROTATION, amount * TASK_STRETCH, amount * TASK_SHEAR)
     matrices = _matrices(task_key, (), *deviations)
@@ -47,7 +57,15 @@ def draw(key: Array, ways: int, each: int, amount: float) -> Maps:
 
 
 def warp(images: Array, maps: Maps) -> Array:
-    """Images (n, side, side, channels) distorted by maps (n, ...), bilinearly; 0 comes in from outside."""
+    """Return images distorted by maps, bilinearly; 0 comes in from outside.
+
+    Args:
+        images: ``(n, side, side, channels)``.
+        maps: ``(n, ...)``.
+
+    Returns:
+        Images of the same shape.
+    """
     number, side, _, channels = images.shape
     middle = (side - 1) / 2
     axis = (jnp.arange(side, dtype=jnp.float32) - middle) / (side / 2)

@@ -16,9 +16,11 @@ from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical
 from ...problems.proximal import plain, proximal
 from ..networks import Conv4
+from ..recipes import ReadsData
 from . import distortion, strokes
 from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, distinct, then, turn
 from .images import Images
+from .interface import FewShotInterface
 
 SOURCES = ("characters", "omniglot", "mini-imagenet", "images")
 OMNIGLOT_SPLITS = ("vinyals", "background", "random")
@@ -29,20 +31,30 @@ DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
 
 @recipe("domain")
 @dataclass(frozen=True)
-class FewShotRecipe:
-    """Everything that a few-shot domain is made from; goes to JSON.
+class FewShotRecipe(ReadsData):
+    """The recipe of a few-shot domain.
 
-    source: where images come from; "images" are your own drawings, a folder with train/, val/ and test/ or a
-    table (see `image_tasks`). ways, shots: classes a task, and support images of each; queries: query images
-    of each. normalisation: by whose statistics a query batch is normalised in training: its own
-    ("transductive", as in the literature) or the support set's ("inductive"). Four ways to get more from the
-    training classes: rotations, whether quarter turns count as classes of their own, as in the literature;
-    symmetries, whether each task as a whole is shown in one of the square's eight symmetries; distortion, how
-    much random maps distort tasks and drawings, 0 for not at all (see `imaml.domains.fewshot.distortion`);
-    within, the share of tasks whose classes are all of one group, such as an alphabet: they are harder.
-    split: of Omniglot, "vinyals", "background" or "random". data: a path, or None for the usual places.
-    filters: the width of Conv4. limits: splits of which only some classes are used, and which (see
-    `FewShot.limited`).
+    Args:
+        source: Where images come from: procedural "characters", "omniglot", "mini-imagenet", or "images",
+            your own drawings: a folder with train/, val/ and test/, or a table (see `image_tasks`).
+        ways: Classes of a task.
+        shots: Support images of each class.
+        queries: Query images of each class.
+        normalisation: By which statistics a query batch is normalised in training: its own ("transductive",
+            as in the literature) or the support set's ("inductive").
+        rotations: Whether quarter turns count as classes of their own in training, as in the literature.
+        symmetries: Whether each training task is shown in one of the square's eight symmetries.
+        distortion: How much random maps distort training tasks and drawings; 0 for not at all (see
+            `imaml.domains.fewshot.distortion`).
+        within: The share of training tasks whose classes are all of one group, such as an alphabet; they are
+            harder.
+        split: The split of Omniglot: "vinyals", "background" or "random".
+        data: A path, or None for the usual places.
+        filters: The width of Conv4.
+        limits: Splits of which only some classes are used, and which (see `FewShot.limited`).
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     source: str = "characters"
@@ -58,6 +70,8 @@ class FewShotRecipe:
     data: str | None = None
     filters: int = 64
     limits: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    factorises: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -101,6 +115,15 @@ class FewShotRecipe:
             domain = domain.limited(split, classes)
         return domain
 
+    def without_data(self) -> FewShot:
+        """Return the domain with its network and problem, but no images."""
+        return FewShot(None, None, None, None, {}, 0, self)
+
+    def scored_on(self, path: str) -> FewShotRecipe:
+        """Return the recipe of the same network on other images; Omniglot's if it learned from drawn ones."""
+        source = "omniglot" if self.source == "characters" else self.source
+        return replace(self, source=source, data=path, limits=())
+
     def _whole(self) -> FewShot:
         if self.source == "characters":
             return characters_of(self)
@@ -127,12 +150,17 @@ class FewShotRecipe:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class FewShot:
+class FewShot(FewShotInterface):
     """Few-shot classification tasks; made by `characters`, `omniglot`, `mini_imagenet` or `image_tasks`.
 
-    pixels: uint8 (rows, side, side, channels), or None for characters drawn on the fly. first, counts: a
-    class's first row and number of images, (classes,). groups: the number of a class's group, (classes,).
-    splits: class numbers by split name. most: the largest of counts.
+    Attributes:
+        pixels: uint8 ``(rows, side, side, channels)``, or None for characters that are drawn when needed.
+        first: The first row of each class, ``(classes,)``.
+        counts: The number of images of each class, ``(classes,)``.
+        groups: The number of each class's group, ``(classes,)``.
+        splits: Class numbers by split.
+        most: The largest of ``counts``.
+        recipe: The recipe.
     """
 
     pixels: Array | None
@@ -145,11 +173,6 @@ class FewShot:
 
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
-
-    @property
-    def network(self) -> Conv4:
-        """The network that learns these tasks."""
-        return self.recipe.network
 
     def init(self, key: Array) -> Any:
         """Fresh parameters of the network."""
@@ -292,10 +315,6 @@ class FewShot:
             Labelled(query, query_labels, support, indices.classes[query_labels]),
         )
 
-    def sample(self, key: Array, split: str) -> Task:
-        """One random episode of a split."""
-        return self.gather(self.draw(key, split))
-
     def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
         """Accuracy and mean cross-entropy on the query set, transductive and inductive."""
         query = task.query
@@ -313,10 +332,17 @@ class FewShot:
         return {name: confidences(self.logits(phi, query, way), query.labels) for name, way in parts.items()}
 
     def trade_off(self, theta: Any, tasks: int = 1000, seed: int = 0) -> dict[str, Any]:
-        """How well joint learning serves each group of training classes, on random training tasks.
+        """Return how well joint learning serves each group of training classes, on random training tasks.
 
-        theta: as `wide` makes it; an image's answer is the largest output of its own group. The accuracy by
-        group, and its least, quartiles and most.
+        A prediction is the largest output of an image's own group.
+
+        Args:
+            theta: Parameters as `wide` makes them.
+            tasks: How many tasks.
+            seed: Which tasks.
+
+        Returns:
+            The accuracy by group; its least, quartiles and most; and the number of images.
         """
         groups = self._groups(theta["head"]["bias"].shape[0])
 
@@ -344,9 +370,19 @@ class FewShot:
         return {"pixel_nearest_neighbour": jnp.mean((nearest == task.query.labels).astype(jnp.float32))}
 
     def limited(self, split: str, classes: Any) -> FewShot:
-        """The same domain with only some of a split's classes (their numbers in the table).
+        """Return the same domain with only some of a split's classes.
 
-        The recipe says so, too: what is trained on a part is resumed and evaluated on that part.
+        The recipe records it: what is trained on a part is resumed and evaluated on that part.
+
+        Args:
+            split: The split.
+            classes: Their numbers in the table.
+
+        Returns:
+            The domain.
+
+        Raises:
+            ConfigError: If there are fewer classes than ways, or some that the split has not.
         """
         if split not in self.splits:
             raise ConfigError(f"limited: split={split!r}; accepted: {', '.join(self.splits)}.")
@@ -396,7 +432,14 @@ def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:
 
 
 def characters_of(recipe: FewShotRecipe) -> FewShot:
-    """The domain of procedural handwriting, drawn on the device as it is needed."""
+    """Return the domain of procedural handwriting, drawn on the device when needed.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        The domain.
+    """
     fewest = min(last - first for first, last in DRAWN_CLASSES.values())
     if recipe.ways > fewest:
         raise ConfigError(
@@ -407,7 +450,18 @@ def characters_of(recipe: FewShotRecipe) -> FewShot:
 
 
 def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
-    """The domain over a table of labelled images."""
+    """Return the domain over a table of labelled images.
+
+    Args:
+        recipe: The recipe.
+        table: The images.
+
+    Returns:
+        The domain.
+
+    Raises:
+        DataError: If a split has too few classes, a class too few images, or images have another size.
+    """
     wanted = recipe.shots + recipe.queries
     splits = {}
     for name in ("train", "validation", "test"):
@@ -440,35 +494,70 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
 
 
 def characters(ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
-    """Tasks of procedural handwriting: random characters drawn on the fly, 28 x 28, thousands of classes.
+    """Return tasks of procedural handwriting: random characters, 28 x 28, of thousands of classes.
 
-    options: the other fields of `FewShotRecipe`. The default normalisation is inductive, so that what is
-    learned can be used on one image at a time.
+    The default normalisation is inductive, so that what is learned can be used on one image at a time.
 
-    >>> import imaml, jax
-    >>> domain = imaml.characters(ways=5, shots=1, queries=2)
-    >>> task = jax.jit(lambda key: domain.sample(key, "test"))(jax.random.key(0))  # to draw is much to trace
-    >>> task.query.images.shape
-    (10, 28, 28, 1)
+    Args:
+        ways: Classes of a task.
+        shots: Support images of each class.
+        **options: The other fields of `FewShotRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.characters(ways=5, shots=1, queries=2)
+        >>> task = jax.jit(lambda key: domain.sample(key, "test"))(jax.random.key(0))  # slow untraced
+        >>> task.query.images.shape
+        (10, 28, 28, 1)
     """
     return FewShotRecipe("characters", ways, shots, **{"normalisation": "inductive", **options}).build()
 
 
 def omniglot(ways: int = 5, shots: int = 1, data: str | None = None, **options: Any) -> FewShot:
-    """Tasks of Omniglot's 1,623 handwritten characters, 28 x 28 (Lake et al. 2015).
+    """Return tasks of Omniglot's 1,623 handwritten characters, 28 x 28 (Lake et al. 2015).
 
-    data: a folder with upstream's two zip files or their unpacked folders, an .npz file, or None for the
-    usual places; options: the other fields of `FewShotRecipe`, such as split="vinyals".
+    Args:
+        ways: Classes of a task.
+        shots: Support images of each class.
+        data: A folder with upstream's two zip files or their unpacked folders,
+            an .npz file, or None for the usual places.
+        **options: The other fields of `FewShotRecipe`.
+
+    Returns:
+        The domain.
     """
     return FewShotRecipe("omniglot", ways, shots, data=data, **options).build()
 
 
 def mini_imagenet(data: str, ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
-    """Tasks of mini-ImageNet, 84 x 84 x 3, from its usual folder layout (train/, val/, test/)."""
+    """Return tasks of mini-ImageNet, 84 x 84 x 3, from its usual folder layout.
+
+    Args:
+        data: A folder with train/, val/ and test/.
+        ways: Classes of a task.
+        shots: Support images of each class.
+        **options: The other fields of `FewShotRecipe`.
+
+    Returns:
+        The domain.
+    """
     options = {"rotations": False, "filters": 32, **options}
     return FewShotRecipe("mini-imagenet", ways, shots, data=data, **options).build()
 
 
 def image_tasks(table: Images, ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
-    """Tasks over your own table of 28 x 28 drawings with its splits, an `Images`."""
+    """Return tasks over your own table of 28 x 28 drawings.
+
+    Args:
+        table: The drawings with their splits.
+        ways: Classes of a task.
+        shots: Support images of each class.
+        **options: The other fields of `FewShotRecipe`.
+
+    Returns:
+        The domain.
+    """
     return table_of(FewShotRecipe("images", ways, shots, **options), table)

@@ -12,11 +12,13 @@ from . import distortion
 
 
 class Labelled(NamedTuple):
-    """Images with labels, and for a query batch the support images that inductive normalisation refers to.
+    """Images with labels.
 
-    images: float32 (n, side, side, channels) in [0, 1], 1 = ink. labels: int32 (n,), the class's number in
-    the task. reference: None, or images of the same kind. classes: int32 (n,), the class's number in the
-    domain, or None for images that come from none.
+    Attributes:
+        images: float32 ``(n, side, side, channels)`` in [0, 1], 1 = ink.
+        labels: int32 ``(n,)``, the class's number in the task.
+        reference: For a query batch the support images that inductive normalisation refers to; else None.
+        classes: int32 ``(n,)``, the class's number in the domain; None for images that come from none.
     """
 
     images: Array
@@ -26,10 +28,14 @@ class Labelled(NamedTuple):
 
 
 class Indices(NamedTuple):
-    """One episode: classes (ways,), examples (ways, shots + queries), turns (ways,), int32, and distortions.
+    """The indices of one episode, int32.
 
-    turns: quarter turns anticlockwise, 0 to 3; 4 to 7 are 0 to 3 after a mirroring top to bottom. maps: of
-    (ways, shots + queries, ...), or None for images as they are.
+    Attributes:
+        classes: ``(ways,)``.
+        examples: ``(ways, shots + queries)``.
+        turns: ``(ways,)``, quarter turns anticlockwise, 0 to 3; 4 to 7 are 0 to 3 after a mirroring top to
+            bottom.
+        maps: Distortions ``(ways, shots + queries, ...)``, or None for images as they are.
     """
 
     classes: Array
@@ -39,12 +45,28 @@ class Indices(NamedTuple):
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """The mean negative log-likelihood, a scalar, of logits (n, ways) and labels int (n,)."""
+    """Return the mean negative log-likelihood.
+
+    Args:
+        logits: ``(n, ways)``.
+        labels: Integers ``(n,)``.
+
+    Returns:
+        A scalar.
+    """
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """The share of rows whose largest logit is the label's, a scalar."""
+    """Return the share of rows whose largest logit is the label's.
+
+    Args:
+        logits: ``(n, ways)``.
+        labels: Integers ``(n,)``.
+
+    Returns:
+        A scalar.
+    """
     return jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
 
 
@@ -52,9 +74,19 @@ BINS = 15  # of confidence, as in Guo et al. 2017
 
 
 def confidences(logits: Array, labels: Array) -> Array:
-    """By bin of confidence: rows, the sum of their confidences, and how many are right; (bins, 3).
+    """Return what calibration errors are made of.
 
-    Confidence is the largest probability; bins are equally wide. What calibration errors are made of.
+    Confidence is the largest probability; bins are equally wide.
+
+    Args:
+        logits: ``(n, ways)``.
+        labels: Integers ``(n,)``.
+
+    Returns:
+        By bin of confidence: rows, the sum of their confidences, and how many are right; ``(bins, 3)``.
+
+    References:
+        Guo et al. (2017), equation 3.
     """
     probabilities = jax.nn.softmax(logits)
     sure = probabilities.max(axis=1)
@@ -65,9 +97,17 @@ def confidences(logits: Array, labels: Array) -> Array:
 
 
 def distinct(key: Array, number: int | Array, wanted: int) -> Array:
-    """`wanted` distinct whole numbers below `number`, uniform, int32 (wanted,); no work grows with `number`.
+    """Return distinct whole numbers below another, uniform. No work grows with that number.
 
     The i-th is drawn from those left, `number - i`, and then moved past the ones taken before it.
+
+    Args:
+        key: A random key.
+        number: Above all numbers.
+        wanted: How many.
+
+    Returns:
+        int32 ``(wanted,)``.
     """
     taken = jnp.full(wanted, number + wanted, jnp.int32)
     order = jnp.arange(wanted, dtype=jnp.int32)
@@ -79,14 +119,30 @@ def distinct(key: Array, number: int | Array, wanted: int) -> Array:
 
 
 def then(turns: Array, last: Array) -> Array:
-    """The one of the square's eight symmetries that is `turns` and then `last`; numbered as in `Indices`."""
+    """Return the one of the square's eight symmetries that is one and then another.
+
+    Args:
+        turns: The first, numbered as in `Indices`.
+        last: The second.
+
+    Returns:
+        The symmetry, numbered likewise.
+    """
     mirrored = (turns // 4 + last // 4) % 2
     quarters = jnp.where(last >= 4, -turns, turns) + last  # a mirroring turns quarter turns about
     return 4 * mirrored + quarters % 4
 
 
 def turn(images: Array, turns: Array) -> Array:
-    """Images (n, side, side, channels) in the symmetry `turns`, numbered as in `Indices`."""
+    """Return images in another symmetry.
+
+    Args:
+        images: ``(n, side, side, channels)``.
+        turns: The symmetry, numbered as in `Indices`.
+
+    Returns:
+        Images of the same shape.
+    """
     images = jnp.where(turns >= 4, images[:, ::-1], images)
     turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
     return turned[turns % 4]

@@ -29,14 +29,19 @@ _SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "tes
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A labelled image table in memory, checked when made; its arrays are read-only.
+    """A labelled image table in memory, checked when made. Its arrays are read-only.
 
-    pixels: uint8 (rows, height, width, channels), 255 = ink for drawings, brightness for photographs.
-    first, count: int32 (classes,), the row of a class's first image and how many it has; no row is shared.
-    names, groups: a class's name (unique) and its group, such as its alphabet.
-    splits: "train", "validation", "test" -> class ids, pairwise disjoint. A class in a split needs two
-    images, one to learn from and one to be asked about.
-    Errors: `DataError` says what came and what is accepted.
+    Attributes:
+        pixels: uint8 ``(rows, height, width, channels)``, 255 = ink for drawings, brightness for photographs.
+        first: int32 ``(classes,)``, the row of a class's first image.
+        count: int32 ``(classes,)``, how many images it has; no row is shared.
+        names: The classes' names, unique.
+        groups: The classes' groups, such as alphabets.
+        splits: "train", "validation" and "test" to class ids, pairwise disjoint. A class in a split needs two
+            images, one to learn from and one to be asked about.
+
+    Raises:
+        DataError: If the parts do not fit together.
     """
 
     pixels: np.ndarray
@@ -157,16 +162,33 @@ def by_group(
 
 
 def shuffled(names: Iterable[str], seed: int) -> list[str]:
-    """The names in an order drawn by the seed: sorted by a hash, so the same under every NumPy version."""
+    """Return names in an order drawn by a seed: sorted by a hash, so the same under every NumPy version.
+
+    Args:
+        names: The names.
+        seed: The seed.
+
+    Returns:
+        The names in that order.
+    """
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
 
 
 def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]:
-    """Class name -> its image files, both sorted by name; a flat folder, if accepted, has the one class "".
+    """Return the image files of a folder, by class.
 
-    A class is a folder directly inside `folder`. Hidden files and files that are no images by their names
-    (those of PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM) are passed over. Errors: `DataError` for a missing
-    or empty folder, an empty class, or a mixture.
+    A class is a folder directly inside. Hidden files and files that are no images by their names (those of
+    PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM) are passed over.
+
+    Args:
+        folder: The folder.
+        flat: Whether images may lie directly inside; their class is then "".
+
+    Returns:
+        Class names to files, both sorted by name.
+
+    Raises:
+        DataError: If the folder is missing or empty, a class is empty, or images lie beside folders.
     """
     folder = Path(folder).expanduser()
     accepted = f"accepted is a folder with one folder of images for each class ({', '.join(SUFFIXES)})"
@@ -204,7 +226,13 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
 
 
 class Drawings(NamedTuple):
-    """A folder's images, float32 (n, side, side) or (n, side, side, 3), the class of each, and its file."""
+    """The images of a folder.
+
+    Attributes:
+        images: float32 ``(n, side, side)`` or ``(n, side, side, 3)``.
+        labels: The class of each.
+        files: The file of each.
+    """
 
     images: np.ndarray
     labels: list[str]
@@ -212,9 +240,21 @@ class Drawings(NamedTuple):
 
 
 def read_image_folder(path: str | Path, side: int = 28, channels: int = 1, flat: bool = False) -> Drawings:
-    """The Drawings of a folder, values in [0, 1], 1 = ink for one channel.
+    """Read the images of a folder.
 
     They come in the order of `image_files`, which says what is refused; `read_image` says how one is read.
+
+    Args:
+        path: The folder.
+        side: Pixels a side.
+        channels: 1 or 3.
+        flat: Whether images lie directly inside, instead of in a folder a class.
+
+    Returns:
+        Values in [0, 1], 1 = ink for one channel; labels; files.
+
+    Raises:
+        DataError: If it is no such folder, or an image cannot be read.
     """
     found = [(file, name) for name, members in image_files(path, flat).items() for file in members]
     images = np.stack([read_image(file, side, channels) for file, _ in found])
@@ -274,10 +314,17 @@ def read_split_folders(path: str | Path, side: int = 84, channels: int = 3, cach
 
 
 def cached_array(key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array that `make()` returned when last called under this key, else `make()`, which is then kept.
+    """Return the array that a function made when it was last called under a key, else call it.
 
     A file's name carries the SHA-256 of its bytes, and it is put there by one rename: a damaged file is
-    noticed, removed and made anew, a half-written one is never seen. Without a writable folder, none is kept.
+    noticed, removed and made anew, a half-written one is never seen. Without a writable folder none is kept.
+
+    Args:
+        key: Says what the array is made of.
+        make: Makes it.
+
+    Returns:
+        The array.
     """
     folder = user_cache() / "tables"
     for file in folder.glob(f"{key}-*.npy"):

@@ -151,11 +151,20 @@ def read(
 
 
 def locate(data: str | Path | None = None) -> Path:
-    """Where Omniglot is: a folder with the two zips or their unpacked folders, or an .npz file.
+    """Return where Omniglot is: a folder with the two zips or their unpacked folders, or an .npz file.
 
-    data: the path of either, or of a folder that holds it. None looks in the folder named by the environment
-    variable IMAML_DATA, then in ./data, then in `user_cache()`, for omniglot/ and omniglot.npz in each. What
-    lies there is for `read` and `check` to judge. Errors: `DataError` says what was looked for.
+    What lies there is for `read` and `check` to judge.
+
+    Args:
+        data: The path of either, or of a folder that holds it. None looks in the folder named by the
+            environment variable IMAML_DATA, then in ./data, then in `user_cache()`, for omniglot/ and
+            omniglot.npz in each.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: If none is found.
     """
     if data is not None:
         path = Path(data).expanduser()
@@ -187,12 +196,21 @@ mini-imagenet  only with --data PATH: train/, val/ and test/ with a folder of im
 
 
 def get(folder: str | Path | None = None, fetch: Callable[[str, Path], None] | None = None) -> Path:
-    """The folder with upstream's two archives, downloaded unless they are there and intact.
+    """Download upstream's two archives, unless they are there and intact.
 
-    folder: by default `user_cache()`/omniglot. Archives are fetched beside their place, verified by MD5 and
-    by the digest of all their drawings, and only then renamed into it; upon any failure nothing is kept.
-    fetch(url, file) writes the file or raises OSError; by default urllib, giving up after 60 silent seconds.
-    Errors: `DataError` for no network, an unwritable folder, or archives that are not upstream's.
+    Archives are fetched beside their place, verified by MD5 and by the digest of all their drawings, and only
+    then renamed into it. Upon any failure nothing is kept.
+
+    Args:
+        folder: By default `user_cache()`/omniglot.
+        fetch: ``fetch(url, file)`` writes the file or raises OSError; by default urllib, giving up after 60
+            silent seconds.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: If there is no network, the folder cannot be written, or archives are not upstream's.
     """
     folder = Path(folder).expanduser() if folder is not None else user_cache() / "omniglot"
     if all((folder / name).is_file() for name in ARCHIVE_MD5) and check(folder).ok:
@@ -229,9 +247,16 @@ def get(folder: str | Path | None = None, fetch: Callable[[str, Path], None] | N
 
 
 def check(path: str | Path | None = None) -> Report:
-    """A report on the Omniglot at `path` (as for `locate`): counts, digest, duplicates, unreadable files.
+    """Check the Omniglot at a path.
 
-    Damage is in the report, not raised; only a place without any Omniglot is a `DataError`.
+    Args:
+        path: As for `locate`.
+
+    Returns:
+        Counts, digest, duplicates and unreadable files. Damage is in the report, not raised.
+
+    Raises:
+        DataError: If no Omniglot is there.
     """
     place = locate(path)
     try:

@@ -64,7 +64,14 @@ class Source:
 
 
 def parts_of(folder: Path) -> dict[str, Path]:
-    """Set name -> its zip file, or else its unpacked folder."""
+    """Return the sets of drawings in a folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        A set's name to its zip file, or else to its unpacked folder.
+    """
     parts = {}
     for name in SETS:
         if (folder / f"{name}.zip").is_file():
@@ -75,7 +82,17 @@ def parts_of(folder: Path) -> dict[str, Path]:
 
 
 def open_source(path: Path) -> Source:
-    """The drawings at a path, in whichever form they are there; DataError with advice where none are."""
+    """Return the drawings at a path, in whichever form they are there.
+
+    Args:
+        path: A folder or an .npz file.
+
+    Returns:
+        The source.
+
+    Raises:
+        DataError: If there are none; says what to do.
+    """
     if path.is_file():
         return _open_npz(path)
     parts = parts_of(path)
@@ -86,7 +103,14 @@ def open_source(path: Path) -> Source:
 
 
 def contradictions(drawings: list[Drawing]) -> list[str]:
-    """What is wrong with the drawings' names, one sentence each."""
+    """Return what is wrong with drawings' names.
+
+    Args:
+        drawings: The drawings.
+
+    Returns:
+        One sentence each.
+    """
     problems, seen = [], {}
     name_of: dict[int, str] = {}
     id_of: dict[str, int] = {}
@@ -255,6 +279,14 @@ def content_digest(packed: np.ndarray) -> str:
 
 
 def file_digest(file: Path, algorithm: str = "sha256") -> str:
-    """A digest of a file\'s bytes, hexadecimal; `algorithm` is one of hashlib\'s names."""
+    """Return the digest of a file's bytes.
+
+    Args:
+        file: The file.
+        algorithm: One of hashlib's names.
+
+    Returns:
+        Hexadecimal digits.
+    """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()

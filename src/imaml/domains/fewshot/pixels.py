@@ -165,10 +165,17 @@ def _check_size(name: str, width: int, height: int, padded: bool) -> None:
 
 
 def area_weights(before: int, after: int) -> np.ndarray:
-    """Integer weights (after, before), float32: how much of each old pixel lies in each new one.
+    """Return how much of each old pixel lies in each new one.
 
     The unit of length divides both pixels, and each row has the same sum, at most `before`. So averages of
     1-bit images are sums of whole numbers below 2^24, exact in float32: the same bits on every machine.
+
+    Args:
+        before: Old pixels along an axis.
+        after: New pixels along it.
+
+    Returns:
+        Whole numbers ``(after, before)``, float32.
     """
     unit = int(np.gcd(before, after))
     wide, narrow = before // unit, after // unit
@@ -178,7 +185,15 @@ def area_weights(before: int, after: int) -> np.ndarray:
 
 
 def area_average(images: np.ndarray, side: int) -> np.ndarray:
-    """Images (..., height, width) resized to float32 (..., side, side), each pixel the mean over its area."""
+    """Return images resized, each pixel the mean over its area.
+
+    Args:
+        images: ``(..., height, width)``.
+        side: Pixels a side.
+
+    Returns:
+        float32 ``(..., side, side)``.
+    """
     down, across = area_weights(images.shape[-2], side), area_weights(images.shape[-1], side)
     total = float(down[0].sum()) * float(across[0].sum())
     rows = images.astype(np.float32, copy=False).reshape(-1, images.shape[-1])

@@ -19,17 +19,24 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from ...core.validation import require_one_of
+from ...core.validation import require_one_of, require_whole
 from ...problems.base import Problem
 from ...problems.proximal import equilibrium
+from ..arrays import Field
+from ..base import DomainBase
 from ..networks import MLP
-from ..one_network import OneNetwork
 
 
 class Samples(NamedTuple):
-    """True points (n, d), and latent points (m, latent)."""
+    """A batch of a game.
+
+    Attributes:
+        points: True points ``(n, d)``.
+        latents: Latent points ``(m, latent)``.
+    """
 
     points: Array
     latents: Array
@@ -37,11 +44,14 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Players:
-    """The field of the game, ({"generator", "discriminator"}, samples) -> alike; hashable.
+    """The field of the game, ``({"generator", "discriminator"}, samples) -> alike``; hashable.
 
-    generator: latent points to points, an `MLP` or alike; discriminator: points to one number, large where
-    they look true. penalty: of the discriminator's slope at points. weight: of the generator's loss, the
-    discriminator's being 1. bounded: whether points lie between 0 and 1, as ink does.
+    Attributes:
+        generator: Latent points to points, an `MLP` or alike.
+        discriminator: Points to one number, large for true ones.
+        penalty: Of the discriminator's slope at points.
+        weight: Of the generator's loss; that of the discriminator is 1.
+        bounded: Whether points lie between 0 and 1, as ink does.
     """
 
     generator: Any
@@ -49,6 +59,11 @@ class Players:
     penalty: float
     weight: float = 1.0
     bounded: bool = False
+
+    @property
+    def dimension(self) -> int:
+        """How many numbers a point has."""
+        return self.discriminator.sizes[0]
 
     def init(self, key: Array) -> Any:
         """Fresh parameters of both networks."""
@@ -96,10 +111,20 @@ class Players:
 
 
 def two_samples(left: Array, right: Array, widths: tuple[float, ...]) -> Array:
-    """The kernel two-sample statistic of points (n, d) and (m, d), a scalar.
+    """Return the kernel two-sample statistic, 0 on average if both samples have one density.
 
-    0 on average where both have one density. The mean of Gaussian kernels of these standard deviations,
-    without its diagonal (Gretton et al. 2012, eq. 3).
+    The kernel is the mean of Gaussian kernels, without its diagonal.
+
+    Args:
+        left: Points ``(n, d)``.
+        right: Points ``(m, d)``.
+        widths: The kernels' standard deviations.
+
+    Returns:
+        A scalar.
+
+    References:
+        Gretton et al. (2012), equation 3.
     """
 
     def kernel(a: Array, b: Array) -> Array:
@@ -113,13 +138,14 @@ def two_samples(left: Array, right: Array, widths: tuple[float, ...]) -> Array:
     return within(left) + within(right) - 2 * jnp.mean(kernel(left, right))
 
 
-class Adversarial(OneNetwork):
+class Adversarial(DomainBase):
     """What domains of imitation do alike, by their recipe's `players` and the `widths` of their kernels."""
 
     recipe: Any
     headline: ClassVar[str] = "mmd"
     higher_is_better: ClassVar[bool] = False
     widths: ClassVar[tuple[float, ...]]
+    support_type: ClassVar[type] = Samples
 
     @property
     def field(self) -> Players:
@@ -159,6 +185,40 @@ class Adversarial(OneNetwork):
         """The two-sample statistic; for a method's `measure`."""
         return {"mmd": self.query_loss(phi, theta, batch)}
 
-    def calibration(self, phi: Any, task: Any) -> dict[str, Array]:
-        """Nothing: no class is told."""
-        return {}
+    def support_fields(self) -> dict[str, Field]:
+        """Return what points ``(n, d)`` and latent points ``(m, latent)`` are."""
+        return {"points": Field((self.field.dimension,)), "latents": self.query_field()}
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Return as many latent points as there are points, the same for the same number."""
+        return {"latents": self.latents(len(next(iter(arrays.values()))))}
+
+    def latents(self, count: int) -> Array:
+        """Return standard normal latent points ``(count, latent)``, the same for the same number."""
+        return jax.random.normal(jax.random.key(0), (count, self.recipe.latent), jnp.float32)
+
+    def query_field(self) -> Field:
+        """Return what latent points are."""
+        return Field((self.recipe.latent,), rows="m")
+
+    def encode_query(self, x: Any) -> np.ndarray:
+        """Return latent points.
+
+        Args:
+            x: Latent points ``(m, latent)``, a sampled query batch, or how many points to generate.
+
+        Returns:
+            Latent points ``(m, latent)``.
+        """
+        if isinstance(x, int) and not isinstance(x, bool):
+            require_whole("predict", 1, x=x)
+            return np.asarray(self.latents(x))
+        return super().encode_query(x)
+
+    def asked(self, query: Any) -> Array:
+        """Return the query's latent points."""
+        return query.latents
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the generator's points ``(m, d)``."""
+        return self.field.made(phi["generator"], rows)

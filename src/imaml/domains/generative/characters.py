@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,19 +23,67 @@ class Character(NamedTuple):
 
 
 def draw(drawings: FewShot, key: Array, split: str) -> Character:
-    """One random character of a split."""
+    """Return the indices of one random character.
+
+    Args:
+        drawings: The few-shot domain that it is of.
+        key: A random key.
+        split: Which split.
+
+    Returns:
+        The character.
+    """
     episode, rest = jax.random.split(key)
     return Character(drawings.draw(episode, split), rest)
 
 
 def shrunk(images: Array, side: int) -> Array:
-    """Images (n, 28, 28, 1) averaged to (n, side^2)."""
+    """Return images averaged to fewer pixels.
+
+    Args:
+        images: ``(n, 28, 28, 1)``.
+        side: Pixels a side, a divisor of 28.
+
+    Returns:
+        Rows ``(n, side^2)``.
+    """
     parts = 28 // side
     return images.reshape(-1, side, parts, side, parts).mean((2, 4)).reshape(-1, side**2)
 
 
+def rows_of(drawings: Any, side: int) -> Any:
+    """Return drawings as rows of pixels.
+
+    Args:
+        drawings: ``(n, 28, 28)`` or ``(n, side, side)``, with or without an axis of one channel; anything
+            else is returned as it is.
+        side: Pixels a side.
+
+    Returns:
+        Rows ``(n, side^2)``.
+    """
+    try:
+        array = np.asarray(drawings)
+    except ValueError:  # drawings of different shapes
+        return drawings
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.shape[1:] == (side, side):
+        return array.reshape(-1, side**2)
+    return np.asarray(shrunk(array, side)) if array.shape[1:] == (28, 28) else array
+
+
 def sheet(drawings: Array, side: int, columns: int = 4) -> np.ndarray:
-    """Drawings (n, side^2) side by side on one sheet, at most columns^2 of them."""
+    """Return drawings side by side on one sheet.
+
+    Args:
+        drawings: ``(n, side^2)``.
+        side: Pixels a side.
+        columns: Drawings in a row; at most ``columns^2`` are shown.
+
+    Returns:
+        An image.
+    """
     shown = np.asarray(drawings)[: columns**2]
     rows = -(-len(shown) // columns)
     filled = np.zeros((rows * columns, side, side))

@@ -24,8 +24,10 @@ from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.proximal import plain, proximal
+from ..arrays import Field
+from ..base import DomainBase
 from ..networks import MLP
-from ..one_network import OneNetwork
+from ..recipes import DomainRecipe
 from ..scenes import Scene
 
 JUDGES = ("likelihood", "score")
@@ -38,14 +40,23 @@ BANDWIDTHS = 16  # tried by the kernel density estimate
 
 @recipe("domain")
 @dataclass(frozen=True)
-class DensitiesRecipe:
-    """What a domain of densities is made from; goes to JSON.
+class DensitiesRecipe(DomainRecipe):
+    """The recipe of a domain of densities.
 
-    family: "curves", points near closed curves of two to four lobes, or "modes", four normal distributions.
-    shots, queries: points of a support and of a query set. noises, sigma: how many times each point is
-    blurred for score matching, and by how much. spread: the standard deviation around curve or mode. grid:
-    cells a side, where likelihoods are integrated. hidden: units of the energy's hidden layers. judge:
-    "likelihood" or "score".
+    Args:
+        family: "curves", points near closed curves of two to four lobes, or "modes", four normal
+            distributions.
+        shots: Points of a support set.
+        queries: Points of a query set.
+        noises: How many times each point is blurred for score matching.
+        sigma: By how much.
+        spread: The standard deviation around curve or mode.
+        grid: Cells a side, where likelihoods are integrated.
+        hidden: Units of the energy's hidden layers.
+        judge: "likelihood" or "score".
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     family: str = "curves"
@@ -112,7 +123,7 @@ class Energy:
         return self.network.forward(phi, points)[0][:, 0] + bowl
 
     def outputs(self, phi: Any, batch: Cloud) -> Array:
-        """sigma dE/dx at blurred points, (n, m, 2)."""
+        """Return sigma dE/dx at blurred points, ``(n, m, 2)``."""
         blurred = (batch.points[:, None] + self.sigma * batch.noise).reshape(-1, 2)
         slopes = jax.grad(lambda x: jnp.sum(self.at(phi, x)))(blurred)
         return self.sigma * slopes.reshape(batch.noise.shape)
@@ -127,7 +138,16 @@ class Energy:
 
 
 def logs_of_mixture(points: Array, centres: Array, spread: Any) -> Array:
-    """log density (n,) at points (n, 2) of equal normal distributions around centres (k, 2)."""
+    """Return the log density of equal normal distributions.
+
+    Args:
+        points: ``(n, 2)``.
+        centres: ``(k, 2)``.
+        spread: Their standard deviation.
+
+    Returns:
+        ``(n,)``.
+    """
     apart = jnp.sum(jnp.square(points[:, None] - centres), -1) / (2 * spread**2)
     norm = jnp.log(2 * jnp.pi * spread**2 * centres.shape[0])
     return jax.nn.logsumexp(-apart, axis=1) - norm
@@ -135,13 +155,14 @@ def logs_of_mixture(points: Array, centres: Array, spread: Any) -> Array:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Densities(OneNetwork):
+class Densities(DomainBase):
     """Densities in the square [-3, 3]^2 around curves or modes, to be learned from a few points of each."""
 
     recipe: DensitiesRecipe
 
     headline: ClassVar[str] = "nll"
     higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Cloud
 
     @property
     def energy(self) -> Energy:
@@ -168,12 +189,40 @@ class Densities(OneNetwork):
         return self.energy(theta, batch)
 
     def logs(self, phi: Any, points: Array) -> Array:
-        """log p(x; phi) (n,) at points (n, 2): nothing is unknown, as exp(-E) is summed over the grid."""
+        """Return log p(x; phi), ``(n,)``, at points ``(n, 2)``; exact, as exp(-E) is summed over the grid."""
+        return -self.energy.at(phi, points) - self.normaliser(phi, points.dtype)
+
+    def normaliser(self, phi: Any, dtype: Any) -> Array:
+        """The log of the integral of exp(-E) over the square, a scalar: a sum over the grid."""
         cells, width = self.recipe.grid, 2 * REACH / self.recipe.grid
-        line = -REACH + width * (jnp.arange(cells, dtype=points.dtype) + 0.5)
+        line = -REACH + width * (jnp.arange(cells, dtype=dtype) + 0.5)
         grid = jnp.stack(jnp.meshgrid(line, line), -1).reshape(-1, 2)
-        normaliser = jax.nn.logsumexp(-self.energy.at(phi, grid)) + 2 * math.log(width)
-        return -self.energy.at(phi, points) - normaliser
+        return jax.nn.logsumexp(-self.energy.at(phi, grid)) + 2 * math.log(width)
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what points ``(n, 2)`` and their noise ``(n, m, 2)`` are."""
+        return {"points": Field((2,)), "noise": Field((None, 2))}
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Return standard normal noise, the same for the same number of points."""
+        count = len(next(iter(arrays.values())))
+        return {"noise": jax.random.normal(jax.random.key(0), (count, self.recipe.noises, 2), jnp.float32)}
+
+    def query_field(self) -> Field:
+        """Return what points ``(n, 2)`` are."""
+        return Field((2,))
+
+    def asked(self, query: Held) -> Array:
+        """Return the held-out points."""
+        return query.cloud.points
+
+    def statistics(self, phi: Any, support: Cloud) -> Array:
+        """Return the log of the normaliser."""
+        return self.normaliser(phi, support.points.dtype)
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return log densities ``(n,)`` at points ``(n, 2)``."""
+        return self.logs(phi, rows) if statistics is None else -self.energy.at(phi, rows) - statistics
 
     def query_loss(self, phi: Any, theta: Any, batch: Held) -> Array:
         """Minus the mean log likelihood of the held-out points, nats; or their score matching's loss."""
@@ -268,11 +317,19 @@ class Densities(OneNetwork):
 
 
 def densities(family: str = "curves", **options: Any) -> Densities:
-    """Densities of one family in the plane; options: fields of `DensitiesRecipe`.
+    """Return densities of one family in the plane.
 
-    >>> import imaml, jax
-    >>> domain = imaml.densities("modes", shots=5)
-    >>> domain.sample(jax.random.key(0), "train").support.points.shape
-    (5, 2)
+    Args:
+        family: "curves" or "modes".
+        **options: The other fields of `DensitiesRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.densities("modes", shots=5)
+        >>> domain.sample(jax.random.key(0), "train").support.points.shape
+        (5, 2)
     """
     return DensitiesRecipe(family, **options).build()

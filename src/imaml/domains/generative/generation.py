@@ -8,21 +8,25 @@ neighbour, among held-out drawings of this character and of others, is of this o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Task
+from ..base import Encoded
 from ..fewshot.domain import FewShot, FewShotRecipe
 from ..networks import MLP
+from ..recipes import ReadsData
 from ..scenes import Scene
 from .adversarial import Adversarial, Players, Samples, two_samples
-from .characters import SIDES, SOURCES, Character, draw, sheet, shrunk
+from .characters import SIDES, SOURCES, Character, draw, rows_of, sheet, shrunk
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,25 @@ class Sketches:
 
 @recipe("domain")
 @dataclass(frozen=True)
-class GenerationRecipe:
-    """What a domain of few-shot generation is made from; goes to JSON.
+class GenerationRecipe(ReadsData):
+    """The recipe of a domain of few-shot generation.
 
-    source: procedural "characters", or "omniglot". shots, queries: drawings of a support and of a query set.
-    made: how many drawings a generator makes of either. others: how many other characters a task has, for
-    the classifier alone. side: pixels a side, 7, 14 or 28. latent: how many numbers a latent point has.
-    penalty: of the discriminator's slope at drawings. weight: of the generator's loss: by less it hardly
-    moves within few steps. generator, discriminator: units of their hidden layers. data: where Omniglot is,
-    None for the usual places.
+    Args:
+        source: Procedural "characters", or "omniglot".
+        shots: Drawings of a support set.
+        queries: Drawings of a query set.
+        made: How many drawings a generator makes of either.
+        others: How many other characters a task has, for the classifier alone.
+        side: Pixels a side, 7, 14 or 28.
+        latent: How many numbers a latent point has.
+        penalty: Of the discriminator's slope at drawings.
+        weight: Of the generator's loss; by less it hardly moves within few steps.
+        generator: Units of its hidden layers.
+        discriminator: Units of its hidden layers.
+        data: Where Omniglot is; None for the usual places.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     source: str = "characters"
@@ -94,6 +108,10 @@ class GenerationRecipe:
         ways = 1 + self.others
         drawings = FewShotRecipe(self.source, ways, self.shots, self.queries, data=self.data)
         return Generation(drawings.build(), self)
+
+    def without_data(self) -> Generation:
+        """Return the domain with its networks, but no drawings."""
+        return Generation(None, self)  # type: ignore[arg-type]
 
     @property
     def players(self) -> Players:
@@ -178,14 +196,44 @@ class Generation(Adversarial):
         told = " to ".join(f"{float(each['recognised']):.0%}" for each in found)
         return [Scene("drawings", f"two-sample statistic: {gone}; recognised: {told}", images=images)]
 
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return drawings as a batch.
+
+        Args:
+            x: Drawings ``(n, side, side)``, ``(n, 28, 28)`` or ``(n, side^2)``, 1 = ink; or a sampled batch
+                of `Samples`; or a mapping to ``points`` and ``latents``.
+            y: Latent points ``(m, latent)``; by default random ones.
+
+        Returns:
+            The batch.
+        """
+        named = hasattr(x, "_fields") or isinstance(x, Mapping)
+        return super().encode(x if named else rows_of(x, self.recipe.side), y)
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Return as many latent points as tasks of training have."""
+        return {"latents": self.latents(self.recipe.made)}
+
+    def decode(self, outputs: np.ndarray, x: Any) -> np.ndarray:
+        """Return drawings ``(m, side, side)``."""
+        return outputs.reshape(-1, self.recipe.side, self.recipe.side)
+
 
 def generation(source: str = "characters", **options: Any) -> Generation:
-    """Characters to be drawn after seeing a few drawings of each; options: fields of `GenerationRecipe`.
+    """Return characters to be drawn after seeing a few drawings of each.
 
-    >>> import imaml, jax
-    >>> domain = imaml.generation(shots=2, queries=2, made=3, others=1)
-    >>> task = jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0))  # to draw is much to trace
-    >>> task.support.points.shape, task.query.others.shape
-    ((2, 196), (2, 196))
+    Args:
+        source: "characters" or "omniglot".
+        **options: The other fields of `GenerationRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.generation(shots=2, queries=2, made=3, others=1)
+        >>> task = jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0))  # slow untraced
+        >>> task.support.points.shape, task.query.others.shape
+        ((2, 196), (2, 196))
     """
     return GenerationRecipe(source, **options).build()

@@ -18,6 +18,7 @@ from ...core.recipes import recipe
 from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Task
 from ..networks import MLP
+from ..recipes import DomainRecipe
 from ..scenes import Scene
 from .adversarial import Adversarial, Players, Samples, two_samples
 from .densities import FAMILIES, Densities, DensitiesRecipe, Shape
@@ -25,13 +26,20 @@ from .densities import FAMILIES, Densities, DensitiesRecipe, Shape
 
 @recipe("domain")
 @dataclass(frozen=True)
-class ImitationRecipe:
-    """What a domain of imitation is made from; goes to JSON.
+class ImitationRecipe(DomainRecipe):
+    """The recipe of a domain of imitation.
 
-    family: as of `DensitiesRecipe`. shots, queries: points of a support and of a query set, and as many
-    latent points. spread: the standard deviation around curve or mode. latent: how many numbers a latent
-    point has. penalty: of the discriminator's slope at points. hidden: units of the hidden layers of both
-    networks.
+    Args:
+        family: As of `DensitiesRecipe`.
+        shots: Points of a support set, and as many latent points.
+        queries: Points of a query set, and as many latent points.
+        spread: The standard deviation around curve or mode.
+        latent: How many numbers a latent point has.
+        penalty: Of the discriminator's slope at points.
+        hidden: Units of the hidden layers of both networks.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     family: str = "curves"
@@ -134,11 +142,19 @@ def _dots(points: np.ndarray, cells: int = 64, reach: float = 3.0) -> np.ndarray
 
 
 def imitation(family: str = "curves", **options: Any) -> Imitation:
-    """Densities to be imitated by a generator; options: fields of `ImitationRecipe`.
+    """Return densities to be imitated by a generator.
 
-    >>> import imaml, jax
-    >>> domain = imaml.imitation("modes", shots=5)
-    >>> domain.sample(jax.random.key(0), "train").support.latents.shape
-    (5, 2)
+    Args:
+        family: "curves" or "modes".
+        **options: The other fields of `ImitationRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.imitation("modes", shots=5)
+        >>> domain.sample(jax.random.key(0), "train").support.latents.shape
+        (5, 2)
     """
     return ImitationRecipe(family, **options).build()

@@ -16,11 +16,13 @@ squared error of what was hidden.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ...core.recipes import recipe
@@ -32,11 +34,13 @@ from ...meta.implicit import implicit
 from ...problems.base import Problem, Task
 from ...problems.fixed_points import stationary
 from ...problems.proximal import plain, proximal
+from ..arrays import Field
+from ..base import DomainBase, Encoded
 from ..fewshot.domain import FewShot, FewShotRecipe
 from ..networks import MLP
-from ..one_network import OneNetwork
+from ..recipes import ReadsData
 from ..scenes import Scene
-from .characters import SIDES, SOURCES, Character, draw, sheet, shrunk
+from .characters import SIDES, SOURCES, Character, draw, rows_of, sheet, shrunk
 
 DAMAGES = ("half", "noise")
 FAITH = 20.0  # weight of a pixel that is seen
@@ -44,14 +48,25 @@ FAITH = 20.0  # weight of a pixel that is seen
 
 @recipe("domain")
 @dataclass(frozen=True)
-class RestorationRecipe:
-    """What a domain of restoration is made from; goes to JSON.
+class RestorationRecipe(ReadsData):
+    """The recipe of a domain of restoration.
 
-    source: procedural "characters", or "omniglot". shots, queries: drawings of a support and of a query set.
-    damage: a random "half" of each query is hidden, or "noise" of standard deviation `noise` lies on it.
-    side: pixels a side, 7, 14 or 28. noises, sigma: how many times each support drawing is blurred for score
-    matching, and by how much. hidden: units of the energy's hidden layers. steps, rate: of the gradient
-    descent that restores. data: where Omniglot is, None for the usual places.
+    Args:
+        source: Procedural "characters", or "omniglot".
+        shots: Drawings of a support set.
+        queries: Drawings of a query set.
+        damage: A random "half" of each query is hidden, or "noise" lies on it.
+        noise: The standard deviation of that noise.
+        side: Pixels a side, 7, 14 or 28.
+        noises: How many times each support drawing is blurred for score matching.
+        sigma: By how much.
+        hidden: Units of the energy's hidden layers.
+        steps: Of the gradient descent that restores.
+        rate: Its rate.
+        data: Where Omniglot is; None for the usual places.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     source: str = "characters"
@@ -82,6 +97,10 @@ class RestorationRecipe:
         """The domain, with its data read."""
         drawings = FewShotRecipe(self.source, 2, self.shots, self.queries, data=self.data)
         return Restoration(drawings.build(), self)
+
+    def without_data(self) -> Restoration:
+        """Return the domain with its network, but no drawings."""
+        return Restoration(None, self)  # type: ignore[arg-type]
 
     @property
     def energy(self) -> Denoising:
@@ -118,7 +137,7 @@ class Denoising:
         return (bowl - self.network.forward(phi, drawings)[0][:, 0]) / self.sigma**2
 
     def outputs(self, phi: Any, batch: Blurred) -> Array:
-        """sigma dE/dy at blurred drawings, (n, m, pixels)."""
+        """Return sigma dE/dy at blurred drawings, ``(n, m, pixels)``."""
         blurred = batch.drawings[:, None] + self.sigma * batch.noise
         slopes = jax.grad(lambda y: jnp.sum(self.at(phi, y)))(blurred.reshape(-1, blurred.shape[-1]))
         return self.sigma * slopes.reshape(blurred.shape)
@@ -141,14 +160,24 @@ class Denoising:
         return stationary(objective, lambda phi, batch, key: batch.seen, structure="symmetric")
 
     def restored(self, phi: Any, batch: Damaged, steps: int, rate: float) -> Array:
-        """y* of every drawing (n, pixels), differentiable in phi by the implicit rule."""
+        """Return restored drawings y*, differentiable in phi by the implicit rule.
+
+        Args:
+            phi: The energy's parameters.
+            batch: Damaged drawings.
+            steps: Of gradient descent.
+            rate: Its rate.
+
+        Returns:
+            Drawings ``(n, pixels)``.
+        """
         inner, rule = GradientDescent(rate, steps=steps), implicit(MINRES(steps=20))
         return solve(self.restoring(), phi, batch, inner=inner, rule=rule)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Restoration(OneNetwork):
+class Restoration(DomainBase):
     """Damaged drawings of a character to be restored after seeing a few whole ones; by `restoration`."""
 
     drawings: FewShot
@@ -156,6 +185,7 @@ class Restoration(OneNetwork):
 
     headline: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Blurred
 
     @property
     def energy(self) -> Denoising:
@@ -260,14 +290,76 @@ class Restoration(OneNetwork):
         gone = " to ".join(f"{float(self.metrics(phi, task)['mse']):.3f}" for phi in (before, after))
         return [Scene("restored drawings", f"squared error where damaged: {gone}", images=images)]
 
+    def support_fields(self) -> dict[str, Field]:
+        """Return what drawings ``(n, pixels)`` and their noise ``(n, m, pixels)`` are."""
+        pixels = self.recipe.side**2
+        return {"drawings": Field((pixels,)), "noise": Field((None, pixels))}
+
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Return standard normal noise, the same for the same number of drawings."""
+        count, pixels = next(iter(arrays.values())).shape[0], self.recipe.side**2
+        shape = (count, self.recipe.noises, pixels)
+        return {"noise": jax.random.normal(jax.random.key(0), shape, jnp.float32)}
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return whole drawings as a batch.
+
+        Args:
+            x: Drawings ``(n, side, side)``, ``(n, 28, 28)`` or ``(n, side^2)``, 1 = ink; or a sampled batch
+                of `Blurred`; or a mapping to ``drawings`` and ``noise``.
+            y: Standard normal noise ``(n, m, side^2)``; by default drawn.
+
+        Returns:
+            The batch.
+        """
+        named = hasattr(x, "_fields") or isinstance(x, Mapping)
+        return super().encode(x if named else rows_of(x, self.recipe.side), y)
+
+    def encode_query(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return damaged drawings and the weights of their pixels, ``(n, pixels)`` each.
+
+        Args:
+            x: Drawings ``(n, side, side)`` or ``(n, side^2)``, NaN where a pixel is hidden; or a sampled
+                batch of `Damaged`.
+
+        Returns:
+            What is seen, and the weights.
+        """
+        field, side = Field((self.recipe.side**2,)), self.recipe.side
+        if isinstance(x, Damaged):
+            return field.check(x.seen, "seen"), field.check(x.weights, "weights")
+        drawings = rows_of(x, side)
+        hidden = np.isnan(drawings) if getattr(drawings, "dtype", np.dtype(int)).kind == "f" else False
+        seen = field.check(drawings if hidden is False else np.where(hidden, 0, drawings), "x")
+        faith = FAITH if self.recipe.damage == "half" else self.recipe.noise**-2
+        return seen, np.where(np.broadcast_to(hidden, seen.shape), 0, faith).astype(np.float32)
+
+    def forward(self, phi: Any, rows: Any, statistics: Any = None) -> Array:
+        """Return restored drawings ``(n, pixels)``."""
+        seen, weights = rows
+        blank = Blurred(jnp.zeros_like(seen), jnp.zeros_like(seen)[:, None])
+        return self.restored(phi, Damaged(blank, seen, weights))
+
+    def decode(self, outputs: np.ndarray, x: Any) -> np.ndarray:
+        """Return drawings ``(n, side, side)``."""
+        return outputs.reshape(-1, self.recipe.side, self.recipe.side)
+
 
 def restoration(source: str = "characters", **options: Any) -> Restoration:
-    """Damaged drawings to be restored; options: fields of `RestorationRecipe`.
+    """Return damaged drawings to be restored.
 
-    >>> import imaml, jax
-    >>> domain = imaml.restoration(shots=2, queries=3)
-    >>> task = jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0))  # to draw is much to trace
-    >>> task.query.seen.shape
-    (3, 196)
+    Args:
+        source: "characters" or "omniglot".
+        **options: The other fields of `RestorationRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.restoration(shots=2, queries=3)
+        >>> task = jax.jit(lambda key: domain.sample(key, "train"))(jax.random.key(0))  # slow untraced
+        >>> task.query.seen.shape
+        (3, 196)
     """
     return RestorationRecipe(source, **options).build()

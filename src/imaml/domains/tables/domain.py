@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -19,24 +18,12 @@ from ...problems.likelihoods import Categorical, Gaussian
 from ...problems.proximal import plain, proximal
 from ..base import SPLITS
 from ..networks import MLP
-from ..one_network import OneNetwork
-from .files import Table, read_table, table_of
+from ..recipes import ReadsData
+from .files import Table, read_table
+from .interface import Rows, TablesInterface
 from .layout import Layout, column_of
 
 HOLDOUTS = ("random", "last", "none")
-
-
-class Rows(NamedTuple):
-    """Rows of one task, padded: inputs (n, inputs); targets (n, 1), or classes (n,); weights (n,), 0 or 1."""
-
-    inputs: Array
-    targets: Array
-    weights: Array
-
-    @property
-    def labels(self) -> Array:
-        """The targets, where they are classes."""
-        return self.targets
 
 
 @dataclass(frozen=True)
@@ -74,16 +61,26 @@ class RowsLoss:
 
 @recipe("domain")
 @dataclass(frozen=True)
-class TablesRecipe:
-    """What a domain of tables is made from; goes to JSON.
+class TablesRecipe(ReadsData):
+    """The recipe of a domain of tables: rows grouped by a column.
 
-    data: the file, .csv, .tsv or .parquet. task, target: columns; features: columns, by default all others.
-    texts: columns that are categories although they look like numbers. A target of texts makes tasks of
-    classification. hidden: units of the network's hidden layers (tanh); none for a linear model.
-    holdout: which rows of a task are its query set: "random" ones, the "last" in the file, or "none": all
-    rows are both support and query. shots: rows of a support set, by default half of the task's.
-    validation, test: shares of the tasks for these splits, drawn by `seed`. layout: what a run has fixed of
-    its table; None before.
+    Args:
+        data: The file, .csv, .tsv or .parquet.
+        task: The column whose values name the tasks.
+        target: The column to be predicted. A column of texts makes tasks of classification.
+        features: The columns to predict it from; by default all others.
+        texts: Columns that are categories although they look like numbers.
+        hidden: Units of the network's hidden layers (tanh); none for a linear model.
+        holdout: Which rows of a task are its query set: "random" ones, the "last" in the file, or "none": all
+            rows are both support and query.
+        shots: Rows of a support set, by default half of the task's.
+        validation: The share of tasks for validation.
+        test: The share of tasks for testing.
+        seed: Draws these tasks.
+        layout: What a run has fixed of its table; None before.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
     data: str | None = None
@@ -98,6 +95,8 @@ class TablesRecipe:
     test: float = 0.2
     seed: int = 0
     layout: Layout | None = None
+
+    reads_table: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
@@ -135,32 +134,22 @@ class TablesRecipe:
         """The network: inputs, hidden layers, outputs."""
         return MLP((self.fixed.inputs, *self.hidden, self.fixed.outputs), "tanh")
 
-    def read(self, rows: Any, source: str) -> Table:
-        """Rows as a Table, from a file's path or a mapping from columns to values; else DataError."""
-        return read_table(rows) if isinstance(rows, (str, Path)) else table_of(rows, source)
-
-    def tasks_of(self, table: Table) -> list[str]:
-        """Whose rows a table has, where it says so."""
-        return list(dict.fromkeys(map(str, table.columns.get(str(self.task), ()))))
-
-    def support(self, rows: Any, targets: Any = None) -> Rows:
-        """A new task's support from rows, and their targets where they are not a column of them."""
-        table, layout = self.read(rows, "x"), self.fixed
-        if len(whose := self.tasks_of(table)) > 1:
-            raise DataError(
-                f"{table.source}: has rows of {len(whose)} tasks ({self.task!r}: {', '.join(whose[:3])}"
-                f"{', ...' if len(whose) > 3 else ''}); accepted are rows of one, which is learned from."
-            )
-        if targets is not None:
-            columns = {**table.columns, layout.target.name: table_of({"y": list(targets)}, "y").columns["y"]}
-            table = table_of(columns, table.source)
-        kind = np.float32 if layout.target.levels is None else np.int32
-        inputs, targets = layout.code(table).astype(np.float32), layout.targets(table).astype(kind)
-        return Rows(jnp.asarray(inputs), jnp.asarray(targets), jnp.ones(table.rows, jnp.float32))
-
     def without_data(self) -> Tables:
-        """The domain with its network and problem, but no rows."""
+        """Return the domain with its network and problem, but no rows."""
         return Tables(None, None, None, None, None, self)
+
+    def scored_on(self, path: str) -> TablesRecipe:
+        """Return the recipe of the same network on other rows, coded in the same way."""
+        return replace(self, data=path, layout=replace(self.fixed, splits=()))
+
+    def published(self) -> TablesRecipe:
+        """Return this recipe without the path and the names of tasks, which may be people."""
+        layout = None if self.layout is None else replace(self.layout, splits=())
+        return replace(self, data=None, layout=layout)
+
+    def restored(self, stored: TablesRecipe) -> TablesRecipe:
+        """Return this recipe with the stored path and splits."""
+        return replace(self, data=stored.data, layout=stored.layout)
 
     def build(self) -> Tables:
         """The domain, its table read and checked; DataError for what does not fit."""
@@ -174,7 +163,19 @@ class TablesRecipe:
 
 
 def build(recipe: TablesRecipe, table: Table) -> Tables:
-    """The domain of a table that was read; see `TablesRecipe`."""
+    """Build the domain of a table that was read.
+
+    Args:
+        recipe: The recipe.
+        table: The table.
+
+    Returns:
+        The domain.
+
+    Raises:
+        ConfigError: If columns are missing or used twice.
+        DataError: If the table does not fit the recipe.
+    """
     assert recipe.task is not None
     assert recipe.target is not None
     groups = np.array(table.column(recipe.task, "the task"))
@@ -264,7 +265,12 @@ def _pooled(inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray, layout: L
 
 
 class Drawn(NamedTuple):
-    """A task's number, and the order of its rows, (n,): the first are support, padding is last."""
+    """The indices of a task.
+
+    Attributes:
+        task: Its number.
+        order: The order of its rows, ``(n,)``: support rows are first, padding is last.
+    """
 
     task: Array
     order: Array
@@ -272,10 +278,16 @@ class Drawn(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Tables(OneNetwork):
-    """A table's tasks. inputs, targets: (tasks, n, ...), padded; counts: (tasks,); splits: task numbers.
+class Tables(TablesInterface):
+    """The tasks of a table.
 
-    pooled: the coefficients of one least-squares model for all training rows, intercept first.
+    Attributes:
+        inputs: Coded inputs ``(tasks, n, inputs)``, padded.
+        targets: ``(tasks, n, ...)``, padded.
+        counts: The number of rows of each task, ``(tasks,)``.
+        splits: The numbers of tasks by split.
+        pooled: The coefficients of one least-squares model for all training rows, intercept first.
+        recipe: The recipe.
     """
 
     inputs: Any
@@ -284,11 +296,6 @@ class Tables(OneNetwork):
     splits: Any
     pooled: Any
     recipe: TablesRecipe = field(metadata={"static": True})
-
-    @property
-    def classes(self) -> bool:
-        """Whether the target is a class."""
-        return self.recipe.fixed.target.levels is not None
 
     @property
     def headline(self) -> str:
@@ -397,10 +404,6 @@ class Tables(OneNetwork):
             "loss": self.query_loss(phi, None, task.query),
         }
 
-    def measure(self, phi: Any, theta: Any, batch: Rows) -> dict[str, Array]:
-        """Nothing beyond the loss; for a method's `measure`."""
-        return {}
-
     def baselines(self, task: Task) -> dict[str, Array]:
         """One least-squares model for all tasks, one for this task alone (least norm), the support's mean."""
         support, query = task
@@ -420,14 +423,24 @@ class Tables(OneNetwork):
 
 
 def tables(data: str, task: str, target: str, **options: Any) -> Tables:
-    """The tasks of a table in a file; options: the other fields of `TablesRecipe`.
+    r"""Return the tasks of a table in a file.
 
-    >>> import imaml, pathlib, tempfile
-    >>> file = pathlib.Path(tempfile.mkdtemp()) / "scores.csv"
-    >>> rows = [f"{who},{day},{who + 2 * day}" for who in range(10) for day in range(4)]
-    >>> _ = file.write_text("\\n".join(["who,day,score", *rows]))
-    >>> imaml.tables(str(file), "who", "score").inputs.shape
-    (10, 4, 1)
+    Args:
+        data: The file.
+        task: The column whose values name the tasks.
+        target: The column to be predicted.
+        **options: The other fields of `TablesRecipe`.
+
+    Returns:
+        The domain.
+
+    Example:
+        >>> import imaml, pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "scores.csv"
+        >>> rows = [f"{who},{day},{who + 2 * day}" for who in range(10) for day in range(4)]
+        >>> _ = file.write_text("\n".join(["who,day,score", *rows]))
+        >>> imaml.tables(str(file), "who", "score").inputs.shape
+        (10, 4, 1)
     """
     known = TablesRecipe.__dataclass_fields__
     for name in options:

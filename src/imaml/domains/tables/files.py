@@ -117,7 +117,17 @@ def _number(cell: str) -> float:
 
 
 def read_table(path: str | Path) -> Table:
-    """The table in a .csv, .tsv or .parquet file with a header; DataError for what is none."""
+    """Read a table with a header.
+
+    Args:
+        path: A .csv, .tsv or .parquet file.
+
+    Returns:
+        The table.
+
+    Raises:
+        DataError: If it is none.
+    """
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path}: is a folder; accepted is a file, .csv, .tsv or .parquet.")
@@ -179,10 +189,21 @@ def _parquet(path: Path) -> Table:
 
 
 def table_of(columns: Any, source: str) -> Table:
-    """The Table of a mapping from names to columns (lists, arrays, a data frame); DataError where it is none.
+    """Return a mapping as a table.
 
-    >>> table_of({"day": [0, 1], "score": [2.5, 3.0]}, "rows").numbers("score", "target")
-    array([2.5, 3. ])
+    Args:
+        columns: Names to columns: lists, arrays, a data frame.
+        source: What messages call it.
+
+    Returns:
+        The table.
+
+    Raises:
+        DataError: If columns have different lengths, or a cell is no text or number.
+
+    Example:
+        >>> table_of({"day": [0, 1], "score": [2.5, 3.0]}, "rows").numbers("score", "target")
+        array([2.5, 3. ])
     """
     if isinstance(columns, Table):
         return columns

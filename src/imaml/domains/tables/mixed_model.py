@@ -10,21 +10,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core import tree
+from ...core.tree import Tree
+from ...problems.base import Problem
 from ...problems.precision import Theta
-from .domain import TablesRecipe
 
 
 def prior_of(learned: Any) -> dict[str, Any] | None:
-    """What a run has learned of a linear model: mean by name, covariance, noise variance; None for others.
+    """Return what a run has learned of a linear model, in the units of the table; see `learned_prior`.
 
-    {"mean": {"intercept": m, ...}, "covariance": [[...]], "noise_variance": v}, in the units of the table,
-    intercept first: with `tables-evidence` the fixed effects, the random effects' covariance, and the
-    residual variance of a linear mixed model. The noise variance is None where none was learned.
+    Args:
+        learned: What `imaml.load` returns.
+
+    Returns:
+        The prior, or None for a run on no table.
     """
-    recipe, theta = learned.config.domain, learned.theta
-    if not isinstance(recipe, TablesRecipe) or recipe.hidden or recipe.fixed.target.levels is not None:
+    return learned_prior(learned.config.domain, learned.theta, learned.method.problem)
+
+
+def learned_prior(recipe: Any, theta: Tree, problem: Problem) -> dict[str, Any] | None:
+    """Return the learned prior of a linear model's coefficients, in the units of the table.
+
+    With `tables-evidence` these are the fixed effects, the random effects' covariance, and the residual
+    variance of a linear mixed model.
+
+    Args:
+        recipe: The recipe of the table.
+        theta: The meta-parameters.
+        problem: The inner problem.
+
+    Returns:
+        ``{"mean": {"intercept": m, ...}, "covariance": [[...]], "noise_variance": v}``, intercept first. The
+        noise variance is None if none was learned. None for a model that is not linear or predicts classes.
+    """
+    if not recipe.reads_table or recipe.hidden or recipe.fixed.target.levels is not None:
         return None
-    problem, layout = learned.method.problem, recipe.fixed
+    layout = recipe.fixed
     if problem.kind != "proximal":
         return None
     theta = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), theta)
@@ -43,7 +63,14 @@ def prior_of(learned: Any) -> dict[str, Any] | None:
 
 
 def prior_text(prior: dict[str, Any]) -> str:
-    """The prior as a few lines: each coefficient's mean and standard deviation over tasks, and the noise."""
+    """Return the prior as text: each coefficient's mean and standard deviation over tasks, and the noise.
+
+    Args:
+        prior: What `learned_prior` returned.
+
+    Returns:
+        A few lines.
+    """
     width = max(len(name) for name in (*prior["mean"], "noise"))
     lines = ["what is learned of all tasks: mean, and standard deviation from task to task"]
     for place, (name, mean) in enumerate(prior["mean"].items()):

@@ -1,4 +1,4 @@
-"""The laws of a domain (see imaml/domain.py), one body for all; and what few-shot episodes promise."""
+"""What few-shot episodes promise, and what recipes of domains refuse."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.core import tree
 from imaml.core.errors import ConfigError, DataError
-from imaml.domains.base import SPLITS, Domain
+from imaml.domains.base import SPLITS
 from imaml.domains.fewshot.domain import FewShotRecipe
 from imaml.domains.fewshot.episodes import distinct, then, turn
 from imaml.domains.fewshot.images import Images
+
+pytestmark = pytest.mark.usefixtures("ranks_mixed")
 
 
 def table(classes=24, images=6, side=28, groups=None):
@@ -26,113 +27,12 @@ def table(classes=24, images=6, side=28, groups=None):
     return Images(pixels, first, np.full(classes, images), names, groups or names, splits)
 
 
-def rows():
-    """A table of twelve tasks of four to six rows."""
-    from imaml.domains.tables.domain import TablesRecipe, build
-    from imaml.domains.tables.files import table_of
-
-    who = np.concatenate([np.full(4 + i % 3, i) for i in range(12)])
-    x, noise = np.random.default_rng(0).normal(size=(2, who.size))
-    return build(
-        TablesRecipe("rows.csv", "who", "y"), table_of({"who": who, "x": x, "y": x * who + noise}, "")
-    )
-
-
 DOMAINS = {
     "characters": lambda: imaml.characters(ways=3, shots=1, queries=2, filters=4),
     "table": lambda: imaml.image_tasks(table(), ways=3, shots=2, queries=2, filters=4),
-    "sinusoid": lambda: imaml.sinusoid(shots=4, queries=3, hidden=6),
-    "linear": lambda: imaml.linear_gaussian(features=3),
-    "rows": lambda: rows(),
-    "mazes": lambda: imaml.mazes(side=4, walks=2, length=6, hidden=(8,)),
-    "imitation": lambda: imaml.imitation(shots=3, queries=4, hidden=(6,)),
-    "generation": lambda: imaml.generation(
-        shots=2, queries=2, made=3, others=1, side=7, latent=2, generator=(4,), discriminator=(3,)
-    ),
-    "restoration": lambda: imaml.restoration(shots=2, queries=3, noises=2, side=7, hidden=(4,), steps=3),
-    "navigation": lambda: imaml.navigation(episodes=1, length=4, horizon=3, hidden=(6,)),
-    "carts": lambda: imaml.carts(
-        steps=10, queries=12, horizon=9, training=4, validation=2, test=2, hidden=(6,)
-    ),
-    "densities": lambda: imaml.densities(shots=3, queries=4, noises=2, grid=8, hidden=(6,)),
-    "plants": lambda: imaml.plants("cart-pole", walks=1, length=6, horizon=8, iterations=3, hidden=(8,)),
 }
-
-
-@pytest.fixture(params=sorted(DOMAINS), scope="module")
-def domain(request):
-    return DOMAINS[request.param]()
-
-
-@pytest.fixture(autouse=True)
-def ranks():
-    """Networks add biases to batches; strictness about ranks is for our own solvers."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
 KEYS = jax.random.split(jax.random.key(3), 300)
 DRAW = jax.jit(lambda d, keys, split: jax.vmap(lambda k: d.draw(k, split))(keys), static_argnums=2)
-
-
-def identities(drawn):
-    """What tells draws apart: every number, or, of many real ones, which repeat by chance, the whole."""
-    drawn = np.asarray(drawn)
-    if np.issubdtype(drawn.dtype, np.floating) and drawn[0].size > 16:
-        return {tuple(np.ravel(one).tolist()) for one in drawn}
-    return set(np.unique(drawn).tolist())
-
-
-def close(left, right):
-    """Equal but for the order of operations, which may differ between two compiled programs."""
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # float32
-
-
-def test_laws(domain):
-    assert isinstance(domain, Domain)
-    keys = KEYS[:2]
-    draws = {split: DRAW(domain, KEYS, split) for split in SPLITS}
-    sample = jax.jit(lambda d, k: jax.vmap(lambda one: d.sample(one, "test"))(k))
-    many = sample(domain, keys)
-    jax.tree.map(
-        np.testing.assert_array_equal, many, sample(domain, keys)
-    )  # law 1: nothing but its arguments
-    one = jax.jit(lambda d, i: d.gather(i))(domain, jax.tree.map(lambda leaf: leaf[1], draws["test"]))
-    close(jax.tree.map(lambda leaf: leaf[1], many), one)  # laws 1 and 2: alone as in a batch, gather . draw
-    for first, second in (("train", "validation"), ("validation", "test"), ("train", "test")):  # law 3
-        left, right = (jax.tree.leaves(draws[split])[0] for split in (first, second))
-        assert not identities(left) & identities(right)
-
-    @jax.jit
-    def scores(theta, task):
-        problem = domain.problem(0.5)
-        batches = task.support, domain.whole(*task)
-        slopes = [tree.norm(problem.residual(problem.split(theta), theta, batch)) for batch in batches]
-        values = [problem.objective(problem.split(theta), theta, batch) for batch in batches]
-        losses = [domain.query_loss(theta, theta, task.query), *slopes]
-        losses += [value for value in values if value is not None]
-        return losses, domain.metrics(theta, task), domain.baselines(task)
-
-    losses, metrics, baselines = scores(domain.init(jax.random.key(0)), one)  # law 4
-    assert all(
-        jnp.shape(x) == () and jnp.isfinite(x) for x in (*losses, *metrics.values(), *baselines.values())
-    )
-    assert domain.headline in metrics
-    assert isinstance(domain.higher_is_better, bool)
-    inside = hasattr(domain.recipe, "data") and domain.recipe.data is not None
-    given = inside or getattr(domain.recipe, "source", "") == "images"  # made of data that no file holds
-    assert given or type(domain.recipe.build()) is type(domain)
-
-
-def test_recipes_go_to_json_and_back(domain):
-    from imaml.config.run import Config
-    from imaml.core.recipes import from_json, to_json
-
-    config = Config(domain=domain.recipe)
-    assert from_json(to_json(config)) == config
 
 
 @pytest.mark.parametrize("split", SPLITS)

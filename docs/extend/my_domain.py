@@ -1,0 +1,160 @@
+"""A domain in one file: curves of cooling, each known from a few measurements."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+import imaml
+from imaml.domains.arrays import Field
+from imaml.problems.losses import joined
+
+
+class Measured(NamedTuple):
+    """A batch: times ``(n, 1)`` and temperatures ``(n, 1)``."""
+
+    times: Array
+    temperatures: Array
+
+
+@dataclass(frozen=True)
+class Error:
+    """Half the mean squared error of a network, ``(phi, batch) -> scalar``; hashable, as problems are."""
+
+    network: imaml.MLP
+
+    def __call__(self, phi: Any, batch: Measured) -> Array:
+        """Return the loss."""
+        return 0.5 * jnp.mean(jnp.square(self.network.forward(phi, batch.times)[0] - batch.temperatures))
+
+
+@imaml.recipe("domain")
+@dataclass(frozen=True)
+class CoolingRecipe(imaml.DomainRecipe):
+    """The recipe: numbers and names only, so that it goes to JSON."""
+
+    shots: int = 5
+    queries: int = 10
+    hidden: int = 16
+
+    def build(self) -> Cooling:
+        """Return the domain."""
+        return Cooling(self)
+
+
+class Cup(NamedTuple):
+    """The indices of a task: a rate of cooling, and the times of measurements."""
+
+    rate: Array
+    times: Array
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Cooling(imaml.DomainBase):
+    """Temperatures exp(-rate t), with rate in [0.5, 2] and t in [0, 2]."""
+
+    recipe: CoolingRecipe
+
+    headline: ClassVar[str] = "loss"
+    higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[type] = Measured
+
+    # What is learned ----------------------------------------------------------------------------------------
+
+    @property
+    def loss(self) -> Error:
+        """The loss of a batch."""
+        return Error(imaml.MLP((1, self.recipe.hidden, 1), "tanh"))
+
+    def init(self, key: Array) -> Any:
+        """Return fresh parameters of the network."""
+        return self.loss.network.init(key)
+
+    def problem(self, strength: Any, adapt: Any = None, **options: Any) -> imaml.Problem:
+        """Return the inner problem: the loss, and the regularisation if there is a strength."""
+        if strength is None:
+            return imaml.plain(self.loss, adapt)
+        return imaml.proximal(self.loss, strength, adapt, **options)
+
+    def query_loss(self, phi: Any, theta: Any, batch: Measured) -> Array:
+        """Return the loss that meta-learning minimises."""
+        return self.loss(phi, batch)
+
+    def shared_loss(self, theta: Any, batch: Measured) -> Array:
+        """Return the loss of one network for all tasks, for transfer learning."""
+        return self.loss(theta, batch)
+
+    # Where tasks come from ----------------------------------------------------------------------------------
+
+    def draw(self, key: Array, split: str) -> Cup:
+        """Return the indices of one random task. Each split has random numbers of its own."""
+        salt = ("train", "validation", "test").index(split)
+        rate, times = jax.random.split(jax.random.fold_in(key, salt))
+        count = self.recipe.shots + self.recipe.queries
+        return Cup(
+            jax.random.uniform(rate, (), minval=0.5, maxval=2), 2 * jax.random.uniform(times, (count, 1))
+        )
+
+    def gather(self, indices: Cup) -> imaml.Task:
+        """Return the task that indices mean."""
+        shots = self.recipe.shots
+        whole = Measured(indices.times, jnp.exp(-indices.rate * indices.times))
+        return imaml.Task(
+            *(Measured(*(part[cut] for part in whole)) for cut in (slice(shots), slice(shots, None)))
+        )
+
+    def whole(self, support: Measured, query: Measured) -> Measured:
+        """Return all of a task's data as one batch."""
+        return joined(support, query)
+
+    def metrics(self, phi: Any, task: imaml.Task) -> dict[str, Array]:
+        """Return the scores of adapted parameters; the headline is one of them."""
+        return {"loss": self.loss(phi, task.query)}
+
+    # A user's own tasks -------------------------------------------------------------------------------------
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what support data are: two columns of numbers."""
+        return {"times": Field((1,)), "temperatures": Field((1,))}
+
+    def query_field(self) -> Field:
+        """Return what query data are: a column of times."""
+        return Field((1,))
+
+    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+        """Return the network's outputs for times ``(n, 1)``."""
+        return self.loss.network.forward(phi, rows)[0]
+
+    def scenes(self, before: Any, after: Any, task: imaml.Task) -> list[imaml.Scene]:
+        """Return what the report shows of a task."""
+        times = jnp.linspace(0, 2, 50)[:, None]
+        lines = {
+            name: (times, self.forward(phi, times)) for name, phi in (("before", before), ("after", after))
+        }
+        return [imaml.Scene("temperature", lines={**lines, "measured": task.support}, x_name="time")]
+
+
+def main(out: str) -> None:
+    """Train, and use what was learned on measurements of one's own."""
+    domain = CoolingRecipe().build()
+    method = imaml.IMAML(
+        domain.problem(0.1),
+        domain.query_loss,
+        inner=imaml.GradientDescent(0.2, steps=16),
+        linear=imaml.CG(steps=5),
+    )
+    run = imaml.train(domain, method, imaml.Optimiser("adam", 1e-2), out=out, steps=50, validate_every=0)
+    print(imaml.evaluate(run, tasks=50))
+    learner = imaml.load(out)
+    predictor = learner.adapt([[0.0], [0.5], [1.0]], [[1.0], [0.61], [0.37]])
+    print(predictor.predict([[1.5], [2.0]]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

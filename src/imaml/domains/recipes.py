@@ -1,0 +1,106 @@
+"""The base classes of domains' recipes; see `imaml.domains.base`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+from ..core.errors import ConfigError
+
+
+class DomainRecipe:
+    """The base of a domain's recipe: a frozen dataclass that is registered with `@imaml.recipe("domain")`.
+
+    A subclass defines `build`. The other methods have defaults for domains that read no files.
+
+    Attributes:
+        reads_table: Whether its tasks come from a table with named columns.
+        factorises: Whether its own computations may factorise matrices.
+    """
+
+    reads_table: ClassVar[bool] = False
+    factorises: ClassVar[bool] = True
+
+    def build(self) -> Any:
+        """Return the domain, with its data read."""
+        raise NotImplementedError
+
+    def without_data(self) -> Any:
+        """Return the domain without its data: enough to adapt to a user's own tasks and to predict."""
+        return self.build()
+
+    @property
+    def data_name(self) -> str:
+        """What reports and logs call the data that a run was scored on."""
+        return type(self).__name__
+
+    def with_data(self, path: str) -> Self:
+        """Return this recipe with its data at another path.
+
+        Args:
+            path: A file or folder.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ConfigError: If the domain reads no data.
+        """
+        raise ConfigError(
+            f"--data {path}: expected a run that reads data, got {type(self).__name__}, which draws its own "
+            "tasks. Hint: leave --data out, or choose a preset that reads images or a table (imaml presets)."
+        )
+
+    def scored_on(self, path: str) -> Self:
+        """Return the recipe to evaluate what was learned on other data.
+
+        Args:
+            path: A file or folder.
+
+        Returns:
+            A recipe with the same network, and the data at ``path``.
+
+        Raises:
+            ConfigError: If the domain reads no data.
+        """
+        return self.with_data(path)
+
+    def published(self) -> Self:
+        """Return the recipe as an artefact holds it: without paths and without names of tasks."""
+        return self
+
+    def restored(self, stored: Self) -> Self:
+        """Return this recipe, read from an artefact, with what only its run's configuration knows.
+
+        Args:
+            stored: The recipe in the run directory's ``config.json``.
+
+        Returns:
+            The recipe.
+        """
+        return self
+
+
+class ReadsData(DomainRecipe):
+    """The base of a recipe with a field ``data``, the path of its data."""
+
+    data: str | None
+
+    def with_data(self, path: str) -> Self:
+        """Return this recipe with its data at another path; ConfigError if it draws its own tasks."""
+        if getattr(self, "source", "") == "characters":
+            return super().with_data(path)
+        return replace(self, data=path)  # type: ignore[type-var]
+
+    @property
+    def data_name(self) -> str:
+        """The source of the images, or the recipe's kind."""
+        return getattr(self, "source", type(self).__name__)
+
+    def published(self) -> Self:
+        """Return this recipe without the path."""
+        return replace(self, data=None)  # type: ignore[type-var]
+
+    def restored(self, stored: Self) -> Self:
+        """Return this recipe with the stored path."""
+        return replace(self, data=stored.data)  # type: ignore[type-var]

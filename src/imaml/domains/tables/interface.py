@@ -1,0 +1,216 @@
+"""How a user's rows become a task of a table, and how answers come back in the table's units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ...core.errors import DataError
+from ...core.tree import Tree
+from ...problems.base import Problem, Task
+from ..arrays import Field
+from ..base import Answers, DomainBase, Encoded, Predicts
+from ..scenes import Scene, compared
+from .files import Table, read_table, table_of
+from .layout import Column
+from .mixed_model import learned_prior, prior_text
+
+LEVEL = 0.9  # of the intervals
+
+
+class Rows(NamedTuple):
+    """Rows of one task, padded.
+
+    Attributes:
+        inputs: ``(n, inputs)``.
+        targets: Numbers ``(n, 1)``, or classes ``(n,)``.
+        weights: 1 for a row that counts, 0 for padding, ``(n,)``.
+    """
+
+    inputs: Array
+    targets: Array
+    weights: Array
+
+    @property
+    def labels(self) -> Array:
+        """The targets, if they are classes."""
+        return self.targets
+
+
+def rows_of(rows: Any, source: str) -> Table:
+    """Return rows as a table.
+
+    Args:
+        rows: A `Table`, a file's path, or a mapping from column names to values.
+        source: What messages call a mapping.
+
+    Returns:
+        The table.
+
+    Raises:
+        DataError: If the rows cannot be read.
+    """
+    if isinstance(rows, Table):
+        return rows
+    return read_table(rows) if isinstance(rows, str | Path) else table_of(rows, source)
+
+
+class TablesInterface(DomainBase):
+    """The part of `Tables` that meets a user's data."""
+
+    support_type: ClassVar[type] = Rows
+
+    @property
+    def target(self) -> Column:
+        """The column to be predicted."""
+        return self.recipe.fixed.target
+
+    @property
+    def classes(self) -> bool:
+        """Whether the target is a class."""
+        return self.target.levels is not None
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what the arrays of a sampled support batch are: rows that are coded already."""
+        layout = self.recipe.fixed
+        targets = Field((), "int", layout.outputs) if self.classes else Field((1,))
+        return {"inputs": Field((layout.inputs,)), "targets": targets, "weights": Field()}
+
+    def query_field(self) -> Field:
+        """Return what a row of coded inputs is."""
+        return Field((self.recipe.fixed.inputs,))
+
+    def encode(self, x: Any, y: Any = None) -> Encoded:
+        """Return a user's rows as a batch.
+
+        Args:
+            x: A mapping from column names to values, a file's path, a `Table`, or a sampled batch of `Rows`.
+            y: The targets, or None if they are one of the columns.
+
+        Returns:
+            The batch, and the classes that the target may be.
+
+        Raises:
+            DataError: If a column is missing, a cell cannot be coded, or rows are of several tasks.
+        """
+        classes = np.array(self.target.levels) if self.classes else None
+        if isinstance(x, Rows):
+            return Encoded(super().encode(x, y).support, classes)
+        table, layout, task = rows_of(x, "x"), self.recipe.fixed, self.recipe.task
+        if len(whose := self._tasks_of(table)) > 1:
+            raise DataError(
+                f"{table.source}: has rows of {len(whose)} tasks ({task!r}: {', '.join(whose[:3])}"
+                f"{', ...' if len(whose) > 3 else ''}); accepted are rows of one, which is learned from."
+            )
+        if y is not None:
+            columns = {**table.columns, layout.target.name: table_of({"y": list(y)}, "y").columns["y"]}
+            table = table_of(columns, table.source)
+        kind = np.int32 if self.classes else np.float32
+        inputs, targets = layout.code(table).astype(np.float32), layout.targets(table).astype(kind)
+        ones = jnp.ones(table.rows, jnp.float32)
+        return Encoded(Rows(jnp.asarray(inputs), jnp.asarray(targets), ones), classes)
+
+    def encode_query(self, x: Any) -> np.ndarray:
+        """Return the coded inputs ``(n, inputs)`` of rows, given as `encode` takes them."""
+        if isinstance(x, Rows):
+            return super().encode_query(x)
+        return self.recipe.fixed.code(rows_of(x, "x")).astype(np.float32)
+
+    def forward(self, phi: Tree, rows: Array, statistics: Any = None) -> Array:
+        """Return the network's outputs ``(n, outputs)`` for coded inputs."""
+        return self.recipe.network.forward(phi, rows)[0]
+
+    def decode(self, outputs: np.ndarray, x: Any) -> np.ndarray:
+        """Return outputs ``(n, 1)`` as targets ``(n,)`` in the table's units, float64."""
+        return self.target.mean + self.target.scale * outputs[:, 0].astype(np.float64)
+
+    def query_batch(self, rows: Array) -> Rows:
+        """Return coded inputs as a batch with blank targets."""
+        ones = jnp.ones(len(rows), rows.dtype)
+        return Rows(rows, ones[:, None], ones)
+
+    def read(self, path: str | Path, query: bool = False) -> Table:
+        """Return the table in a file."""
+        return read_table(path)
+
+    def _tasks_of(self, table: Table) -> list[str]:
+        """Whose rows a table has, if it says so."""
+        return list(dict.fromkeys(map(str, table.columns.get(str(self.recipe.task), ()))))
+
+    def answers(
+        self, predictor: Predicts, support: Table, query: Table, uncertainty: bool = False
+    ) -> Answers:
+        """Return an answer for each row of the query; its note says how far they are from its target column.
+
+        Raises:
+            DataError: If the query has rows of another task than the support.
+        """
+        whose = dict.fromkeys([*self._tasks_of(support), *self._tasks_of(query)])
+        if len(whose) > 1:
+            raise DataError(
+                f"{query.source}: has rows of other tasks than {support.source} ({self.recipe.task!r}: "
+                f"{', '.join(list(whose)[:3])}); accepted are rows of the task that is "
+                "learned from, or rows without that column."
+            )
+        target, found = self.target, predictor.predict(query)
+        rows: list[dict[str, Any]] = [{"row": i + 1, target.name: _plain(a)} for i, a in enumerate(found)]
+        about: dict[str, Any] = {"target": target.name}
+        if uncertainty and target.levels is None:
+            about = {"level": LEVEL, **about}
+            interval = predictor.predict_interval(query, LEVEL)
+            for row, low, high in zip(rows, interval.low, interval.high, strict=True):
+                row |= {"low": _plain(low), "high": _plain(high)}
+        if target.levels is not None:
+            for row, p in zip(rows, predictor.predict_proba(query, uncertainty), strict=True):
+                row["probability"] = round(float(p.max()), 6)
+                row["probabilities"] = {c: round(float(v), 6) for c, v in zip(target.levels, p, strict=True)}
+        return Answers(rows, [self._line(row) for row in rows], about, lambda: self._judged(query, found))
+
+    def _line(self, row: dict[str, Any]) -> str:
+        """An answer as text."""
+        answer = row[self.target.name]
+        more = f"\t{row['probability']:.3f}" if "probability" in row else ""
+        more += f"\t{row['low']:.6g} to {row['high']:.6g}" if "low" in row else ""
+        return f"{row['row']}\t{answer if isinstance(answer, str) else format(answer, '.6g')}{more}"
+
+    def _judged(self, table: Table, found: np.ndarray) -> str:
+        """How right the answers are, as a phrase."""
+        name = self.target.name
+        if name not in table.columns:
+            return ""
+        if self.classes:
+            right = sum(a == b for a, b in zip(found, table.columns[name], strict=True))
+            return f"{right} of {table.rows} as the column {name!r} has them"
+        errors = found - self.target.numbers(table, "the target")
+        return f"root mean squared error from the column {name!r}: {np.sqrt(np.mean(errors**2)):.6g}"
+
+    def scenes(self, before: Tree, after: Tree, task: Task) -> list[Scene]:
+        """Return the query's predictions before and after adaptation, over the true targets.
+
+        For classes the prediction is the probability of the true one, over the rows.
+        """
+        kept = np.flatnonzero(np.asarray(task.query.weights))
+        outputs = [np.asarray(self.forward(phi, task.query.inputs)) for phi in (before, after)]
+        targets = np.asarray(task.query.targets)[kept]
+        if not self.classes:
+            true, *found = (self.decode(part, None) for part in (targets, *(out[kept] for out in outputs)))
+            return [compared("predicted rows", true, *found, self.target.name)]
+        chances = [np.asarray(jax.nn.softmax(out))[kept, targets] for out in outputs]
+        rows = np.arange(len(kept))
+        lines = {"before": (rows, chances[0]), "after": (rows, chances[1])}
+        return [Scene("probability of the true class", self.target.name, lines, "row")]
+
+    def summary(self, theta: Tree, problem: Problem) -> tuple[dict[str, Any], str]:
+        """Return the learned prior of a linear model's coefficients; nothing for other models."""
+        prior = learned_prior(self.recipe, theta, problem)
+        return ({}, "") if prior is None else ({"prior": prior}, prior_text(prior))
+
+
+def _plain(answer: Any) -> str | float:
+    """An answer as a JSON value."""
+    return str(answer) if isinstance(answer, str) else round(float(answer), 9)
