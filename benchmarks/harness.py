@@ -62,7 +62,9 @@ class Benchmark:
         """Returns the parser of the options, derived from the signature of `measure`."""
         about = inspect.getdoc(inspect.getmodule(self.measure)) or ""
         form = argparse.RawDescriptionHelpFormatter
-        made = argparse.ArgumentParser(f"python -m benchmarks run {self.name}", None, about, formatter_class=form)
+        made = argparse.ArgumentParser(
+            f"python -m benchmarks run {self.name}", None, about, formatter_class=form
+        )
         for name, option in list(inspect.signature(self.measure).parameters.items())[1:]:
             made.add_argument(f"--{name.replace('_', '-')}", **_how(option))
         made.add_argument("--quick", action="store_true", help="a tiny version, to see whether it works")
@@ -81,7 +83,7 @@ def _how(option: inspect.Parameter) -> dict[str, Any]:
         values = tuple(default)
         words = bool(values) and isinstance(values[0], str)
         choices = values if words and not any("/" in value for value in values) else None
-        kind = type(values[-1]) if values else str
+        kind = type(values[0]) if values else str
         return {"nargs": "*", "type": kind, "default": values, "choices": choices, "metavar": "VALUE"}
     return {"default": default, "type": str if default is None else type(default)}
 
@@ -135,7 +137,8 @@ class Result:
         machine, versions = self.machine or {}, self.versions or {}
         expected = {
             "command: expected a string": isinstance(self.command, str) and self.command,
-            "machine: expected processor, cores and python": set(machine) in (
+            "machine: expected processor, cores and python": set(machine)
+            in (
                 set(),
                 {"processor", "cores", "python"},
             ),
@@ -182,11 +185,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: arrays as lists, anything else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
 def write_json(file: Path, value: Any) -> None:
     """Writes JSON in one step: a reader sees the old file or the new one. Arrays become lists."""
-    plain = lambda array: array.tolist()  # noqa: E731
-    text = json.dumps(value, default=plain)
-    text = text if len(text) > 200_000 else json.dumps(value, indent=1, default=plain)
+    text = json.dumps(value, default=_plain)
+    text = text if len(text) > 200_000 else json.dumps(value, indent=1, default=_plain)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
     part.write_text(text + "\n")
@@ -270,7 +277,7 @@ def _required(chosen: Benchmark) -> list[tuple[str, str]]:
 
 def say(row: Mapping[str, Any], *without: str) -> None:
     """Prints a row as JSON at once, but for some keys."""
-    print(json.dumps({k: v for k, v in row.items() if k not in without}, default=str), flush=True)
+    print(json.dumps({k: v for k, v in row.items() if k not in without}, default=_plain), flush=True)
 
 
 def interval(values: Any, student: bool = False) -> tuple[float, float]:

@@ -1,17 +1,13 @@
 """Whether an accuracy that is asked for is reached, and at what price beside the best fixed step counts.
 
-    python -m benchmarks.accuracy          # -> benchmarks/results/accuracy.json
+    python -m benchmarks run accuracy
 
-The problems are those of benchmarks.certificates, with strengths from 0.1 to 10. Asked for: 1e-2, 1e-4, 1e-6
+The problems are those of benchmarks.numerics.certificates, with strengths from 0.1 to 10. Asked for: 1e-2, 1e-4, 1e-6
 of the meta-gradient's norm, from theta after INNER steps of gradient descent. Fixed step counts: the pair
 (inner steps, steps of conjugate gradients) with the fewest steps in all for which at least 99 % of a kind's
 problems are below the request, found by search with the true errors in hand, which no user has. A gradient
 and a Hessian-vector product count alike; those of Lanczos' bound, where one is needed, are not among them.
 """
-
-import argparse
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +16,10 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import imaml
-from benchmarks.certificates import KINDS, setting
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, say
+from benchmarks.numerics.certificates import KINDS, setting
 from imaml.core.solution import Certification, bounded
 
-RESULT = Path(__file__).parent / "results" / "accuracy.json"
 ASKED = (1e-2, 1e-4, 1e-6)
 INNER = 10
 GRID = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
@@ -81,60 +76,42 @@ def row_of(kind, accuracy, asked, errors):
     inner, linear = np.unravel_index(best.argmin(), best.shape)
     each = np.where(below, cost, 10**9).min((1, 2))
     possible = best.min() < 10**9
+    steps = {"inner": GRID[inner], "linear": linear + 1, "products": best.min()}
     row = {
         "kind": kind,
         "accuracy": accuracy,
-        "problems": int(error.size),
-        "certified": float(certified.mean()),
-        "of_all_below": float((error <= accuracy).mean()),
+        "problems": error.size,
+        "certified": certified.mean(),
+        "of_all_below": (error <= accuracy).mean(),
         "not_certified": {
-            c.name: int((certificate == int(c)).sum()) for c in Certification if not bounded(int(c))
+            c.name: (certificate == int(c)).sum() for c in Certification if not bounded(int(c))
         },
-        "best_fixed": None,
+        "best_fixed": steps if possible else None,
     }
-    if possible:
-        steps = {"inner": GRID[inner], "linear": int(linear) + 1}
-        row["best_fixed"] = {**steps, "products": int(best.min())}
     if certified.any():
         spent = products[certified]
         row |= {
-            "of_them_below": float((error[certified] <= accuracy).mean()),
-            "products": {
-                "median": float(np.median(spent)),
-                "mean": float(spent.mean()),
-                "max": float(spent.max()),
-            },
-            "mean_over_best_fixed": float(spent.mean() / best.min()) if possible else None,
-            "median_over_each_problems_own_best": float(
-                np.median((products / each)[certified & (each < 10**9)])
-            ),
+            "of_them_below": (error[certified] <= accuracy).mean(),
+            "products": {"median": np.median(spent), "mean": spent.mean(), "max": spent.max()},
+            "mean_over_best_fixed": spent.mean() / best.min() if possible else None,
+            "median_over_each_problems_own_best": np.median((products / each)[certified & (each < 10**9)]),
         }
     return row
 
 
-def main():
-    """Prints and writes the figures."""
-    jax.config.update("jax_enable_x64", True)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--each", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    arguments = parser.parse_args()
+@benchmark("accuracy", quick={"each": 3}, double=True)
+def main(run, each=100):
+    """Measures `each` problems of each kind."""
     rows = []
     for kind in KINDS:
         random = np.random.default_rng(list(KINDS).index(kind))
-        strengths = jnp.asarray(np.exp(random.uniform(np.log(0.1), np.log(10), arguments.each)))
-        keys = jax.random.split(jax.random.key(random.integers(2**31)), arguments.each)
-        run = jax.jit(lambda k, s, kind=kind: lax.map(lambda a: measure(kind, *a), (k, s)))
-        found = {name: np.asarray(value) for name, value in run(keys, strengths).items()}
+        strengths = jnp.asarray(np.exp(random.uniform(np.log(0.1), np.log(10), each)))
+        keys = jax.random.split(jax.random.key(random.integers(2**31)), each)
+        found = jax.jit(lambda k, s, kind=kind: lax.map(lambda a: measure(kind, *a), (k, s)))(keys, strengths)
+        found = jax.tree.map(np.asarray, found)
         good = found["reached"]
         for i, accuracy in enumerate(ASKED):
             row = row_of(kind, accuracy, found["asked"][good, i], found["fixed"][good])
-            rows.append(row | {"without_reference": int((~good).sum())})
-            print(json.dumps(rows[-1]), flush=True)
-    command = "python -m benchmarks.accuracy"
-    result = {"command": command, "machine": describe_machine(), "inner_steps_before": INNER, "rows": rows}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            rows.append(row | {"without_reference": (~good).sum()})
+            say(rows[-1])
+    run.write(rows, inner_steps_before=INNER)

@@ -1,8 +1,8 @@
 """A search for certified bounds that are broken: problems whose true error is above what was certified.
 
-    python -m benchmarks.adversarial          # -> benchmarks/results/adversarial.json
+    python -m benchmarks run adversarial
 
-benchmarks.certificates draws problems as they occur; here they are looked for. A problem is what a flat
+benchmarks.numerics.certificates draws problems as they occur; here they are looked for. A problem is what a flat
 vector z, standard normal where drawn, is mapped to: support set, theta, strength and inner solver; a phi,
 where that solver ends or anywhere about the solution; query rows, and query targets as offsets from what phi
 predicts, so that v = d query_loss / d phi may be small, or orthogonal to a Newton step, to the last digit.
@@ -27,17 +27,12 @@ find a problem for which just that one is unlucky: violations are tried again wi
 these break the bound is written beside them.
 """
 
-import argparse
 import functools
-import json
 import os
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -48,14 +43,13 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.stats import norm
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, say
 from imaml.core.loops import repeat_while
 from imaml.core.solution import Certification, Ending
 from imaml.linear.cg import conjugate_gradients
 from imaml.meta.system import Case, constant, judge_of
 from imaml.problems.precision import Theta
 
-RESULT = Path(__file__).parent / "results" / "adversarial.json"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 NOISES = 100
 KEYS = 16  # other random keys that a violation is tried with
@@ -198,14 +192,10 @@ class Free(NamedTuple):
 def free(kind):
     """A Free of zeros, of a kind."""
     rows, query = kind.rows
-    arrays = {
-        "inputs": jnp.zeros((rows, kind.features)),
-        "targets": jnp.zeros(rows),
-        "query": jnp.zeros((query, kind.features)),
-        "offsets": jnp.zeros(query),
-        "theta": ravel_pytree(kind.zeros)[0],
-        "direction": ravel_pytree(kind.problem("plain", 1.0).split(kind.zeros))[0],
-    }
+    arrays = {"inputs": jnp.zeros((rows, kind.features)), "targets": jnp.zeros(rows)}
+    arrays |= {"query": jnp.zeros((query, kind.features)), "offsets": jnp.zeros(query)}
+    arrays |= {"theta": ravel_pytree(kind.zeros)[0]}
+    arrays |= {"direction": ravel_pytree(kind.problem("plain", 1.0).split(kind.zeros))[0]}
     return Free(**{name: arrays.get(name, jnp.zeros(())) for name in Free._fields})
 
 
@@ -413,19 +403,10 @@ def drawn(kind, variant, dtype, z):
         along = jax.jvp(scores, (phi,), (across,))[1]
         offsets = rejected(asked.slope_across, offsets, unit(along))
     data = flat.data._replace(phi=phi, query=rounded((inputs, kind.predicted(scores(phi)) + offsets)))
-    given = {
-        "support_inputs": data.support[0],
-        "support_targets": data.support[1],
-        "query_inputs": data.query[0],
-        "query_targets": data.query[1],
-        "theta": ravel_pytree(data.mean)[0],
-        "strength": data.strength,
-        "phi": phi,
-        "star": star,
-        "solver": one_of(asked.solver, len(SOLVERS)),
-        "key": 0,
-        "inner_steps": jnp.where(placed, -1, steps),
-    }
+    given = dict(zip(GIVEN, (*data.support, *data.query), strict=False))
+    given |= {"theta": ravel_pytree(data.mean)[0], "strength": data.strength, "phi": phi, "star": star}
+    given |= {"solver": one_of(asked.solver, len(SOLVERS)), "key": 0}
+    given["inner_steps"] = jnp.where(placed, -1, steps)
     if variant == "constant":
         flat = replace(flat, data=data)
         slope = flat.judge(flat.problem.full(flat.tree(phi), flat.theta)).slope
@@ -497,20 +478,16 @@ def measure(kind, variant, dtype, given):
     doubt = doubts[best] + 4 * noise * jnp.finfo(true.dtype).eps / jnp.finfo(dtype).eps
     size = jnp.maximum(jnp.linalg.norm(true), jnp.linalg.norm(computed))
     near = distances[best] <= 10 + jnp.linalg.norm(end) if len(ends) > 1 else True
-    return {
+    reached = good[best] & good[nearest] & near & (doubt <= 0.1 * TOLERANCE[dtype] * size)
+    found = {
         "error": errors[best],
         "bound": claimed(variant, computed, solution),
         "size": size,
         "noise": noise,
-        "reached": good[best] & good[nearest] & near & (doubt <= 0.1 * TOLERANCE[dtype] * size),
-        "certified": solution.certified,
-        "code": solution.status.certificate,
-        "ending": solution.status.code,
-        "condition": conditions[best],
-        "distance": distances[best],
-        "computed": computed,
-        "true": true,
     }
+    found |= {"reached": reached, "certified": solution.certified, "code": solution.status.certificate}
+    found |= {"ending": solution.status.code, "condition": conditions[best], "distance": distances[best]}
+    return found | {"computed": computed, "true": true}
 
 
 @functools.cache
@@ -540,9 +517,8 @@ def exact_ridge(found):
     long = {k: v.astype(np.longdouble) for k, v in found.items() if v.dtype == np.float64}
     times = lambda matrix, vector: np.einsum("...ij,...j->...i", matrix, vector)  # noqa: E731
     mean = lambda rows: rows.swapaxes(1, 2) / rows.shape[1]  # noqa: E731
-    inputs, query, strength, theta = (
-        long[k] for k in ("support_inputs", "query_inputs", "strength", "theta")
-    )
+    names = ("support_inputs", "query_inputs", "strength", "theta")
+    inputs, query, strength, theta = (long[name] for name in names)
     matrix = np.einsum("...ij,...jk->...ik", mean(inputs), inputs)
     matrix = matrix + strength[:, None, None] * np.eye(theta.shape[1])
     scaled = strength[:, None]
@@ -677,23 +653,19 @@ class Ledger:
 
     def row(self):
         """The figures, and the data of the worst and of all violations kept."""
-        grades = ("proved", "certified")
-        finite = [float(ratio) if np.isfinite(ratio) else None for ratio in self.ratios]
-        return {
-            "kind": self.name,
-            "variant": self.variant,
-            "dtype": self.dtype,
-            "evaluations": sum(self.spent.values()),
-            "strategies": dict(self.spent),
-            "without_reference": sum(self.without.values()),
-            "of_them_certified": self.without[True],
-            "codes": dict(self.codes),
-            **{key: {grade: counter[grade] for grade in grades} for key, counter in self.counts.items()},
-            "worst_log10": finite[0],  # of error / (bound + tolerance)
-            "worst_log10_strict": finite[1],  # of error / bound
-            "worst": self.worst,
-            "found": self.kept,
+        counts = {
+            key: {g: counter[g] for g in ("proved", "certified")} for key, counter in self.counts.items()
         }
+        finite = [float(ratio) if np.isfinite(ratio) else None for ratio in self.ratios]
+        row = {"kind": self.name, "variant": self.variant, "dtype": self.dtype}
+        row |= {"evaluations": sum(self.spent.values()), "strategies": dict(self.spent)}
+        row |= {"without_reference": sum(self.without.values()), "of_them_certified": self.without[True]}
+        row |= {"codes": dict(self.codes), **counts}
+        row |= {
+            "worst_log10": finite[0],
+            "worst_log10_strict": finite[1],
+        }  # of error / (bound + tolerance), / bound
+        return row | {"worst": self.worst, "found": self.kept}
 
     def retried(self, row):
         """The row, its highest violations tried with other keys."""
@@ -773,37 +745,23 @@ def search(kind, variant, evaluations, seed, dtype="float64", strategies=tuple(S
     return ledger.retried(ledger.row())
 
 
-def main():
-    """Searches all rows, and writes what was found after each."""
+QUICK_RUN = {"evaluations": 300, "kinds": ("ridge, 2",), "variants": ("plain",), "strategies": ("random",)}
+
+
+@benchmark("adversarial", quick=QUICK_RUN, double=True)
+def main(
+    run, evaluations=40_000, kinds=tuple(KINDS), variants=VARIANTS, strategies=tuple(STRATEGIES), seed=0
+):
+    """Searches so many evaluations of each kind, over its variants; writes what was found after each."""
     os.environ.setdefault("PJRT_NPROC", "8")  # docs/gotchas.md, 14
-    jax.config.update("jax_enable_x64", True)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--evaluations", type=int, default=40_000, help="of each kind, over its variants")
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--strategies", nargs="*", choices=STRATEGIES, default=list(STRATEGIES))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    arguments = parser.parse_args()
-    result = {
-        "command": shlex.join(["python", "-m", "benchmarks.adversarial", *sys.argv[1:]]),
-        "machine": describe_machine(),
-        "seed": arguments.seed,
-        "tolerance": TOLERANCE,
-        "rows": [],
-    }
-    for kind in arguments.kinds:
-        chosen = [row for row in ROWS[kind] if row[0] in arguments.variants]
+    rows = []
+    for kind in kinds:
+        chosen = [row for row in ROWS[kind] if row[0] in variants]
         for variant, dtype in chosen:
-            began, each = time.perf_counter(), -(-arguments.evaluations // len(chosen))
-            row = search(kind, variant, each, arguments.seed, dtype, arguments.strategies)
-            row["seconds"] = round(time.perf_counter() - began, 1)
-            result["rows"].append(row)
-            print(json.dumps({k: v for k, v in row.items() if k not in ("found", "worst")}), flush=True)
-            arguments.out.write_text(json.dumps(result) + "\n")
+            began, each = time.perf_counter(), -(-evaluations // len(chosen))
+            row = search(kind, variant, each, seed, dtype, strategies)
+            rows.append(row | {"seconds": round(time.perf_counter() - began, 1)})
+            say(rows[-1], "found", "worst")
+            run.write(rows, seed=seed, tolerance=TOLERANCE)
             compiled.cache_clear()
             jax.clear_caches()  # a process may map only so many pieces of compiled code into its memory
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Bounds and estimates of meta-gradients' errors beside the true errors, over random problems.
 
-    python -m benchmarks.certificates          # -> benchmarks/results/certificates.json
+    python -m benchmarks run certificates
 
 Of each kind (ridge and logistic regression, declared convex; small networks, of which nothing is declared,
 and the same with Gauss-Newton curvature; smooth, as a ReLU network's solution mostly lies on a kink, where F
@@ -13,10 +13,7 @@ Then 2,000 new problems, a quarter of each kind, are looked through for errors t
 more than 10 %, with no bound, an estimate below 10 %, and a status that does not call it unreliable.
 """
 
-import argparse
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,11 +23,10 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, say
 from imaml.core.solution import Certification, bounded
 from imaml.meta.system import Case, judge_of
 
-RESULT = Path(__file__).parent / "results" / "certificates.json"
 LINEAR = (1, 2, 3, 5, 10, 20, 1000)
 INNER = (1, 1000)
 FEATURES, ROWS, WAYS = 16, 10, 5
@@ -185,15 +181,18 @@ def problems(kind, count, seed=0, linear=LINEAR):
             strengths = np.exp(random.uniform(np.log(0.1), np.log(10), want))
             inner = np.rint(np.exp(random.uniform(np.log(INNER[0]), np.log(INNER[1]), want))).astype(int)
             keys = jax.random.split(jax.random.key(random.integers(2**31)), want)
-            batch = {
-                k: np.asarray(v) for k, v in run(keys, jnp.asarray(strengths), jnp.asarray(inner)).items()
-            }
+            batch = jax.tree.map(np.asarray, run(keys, jnp.asarray(strengths), jnp.asarray(inner)))
             batch |= {"strength": strengths, "inner_steps": inner, "linear_steps": np.full(want, steps)}
             good = np.flatnonzero(batch["reached"])[: want - have]
             lost += int((~batch["reached"]).sum())
             found.append({k: v[good] for k, v in batch.items()})
             have += good.size
-    return {k: np.concatenate([part[k] for part in found]) for k in found[0]}, lost
+    return joined(found), lost
+
+
+def joined(found):
+    """Returns problems in several parts as one."""
+    return {k: np.concatenate([part[k] for part in found]) for k in found[0]}
 
 
 def summary(found):
@@ -204,66 +203,46 @@ def summary(found):
     wrong = found["true"] > 0.1
     trusted = found["plain_code"] == int(Certification.ESTIMATED)
     silent = wrong & (found["estimate"] < 0.1) & trusted
+    said_small = (found["estimate"] < 0.1 * found["true"]) & trusted
+    decades = np.abs(np.log10(np.maximum(found["estimate"], 1e-300) / found["true"]))
     return {
-        "problems": int(certified.size),
-        "certified": float(certified.mean()),
-        "bound_holds": float((ratio >= 1).mean()) if ratio.size else None,
-        "median_bound_over_true": float(np.median(ratio)) if ratio.size else None,
-        "true_below_1_percent": int(small.sum()),
-        "of_them_certified": float(certified[small].mean()) if small.any() else None,
-        "products_median": float(np.median(found["products"])),
-        "off_by_10_percent": int(wrong.sum()),
-        "of_them_estimated_below_10_percent_and_not_flagged": int(silent.sum()),
-        "of_them_neither_certified_nor_flagged": int((silent & ~certified).sum()),
-        "of_them_the_bound_too_small": int((wrong & certified & (found["bound"] < found["true"])).sum()),
-        "estimate_flagged": float((~trusted).mean()),
-        "estimate_below_a_tenth_of_true_and_not_flagged": int(
-            ((found["estimate"] < 0.1 * found["true"]) & trusted).sum()
-        ),
-        "estimate_at_least_true": float((found["estimate"] >= found["true"]).mean()),
-        "median_estimate_over_true": float(np.median(found["estimate"] / found["true"])),
-        "estimate_within_10_times": float(
-            (np.abs(np.log10(np.maximum(found["estimate"], 1e-300) / found["true"])) < 1).mean()
-        ),
-        "indefinite": int((found["smallest"] <= 0).sum()),
-        "negative_curvature_seen": int(found["negative_curvature"].sum()),
-        "codes": {code.name: int((found["code"] == int(code)).sum()) for code in Certification},
+        "problems": certified.size,
+        "certified": certified.mean(),
+        "bound_holds": (ratio >= 1).mean() if ratio.size else None,
+        "median_bound_over_true": np.median(ratio) if ratio.size else None,
+        "true_below_1_percent": small.sum(),
+        "of_them_certified": certified[small].mean() if small.any() else None,
+        "products_median": np.median(found["products"]),
+        "off_by_10_percent": wrong.sum(),
+        "of_them_estimated_below_10_percent_and_not_flagged": silent.sum(),
+        "of_them_neither_certified_nor_flagged": (silent & ~certified).sum(),
+        "of_them_the_bound_too_small": (wrong & certified & (found["bound"] < found["true"])).sum(),
+        "estimate_flagged": (~trusted).mean(),
+        "estimate_below_a_tenth_of_true_and_not_flagged": said_small.sum(),
+        "estimate_at_least_true": (found["estimate"] >= found["true"]).mean(),
+        "median_estimate_over_true": np.median(found["estimate"] / found["true"]),
+        "estimate_within_10_times": (decades < 1).mean(),
+        "indefinite": (found["smallest"] <= 0).sum(),
+        "negative_curvature_seen": found["negative_curvature"].sum(),
+        "codes": {code.name: (found["code"] == int(code)).sum() for code in Certification},
     }
 
 
-def joined(found):
-    """The problems of several kinds as those of one."""
-    return {k: np.concatenate([part[k] for part in found]) for k in found[0]}
-
-
-def main():
-    """Prints and writes the figures."""
-    jax.config.update("jax_enable_x64", True)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--each", type=int, default=126)
-    parser.add_argument("--new", type=int, default=500, help="new problems of each kind")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    arguments = parser.parse_args()
-    command = "python -m benchmarks.certificates"
-    result = {"command": command, "machine": describe_machine(), "rows": [], "problems": {}, "new": []}
-    for name, count, seed in (("rows", arguments.each, 0), ("new", arguments.new, 1)):
+@benchmark("certificates", quick={"each": 7, "new": 7}, double=True)
+def main(run, each=126, new=500):
+    """Measures `each` problems of each kind, and looks through `new` more."""
+    parts, every = {"rows": [], "new": []}, {}
+    for name, count, seed in (("rows", each, 0), ("new", new, 1)):
         everything = []
         for kind in KINDS if count else ():
             found, lost = problems(kind, count, seed)
-            row = {"kind": kind, "without_reference": lost, **summary(found)}
-            print(json.dumps(row), flush=True)
-            result[name].append(row)
+            parts[name].append({"kind": kind, "without_reference": lost, **summary(found)})
+            say(parts[name][-1])
             everything.append(found)
             if name == "rows":
-                plain = {
-                    k: [float(f"{x:.4g}") if np.isfinite(x) else None for x in v] for k, v in found.items()
-                }
-                result["problems"][kind] = plain
+                rounded = lambda column: [float(f"{x:.4g}") if np.isfinite(x) else None for x in column]  # noqa: E731
+                every[kind] = {k: rounded(v) for k, v in found.items()}
         if everything:
-            result[name].append({"kind": "all", **summary(joined(everything))})
-            print(json.dumps(result[name][-1]))
-    arguments.out.write_text(json.dumps(result) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            parts[name].append({"kind": "all", **summary(joined(everything))})
+            say(parts[name][-1])
+    run.write(problems=every, **parts)

@@ -1,27 +1,21 @@
 """Counts of whole training steps that must not grow unnoticed: FLOPs, memory, compilations, collectives.
 
-    python -m benchmarks.counts            # writes benchmarks/results/counts.json
-    python -m benchmarks.counts --check    # compares with it; exit status 1 where they differ
+    python -m benchmarks run counts            # writes benchmarks/results/counts.json
+    python -m benchmarks run counts --check    # compares with it; exit status 1 where they differ
 
 Counts and no seconds, so that they mean the same on a busy machine. Two devices, float32.
 """
 
-import json
 import os
 import re
-import sys
-from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+import jax
 
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, say
 from imaml.config.overrides import overrides
 from imaml.config.presets import preset
 from imaml.training.cost import count_flops, prepare
 
-FILE = Path(__file__).parent / "results" / "counts.json"
 SLACK = 0.1  # of temporary bytes, which depend a little on the processor
 WORKS = {
     "sinusoid": ("sinusoid", {"training.tasks": "4"}),
@@ -59,23 +53,20 @@ def differences(work: str, found: dict[str, int], committed: dict[str, int]) -> 
     return said
 
 
-def main() -> int:
-    """Writes the counts, or compares them; the exit status."""
+@benchmark("counts")
+def main(run, check=False):
+    """Writes the counts, or compares them; returns the exit status."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    jax.config.update("jax_platforms", "cpu")
     found = {work: count(work) for work in WORKS}
-    print(json.dumps(found, indent=1))
-    if "--check" not in sys.argv[1:]:
-        whole = {"command": "python -m benchmarks.counts", "machine": describe_machine(), "counts": found}
-        FILE.write_text(json.dumps(whole, indent=1) + "\n")
-        return 0
-    committed = json.loads(FILE.read_text())["counts"]
+    say(found)
+    if not check:
+        return run.write([{"work": work, **counts} for work, counts in found.items()])
+    committed = {row.pop("work"): row for row in run.before()}
     said = [f"{work}: not committed" for work in WORKS if work not in committed]
     for work in committed:
         said += differences(work, found[work], committed[work]) if work in found else [f"{work}: gone"]
     if said:
         print("\n".join(said))
-        print("Where that is meant: python -m benchmarks.counts, and commit its result with the reason.")
-    return int(bool(said))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        print("Where that is meant: python -m benchmarks run counts, and commit its result with the reason.")
+    return len(said) > 0

@@ -1,6 +1,6 @@
 """Is delta a regulariser? Scores on new tasks against how far the inner problem is solved, and strength.
 
-    python -m benchmarks.delta --data PATH     # -> benchmarks/results/delta.json, docs/figures/delta.svg
+    python -m benchmarks run delta --data PATH     # also draws docs/figures/delta.svg
 
 At test time: from one learned theta (the committed artefacts of drawn characters and Omniglot; of sinusoids,
 one trained here) every task is solved at several strengths, by gradient descent (sinusoids, which are too
@@ -12,18 +12,16 @@ In learning: thetas trained with few and with many inner steps (delta in learnin
 as it was trained, and solved by all the steps.
 """
 
-import argparse
 import dataclasses
-import json
 import time
-from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import QUIET, benchmark, figure, interval, say
 from imaml.config.method import NewTask
 from imaml.config.overrides import replace_data
 from imaml.config.presets import preset
@@ -31,10 +29,7 @@ from imaml.core import tree
 from imaml.training.evaluation import evaluate_theta, over_devices, paired, task_keys
 from imaml.training.step import devices_mesh
 
-ROOT = Path(__file__).parent
-RESULT, FIGURE = ROOT / "results" / "delta.json", ROOT.parent / "docs" / "figures" / "delta.svg"
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-TASKS, VALIDATION = 400, 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,27 +93,23 @@ def scored(domain, theta, strength, study, split, tasks, mesh):
         return lax.map(measures, path)
 
     run = over_devices(lambda d, t, keys: lax.map(lambda k: one(d, t, k), keys), mesh)
-    return {
-        name: np.asarray(values, np.float64)
-        for name, values in run(domain, theta, task_keys(0, 0, tasks)).items()
-    }
+    return jax.tree.map(lambda v: np.asarray(v, np.float64), run(domain, theta, task_keys(0, 0, tasks)))
 
 
 def mean_of(values):
-    """Mean and half-width of the 95 % interval over tasks; of calibration's counts, the error alone."""
+    """Returns mean and half-width of the 95 % interval; of counts for calibration, the error alone."""
     if values.ndim == 3:  # (tasks, bins, 3): answers, how often right, how sure
         sums = values.sum(0)
-        return float(np.abs(sums[:, 2] - sums[:, 1]).sum() / max(sums[:, 0].sum(), 1)), None
-    known = values[np.isfinite(values)]
-    return float(known.mean()), float(1.96 * known.std(ddof=1) / np.sqrt(known.size))
+        return np.abs(sums[:, 2] - sums[:, 1]).sum() / max(sums[:, 0].sum(), 1), None
+    return interval(values)
 
 
-def at_test_time(name, domain, theta, study, strength, mesh):
-    """The table of scores by strength and steps, the choices made on validation, and their differences."""
+def at_test_time(name, domain, theta, study, strength, mesh, tasks, validation):
+    """Returns scores by strength and steps, the choices made on validation, and their differences."""
     sign = 1 if domain.higher_is_better else -1
     tables = {
-        split: {s: scored(domain, theta, s, study, split, tasks, mesh) for s in STRENGTHS}
-        for split, tasks in (("validation", VALIDATION), ("test", TASKS))
+        split: {s: scored(domain, theta, s, study, split, count, mesh) for s in STRENGTHS}
+        for split, count in (("validation", validation), ("test", tasks))
     }
     headline = domain.headline
     rows = [
@@ -155,119 +146,91 @@ def at_test_time(name, domain, theta, study, strength, mesh):
     ):
         for measure in (headline, "loss"):
             gap = mean_of(test(choices[first], measure) - test(choices[second], measure))
-            differences.append(
-                {"first": first, "second": second, "measure": measure, "mean": gap[0], "ci95": gap[1]}
-            )
+            pair = {"first": first, "second": second, "measure": measure}
+            differences.append(pair | {"mean": gap[0], "ci95": gap[1]})
+            say(differences[-1])
     for what, found in choices.items():
-        for measure in tables["test"][found["strength"]]:
-            found[measure] = mean_of(test(found, measure))
+        found |= {measure: mean_of(test(found, measure)) for measure in tables["test"][found["strength"]]}
         del found["index"]
-        print(name, what, found["strength"], found["steps"], found[headline], flush=True)
-    for gap in differences:
-        size = f"{gap['mean']:+.4f} +- {gap['ci95']:.4f}"
-        print(f"{name}: {gap['first']} - {gap['second']}: {gap['measure']} {size}", flush=True)
+        say({"domain": name, "choice": what, **found})
     return {"headline": headline, "rows": rows, "choices": choices, "differences": differences}
 
 
-def in_learning(name, config, domain, study, mesh):
-    """Thetas learned with few and with many inner steps, scored as learned and solved."""
+def in_learning(name, domain, study, config, mesh, tasks, outer):
+    """Returns scores of thetas learned with few and with many inner steps, as learned and solved."""
     rows, results, counts = [], {}, study.learned_with
+    usual = config.optimiser
+    optimiser = dataclasses.replace(usual, warmup=min(usual.warmup, 20), average=min(usual.average, 0.98))
+    solver = NewTask(dataclasses.replace(study.step, steps=study.steps[-1]))
     for count in counts:
         inner = dataclasses.replace(config.method.inner, steps=count)
         recipe = dataclasses.replace(config.method, inner=inner, new_task=None)
         method = recipe.build(domain, mesh)
-        optimiser = dataclasses.replace(config.optimiser, warmup=min(config.optimiser.warmup, 20))
-        optimiser = dataclasses.replace(optimiser, average=min(optimiser.average, 0.98))
         began = time.perf_counter()
-        run = imaml.train(
-            domain,
-            method,
-            optimiser,
-            steps=study.outer_steps,
-            tasks=config.training.tasks,
-            validate_every=0,
-            progress=False,
-        )
+        run = imaml.train(domain, method, optimiser, steps=outer, tasks=config.training.tasks, **QUIET)
         seconds = time.perf_counter() - began
-        solver = NewTask(dataclasses.replace(study.step, steps=study.steps[-1]))
-        ways = {
-            "as learned": method,
-            "solved": dataclasses.replace(recipe, new_task=solver).build(domain, mesh),
-        }
-        for way, how in ways.items():
-            found = results[count, way] = evaluate_theta(domain, how, run.theta, tasks=TASKS)
+        solved = dataclasses.replace(recipe, new_task=solver).build(domain, mesh)
+        for way, how in (("as learned", method), ("solved", solved)):
+            found = results[count, way] = evaluate_theta(domain, how, run.theta, tasks=tasks)
             rows.append({"inner_steps": count, "solved": way, "seconds": seconds, **found.to_json()})
-            print(name, "learned with", count, way, found.scores[domain.headline], flush=True)
+            say({"domain": name, **rows[-1]})
     differences = []
     for count in counts[:-1]:
         mean, width = paired(results[count, "as learned"], results[counts[-1], "as learned"])
         differences.append({"first": count, "second": counts[-1], "mean": mean, "ci95": width})
-    return {"rows": rows, "differences": differences, "outer_steps": study.outer_steps}
+    return {"rows": rows, "differences": differences, "outer_steps": outer}
 
 
-def draw(found):
-    """The figure: the score against steps by strength, one panel a domain."""
+def draw(run, studies):
+    """Draws the scores against steps by strength, one column a domain."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams.update({"svg.hashsalt": "imaml", "font.size": 10})
-    figure, panels = plt.subplots(
-        2, len(found), figsize=(3.6 * len(found), 5.8), layout="constrained", squeeze=False
-    )
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(STRENGTHS)))
-    for column, (name, study) in enumerate(found.items()):
-        for line, strength in enumerate(STRENGTHS):
-            rows = [r for r in study["at_test_time"]["rows"] if r["strength"] == strength and r["steps"]]
-            for panel, measure in zip(
-                panels[:, column], (study["at_test_time"]["headline"], "loss"), strict=True
-            ):
-                y, half = (np.array([r[measure][i] for r in rows]) for i in range(2))
-                x = [r["steps"] for r in rows]
-                panel.plot(x, y, color=colours[line], marker=".", label=f"strength {strength:g}")
-                panel.fill_between(x, y - half, y + half, color=colours[line], alpha=0.12, lw=0)
-                panel.set(xscale="log", ylabel=measure, xlabel="inner steps (smaller delta to the right)")
-                panel.grid(alpha=0.3)
-        panels[0, column].set_title(name)
-        panels[1, column].set_yscale("log")
-    panels[0, 0].legend(frameon=False, fontsize=7)
-    FIGURE.parent.mkdir(exist_ok=True)
-    figure.savefig(FIGURE, metadata={"Date": None})
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(STRENGTHS)))
+    with figure(run.place("delta.svg"), 2, len(studies), figsize=(3.6 * len(studies), 5.8)) as (_, panels):
+        for column, study in enumerate(studies):
+            test = study["at_test_time"]
+            for colour, strength in zip(colours, STRENGTHS, strict=True):
+                rows = [r for r in test["rows"] if r["strength"] == strength and r["steps"]]
+                for panel, measure in zip(panels[:, column], (test["headline"], "loss"), strict=True):
+                    y, half = (np.array([r[measure][i] for r in rows]) for i in range(2))
+                    x = [r["steps"] for r in rows]
+                    panel.plot(x, y, color=colour, marker=".", label=f"strength {strength:g}")
+                    panel.fill_between(x, y - half, y + half, color=colour, alpha=0.12, lw=0)
+                    panel.set(xscale="log", ylabel=measure, xlabel="inner steps (smaller delta to the right)")
+                    panel.grid(alpha=0.3)
+            panels[0, column].set_title(study["domain"])
+            panels[1, column].set_yscale("log")
+        panels[0, 0].legend(frameon=False, fontsize=7)
 
 
-def main():
-    """Runs what is missing in the result file, domain by domain."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data")
-    parser.add_argument("--domains", nargs="*", default=list(STUDIES))
-    parser.add_argument("--draw", action="store_true", help="only draw what is there")
-    arguments = parser.parse_args()
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"domains": {}}
-    result |= {"command": "python -m benchmarks.delta --data PATH", "machine": describe_machine()}
-    result |= {"strengths": STRENGTHS, "tasks": TASKS, "validation_tasks": VALIDATION}
-    for name in [] if arguments.draw else arguments.domains:
+QUICK = {"domains": ("sinusoid",), "tasks": 4, "validation": 4, "outer": 2}
+
+
+@benchmark("delta", quick=QUICK)
+def main(run, data=None, domains=tuple(STUDIES), tasks=400, validation=200, outer=0, draw_only=False):
+    """Measures both parts of each domain; `outer`: outer steps of learning, by default the study's."""
+    if draw_only:
+        return draw(run, run.before())
+    studies = {row["domain"]: row for row in run.before()}
+    for name in domains:
         study, config = STUDIES[name], preset(STUDIES[name].preset)
-        if config.domain.__class__.__name__ == "FewShotRecipe" and config.domain.source == "omniglot":
-            config = replace_data(config, arguments.data)
+        if getattr(config.domain, "source", None) == "omniglot":
+            config = replace_data(config, data)
         domain = config.domain.build()
         mesh = devices_mesh(config.training.tasks)
-        found = result["domains"].setdefault(name, {})
-        if "at_test_time" not in found:
-            if study.artefact is None:
-                method = config.method.build(domain, mesh)
-                often = {"steps": config.training.steps, "tasks": config.training.tasks}
-                run = imaml.train(domain, method, config.optimiser, **often, validate_every=0, progress=False)
-                theta = run.theta
-            else:
-                theta = imaml.load(study.artefact).theta
-            found["at_test_time"] = at_test_time(name, domain, theta, study, config.method.strength, mesh)
-            RESULT.write_text(json.dumps(result, indent=1) + "\n")
-        if "in_learning" not in found:
-            found["in_learning"] = in_learning(name, config, domain, study, mesh)
-            RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    draw(result["domains"])
 
+        def learned(study=study, config=config, domain=domain, mesh=mesh):
+            if study.artefact is not None:
+                return imaml.load(study.artefact).theta
+            often = {"steps": outer or config.training.steps, "tasks": config.training.tasks}
+            method = config.method.build(domain, mesh)
+            return imaml.train(domain, method, config.optimiser, **often, **QUIET).theta
 
-if __name__ == "__main__":
-    main()
+        def tested(learned=learned, given=(study, config.method.strength, mesh, tasks, validation)):
+            return at_test_time(name, domain, learned(), *given)  # noqa: B023
+
+        studies[name] = {"domain": name, "at_test_time": run.once(f"{name}-test", tested)}
+        given = (name, domain, study, config, mesh, tasks, outer or study.outer_steps)
+        studies[name]["in_learning"] = run.once(f"{name}-learning", in_learning, *given)
+        run.write(list(studies.values()), strengths=STRENGTHS, tasks=tasks, validation_tasks=validation)
+    return draw(run, list(studies.values()))

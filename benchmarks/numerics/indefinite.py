@@ -1,6 +1,6 @@
 """Indefinite systems: what each way out returns, and what it does to learning.
 
-    python -m benchmarks.indefinite          # -> benchmarks/results/indefinite.json
+    python -m benchmarks run indefinite
 
 Networks for drawn characters, ReLU and batch normalisation, adapted by the preset's few large steps: A at phi
 is then often not positive definite.
@@ -9,30 +9,25 @@ gradients: for networks small enough for a dense A (4 filters), at thetas early 
 error of each choice's meta-gradient against the dense solve of the same A, and against that at the solution
 that 1,000 smaller steps reach from the same phi; what share of tasks was told to be wrong.
 
-learning: the preset's network trained STEPS steps with each choice, from SEEDS starts; test accuracy (new
+learning: the preset's network trained `steps` steps with each choice, from `seeds` starts; test accuracy (new
 tasks are solved alike for all), seconds with compilation.
 """
 
-import argparse
 import dataclasses
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import QUIET, benchmark, interval, say
 from imaml.config.presets import preset
 from imaml.core import tree
 from imaml.meta.system import Case, judge_of
 from imaml.training.evaluation import evaluate_theta
 from imaml.training.step import devices_mesh
 
-RESULT = Path(__file__).parent / "results" / "indefinite.json"
-SEEDS, STEPS, TASKS = 2, 240, 500
-SMALL, AFTER = 30, (20, 200)  # tasks of small networks, and outer steps before
+AFTER = (20, 200)  # outer steps of the small networks
 # name: (linear solver, curvature, inner steps over the preset's, strength over the preset's)
 CHOICES = {
     "CG, 3 steps": (imaml.CG(steps=3), "hessian", 1, 1),
@@ -51,51 +46,41 @@ CHOICES = {
 def changed(recipe, choice):
     """The preset's method with one choice."""
     linear, curvature, times, stronger = choice
-    recipe = dataclasses.replace(
-        recipe,
-        strength=recipe.strength * stronger,
-        inner=dataclasses.replace(recipe.inner, steps=recipe.inner.steps * times),
-    )
+    inner = dataclasses.replace(recipe.inner, steps=recipe.inner.steps * times)
+    recipe = dataclasses.replace(recipe, strength=recipe.strength * stronger, inner=inner)
     if linear is None:
         return dataclasses.replace(recipe, name="fomaml", strength=None, new_task=None)
     return dataclasses.replace(recipe, linear=linear, curvature=curvature)
 
 
-def gradients(choices):
-    """Errors of the choices' meta-gradients for small networks, task by task."""
+def gradients(run, small):
+    """Returns errors of the choices' meta-gradients for `small` tasks at each theta."""
     config = preset("characters-5w1s")
-    small = dataclasses.replace(config.domain, filters=4)
-    domain, recipe = small.build(), config.method
-    errors = {name: [] for name in choices}
-    facts = []
-    thetas = []
-    for after in AFTER:
-        options = {"steps": after, "tasks": 8, "validate_every": 0, "progress": False}
-        thetas.append(imaml.train(domain, recipe.build(domain), config.optimiser, **options).theta)
-        facts.append({"outer_steps": after, "parameters": int(tree.ravel(thetas[-1])[0].size)})
-    for name, choice in choices.items():
-        found = jax.jit(lambda theta, key, c=choice: _one(domain, recipe, c, theta, key))
-        for theta in thetas:
-            for number in range(SMALL):
-                row = found(theta, jax.random.fold_in(jax.random.key(1), number))
-                errors[name].append({key: float(value) for key, value in row.items()})
-    rows = []
-    for name, found in errors.items():
-        column = lambda key, f=found: np.array([row[key] for row in f])  # noqa: E731
-        rows.append(
-            {
-                "choice": name,
-                "tasks": len(found),
-                "indefinite": float((column("smallest") <= 0).mean()),
-                "told": float(column("told").mean()),
-                "error_against_dense": float(np.median(column("dense"))),
-                "solved": int(np.isfinite(column("solved")).sum()),
-                "error_against_solved": _median(column("solved")),
-                "cosine_with_solved": _median(column("cosine")),
-            }
-        )
-        print(rows[-1], flush=True)
-    return {"at": facts, "rows": rows}
+    domain, recipe = dataclasses.replace(config.domain, filters=4).build(), config.method
+    thetas = [
+        imaml.train(domain, recipe.build(domain), config.optimiser, steps=after, tasks=8, **QUIET).theta
+        for after in (AFTER if not run.quick else (1, 2))
+    ]
+    keys = [jax.random.fold_in(jax.random.key(1), number) for number in range(small)]
+
+    def row_of(name):
+        found = jax.jit(lambda theta, key: _one(domain, recipe, CHOICES[name], theta, key))
+        each = [found(theta, key) for theta in thetas for key in keys]
+        column = {key: np.array([row[key] for row in each], float) for key in each[0]}
+        return {
+            "choice": name,
+            "tasks": len(each),
+            "indefinite": (column["smallest"] <= 0).mean(),
+            "told": column["told"].mean(),
+            "error_against_dense": np.median(column["dense"]),
+            "solved": np.isfinite(column["solved"]).sum(),
+            "error_against_solved": _median(column["solved"]),
+            "cosine_with_solved": _median(column["cosine"]),
+        }
+
+    size = int(tree.ravel(thetas[0])[0].size)
+    at = [{"outer_steps": after, "parameters": size} for after in AFTER]
+    return {"rows": [run.once(f"gradients-{name}", row_of, name) for name in CHOICES], "at": at}
 
 
 def _one(domain, recipe, choice, theta, key):
@@ -145,69 +130,45 @@ def _median(values):
     return float(np.median(known)) if known.size else None
 
 
-def learning():
-    """Test accuracies of the preset's network trained with each choice."""
+def accuracies(domain, solver, config, method, seed, steps, tasks):
+    """Returns test accuracies after learning with a method; NaN where no task's meta-gradient was usable."""
+    options = {"steps": steps, "tasks": config.training.tasks, "seed": seed}
+    try:
+        run = imaml.train(domain, method, config.optimiser, **options, **QUIET)
+    except imaml.NumericalError as error:
+        print(error, flush=True)
+        return np.full(tasks, np.nan)
+    return evaluate_theta(domain, solver, run.theta, tasks=tasks).values["accuracy"]
+
+
+def learning(run, seeds, steps, tasks):
+    """Returns test accuracies of the preset's network trained with each choice."""
     config = preset("characters-5w1s")
     domain, mesh = config.domain.build(), devices_mesh(config.training.tasks)
     solver = config.method.build(domain, mesh)
-    kept = Path("runs") / f"indefinite-{STEPS}"  # what an interrupted run has done already
-    kept.mkdir(parents=True, exist_ok=True)
     rows, reference = [], None
     for number, (name, choice) in enumerate(CHOICES.items()):
-        for seed in range(SEEDS):
-            file = kept / f"{number}-{seed}.npy"
-            if not file.exists():
-                options = {"steps": STEPS, "tasks": config.training.tasks, "validate_every": 0, "seed": seed}
-                method = changed(config.method, choice).build(domain, mesh)
-                try:
-                    run = imaml.train(domain, method, config.optimiser, **options, progress=False)
-                except imaml.NumericalError as error:
-                    print(name, seed, error, flush=True)
-                    np.save(file, np.full(TASKS, np.nan))
-                    continue
-                np.save(file, evaluate_theta(domain, solver, run.theta, tasks=TASKS).values["accuracy"])
-        each = np.stack([np.load(kept / f"{number}-{seed}.npy") for seed in range(SEEDS)])
-        stopped = int(np.isnan(each[:, 0]).sum())  # runs that ended as no task's meta-gradient was usable
-        if stopped:
-            rows.append({"choice": name, "stopped": stopped})
-            print(rows[-1], flush=True)
-            continue
-        values = each.mean(0)
-        reference = values if reference is None else reference
-        gap = values - reference
-        rows.append(
-            {
-                "choice": name,
-                "accuracy": float(values.mean()),
-                "accuracy_ci95": float(1.96 * values.std(ddof=1) / TASKS**0.5),
-                "seeds": each.mean(1).tolist(),
-                "less_first": float(gap.mean()),
-                "less_first_ci95": float(1.96 * gap.std(ddof=1) / TASKS**0.5),
-            }
-        )
-        print(rows[-1], flush=True)
-    return {"steps": STEPS, "seeds": SEEDS, "test_tasks": TASKS, "rows": rows}
-
-
-def main():
-    """Runs both parts, or one, and writes the result."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--parts", nargs="*", default=["gradients", "learning"])
-    parser.add_argument(
-        "--choices", nargs="*", choices=CHOICES, default=list(CHOICES), help="gradients of these alone, anew"
-    )
-    arguments = parser.parse_args()
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    result |= {"command": "python -m benchmarks.indefinite", "machine": describe_machine()}
-    for part in arguments.parts:
-        if part == "learning":
-            result[part] = learning()  # paired with one another
+        given = domain, solver, config, changed(config.method, choice).build(domain, mesh)
+        each = [
+            run.once(f"{steps}-{number}-{seed}", accuracies, *given, seed, steps, tasks)
+            for seed in range(seeds)
+        ]
+        each = np.array(each)
+        rows.append({"choice": name})
+        if np.isnan(each[:, 0]).any():
+            rows[-1]["stopped"] = np.isnan(each[:, 0]).sum()
         else:
-            found = gradients({name: CHOICES[name] for name in arguments.choices})
-            rows = {row["choice"]: row for row in result.get(part, {"rows": []})["rows"] + found["rows"]}
-            result[part] = found | {"rows": [rows[name] for name in CHOICES if name in rows]}
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+            reference = each.mean(0) if reference is None else reference
+            for key, values in (("accuracy", each.mean(0)), ("less_first", each.mean(0) - reference)):
+                rows[-1][key], rows[-1][f"{key}_ci95"] = interval(values)
+            rows[-1]["seeds"] = each.mean(1)
+        say(rows[-1])
+    return {"steps": steps, "seeds": seeds, "test_tasks": tasks, "rows": rows}
 
 
-if __name__ == "__main__":
-    main()
+@benchmark("indefinite", quick={"small": 1, "seeds": 1, "steps": 2, "tasks": 4})
+def main(run, small=30, seeds=2, steps=240, tasks=500):
+    """Measures both parts."""
+    found = gradients(run, small)
+    run.write(**found)
+    run.write(**found, learning=learning(run, seeds, steps, tasks))

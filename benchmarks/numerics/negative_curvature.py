@@ -1,6 +1,6 @@
 """How often conjugate gradients see the negative curvature that a dense Hessian has.
 
-    python -m benchmarks.negative_curvature     # writes benchmarks/results/negative_curvature.json
+    python -m benchmarks run negative_curvature
 
 480 inner problems of small networks (97 parameters): two activations, four numbers of inner steps, strengths
 from 0.003 to 1 (log-uniform), weights and data drawn anew for each. At the phi that the inner steps reach,
@@ -10,8 +10,7 @@ directions shows.
 """
 
 import dataclasses
-import json
-from pathlib import Path
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +18,15 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, say
 
-jax.config.update("jax_enable_x64", True)
-EACH, ROWS = 60, 10
+ROWS = 10
 INNER_STEPS = (1, 4, 16, 64)
 LIMITS = (3, 5, 10, 20)
 
 
-def measure(activation: str, steps: int, seed: int) -> dict[str, np.ndarray]:
-    """For EACH problems: strength, smallest and largest eigenvalue, and the step at which CG saw it."""
+def measure(activation: str, steps: int, seed: int, count: int) -> dict[str, np.ndarray]:
+    """For `count` problems: strength, smallest and largest eigenvalue, and the step at which CG saw it."""
     network = imaml.MLP((1, 8, 8, 1), activation)
     loss = lambda phi, batch: 0.5 * jnp.mean((network.forward(phi, batch[0])[0] - batch[1]) ** 2)  # noqa: E731
     problem = imaml.proximal(loss, 1.0)
@@ -53,55 +51,52 @@ def measure(activation: str, steps: int, seed: int) -> dict[str, np.ndarray]:
         finite = jnp.isfinite(flat).all()
         return {"smallest": eigenvalues[0], "largest": eigenvalues[-1], "seen_at": seen_at, "finite": finite}
 
-    strengths = np.exp(np.random.default_rng(seed).uniform(np.log(3e-3), 0, EACH))
-    keys = jax.random.split(jax.random.key(seed), EACH)
+    strengths = np.exp(np.random.default_rng(seed).uniform(np.log(3e-3), 0, count))
+    keys = jax.random.split(jax.random.key(seed), count)
     found = jax.jit(jax.vmap(one))(keys, jnp.asarray(strengths))
-    return {"strength": strengths, "size": np.full(EACH, size)} | {k: np.asarray(v) for k, v in found.items()}
+    return {"strength": strengths, "size": np.full(count, size)} | {
+        k: np.asarray(v) for k, v in found.items()
+    }
 
 
 def rates(problems: dict[str, np.ndarray]) -> dict:
     """Of the problems with a negative eigenvalue, the share in which CG with k steps sees it."""
     indefinite = problems["smallest"] < 0
     seen = problems["seen_at"][indefinite]
-    size = int(problems["size"][0])
-    hits = {str(k): float(np.mean(seen < k)) for k in LIMITS} | {"n": float(np.mean(seen < size))}
+    limits = {str(k): k for k in LIMITS} | {"n": problems["size"][0]}
     return {
         "problems": len(indefinite),
-        "indefinite": int(indefinite.sum()),
-        "seen_by_cg_steps": hits if len(seen) else None,
-        "false_alarms": int(np.sum(problems["seen_at"][~indefinite] < size)),
+        "indefinite": indefinite.sum(),
+        "seen_by_cg_steps": {k: np.mean(seen < most) for k, most in limits.items()} if len(seen) else None,
+        "false_alarms": np.sum(problems["seen_at"][~indefinite] < limits["n"]),
     }
 
 
-def main() -> None:
-    """Prints and writes the table."""
-    groups = {}
-    for i, activation in enumerate(("tanh", "relu")):
-        for j, steps in enumerate(INNER_STEPS):
-            groups[activation, steps] = measure(activation, steps, 10 * i + j)
+@benchmark("negative_curvature", quick={"each": 4}, double=True)
+def main(run, each=60):
+    """Measures `each` problems of each group."""
+    groups = {
+        (activation, steps): measure(activation, steps, 10 * i + j, each)
+        for i, activation in enumerate(("tanh", "relu"))
+        for j, steps in enumerate(INNER_STEPS)
+    }
     whole = {key: np.concatenate([group[key] for group in groups.values()]) for key in groups["tanh", 1]}
     assert whole["finite"].all()
-    ratio = -whole["smallest"] / whole["largest"]
-    select = lambda mask: {key: value[mask] for key, value in whole.items()}  # noqa: E731
-    figures = {
-        "command": "python -m benchmarks.negative_curvature",
-        "machine": describe_machine(),
-        "n": int(whole["size"][0]),
-        "all": rates(whole),
-        "by_strength": {
-            f"{low:g} to {high:g}": rates(select((whole["strength"] >= low) & (whole["strength"] < high)))
-            for low, high in ((0.003, 0.03), (0.03, 0.3), (0.3, 1))
-        },
-        "by_size_of_the_negative_eigenvalue": {
-            f"{low:g} to {high:g} of the largest": rates(select((ratio >= low) & (ratio < high)))
-            for low, high in ((0, 1e-3), (1e-3, 1e-2), (1e-2, 1e9))
-        },
-        "by_group": {f"{name}, {steps} inner steps": rates(group) for (name, steps), group in groups.items()},
-    }
-    print(figures["all"])
-    path = Path(__file__).parent / "results" / "negative_curvature.json"
-    path.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    rows = [{"group": "all", **rates(whole)}]
+    say(rows[0])
+    figures = (
+        ("by_strength", whole["strength"], (0.003, 0.03, 0.3, 1), ""),
+        (
+            "by_size_of_the_negative_eigenvalue",
+            -whole["smallest"] / whole["largest"],
+            (0, 1e-3, 1e-2, 1e9),
+            " of the largest",
+        ),
+    )
+    for by, figure, ends, of in figures:
+        for low, high in itertools.pairwise(ends):
+            chosen = {key: value[(figure >= low) & (figure < high)] for key, value in whole.items()}
+            rows.append({"by": by, "group": f"{low:g} to {high:g}{of}", **rates(chosen)})
+    for (name, steps), group in groups.items():
+        rows.append({"by": "by_group", "group": f"{name}, {steps} inner steps", **rates(group)})
+    run.write(rows, n=whole["size"][0])

@@ -1,6 +1,6 @@
 """Does a stochastic inner loop reach a given delta sooner? Solvers of one task, side by side.
 
-    python -m benchmarks.stochastic          # -> benchmarks/results/stochastic.json
+    python -m benchmarks run stochastic          # also draws docs/figures/stochastic.svg
 
 Ridge regression with 20 features, strength 1, support sets of 5 to 5,000 rows, condition numbers of the inner
 problem from 1.5 to 10,000; solution and meta-gradient in closed form, float64. For every solver the learning
@@ -12,12 +12,9 @@ of one if they can; the median over SEEDS tasks. Then the library's own solver i
 timed.
 """
 
-import argparse
-import json
+import itertools
 import math
 import statistics
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +23,8 @@ import optax
 from jax import lax
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, figure, in_turn, say
 
-ROOT = Path(__file__).parent
-RESULT = ROOT / "results" / "stochastic.json"
-FIGURE = ROOT.parent / "docs" / "figures" / "stochastic.svg"
 STOCHASTIC = ("SGD", "SGD with decay", "SVRG")
 FEATURES, BATCH, SEEDS = 20, 5, 3
 SIZES, CONDITIONS = (5, 50, 500, 5000), (1.5, 10, 100, 1000, 10_000)
@@ -53,13 +47,8 @@ def draw(rows, condition, seed):
     star = inverse @ (support.T @ targets / rows + theta)
     query_hessian = query.T @ query / 50
     meta = lambda phi: inverse @ (query_hessian @ (phi - weights))  # noqa: E731
-    return {
-        "rows": (jnp.asarray(support), jnp.asarray(targets)),
-        "theta": jnp.asarray(theta),
-        "star": jnp.asarray(star),
-        "meta": jnp.asarray(inverse @ query_hessian),
-        "error": np.linalg.norm(meta(star)),
-    }
+    task = {"rows": (support, targets), "theta": theta, "star": star, "meta": inverse @ query_hessian}
+    return jax.tree.map(jnp.asarray, task) | {"error": np.linalg.norm(meta(star))}
 
 
 def full(update, memory):
@@ -146,43 +135,31 @@ def nesterov(rate):
     return optax.sgd(rate, momentum=(root - 1) / (root + 1), nesterov=True)
 
 
-SOLVERS = {  # name: (rates, run at a rate, rows' gradients a point of the path, the library's solver)
-    "gradient descent": (
-        rates,
-        lambda r: optax_run(optax.sgd(r)),
-        lambda n: n,
-        lambda r, points, n: imaml.GradientDescent(r, steps=points),
-    ),
-    "Nesterov": (
-        rates,
-        lambda r: optax_run(nesterov(r)),
-        lambda n: n,
-        lambda r, points, n: imaml.Descent(nesterov(r), steps=points),
-    ),
-    "Adam": (
+def whole(transform, solver, grid=rates):
+    """A solver of whole gradients: rates, run at a rate, gradients of rows a look, the library's solver."""
+    return grid, lambda r: optax_run(transform(r)), lambda n: n, lambda r, points, n: solver(r, points)
+
+
+def parts(solver, decays=False, reduced=False):
+    """A solver of minibatches, likewise."""
+    make = lambda r: minibatch(r, r / 2 if decays else 0.0, reduced)  # noqa: E731
+    price = lambda n: (3 if reduced else 1) * part_of(n) * min(BATCH, n)  # noqa: E731
+    more = lambda r: {"decay": r / 2} if decays else {}  # noqa: E731
+    build = lambda r, points, n: solver(r, min(BATCH, n), epochs=epochs_of(points, n), **more(r))  # noqa: E731
+    return rates, make, price, build
+
+
+SOLVERS = {
+    "gradient descent": whole(optax.sgd, lambda r, points: imaml.GradientDescent(r, steps=points)),
+    "Nesterov": whole(nesterov, lambda r, points: imaml.Descent(nesterov(r), steps=points)),
+    "Adam": whole(
+        optax.adam,
+        lambda r, points: imaml.Descent(optax.adam(r), steps=points),
         lambda condition: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
-        lambda r: optax_run(optax.adam(r)),
-        lambda n: n,
-        lambda r, points, n: imaml.Descent(optax.adam(r), steps=points),
     ),
-    "SGD": (
-        rates,
-        lambda r: minibatch(r, 0.0, False),
-        lambda n: part_of(n) * min(BATCH, n),
-        lambda r, points, n: imaml.SGD(r, min(BATCH, n), epochs=epochs_of(points, n)),
-    ),
-    "SGD with decay": (
-        rates,
-        lambda r: minibatch(r, r / 2, False),
-        lambda n: part_of(n) * min(BATCH, n),
-        lambda r, points, n: imaml.SGD(r, min(BATCH, n), epochs=epochs_of(points, n), decay=r / 2),
-    ),
-    "SVRG": (
-        rates,
-        lambda r: minibatch(r, 0.0, True),
-        lambda n: 3 * part_of(n) * min(BATCH, n),
-        lambda r, points, n: imaml.SVRG(r, min(BATCH, n), epochs=epochs_of(points, n)),
-    ),
+    "SGD": parts(imaml.SGD),
+    "SGD with decay": parts(imaml.SGD, decays=True),
+    "SVRG": parts(imaml.SVRG, reduced=True),
 }
 
 
@@ -193,15 +170,19 @@ def part_of(rows):
 
 def epochs_of(points, rows):
     """Passes that so many points of a minibatch solver's path took, rounded up."""
-    length = rows // min(BATCH, rows)
-    return math.ceil(points * part_of(rows) / length)
+    return math.ceil(points * part_of(rows) / (rows // min(BATCH, rows)))
+
+
+def exact(steps):
+    """Newton-CG of so many steps."""
+    return imaml.NewtonCG(steps=steps, linear=imaml.CG(steps=FEATURES, tolerance=1e-8))
 
 
 def newton(task, rows):
     """Newton-CG: (rows' gradients, relative distance, relative meta-gradient error) after each step."""
     found = []
     for steps in range(1, 6):
-        solver = imaml.NewtonCG(steps=steps, linear=imaml.CG(steps=FEATURES, tolerance=1e-8))
+        solver = exact(steps)
         phi = jax.jit(lambda t, b, s=solver: s(PROBLEM, t, b).value)(task["theta"], task["rows"])
         distance, error = measured(task, phi[None])
         # A gradient, at most FEATURES products, and two evaluations of the loss a step.
@@ -210,15 +191,10 @@ def newton(task, rows):
 
 
 def timed(solver, task):
-    """Median seconds of the library's compiled solver."""
+    """Returns median seconds of the library's compiled solver."""
     run = jax.jit(lambda t, b: solver(PROBLEM, t, b).value)
-    jax.block_until_ready(run(task["theta"], task["rows"]))
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        jax.block_until_ready(run(task["theta"], task["rows"]))
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    times = in_turn({"": lambda: run(task["theta"], task["rows"])})
+    return 1e-3 * statistics.median(times[""])
 
 
 def first_below(values, threshold):
@@ -247,11 +223,8 @@ def cell(rows, condition):
             row = {"rows": rows, "condition": condition, "solver": name, "goal": goal, "gradients": None}
             if goal in best:
                 points, rate = best[goal]
-                row |= {
-                    "gradients": price(rows) * points,
-                    "passes": price(rows) * points / rows,
-                    "rate": rate,
-                }
+                gradients = price(rows) * points
+                row |= {"gradients": gradients, "passes": gradients / rows, "rate": rate}
                 row["seconds"] = timed(library(rate, int(points), rows), tasks[0])
             found.append(row)
     paths = [newton(task, rows) for task in tasks]
@@ -261,73 +234,39 @@ def cell(rows, condition):
         if all(steps):
             count = int(statistics.median(steps))
             gradients = paths[0][count - 1][0]
-            solver = imaml.NewtonCG(steps=count, linear=imaml.CG(steps=FEATURES, tolerance=1e-8))
-            row |= {"gradients": gradients, "passes": gradients / rows, "seconds": timed(solver, tasks[0])}
+            seconds = timed(exact(count), tasks[0])
+            row |= {"gradients": gradients, "passes": gradients / rows, "seconds": seconds}
         found.append(row)
     return found
 
 
-def plotted(result):
-    """The figure: passes over the rows until a coarse delta, a fine one, and a right meta-gradient."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams.update({"svg.hashsalt": "imaml", "font.size": 10})
+def draw(run, table):
+    """Draws passes over the rows until a coarse delta, a fine one, and a right meta-gradient."""
     goals, sizes = ("delta 0.3", "delta 0.01", "meta-gradient to 1 %"), (50, 5000)
-    figure, panels = plt.subplots(
-        len(sizes), len(goals), figsize=(11, 6.4), layout="constrained", sharex=True, sharey="row"
-    )
-    names = list(dict.fromkeys(row["solver"] for row in result["table"]))
-    for i, size in enumerate(sizes):
-        for j, goal in enumerate(goals):
-            for name in names:
-                rows = [
-                    row
-                    for row in result["table"]
-                    if (row["rows"], row["solver"], row["goal"]) == (size, name, goal) and row["gradients"]
-                ]
+    style = {"figsize": (11, 6.4), "sharex": True, "sharey": "row"}
+    with figure(run.place("stochastic.svg"), len(sizes), len(goals), **style) as (_, panels):
+        for (i, size), (j, goal) in itertools.product(enumerate(sizes), enumerate(goals)):
+            for name in dict.fromkeys(row["solver"] for row in table):
+                here = [r for r in table if (r["rows"], r["solver"], r["goal"]) == (size, name, goal)]
+                found = [(r["condition"], r["passes"]) for r in here if r["gradients"]]
                 style = "--" if name in STOCHASTIC else "-"
-                x, y = [row["condition"] for row in rows], [row["passes"] for row in rows]
-                panels[i, j].loglog(x, y, style, marker=".", label=name)
+                panels[i, j].loglog(*np.reshape(found, (-1, 2)).T, style, marker=".", label=name)
             panels[i, j].grid(alpha=0.3)
             panels[i, j].set_title(f"{goal}, {size:,} rows", fontsize=10)
             panels[-1, j].set_xlabel("condition number")
-        panels[i, 0].set_ylabel("passes over the rows")
-    panels[0, 0].legend(frameon=False, fontsize=7)
-    FIGURE.parent.mkdir(exist_ok=True)
-    figure.savefig(FIGURE, metadata={"Date": None})
+            panels[i, 0].set_ylabel("passes over the rows")
+        panels[0, 0].legend(frameon=False, fontsize=7)
 
 
-def main():
-    """Prints and writes the table, and draws it."""
-    jax.config.update("jax_enable_x64", True)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
-    parser.add_argument("--conditions", type=float, nargs="*", default=CONDITIONS)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--draw", action="store_true", help="only draw what is there")
-    arguments = parser.parse_args()
-    if arguments.draw:
-        return plotted(json.loads(arguments.out.read_text()))
-    table = []
-    for rows in arguments.sizes:
-        for condition in arguments.conditions:
-            began = time.monotonic()
-            new = cell(rows, condition)
-            table += new
-            for row in new:
-                if row["goal"] in ("delta 0.1", "meta-gradient to 1 %"):
-                    print({k: v for k, v in row.items() if k != "rate"}, flush=True)
-            print(f"{rows} rows, condition {condition}: {time.monotonic() - began:.0f} s", flush=True)
-            result = {"command": "python -m benchmarks.stochastic", "machine": describe_machine()}
-            result |= {"seeds": SEEDS, "minibatch": BATCH, "passes_at_most": PASSES, "table": table}
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    if arguments.out == RESULT:
-        plotted(result)
-    return None
-
-
-if __name__ == "__main__":
-    main()
+@benchmark("stochastic", quick={"sizes": (5,), "conditions": (10.0,)}, double=True)
+def main(run, sizes=SIZES, conditions=CONDITIONS, draw_only=False):
+    """Measures all solvers for each size and condition number."""
+    table = run.before() if draw_only else []
+    for rows, condition in [] if draw_only else itertools.product(sizes, conditions):
+        new = run.once(f"{rows}-{condition:g}", cell, rows, condition)
+        table += new
+        for row in new:
+            if row["goal"] in ("delta 0.1", "meta-gradient to 1 %"):
+                say(row, "rate")
+        run.write(table, seeds=SEEDS, minibatch=BATCH, passes_at_most=PASSES)
+    draw(run, table)

@@ -1,183 +1,163 @@
 """The paper's theory on plots: what a meta-gradient is worth and costs, against exact references.
 
+    python -m benchmarks run theory      # benchmarks/results/theory/theory.json and its figures
+
 (a) error against inner steps, on linear regression where the meta-gradient has a closed form: MAML by
     unrolling and truncated unrolling, implicit MAML with several numbers of CG steps, with a Newton step
     more, and the certificate beside the true error                                   (paper, figure 2a)
-    and, with logistic regression, error against delta, how far the inner solution is off
+    and, with logistic regression, error against delta, the distance to the inner solution
 (b) memory, as XLA counts it in the compiled step, (c) time against inner steps of Conv4   (figures 2b, 2c)
 (d) products to an accuracy against the condition number                                      (Theorem 1)
 """
 
-from __future__ import annotations
-
-import json
-import os
-import platform
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
 
-from ..core.version import __version__
-from ..domains.fewshot.domain import characters
-from ..inner.gradient import GradientDescent
-from ..inner.newton import Newton
-from ..linear.cg import CG
-from ..meta.certificate import Certificate
-from ..meta.implicit import implicit
-from ..meta.methods import IMAML, MAML
-from ..meta.system import Case, judge_of
-from ..problems.base import Task
-from ..problems.proximal import proximal
+import imaml
+from benchmarks.harness import benchmark, exponent, figure, in_turn
+from imaml.meta.system import Case, judge_of
 
 FEATURES, ROWS, STRENGTH = 20, 30, 0.5
-STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+STEPS, COMPILED = (1, 2, 4, 8, 16, 32, 64, 128, 256), (4, 16, 64, 256)
 CONDITIONS = (10, 30, 100, 300, 1000, 3000, 10_000)
 ACCURACIES = (1e-2, 1e-4, 1e-6)
 DELTAS = tuple(float(f"{d:.3g}") for d in np.geomspace(1e-4, 0.3, 8))
 
 
-def regression(seed: int) -> tuple[Any, Array, Task, float]:
-    """A ridge problem, theta, a task, and 1 / the largest curvature."""
+def squares(phi, batch):
+    """Half the mean squared error of a linear model."""
+    return 0.5 * jnp.mean((batch[0] @ phi - batch[1]) ** 2)
+
+
+def logistic(phi, batch):
+    """The logistic loss of a linear model, labels -1 and 1."""
+    return jnp.mean(jax.nn.softplus(-batch[1] * (batch[0] @ phi)))
+
+
+def regression(seed):
+    """Returns theta, a support and a query set of linear regression, and 1 / the largest curvature."""
     random = np.random.default_rng(seed)
     scale = np.geomspace(0.3, 3, FEATURES)
     weights, theta = random.normal(size=(2, FEATURES))
     inputs = random.normal(size=(2, ROWS, FEATURES)) * scale
     targets = inputs @ weights + 0.1 * random.normal(size=(2, ROWS))
-    task = Task(*((jnp.asarray(inputs[i]), jnp.asarray(targets[i])) for i in range(2)))
-    problem = proximal(_squares, STRENGTH, convex=True)
+    batches = [(jnp.asarray(inputs[i]), jnp.asarray(targets[i])) for i in range(2)]
     largest = np.linalg.norm(inputs[0].T @ inputs[0] / ROWS, 2) + STRENGTH
-    return problem, jnp.asarray(theta), task, float(1 / largest)
+    return jnp.asarray(theta), *batches, float(1 / largest)
 
 
-def _squares(phi: Any, batch: Any) -> Array:
-    return 0.5 * jnp.mean((batch[0] @ phi - batch[1]) ** 2)
+def prepared(loss, theta, support, query):
+    """Returns the problem, what the library is given, and a function from phi* to the meta-gradient there."""
+    problem = imaml.proximal(loss, STRENGTH, convex=True)
+    case = Case(problem, theta, support, judge_of(lambda phi, theta, batch: loss(phi, batch), theta, query))
+    matrix = jax.jacfwd(lambda p: problem.residual(p, theta, support))
+
+    def exact(star):
+        system = case.system(star)
+        return system.gradient(jnp.linalg.solve(matrix(star), system.right))
+
+    return problem, case, exact
 
 
-def errors(seed: int = 0) -> dict[str, list[float | None]]:
-    """(a): relative errors of the meta-gradient after each of STEPS inner steps, by method."""
-    problem, theta, task, rate = regression(seed)
-    slope = lambda p: problem.residual(p, theta, task.support)  # noqa: E731
-    matrix = jax.jacfwd(slope)(theta)
-    star = theta - jnp.linalg.solve(matrix, slope(theta))
-    judge = judge_of(lambda phi, theta, batch: _squares(phi, batch), theta, task.query)
-    case = Case(problem, theta, task.support, judge)
-    system = case.system(star)
-    truth = system.gradient(jnp.linalg.solve(matrix, system.right))
-    size = jnp.linalg.norm(truth)
-    found: dict[str, list[float | None]] = {}
+def errors(seed=0):
+    """Returns (a): relative errors of the meta-gradient after each of STEPS inner steps, by method."""
+    theta, support, query, rate = regression(seed)
+    problem, case, exact = prepared(squares, theta, support, query)
+    slope = lambda p: problem.residual(p, theta, support)  # noqa: E731
+    truth = exact(theta - jnp.linalg.solve(jax.jacfwd(slope)(theta), slope(theta)))
+    off = lambda gradient: jnp.linalg.norm(gradient - truth)  # noqa: E731
+    found = {}
 
-    def add(name: str, value: Any) -> None:
-        found.setdefault(name, []).append(None if value is None else float(value / size))
-
-    def descended(theta: Array, phi: Array, steps: int) -> Array:
-        step = lambda _, p: p - rate * problem.residual(p, theta, task.support)  # noqa: E731
+    def descended(theta, phi, steps):
+        step = lambda _, p: p - rate * problem.residual(p, theta, support)  # noqa: E731
         return lax.fori_loop(0, steps, step, phi)
 
-    def unrolled(theta: Array, steps: int, kept: int) -> Array:
+    def unrolled(theta, steps, kept):
         start = None if kept == steps else descended(theta, theta, steps - kept)
-        return jax.grad(lambda t: _squares(descended(t, t if start is None else start, kept), task.query))(
-            theta
-        )
-
-    off = lambda gradient: jnp.linalg.norm(gradient - truth)  # noqa: E731
+        at = lambda t: squares(descended(t, t if start is None else start, kept), query)  # noqa: E731
+        return off(jax.grad(at)(theta))
 
     @jax.jit
-    def implied(phi: Array) -> dict[str, Array]:
-        at = lambda rule: rule.at(case, phi, None)  # noqa: E731
-        known: dict[str, Array] = {}
+    def implied(phi):
+        known = {}
         for count in (2, 5, 10):
-            found = at(implicit(CG(steps=count), certify=Certificate()))
-            known[f"iMAML, CG {count}"] = off(found.gradient)
-            known[f"its certified bound, CG {count}"] = found.linear.stats.error_bound
-        corrected = at(implicit(CG(steps=10), correct=True))
+            rule = imaml.implicit(imaml.CG(steps=count), certify=imaml.Certificate())
+            at = rule.at(case, phi, None)
+            known[f"iMAML, CG {count}"] = off(at.gradient)
+            known[f"its certified bound, CG {count}"] = at.linear.stats.error_bound
+        corrected = imaml.implicit(imaml.CG(steps=10), correct=True).at(case, phi, None)
         return known | {"iMAML, CG 10, a Newton step more": off(corrected.gradient)}
 
     for steps in STEPS:
-        phi = descended(theta, theta, steps)
-        add("MAML, unrolled", off(unrolled(theta, steps, steps)))
+        values = {"MAML, unrolled": unrolled(theta, steps, steps)}
         for kept in (4, 16):
-            add(f"unrolled, last {kept}", off(unrolled(theta, steps, kept)) if steps > kept else None)
-        for name, value in implied(phi).items():
-            add(name, value)
+            values[f"unrolled, last {kept}"] = unrolled(theta, steps, kept) if steps > kept else None
+        for name, value in (values | implied(descended(theta, theta, steps))).items():
+            relative = None if value is None else float(value / jnp.linalg.norm(truth))
+            found.setdefault(name, []).append(relative)
     return found
 
 
-def corrections(seed: int = 0) -> dict[str, Any]:
-    """(a) again: relative errors of the meta-gradient against delta, the slopes, and the products with A.
+def corrections(seed=0):
+    """Returns (a) again: relative errors against delta, their slopes, and the products with A.
 
-    Of logistic regression, which is no quadratic, at phi* and a random way of length delta from it, with the
-    linear system solved to the end. products: the mean over all deltas, the first solve's among them.
+    Of logistic regression, which is no quadratic, at phi* and in a random direction at distance delta, with
+    the linear system solved to the end. products: the mean over all deltas, the first solve's included.
     """
-    _, theta, task, _ = regression(seed)
-    support, query = (
-        (inputs, jnp.sign(targets), jnp.ones(())) for inputs, targets in (task.support, task.query)
-    )
-    problem = proximal(_logistic, STRENGTH, convex=True)
-    slope = lambda p: problem.residual(p, theta, support)  # noqa: E731
-    star = Newton(steps=30)(problem, theta, support).value
-    matrix = jax.jacfwd(slope)(star)
-    judge = judge_of(lambda phi, theta, batch: _logistic(phi, batch), theta, query)
-    case = Case(problem, theta, support, judge)
-    system = case.system(star)
-    truth = system.gradient(jnp.linalg.solve(matrix, system.right))
-    way = jnp.asarray(np.random.default_rng(seed + 1).normal(size=FEATURES))
-    way = way / jnp.linalg.norm(way)
-    linear = CG(tolerance=1e-12)
+    theta, *batches, _ = regression(seed)
+    support, query = ((inputs, jnp.sign(targets)) for inputs, targets in batches)
+    problem, case, exact = prepared(logistic, theta, support, query)
+    star = imaml.Newton(steps=30)(problem, theta, support).value
+    truth = exact(star)
+    direction = jnp.asarray(np.random.default_rng(seed + 1).normal(size=FEATURES))
+    direction = direction / jnp.linalg.norm(direction)
+    linear = imaml.CG(tolerance=1e-12)
     rules = {
-        "iMAML": implicit(linear),
-        "iMAML, a Newton step more": implicit(linear, correct=True),
-        "iMAML, accuracy 1e-6 asked for": implicit(linear, accuracy=1e-6),
+        "iMAML": imaml.implicit(linear),
+        "iMAML, a Newton step more": imaml.implicit(linear, correct=True),
+        "iMAML, accuracy 1e-6 asked for": imaml.implicit(linear, accuracy=1e-6),
     }
-    found: dict[str, Any] = {"deltas": list(DELTAS), "errors": {}, "products": {}, "slopes": {}}
+    found = {"deltas": list(DELTAS), "errors": {}, "products": {}, "slopes": {}}
     for name, rule in rules.items():
         at = jax.jit(lambda phi, rule=rule: rule.at(case, phi, None)[1::3])
-        ends = [at(star + delta * way) for delta in DELTAS]
+        ends = [at(star + delta * direction) for delta in DELTAS]
         off = [float(jnp.linalg.norm(g - truth) / jnp.linalg.norm(truth)) for g, _ in ends]
         found["errors"][name] = off
         found["products"][name] = float(np.mean([solution.stats.steps for _, solution in ends]))
-        clear = [i for i, error in enumerate(off) if error > 1e-11]  # above rounding
-        found["slopes"][name] = exponent([DELTAS[i] for i in clear], [off[i] for i in clear])
+        clear = [pair for pair in zip(DELTAS, off, strict=True) if pair[1] > 1e-11]  # above rounding
+        found["slopes"][name] = exponent(*zip(*clear, strict=True))
     return found
 
 
-def _logistic(phi: Any, batch: Any) -> Array:
-    return jnp.mean(jax.nn.softplus(-batch[1] * (batch[0] @ phi)))
-
-
-def products(condition: float, accuracy: float, seed: int = 0, size: int = 200) -> dict[str, int]:
-    """(d): gradients and Hessian-vector products until the meta-gradient is right to `accuracy`.
+def products(condition, accuracy, seed=0, size=200):
+    """Returns (d): gradients and Hessian-vector products until the meta-gradient is right to `accuracy`.
 
     On a quadratic with eigenvalues spread geometrically from 1 (the strength) to `condition`: inner steps
     until the meta-gradient with an exact linear solve there is right to half of it, and steps of conjugate
     gradients until that at the exact solution is.
     """
     random = np.random.default_rng(seed)
-    turn = np.linalg.qr(random.normal(size=(size, size)))[0]
-    matrix = jnp.asarray((turn * np.geomspace(1, condition, size)) @ turn.T)
+    basis = np.linalg.qr(random.normal(size=(size, size)))[0]
+    matrix = jnp.asarray((basis * np.geomspace(1, condition, size)) @ basis.T)
     right, query, start = (jnp.asarray(v) for v in random.normal(size=(3, size)))
     star, inverse = jnp.linalg.solve(matrix, right), jnp.linalg.inv(matrix)
     truth = inverse @ (star - query)  # of the query loss 1/2 |phi - query|^2
-    off = lambda gradient: jnp.linalg.norm(gradient - truth) / jnp.linalg.norm(truth)  # noqa: E731
-    wanting = lambda phi: off(inverse @ (phi - query)) > accuracy / 2  # noqa: E731
-    momentum = (condition**0.5 - 1) / (condition**0.5 + 1)
+    wrong = lambda g: jnp.linalg.norm(g - truth) / jnp.linalg.norm(truth) > accuracy / 2  # noqa: E731
 
-    def count(momentum: float) -> int:
-        def advance(state: tuple) -> tuple:
+    def inner(momentum):
+        def advance(state):
             phi, before, steps = state
             ahead = phi + momentum * (phi - before)
             return ahead - (matrix @ ahead - right) / condition, phi, steps + 1
 
-        return int(lax.while_loop(lambda s: wanting(s[0]), advance, (start, start, 0))[2])
+        return int(lax.while_loop(lambda s: wrong(inverse @ (s[0] - query)), advance, (start, start, 0))[2])
 
-    def linear() -> int:
-        def advance(state: tuple) -> tuple:
+    def linear():
+        def advance(state):
             x, r, p, steps = state
             image = matrix @ p
             length = (r @ r) / (p @ image)
@@ -185,71 +165,32 @@ def products(condition: float, accuracy: float, seed: int = 0, size: int = 200) 
             return x + length * p, following, following + (following @ following) / (r @ r) * p, steps + 1
 
         b = star - query
-        begin = (jnp.zeros_like(b), b, b, 0)
-        return int(lax.while_loop(lambda s: off(s[0]) > accuracy / 2, advance, begin)[3])
+        return int(lax.while_loop(lambda s: wrong(s[0]), advance, (jnp.zeros_like(b), b, b, 0))[3])
 
-    solved = linear()
-    return {"Nesterov + CG": count(momentum) + solved, "gradient descent + CG": count(0.0) + solved}
-
-
-def exponent(conditions: Sequence[float], counts: Sequence[float]) -> float:
-    """The slope of log counts against log conditions, by least squares."""
-    return float(np.polyfit(np.log(conditions), np.log(counts), 1)[0])
+    momentum, solved = (condition**0.5 - 1) / (condition**0.5 + 1), linear()
+    return {"Nesterov + CG": inner(momentum) + solved, "gradient descent + CG": inner(0.0) + solved}
 
 
-def compiled_costs(
-    steps: Sequence[int] = (4, 16, 64, 256), ways: int = 20, shots: int = 5
-) -> dict[str, dict[str, list[float]]]:
-    """(b), (c): temporary bytes of the compiled Conv4 step of one task, and seconds, the median of three."""
-    domain = characters(ways=ways, shots=shots, queries=5)
+def compiled_costs(ways=20, shots=5):
+    """Returns (b), (c): temporary bytes of Conv4's compiled step of one task, and seconds, the median of three."""
+    domain = imaml.characters(ways=ways, shots=shots, queries=5)
     task = jax.tree.map(lambda leaf: leaf[None], domain.sample(jax.random.key(0), "train"))
     theta = domain.init(jax.random.key(1))
-
-    def unrolled_loop(count: int) -> Any:
-        return MAML(domain.problem(None), domain.query_loss, inner=GradientDescent(0.1, steps=count))
-
-    def implicit_loop(count: int) -> Any:
-        inner = GradientDescent(0.1, steps=count)
-        return IMAML(domain.problem(0.5), domain.query_loss, inner=inner, linear=CG(steps=5))
-
-    makers: dict[str, Callable[[int], Any]] = {"iMAML": implicit_loop, "MAML, unrolled": unrolled_loop}
-    memory: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {}
-    for name, make in makers.items():
-        for count in steps:
-            compiled = jax.jit(lambda t, b, m=make(count): m(t, b)[0]).lower(theta, task).compile()
-            analysis = compiled.memory_analysis()
-            memory.setdefault(name, []).append(getattr(analysis, "temp_size_in_bytes", np.nan))
-            times = []
-            for _ in range(4):
-                began = time.perf_counter()
-                jax.block_until_ready(compiled(theta, task))
-                times.append(time.perf_counter() - began)
-            seconds.setdefault(name, []).append(statistics.median(times[1:]))
-    return {"temporary_bytes": memory, "seconds": seconds}
-
-
-def measure(quick: bool = False) -> dict[str, Any]:
-    """Everything that the plots show, in float64."""
-    before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
-    jax.config.update("jax_enable_x64", True)
-    try:
-        conditions = CONDITIONS[:4] if quick else CONDITIONS
-        counted = {a: [products(c, a) for c in conditions] for a in ACCURACIES}
-        found = {"inner_steps": list(STEPS), "errors": errors(), "correction": corrections()}
-    finally:
-        jax.config.update("jax_enable_x64", before)
-    names = list(next(iter(counted.values()))[0])
-    found["products"] = {
-        "conditions": list(conditions),
-        "counts": {name: {str(a): [c[name] for c in row] for a, row in counted.items()} for name in names},
-        "exponents": {
-            name: {str(a): exponent(conditions, [c[name] for c in row]) for a, row in counted.items()}
-            for name in names
-        },
-    }
-    if not quick:
-        found |= {"compiled_steps": [4, 16, 64, 256], **compiled_costs()}
+    found = {"temporary_bytes": {}, "seconds": {}}
+    for name in ("iMAML", "MAML, unrolled"):
+        for count in COMPILED:
+            given = {"inner": imaml.GradientDescent(0.1, steps=count)}
+            if name == "iMAML":
+                method = imaml.IMAML(
+                    domain.problem(0.5), domain.query_loss, linear=imaml.CG(steps=5), **given
+                )
+            else:
+                method = imaml.MAML(domain.problem(None), domain.query_loss, **given)
+            compiled = jax.jit(lambda t, b, m=method: m(t, b)[0]).lower(theta, task).compile()
+            size = getattr(compiled.memory_analysis(), "temp_size_in_bytes", np.nan)
+            times = in_turn({name: lambda call=compiled: call(theta, task)}, 3)
+            found["temporary_bytes"].setdefault(name, []).append(size)
+            found["seconds"].setdefault(name, []).append(1e-3 * statistics.median(times[name]))
     return found
 
 
@@ -267,66 +208,75 @@ ERRORS = {  # the lines of the first figure in their order; a bound has the colo
 }
 
 
-def draw(found: dict[str, Any], folder: Path) -> list[Path]:
-    """The plots as SVG files, and theory.json beside them."""
-    import matplotlib
+def drawn(path, size, *panels):
+    """Draws a figure of panels: lines (x, y, style, keywords) and the panel's labels; returns its file."""
+    with figure(path, 1, len(panels), figsize=size) as (_, shown):
+        for panel, (lines, labels, legend) in zip(shown[0], panels, strict=True):
+            for x, y, style, how in lines:
+                panel.loglog(x, [np.nan if v is None else v for v in y], style, **how)
+            panel.set(**labels)
+            panel.grid(alpha=0.3)
+            if legend is not None:
+                panel.legend(frameon=False, **legend)
+    return path
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    matplotlib.rcParams.update({"svg.hashsalt": "imaml", "font.size": 10})
-    folder.mkdir(parents=True, exist_ok=True)
-    figure, panel = plt.subplots(figsize=(7, 4.6), layout="constrained")
+def draw(found, errors, folder):
+    """Draws the figures, and returns their files."""
+    wrong, few = "relative error of the meta-gradient", {"fontsize": 8}
+    lines = []
     for name, colour in ERRORS.items():
-        bound, values = name.startswith("its"), found["errors"][name]
+        bound = name.startswith("its")
         style = ":" if bound else "--" if "nrolled" in name else "-"
-        y = [np.nan if v is None else v for v in values]
-        panel.loglog(found["inner_steps"], y, style, color=colour, marker=None if bound else ".", label=name)
-    panel.set(xlabel="inner steps", ylabel="relative error of the meta-gradient")
-    panel.grid(alpha=0.3)
-    panel.legend(frameon=False, fontsize=8, ncols=2)
-    files = [folder / "theory-errors.svg"]
-    figure.savefig(files[-1], metadata={"Date": None})
-    figure, panel = plt.subplots(figsize=(6, 4), layout="constrained")
-    more = found["correction"]
+        how = {"color": colour, "marker": None if bound else ".", "label": name}
+        lines.append((found["inner_steps"], errors[name], style, how))
+    labels = {"xlabel": "inner steps", "ylabel": wrong}
+    files = [drawn(folder / "theory-errors.svg", (7, 4.6), (lines, labels, few | {"ncols": 2}))]
+    more, lines = found["correction"], []
     for name, values in more["errors"].items():
         label = f"{name}: slope {more['slopes'][name]:.2f}, {more['products'][name]:.0f} products"
-        panel.loglog(more["deltas"], values, marker=".", label=label)
-    panel.set(xlabel="delta, distance to the inner solution", ylabel="relative error of the meta-gradient")
-    panel.grid(alpha=0.3)
-    panel.legend(frameon=False, fontsize=8)
-    files.append(folder / "theory-correction.svg")
-    figure.savefig(files[-1], metadata={"Date": None})
-    figure, panel = plt.subplots(figsize=(6, 4), layout="constrained")
-    for name, rows in found["products"]["counts"].items():
+        lines.append((more["deltas"], values, "-", {"marker": ".", "label": label}))
+    labels = {"xlabel": "delta, distance to the inner solution", "ylabel": wrong}
+    files.append(drawn(folder / "theory-correction.svg", (6, 4), (lines, labels, few)))
+    counted, lines = found["products"], []
+    for name, rows in counted["counts"].items():
         for style, (accuracy, counts) in zip(("-", "--", ":"), rows.items(), strict=True):
-            slope = found["products"]["exponents"][name][accuracy]
-            colour = "C0" if name.startswith("Nesterov") else "C1"
+            slope = counted["exponents"][name][accuracy]
             label = f"{name}, to {float(accuracy):.0e}: exponent {slope:.2f}"
-            panel.loglog(
-                found["products"]["conditions"], counts, style, color=colour, marker=".", label=label
-            )
-    panel.set(xlabel="condition number", ylabel="gradients and Hessian-vector products")
-    panel.grid(alpha=0.3)
-    panel.legend(frameon=False, fontsize=8)
-    files.append(folder / "theory-products.svg")
-    figure.savefig(files[-1], metadata={"Date": None})
+            how = {"color": "C0" if name.startswith("Nesterov") else "C1", "marker": ".", "label": label}
+            lines.append((counted["conditions"], counts, style, how))
+    labels = {"xlabel": "condition number", "ylabel": "gradients and Hessian-vector products"}
+    files.append(drawn(folder / "theory-products.svg", (6, 4), (lines, labels, few)))
     if "temporary_bytes" in found:
-        figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+        panels = []
         kinds = (("temporary_bytes", "temporary memory [MiB]", 2**20), ("seconds", "seconds", 1))
-        for panel, (kind, label, unit) in zip(panels, kinds, strict=True):
-            for name, values in found[kind].items():
-                panel.loglog(found["compiled_steps"], np.asarray(values) / unit, marker="o", label=name)
-            panel.set(xlabel="inner steps", ylabel=label)
-            panel.grid(alpha=0.3)
-        panels[0].legend(frameon=False)
-        files.append(folder / "theory-costs.svg")
-        figure.savefig(files[-1], metadata={"Date": None})
-    file = folder / "theory.json"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = {"platform": platform.platform(terse=True), "cores": cores, "python": platform.python_version()}
-    machine |= {"imaml": __version__, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
-    file.write_text(
-        json.dumps({"command": "imaml bench theory", "machine": machine, **found}, indent=1) + "\n"
-    )
-    return [*files, file]
+        for kind, label, unit in kinds:
+            values = {name: np.asarray(row) / unit for name, row in found[kind].items()}
+            lines = [(COMPILED, row, "-", {"marker": "o", "label": name}) for name, row in values.items()]
+            legend = {} if kind == "temporary_bytes" else None
+            panels.append((lines, {"xlabel": "inner steps", "ylabel": label}, legend))
+        files.append(drawn(folder / "theory-costs.svg", (9, 3.6), *panels))
+    return files
+
+
+@benchmark("theory", result="theory/theory.json", double=True)
+def main(run):
+    """Measures, prints exponents and slopes, draws and writes; `--quick` skips what takes long."""
+    conditions = CONDITIONS[:4] if run.quick else CONDITIONS
+    counted = {a: [products(c, a) for c in conditions] for a in ACCURACIES}
+    wrong, corrected, counts, exponents = errors(), corrections(), {}, {}
+    for name in ("Nesterov + CG", "gradient descent + CG"):
+        counts[name] = {str(a): [c[name] for c in row] for a, row in counted.items()}
+        exponents[name] = {a: exponent(conditions, row) for a, row in counts[name].items()}
+        facts = ", ".join(f"{slope:.2f} to {float(a):.0e}" for a, slope in exponents[name].items())
+        print(f"products grow with the condition number to the power of: {name}: {facts}")
+    for name, slope in corrected["slopes"].items():
+        print(f"error against delta: {name}: slope {slope:.2f}, {corrected['products'][name]:.0f} products")
+    found = {"inner_steps": list(STEPS), "correction": corrected}
+    found["products"] = {"conditions": list(conditions), "counts": counts, "exponents": exponents}
+    if not run.quick:
+        jax.config.update("jax_enable_x64", False)
+        found |= {"compiled_steps": list(COMPILED), **compiled_costs()}
+    run.write([{"method": name, "errors": row} for name, row in wrong.items()], **found)
+    for file in [*draw(found, wrong, run.out.parent), run.out]:
+        print(file)

@@ -57,7 +57,11 @@ def fewest(rows, size, condition, goal, stochastic):
     """Returns the solver with the fewest gradients of a kind, its count, and the kind's least seconds."""
     found = [row for row in rows if (row["rows"], row["condition"], row["goal"]) == (size, condition, goal)]
     found = [row for row in found if row["gradients"] and (row["solver"] in stochastic[0]) == stochastic[1]]
-    return min(found, key=lambda row: row["gradients"]) | {"least": min(r["seconds"] for r in found)} if found else None
+    return (
+        min(found, key=lambda row: row["gradients"]) | {"least": min(r["seconds"] for r in found)}
+        if found
+        else None
+    )
 
 
 def comparison(summary):
@@ -76,7 +80,14 @@ def render(check):
     """Writes the tables into the pages, or says where they differ; returns the exit status."""
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     made = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), **options)
-    filters = {"percent": percent, "mean": mean, "named": named, "command": command, "f": format, "unique": unique}
+    filters = {
+        "percent": percent,
+        "mean": mean,
+        "named": named,
+        "command": command,
+        "f": format,
+        "unique": unique,
+    }
     made.filters |= filters
     given = (result, source, least_digits, fewest, comparison)
     made.globals |= {function.__name__: function for function in given}
