@@ -332,6 +332,21 @@ def exponent(x: Any, y: Any) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
+def trained(out: Path, domain: Any, method: Any, optimiser: Any, **options: Any) -> tuple[Any, float]:
+    """Trains, or resumes the run in directory `out`; returns meta-parameters and the seconds of the first call."""
+    import imaml
+
+    began = time.perf_counter()
+    if out.exists():
+        options |= {"resume": True, "start": None}
+    run = imaml.train(domain, method, optimiser, out=out, **options, **QUIET)
+    if run.reason == "interrupted":
+        raise SystemExit("interrupted; the same command resumes")
+    if not (out / "seconds").exists():
+        (out / "seconds").write_text(str(time.perf_counter() - began))
+    return run.theta, float((out / "seconds").read_text())
+
+
 @contextlib.contextmanager
 def figure(path: Path, rows: int = 1, columns: int = 1, font: int = 10, **how: Any) -> Iterator[Any]:
     """Draws a figure in the style of the docs: yields figure and panels, and writes it at the end."""

@@ -1,35 +1,26 @@
 """Adaptation by any inner algorithm against its baselines, each with the same number of tuning trials.
 
-    python -m benchmarks.any_inner trajectory q-learning     # -> benchmarks/results/any_inner.json
+    python -m benchmarks run any_inner --presets trajectory q-learning
 
 Every method learns with the preset's optimiser and budget of steps; each has three trials, of its inner rate
 or strength, judged on 64 validation tasks, and the best is scored on 200 test tasks, the same for all.
 Differences from implicit MAML are paired by task, with 95 % intervals. What is done is kept in
-runs/any_inner, and gone on with.
+runs/any_inner: the same command resumes.
 """
 
-import argparse
 import dataclasses
-import json
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 
 import imaml
-from benchmarks.intervals import interval
-from benchmarks.machine import describe_machine
-from imaml.cli.startup import prepare_jax
+from benchmarks.harness import benchmark, interval, trained
 from imaml.config.presets import preset
 from imaml.core.recipes import to_json
 from imaml.inner.gradient import GradientDescent
 from imaml.training.evaluation import evaluate_theta
 from imaml.training.step import devices_mesh
 
-RESULT = Path("benchmarks/results/any_inner.json")
-KEPT = Path("runs/any_inner")
-VALIDATION, TEST = 64, 200
 METHODS = ("imaml", "scratch", "transfer", "fomaml")
 RATES = {  # of gradient descent, by what a preset's name begins with, the longest first
     "trajectory": (0.03, 0.1, 0.3),
@@ -70,94 +61,71 @@ def trials(name, method):
     ]
 
 
-def learned(name, method, number, recipe):
-    """Theta of one trial, and the seconds of its learning."""
+def scored(run, name, method, number, recipe, split, tasks):
+    """Returns the scores of one trial, task by task."""
     config = preset(name)
     domain = config.domain.build()
     built = recipe.build(domain, devices_mesh(config.training.tasks))
-    if method == "scratch":
-        return domain, built, domain.init(jax.random.key(1)), 0.0
-    began = time.perf_counter()
-    options = {"steps": config.training.steps, "tasks": config.training.tasks, "validate_every": 0}
-    out = KEPT / name / f"{method}-{0 if method == 'transfer' else number}"
-    if (out / "seconds").exists():
-        return domain, built, imaml.load(out).theta, float((out / "seconds").read_text())
-    run = imaml.train(
-        domain, built, config.optimiser, out=out, **options, progress=False, resume=out.exists()
-    )
-    if run.reason == "interrupted":
-        raise SystemExit("interrupted; the same command goes on")
-    seconds = time.perf_counter() - began
-    (out / "seconds").write_text(str(seconds))
-    return domain, built, run.theta, seconds
-
-
-def scored(name, method, number, recipe, split, tasks):
-    """The scores of one trial, task by task, kept as a file."""
-    file = KEPT / name / f"{method}-{number}-{split}.json"
-    if not file.exists():
+    theta, seconds = domain.init(jax.random.key(1)), 0.0
+    if method != "scratch":
+        steps = 2 if run.quick else config.training.steps
+        out = run.kept / name / f"{method}-{0 if method == 'transfer' else number}"
         try:
-            domain, built, theta, seconds = learned(name, method, number, recipe)
-        except imaml.NumericalError as error:  # a rate that it does not stand: the trial is lost
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"values": [float("nan")], "error": str(error)}))
-            return json.loads(file.read_text())
-        found = evaluate_theta(domain, built, theta, split=split, tasks=tasks)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        values = {"values": found.values[found.headline].tolist(), "seconds": seconds, "failed": found.failed}
-        values["baselines"] = {k: v.tolist() for k, v in found.baseline_values.items()}
-        values["before"] = found.before[found.headline]
-        file.write_text(json.dumps(values))
-    return json.loads(file.read_text())
+            options = {"steps": steps, "tasks": config.training.tasks}
+            theta, seconds = trained(out, domain, built, config.optimiser, **options)
+        except imaml.NumericalError as error:  # a rate that is too large: the trial is lost
+            return {"values": [float("nan")], "error": str(error)}
+    found = evaluate_theta(domain, built, theta, split=split, tasks=tasks)
+    values = {"values": found.values[found.headline], "seconds": seconds, "failed": found.failed}
+    return values | {"baselines": found.baseline_values, "before": found.before[found.headline]}
 
 
-def compared(name, say=print):
-    """The rows of one preset."""
+def compared(run, name, validation, test):
+    """Returns the row of one preset."""
     config = preset(name)
     domain = config.domain.build()
     sign = 1 if domain.higher_is_better else -1
     best = {}
     for method in METHODS:
-        each = []
-        for number, recipe in enumerate(trials(name, method)):
-            values = np.array(scored(name, method, number, recipe, "validation", VALIDATION)["values"])
+        each, recipes = [], trials(name, method)
+
+        def tried(number, split, tasks, method=method, recipes=recipes):
+            key = f"{name}-{method}-{number}-{split}"
+            return run.once(key, scored, run, name, method, number, recipes[number], split, tasks)
+
+        for number in range(len(recipes)):
+            values = np.array(tried(number, "validation", validation)["values"])
             each.append(float(np.mean(values)) if np.all(np.isfinite(values)) else -sign * np.inf)
-            say(name, method, number, each[-1], flush=True)
+            print(name, method, number, each[-1], flush=True)
         number = int(np.argmax(sign * np.array(each)))
-        test = scored(name, method, number, trials(name, method)[number], "test", TEST)
-        best[method] = {"trial": number, "validation": each, **test}
-    ours = np.array(best["imaml"]["values"])
-    rows = []
+        best[method] = {"trial": number, "validation": each, **tried(number, "test", test)}
+        best[method]["recipe"] = to_json(dataclasses.replace(config, method=recipes[number]))["method"]
+    ours, rows = np.array(best["imaml"]["values"]), []
     for method, found in best.items():
-        row = {"method": method, "trial": found["trial"], "validation": found["validation"]}
+        row = {"method": method} | {key: found[key] for key in ("trial", "validation")}
         row |= {"score": interval(found["values"]), "before": found["before"], "failed": found["failed"]}
         row |= {"imaml_less_this": interval(ours - found["values"]), "learning_seconds": found["seconds"]}
-        row["recipe"] = to_json(dataclasses.replace(config, method=trials(name, method)[found["trial"]]))[
-            "method"
-        ]
-        rows.append(row)
-        say(name, method, row["score"], row["imaml_less_this"], flush=True)
-    baselines = {k: interval(v) for k, v in best["imaml"]["baselines"].items()}
-    paired = {k: interval(ours - np.array(v)) for k, v in best["imaml"]["baselines"].items()}
-    better = "higher" if domain.higher_is_better else "lower"
-    return {
-        "preset": name, "score": domain.headline, "better": better, "tasks": TEST, "rows": rows,
-        "baselines": baselines, "imaml_less_baselines": paired, "config": to_json(config),
-    }  # fmt: skip
+        rows.append(row | {"recipe": found["recipe"]})
+        print(name, method, row["score"], row["imaml_less_this"], flush=True)
+    others = {k: np.array(v) for k, v in best["imaml"]["baselines"].items()}
+    about = {
+        "preset": name,
+        "score": domain.headline,
+        "better": "higher" if sign > 0 else "lower",
+        "tasks": test,
+    }
+    about |= {"rows": rows, "baselines": {k: interval(v) for k, v in others.items()}}
+    about["imaml_less_baselines"] = {k: interval(ours - v) for k, v in others.items()}
+    return about | {"config": to_json(config)}
 
 
-def main():
-    """Runs and writes."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("presets", nargs="+")
-    names = parser.parse_args().presets
-    prepare_jax()  # before JAX starts: every core a device
-    kept = json.loads(RESULT.read_text())["presets"] if RESULT.exists() else {}
-    for name in names:
-        kept[name] = compared(name) | {"machine": describe_machine()}
-        result = {"command": "python -m benchmarks.any_inner PRESET ...", "presets": kept}
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+QUICK = {"presets": ["trajectory"], "validation": 2, "test": 4}
 
 
-if __name__ == "__main__":
-    main()
+@benchmark("any_inner", quick=QUICK, devices=True)
+def main(run, presets=(), validation=64, test=200):
+    """Compares the methods on each preset, and keeps the rows of others that are in the file."""
+    rows = {row["preset"]: row for row in run.before()}
+    for name in presets:
+        rows[name] = compared(run, name, validation, test)
+        run.write(list(rows.values()))

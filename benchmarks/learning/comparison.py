@@ -1,21 +1,19 @@
 """Keeps what `imaml compare` wrote as a committed result, with its command and the machine.
 
     imaml compare --preset omniglot-5w1s --data PATH --budget 5
-    python -m benchmarks.comparison runs/compare-omniglot-5w1s     # on the machine that it ran on
+    python -m benchmarks run comparison --folder runs/compare-omniglot-5w1s     # on the machine that it ran on
 
-writes benchmarks/results/compare-omniglot-5w1s.json, of which `python -m benchmarks.table` makes its tables.
+writes benchmarks/results/compare-omniglot-5w1s.json, of which `python -m benchmarks render` makes its tables.
 """
 
-import argparse
+import dataclasses
 import json
 from pathlib import Path
 
-from benchmarks.machine import describe_machine
+from benchmarks.harness import RESULTS, benchmark
 from imaml.compare.variants import ROWS
 from imaml.config.presets import PRESETS
 from imaml.core.recipes import from_json
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def command_of(summary):
@@ -36,18 +34,11 @@ def command_of(summary):
     return name, " ".join(words)
 
 
-def main():
-    """Writes the result file."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    summary = json.loads((parser.parse_args().folder / "comparison.json").read_text())
+@benchmark("comparison", result=None)
+def main(run, folder):
+    """Writes the result file of a run of `imaml compare`."""
+    summary = json.loads((Path(folder) / "comparison.json").read_text())
     name, command = command_of(summary)
-    file = RESULTS / f"compare-{name}.json"
-    file.write_text(
-        json.dumps({"command": command, "machine": describe_machine(), **summary}, indent=1) + "\n"
-    )
+    file = run.out or RESULTS / f"compare-{name}.json"
+    dataclasses.replace(run, command=command, out=file).write(**summary)
     print(file)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Five ways to learn theta and its precision, (a) to (e) of docs/bayes.md, on Omniglot, from one start.
 
-    python -m benchmarks.five_ways --data PATH [--ways 5 20]     # -> benchmarks/results/five_ways.json
+    python -m benchmarks run five_ways --data PATH [--ways 5 20]
 
 All begin at the body of the committed artefact with a head of zeros (its own head knows nothing before it is
 adapted, but says so with large logits, which a stronger prior would keep), with one precision for the body
@@ -8,26 +8,18 @@ and one for the head, and learn for the same number of steps (fewer for (e) at 2
 but (d), which cannot, learns a precision for every kernel, bias and scale. New tasks (test split, inductive)
 are answered by the adapted network alone, by Laplace's posterior of it, and by that of the head. Differences
 from (a) are paired by task, 95 % intervals. The picture of what precisions were learned is
-docs/figures/precisions.svg. Runs are kept in runs/five_ways, rows in the result: the same command goes on
-with what is not done.
+docs/figures/precisions.svg. What is done is kept in runs/five_ways: the same command resumes.
 """
 
-import argparse
 import dataclasses
-import json
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 
 import imaml
-from benchmarks.intervals import interval
-from benchmarks.machine import describe_machine
-from benchmarks.posteriors import WAYS, calibration, scores
+from benchmarks.harness import benchmark, figure, interval, say, trained
+from benchmarks.learning.posteriors import WAYS, calibration, scores
 from imaml.bayes.curvature import Quadrature
 from imaml.bayes.laplace import posterior
 from imaml.config.method import Bayes, Method, NewTask
@@ -38,8 +30,7 @@ from imaml.linear.cg import CG
 from imaml.problems.precision import Theta
 from imaml.training.evaluation import task_keys
 
-RESULT, FIGURE = Path("benchmarks/results/five_ways.json"), Path("docs/figures/precisions.svg")
-KEPT, START = Path("runs/five_ways"), "artefacts/omniglot-5w1s.safetensors"
+START = "artefacts/omniglot-5w1s.safetensors"
 BODY, HEAD = 1000.0, 10.0  # the prior's precisions at the start, of the loss summed over a support
 RATE = 0.1  # of the mean loss over the rows that a task is solved on
 QUERIES = {5: 5, 20: 1}  # a class
@@ -97,7 +88,7 @@ def strengths_of(mean, times):
     }
 
 
-def learned_by(name, ways, data):
+def learned_by(run, name, ways, data):
     """The domain, the method, and what was learned, by a run that is kept."""
     domain, start = prepared(ways, data)
     method, optimiser = recipe(name, ways)
@@ -108,17 +99,9 @@ def learned_by(name, ways, data):
         built = dataclasses.replace(built, problem=problem, new_task=built.new_task._replace(problem=problem))
     else:
         start = Theta(start, jax.tree.map(jnp.log, strengths))
-    out = KEPT / f"{ways}w" / name
-    began = time.perf_counter()
-    run = imaml.train(
-        domain, built, optimiser, out=out, steps=steps_of(name, ways), tasks=TASKS[ways], validate_every=0,
-        checkpoint_every=50, progress=False, resume=out.exists(), start=None if out.exists() else start,
-    )  # fmt: skip
-    if run.reason == "interrupted":
-        raise SystemExit("interrupted; the same command goes on")
-    if not (out / "seconds").exists():
-        (out / "seconds").write_text(str(time.perf_counter() - began))
-    return domain, built, run.theta, float((out / "seconds").read_text())
+    options = {"steps": 2 if run.quick else steps_of(name, ways), "tasks": TASKS[ways], "start": start}
+    out = run.kept / f"{ways}w" / name
+    return domain, built, *trained(out, domain, built, optimiser, checkpoint_every=50, **options)
 
 
 def precisions(name, theta, ways):
@@ -130,25 +113,20 @@ def precisions(name, theta, ways):
     return {"/".join(str(key.key) for key in path): times * float(np.exp(leaf)) for path, leaf in leaves}
 
 
-def rows_of(name, ways, data):
-    """The rows of one method: each way of answering."""
-    domain, built, theta, seconds = learned_by(name, ways, data)
-    run = jax.jit(lambda keys: jax.lax.map(lambda key: scores(domain, built, theta, key, False), keys))
-    found = jax.device_get(run(task_keys(0, 0, SCORED[ways])))
-    about = {
-        "method": name,
-        "ways": ways,
-        "tasks": SCORED[ways],
-        "steps": steps_of(name, ways),
-        "seconds": seconds,
-    }
+def rows_of(run, name, ways, data):
+    """Returns the rows of one method: each way of answering."""
+    domain, built, theta, seconds = learned_by(run, name, ways, data)
+    tasks = 3 if run.quick else SCORED[ways]
+    scored = jax.jit(lambda keys: jax.lax.map(lambda key: scores(domain, built, theta, key, False), keys))
+    found = jax.device_get(scored(task_keys(0, 0, tasks)))
+    about = {"method": name, "ways": ways, "tasks": tasks, "steps": steps_of(name, ways), "seconds": seconds}
     about["precisions"] = precisions(name, theta, ways)
+    rows = []
     for answer in WAYS:
         own = found[answer]
-        row = about | {"answers": answer, "calibration_error": calibration(own["confidences"])}
-        row["values"] = {k: np.asarray(own[k], float).tolist() for k in ("nll", "accuracy")}
-        row["bins"] = np.asarray(own["confidences"], float).tolist()
-        yield row
+        rows.append(about | {"answers": answer, "calibration_error": calibration(own["confidences"])})
+        rows[-1] |= {"values": {k: own[k] for k in ("nll", "accuracy")}, "bins": own["confidences"]}
+    return rows
 
 
 def drawn(data, tasks=50, draws=8):
@@ -187,78 +165,42 @@ def finished(rows):
     """The rows as they are written: intervals, and paired differences from (a)'s same way of answering."""
     made = []
     for row in sorted(rows, key=lambda row: (row["ways"], LETTERS[row["method"]])):
-        base = next(
-            r for r in rows
-            if r["method"] == "imaml" and (r["ways"], r["answers"]) == (row["ways"], row["answers"])
-        )  # fmt: skip
+        same = [r for r in rows if (r["ways"], r["answers"]) == (row["ways"], row["answers"])]
+        (base,) = (r for r in same if r["method"] == "imaml")
         out = {k: v for k, v in row.items() if k not in ("values", "bins")}
         for what, values in row["values"].items():
             out[what] = interval(np.array(values))
             out[f"{what} less (a)'s"] = interval(np.array(values) - np.array(base["values"][what]))
-        out["calibration_error less (a)'s"] = paired(np.array(row["bins"]), np.array(base["bins"]))
+        out["calibration_error less (a)'s"] = calibration(np.array(row["bins"]), np.array(base["bins"]))
         made.append(out)
     return made
 
 
-def paired(bins, others):
-    """The difference of two calibration errors over the same tasks, and its interval by bootstrap."""
-    error = lambda sums: np.abs(sums[..., 2] - sums[..., 1]).sum(-1) / sums[..., 0].sum(-1)  # noqa: E731
-    count = len(bins)
-    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), 200)
-    each = [error(np.einsum("st,tbc->sbc", draws, parts)) for parts in (bins, others)]
-    both = float(error(bins.sum(0)) - error(others.sum(0)))
-    return both, float(1.96 * (each[0] - each[1]).std(ddof=1))
-
-
-def draw(rows):
-    """The learned precision of every leaf, by method, for either number of ways."""
-    matplotlib.rcParams.update({"svg.hashsalt": "imaml", "font.size": 9})
+def draw(path, rows):
+    """Draws the learned precision of every leaf, by method, for either number of ways."""
     many = sorted({row["ways"] for row in rows})
-    figure, panels = plt.subplots(
-        len(many), 1, figsize=(9, 3 * len(many)), layout="constrained", squeeze=False
-    )
-    for panel, ways in zip(panels[:, 0], many, strict=True):
-        for row in rows:
-            if row["ways"] == ways and row["answers"] == WAYS[0] and row["precisions"]:
-                names, values = zip(*row["precisions"].items(), strict=True)
-                label = f"({LETTERS[row['method']]}) {row['method']}"
-                panel.semilogy(range(len(names)), values, "o-", label=label, lw=0.8)
-                panel.set_xticks(range(len(names)), names, rotation=40, ha="right")
-        start = [HEAD if name.startswith("head") else BODY for name in names]
-        panel.semilogy(range(len(names)), start, ":", color="black", label="at the start, all")
-        panel.set(title=f"{ways}-way 1-shot", ylabel="precision of the prior")
-        panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(FIGURE, metadata={"Date": None})
+    with figure(path, len(many), font=9, figsize=(9, 3 * len(many))) as (_, panels):
+        for panel, ways in zip(panels[:, 0], many, strict=True):
+            for row in rows:
+                if row["ways"] == ways and row["answers"] == WAYS[0] and row["precisions"]:
+                    names, values = zip(*row["precisions"].items(), strict=True)
+                    label = f"({LETTERS[row['method']]}) {row['method']}"
+                    panel.semilogy(range(len(names)), values, "o-", label=label, lw=0.8)
+                    panel.set_xticks(range(len(names)), names, rotation=40, ha="right")
+            start = [HEAD if name.startswith("head") else BODY for name in names]
+            panel.semilogy(range(len(names)), start, ":", color="black", label="at the start, all")
+            panel.set(title=f"{ways}-way 1-shot", ylabel="precision of the prior")
+            panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def main():
-    """Learns, scores, writes and draws."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--ways", type=int, nargs="+", default=[5, 20], choices=[5, 20])
-    arguments = parser.parse_args()
-    file = KEPT / "rows.json"
-    rows = json.loads(file.read_text()) if file.exists() else []
-    for ways in arguments.ways:
+@benchmark("five_ways", quick={"ways": [5]})
+def main(run, data, ways=(5, 20)):
+    """Learns and scores with each method, then draws."""
+    rows = []
+    for count in ways:
         for name in LETTERS:
-            if not any((row["method"], row["ways"]) == (name, ways) for row in rows):
-                rows += rows_of(name, ways, arguments.data)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(rows))
-            for row in finished(rows):
-                if (row["method"], row["ways"]) == (name, ways):
-                    print(
-                        ways,
-                        name,
-                        row["answers"],
-                        *(row[k] for k in ("nll", "accuracy", "calibration_error")),
-                    )
-    result = {"command": "python -m benchmarks.five_ways --data PATH", "machine": describe_machine()}
-    result["rows"] = finished(rows)
-    result["drawn at the start"] = drawn(arguments.data)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    draw(result["rows"])
-
-
-if __name__ == "__main__":
-    main()
+            rows += run.once(f"{count}-{name}", rows_of, run, name, count, data)
+            say({"ways": count, "method": name})
+    done = finished(rows)
+    run.write(done, **{"drawn at the start": drawn(data, 2 if run.quick else 50)})
+    draw(run.place("precisions.svg"), done)

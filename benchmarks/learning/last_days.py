@@ -1,6 +1,6 @@
 """A new person's last days from the first ones: adapted, pooled, and a model of each one's own.
 
-    python -m benchmarks.last_days --data PATH     # -> benchmarks/results/last_days.json
+    python -m benchmarks run last_days --data PATH
 
 The sleepstudy table (18 people, 10 days; --data is its CSV file), Reaction from Days. People are held out a
 few at a time: presets learn from the others, then see the first SHOTS days of one held out and predict the
@@ -8,23 +8,19 @@ rest, with 90 % intervals. Beside them one least-squares line for all of the oth
 days alone. Differences of root mean squared errors are paired over the 18 people; intervals are Student's.
 """
 
-import argparse
 import csv
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t as student
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, interval, say
 from imaml.config.presets import preset
 from imaml.training.step import devices_mesh
 
-RESULT = Path(__file__).parent / "results" / "last_days.json"
-FOLDS, SHOTS = 6, (2, 5)
+SHOTS = (2, 5)
 PRESETS = ("tables", "tables-evidence")
 
 
@@ -51,24 +47,14 @@ def columns(rows):
     return {name: [row[name] for row in rows] for name in ("Days", "Reaction")}
 
 
-def interval(values):
-    """The mean over people, and the half-width of its 95 % interval."""
-    values = np.asarray(values)
-    half = student.ppf(0.975, values.size - 1) * values.std(ddof=1) / values.size**0.5
-    return float(values.mean()), float(half)
-
-
-def main():
-    """Prints and writes the figures."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", required=True)
-    arguments = parser.parse_args()
-    with Path(arguments.data).open() as file:
+@benchmark("last_days", quick={"folds": 2})
+def main(run, data, folds=6):
+    """Learns from the people of each fold's complement, and predicts those of the fold."""
+    with Path(data).open() as file:
         table = list(csv.DictReader(file))
     people = np.random.default_rng(0).permutation(sorted({row["Subject"] for row in table}))
-    errors = {shots: {} for shots in SHOTS}
-    covered = {shots: {} for shots in SHOTS}
-    for out in np.array_split(people, FOLDS):
+    errors, covered = {shots: {} for shots in SHOTS}, {shots: {} for shots in SHOTS}
+    for out in np.array_split(people, folds):
         train = [row for row in table if row["Subject"] not in out]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "train.csv"
@@ -95,17 +81,12 @@ def main():
     for shots in SHOTS:
         for name, values in errors[shots].items():
             row = {"first_days": shots, "what": name, "people": len(values)}
-            row["rmse"], row["rmse_ci95"] = interval(values)
+            row["rmse"], row["rmse_ci95"] = interval(values, student=True)
             if name in covered[shots]:
-                row["covered"] = interval(covered[shots][name])
+                row["covered"] = interval(covered[shots][name], student=True)
                 for other in ("pooled model", "model of its own"):
-                    row[f"less {other}"] = interval(np.array(values) - errors[shots][other])
+                    gap = np.array(values) - errors[shots][other]
+                    row[f"less {other}"] = interval(gap, student=True)
             rows.append(row)
-            print(json.dumps(row), flush=True)
-    command = "python -m benchmarks.last_days --data PATH"
-    result = {"command": command, "machine": describe_machine(), "folds": FOLDS, "rows": rows}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            say(row)
+    run.write(rows, folds=folds)

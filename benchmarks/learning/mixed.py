@@ -1,13 +1,12 @@
 """`tables-evidence` beside statsmodels' mixed model: the same estimates, on tables of all sizes.
 
-    python -m benchmarks.mixed --data sleepstudy.csv     # writes benchmarks/results/mixed.json
+    python -m benchmarks run mixed --data sleepstudy.csv
 
 Random intercept and slope for each group, maximum likelihood; sleepstudy (Reaction from Days, 18 people), and
 simulated tables of 10 to 1,000 groups with 2 to 500 rows each. statsmodels runs in an environment of its own.
 Differences are relative; of a covariance in units of its standard deviations, as those of the effects.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -19,13 +18,12 @@ from pathlib import Path
 import numpy as np
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import HERE, benchmark, say
 from benchmarks.peers import environments
 from imaml.cli.main import main as command
 from imaml.domains.tables.files import read_table
 from imaml.domains.tables.mixed_model import prior_of
 
-ROOT = Path(__file__).parents[1]
 TRUTH = {"mean": [3.0, -2.0], "covariance": [[4.0, 0.5], [0.5, 1.0]], "noise_variance": 0.25}
 EFFECTS = 20  # groups whose effects are compared: each number of rows is compiled anew
 SIMULATED = ((10, 2, 6), (10, 2, 500), (100, 2, 20), (300, 2, 100), (1000, 2, 10), (1000, 2, 500))
@@ -64,26 +62,21 @@ def ours(path, group, target, feature, out):
         rows = names == name
         at = np.asarray(learned.adapt({feature: x[rows]}, y[rows]).predict({feature: [0.0, 1.0]}))
         effects[str(name)] = [float(at[0] - mean[0]), float(at[1] - at[0] - mean[1])]
-    found = {"mean": mean.tolist(), "covariance": np.asarray(prior["covariance"]).tolist()}
-    noise = float(prior["noise_variance"])
-    return {"seconds": seconds, **found, "noise_variance": noise, "effects": effects} | {
-        "rows": len(y),
-        "groups": len(set(names.tolist())),
-    }
+    found = {"mean": mean, "covariance": np.asarray(prior["covariance"])}
+    found |= {"noise_variance": float(prior["noise_variance"]), "effects": effects}
+    return {"seconds": seconds, **found, "rows": len(y), "groups": len(set(names.tolist()))}
 
 
 def differences(found, other):
     """How far two fits are apart, see above."""
     mean, spread = np.array(other["mean"]), np.array(other["covariance"])
     scale = np.sqrt(np.diag(spread))
-    apart = {
-        "mean": float(np.max(np.abs(np.array(found["mean"]) / mean - 1))),
-        "covariance": float(np.max(np.abs(np.array(found["covariance"]) - spread) / np.outer(scale, scale))),
-        "noise_variance": abs(found["noise_variance"] / other["noise_variance"] - 1),
-    }
+    apart = {"mean": np.max(np.abs(found["mean"] / mean - 1))}
+    apart["covariance"] = np.max(np.abs(found["covariance"] - spread) / np.outer(scale, scale))
+    apart["noise_variance"] = abs(found["noise_variance"] / other["noise_variance"] - 1)
     if "effects" in other:
         gaps = [np.array(effect) - other["effects"][name] for name, effect in found["effects"].items()]
-        apart["effects"] = float(np.max(np.abs(gaps) / scale))
+        apart["effects"] = np.max(np.abs(gaps) / scale)
     return apart
 
 
@@ -91,13 +84,9 @@ def compared(name, path, group, target, feature, truth=None):
     """A row of the results: both fits of one table."""
     with tempfile.TemporaryDirectory() as folder:
         found = ours(path, group, target, feature, Path(folder) / "run")
-    reference = [environments.python_of("statsmodels"), ROOT / "benchmarks" / "mixed_reference.py"]
-    run = subprocess.run(
-        [*reference, path, group, target, feature],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    reference = [environments.python_of("statsmodels"), HERE / "learning" / "mixed_reference.py"]
+    words = [*reference, path, group, target, feature]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
     row = {"table": name, "groups": found["groups"], "rows": found["rows"]}
     if run.returncode:
         row["statsmodels"] = run.stderr.strip().splitlines()[-1]
@@ -108,40 +97,30 @@ def compared(name, path, group, target, feature, truth=None):
     row["imaml"] = {k: v for k, v in found.items() if k not in ("effects", "rows", "groups")}
     if truth:
         groups, free = row["groups"], row["rows"] - 2 * row["groups"]
-        spread = np.array(truth["covariance"])
+        variances = np.diag(truth["covariance"])
+        off = np.abs(found["mean"] - np.array(truth["mean"])) / np.sqrt(variances / groups)
+        spread = np.abs(np.diag(found["covariance"]) / variances - 1) / np.sqrt(2 / (groups - 1))
+        noise = abs(found["noise_variance"] / truth["noise_variance"] - 1) / np.sqrt(2 / free)
         row["standard_errors_from_truth"] = {
-            "mean": float(
-                np.max(np.abs(np.array(found["mean"]) - truth["mean"]) / np.sqrt(np.diag(spread) / groups))
-            ),
-            "variances": float(
-                np.max(np.abs(np.diag(found["covariance"]) / np.diag(spread) - 1) / np.sqrt(2 / (groups - 1)))
-            ),
-            "noise_variance": abs(found["noise_variance"] / truth["noise_variance"] - 1) / np.sqrt(2 / free),
+            "mean": np.max(off),
+            "variances": np.max(spread),
+            "noise_variance": noise,
         }
-    print(name, json.dumps({k: v for k, v in row.items() if k not in ("imaml", "statsmodels")}), flush=True)
-    print("    seconds", found["seconds"], row["statsmodels"], flush=True)
+    say(row)
     return row
 
 
-def main():
-    """Fits every table by both, and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="sleepstudy.csv")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "mixed.json")
-    arguments = parser.parse_args()
+@benchmark("mixed", quick={"simulated": 1})
+def main(run, data, simulated=len(SIMULATED)):
+    """Fits the sleepstudy and so many simulated tables by both."""
     problem = environments.install("statsmodels")
     if problem:
         raise SystemExit(problem)
-    rows = [compared("sleepstudy", arguments.data, "Subject", "Reaction", "Days")]
-    for groups, least, most in SIMULATED:
+    rows = [compared("sleepstudy", data, "Subject", "Reaction", "Days")]
+    for groups, least, most in SIMULATED[:simulated]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.csv"
             simulate(groups, least, most, path)
             name = f"simulated, {groups} groups of {least} to {most} rows"
             rows.append(compared(name, path, "who", "y", "x", TRUTH))
-    result = {"command": "python -m benchmarks.mixed", "machine": describe_machine(), "rows": rows}
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        run.write(rows)

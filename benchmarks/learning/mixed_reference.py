@@ -1,6 +1,6 @@
-"""statsmodels' MixedLM by maximum likelihood; run by `benchmarks.mixed` in an environment that has it.
+"""statsmodels' MixedLM by maximum likelihood; run by `benchmarks.learning.mixed` in an environment that has it.
 
-python benchmarks/mixed_reference.py TABLE.csv GROUP TARGET FEATURE      # prints JSON
+python benchmarks/learning/mixed_reference.py TABLE.csv GROUP TARGET FEATURE      # prints JSON
 """
 
 import json
@@ -16,17 +16,8 @@ table = pandas.read_csv(path)
 began = time.perf_counter()
 model = formula.mixedlm(f"{target} ~ {feature}", table, groups=table[group], re_formula=f"~{feature}")
 fit = model.fit(reml=False, method=["lbfgs", "bfgs", "powell"])
-print(
-    json.dumps(
-        {
-            "version": statsmodels.__version__,
-            "converged": bool(fit.converged),
-            "seconds": time.perf_counter() - began,
-            "mean": list(map(float, fit.fe_params)),
-            "covariance": fit.cov_re.to_numpy().tolist(),
-            "noise_variance": float(fit.scale),
-            "log_likelihood": float(fit.llf),
-            "effects": {str(k): list(map(float, v)) for k, v in fit.random_effects.items()},
-        }
-    )
-)
+found = {"version": statsmodels.__version__, "converged": bool(fit.converged)}
+found |= {"seconds": time.perf_counter() - began, "mean": list(map(float, fit.fe_params))}
+found |= {"covariance": fit.cov_re.to_numpy().tolist(), "noise_variance": float(fit.scale)}
+found |= {"log_likelihood": float(fit.llf)}
+print(json.dumps(found | {"effects": {str(k): list(map(float, v)) for k, v in fit.random_effects.items()}}))

@@ -1,6 +1,6 @@
 """How sure adapted networks are of images: log likelihood, calibration, and drawings of no class known.
 
-    python -m benchmarks.posteriors --data PATH [RUN ...]     # -> benchmarks/results/posteriors.json
+    python -m benchmarks run posteriors --data PATH [--runs RUN ...]
 
 RUN: runs or artefacts, by default the Omniglot artefact. Their new tasks (Omniglot's test split, inductive)
 are answered by the adapted network alone and by Laplace's posterior of it. Strangers are as many query images
@@ -9,23 +9,18 @@ probability that a stranger's top probability is below that of an image of the t
 Intervals: 95 % over tasks; differences are paired. Rows of other runs that are in the file stay there.
 """
 
-import argparse
 import dataclasses
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import imaml
-from benchmarks.intervals import interval
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, interval, say
 from imaml.bayes.laplace import posterior, summed
 from imaml.domains.fewshot.episodes import Labelled, confidences, cross_entropy
 from imaml.training.evaluation import task_keys
 
-RESULT = Path("benchmarks/results/posteriors.json")
 RANK = 80  # of the posterior at most; it is exact where as many outputs were seen
 WAYS = ("adapted network", "Laplace", "Laplace of the head")
 
@@ -80,22 +75,27 @@ def scores(domain, method, theta, key, strangers=True):
     return found
 
 
-def calibration(parts):
-    """The expected calibration error, all answers together, and its interval by bootstrap over tasks."""
+def calibration(parts, others=None):
+    """Returns the expected calibration error of all answers together, and its interval by bootstrap over tasks.
+
+    With `others`, of the same tasks, it is the difference of the two errors.
+    """
     error = lambda sums: np.abs(sums[..., 2] - sums[..., 1]).sum(-1) / sums[..., 0].sum(-1)  # noqa: E731
     draws = np.random.default_rng(0).multinomial(len(parts), np.full(len(parts), 1 / len(parts)), 200)
-    samples = error(np.einsum("st,tbc->sbc", draws, parts))
-    return float(error(parts.sum(0))), float(1.96 * samples.std(ddof=1))
+    samples = lambda parts: error(np.einsum("st,tbc->sbc", draws, parts))  # noqa: E731
+    whole, each = error(parts.sum(0)), samples(parts)
+    if others is not None:
+        whole, each = whole - error(others.sum(0)), each - samples(others)
+    return float(whole), float(1.96 * each.std(ddof=1))
 
 
 def rows_of(path, data, tasks):
     """The rows of one run."""
     learned = imaml.load(path)
     config = learned.config
-    domain = dataclasses.replace(
-        config.domain, data=data, limits=(), queries=5 if config.domain.ways == 5 else 2
-    )
-    method, domain = learned.method, domain.build()
+    queries = 5 if config.domain.ways == 5 else 2
+    domain = dataclasses.replace(config.domain, data=data, limits=(), queries=queries).build()
+    method = learned.method
     run = jax.jit(lambda keys: jax.lax.map(lambda key: scores(domain, method, learned.theta, key), keys))
     found = jax.device_get(run(task_keys(0, 0, tasks)))
     rows = []
@@ -109,26 +109,14 @@ def rows_of(path, data, tasks):
             if name != "adapted network":
                 row[f"{what} less the network's"] = interval(own[what] - found["adapted network"][what])
         rows.append(row)
-        print(json.dumps(row), flush=True)
+        say(row)
     return rows
 
 
-def main():
-    """Prints and writes the rows."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("runs", nargs="*", default=["artefacts/omniglot-5w1s.safetensors"])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--tasks", type=int, default=1000)
-    parser.add_argument("--output", type=Path, default=RESULT)
-    arguments = parser.parse_args()
-    kept = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else []
-    kept = [row for row in kept if row["from"] not in arguments.runs]
-    for run in arguments.runs:
-        kept += rows_of(run, arguments.data, arguments.tasks)
-        command = "python -m benchmarks.posteriors --data PATH RUN ..."
-        result = {"command": command, "machine": describe_machine(), "rows": kept}
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+@benchmark("posteriors", quick={"tasks": 2})
+def main(run, data, runs=("artefacts/omniglot-5w1s.safetensors",), tasks=1000):
+    """Measures each run, and keeps the rows of others that are in the file."""
+    rows = [row for row in run.before() if row["from"] not in runs]
+    for path in runs:
+        rows += rows_of(path, data, tasks)
+        run.write(rows)

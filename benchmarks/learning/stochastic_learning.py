@@ -1,16 +1,14 @@
 """What a stochastic inner loop does to meta-learning, at equal time.
 
-    python -m benchmarks.stochastic_learning     # -> benchmarks/results/stochastic_learning.json
+    python -m benchmarks run stochastic_learning
 
 Sinusoids from supports of 20 and of 500 points, implicit MAML with Gauss-Newton curvature; only what solves
 the tasks in learning is exchanged. Each solver has three candidates (rates, lengths), each learning for
-SECONDS from one seed; the one that is best on validation tasks then does so from the other seeds, too. Test
+`seconds` from one seed; the one that is best on validation tasks then does so from the other seeds, too. Test
 tasks are solved by Newton-CG for all alike, and by what the theta was learned with. Differences between
 solvers are paired, task by task; beside the interval over tasks stands how far seeds are apart.
 """
 
-import argparse
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -19,13 +17,10 @@ import numpy as np
 import optax
 
 import imaml
-from benchmarks.intervals import interval
-from benchmarks.machine import describe_machine
+from benchmarks.harness import QUIET, benchmark, interval, say
 from imaml.training.evaluation import evaluate_theta
 from imaml.training.journal import read_events
 
-RESULT = Path(__file__).parent / "results" / "stochastic_learning.json"
-SIZES, SECONDS, SEEDS, TASKS = (20, 500), 12.0, 2, 500
 STRENGTH, EXACT = 0.1, imaml.NewtonCG(steps=10, linear=imaml.CG(steps=10))
 OPTIMISER = imaml.Optimiser("adam", 1e-3, schedule="constant", clip=1.0, average=0.99)
 
@@ -58,13 +53,11 @@ def method_of(domain, inner, solving=None):
     )
 
 
-def learned(domain, inner, seed, folder):
-    """The run of SECONDS of learning, and facts of it; None where it failed numerically."""
+def learned(domain, inner, seed, folder, seconds):
+    """Returns a run of so many seconds of learning, and facts of it; None where it failed numerically."""
+    options = {"steps": 10**6, "tasks": 25, "seed": seed, "minutes": seconds / 60, "checkpoint_every": 10**6}
     try:
-        run = imaml.train(
-            domain, method_of(domain, inner), OPTIMISER, steps=10**6, tasks=25, seed=seed,
-            minutes=SECONDS / 60, validate_every=0, checkpoint_every=10**6, out=folder, progress=False,
-        )  # fmt: skip
+        run = imaml.train(domain, method_of(domain, inner), OPTIMISER, out=folder, **options, **QUIET)
     except imaml.NumericalError:  # every task of a step failed
         return None
     steps = [e for e in read_events(folder / "events.jsonl") if e["event"] == "step"]
@@ -72,56 +65,46 @@ def learned(domain, inner, seed, folder):
     return run, {"steps": run.step, "inner_residual": steps[-1]["inner_residual"], "failed": failed}
 
 
-def of_solver(domain, name, candidates, folder):
-    """One solver's row, and the test losses of its runs, (seeds, tasks)."""
+def of_solver(domain, name, candidates, seconds, seeds, tasks):
+    """Returns one solver's row, the test losses of its runs among it, by task."""
     exact = method_of(domain, imaml.GradientDescent(0.005, steps=1), EXACT)  # the same for all: compiled once
-    runs = [learned(domain, inner, 0, folder / f"{name}-{i}") for i, inner in enumerate(candidates)]
-    trials = []
-    for found in runs:
-        loss = math.inf
-        if found is not None:
-            score = evaluate_theta(domain, exact, found[0].theta, split="validation", tasks=200)
-            loss = score.scores["loss"]
-        trials.append(loss if math.isfinite(loss) else math.inf)
-    if min(trials) == math.inf:
-        raise SystemExit(f"{name}: no candidate learned for {SECONDS} s")
-    place = int(np.argmin(trials))
-    best = candidates[place]
-    kept = [runs[place]] + [
-        learned(domain, best, seed, folder / f"{name}-{place}-{seed}") for seed in range(1, SEEDS)
-    ]
-    good = [found for found in kept if found is not None]
-    tested = [evaluate_theta(domain, exact, run.theta, tasks=TASKS) for run, _ in good]
-    own = [evaluate_theta(domain, method_of(domain, best), run.theta, tasks=TASKS) for run, _ in good]
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
+        runs = [learned(domain, inner, 0, folder / f"{i}", seconds) for i, inner in enumerate(candidates)]
+        trials = []
+        for found in runs:
+            loss = math.inf
+            if found is not None:
+                score = evaluate_theta(domain, exact, found[0].theta, split="validation", tasks=200)
+                loss = score.scores["loss"]
+            trials.append(loss if math.isfinite(loss) else math.inf)
+        if min(trials) == math.inf:
+            raise SystemExit(f"{name}: no candidate learned for {seconds} s")
+        place = int(np.argmin(trials))
+        best = candidates[place]
+        more = [learned(domain, best, seed, folder / f"{place}-{seed}", seconds) for seed in range(1, seeds)]
+    good = [found for found in (runs[place], *more) if found is not None]
+    tested = [evaluate_theta(domain, exact, run.theta, tasks=tasks) for run, _ in good]
+    own = [evaluate_theta(domain, method_of(domain, best), run.theta, tasks=tasks) for run, _ in good]
     losses = np.stack([found.values["loss"] for found in tested])
     mean, width = interval(losses.mean(0))
     row = {"solver": name, "candidate": place, "trials": [t if math.isfinite(t) else None for t in trials]}
-    row |= {"failed_seeds": SEEDS - len(good), "loss": mean, "loss_ci95": width}
-    row |= {"loss_by_seed": losses.mean(1).tolist(), "runs": [facts for _, facts in good]}
-    return row | {"own_loss": float(np.mean([f.scores["loss"] for f in own]))}, losses.mean(0)
+    row |= {"failed_seeds": seeds - len(good), "loss": mean, "loss_ci95": width}
+    row |= {"loss_by_seed": losses.mean(1), "runs": [facts for _, facts in good]}
+    return row | {"own_loss": np.mean([f.scores["loss"] for f in own]), "by_task": losses.mean(0)}
 
 
-def main():
-    """Runs what is missing in the result file."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
-    arguments = parser.parse_args()
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"sizes": {}}
-    result |= {"command": "python -m benchmarks.stochastic_learning", "machine": describe_machine()}
-    result |= {"seconds": SECONDS, "seeds": SEEDS, "test_tasks": TASKS}
-    for size in arguments.sizes:
-        domain = imaml.sinusoid(shots=size, queries=20)
-        rows, first = [], None
+@benchmark("stochastic_learning", quick={"sizes": [20], "seconds": 0.1, "seeds": 1, "tasks": 4})
+def main(run, sizes=(20, 500), seconds=12.0, seeds=2, tasks=500):
+    """Measures every solver with every size of the support."""
+    rows = []
+    for size in sizes:
+        domain, first = imaml.sinusoid(shots=size, queries=20), None
         for name, candidates in solvers(size).items():
-            with tempfile.TemporaryDirectory() as folder:
-                row, losses = of_solver(domain, name, candidates, Path(folder))
+            row = run.once(f"{size}-{name}", of_solver, domain, name, candidates, seconds, seeds, tasks)
+            losses = np.array(row.pop("by_task"))
             first = losses if first is None else first
             row["less_gradient_descent"], row["less_gradient_descent_ci95"] = interval(losses - first)
-            rows.append(row)
-            print(size, row, flush=True)
-            result["sizes"][str(size)] = rows
-            RESULT.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            rows.append({"support": size, **row})
+            say(rows[-1])
+            run.write(rows, seconds=seconds, seeds=seeds, test_tasks=tasks)

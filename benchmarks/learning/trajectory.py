@@ -1,6 +1,6 @@
 """What the derivative of a plan costs: time against the horizon, and against differentiating the iterations.
 
-    python -m benchmarks.trajectory     # writes benchmarks/results/trajectory.json
+    python -m benchmarks run trajectory
 
 A pendulum is swung up with limited torque (the plant of `imaml.plants("pendulum")`, its physics known), and
 the sum of the plan's controls is differentiated in mass, length and friction: `through`, by one Riccati sweep
@@ -11,25 +11,19 @@ bytes. Each time is the median of measured calls, in one process, in turn.
 """
 
 import dataclasses
-import json
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, exponent, in_turn, say
 
-RESULT = Path(__file__).parents[1] / "benchmarks/results/trajectory.json"
 HORIZONS = (50, 100, 200, 400, 800)
 ITERATIONS = (10, 20, 40, 80)
 AT = 200
-SECONDS = 3.0
 PLANTS = 64  # at once, each of its own physics, where the horizon varies
-jax.config.update("jax_enable_x64", True)
-PHYSICS = jnp.array([1.0, 1.0, 0.1])
+PHYSICS = np.array([1.0, 1.0, 0.1])
 
 
 def plant(steps):
@@ -48,17 +42,9 @@ def compiled(function, *arguments):
     return made, made.memory_analysis().temp_size_in_bytes
 
 
-def milliseconds(functions):
-    """Median, least and most of each, called in turn."""
-    for call in functions.values():
-        jax.block_until_ready(call())
-    times = {name: [] for name in functions}
-    end = time.perf_counter() + SECONDS * len(functions)
-    while time.perf_counter() < end or min(map(len, times.values())) < 5:
-        for name, call in functions.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(1e3 * (time.perf_counter() - begin))
+def milliseconds(functions, seconds):
+    """Returns median, least and most of each, called in turn."""
+    times = in_turn(functions, seconds=seconds)
     return {name: [float(f(t)) for f in (np.median, np.min, np.max)] for name, t in times.items()}
 
 
@@ -72,48 +58,38 @@ def sweep(horizon, plants):
     return (lambda: run(physics, plans.value)), size, plans
 
 
-def main():
-    """Measures, prints and writes."""
+@benchmark("trajectory", quick={"horizons": [10, 20], "iterations": [2], "seconds": 0.1}, double=True)
+def main(run, horizons=HORIZONS, iterations=ITERATIONS, seconds=3.0):
+    """Measures against the horizon, and against the iterations."""
     calls, rows = {}, []
-    for horizon in HORIZONS:
+    for horizon in horizons:
         calls[horizon], size, plans = sweep(horizon, PLANTS)
         row = {"horizon": horizon, "plants": PLANTS, "iterations": float(np.mean(plans.stats.steps))}
         converged = float(np.mean(plans.status.code == int(imaml.Ending.CONVERGED)))
         rows.append(row | {"temporary_bytes": size, "converged": converged})
-    for row, measured in zip(rows, milliseconds(calls).values(), strict=True):
+    for row, measured in zip(rows, milliseconds(calls, seconds).values(), strict=True):
         row["milliseconds"] = measured
-        print(json.dumps(row), flush=True)
-    exponent = float(np.polyfit(np.log(HORIZONS), np.log([row["milliseconds"][0] for row in rows]), 1)[0])
+        say(row)
+    growth = exponent(horizons, [row["milliseconds"][0] for row in rows])
     (start, guess), (one, _, _) = given(AT), sweep(AT, 1)
     against = []
-    for count in ITERATIONS:
-        here = plant(count)
-        alone, _ = compiled(lambda p, here=here: here.iterated(p, start, guess), PHYSICS)
-        unrolled, size = compiled(
-            jax.grad(lambda p, here=here: jnp.sum(here.iterated(p, start, guess))), PHYSICS
-        )
-        ours, own = compiled(jax.grad(lambda p, here=here: jnp.sum(here.controls(p, start, guess))), PHYSICS)
-        functions = {"iterations": alone, "through iterations": unrolled, "solve and sweep": ours}
-        times = milliseconds(
-            {name: (lambda call=call: call(PHYSICS)) for name, call in functions.items()} | {"sweep": one}
-        )
-        derivative = times["through iterations"][0] - times["iterations"][0]
-        row = {
-            "iterations": count,
-            "milliseconds": times,
-            "temporary_bytes": size,
-            "ours_temporary_bytes": own,
+    for count in iterations:
+        here, calls, sizes = plant(count), {"sweep": one}, {}
+        plans = {
+            "iterations": lambda p, here=here: here.iterated(p, start, guess),
+            "through iterations": jax.grad(lambda p, here=here: jnp.sum(here.iterated(p, start, guess))),
+            "solve and sweep": jax.grad(lambda p, here=here: jnp.sum(here.controls(p, start, guess))),
         }
-        against.append(row | {"times_as_long": derivative / times["sweep"][0]})
-        print(json.dumps(against[-1]), flush=True)
-    result = {
-        "command": "python -m benchmarks.trajectory",
-        "machine": describe_machine(),
-        "exponent": exponent,
-    }
-    RESULT.write_text(json.dumps(result | {"horizons": rows, f"at horizon {AT}": against}, indent=1) + "\n")
-    print("exponent of time against horizon", round(exponent, 3))
-
-
-if __name__ == "__main__":
-    main()
+        for name, function in plans.items():
+            made, sizes[name] = compiled(function, PHYSICS)
+            calls[name] = lambda call=made: call(PHYSICS)
+        times = milliseconds(calls, seconds)
+        derivative = times["through iterations"][0] - times["iterations"][0]
+        row = {"iterations": count, "milliseconds": times, "temporary_bytes": sizes["through iterations"]}
+        row |= {
+            "ours_temporary_bytes": sizes["solve and sweep"],
+            "times_as_long": derivative / times["sweep"][0],
+        }
+        against.append(row)
+        say(row)
+    run.write(rows, exponent=growth, **{f"at horizon {AT}": against})
