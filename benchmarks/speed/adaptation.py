@@ -1,15 +1,13 @@
 """How long a committed artefact takes to adapt to a new task from PNG files.
 
-    python -m benchmarks.adaptation        # -> benchmarks/results/adaptation.json
+    python -m benchmarks run adaptation
 
-Each of `--tasks` tasks is five classes with one drawing each to learn from and three to tell apart, as files
+Each of `tasks` tasks is five classes with one drawing each to learn from and three to tell apart, as files
 of 105 x 105 pixels, dark on light, a folder a class. Timed for each, after one task that is not: reading the
 support files, adapting, and answering for the fifteen others, read before.
 """
 
-import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -20,10 +18,8 @@ import numpy as np
 from PIL import Image
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import ROOT, benchmark, say
 
-ROOT = Path(__file__).parents[1]
-RESULT = Path(__file__).parent / "results" / "adaptation.json"
 ARTEFACTS = ("artefacts/omniglot-5w1s.safetensors", "artefacts/characters-5w1s.safetensors")
 
 
@@ -54,36 +50,25 @@ def measure(learner, task, folder):
     return {"read": read, "adapt": adapt, "read_and_adapt": read + adapt, "predict_15": predict}, right
 
 
-def main():
-    """Prints and writes the figures of each artefact."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tasks", type=int, default=50)
-    arguments = parser.parse_args()
+@benchmark("adaptation", quick={"tasks": 2})
+def main(run, tasks=50):
+    """Measures each artefact."""
     domain, rows = imaml.characters(ways=5, shots=1, queries=3), []
     sample = jax.jit(lambda number: domain.sample(jax.random.fold_in(jax.random.key(3), number), "test"))
     for name in ARTEFACTS:
         learner, times, right = imaml.load(ROOT / name), [], []
-        for number in range(arguments.tasks + 1):
-            task = jax.device_get(sample(number))
+        for number in range(tasks + 1):
             with tempfile.TemporaryDirectory() as folder:
-                spent, share = measure(learner, task, Path(folder))
+                spent, share = measure(learner, jax.device_get(sample(number)), Path(folder))
             times.append(spent)
             right.append(share)
-        parts = {
-            part: {
-                "median": round(statistics.median(t[part] for t in times[1:]), 2),
-                "min": round(min(t[part] for t in times[1:]), 2),
-                "max": round(max(t[part] for t in times[1:]), 2),
-                "first_call": round(times[0][part], 1),
+        parts = {}
+        for part, first in times[0].items():
+            later = [spent[part] for spent in times[1:]]
+            figures = {"median": statistics.median(later), "min": min(later), "max": max(later)}
+            parts[part] = {key: round(value, 2) for key, value in figures.items()} | {
+                "first_call": round(first, 1)
             }
-            for part in times[0]
-        }
-        rows.append({"artefact": name, "milliseconds": parts, "accuracy_inductive": float(np.mean(right))})
-        print(name, json.dumps(parts))
-    command = "python -m benchmarks.adaptation"
-    result = {"command": command, "machine": describe_machine(), "tasks": arguments.tasks, "rows": rows}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        rows.append({"artefact": name, "milliseconds": parts, "accuracy_inductive": np.mean(right)})
+        say(rows[-1])
+    run.write(rows, tasks=tasks)

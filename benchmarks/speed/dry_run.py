@@ -1,15 +1,14 @@
 """What `imaml train --dry-run` predicts of each preset, and what training then takes.
 
-    python -m benchmarks.dry_run --omniglot PATH --table PATH     # writes benchmarks/results/dry_run.json
+    python -m benchmarks run dry_run --omniglot-data PATH --table-data PATH
 
 Both in processes of their own, with compiled programs kept, as where a user trains after a dry run.
 Milliseconds are the median of the steps that the run's journal has; memory is what the process had at most
 while it stepped, which is what the dry run speaks of, and, with the report that is made at the end, in all.
 Presets whose data are not given are left out, and said to be. Rows that are done are kept in
-runs/dry_run.json: the same command goes on after the last of them.
+runs/dry_run: the same command resumes.
 """
 
-import argparse
 import itertools
 import json
 import re
@@ -20,11 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, say
 from imaml.config.presets import PRESETS
 
-RESULT = Path("benchmarks/results/dry_run.json")
-SECONDS = 12.0  # of steps that are trained, about
 TABLE = ["--task", "Subject", "--target", "Reaction", "--features", "Days"]
 
 
@@ -80,44 +77,28 @@ def trained(name, words, steps):
     return statistics.median(each), stepping, most
 
 
-def main():
-    """Measures all presets and writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--omniglot", type=Path)
-    parser.add_argument("--table", type=Path)
-    parser.add_argument("--mini-imagenet", type=Path)
-    given = parser.parse_args()
-    data = {"omniglot": given.omniglot, "tables": given.table, "mini-imagenet": given.mini_imagenet}
-    kept = Path("runs/dry_run.json")
-    rows, left_out = json.loads(kept.read_text()) if kept.exists() else [], []
-    done = {row["preset"] for row in rows}
-    for name in PRESETS:
-        if name in done:
-            continue
+def compared(name, words, seconds):
+    """Returns the row of a preset, trained for about so many seconds."""
+    predicted(name, words)  # compiles; the next one finds its program kept
+    step, memory = predicted(name, words)
+    steps = max(8, min(2000, int(1e3 * seconds / step)))
+    took, had, in_all = trained(name, words, steps)
+    row = {"preset": name, "steps": steps, "ms_predicted": step, "ms": took, "mib_predicted": memory}
+    return row | {"mib": had, "mib_in_all": in_all, "ms_off": step / took - 1, "mib_off": memory / had - 1}
+
+
+@benchmark("dry_run", quick={"presets": ["sinusoid"], "seconds": 0.1})
+def main(
+    run, presets=tuple(PRESETS), seconds=12.0, omniglot_data=None, table_data=None, mini_imagenet_data=None
+):
+    """Measures the presets whose data are given."""
+    data = {"omniglot": omniglot_data, "tables": table_data, "mini-imagenet": mini_imagenet_data}
+    rows, left_out = [], []
+    for name in presets:
         words = options(name, data)
         if words is None:
             left_out.append(name)
-            continue
-        predicted(name, words)  # compiles; the next one finds its program kept
-        step, memory = predicted(name, words)
-        steps = max(8, min(2000, int(1e3 * SECONDS / step)))
-        took, had, in_all = trained(name, words, steps)
-        row = {"preset": name, "steps": steps, "ms_predicted": step, "ms": took}
-        row |= {
-            "mib_predicted": memory,
-            "mib": had,
-            "mib_in_all": in_all,
-            "ms_off": step / took - 1,
-            "mib_off": memory / had - 1,
-        }
-        rows.append(row)
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(json.dumps(rows))
-        print(json.dumps(row), flush=True)
-    result = {"command": "python -m benchmarks.dry_run --omniglot PATH --table PATH"}
-    result |= {"machine": describe_machine(), "rows": rows, "left_out": left_out}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        else:
+            rows.append(run.once(name, compared, name, words, seconds))
+            say(rows[-1])
+            run.write(rows, left_out=left_out)

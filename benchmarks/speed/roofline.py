@@ -1,6 +1,6 @@
 """Where a meta-step of Conv4 spends its time: the rate of each matrix product in it and alone, and the rest.
 
-    python -m benchmarks.roofline     # writes benchmarks/results/roofline.json
+    python -m benchmarks run roofline
 
 Two works of the comparison with other libraries. JAX's profiler times what XLA runs, by the names of the
 compiled program, where the products' shapes are read. Each shape is then taken alone, on all devices at once.
@@ -10,30 +10,22 @@ Shares are of the time of all devices together.
 import functools
 import gzip
 import json
-import math
 import os
 import re
+import statistics
 import tempfile
-import time
 from pathlib import Path
-
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))} "
-    "--xla_cpu_multi_thread_eigen=false --xla_cpu_enable_xprof_traceme=true"
-)
 
 import jax
 import jax.numpy as jnp
 
 import imaml
-from benchmarks.machine import describe_machine
+from benchmarks.harness import benchmark, cores, in_turn, say
 from benchmarks.peers import jax_sides
 from benchmarks.peers.works import WORKS, make, read
 from imaml.training.cost import count_flops, matmul_rate
 from imaml.training.step import devices_mesh
 
-RESULT = Path(__file__).parent / "results/roofline.json"
-CORES = len(os.sched_getaffinity(0))
 STEPS, COPIES, SECONDS = 5, 10, 0.5
 LINE = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (\S+) ([\w\-]+)\((.*)$")
 KINDS = {  # how the name that XLA gives begins: what it is
@@ -57,9 +49,7 @@ def products(text):
         shapes[name] = [int(n) for n in re.findall(r"\d+", shape.split("{")[0].partition("[")[2])]
         if kind == "dot":
             left, right = re.findall(r"%([\w.\-]+)", rest)[:2]
-            axes = [
-                int(re.search(side + r"_contracting_dims=\{(\d)", rest).group(1)) for side in ("lhs", "rhs")
-            ]
+            axes = map(int, re.findall(r"[lr]hs_contracting_dims=\{(\d)", rest))
             dots[name] = dots[within] = (name, left, right, *axes)
         elif kind == "fusion":
             calls.append((name, re.search(r"calls=%([\w.\-]+)", rest).group(1)))
@@ -96,13 +86,8 @@ def alone(m, n, k, left, right):
         jax.device_put(([jnp.ones(shapes[0]) for _ in range(COPIES)], jnp.ones(shapes[1])), device)
         for device in jax.devices()
     ]
-    jax.block_until_ready([take(*each) for each in placed])
-    best, end = math.inf, time.perf_counter() + SECONDS
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        jax.block_until_ready([take(*each) for each in placed])
-        best = min(best, time.perf_counter() - began)
-    return 2 * m * n * k * COPIES * len(placed) / best / 1e9
+    times = in_turn({"": lambda: [take(*each) for each in placed]}, seconds=SECONDS)
+    return 2e-6 * m * n * k * COPIES * len(placed) / min(times[""])
 
 
 def measured(name):
@@ -117,12 +102,7 @@ def measured(name):
     step = jax.jit(functools.partial(method, estimate=False))
     flops = count_flops(step, *arguments).flops
     compiled = step.lower(*arguments).compile()
-    jax.block_until_ready(compiled(*arguments))
-    times = []
-    for _ in range(10):
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        times.append(1e3 * (time.perf_counter() - began))
+    times = in_turn({"": lambda: compiled(*arguments)}, 10)[""]
     shapes, spent = products(compiled.as_text()), profiled(compiled, arguments)
     whole = sum(each for _, each in spent.values())
     by_shape, by_kind = {}, {}
@@ -140,36 +120,31 @@ def measured(name):
         work_done = 2e-9 * m * n * k * calls
         rate = alone(*shape)
         bound += 1e3 * work_done / rate
-        in_step = work_done / (1e-6 * microseconds) * CORES
+        in_step = work_done / (1e-6 * microseconds) * cores()
         row = {"m": m, "n": n, "k": k, "contracted": axes, "calls": calls, "gflop": work_done}
         rows.append(row | {"share": microseconds / whole, "gflops_in_step": in_step, "gflops_alone": rate})
     others = {kind: each / whole for kind, each in sorted(by_kind.items(), key=lambda item: -item[1])}
     return {
         "work": name, "title": f"{work.title}, {work.tasks} tasks", "gflop": flops / 1e9,
         "gflop_of_products_timed": sum(row["gflop"] for row in rows), "ms_min": min(times),
-        "ms_median": sorted(times)[5], "ms_of_products_alone": bound, "ms_profiled": whole / 1e3 / CORES,
+        "ms_median": statistics.median(times), "ms_of_products_alone": bound, "ms_profiled": whole / 1e3 / cores(),
         "products": rows, "others": others,
     }  # fmt: skip
 
 
-def main():
-    """Measures, prints and writes."""
-    rate = matmul_rate() / 1e9
-    works = []
-    for name in ("c-4", "d-2"):
+@benchmark("roofline", quick={"works": ["c-4"]})
+def main(run, works=("c-4", "d-2")):
+    """Measures each work."""
+    flags = "--xla_cpu_multi_thread_eigen=false --xla_cpu_enable_xprof_traceme=true"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={cores()} {flags}"
+    rate, rows = matmul_rate() / 1e9, []
+    for name in works:
         found = measured(name)
         at_best = found["gflop"] / rate * 1e3
-        found["of_rate"], found["of_rate_of_products_alone"] = (
-            at_best / found["ms_median"],
-            at_best / found["ms_of_products_alone"],
-        )
-        works.append(found)
-        print(json.dumps({k: v for k, v in found.items() if k != "products"}, indent=1), flush=True)
+        found["of_rate"] = at_best / found["ms_median"]
+        found["of_rate_of_products_alone"] = at_best / found["ms_of_products_alone"]
+        rows.append(found)
+        say(found, "products")
         for row in found["products"][:12]:
-            print(row, flush=True)
-    written = {"command": "python -m benchmarks.roofline", "machine": describe_machine(), "rate_gflops": rate}
-    RESULT.write_text(json.dumps(written | {"works": works}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            say(row)
+        run.write(rows, rate_gflops=rate)
