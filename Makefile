@@ -28,8 +28,7 @@ lint: $(DEV)
 	$(BIN)/pyright
 
 bench-peers: $(STAMP)
-	$(BIN)/python -m benchmarks.peers
-	$(BIN)/python -m benchmarks.peers.figure
+	$(BIN)/python -m benchmarks run peers
 	$(BIN)/python -m benchmarks render
 
 $(STAMP): pyproject.toml constraints.txt

@@ -222,9 +222,12 @@ class Run:
         if self.out is not None:
             write_json(self.out, Result(self.command, machine(), versions, rows, figures).to_json())
 
-    def before(self) -> list[dict[str, Any]]:
-        """Returns the rows of the result file as it is; none where there is no file."""
-        return Result.read(self.out.absolute()).rows if self.out is not None and self.out.exists() else []
+    def before(self, here: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Returns the rows of the result file as it is; none where it is missing or not of machine `here`."""
+        if self.out is None or not self.out.exists():
+            return []
+        found = Result.read(self.out.absolute())
+        return found.rows if here in (None, found.machine) else []
 
     def once(self, key: str, compute: Callable[..., Any], *given: Any) -> Any:
         """Returns ``compute(*given)`` by way of JSON; kept, so that the same command resumes after it."""
@@ -321,10 +324,10 @@ def in_turn(
     return times
 
 
-def spread(values: list[float], unit: str = "ms") -> dict[str, float]:
-    """Returns median, least and greatest value, named with their unit."""
-    middle = statistics.median(values)
-    return {f"{unit}_median": middle, f"{unit}_min": min(values), f"{unit}_max": max(values)}
+def spread(values: list[float], form: str = "ms_{}") -> dict[str, float]:
+    """Returns median, least and greatest value, each named by `form`."""
+    figures = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {form.format(name): value for name, value in figures.items()}
 
 
 def exponent(x: Any, y: Any) -> float:
@@ -333,7 +336,7 @@ def exponent(x: Any, y: Any) -> float:
 
 
 def trained(out: Path, domain: Any, method: Any, optimiser: Any, **options: Any) -> tuple[Any, float]:
-    """Trains, or resumes the run in directory `out`; returns meta-parameters and the seconds of the first call."""
+    """Trains, or resumes the run in directory `out`; returns meta-parameters and the first call's seconds."""
     import imaml
 
     began = time.perf_counter()
@@ -359,5 +362,5 @@ def figure(path: Path, rows: int = 1, columns: int = 1, font: int = 10, **how: A
         drawn, panels = plt.subplots(rows, columns, layout="constrained", squeeze=False, **how)
         yield drawn, panels
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, metadata={"Date" if path.suffix == ".svg" else "Software": None})
+        drawn.savefig(path, dpi=90, metadata={"Date" if path.suffix == ".svg" else "Software": None})
         plt.close(drawn)

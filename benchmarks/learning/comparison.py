@@ -1,7 +1,7 @@
 """Keeps what `imaml compare` wrote as a committed result, with its command and the machine.
 
     imaml compare --preset omniglot-5w1s --data PATH --budget 5
-    python -m benchmarks run comparison --folder runs/compare-omniglot-5w1s     # on the machine that it ran on
+    python -m benchmarks run comparison --folder runs/compare-omniglot-5w1s     # on the machine of the run
 
 writes benchmarks/results/compare-omniglot-5w1s.json, of which `python -m benchmarks render` makes its tables.
 """

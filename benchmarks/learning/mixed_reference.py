@@ -1,4 +1,4 @@
-"""statsmodels' MixedLM by maximum likelihood; run by `benchmarks.learning.mixed` in an environment that has it.
+"""statsmodels' MixedLM by maximum likelihood; `benchmarks.learning.mixed` runs it where that is installed.
 
 python benchmarks/learning/mixed_reference.py TABLE.csv GROUP TARGET FEATURE      # prints JSON
 """

@@ -76,7 +76,7 @@ def scores(domain, method, theta, key, strangers=True):
 
 
 def calibration(parts, others=None):
-    """Returns the expected calibration error of all answers together, and its interval by bootstrap over tasks.
+    """Returns the expected calibration error of all answers, and its interval by bootstrap over tasks.
 
     With `others`, of the same tasks, it is the difference of the two errors.
     """

@@ -44,7 +44,7 @@ def answers(run, known, tasks):
 
 
 def draw(path, run):
-    """Draws three test tasks: the wave, its five points, the prediction with its interval, and how wide that is."""
+    """Draws three test tasks: the wave, its five points, the prediction, and its interval and width."""
     size = {"figsize": (11, 5), "sharey": "row", "sharex": True, "height_ratios": (3, 2)}
     with figure(path, 2, 3, **size) as (_, panels):
         grid = np.linspace(-7, 7, 281)

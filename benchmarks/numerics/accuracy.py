@@ -2,11 +2,11 @@
 
     python -m benchmarks run accuracy
 
-The problems are those of benchmarks.numerics.certificates, with strengths from 0.1 to 10. Asked for: 1e-2, 1e-4, 1e-6
-of the meta-gradient's norm, from theta after INNER steps of gradient descent. Fixed step counts: the pair
-(inner steps, steps of conjugate gradients) with the fewest steps in all for which at least 99 % of a kind's
-problems are below the request, found by search with the true errors in hand, which no user has. A gradient
-and a Hessian-vector product count alike; those of Lanczos' bound, where one is needed, are not among them.
+The problems are those of `certificates`, with strengths from 0.1 to 10. Asked for: 1e-2, 1e-4, 1e-6 of the
+meta-gradient's norm, from theta after INNER steps of gradient descent. Fixed step counts: the pair (inner
+steps, steps of conjugate gradients) with the fewest steps in all for which at least 99 % of a kind's problems
+are below the request, found by search with the true errors in hand, which no user has. A gradient and a
+Hessian-vector product count alike; those of Lanczos' bound, where one is needed, are not among them.
 """
 
 import jax

@@ -2,7 +2,7 @@
 
     python -m benchmarks run adversarial
 
-benchmarks.numerics.certificates draws problems as they occur; here they are looked for. A problem is what a flat
+`certificates` draws problems as they occur; here they are looked for. A problem is what a flat
 vector z, standard normal where drawn, is mapped to: support set, theta, strength and inner solver; a phi,
 where that solver ends or anywhere about the solution; query rows, and query targets as offsets from what phi
 predicts, so that v = d query_loss / d phi may be small, or orthogonal to a Newton step, to the last digit.

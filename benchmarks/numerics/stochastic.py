@@ -33,7 +33,7 @@ PASSES = 3000  # at most, over the rows
 PROBLEM = imaml.proximal(lambda phi, rows: 0.5 * jnp.mean((rows[0] @ phi - rows[1]) ** 2), 1.0, convex=True)
 
 
-def draw(rows, condition, seed):
+def drawn(rows, condition, seed):
     """One task: rows, theta, and what is exact of it; the largest curvature is `condition`."""
     random = np.random.default_rng([rows, int(condition), seed])
     scale = np.geomspace(0.05, 1, FEATURES)
@@ -205,7 +205,7 @@ def first_below(values, threshold):
 
 def cell(rows, condition):
     """All solvers on the tasks of one size and condition number."""
-    tasks = [draw(rows, condition, seed) for seed in range(SEEDS)]
+    tasks = [drawn(rows, condition, seed) for seed in range(SEEDS)]
     goals = {f"delta {delta:g}": (0, delta) for delta in DELTAS} | {"meta-gradient to 1 %": (1, 0.01)}
     found = []
     for name, (grid, make, price, library) in SOLVERS.items():

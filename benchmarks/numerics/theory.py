@@ -172,7 +172,7 @@ def products(condition, accuracy, seed=0, size=200):
 
 
 def compiled_costs(ways=20, shots=5):
-    """Returns (b), (c): temporary bytes of Conv4's compiled step of one task, and seconds, the median of three."""
+    """Returns (b), (c): temporary bytes of Conv4's compiled step, and seconds, the median of three."""
     domain = imaml.characters(ways=ways, shots=shots, queries=5)
     task = jax.tree.map(lambda leaf: leaf[None], domain.sample(jax.random.key(0), "train"))
     theta = domain.init(jax.random.key(1))

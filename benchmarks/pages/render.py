@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from benchmarks.harness import RESULTS, ROOT, Result
+from benchmarks.harness import ROOT, Result
 
 START, END = "<!-- {}: python -m benchmarks render -->", "<!-- end of {} -->"
 

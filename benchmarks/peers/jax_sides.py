@@ -4,8 +4,12 @@ jaxopt's is written as its users would, with XLA's convolution; and with imaml's
 """
 
 import functools
+import sys
+from pathlib import Path
 
 import numpy as np
+
+from .works import WORKS, read
 
 
 def loss_of(work, xla_convolution=False):
@@ -213,3 +217,10 @@ def flops_of(work, arrays):
     theta, (support, query) = _inputs(arrays)
     method = functools.partial(_method(work), estimate=False)
     return count_flops(method, theta, library.Task(support, query), jax.random.key(0)).flops
+
+
+if __name__ == "__main__":  # WORK FOLDER: writes the reference beside the work; the large ones have none
+    work, folder = WORKS[sys.argv[1]], Path(sys.argv[2])
+    given = read(folder)
+    gradient, residual = (0.0, 0.0) if work.reference else reference(work, given)
+    np.savez(folder / "exact.npz", gradient=gradient, residual=residual, flops=flops_of(work, given))

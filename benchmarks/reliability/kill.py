@@ -20,7 +20,6 @@ from benchmarks.harness import benchmark, say
 from imaml.storage.artefact import read_artefact
 from imaml.storage.checkpoint import Checkpoints
 
-
 KEPT = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 

@@ -8,7 +8,6 @@ support files, adapting, and answering for the fifteen others, read before.
 """
 
 import itertools
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 import imaml
-from benchmarks.harness import ROOT, benchmark, say
+from benchmarks.harness import ROOT, benchmark, say, spread
 
 ARTEFACTS = ("artefacts/omniglot-5w1s.safetensors", "artefacts/characters-5w1s.safetensors")
 
@@ -65,8 +64,7 @@ def main(run, tasks=50):
         parts = {}
         for part, first in times[0].items():
             later = [spent[part] for spent in times[1:]]
-            figures = {"median": statistics.median(later), "min": min(later), "max": max(later)}
-            parts[part] = {key: round(value, 2) for key, value in figures.items()} | {
+            parts[part] = {key: round(value, 2) for key, value in spread(later, "{}").items()} | {
                 "first_call": round(first, 1)
             }
         rows.append({"artefact": name, "milliseconds": parts, "accuracy_inductive": np.mean(right)})

@@ -76,8 +76,7 @@ def main(run, rounds=4):
             compiling, step = ran("-c", BEGIN + COMPILE, **given)[1]
             add(f"compiling that step, {name} options", compiling)
             add(f"a later step, {name} options", step)
-    rows = [{"what": what, **spread(values, "s")} for what, values in seconds.items()]
-    rows = [{re.sub("^s_(.*)", r"\1_s", key): value for key, value in row.items()} for row in rows]
+    rows = [{"what": what, **spread(values, "{}_s")} for what, values in seconds.items()]
     for row in rows:
         say(row)
     run.write(rows)
