@@ -33,7 +33,7 @@ def named(row, key, *how):
 
 def command(text):
     """Returns a recorded command as it is written now."""
-    return re.sub(r"python -m benchmarks\.(\w+)", r"python -m benchmarks run \1", text)
+    return re.sub(r"python -m benchmarks\.(\w+)|imaml bench (?=theory)", r"python -m benchmarks run \1", text)
 
 
 def source(file):
