@@ -58,33 +58,41 @@ class Benchmark:
     double: bool
     devices: bool
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Default of each option by name, from the signature of `measure`."""
+        parameters = list(inspect.signature(self.measure).parameters.values())[1:]
+        return {option.name: option.default for option in parameters}
+
     def parser(self) -> argparse.ArgumentParser:
-        """Returns the parser of the options, derived from the signature of `measure`."""
-        about = inspect.getdoc(inspect.getmodule(self.measure)) or ""
+        """Returns the parser of the options."""
+        about = inspect.getdoc(inspect.getmodule(self.measure))
         form = argparse.RawDescriptionHelpFormatter
-        made = argparse.ArgumentParser(
-            f"python -m benchmarks run {self.name}", None, about, formatter_class=form
-        )
-        for name, option in list(inspect.signature(self.measure).parameters.items())[1:]:
-            made.add_argument(f"--{name.replace('_', '-')}", **_how(option))
+        name = f"python -m benchmarks run {self.name}"
+        made = argparse.ArgumentParser(name, description=about, formatter_class=form)
+        for option, default in self.options.items():
+            made.add_argument(f"--{option.replace('_', '-')}", **_how(default))
         made.add_argument("--quick", action="store_true", help="a tiny version, to see whether it works")
         made.add_argument("--out", type=Path, help="result file, by default the committed one")
         return made
 
 
-def _how(option: inspect.Parameter) -> dict[str, Any]:
-    """Keywords of `add_argument` for a parameter of a benchmark."""
-    default = option.default
+def _how(default: Any) -> dict[str, Any]:
+    """Keywords of `add_argument` for an option with that default."""
     if default is inspect.Parameter.empty:
         return {"required": True}
     if isinstance(default, bool):
         return {"action": "store_true"}
-    if isinstance(default, tuple | list | dict):
-        values = tuple(default)
-        words = bool(values) and isinstance(values[0], str)
-        choices = values if words and not any("/" in value for value in values) else None
-        kind = type(values[0]) if values else str
-        return {"nargs": "*", "type": kind, "default": values, "choices": choices, "metavar": "VALUE"}
+    if isinstance(default, tuple):
+        kind = type(default[0]) if default else str
+        choices = default if kind is str and not any("/" in value for value in default) else None
+        return {
+            "nargs": "*",
+            "type": kind,
+            "default": default,
+            "choices": choices or None,
+            "metavar": "VALUE",
+        }
     return {"default": default, "type": str if default is None else type(default)}
 
 
@@ -134,17 +142,13 @@ class Result:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        machine, versions = self.machine or {}, self.versions or {}
+        machine, rows = {"processor", "cores", "python"}, self.rows
         expected = {
             "command: expected a string": isinstance(self.command, str) and self.command,
-            "machine: expected processor, cores and python": set(machine)
-            in (
-                set(),
-                {"processor", "cores", "python"},
-            ),
-            "versions: expected strings by package": all(isinstance(v, str) for v in versions.values()),
-            "rows: expected a list of objects": isinstance(self.rows, list)
-            and all(isinstance(row, dict) for row in self.rows),
+            "machine: expected processor, cores and python": set(self.machine or machine) == machine,
+            "versions: expected strings": all(isinstance(v, str) for v in (self.versions or {}).values()),
+            "rows: expected a list of objects": isinstance(rows, list)
+            and all(isinstance(r, dict) for r in rows),
         }
         for message, holds in expected.items():
             if not holds:
@@ -246,7 +250,6 @@ def start(name: str, words: list[str]) -> int:
     import_module(names()[name])
     chosen = REGISTERED[name]
     parser = chosen.parser()
-    defaults = vars(parser.parse_args([w for o, p in _required(chosen) for w in (o, p)]))
     if "--quick" in words:
         parser.set_defaults(**chosen.quick)
     given = vars(parser.parse_args(words))
@@ -256,7 +259,7 @@ def start(name: str, words: list[str]) -> int:
         out = Path("runs") / "quick" / usual.name
     said = ["python", "-m", "benchmarks", "run", name]
     for option, value in given.items():
-        if value != defaults[option]:
+        if value != chosen.options[option]:
             values = value if isinstance(value, tuple | list) else [] if value is True else [value]
             path = option == "data" or option.endswith("_data")
             said += [f"--{option.replace('_', '-')}", *(["PATH"] if path else map(str, values))]
@@ -270,12 +273,6 @@ def start(name: str, words: list[str]) -> int:
         jax.config.update("jax_enable_x64", True)
     kept = Path("runs") / name if out is None else out.with_suffix("")
     return chosen.measure(Run(" ".join(said), out or usual, quick, kept), **given) or 0
-
-
-def _required(chosen: Benchmark) -> list[tuple[str, str]]:
-    """Required options with a value that stands for any."""
-    there = list(inspect.signature(chosen.measure).parameters.values())[1:]
-    return [(f"--{p.name.replace('_', '-')}", "") for p in there if p.default is inspect.Parameter.empty]
 
 
 def say(row: Mapping[str, Any], *without: str) -> None:

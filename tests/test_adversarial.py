@@ -1,4 +1,4 @@
-"""A small search for problems whose error is above its bound; the benchmark `adversarial` is the large one."""
+"""A small search for problems whose error is above its bound; the benchmark adversarial is the large one."""
 
 import dataclasses
 

@@ -49,10 +49,8 @@ def measure(kind, key, strength):
     for accuracy in ASKED:
         rule = imaml.implicit(accuracy=accuracy, certify=True)
         implied = here.implied(rule, begun, jax.random.fold_in(key, 1))
-        status, stats = implied.linear.status, implied.linear.stats
-        asked.append(
-            jnp.stack([off(implied.gradient), 1.0 * (stats.steps + INNER), 1.0 * status.certificate])
-        )
+        spent, certificate = implied.linear.stats.steps + INNER, implied.linear.status.certificate
+        asked.append(jnp.stack([off(implied.gradient), 1.0 * spent, 1.0 * certificate]))
 
     def fixed(phi, more):
         phi = here.descended(phi, more)
@@ -77,15 +75,14 @@ def row_of(kind, accuracy, asked, errors):
     each = np.where(below, cost, 10**9).min((1, 2))
     possible = best.min() < 10**9
     steps = {"inner": GRID[inner], "linear": linear + 1, "products": best.min()}
+    uncertified = [c for c in Certification if not bounded(int(c))]
     row = {
         "kind": kind,
         "accuracy": accuracy,
         "problems": error.size,
         "certified": certified.mean(),
         "of_all_below": (error <= accuracy).mean(),
-        "not_certified": {
-            c.name: (certificate == int(c)).sum() for c in Certification if not bounded(int(c))
-        },
+        "not_certified": {c.name: (certificate == int(c)).sum() for c in uncertified},
         "best_fixed": steps if possible else None,
     }
     if certified.any():

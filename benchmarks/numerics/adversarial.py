@@ -30,10 +30,10 @@ these break the bound is written beside them.
 import functools
 import os
 import time
-from collections import Counter
+from collections import Counter, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -168,25 +168,13 @@ SINGLE["network"] = SINGLE["ridge, 2"][:2]
 ROWS = {kind: DOUBLE[kind] + SINGLE.get(kind, []) for kind in KINDS}
 
 
-class Free(NamedTuple):
-    """What is searched over, before it is mapped into its ranges."""
-
-    inputs: Any
-    targets: Any
-    query: Any
-    offsets: Any
-    theta: Any
-    reach: Any  # the decades that data entries span
-    strength: Any
-    rate: Any
-    steps: Any
-    placed: Any  # whether phi is placed about the solution
-    direction: Any
-    distance: Any
-    solver: Any
-    across: Any  # which direction the query rows, and v, may be orthogonal to
-    rows_across: Any
-    slope_across: Any
+# What is searched over, before it is mapped into its ranges. reach: the decades that data entries span. placed:
+# whether phi is placed about the solution. across: which direction the query rows, and v, may be orthogonal to.
+Free = namedtuple(
+    "Free",
+    "inputs targets query offsets theta reach strength rate steps placed direction distance solver across "
+    "rows_across slope_across",
+)
 
 
 def free(kind):
@@ -194,8 +182,10 @@ def free(kind):
     rows, query = kind.rows
     arrays = {"inputs": jnp.zeros((rows, kind.features)), "targets": jnp.zeros(rows)}
     arrays |= {"query": jnp.zeros((query, kind.features)), "offsets": jnp.zeros(query)}
-    arrays |= {"theta": ravel_pytree(kind.zeros)[0]}
-    arrays |= {"direction": ravel_pytree(kind.problem("plain", 1.0).split(kind.zeros))[0]}
+    arrays |= {
+        "theta": ravel_pytree(kind.zeros)[0],
+        "direction": ravel_pytree(kind.problem("plain", 1.0).split(kind.zeros))[0],
+    }
     return Free(**{name: arrays.get(name, jnp.zeros(())) for name in Free._fields})
 
 
@@ -235,15 +225,8 @@ GIVEN = ("support_inputs", "support_targets", "query_inputs", "query_targets", "
 GIVEN += ("theta", "strength", "phi", "star", "solver")  # a problem's numbers, but for its random key
 
 
-class Data(NamedTuple):
-    """A task's numbers. mean: theta, but for a learned strength. phi: flat. cotangent: None but for one."""
-
-    support: Any
-    mean: Any
-    strength: Any
-    phi: Any
-    query: Any = None
-    cotangent: Any = None
+# A task's numbers. mean: theta, but for a learned strength. phi: flat. cotangent: None but for one variant.
+Data = namedtuple("Data", "support mean strength phi query cotangent", defaults=(None, None))
 
 
 @dataclass(frozen=True)
@@ -479,13 +462,13 @@ def measure(kind, variant, dtype, given):
     size = jnp.maximum(jnp.linalg.norm(true), jnp.linalg.norm(computed))
     near = distances[best] <= 10 + jnp.linalg.norm(end) if len(ends) > 1 else True
     reached = good[best] & good[nearest] & near & (doubt <= 0.1 * TOLERANCE[dtype] * size)
-    found = {
-        "error": errors[best],
-        "bound": claimed(variant, computed, solution),
-        "size": size,
+    found = {"error": errors[best], "bound": claimed(variant, computed, solution), "size": size}
+    found |= {
         "noise": noise,
+        "reached": reached,
+        "certified": solution.certified,
+        "code": solution.status.certificate,
     }
-    found |= {"reached": reached, "certified": solution.certified, "code": solution.status.certificate}
     found |= {"ending": solution.status.code, "condition": conditions[best], "distance": distances[best]}
     return found | {"computed": computed, "true": true}
 

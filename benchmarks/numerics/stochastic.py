@@ -51,8 +51,8 @@ def drawn(rows, condition, seed):
     return jax.tree.map(jnp.asarray, task) | {"error": np.linalg.norm(meta(star))}
 
 
-def full(update, memory):
-    """Steps of a solver of whole gradients, one pass each: (task) -> errors after 1, 2, ..., passes."""
+def whole_gradients(transform):
+    """Whole gradients through an Optax transform: (task) -> errors after 1, 2, ..., passes."""
 
     def run(task):
         support, targets = task["rows"]
@@ -60,12 +60,11 @@ def full(update, memory):
         right = support.T @ targets / targets.size + task["theta"]
 
         def step(state, _):
-            phi, rest = state
-            phi, rest = update(phi, hessian @ phi - right, rest)
-            return (phi, rest), phi
+            phi, memory = state
+            change, memory = transform.update(hessian @ phi - right, memory, phi)
+            return (phi + change, memory), phi + change
 
-        first = (task["theta"], memory(task["theta"]))
-        _, path = lax.scan(step, first, length=PASSES)
+        _, path = lax.scan(step, (task["theta"], transform.init(task["theta"])), length=PASSES)
         return measured(task, path)
 
     return run
@@ -78,25 +77,14 @@ def measured(task, path):
     return jnp.linalg.norm(off, axis=1) / start, jnp.linalg.norm(off @ task["meta"].T, axis=1) / task["error"]
 
 
-def optax_run(transform):
-    """Whole gradients through an Optax transform."""
-
-    def update(phi, slope, memory):
-        change, memory = transform.update(slope, memory, phi)
-        return phi + change, memory
-
-    return full(update, transform.init)
-
-
 def minibatch(rate, decay, reduced):
     """SGD or SVRG as the library has them, looked at after parts of a pass."""
 
     def run(task):
         support, targets = task["rows"]
         size = targets.size
-        batch = min(BATCH, size)
+        batch, key = min(BATCH, size), jax.random.key(0)
         length = size // batch
-        key = jax.random.key(0)
         slope = lambda phi, x, y: x.T @ (x @ phi - y) / y.size + phi - task["theta"]  # noqa: E731
 
         def epoch(phi, number):
@@ -137,7 +125,7 @@ def nesterov(rate):
 
 def whole(transform, solver, grid=rates):
     """A solver of whole gradients: rates, run at a rate, gradients of rows a look, the library's solver."""
-    return grid, lambda r: optax_run(transform(r)), lambda n: n, lambda r, points, n: solver(r, points)
+    return grid, lambda r: whole_gradients(transform(r)), lambda n: n, lambda r, points, n: solver(r, points)
 
 
 def parts(solver, decays=False, reduced=False):

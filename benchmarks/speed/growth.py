@@ -8,7 +8,7 @@ Points that are done are kept in runs/growth: the same command resumes.
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -35,29 +35,17 @@ class Point:
     strength: float = STRENGTH
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Values of one quantity of a Point, and the others."""
-
-    name: str
-    values: tuple[int, ...]
-    base: Point = field(default_factory=Point)
-
-    def points(self):
-        """The Points, by value."""
-        return {value: Point(**{**vars(self.base), self.name: value}) for value in self.values}
-
-
 # A system that no direction of is negative, and that takes more steps than these to solve.
 LONG = Point(ways=20, shots=3, filters=32, curvature="gauss-newton", strength=1e-6)
-SWEEPS = {
-    "tasks": Sweep("tasks", (2, 4, 8, 16, 32), Point(steps=4, cg=2)),
-    "tasks, all at once": Sweep("tasks", (2, 4, 8, 16), Point(steps=4, cg=2, chunk=None)),
-    "inner steps": Sweep("steps", (64, 128, 256, 512, 1024)),
-    "CG steps": Sweep("cg", (32, 64, 128, 256), LONG),
-    "ways": Sweep("ways", (5, 10, 20, 40), Point(steps=4, cg=2)),
-    "shots": Sweep("shots", (1, 2, 4, 8), Point(steps=4, cg=2)),
-    "filters": Sweep("filters", (16, 32, 64, 128), Point(steps=4, cg=2)),
+FEW = Point(steps=4, cg=2)
+SWEEPS = {  # name: the field of a Point that varies, its values, and the other fields
+    "tasks": ("tasks", (2, 4, 8, 16, 32), FEW),
+    "tasks, all at once": ("tasks", (2, 4, 8, 16), Point(steps=4, cg=2, chunk=None)),
+    "inner steps": ("steps", (64, 128, 256, 512, 1024), Point()),
+    "CG steps": ("cg", (32, 64, 128, 256), LONG),
+    "ways": ("ways", (5, 10, 20, 40), FEW),
+    "shots": ("shots", (1, 2, 4, 8), FEW),
+    "filters": ("filters", (16, 32, 64, 128), FEW),
 }
 
 
@@ -94,10 +82,11 @@ def main(run, sweeps=tuple(SWEEPS), seconds=3.0):
     """Measures every sweep; `seconds` of calls for each point."""
     rows = []
     for name in sweeps:
-        sweep = SWEEPS[name]
-        points = list(sweep.points().items())[: 2 if run.quick else None]
-        each = [run.once(f"{name}-{value}", measure, point, seconds) for value, point in points]
-        row = {"name": name, "values": [value for value, _ in points], "base": vars(sweep.base), "rows": each}
+        varied, values, base = SWEEPS[name]
+        values = values[: 2 if run.quick else None]
+        points = {value: replace(base, **{varied: value}) for value in values}
+        each = [run.once(f"{name}-{value}", measure, point, seconds) for value, point in points.items()]
+        row = {"name": name, "values": values, "base": vars(base), "rows": each}
         for key in ("ms_min", "temporary_bytes", "gflop"):
             row[f"exponent_{key}"] = exponent(row["values"], [point[key] for point in each])
         rows.append(row)
