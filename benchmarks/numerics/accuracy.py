@@ -26,17 +26,19 @@ GRID = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 10
 LINEAR = 120
 
 
+def advanced(product, state):
+    """Returns (solution, residual, direction) of conjugate gradients a step on."""
+    x, r, p = state
+    image, square = product(p), r @ r
+    length = jnp.where(square > 0, square / (p @ image), 0)
+    new = r - length * image
+    return x + length * p, new, new + jnp.where(square > 0, new @ new / square, 0) * p
+
+
 def iterates(product, b):
-    """The iterates of conjugate gradients after 1, 2, ..., LINEAR steps."""
-
-    def advance(state, _):
-        x, r, p = state
-        image, square = product(p), r @ r
-        length = jnp.where(square > 0, square / (p @ image), 0)
-        x, new = x + length * p, r - length * image
-        return (x, new, new + jnp.where(square > 0, new @ new / square, 0) * p), x
-
-    return lax.scan(advance, (jnp.zeros_like(b), b, b), length=LINEAR)[1]
+    """Returns the iterates of conjugate gradients after 1, 2, ..., LINEAR steps."""
+    advance = lambda state, _: (advanced(product, state),) * 2  # noqa: E731
+    return lax.scan(advance, (jnp.zeros_like(b), b, b), length=LINEAR)[1][0]
 
 
 def measure(kind, key, strength):

@@ -168,8 +168,9 @@ SINGLE["network"] = SINGLE["ridge, 2"][:2]
 ROWS = {kind: DOUBLE[kind] + SINGLE.get(kind, []) for kind in KINDS}
 
 
-# What is searched over, before it is mapped into its ranges. reach: the decades that data entries span. placed:
-# whether phi is placed about the solution. across: which direction the query rows, and v, may be orthogonal to.
+# What is searched over, before it is mapped into its ranges. reach: the decades that data entries span.
+# placed: whether phi is placed about the solution. across: which direction the query rows, and v, may be
+# orthogonal to.
 Free = namedtuple(
     "Free",
     "inputs targets query offsets theta reach strength rate steps placed direction distance solver across "

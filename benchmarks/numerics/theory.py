@@ -19,6 +19,7 @@ from jax import lax
 
 import imaml
 from benchmarks.harness import benchmark, exponent, figure, in_turn
+from benchmarks.numerics.accuracy import advanced
 from imaml.meta.system import Case, judge_of
 
 FEATURES, ROWS, STRENGTH = 20, 30, 0.5
@@ -157,15 +158,9 @@ def products(condition, accuracy, seed=0, size=200):
         return int(lax.while_loop(lambda s: wrong(inverse @ (s[0] - query)), advance, (start, start, 0))[2])
 
     def linear():
-        def advance(state):
-            x, r, p, steps = state
-            image = matrix @ p
-            length = (r @ r) / (p @ image)
-            following = r - length * image
-            return x + length * p, following, following + (following @ following) / (r @ r) * p, steps + 1
-
         b = star - query
-        return int(lax.while_loop(lambda s: wrong(s[0]), advance, (jnp.zeros_like(b), b, b, 0))[3])
+        advance = lambda s: (advanced(matrix.__matmul__, s[0]), s[1] + 1)  # noqa: E731
+        return int(lax.while_loop(lambda s: wrong(s[0][0]), advance, ((jnp.zeros_like(b), b, b), 0))[1])
 
     momentum, solved = (condition**0.5 - 1) / (condition**0.5 + 1), linear()
     return {"Nesterov + CG": inner(momentum) + solved, "gradient descent + CG": inner(0.0) + solved}
@@ -194,68 +189,58 @@ def compiled_costs(ways=20, shots=5):
     return found
 
 
-ERRORS = {  # the lines of the first figure in their order; a bound has the colour of what it bounds
-    "MAML, unrolled": "C1",
-    "unrolled, last 16": "goldenrod",
-    "unrolled, last 4": "tan",
-    "iMAML, CG 2": "deepskyblue",
-    "its certified bound, CG 2": "deepskyblue",
-    "iMAML, CG 5": "C0",
-    "its certified bound, CG 5": "C0",
-    "iMAML, CG 10": "navy",
-    "its certified bound, CG 10": "navy",
-    "iMAML, CG 10, a Newton step more": "C2",
-}
+COLOURS = {"MAML, unrolled": "C1", "unrolled, last 16": "goldenrod", "unrolled, last 4": "tan"}
+COLOURS |= {"iMAML, CG 2": "deepskyblue", "iMAML, CG 5": "C0", "iMAML, CG 10": "navy"}
+COLOURS |= {"iMAML, CG 10, a Newton step more": "C2"}
 
 
-def drawn(path, size, *panels):
-    """Draws a figure of panels: lines (x, y, style, keywords) and the panel's labels; returns its file."""
-    with figure(path, 1, len(panels), figsize=size) as (_, shown):
-        for panel, (lines, labels, legend) in zip(shown[0], panels, strict=True):
-            for x, y, style, how in lines:
-                panel.loglog(x, [np.nan if v is None else v for v in y], style, **how)
-            panel.set(**labels)
-            panel.grid(alpha=0.3)
-            if legend is not None:
-                panel.legend(frameon=False, **legend)
-    return path
-
-
-def draw(found, errors, folder):
-    """Draws the figures, and returns their files."""
-    wrong, few = "relative error of the meta-gradient", {"fontsize": 8}
+def lines_of(found, wrong):
+    """Yields each figure: its name and panels, each of lines (x, y, style, colour, label) and two labels."""
+    error, x = "relative error of the meta-gradient", found["inner_steps"]
     lines = []
-    for name, colour in ERRORS.items():
-        bound = name.startswith("its")
-        style = ":" if bound else "--" if "nrolled" in name else "-"
-        how = {"color": colour, "marker": None if bound else ".", "label": name}
-        lines.append((found["inner_steps"], errors[name], style, how))
-    labels = {"xlabel": "inner steps", "ylabel": wrong}
-    files = [drawn(folder / "theory-errors.svg", (7, 4.6), (lines, labels, few | {"ncols": 2}))]
-    more, lines = found["correction"], []
-    for name, values in more["errors"].items():
-        label = f"{name}: slope {more['slopes'][name]:.2f}, {more['products'][name]:.0f} products"
-        lines.append((more["deltas"], values, "-", {"marker": ".", "label": label}))
-    labels = {"xlabel": "delta, distance to the inner solution", "ylabel": wrong}
-    files.append(drawn(folder / "theory-correction.svg", (6, 4), (lines, labels, few)))
+    for name, colour in COLOURS.items():
+        lines.append((x, wrong[name], "--" if "nrolled" in name else "-", colour, name))
+        if f"its certified bound{name[5:]}" in wrong:
+            bound = f"its certified bound{name[5:]}"
+            lines.append((x, wrong[bound], ":", colour, bound))
+    yield "errors", [(lines, "inner steps", error)]
+    more = found["correction"]
+    label = lambda name: f"{name}: slope {more['slopes'][name]:.2f}, {more['products'][name]:.0f} products"  # noqa: E731
+    lines = [(more["deltas"], row, "-", None, label(name)) for name, row in more["errors"].items()]
+    yield "correction", [(lines, "delta, distance to the inner solution", error)]
     counted, lines = found["products"], []
     for name, rows in counted["counts"].items():
         for style, (accuracy, counts) in zip(("-", "--", ":"), rows.items(), strict=True):
-            slope = counted["exponents"][name][accuracy]
-            label = f"{name}, to {float(accuracy):.0e}: exponent {slope:.2f}"
-            how = {"color": "C0" if name.startswith("Nesterov") else "C1", "marker": ".", "label": label}
-            lines.append((counted["conditions"], counts, style, how))
-    labels = {"xlabel": "condition number", "ylabel": "gradients and Hessian-vector products"}
-    files.append(drawn(folder / "theory-products.svg", (6, 4), (lines, labels, few)))
-    if "temporary_bytes" in found:
-        panels = []
-        kinds = (("temporary_bytes", "temporary memory [MiB]", 2**20), ("seconds", "seconds", 1))
-        for kind, label, unit in kinds:
-            values = {name: np.asarray(row) / unit for name, row in found[kind].items()}
-            lines = [(COMPILED, row, "-", {"marker": "o", "label": name}) for name, row in values.items()]
-            legend = {} if kind == "temporary_bytes" else None
-            panels.append((lines, {"xlabel": "inner steps", "ylabel": label}, legend))
-        files.append(drawn(folder / "theory-costs.svg", (9, 3.6), *panels))
+            label = f"{name}, to {float(accuracy):.0e}: exponent {counted['exponents'][name][accuracy]:.2f}"
+            colour = "C0" if name.startswith("Nesterov") else "C1"
+            lines.append((counted["conditions"], counts, style, colour, label))
+    yield "products", [(lines, "condition number", "gradients and Hessian-vector products")]
+    panels = []
+    for kind, label, unit in (
+        ("temporary_bytes", "temporary memory [MiB]", 2**20),
+        ("seconds", "seconds", 1),
+    ):
+        rows = found.get(kind, {}).items()
+        lines = [(COMPILED, np.asarray(row) / unit, "-", None, name) for name, row in rows]
+        panels += [(lines, "inner steps", label)] if lines else []
+    if panels:
+        yield "costs", panels
+
+
+def draw(found, wrong, folder):
+    """Draws the figures, and returns their files."""
+    files = []
+    for name, panels in lines_of(found, wrong):
+        files.append(folder / f"theory-{name}.svg")
+        with figure(files[-1], 1, len(panels), figsize=(7 if name == "errors" else 9, 4)) as (_, shown):
+            for panel, (lines, x_label, y_label) in zip(shown[0], panels, strict=True):
+                for x, y, style, colour, label in lines:
+                    y = [np.nan if v is None else v for v in y]
+                    marker = None if style == ":" and name == "errors" else "."
+                    panel.loglog(x, y, style, color=colour, marker=marker, label=label)
+                panel.set(xlabel=x_label, ylabel=y_label)
+                panel.grid(alpha=0.3)
+                panel.legend(frameon=False, fontsize=8)
     return files
 
 

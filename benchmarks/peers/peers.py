@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import benchmark, cores, figure, machine, spread
+from benchmarks.harness import benchmark, cores, figure, machine, say, spread
 
 from . import environments
 from .rate import rates as measured_rates
@@ -109,7 +109,7 @@ def rows_of(name, threads, peers, rate, seconds):
         if row["ms_median"] is not None:
             row["of_rate"] = int(exact["flops"]) / 1e6 / row["ms_median"] / rate
             row["times_imaml"] = row["ms_median"] / ours if ours else None
-        print(_sentence(row), flush=True)
+        say(row, "title", "version", "rate_gflops", "gflop")
     return rows
 
 
@@ -123,17 +123,6 @@ def _row(side, name, threads, folder, exact):
     row |= spread(milliseconds) if milliseconds else dict.fromkeys(("ms_median", "ms_min", "ms_max"))
     row |= {"first_call_s": side.first.get("first_call_s"), "peak_mib": side.peak, "calls": len(milliseconds)}
     return row | {"note": side.failed or PEERS[side.name].note}
-
-
-def _sentence(row):
-    begin = f"{row['work']:<5} {row['threads']} {row['peer']:<28}"
-    if row["ms_median"] is None:
-        return f"{begin} {row['note']}"
-    error = "" if row["error"] is None else f", error {row['error']:.1e}"
-    return (
-        f"{begin} {row['ms_median']:10.3f} ms ({row['ms_min']:.3f} to {row['ms_max']:.3f}), "
-        f"first call {row['first_call_s']:.1f} s, {row['peak_mib']:.0f} MiB{error}"
-    )
 
 
 def draw(path, rows):
