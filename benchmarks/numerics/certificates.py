@@ -39,9 +39,8 @@ def ridge():
         keys = jax.random.split(key, 5)
         scale = jnp.exp(jax.random.uniform(keys[3], (FEATURES,), minval=-2.0, maxval=1.0))
         inputs = scale * jax.random.normal(keys[0], (2, ROWS, FEATURES))
-        targets = inputs @ jax.random.normal(keys[1], (FEATURES,)) + 0.1 * jax.random.normal(
-            keys[2], (2, ROWS)
-        )
+        weights, noise = jax.random.normal(keys[1], (FEATURES,)), jax.random.normal(keys[2], (2, ROWS))
+        targets = inputs @ weights + 0.1 * noise
         return jax.random.normal(keys[4], (FEATURES,)), (inputs[0], targets[0]), (inputs[1], targets[1])
 
     return lambda phi, batch: 0.5 * jnp.mean((batch[0] @ phi - batch[1]) ** 2), draw, {"convex": True}

@@ -13,7 +13,9 @@ as it was trained, and solved by all the steps.
 """
 
 import dataclasses
+import itertools
 import time
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -32,16 +34,8 @@ from imaml.training.step import devices_mesh
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """One domain: preset and artefact, a step on new tasks, how many; inner and outer steps of learning."""
-
-    preset: str
-    artefact: str | None
-    step: imaml.GradientDescent | imaml.NewtonCG
-    steps: tuple[int, ...]
-    learned_with: tuple[int, ...]
-    outer_steps: int
+# A domain: preset and artefact, a step on new tasks and how many; inner and outer steps of learning.
+Study = namedtuple("Study", "preset artefact step steps learned_with outer_steps")
 
 
 def images(name):
@@ -50,18 +44,9 @@ def images(name):
     return Study(name, f"artefacts/{name}.safetensors", step, steps, (2, 8, 32), 240)
 
 
-STUDIES = {
-    "sinusoid": Study(
-        "sinusoid",
-        None,
-        imaml.NewtonCG(steps=1, linear=imaml.CG(steps=10)),
-        (0, 1, 2, 4, 8, 16, 32, 64, 128),
-        (1, 4, 16, 64),
-        1500,
-    ),
-    "characters": images("characters-5w1s"),
-    "omniglot": images("omniglot-5w1s"),
-}
+NEWTON, STEPS = imaml.NewtonCG(steps=1, linear=imaml.CG(steps=10)), (0, 1, 2, 4, 8, 16, 32, 64, 128)
+STUDIES = {"sinusoid": Study("sinusoid", None, NEWTON, STEPS, (1, 4, 16, 64), 1500)}
+STUDIES |= {"characters": images("characters-5w1s"), "omniglot": images("omniglot-5w1s")}
 
 
 def scored(domain, theta, strength, study, split, tasks, mesh):
@@ -71,7 +56,6 @@ def scored(domain, theta, strength, study, split, tasks, mesh):
     def one(domain, theta, key):
         task = domain.sample(key, split)
         start = problem.init(theta, task.support, key)
-        slope = lambda phi: problem.residual(phi, theta, task.support)  # noqa: E731
 
         def step(_, phi):
             return study.step(problem, theta, task.support, phi).value
@@ -87,7 +71,7 @@ def scored(domain, theta, strength, study, split, tasks, mesh):
             found = dict(domain.metrics(problem.full(phi, theta), task))
             found |= domain.calibration(problem.full(phi, theta), task)
             found["delta"] = tree.norm(tree.minus(phi, last)) / span
-            found["residual"] = tree.norm(slope(phi))
+            found["residual"] = tree.norm(problem.residual(phi, theta, task.support))
             return found
 
         return lax.map(measures, path)
@@ -118,11 +102,8 @@ def at_test_time(name, domain, theta, study, strength, mesh, tasks, validation):
         for s in STRENGTHS
         for i, steps in enumerate(study.steps)
     ]
-    on_validation = {
-        (s, i): sign * np.nanmean(tables["validation"][s][headline][:, i])
-        for s in STRENGTHS
-        for i in range(len(study.steps))
-    }
+    places = itertools.product(STRENGTHS, range(len(study.steps)))
+    on_validation = {(s, i): sign * np.nanmean(tables["validation"][s][headline][:, i]) for s, i in places}
     solved = len(study.steps) - 1
 
     def choice(among):

@@ -67,16 +67,13 @@ def gradients(run, small):
         found = jax.jit(lambda theta, key: _one(domain, recipe, CHOICES[name], theta, key))
         each = [found(theta, key) for theta in thetas for key in keys]
         column = {key: np.array([row[key] for row in each], float) for key in each[0]}
-        return {
-            "choice": name,
-            "tasks": len(each),
-            "indefinite": (column["smallest"] <= 0).mean(),
-            "told": column["told"].mean(),
-            "error_against_dense": np.median(column["dense"]),
+        row = {"choice": name, "tasks": len(each), "indefinite": (column["smallest"] <= 0).mean()}
+        row |= {"told": column["told"].mean(), "error_against_dense": np.median(column["dense"])}
+        row |= {
             "solved": np.isfinite(column["solved"]).sum(),
             "error_against_solved": _median(column["solved"]),
-            "cosine_with_solved": _median(column["cosine"]),
         }
+        return row | {"cosine_with_solved": _median(column["cosine"])}
 
     size = int(tree.ravel(thetas[0])[0].size)
     at = [{"outer_steps": after, "parameters": size} for after in AFTER]
@@ -108,20 +105,15 @@ def _one(domain, recipe, choice, theta, key):
         gradient, told = tree.ravel(system.gradient(solution.value))[0], solution.stats.negative_curvature
     # What the paper's formula would be of: the same problem, Hessian and all, solved.
     exact = domain.problem(recipe.strength * stronger)
-    solved = imaml.GradientDescent(recipe.inner.learning_rate / 4, steps=1000)(
-        exact, theta, task.support, phi
-    )
+    smaller = imaml.GradientDescent(recipe.inner.learning_rate / 4, steps=1000)
+    solved = smaller(exact, theta, task.support, phi)
     there, curved = dense(exact, solved.value)
     good = (jnp.linalg.eigvalsh(curved)[0] > 0) & (solved.stats.residual < 1e-3)
     off = lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(b)  # noqa: E731
     cosine = gradient @ there / (jnp.linalg.norm(gradient) * jnp.linalg.norm(there))
-    return {
-        "smallest": jnp.linalg.eigvalsh(matrix)[0],
-        "told": told,
-        "dense": off(gradient, here),
-        "solved": jnp.where(good, off(gradient, there), jnp.nan),
-        "cosine": jnp.where(good, cosine, jnp.nan),
-    }
+    found = {"smallest": jnp.linalg.eigvalsh(matrix)[0], "told": told, "dense": off(gradient, here)}
+    known = {"solved": off(gradient, there), "cosine": cosine}
+    return found | {name: jnp.where(good, value, jnp.nan) for name, value in known.items()}
 
 
 def _median(values):

@@ -84,14 +84,10 @@ def main(run, each=60):
     assert whole["finite"].all()
     rows = [{"group": "all", **rates(whole)}]
     say(rows[0])
+    ratio = -whole["smallest"] / whole["largest"]
     figures = (
         ("by_strength", whole["strength"], (0.003, 0.03, 0.3, 1), ""),
-        (
-            "by_size_of_the_negative_eigenvalue",
-            -whole["smallest"] / whole["largest"],
-            (0, 1e-3, 1e-2, 1e9),
-            " of the largest",
-        ),
+        ("by_size_of_the_negative_eigenvalue", ratio, (0, 1e-3, 1e-2, 1e9), " of the largest"),
     )
     for by, figure, ends, of in figures:
         for low, high in itertools.pairwise(ends):

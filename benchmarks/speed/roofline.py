@@ -14,10 +14,12 @@ import os
 import re
 import statistics
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import imaml
 from benchmarks.harness import benchmark, cores, in_turn, say
@@ -54,11 +56,8 @@ def products(text):
         elif kind == "fusion":
             calls.append((name, re.search(r"calls=%([\w.\-]+)", rest).group(1)))
     dots |= {name: dots[inner] for name, inner in calls if inner in dots}
-    return {
-        name: (*shapes[dot], shapes[left][a], a, b)
-        for name, (dot, left, _, a, b) in dots.items()
-        if len(shapes[dot]) == 2
-    }
+    flat = {name: found for name, found in dots.items() if len(shapes[found[0]]) == 2}
+    return {name: (*shapes[dot], shapes[left][a], a, b) for name, (dot, left, _, a, b) in flat.items()}
 
 
 def profiled(step, arguments):
@@ -69,12 +68,11 @@ def profiled(step, arguments):
                 jax.block_until_ready(step(*arguments))
         (file,) = Path(folder).rglob("*.trace.json.gz")
         events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
-    found = {}
+    found = defaultdict(list)
     for event in events:
         if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
-            calls, spent = found.get(event["name"], (0, 0.0))
-            found[event["name"]] = (calls + 1, spent + event["dur"])
-    return {name: (calls / STEPS, spent / STEPS) for name, (calls, spent) in found.items()}
+            found[event["name"]].append(event["dur"])
+    return {name: (len(spent) / STEPS, sum(spent) / STEPS) for name, spent in found.items()}
 
 
 def alone(m, n, k, left, right):
@@ -105,15 +103,14 @@ def measured(name):
     times = in_turn({"": lambda: compiled(*arguments)}, 10)[""]
     shapes, spent = products(compiled.as_text()), profiled(compiled, arguments)
     whole = sum(each for _, each in spent.values())
-    by_shape, by_kind = {}, {}
+    by_shape, by_kind = defaultdict(lambda: np.zeros(2)), defaultdict(float)
     for op, (calls, microseconds) in spent.items():
         if op in shapes:
-            before = by_shape.get(shapes[op], (0, 0.0))
-            by_shape[shapes[op]] = (before[0] + calls, before[1] + microseconds)
+            by_shape[shapes[op]] += (calls, microseconds)
             continue
         kind = KINDS.get(re.split(r"[_.\-]", op)[0], SUMS if op.startswith("ynn") else OTHER)
         kind = KINDS.get(op.split(".")[0], kind)
-        by_kind[kind] = by_kind.get(kind, 0.0) + microseconds
+        by_kind[kind] += microseconds
     rows, bound = [], 0.0
     for shape, (calls, microseconds) in sorted(by_shape.items(), key=lambda item: -item[1][1]):
         m, n, k, *axes = shape
