@@ -332,6 +332,16 @@ def exponent(x: Any, y: Any) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
+def prepared(name: str, data: str | None = None) -> tuple[Any, Any, Any]:
+    """Returns a preset's configuration, its domain, and the mesh that its tasks share."""
+    from imaml.config.overrides import replace_data
+    from imaml.config.presets import preset
+    from imaml.training.step import devices_mesh
+
+    config = replace_data(preset(name), data)
+    return config, config.domain.build(), devices_mesh(config.training.tasks)
+
+
 def trained(out: Path, domain: Any, method: Any, optimiser: Any, **options: Any) -> tuple[Any, float]:
     """Trains, or resumes the run in directory `out`; returns meta-parameters and the first call's seconds."""
     import imaml

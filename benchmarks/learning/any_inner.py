@@ -14,12 +14,9 @@ import jax
 import numpy as np
 
 import imaml
-from benchmarks.harness import benchmark, interval, trained
-from imaml.config.presets import preset
+from benchmarks.harness import benchmark, interval, prepared, trained
 from imaml.core.recipes import to_json
-from imaml.inner.gradient import GradientDescent
 from imaml.training.evaluation import evaluate_theta
-from imaml.training.step import devices_mesh
 
 METHODS = ("imaml", "scratch", "transfer", "fomaml")
 RATES = {  # of gradient descent, by what a preset's name begins with, the longest first
@@ -43,7 +40,7 @@ def kind_of(name):
 
 def trials(name, method):
     """Three recipes of a method, from the preset's."""
-    base = preset(name)
+    base, _, _ = prepared(name)
     own, plain = base.method, {"strength": None, "new_task": None, "curvature": "hessian"}
     if method == "imaml":
         return [dataclasses.replace(own, strength=own.strength * times) for times in (1, 0.3, 3)]
@@ -56,16 +53,15 @@ def trials(name, method):
     if method == "scratch":  # kept near its random start more or less
         return [dataclasses.replace(own, strength=own.strength * times) for times in (1, 0.1, 0.01)]
     return [
-        dataclasses.replace(own, name=method, **plain, inner=GradientDescent(rate, STEPS[method]))
+        dataclasses.replace(own, name=method, **plain, inner=imaml.GradientDescent(rate, STEPS[method]))
         for rate in RATES[kind_of(name)]
     ]
 
 
 def scored(run, name, method, number, recipe, split, tasks):
     """Returns the scores of one trial, task by task."""
-    config = preset(name)
-    domain = config.domain.build()
-    built = recipe.build(domain, devices_mesh(config.training.tasks))
+    config, domain, mesh = prepared(name)
+    built = recipe.build(domain, mesh)
     theta, seconds = domain.init(jax.random.key(1)), 0.0
     if method != "scratch":
         steps = 2 if run.quick else config.training.steps
@@ -82,8 +78,7 @@ def scored(run, name, method, number, recipe, split, tasks):
 
 def compared(run, name, validation, test):
     """Returns the row of one preset."""
-    config = preset(name)
-    domain = config.domain.build()
+    config, domain, _ = prepared(name)
     sign = 1 if domain.higher_is_better else -1
     best = {}
     for method in METHODS:

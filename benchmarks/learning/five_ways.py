@@ -20,14 +20,8 @@ import numpy as np
 import imaml
 from benchmarks.harness import benchmark, figure, interval, say, trained
 from benchmarks.learning.posteriors import WAYS, calibration, scores
-from imaml.bayes.curvature import Quadrature
-from imaml.bayes.laplace import posterior
 from imaml.config.method import Bayes, Method, NewTask
-from imaml.config.optimiser import Optimiser
 from imaml.domains.fewshot.episodes import Labelled, cross_entropy
-from imaml.inner.gradient import ProximalGradient
-from imaml.linear.cg import CG
-from imaml.problems.precision import Theta
 from imaml.training.evaluation import task_keys
 
 START = "artefacts/omniglot-5w1s.safetensors"
@@ -43,33 +37,30 @@ def recipe(name, ways):
     summed = name in ("evidence", "moments", "posterior")
     rows = ways if summed else 1  # one shot: as many support rows as ways
     learns_from = rows * (1 + QUERIES[ways]) if name in ("evidence", "moments") else rows  # all of a task's
+    bayes = {"form": {"moments": "low-rank", "posterior": "rows"}.get(name, "dense")}
+    if name == "evidence":
+        bayes["determinant"] = imaml.Quadrature(steps=8, probes=2)
     method = Method(
         name,
         strength=HEAD * rows / ways,
         learned=None if name == "reptile" else "leaf",
-        inner=ProximalGradient(RATE / learns_from, steps=24),
-        new_task=NewTask(ProximalGradient(RATE / rows, steps=24)),
-        linear=CG(steps=5),
+        inner=imaml.ProximalGradient(RATE / learns_from, steps=24),
+        new_task=NewTask(imaml.ProximalGradient(RATE / rows, steps=24)),
+        linear=imaml.CG(steps=5),
         curvature="hessian" if name == "reptile" else "gauss-newton",
         chunk=1,
-        bayes=Bayes(
-            determinant=Quadrature(steps=8, probes=2) if name == "evidence" else None,
-            form={"moments": "low-rank", "posterior": "rows"}.get(name, "dense"),
-        )
-        if summed
-        else Bayes(),
+        bayes=Bayes(**bayes) if summed else Bayes(),
     )
     if name == "moments":  # a tenth of the step of the mean, as tasks are few; the whole of the precision's
-        return method, Optimiser("sgd", 0.1, log_scale=10.0)
-    return method, Optimiser("adam", 2e-3, clip=1.0, log_scale=50.0)  # precisions have decades to go
+        return method, imaml.Optimiser("sgd", 0.1, log_scale=10.0)
+    return method, imaml.Optimiser("adam", 2e-3, clip=1.0, log_scale=50.0)  # precisions have decades to go
 
 
 def prepared(ways, data):
     """The domain, and the theta that all start from."""
     learned = imaml.load(START)
-    domain = dataclasses.replace(
-        learned.config.domain, ways=ways, queries=QUERIES[ways], data=str(data), limits=()
-    ).build()
+    changes = {"ways": ways, "queries": QUERIES[ways], "data": data, "limits": ()}
+    domain = dataclasses.replace(learned.config.domain, **changes).build()
     start = dict(learned.theta)
     start["head"] = jax.tree.map(jnp.zeros_like, domain.init(jax.random.key(0))["head"])
     return domain, start
@@ -82,10 +73,8 @@ def steps_of(name, ways):
 
 def strengths_of(mean, times):
     """The precisions that all start with, times a number, one for every leaf."""
-    return {
-        part: jax.tree.map(lambda _: times * (HEAD if part == "head" else BODY), leaves)  # noqa: B023
-        for part, leaves in mean.items()
-    }
+    precision = lambda path, _: times * (HEAD if path[0].key == "head" else BODY)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(precision, mean)
 
 
 def learned_by(run, name, ways, data):
@@ -98,7 +87,7 @@ def learned_by(run, name, ways, data):
         problem = domain.problem(strengths)
         built = dataclasses.replace(built, problem=problem, new_task=built.new_task._replace(problem=problem))
     else:
-        start = Theta(start, jax.tree.map(jnp.log, strengths))
+        start = imaml.Theta(start, jax.tree.map(jnp.log, strengths))
     options = {"steps": 2 if run.quick else steps_of(name, ways), "tasks": TASKS[ways], "start": start}
     out = run.kept / f"{ways}w" / name
     return domain, built, *trained(out, domain, built, optimiser, checkpoint_every=50, **options)
@@ -106,7 +95,7 @@ def learned_by(run, name, ways, data):
 
 def precisions(name, theta, ways):
     """The prior's precision of every leaf, of the summed loss, by name; {} where none was learned."""
-    if not isinstance(theta, Theta):
+    if not isinstance(theta, imaml.Theta):
         return {}
     times = 1 if LETTERS[name] in "bce" else ways
     leaves = jax.tree_util.tree_flatten_with_path(theta.log_strength)[0]
@@ -137,12 +126,12 @@ def drawn(data, tasks=50, draws=8):
     """
     domain, mean = prepared(5, data)
     built = recipe("posterior", 5)[0].build(domain)
-    theta = Theta(mean, jax.tree.map(jnp.log, strengths_of(mean, 1.0)))
+    theta = imaml.Theta(mean, jax.tree.map(jnp.log, strengths_of(mean, 1.0)))
 
     def one(key):
         task = domain.sample(key, "test")
         phi, _ = built.adapt(theta, task.support, key)
-        found = posterior(built.problem, phi, theta, task.support, form="rows").sample(key, draws)
+        found = imaml.posterior(built.problem, phi, theta, task.support, form="rows").sample(key, draws)
         still = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (draws, *leaf.shape)), phi)
         batch = Labelled(task.query.images, task.query.labels, task.support.images)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 import imaml
 from benchmarks.harness import benchmark, interval, say
-from imaml.bayes.laplace import posterior, summed
+from imaml.bayes.laplace import summed
 from imaml.domains.fewshot.episodes import Labelled, confidences, cross_entropy
 from imaml.training.evaluation import task_keys
 
@@ -56,7 +56,7 @@ def scores(domain, method, theta, key, strangers=True):
             p = jax.nn.softmax(logits)
         else:
             over = "head" if name.endswith("head") else None
-            known = posterior(problem, phi, prior, task.support, form="low-rank", rank=rank, over=over)
+            known = imaml.posterior(problem, phi, prior, task.support, form="low-rank", rank=rank, over=over)
 
             def one(image, known=known):
                 row = Labelled(image[None], labels[:1], task.support.images)

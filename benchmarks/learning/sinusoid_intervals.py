@@ -17,7 +17,7 @@ import numpy as np
 
 import imaml
 from benchmarks.harness import benchmark, figure, interval, say
-from imaml.bayes.laplace import posterior, summed
+from imaml.bayes.laplace import summed
 from imaml.training.evaluation import task_keys
 
 LEVEL, CLOSE = 0.9, 0.5
@@ -33,7 +33,7 @@ def answers(run, known, tasks):
         mean, variance = domain.network.forward(phi, task.query.inputs)[0], None
         if known:
             problem, prior = summed((method.new_task or method).problem, theta, task.support)
-            mean, variance = posterior(problem, phi, prior, task.support).predict(task.query)
+            mean, variance = imaml.posterior(problem, phi, prior, task.support).predict(task.query)
             variance = variance[:, 0]
         away = jnp.min(jnp.abs(task.query.inputs - task.support.inputs.T), axis=1)
         error = (mean - task.query.targets)[:, 0]

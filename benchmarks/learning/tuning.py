@@ -1,6 +1,6 @@
 """Trials of every compared method on validation tasks, as many for each.
 
-    python -m benchmarks run tuning --preset-name omniglot-5w1s --data PATH
+    python -m benchmarks run tuning --preset omniglot-5w1s --data PATH
 
 Each method is trained three times on the same number of tasks: with the preset's inner learning rate, a half
 and a quarter of it; a method that has none in learning with the preset's outer rate, twice and half of it.
@@ -12,15 +12,12 @@ The preset itself was chosen by earlier trials of iMAML: that method has had mor
 import dataclasses
 import time
 
-from benchmarks.harness import QUIET, benchmark, say
+import imaml
+from benchmarks.harness import QUIET, benchmark, prepared, say
 from imaml.compare.runner import sweep
 from imaml.compare.variants import rows_of
 from imaml.config.method import NewTask
-from imaml.config.overrides import replace_data
-from imaml.config.presets import preset
 from imaml.training.evaluation import evaluate_theta
-from imaml.training.loop import train
-from imaml.training.step import devices_mesh
 
 
 def trials(row):
@@ -29,15 +26,17 @@ def trials(row):
     return [(1.0, 1.0), (0.5, 1.0), (0.25, 1.0)] if has_rate else [(1.0, 1.0), (1.0, 2.0), (1.0, 0.5)]
 
 
-def trial(domain, base, row, rates, steps, tasks):
+def trial(domain, mesh, base, row, rates, steps, tasks):
     """Returns one training's scores on validation tasks, as in learning and by more steps."""
     inner, outer = rates
     config = dataclasses.replace(row, rate=inner, outer=outer, fine=None).config(base, 1.0, 0)
-    build = lambda method: method.build(domain, devices_mesh(base.training.tasks))  # noqa: E731
+    build = lambda method: method.build(domain, mesh)  # noqa: E731
     began, method = time.monotonic(), build(config.method)
     found = {"inner": inner, "outer": outer}
     try:
-        run = train(domain, method, config.optimiser, steps=steps, tasks=base.training.tasks, seed=0, **QUIET)
+        run = imaml.train(
+            domain, method, config.optimiser, steps=steps, tasks=base.training.tasks, seed=0, **QUIET
+        )
     except ArithmeticError as error:
         return found | {"error": str(error)}
     if run.reason == "interrupted":
@@ -57,17 +56,16 @@ def trial(domain, base, row, rates, steps, tasks):
 
 @benchmark(
     "tuning",
-    quick={"preset_name": "characters-5w1s", "methods": ["imaml"], "steps": 2, "tasks": 4},
+    quick={"preset": "characters-5w1s", "methods": ["imaml"], "steps": 2, "tasks": 4},
     devices=True,
 )
-def main(run, preset_name="omniglot-5w1s", data=None, steps=300, tasks=256, methods=()):
+def main(run, preset="omniglot-5w1s", data=None, steps=300, tasks=256, methods=()):
     """Runs three trials of every method."""
-    base = replace_data(preset(preset_name), data)
-    domain, rows = base.domain.build(), []
+    (base, domain, mesh), rows = prepared(preset, data), []
     for name, row in rows_of(list(methods)).items():
         if row.learns:
             found = [
-                run.once(f"{preset_name}-{steps}-{name}-{i}", trial, domain, base, row, rates, steps, tasks)
+                run.once(f"{preset}-{steps}-{name}-{i}", trial, domain, mesh, base, row, rates, steps, tasks)
                 for i, rates in enumerate(trials(row))
             ]
             rows.append({"method": name, "trials": found})

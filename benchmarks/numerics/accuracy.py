@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 import imaml
 from benchmarks.harness import benchmark, say
 from benchmarks.numerics.certificates import KINDS, setting
-from imaml.core.solution import Certification, bounded
+from imaml.core.solution import bounded
 
 ASKED = (1e-2, 1e-4, 1e-6)
 INNER = 10
@@ -77,7 +77,7 @@ def row_of(kind, accuracy, asked, errors):
     each = np.where(below, cost, 10**9).min((1, 2))
     possible = best.min() < 10**9
     steps = {"inner": GRID[inner], "linear": linear + 1, "products": best.min()}
-    uncertified = [c for c in Certification if not bounded(int(c))]
+    uncertified = [c for c in imaml.Certification if not bounded(int(c))]
     row = {
         "kind": kind,
         "accuracy": accuracy,

@@ -45,10 +45,8 @@ from jax.scipy.stats import norm
 import imaml
 from benchmarks.harness import benchmark, say
 from imaml.core.loops import repeat_while
-from imaml.core.solution import Certification, Ending
 from imaml.linear.cg import conjugate_gradients
 from imaml.meta.system import Case, constant, judge_of
-from imaml.problems.precision import Theta
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 NOISES = 100
@@ -127,7 +125,7 @@ class Kind:
 
     def theta(self, variant, mean, strength):
         """Theta, of a variant."""
-        return Theta(mean, log_strength=jnp.log(strength)) if variant == "learned" else mean
+        return imaml.Theta(mean, log_strength=jnp.log(strength)) if variant == "learned" else mean
 
 
 def line(phi, inputs):
@@ -439,7 +437,7 @@ def claimed(variant, computed, solution):
     bound = jnp.asarray(solution.stats.error_bound, jnp.float64)
     if variant != "accuracy":
         return bound
-    reached = solution.status.code == int(Ending.CONVERGED)
+    reached = solution.status.code == int(imaml.Ending.CONVERGED)
     return jnp.where(reached, jnp.minimum(bound, ACCURACY * jnp.linalg.norm(computed)), bound)
 
 
@@ -603,7 +601,7 @@ class Ledger:
     def count(self, strategy, found):
         """Counts codes and violations; keeps these, and the worst."""
         tolerance, error, bound = TOLERANCE[self.dtype], found["error"], found["bound"]
-        names = np.array([Certification(int(code)).name for code in found["code"]])
+        names = np.array([imaml.Certification(int(code)).name for code in found["code"]])
         grades = np.where(names == "PROVED", "proved", "certified")
         reached, judged = found["reached"], found["reached"] & found["certified"]
         self.codes.update(names[reached].tolist())
@@ -630,7 +628,10 @@ class Ledger:
     def written(self, strategy, found, row):
         """One evaluation in full, as plain numbers."""
         plain = {k: np.asarray(v[row]).tolist() for k, v in found.items()}
-        plain["code"], plain["ending"] = Certification(plain["code"]).name, Ending(plain["ending"]).name
+        plain["code"], plain["ending"] = (
+            imaml.Certification(plain["code"]).name,
+            imaml.Ending(plain["ending"]).name,
+        )
         plain["linear"] = None if self.variant == "accuracy" else repr(SOLVERS[plain["solver"]])
         plain["inner_steps"] = plain["inner_steps"] if plain["inner_steps"] >= 0 else None  # phi was placed
         return {"strategy": strategy, **plain}

@@ -16,7 +16,6 @@ import jax
 
 import imaml
 from benchmarks.harness import benchmark, in_turn, say
-from imaml.core.solution import Certification
 from imaml.training.step import devices_mesh
 
 TASKS = 8
@@ -74,7 +73,7 @@ def main(run, rounds=15, works=tuple(WORKS)):
             row |= {"more_median": statistics.median(ratios), "more_all": ratios}
             if certificate:
                 codes = said[name].linear_status.certificate.tolist()
-                row["tasks"] = {c.name: codes.count(int(c)) for c in Certification if int(c) in codes}
+                row["tasks"] = {c.name: codes.count(int(c)) for c in imaml.Certification if int(c) in codes}
                 row["products_median"] = statistics.median(said[name].linear_steps.tolist())
             rows.append(row)
             say(row, "more_all")

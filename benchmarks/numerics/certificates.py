@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 
 import imaml
 from benchmarks.harness import benchmark, say
-from imaml.core.solution import Certification, bounded
+from imaml.core.solution import bounded
 from imaml.meta.system import Case, judge_of
 
 LINEAR = (1, 2, 3, 5, 10, 20, 1000)
@@ -200,7 +200,7 @@ def summary(found):
     small = found["true"] < 0.01
     ratio = (found["bound"] / found["true"])[certified]
     wrong = found["true"] > 0.1
-    trusted = found["plain_code"] == int(Certification.ESTIMATED)
+    trusted = found["plain_code"] == int(imaml.Certification.ESTIMATED)
     silent = wrong & (found["estimate"] < 0.1) & trusted
     said_small = (found["estimate"] < 0.1 * found["true"]) & trusted
     decades = np.abs(np.log10(np.maximum(found["estimate"], 1e-300) / found["true"]))
@@ -223,7 +223,7 @@ def summary(found):
         "estimate_within_10_times": (decades < 1).mean(),
         "indefinite": (found["smallest"] <= 0).sum(),
         "negative_curvature_seen": found["negative_curvature"].sum(),
-        "codes": {code.name: (found["code"] == int(code)).sum() for code in Certification},
+        "codes": {code.name: (found["code"] == int(code)).sum() for code in imaml.Certification},
     }
 
 

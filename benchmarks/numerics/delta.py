@@ -23,13 +23,10 @@ import numpy as np
 from jax import lax
 
 import imaml
-from benchmarks.harness import QUIET, benchmark, figure, interval, say
+from benchmarks.harness import QUIET, benchmark, figure, interval, prepared, say
 from imaml.config.method import NewTask
-from imaml.config.overrides import replace_data
-from imaml.config.presets import preset
 from imaml.core import tree
 from imaml.training.evaluation import evaluate_theta, over_devices, paired, task_keys
-from imaml.training.step import devices_mesh
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -194,11 +191,8 @@ def main(run, data=None, domains=tuple(STUDIES), tasks=400, validation=200, oute
         return draw(run, run.before())
     studies = {row["domain"]: row for row in run.before()}
     for name in domains:
-        study, config = STUDIES[name], preset(STUDIES[name].preset)
-        if getattr(config.domain, "source", None) == "omniglot":
-            config = replace_data(config, data)
-        domain = config.domain.build()
-        mesh = devices_mesh(config.training.tasks)
+        study = STUDIES[name]
+        config, domain, mesh = prepared(study.preset, data if name == "omniglot" else None)
 
         def learned(study=study, config=config, domain=domain, mesh=mesh):
             if study.artefact is not None:

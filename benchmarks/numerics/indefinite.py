@@ -20,12 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import imaml
-from benchmarks.harness import QUIET, benchmark, interval, say
-from imaml.config.presets import preset
+from benchmarks.harness import QUIET, benchmark, interval, prepared, say
 from imaml.core import tree
 from imaml.meta.system import Case, judge_of
 from imaml.training.evaluation import evaluate_theta
-from imaml.training.step import devices_mesh
 
 AFTER = (20, 200)  # outer steps of the small networks
 # name: (linear solver, curvature, inner steps over the preset's, strength over the preset's)
@@ -55,7 +53,7 @@ def changed(recipe, choice):
 
 def gradients(run, small):
     """Returns errors of the choices' meta-gradients for `small` tasks at each theta."""
-    config = preset("characters-5w1s")
+    config, _, _ = prepared("characters-5w1s")
     domain, recipe = dataclasses.replace(config.domain, filters=4).build(), config.method
     thetas = [
         imaml.train(domain, recipe.build(domain), config.optimiser, steps=after, tasks=8, **QUIET).theta
@@ -135,8 +133,7 @@ def accuracies(domain, solver, config, method, seed, steps, tasks):
 
 def learning(run, seeds, steps, tasks):
     """Returns test accuracies of the preset's network trained with each choice."""
-    config = preset("characters-5w1s")
-    domain, mesh = config.domain.build(), devices_mesh(config.training.tasks)
+    config, domain, mesh = prepared("characters-5w1s")
     solver = config.method.build(domain, mesh)
     rows, reference = [], None
     for number, (name, choice) in enumerate(CHOICES.items()):

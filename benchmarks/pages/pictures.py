@@ -14,9 +14,8 @@ import jax
 import numpy as np
 
 import imaml
-from benchmarks.harness import FIGURES, Result, benchmark, figure
+from benchmarks.harness import FIGURES, Result, benchmark, figure, prepared
 from benchmarks.learning.any_inner import trials
-from imaml.config.presets import preset
 from imaml.training.evaluation import task_keys
 
 KEPT, TASKS = Path("runs/any_inner"), 3
@@ -25,8 +24,7 @@ STYLES = {"before": "--", "after": "-", "best": ":"}
 
 def draw(name, trial):
     """One figure: the scenes of some test tasks, a task a row."""
-    config = preset(name)
-    domain = config.domain.build()
+    _, domain, _ = prepared(name)
     method = trials(name, "imaml")[trial].build(domain)
     theta = imaml.load(KEPT / name / f"imaml-{trial}").theta
     sample = jax.jit(lambda key: domain.sample(key, "test"))
