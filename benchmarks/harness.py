@@ -36,6 +36,7 @@ ROOT, RESULTS, FIGURES = HERE.parent, HERE / "results", HERE.parent / "docs" / "
 PACKAGES = ("imaml", "jax", "jaxlib", "optax", "lineax", "numpy")
 QUIET: dict[str, Any] = {"validate_every": 0, "progress": False}  # options of `imaml.train`
 REGISTERED: dict[str, Benchmark] = {}
+Measure = Callable[..., int | None]
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Benchmark:
     """
 
     name: str
-    measure: Callable[..., int | None]
+    measure: Measure
     result: str | None
-    quick: Mapping[str, Any]
-    double: bool
-    devices: bool
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    double: bool = False
+    devices: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -96,19 +97,21 @@ def _how(default: Any) -> dict[str, Any]:
     return {"default": default, "type": str if default is None else type(default)}
 
 
-def benchmark(
-    name: str,
-    *,
-    result: str | None = "",
-    quick: Mapping[str, Any] | None = None,
-    double: bool = False,
-    devices: bool = False,
-) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
-    """Registers a measurement; see `Benchmark`. The result file is by default named after it."""
+def benchmark(name: str, *, result: str | None = "", **how: Any) -> Callable[[Measure], Measure]:
+    """Registers a measurement.
 
-    def register(measure: Callable[..., int | None]) -> Callable[..., int | None]:
+    Args:
+        name: Name on the command line.
+        result: File under `results` that it writes, by default named after it; None where it only prints.
+        how: Other fields of `Benchmark`.
+
+    Returns:
+        A decorator that returns its function unchanged.
+    """
+
+    def register(measure: Measure) -> Measure:
         file = f"{name}.json" if result == "" else result
-        REGISTERED[name] = Benchmark(name, measure, file, quick or {}, double, devices)
+        REGISTERED[name] = Benchmark(name, measure, file, **how)
         return measure
 
     return register

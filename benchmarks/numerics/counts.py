@@ -17,12 +17,10 @@ from imaml.config.presets import preset
 from imaml.training.cost import count_flops, prepare
 
 SLACK = 0.1  # of temporary bytes, which depend a little on the processor
+SMALL = {"training.tasks": "2", "domain.filters": "4", "domain.ways": "3"}
 WORKS = {
     "sinusoid": ("sinusoid", {"training.tasks": "4"}),
-    "characters, 4 filters": (
-        "characters-5w1s",
-        {"training.tasks": "2", "domain.filters": "4", "domain.ways": "3"},
-    ),
+    "characters, 4 filters": ("characters-5w1s", SMALL),
 }
 
 

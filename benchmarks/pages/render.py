@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 
 from benchmarks.harness import ROOT, Result
+from imaml.report.comparison_page import markdown
 
 START, END = "<!-- {}: python -m benchmarks render -->", "<!-- end of {} -->"
 
@@ -57,39 +58,17 @@ def fewest(rows, size, condition, goal, stochastic):
     """Returns the solver with the fewest gradients of a kind, its count, and the kind's least seconds."""
     found = [row for row in rows if (row["rows"], row["condition"], row["goal"]) == (size, condition, goal)]
     found = [row for row in found if row["gradients"] and (row["solver"] in stochastic[0]) == stochastic[1]]
-    return (
-        min(found, key=lambda row: row["gradients"]) | {"least": min(r["seconds"] for r in found)}
-        if found
-        else None
-    )
-
-
-def comparison(summary):
-    """Returns the whole table of a comparison."""
-    from imaml.report.comparison_page import markdown
-
-    return markdown(summary)
-
-
-def unique(values):
-    """Returns values without repetitions, in their order."""
-    return list(dict.fromkeys(tuple(v) if isinstance(v, list) else v for v in values))
+    least = {"least": min((row["seconds"] for row in found), default=None)}
+    return min(found, key=lambda row: row["gradients"]) | least if found else None
 
 
 def render(check):
     """Writes the tables into the pages, or says where they differ; returns the exit status."""
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     made = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), **options)
-    filters = {
-        "percent": percent,
-        "mean": mean,
-        "named": named,
-        "command": command,
-        "f": format,
-        "unique": unique,
-    }
-    made.filters |= filters
-    given = (result, source, least_digits, fewest, comparison)
+    made.filters |= {function.__name__: function for function in (percent, mean, named, command)}
+    made.filters["f"] = format
+    given = (result, source, least_digits, fewest, markdown)
     made.globals |= {function.__name__: function for function in given}
     differing = []
     for name in made.list_templates():
