@@ -37,10 +37,8 @@ def learned(name, file, folder):
 def lines(train, first, last):
     """Predictions of the last days by least squares: of all the others' rows, and of the first days alone."""
     fit = lambda rows: np.polyfit(rows["Days"], rows["Reaction"], 1)  # noqa: E731
-    return {
-        "pooled model": np.polyval(fit(train), last["Days"]),
-        "model of its own": np.polyval(fit(first), last["Days"]),
-    }
+    fitted = {"pooled model": fit(train), "model of its own": fit(first)}
+    return {name: np.polyval(line, last["Days"]) for name, line in fitted.items()}
 
 
 def columns(rows):

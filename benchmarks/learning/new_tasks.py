@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import imaml
-from benchmarks.harness import QUIET, benchmark
+from benchmarks.harness import QUIET, benchmark, say
 from imaml.config.presets import preset
 from imaml.domains.fewshot import omniglot as reader
 from imaml.domains.fewshot.domain import table_of
@@ -74,20 +74,14 @@ def main(run, data=None, steps=1000, tasks=1000):
         for other in ("before", "anew_on_all", "from_scratch"):
             mean, width = paired(results["went_on", which], results[other, which])
             differences.append({"tasks_of": which, "went_on_minus": other, "mean": mean, "ci95": width})
-    characters = {
-        name: {split: len(ids) for split, ids in part.items()}
-        for name, part in zip(domains, parts, strict=True)
-    }
+    counts = [{split: len(ids) for split, ids in part.items()} for part in parts]
     equal = {"target": target, "curve": curve, "first": min(reached, default=None)}
     run.write(
         rows,
         steps=steps,
-        characters=characters,
+        characters=dict(zip(domains, counts, strict=True)),
         paired_differences=differences,
         steps_to_equal_accuracy=equal,
     )
-    for row in rows:
-        print(f"{row['theta']:<14}{row['tasks_of']:<5}{row['accuracy']:.4f} +- {row['accuracy_ci95']:.4f}")
-    for row in differences:
-        print("went on - {went_on_minus:<14}on {tasks_of} tasks: {mean:+.4f} +- {ci95:.4f}".format(**row))
-    print("steps to the accuracy of learning anew on all:", equal["first"])
+    for row in [*rows, *differences, equal]:
+        say(row)

@@ -25,11 +25,6 @@ RANK = 80  # of the posterior at most; it is exact where as many outputs were se
 WAYS = ("adapted network", "Laplace", "Laplace of the head")
 
 
-def inductive(domain):
-    """Logits normalised by the batch's reference's statistics, (phi, batch) -> (n, ways)."""
-    return lambda phi, batch: domain.logits(phi, batch, True)
-
-
 def below(strangers, known):
     """The probability that a stranger's number is below a known one's, ties half."""
     less = strangers[:, None] < known[None]
@@ -49,18 +44,18 @@ def scores(domain, method, theta, key, strangers=True):
     stranger = ~jnp.any(foreign.query.classes[:, None] == indices.classes[None], axis=1)
     problem, prior = summed((method.new_task or method).problem, theta, task.support)
     rank = min(RANK, task.support.labels.shape[0] * (domain.recipe.ways - 1))
-    logits = domain.logits(phi, batch, True)
+    inductive = lambda phi, batch: domain.logits(phi, batch, True)  # noqa: E731
     found = {}
     for name in WAYS:
         if name == "adapted network":
-            p = jax.nn.softmax(logits)
+            p = jax.nn.softmax(inductive(phi, batch))
         else:
             over = "head" if name.endswith("head") else None
             known = imaml.posterior(problem, phi, prior, task.support, form="low-rank", rank=rank, over=over)
 
             def one(image, known=known):
                 row = Labelled(image[None], labels[:1], task.support.images)
-                return known.probabilities(row, outputs=inductive(domain))[0]
+                return known.probabilities(row, outputs=inductive)[0]
 
             p = jax.lax.map(one, images)
         count = task.query.labels.shape[0]

@@ -48,9 +48,8 @@ def method_of(domain, inner, solving=None):
     """Implicit MAML with an inner solver; new tasks solved by another."""
     problem = domain.problem(STRENGTH, curvature="gauss-newton")
     new = None if solving is None else imaml.Solving(problem, solving)
-    return imaml.IMAML(
-        problem, domain.query_loss, inner=inner, linear=imaml.CG(steps=8), new_task=new, policy="skip"
-    )
+    how = {"linear": imaml.CG(steps=8), "new_task": new, "policy": "skip"}
+    return imaml.IMAML(problem, domain.query_loss, inner=inner, **how)
 
 
 def learned(domain, inner, seed, folder, seconds):

@@ -572,11 +572,6 @@ def replayed(row, problems, keys=(0,)):
     return judged(row["kind"], row["variant"], row["dtype"], given)
 
 
-def evaluate(name, variant, dtype, z):
-    """What is known of the problem that each row of z means, as numpy arrays."""
-    return judged(name, variant, dtype, in_batches(compiled(drawn, name, variant, dtype), z))
-
-
 class Ledger:
     """What a search has evaluated: counts, the best z, and the violations."""
 
@@ -590,7 +585,8 @@ class Ledger:
 
     def __call__(self, strategy, z):
         """The heights of rows of z, which are counted."""
-        found = evaluate(self.name, self.variant, self.dtype, z)
+        row = (self.name, self.variant, self.dtype)
+        found = judged(*row, in_batches(compiled(drawn, *row), z))
         self.spent[strategy] += len(z)
         self.count(strategy, found)
         self.z, heights = np.concatenate([self.z, z]), np.concatenate([self.heights, found["height"]])

@@ -41,16 +41,13 @@ def prepared(work, curvature, certificate, estimate):
     domain = make()
     keys = jax.random.split(jax.random.key(0), TASKS)
     tasks = jax.jit(lambda: jax.vmap(lambda k: domain.sample(k, "train"))(keys))()
-    method = imaml.IMAML(
-        domain.problem(0.5, curvature=curvature),
-        domain.query_loss,
-        inner=imaml.GradientDescent(rate, steps=16),
-        linear=imaml.CG(steps=5),
-        certify=certificate,
-        chunk=chunk,
-        mesh=devices_mesh(TASKS) if chunk == 1 else None,
-        policy="skip",
-    )
+    how = {
+        "inner": imaml.GradientDescent(rate, steps=16),
+        "linear": imaml.CG(steps=5),
+        "certify": certificate,
+    }
+    how |= {"chunk": chunk, "mesh": devices_mesh(TASKS) if chunk == 1 else None, "policy": "skip"}
+    method = imaml.IMAML(domain.problem(0.5, curvature=curvature), domain.query_loss, **how)
     step = jax.jit(functools.partial(method, estimate=estimate))
     return step, (domain.init(jax.random.key(1)), tasks, jax.random.key(2))
 

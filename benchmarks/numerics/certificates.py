@@ -13,8 +13,7 @@ Then 2,000 new problems, a quarter of each kind, are looked through for errors t
 more than 10 %, with no bound, an estimate below 10 %, and a status that does not call it unreliable.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -89,17 +88,11 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One task's problem over flat vectors: F, its matrix, and what the reference is made of."""
+class Setting(namedtuple("Setting", "case flat unravel slope matrix curved rate")):
+    """One task's problem over flat vectors: F, its matrix, and what the reference is made of.
 
-    case: Case
-    flat: Any
-    unravel: Any
-    slope: Any
-    matrix: Any  # of the system: Gauss-Newton's where the problem has that
-    curved: Any  # of F itself
-    rate: Any
+    matrix: of the system, Gauss-Newton's where the problem has that. curved: of F itself.
+    """
 
     def descended(self, phi, steps):
         """After so many steps of gradient descent."""

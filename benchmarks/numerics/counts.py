@@ -43,12 +43,9 @@ def count(work: str) -> dict[str, int]:
 
 def differences(work: str, found: dict[str, int], committed: dict[str, int]) -> list[str]:
     """A sentence for each count that is not the committed one; none where all agree."""
-    said = []
-    for name, value in committed.items():
-        slack = SLACK * value if name == "temporary_bytes" else 0
-        if abs(found[name] - value) > slack:
-            said.append(f"{work}: {name}: {found[name]:,}, committed {value:,}")
-    return said
+    slack = {"temporary_bytes": SLACK}
+    changed = {k: v for k, v in committed.items() if abs(found[k] - v) > slack.get(k, 0) * v}
+    return [f"{work}: {name}: {found[name]:,}, committed {value:,}" for name, value in changed.items()]
 
 
 @benchmark("counts")

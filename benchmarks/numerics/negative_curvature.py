@@ -54,9 +54,7 @@ def measure(activation: str, steps: int, seed: int, count: int) -> dict[str, np.
     strengths = np.exp(np.random.default_rng(seed).uniform(np.log(3e-3), 0, count))
     keys = jax.random.split(jax.random.key(seed), count)
     found = jax.jit(jax.vmap(one))(keys, jnp.asarray(strengths))
-    return {"strength": strengths, "size": np.full(count, size)} | {
-        k: np.asarray(v) for k, v in found.items()
-    }
+    return jax.tree.map(np.asarray, found) | {"strength": strengths, "size": np.full(count, size)}
 
 
 def rates(problems: dict[str, np.ndarray]) -> dict:
@@ -64,12 +62,9 @@ def rates(problems: dict[str, np.ndarray]) -> dict:
     indefinite = problems["smallest"] < 0
     seen = problems["seen_at"][indefinite]
     limits = {str(k): k for k in LIMITS} | {"n": problems["size"][0]}
-    return {
-        "problems": len(indefinite),
-        "indefinite": indefinite.sum(),
-        "seen_by_cg_steps": {k: np.mean(seen < most) for k, most in limits.items()} if len(seen) else None,
-        "false_alarms": np.sum(problems["seen_at"][~indefinite] < limits["n"]),
-    }
+    row = {"problems": len(indefinite), "indefinite": indefinite.sum()}
+    row["seen_by_cg_steps"] = {k: np.mean(seen < m) for k, m in limits.items()} if len(seen) else None
+    return row | {"false_alarms": np.sum(problems["seen_at"][~indefinite] < limits["n"])}
 
 
 @benchmark("negative_curvature", quick={"each": 4}, double=True)

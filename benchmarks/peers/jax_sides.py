@@ -75,13 +75,9 @@ def imaml(work, arrays, threads):
 
 def _method(work, **how):
     loss = loss_of(work)
-    return ours.IMAML(
-        ours.proximal(loss, strength=work.strength),
-        lambda phi, theta, batch: loss(phi, batch),
-        inner=ours.GradientDescent(work.rate, steps=work.steps),
-        linear=ours.CG(steps=work.cg),
-        **how,
-    )
+    how |= {"inner": ours.GradientDescent(work.rate, steps=work.steps), "linear": ours.CG(steps=work.cg)}
+    problem = ours.proximal(loss, strength=work.strength)
+    return ours.IMAML(problem, lambda phi, theta, batch: loss(phi, batch), **how)
 
 
 def jaxopt(work, arrays, threads, xla_convolution=True):

@@ -51,16 +51,11 @@ SWEEPS = {  # name: the field of a Point that varies, its values, and the other 
 
 def measure(point, seconds):
     """Milliseconds (median, least, most), temporary bytes and FLOPs of one meta-step."""
-    domain = imaml.characters(
-        ways=point.ways, shots=point.shots, queries=1, normalisation="transductive", filters=point.filters
-    )
-    method = imaml.IMAML(
-        domain.problem(point.strength, curvature=point.curvature),
-        domain.query_loss,
-        inner=imaml.GradientDescent(0.01, steps=point.steps),
-        linear=imaml.CG(steps=point.cg),
-        chunk=point.chunk,
-    )
+    shape = {"ways": point.ways, "shots": point.shots, "filters": point.filters}
+    domain = imaml.characters(**shape, queries=1, normalisation="transductive")
+    problem = domain.problem(point.strength, curvature=point.curvature)
+    inner, linear = imaml.GradientDescent(0.01, steps=point.steps), imaml.CG(steps=point.cg)
+    method = imaml.IMAML(problem, domain.query_loss, inner=inner, linear=linear, chunk=point.chunk)
     theta = domain.init(jax.random.key(0))
     theta["head"]["kernel"] = 0.05 * jax.random.normal(jax.random.key(1), theta["head"]["kernel"].shape)
     keys = jax.random.split(jax.random.key(2), point.tasks)
