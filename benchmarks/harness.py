@@ -349,15 +349,18 @@ def trained(out: Path, domain: Any, method: Any, optimiser: Any, **options: Any)
     """Trains, or resumes the run in directory `out`; returns meta-parameters and the first call's seconds."""
     import imaml
 
-    began = time.perf_counter()
+    began, done = time.perf_counter(), out / "seconds"
+    if done.exists():
+        with contextlib.suppress(imaml.ImamlError):  # a method that an artefact cannot describe is resumed
+            return imaml.load(out).theta, float(done.read_text())
     if out.exists():
         options |= {"resume": True, "start": None}
     run = imaml.train(domain, method, optimiser, out=out, **options, **QUIET)
     if run.reason == "interrupted":
         raise SystemExit("interrupted; the same command resumes")
-    if not (out / "seconds").exists():
-        (out / "seconds").write_text(str(time.perf_counter() - began))
-    return run.theta, float((out / "seconds").read_text())
+    if not done.exists():
+        done.write_text(str(time.perf_counter() - began))
+    return run.theta, float(done.read_text())
 
 
 @contextlib.contextmanager

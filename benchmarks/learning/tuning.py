@@ -32,11 +32,12 @@ def trial(domain, mesh, base, row, rates, steps, tasks):
     config = dataclasses.replace(row, rate=inner, outer=outer, fine=None).config(base, 1.0, 0)
     build = lambda method: method.build(domain, mesh)  # noqa: E731
     began, method = time.monotonic(), build(config.method)
-    found = {"inner": inner, "outer": outer}
+    found, options = (
+        {"inner": inner, "outer": outer},
+        {"steps": steps, "tasks": base.training.tasks, "seed": 0},
+    )
     try:
-        run = imaml.train(
-            domain, method, config.optimiser, steps=steps, tasks=base.training.tasks, seed=0, **QUIET
-        )
+        run = imaml.train(domain, method, config.optimiser, **options, **QUIET)
     except ArithmeticError as error:
         return found | {"error": str(error)}
     if run.reason == "interrupted":
@@ -45,20 +46,16 @@ def trial(domain, mesh, base, row, rates, steps, tasks):
     learned = evaluate_theta(domain, method, run.theta, split="validation", tasks=tasks)
     given = base.method.new_task or NewTask(base.method.inner)
     anchored = config.method.strength is not None and config.method.learned is None
-    new = build(
-        dataclasses.replace(
-            config.method, new_task=NewTask(given.inner, given.strength if anchored else None)
-        )
-    )
+    solver = NewTask(given.inner, given.strength if anchored else None)
+    new = build(dataclasses.replace(config.method, new_task=solver))
     found |= {"as_in_learning": dict(learned.scores), "failed": learned.failed}
     return found | {"more_steps": sweep(domain, new, run.theta, "validation", tasks)}
 
 
-@benchmark(
-    "tuning",
-    quick={"preset": "characters-5w1s", "methods": ["imaml"], "steps": 2, "tasks": 4},
-    devices=True,
-)
+QUICK = {"preset": "characters-5w1s", "methods": ["imaml"], "steps": 2, "tasks": 4}
+
+
+@benchmark("tuning", quick=QUICK, devices=True)
 def main(run, preset="omniglot-5w1s", data=None, steps=300, tasks=256, methods=()):
     """Runs three trials of every method."""
     (base, domain, mesh), rows = prepared(preset, data), []

@@ -10,6 +10,7 @@ first step also those from the call alone.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,9 @@ def ran(*words, **environment):
     began = time.perf_counter()
     how = {"capture_output": True, "text": True, "check": True, "env": os.environ | environment}
     said = subprocess.run([sys.executable, *words], **how).stdout
-    return time.perf_counter() - began, [float(word) for word in said.split() if word[0].isdigit()]
+    return time.perf_counter() - began, [
+        float(line) for line in re.findall(r"^[\d.e-]+$", said, re.MULTILINE)
+    ]
 
 
 @benchmark("startup", quick={"rounds": 1})
