@@ -45,10 +45,8 @@ def trials(name, method):
     if method == "imaml":
         return [dataclasses.replace(own, strength=own.strength * times) for times in (1, 0.3, 3)]
     if method == "scratch" and hasattr(own.inner, "learning_rate"):  # by the preset's own solver
-        inner = [
-            dataclasses.replace(own.inner, learning_rate=own.inner.learning_rate * times, steps=STEPS[method])
-            for times in (1, 0.3, 0.1)
-        ]
+        rates = [own.inner.learning_rate * times for times in (1, 0.3, 0.1)]
+        inner = [dataclasses.replace(own.inner, learning_rate=r, steps=STEPS[method]) for r in rates]
         return [dataclasses.replace(own, inner=each) for each in inner]
     if method == "scratch":  # kept near its random start more or less
         return [dataclasses.replace(own, strength=own.strength * times) for times in (1, 0.1, 0.01)]

@@ -32,10 +32,8 @@ def trial(domain, mesh, base, row, rates, steps, tasks):
     config = dataclasses.replace(row, rate=inner, outer=outer, fine=None).config(base, 1.0, 0)
     build = lambda method: method.build(domain, mesh)  # noqa: E731
     began, method = time.monotonic(), build(config.method)
-    found, options = (
-        {"inner": inner, "outer": outer},
-        {"steps": steps, "tasks": base.training.tasks, "seed": 0},
-    )
+    found = {"inner": inner, "outer": outer}
+    options = {"steps": steps, "tasks": base.training.tasks, "seed": 0}
     try:
         run = imaml.train(domain, method, config.optimiser, **options, **QUIET)
     except ArithmeticError as error:

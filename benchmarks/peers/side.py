@@ -51,10 +51,10 @@ PEERS = {
 }
 
 
-def _memory(name):
-    """MiB of this process, "VmRSS" now, "VmHWM" at most; `ru_maxrss` would count its parent."""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**10
+def memory(name, process="self"):
+    """MiB of a process, "VmRSS" now, "VmHWM" at most; 0 once it has ended. `ru_maxrss` counts its parent, too."""
+    with open(f"/proc/{process}/status") as lines:
+        return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0) / 2**10
 
 
 def _forget_peak():
@@ -92,7 +92,7 @@ def main():
 
         torch.set_num_threads(threads)
     run, vector = build(work, read(folder), threads)
-    before, began = _memory("VmRSS"), time.perf_counter()
+    before, began = memory("VmRSS"), time.perf_counter()
     gradient = run()
     first = time.perf_counter() - began
     _forget_peak()
@@ -107,7 +107,7 @@ def main():
             began = time.perf_counter()
             run()
             times.append(time.perf_counter() - began)
-        print(json.dumps({"seconds": times, "peak_mib": _memory("VmHWM") - before}), file=answers, flush=True)
+        print(json.dumps({"seconds": times, "peak_mib": memory("VmHWM") - before}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

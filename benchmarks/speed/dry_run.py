@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import benchmark, say
+from benchmarks.peers.side import memory
 from imaml.config.presets import PRESETS
 
 TABLE = ["--task", "Subject", "--target", "Reaction", "--features", "Days"]
@@ -42,15 +43,6 @@ def predicted(name, words):
     return float(step.replace(",", "")), float(memory.replace(",", ""))
 
 
-def resident(process):
-    """MiB of a process now, 0 where it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
-    except OSError:
-        return 0.0
-
-
 def trained(name, words, steps):
     """Milliseconds a step, and MiB while it stepped and in all, of a run of so many steps."""
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +56,7 @@ def trained(name, words, steps):
         most, stepping, journal = 0.0, 0.0, out / "events.jsonl"
         while child.poll() is None:
             said = journal.read_text() if journal.exists() else ""
-            now = resident(child.pid)
+            now = memory("VmRSS", child.pid)
             most = max(most, now)
             if '"event": "step"' in said and '"event": "end"' not in said:
                 stepping = max(stepping, now)
