@@ -52,7 +52,7 @@ PEERS = {
 
 
 def memory(name, process="self"):
-    """MiB of a process, "VmRSS" now, "VmHWM" at most; 0 once it has ended. `ru_maxrss` counts its parent, too."""
+    """MiB of a process: "VmRSS" now, "VmHWM" at most (`ru_maxrss` counts its parent); 0 once it ended."""
     with open(f"/proc/{process}/status") as lines:
         return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0) / 2**10
 
