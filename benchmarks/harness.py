@@ -50,6 +50,7 @@ class Benchmark:
         quick: Values of its options with ``--quick``.
         double: Whether JAX computes in float64.
         devices: Whether every processor core is a JAX device, as in `imaml train`.
+        positional: Options that are given without their names.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Benchmark:
     quick: Mapping[str, Any] = field(default_factory=dict)
     double: bool = False
     devices: bool = False
+    positional: tuple[str, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -72,7 +74,11 @@ class Benchmark:
         name = f"python -m benchmarks run {self.name}"
         made = argparse.ArgumentParser(name, description=about, formatter_class=form)
         for option, default in self.options.items():
-            made.add_argument(f"--{option.replace('_', '-')}", **_how(default))
+            how = _how(default)
+            flag = f"--{option.replace('_', '-')}"
+            if option in self.positional:
+                flag, how = option, {} if how.pop("required", False) else {"nargs": "?", **how}
+            made.add_argument(flag, **how)
         made.add_argument("--quick", action="store_true", help="a tiny version, to see whether it works")
         made.add_argument("--out", type=Path, help="result file, by default the committed one")
         return made
@@ -265,7 +271,8 @@ def start(name: str, words: list[str]) -> int:
         if value != chosen.options[option]:
             values = value if isinstance(value, tuple | list) else [] if value is True else [value]
             path = option == "data" or option.endswith("_data")
-            said += [f"--{option.replace('_', '-')}", *(["PATH"] if path else map(str, values))]
+            said += [] if option in chosen.positional else [f"--{option.replace('_', '-')}"]
+            said += ["PATH"] if path else map(str, values)
     if chosen.devices:
         from imaml.cli.startup import prepare_jax
 

@@ -66,15 +66,15 @@ def test_every_benchmark_can_be_listed_and_a_misspelt_one_gets_a_hint(capsys):
 def test_the_command_is_recorded_without_paths(monkeypatch):
     given = []
 
-    def measure(run, data=None, tasks=5, kinds=("a", "b")):
+    def measure(run, data=None, tasks=5, kinds=("a/b",)):
         given.append((run, data, tasks, kinds))
 
-    chosen = harness.Benchmark("lines_of_code", measure, None, {"tasks": 1}, False, False)
+    chosen = harness.Benchmark("lines_of_code", measure, None, {"tasks": 1}, positional=("kinds",))
     monkeypatch.setitem(harness.REGISTERED, "lines_of_code", chosen)
-    assert harness.start("lines_of_code", ["--data", "/home/me", "--kinds", "b", "--tasks=7"]) == 0
+    assert harness.start("lines_of_code", ["--data", "/home/me", "--tasks=7", "b"]) == 0
     assert harness.start("lines_of_code", ["--quick"]) == 0
-    assert [(*rest,) for _, *rest in given] == [("/home/me", 7, ["b"]), (None, 1, ("a", "b"))]
-    assert given[0][0].command == "python -m benchmarks run lines_of_code --data PATH --tasks 7 --kinds b"
+    assert [(*rest,) for _, *rest in given] == [("/home/me", 7, ["b"]), (None, 1, ("a/b",))]
+    assert given[0][0].command == "python -m benchmarks run lines_of_code --data PATH --tasks 7 b"
 
 
 def test_calls_are_timed_in_turn():

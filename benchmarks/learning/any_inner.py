@@ -1,6 +1,6 @@
 """Adaptation by any inner algorithm against its baselines, each with the same number of tuning trials.
 
-    python -m benchmarks run any_inner --presets trajectory q-learning
+    python -m benchmarks run any_inner trajectory q-learning
 
 Every method learns with the preset's optimiser and budget of steps; each has three trials, of its inner rate
 or strength, judged on 64 validation tasks, and the best is scored on 200 test tasks, the same for all.
@@ -115,7 +115,7 @@ def compared(run, name, validation, test):
 QUICK = {"presets": ["trajectory"], "validation": 2, "test": 4}
 
 
-@benchmark("any_inner", quick=QUICK, devices=True)
+@benchmark("any_inner", quick=QUICK, devices=True, positional=("presets",))
 def main(run, presets=(), validation=64, test=200):
     """Compares the methods on each preset, and keeps the rows of others that are in the file."""
     rows = {row["preset"]: row for row in run.before()}

@@ -1,7 +1,7 @@
 """Keeps what `imaml compare` wrote as a committed result, with its command and the machine.
 
     imaml compare --preset omniglot-5w1s --data PATH --budget 5
-    python -m benchmarks run comparison --folder runs/compare-omniglot-5w1s     # on the machine of the run
+    python -m benchmarks run comparison runs/compare-omniglot-5w1s     # on the machine of the run
 
 writes benchmarks/results/compare-omniglot-5w1s.json, of which `python -m benchmarks render` makes its tables.
 """
@@ -34,7 +34,7 @@ def command_of(summary):
     return name, " ".join(words)
 
 
-@benchmark("comparison", result=None)
+@benchmark("comparison", result=None, positional=("folder",))
 def main(run, folder):
     """Writes the result file of a run of `imaml compare`."""
     summary = json.loads((Path(folder) / "comparison.json").read_text())

@@ -1,6 +1,6 @@
 """How sure adapted networks are of images: log likelihood, calibration, and drawings of no class known.
 
-    python -m benchmarks run posteriors --data PATH [--runs RUN ...]
+    python -m benchmarks run posteriors --data PATH [RUN ...]
 
 RUN: runs or artefacts, by default the Omniglot artefact. Their new tasks (Omniglot's test split, inductive)
 are answered by the adapted network alone and by Laplace's posterior of it. Strangers are as many query images
@@ -108,7 +108,7 @@ def rows_of(path, data, tasks):
     return rows
 
 
-@benchmark("posteriors", quick={"tasks": 2})
+@benchmark("posteriors", quick={"tasks": 2}, positional=("runs",))
 def main(run, data, runs=("artefacts/omniglot-5w1s.safetensors",), tasks=1000):
     """Measures each run, and keeps the rows of others that are in the file."""
     rows = [row for row in run.before() if row["from"] not in runs]

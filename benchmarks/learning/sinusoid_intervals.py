@@ -2,7 +2,7 @@
 
     imaml train sinusoid-evidence --out runs/waves-evidence
     imaml train sinusoid --domain.shots=5 --out runs/waves
-    python -m benchmarks run sinusoid_intervals --evidence runs/waves-evidence --plain runs/waves
+    python -m benchmarks run sinusoid_intervals runs/waves-evidence runs/waves
 
 also draws docs/figures/sinusoid_intervals.svg: over the same 1,000
 test tasks, the share of query points within the intervals, how wide they are near the support and away from
@@ -71,7 +71,7 @@ def draw(path, run):
         panels[0, 2].legend(fontsize=7, loc="upper right")
 
 
-@benchmark("sinusoid_intervals", quick={"tasks": 4})
+@benchmark("sinusoid_intervals", quick={"tasks": 4}, positional=("evidence", "plain"))
 def main(run, evidence="runs/waves-evidence", plain="runs/waves", tasks=1000):
     """Measures and draws."""
     sure = imaml.load(evidence)

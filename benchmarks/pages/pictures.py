@@ -1,6 +1,6 @@
 """What adaptation does, in pictures: new tasks of the runs that `any_inner` kept.
 
-    python -m benchmarks run pictures [--presets PRESET ...]     # draws docs/figures/PRESET.png
+    python -m benchmarks run pictures [PRESET ...]     # draws docs/figures/PRESET.png
 
 Each row is a task of the test split as the report shows it: before and after adaptation, and in truth. The
 tasks are those at the quartiles of the score, best first.
@@ -56,7 +56,7 @@ def draw(name, trial):
             drawn.suptitle(scenes[0].title, fontsize=9)
 
 
-@benchmark("pictures", result=None)
+@benchmark("pictures", result=None, positional=("presets",))
 def main(run, presets=()):
     """Draws the presets given, by default all that there are."""
     rows = {row["preset"]: row["rows"] for row in Result.read("any_inner.json").rows}
