@@ -28,9 +28,8 @@ lint: $(DEV)
 	$(BIN)/pyright
 
 bench-peers: $(STAMP)
-	$(BIN)/python -m benchmarks.peers
-	$(BIN)/python -m benchmarks.peers.figure
-	$(BIN)/python -m benchmarks.table
+	$(BIN)/python -m benchmarks run peers
+	$(BIN)/python -m benchmarks render
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "imaml needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Say which to use: make PYTHON=/path/to/python3.11")'

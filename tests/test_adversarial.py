@@ -1,10 +1,10 @@
-"""A small search for problems whose error is above its bound; benchmarks.adversarial has the large one."""
+"""A small search for problems whose error is above its bound; the benchmark adversarial is the large one."""
 
 import dataclasses
 
 import jax.numpy as jnp
 import pytest
-from benchmarks import adversarial
+from benchmarks.numerics import adversarial
 
 from imaml.meta import certificate
 

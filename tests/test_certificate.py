@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import certificates
+from benchmarks.numerics import certificates
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh
 
@@ -74,7 +74,7 @@ def drawn(kind):
 @pytest.mark.usefixtures("ranks_mixed", "optimised")
 @pytest.mark.parametrize("kind", certificates.KINDS)
 def test_a_bound_bounds_the_true_error_and_is_near_it(kind):
-    """15 problems a kind, 60 in all, drawn anew; benchmarks.certificates has 504."""
+    """15 problems a kind, 60 in all, drawn anew; `python -m benchmarks run certificates` has 504."""
     found = drawn(kind)
     certified = bounded(found["code"])
     if kind in ("ridge", "logistic"):
@@ -396,32 +396,6 @@ def test_progress_says_what_is_known(event, words, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert words in printed
     assert ("gradient error" in printed or "certified" in printed) == bool(words)
-
-
-def test_the_theory_bench_has_the_exponents_of_theorem_1(tmp_path, capsys):
-    """Nesterov and CG with the root of the condition number, gradient descent with itself; bounds bound."""
-    from imaml.cli.main import main
-
-    assert main(["bench", "theory", "--quick", f"--out={tmp_path / 'plots'}"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.rpartition("/")[2] for line in printed[-4:]] == [
-        "theory-errors.svg", "theory-correction.svg", "theory-products.svg", "theory.json"
-    ]  # fmt: skip
-    found = json.loads((tmp_path / "plots" / "theory.json").read_text())
-    for name, (low, high) in {"Nesterov + CG": (0.4, 0.6), "gradient descent + CG": (0.85, 1.1)}.items():
-        assert all(low < slope < high for slope in found["products"]["exponents"][name].values())
-    slopes = found["correction"]["slopes"]
-    assert 0.9 < slopes["iMAML"] < 1.1
-    assert slopes["iMAML, a Newton step more"] > 1.8
-    spent = found["correction"]["products"]
-    assert spent["iMAML"] < spent["iMAML, a Newton step more"] < 5 * spent["iMAML"]
-    assert max(found["correction"]["errors"]["iMAML, accuracy 1e-6 asked for"]) < 1e-6
-    for count in (2, 5, 10):
-        errors, bounds = (found["errors"][f"{n}, CG {count}"] for n in ("iMAML", "its certified bound"))
-        assert all(bound >= error for bound, error in zip(bounds, errors, strict=True))
-    assert found["errors"]["iMAML, CG 10, a Newton step more"][0] < 0.1 * found["errors"]["iMAML, CG 10"][0]
-    assert main(["bench", "thory"]) == 2
-    assert "did you mean theory?" in capsys.readouterr().err
 
 
 def test_an_accuracy_that_tightens():

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from benchmarks import counts
+from benchmarks.numerics import counts
 
 import imaml
 from imaml.cli.main import main
@@ -130,7 +130,7 @@ def test_bench_refuses(capsys, tmp_path):
 
 def test_counts_of_whole_steps_are_the_committed_ones():
     """In a process of its own, compiled as users compile it: float32, optimised."""
-    command = [sys.executable, "-m", "benchmarks.counts", "--check"]
+    command = [sys.executable, "-m", "benchmarks", "run", "counts", "--check"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
 

@@ -54,7 +54,7 @@ def test_commands_exist():
 
 def test_the_table_is_what_the_result_files_say():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.table", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks", "render", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

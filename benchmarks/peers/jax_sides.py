@@ -4,17 +4,26 @@ jaxopt's is written as its users would, with XLA's convolution; and with imaml's
 """
 
 import functools
+import sys
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import NamedSharding, PartitionSpec
+from scipy.sparse.linalg import LinearOperator, minres
+
+import imaml as ours
+from imaml.domains.networks import MLP, Conv4
+from imaml.training.cost import count_flops
+from imaml.training.step import devices_mesh
+
+from .works import WORKS, read
 
 
 def loss_of(work, xla_convolution=False):
     """loss(parameters, (x, y)) of one task, the same for support and query."""
-    import jax
-    import jax.numpy as jnp
-
-    from imaml.domains.networks import MLP, Conv4
-
     if work.kind == "conv4":
         network = _xla_conv4 if xla_convolution else lambda p, x: Conv4(work.ways).forward(p, x)[0]
     else:
@@ -31,8 +40,6 @@ def loss_of(work, xla_convolution=False):
 
 
 def _xla_conv4(parameters, x):
-    import jax
-
     for layer in (1, 2, 3, 4):
         module = parameters[f"conv{layer}"]
         kernel = module["kernel"].reshape(module["kernel"].shape[0], 3, 3, -1)
@@ -45,25 +52,17 @@ def _xla_conv4(parameters, x):
 
 
 def _inputs(arrays):
-    import jax.numpy as jnp
-
     batches = [(jnp.asarray(arrays.x[part]), jnp.asarray(arrays.y[part])) for part in arrays.x]
     return arrays.nested(jnp.asarray), batches
 
 
 def imaml(work, arrays, threads):
     """`imaml.IMAML`, tasks shared between devices where a step is long."""
-    import jax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    import imaml as library
-    from imaml.training.step import devices_mesh
-
     theta, (support, query) = _inputs(arrays)
     mesh = devices_mesh(work.tasks) if threads > 1 and not work.small else None
     method = _method(work, chunk=None if work.small else 1, mesh=mesh)
     step = jax.jit(functools.partial(method, estimate=False))  # no peer estimates its error
-    tasks, key = library.Task(support, query), jax.random.key(0)
+    tasks, key = ours.Task(support, query), jax.random.key(0)
     if mesh is not None:  # as training does: once, not at every step
         theta, key = jax.device_put((theta, key), NamedSharding(mesh, PartitionSpec()))
         tasks = jax.device_put(tasks, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
@@ -75,16 +74,10 @@ def imaml(work, arrays, threads):
 
 
 def _method(work, **how):
-    import imaml as library
-
     loss = loss_of(work)
-    return library.IMAML(
-        library.proximal(loss, strength=work.strength),
-        lambda phi, theta, batch: loss(phi, batch),
-        inner=library.GradientDescent(work.rate, steps=work.steps),
-        linear=library.CG(steps=work.cg),
-        **how,
-    )
+    how |= {"inner": ours.GradientDescent(work.rate, steps=work.steps), "linear": ours.CG(steps=work.cg)}
+    problem = ours.proximal(loss, strength=work.strength)
+    return ours.IMAML(problem, lambda phi, theta, batch: loss(phi, batch), **how)
 
 
 def jaxopt(work, arrays, threads, xla_convolution=True):
@@ -139,8 +132,6 @@ def optimistix(work, arrays, threads):
 
 
 def _anchored(work, loss):
-    import jax
-
     def objective(phi, theta, batch):
         squares = jax.tree.map(lambda p, t: ((p - t) ** 2).sum(), phi, theta)
         return loss(phi, batch) + work.strength / 2 * sum(jax.tree.leaves(squares))
@@ -149,9 +140,6 @@ def _anchored(work, loss):
 
 
 def _differentiated(solve, loss, arrays):
-    import jax
-    import jax.numpy as jnp
-
     theta, (support, query) = _inputs(arrays)
 
     def one(theta, support, query):
@@ -170,11 +158,6 @@ def reference(work, arrays):
 
     Dense up to 3,000 parameters; above by MINRES, to 1e-5 or 300 steps. Needs float64 switched on.
     """
-    import jax
-    import jax.numpy as jnp
-    from jax.flatten_util import ravel_pytree
-    from scipy.sparse.linalg import LinearOperator, minres
-
     theta, unravel = ravel_pytree(arrays.nested(lambda v: jnp.asarray(v, jnp.float64)))
     of_tree = loss_of(work)
     slope = jax.jit(jax.grad(lambda phi, batch: of_tree(unravel(phi), batch)))
@@ -205,11 +188,13 @@ def _system(strength, product, phi, support, v):
 
 def flops_of(work, arrays):
     """FLOPs of the matrix products of one meta-gradient, from imaml's step on one device."""
-    import jax
-
-    import imaml as library
-    from imaml.training.cost import count_flops
-
     theta, (support, query) = _inputs(arrays)
     method = functools.partial(_method(work), estimate=False)
-    return count_flops(method, theta, library.Task(support, query), jax.random.key(0)).flops
+    return count_flops(method, theta, ours.Task(support, query), jax.random.key(0)).flops
+
+
+if __name__ == "__main__":  # WORK FOLDER: writes the reference beside the work; the large ones have none
+    work, folder = WORKS[sys.argv[1]], Path(sys.argv[2])
+    given = read(folder)
+    gradient, residual = (0.0, 0.0) if work.reference else reference(work, given)
+    np.savez(folder / "exact.npz", gradient=gradient, residual=residual, flops=flops_of(work, given))

@@ -20,8 +20,7 @@ def rates(threads):
     for library, name in (("jax", "imaml"), ("torch", "torch")):
         if name == "imaml" or environments.install(name) is None:
             command = [environments.python_of(name), "-m", "benchmarks.peers.rate", library, str(threads)]
-            out = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
-            found[library] = float(out)
+            found[library] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return found
 
 

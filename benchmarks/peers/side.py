@@ -5,7 +5,6 @@ python -m benchmarks.peers.side PEER WORK FOLDER THREADS
 
 import json
 import os
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -52,16 +51,10 @@ PEERS = {
 }
 
 
-def _resident():
-    """MiB of this process now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-
-def _peak():
-    """MiB that this process had at most; `ru_maxrss` would count the process that started it."""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
+def memory(name, process="self"):
+    """MiB of a process: "VmRSS" now, "VmHWM" at most (`ru_maxrss` counts its parent); 0 once it ended."""
+    with open(f"/proc/{process}/status") as lines:
+        return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0) / 2**10
 
 
 def _forget_peak():
@@ -78,8 +71,9 @@ def _settle(peer, work, threads):
     if threads == 1:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if peer == "imaml":
-        os.environ["XLA_FLAGS"] = (  # as the command line starts
-            f"--xla_force_host_platform_device_count={threads} --xla_cpu_multi_thread_eigen=false"
+        devices = f"--xla_force_host_platform_device_count={threads}"
+        os.environ["XLA_FLAGS"] = (
+            f"{devices} --xla_cpu_multi_thread_eigen=false"  # as the command line starts
         )
     os.environ["JAX_ENABLE_X64"] = str(int(work.dtype == "float64"))
 
@@ -98,25 +92,22 @@ def main():
 
         torch.set_num_threads(threads)
     run, vector = build(work, read(folder), threads)
-    before, began = _resident(), time.perf_counter()
+    before, began = memory("VmRSS"), time.perf_counter()
     gradient = run()
     first = time.perf_counter() - began
     _forget_peak()
     import numpy as np
 
     np.save(Path(folder) / f"{list(PEERS).index(name)}.npy", vector(gradient))
-    print(
-        json.dumps({"version": metadata.version(peer.package), "first_call_s": first}),
-        file=answers,
-        flush=True,
-    )
+    about = {"version": metadata.version(peer.package), "first_call_s": first}
+    print(json.dumps(about), file=answers, flush=True)
     for line in sys.stdin:
         times = []
         for _ in range(int(line)):
             began = time.perf_counter()
             run()
             times.append(time.perf_counter() - began)
-        print(json.dumps({"seconds": times, "peak_mib": _peak() - before}), file=answers, flush=True)
+        print(json.dumps({"seconds": times, "peak_mib": memory("VmHWM") - before}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

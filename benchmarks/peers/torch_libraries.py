@@ -65,21 +65,24 @@ def torchopt_normal(work, arrays, threads):
     return torchopt(work, arrays, threads, normal=True)
 
 
-def higher(work, arrays, threads):
+def higher(work, arrays, threads, unrolled=False):
     """`higher.innerloop_ctx` without its graph, and the implicit step by hand."""
     import higher as library
 
     theta, batches = inputs(work, arrays)
     names = list(arrays.theta)
-    network = Network(work, names, theta)
-    loss = loss_of(work, names)
+    network, loss = Network(work, names, theta), loss_of(work, names)
+    how = {"copy_initial_weights": False} if unrolled else {"track_higher_grads": False}
 
     def one(support, query):
         optimiser = torch.optim.SGD(network.parameters(), lr=work.rate)
-        with library.innerloop_ctx(network, optimiser, track_higher_grads=False) as (model, steps):
+        with library.innerloop_ctx(network, optimiser, **how) as (model, steps):
+            start = list(model.parameters(time=0)) if unrolled else theta
             for _ in range(work.steps):
-                distance = anchor(list(model.parameters()), theta)
+                distance = anchor(list(model.parameters()), start)
                 steps.step(score(work, model(support[0]), support[1]) + work.strength * distance)
+            if unrolled:
+                return torch.autograd.grad(score(work, model(query[0]), query[1]), start)
             phi = [p.detach().requires_grad_() for p in model.parameters()]
         return implicit_step(work, loss, phi, support, query)
 
@@ -88,21 +91,7 @@ def higher(work, arrays, threads):
 
 def higher_unrolled(work, arrays, threads):
     """MAML through `higher`: the same steps differentiated, which is another gradient; for its memory."""
-    import higher as library
-
-    theta, batches = inputs(work, arrays)
-    network = Network(work, list(arrays.theta), theta)
-
-    def one(support, query):
-        optimiser = torch.optim.SGD(network.parameters(), lr=work.rate)
-        with library.innerloop_ctx(network, optimiser, copy_initial_weights=False) as (model, steps):
-            start = list(model.parameters(time=0))
-            for _ in range(work.steps):
-                distance = anchor(list(model.parameters()), start)
-                steps.step(score(work, model(support[0]), support[1]) + work.strength * distance)
-            return torch.autograd.grad(score(work, model(query[0]), query[1]), start)
-
-    return averaged(work, theta, batches, one)
+    return higher(work, arrays, threads, unrolled=True)
 
 
 def hypergrad(work, arrays, threads):

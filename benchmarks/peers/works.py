@@ -1,5 +1,6 @@
 """What is computed: networks, tasks and solvers, the same for all sides. Needs NumPy alone to be read."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,13 +87,9 @@ def make(work, folder):
         theta = MLP(work.sizes).init(jax.random.key(1))
         x, y = _clusters(work)
     else:
-        domain = (
-            imaml.sinusoid()
-            if work.kind == "sinusoid"
-            else imaml.characters(
-                ways=work.ways, shots=work.shots, queries=work.queries, normalisation="transductive"
-            )
-        )
+        shape = {"ways": work.ways, "shots": work.shots, "queries": work.queries}
+        images = functools.partial(imaml.characters, **shape, normalisation="transductive")
+        domain = imaml.sinusoid() if work.kind == "sinusoid" else images()
         theta = domain.init(jax.random.key(1))
         if "head" in theta:  # a head of zeros would make the first step trivial
             kernel = theta["head"]["kernel"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..core.errors import ConfigError
 from .options import DATA, Arguments, meant
@@ -18,18 +17,10 @@ def bench_command(words: Sequence[str]) -> int:
     (name,) = arguments.take(1, 1, "what to measure: a preset, or theory")
     if name != "theory":
         return _bench_preset(str(name), arguments)
-    from .theory import draw, measure
-
-    found = measure("quick" in arguments.flags)
-    for method, exponents in found["products"]["exponents"].items():
-        facts = ", ".join(f"{slope:.2f} to {float(a):.0e}" for a, slope in exponents.items())
-        print(f"products grow with the condition number to the power of: {method}: {facts}")
-    more = found["correction"]
-    for method, slope in more["slopes"].items():
-        print(f"error against delta: {method}: slope {slope:.2f}, {more['products'][method]:.0f} products")
-    for file in draw(found, Path(arguments.values.get("out", "theory"))):
-        print(file)
-    return 0
+    raise ConfigError(
+        "bench: expected a preset, got 'theory'. Hint: this study is in the repository's "
+        "benchmarks; run python -m benchmarks run theory there."
+    )
 
 
 def _bench_preset(name: str, arguments: Arguments) -> int:

@@ -1,0 +1,1 @@
+"""How well methods learn and adapt."""

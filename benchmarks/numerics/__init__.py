@@ -1,0 +1,1 @@
+"""How exact meta-gradients are: certificates, accuracy, indefinite systems, counts."""
