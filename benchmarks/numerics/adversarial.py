@@ -47,7 +47,6 @@ from benchmarks.harness import benchmark, say
 from imaml.core.loops import repeat_while
 from imaml.linear.cg import conjugate_gradients
 from imaml.meta.system import Case, linear_outer_loss, outer_loss_of
-from imaml.problems.precision import Theta
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 NOISES = 100

@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 import imaml
 from benchmarks.harness import benchmark, say
-from imaml.core.solution import Certification, bounded
+from imaml.core.solution import bounded
 from imaml.meta.system import Case, outer_loss_of
 
 LINEAR = (1, 2, 3, 5, 10, 20, 1000)
