@@ -11,6 +11,7 @@ import pytest
 
 import imaml
 from imaml.cli import main as cli
+from imaml.compare import measurements
 from imaml.compare import runner as comparison
 from imaml.compare import variants as compared
 from imaml.config.overrides import override
@@ -26,7 +27,7 @@ def small(monkeypatch):
         monkeypatch.setattr(module, "GRID", 3)
     monkeypatch.setattr(compared, "STEPS", 7)
     monkeypatch.setattr(compared, "VALIDATION_TASKS", 2)
-    monkeypatch.setattr(comparison, "SWEEP", (0, 1, 2, 4))
+    monkeypatch.setattr(measurements, "SWEEP", (0, 1, 2, 4))
     monkeypatch.setattr(comparison, "SWEEP_TASKS", 3)
     config = preset("sinusoid")
     changes = {
@@ -94,7 +95,7 @@ def test_a_method_that_fails_does_not_break_off_the_others(small, tmp_path, monk
     assert by_name["fomaml"]["runs"][0]["reason"] == "failed"
     assert "tasks failed numerically" in by_name["fomaml"]["runs"][0]["failure"]
     assert by_name["imaml"]["runs"][0]["failure"] is None
-    assert any("after 0 steps" in line and "where it FAILED; tested is step 0" in line for line in said)
+    assert any("after 0 steps" in line and "then FAILED; tested at step 0" in line for line in said)
     assert "fomaml failed numerically after 0 steps" in comparison_page.text(summary)
     again, _ = run(small, tmp_path / "out", ("fomaml", "imaml"))  # what is there is read
     assert again == summary
@@ -241,13 +242,12 @@ def test_the_table_says_what_there_is(tmp_path):
     assert page.count('<svg viewBox="0 0 460') == 6
     assert page.count('<svg viewBox="0 0 700') == 1
     assert "maml at equal time -5.00 ± 2.00; maml at equal tasks +5.00 ± 2.00" in page
-    assert "multitask tells" not in table
+    assert "within a training group" not in table
     groups = {"accuracy": {"0": 0.5, "1": 0.9}, "least_quartiles_most": [0.5, 0.6, 0.7, 0.8, 0.9]}
     summary["rows"][0]["runs"][0]["groups"] = groups
-    assert (
-        "in 70.0 % of the drawings (median over 2 groups; half of them between 60.0 and 80.0 %"
-        in markdown(summary)
-    )
+    text = markdown(summary)
+    assert "70.0 % of the images within a training group correctly (median over 2 groups" in text
+    assert "quartiles 60.0 and 80.0 %" in text
     assert not re.search(r"https?://|<script", page)
     assert (tmp_path / "comparison.md").read_text() == table
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from imaml.core.errors import DataError
+from imaml.domains.scenes import Scene
 from imaml.report.run_page import Example, write_report
 from imaml.training.journal import Journal
 
@@ -106,6 +107,9 @@ def test_the_page_needs_nothing_else(tmp_path):
             assert given.get(name, "data:").startswith("data:")
         assert tag != "img" or given["alt"]
         assert given.get("role") != "img" or given["aria-label"]
+    policy = {"http-equiv": "Content-Security-Policy"}
+    policy["content"] = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert ("meta", policy) in page.tags
     assert "url(" not in path.read_text()
     assert "@import" not in path.read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "events.jsonl", "report.html"]
@@ -115,6 +119,19 @@ def test_text_is_escaped(tmp_path):
     page = Page(write_report(fake(tmp_path)).read_text())
     assert "<b>bold</b> & <script>alert(2)</script>" in page.text
     assert "<script>alert(1)</script>" in page.text
+
+
+def test_text_of_examples_is_escaped(tmp_path):
+    hostile, x = '"><script>alert(3)</script>', np.linspace(0, 1, 5)
+    scenes = [
+        Scene(hostile, hostile, lines={hostile: (x, x), "after": (x, x)}, x_name=hostile),
+        Scene(hostile, hostile, images={hostile: np.zeros((2, 2))}),
+    ]
+    page = Page(write_report(fake(tmp_path), scenes).read_text())
+    assert not {"script"} & {tag for tag, _ in page.tags}
+    assert page.text.count(hostile) == 7
+    assert any(hostile in (given.get("aria-label") or "") for _, given in page.tags)
+    assert any(hostile in (given.get("alt") or "") for _, given in page.tags)
 
 
 def test_the_figures_are_said(tmp_path):
@@ -131,7 +148,7 @@ def test_the_figures_are_said(tmp_path):
         "the time budget is used up",
         "9.8.7",
         "Every task took 16 inner steps",
-        "5 of 6 right",
+        "5 of 6 correct",
         "✗ A33 %",
         "Linear residual",
         "Negative curvature",
@@ -206,7 +223,7 @@ def test_an_example_whose_parts_do_not_fit_is_refused(change):
 
 
 def test_what_cannot_be_read_is_said_plainly(tmp_path):
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match="expected a run directory"):
         write_report(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match=r"config\.json cannot be read"):

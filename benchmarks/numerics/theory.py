@@ -54,7 +54,8 @@ def regression(seed):
 def prepared(loss, theta, support, query):
     """Returns the problem, what the library is given, and a function from phi* to the meta-gradient there."""
     problem = imaml.proximal(loss, STRENGTH, convex=True)
-    case = Case(problem, theta, support, outer_loss_of(lambda phi, theta, batch: loss(phi, batch), theta, query))
+    outer = outer_loss_of(lambda phi, theta, batch: loss(phi, batch), theta, query)
+    case = Case(problem, theta, support, outer)
     matrix = jax.jacfwd(lambda p: problem.residual(p, theta, support))
 
     def exact(star):

@@ -1,4 +1,4 @@
-"""The methods that `imaml compare` has, as rows of one table: how each changes a preset's recipe."""
+"""The methods of `imaml compare`, as rows of one table: how each changes a preset's recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..config.method import NewTask, changed
 from ..config.run import Config
 from ..core.errors import ConfigError
 from ..core.validation import meant
-from ..inner.gradient import GradientDescent
+from ..inner.gradient import as_descent
 from ..inner.newton import NewtonCG
 from ..linear.cg import CG
 
@@ -23,10 +23,14 @@ VALIDATION_TASKS = 200
 class Row:
     """One method of the comparison: how it changes a preset's recipe.
 
-    about: what it is, in a line. method: fields that differ from the preset's. rate, outer: by how much the
-    preset's inner learning rate, in learning, and its outer one are multiplied. fine: how many steps a new
-    task is solved by, at the preset's rate for new tasks; None for as `method` says, else as the preset.
-    learns: whether it learns across tasks at all.
+    Attributes:
+        about: What it is, in a line.
+        method: Fields of the method's recipe that differ from the preset's.
+        rate: Factor on the preset's inner learning rate in training.
+        outer: Factor on the preset's outer learning rate.
+        fine: Number of inner steps on a new task, at the preset's rate for new tasks. None leaves what
+            ``method`` or the preset says.
+        learns: Whether the method learns across tasks.
     """
 
     about: str
@@ -37,7 +41,16 @@ class Row:
     learns: bool = True
 
     def config(self, base: Config, minutes: float, seed: int) -> Config:
-        """The run that this row makes of a preset."""
+        """Makes the configuration of one run.
+
+        Args:
+            base: A preset's configuration.
+            minutes: Training time.
+            seed: Random seed.
+
+        Returns:
+            The preset's configuration with this row's method.
+        """
         training = replace(
             base.training,
             steps=STEPS if self.learns else 0,
@@ -54,8 +67,8 @@ class Row:
         outer = self.outer * base.optimiser.learning_rate
         optimiser = replace(base.optimiser, schedule="constant", learning_rate=outer)
         changes, inner = dict(self.method), base.method.inner
-        if "inner" not in changes and isinstance(inner, GradientDescent):
-            changes["inner"] = replace(inner, learning_rate=self.rate * inner.learning_rate)  # type: ignore[operator]
+        if "inner" not in changes and (descent := as_descent(inner)) is not None:
+            changes["inner"] = replace(descent, learning_rate=self.rate * descent.learning_rate)  # type: ignore[operator]
         if self.fine is not None:
             given = base.method.new_task or NewTask(inner)
             anchored = changes.get("strength", base.method.strength) is not None and "learned" not in changes
@@ -69,7 +82,7 @@ class Row:
 _PLAIN = {"strength": None, "new_task": None}
 ROWS: dict[str, Row] = {
     "scratch": Row(
-        "each task from a random start, nothing learned across tasks",
+        "each task from a random initialisation; nothing is learned across tasks",
         {"name": "fomaml", **_PLAIN},
         fine=64,
         learns=False,
@@ -87,24 +100,29 @@ ROWS: dict[str, Row] = {
         fine=8,
     ),
     "multitask": Row(
-        "one body with a head for every group of classes, then fine-tuned with a new head",
+        "one body with a head for each group of classes, then fine-tuned with a new head",
         {"name": "multitask", **_PLAIN},
         outer=2.0,
         fine=32,
     ),
-    "maml": Row("MAML, through every inner step", {"name": "maml", **_PLAIN}, fine=8),
+    "maml": Row("MAML, differentiated through every inner step", {"name": "maml", **_PLAIN}, fine=8),
     "fomaml": Row("first-order MAML", {"name": "fomaml", **_PLAIN}, rate=0.5, fine=32),
-    "reptile": Row("Reptile, theta - phi_k", {"name": "reptile", **_PLAIN}, fine=64),
+    "reptile": Row("Reptile: the meta-gradient is theta - phi_k", {"name": "reptile", **_PLAIN}, fine=64),
     "reptile-proximal": Row(
-        "Reptile on the anchored problem, strength (theta - phi*)", {"name": "reptile"}, rate=0.5, fine=64
+        "Reptile on the regularised inner problem: strength (theta - phi*)",
+        {"name": "reptile"},
+        rate=0.5,
+        fine=64,
     ),
-    "anil": Row("MAML that adapts the head alone", {"name": "maml", **_PLAIN, "adapt": ("head",)}, rate=0.25),
+    "anil": Row("MAML that adapts only the head", {"name": "maml", **_PLAIN, "adapt": ("head",)}, rate=0.25),
     "metasgd": Row(
-        "Meta-SGD, an inner rate learned for every parameter", {"name": "metasgd", **_PLAIN}, rate=0.25
+        "Meta-SGD: learns an inner learning rate for every parameter",
+        {"name": "metasgd", **_PLAIN},
+        rate=0.25,
     ),
-    "imaml": Row("implicit MAML, gradient descent inside"),
+    "imaml": Row("implicit MAML with gradient descent as the inner solver"),
     "imaml-hessian-free": Row(
-        "implicit MAML, Newton-CG with a line search inside",
+        "implicit MAML with Newton-CG and a line search as the inner solver",
         {"inner": NewtonCG(steps=3, linear=CG(steps=5))},
         outer=0.5,
         fine=16,
@@ -112,7 +130,7 @@ ROWS: dict[str, Row] = {
     # Gradient descent on the head alone does not settle once the features have grown, and the implicit
     # gradient is then wrong (its estimate says so); the problem is convex, and Newton's method solves it.
     "imaml-head": Row(
-        "implicit MAML that adapts the head alone, by Newton-CG",
+        "implicit MAML that adapts only the head, by Newton-CG",
         {
             "adapt": ("head",),
             "inner": NewtonCG(steps=5, linear=CG(steps=10)),
@@ -122,10 +140,12 @@ ROWS: dict[str, Row] = {
         outer=2.0,
     ),
     "imaml-learned": Row(
-        "implicit MAML, a strength learned for every layer", {"learned": "leaf", "new_task": None}, fine=16
+        "implicit MAML that learns a regularisation strength for every layer",
+        {"learned": "leaf", "new_task": None},
+        fine=16,
     ),
     "as-released": Row(
-        "the published implementation: another linear system, no anchor inside",
+        "the published implementation: another linear system, no regularisation in the inner problem",
         {"name": "as-released"},
         rate=0.5,
     ),
@@ -133,7 +153,17 @@ ROWS: dict[str, Row] = {
 
 
 def rows_of(names: Sequence[str]) -> dict[str, Row]:
-    """The rows named, in the table's order, or all; ConfigError says what was meant."""
+    """Selects methods.
+
+    Args:
+        names: Keys of `ROWS`; none selects all.
+
+    Returns:
+        The rows in the order of `ROWS`.
+
+    Raises:
+        ConfigError: If there is no such method.
+    """
     for name in names:
         if name not in ROWS:
             raise ConfigError(f"compare: there is no method {name!r}{meant(name, ROWS)}")

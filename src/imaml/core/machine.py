@@ -9,7 +9,11 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """A name for this kind of processor, the instructions that it has included."""
+    """Identifies this kind of processor with its instruction set.
+
+    Returns:
+        A digest of 16 hexadecimal digits.
+    """
     about = platform.machine() + platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -21,6 +25,10 @@ def processor() -> str:
 
 
 def user_cache() -> Path:
-    """The folder of downloads and resized tables: $XDG_CACHE_HOME/imaml, by default ~/.cache/imaml."""
+    """Finds the directory of downloads and resized tables.
+
+    Returns:
+        ``$XDG_CACHE_HOME/imaml``, by default ``~/.cache/imaml``. It may not exist.
+    """
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "imaml"

@@ -1,4 +1,4 @@
-"""Means with confidence intervals."""
+"""Means and paired differences with confidence intervals."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
+NORMAL_QUANTILE = 1.96  # the 97.5 % quantile of the normal distribution
+
 
 def mean_intervals(
     values: Mapping[str, np.ndarray], number: np.ndarray | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Means and half-widths of 95 % intervals over the tasks that have a value; NaN where none has.
+    """Computes means with 95 % confidence intervals over tasks.
 
-    number: which task each value is of; those of one task are averaged first, and the interval is Student's,
-    as the tasks may be few.
+    Args:
+        values: Scores by name, shape ``(tasks,)``. Scores that are not finite are ignored.
+        number: Which task each score is of, where tasks were drawn repeatedly, shape ``(tasks,)``. Scores of
+            one task are averaged first. The interval is then Student's, as the tasks may be few.
+
+    Returns:
+        Means and half-widths of the intervals by name. A mean of no score is NaN, and so is the half-width
+        for fewer than two.
     """
     means, widths = {}, {}
     for name, column in values.items():
@@ -21,14 +29,37 @@ def mean_intervals(
         known = column[there]
         if number is not None:
             known = np.array([known[number[there] == task].mean() for task in np.unique(number[there])])
-        quantile = 1.96 if number is None else student_quantile(known.size)
+        quantile = NORMAL_QUANTILE if number is None else student_quantile(known.size)
         means[name] = float(known.mean()) if known.size else np.nan
         widths[name] = float(quantile * known.std(ddof=1) / np.sqrt(known.size)) if known.size > 1 else np.nan
     return means, widths
 
 
+def paired_differences(
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], number: np.ndarray | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Computes mean differences on the same tasks with 95 % confidence intervals.
+
+    Args:
+        first: Scores by name, shape ``(tasks,)``.
+        second: Scores of the same names on the same tasks in the same order.
+        number: See `mean_intervals`.
+
+    Returns:
+        Means of ``first - second`` and half-widths of their intervals, by name.
+    """
+    return mean_intervals({name: first[name] - second[name] for name in first}, number)
+
+
 def student_quantile(count: int) -> float:
-    """The 97.5 % quantile of Student's distribution for a mean of so many."""
-    from scipy.stats import t
+    """Looks up the 97.5 % quantile of Student's distribution.
+
+    Args:
+        count: How many values the mean is of.
+
+    Returns:
+        The quantile for ``count - 1`` degrees of freedom.
+    """
+    from scipy.stats import t  # late: it takes a while
 
     return float(t.ppf(0.975, max(count - 1, 1)))

@@ -88,6 +88,18 @@ class GradientDescent:
         return rate.values(theta.log_rate, phi)
 
 
+def as_descent(solver: object) -> GradientDescent | None:
+    """Returns the solver where it is plain gradient descent.
+
+    Args:
+        solver: Any inner solver.
+
+    Returns:
+        The same solver, or None where it is another one.
+    """
+    return solver if isinstance(solver, GradientDescent) else None
+
+
 def check_rate(name: str, rate: Any, more: str = "") -> None:
     """Refuses a learning rate that is neither a positive number nor traced (ConfigError)."""
     number = isinstance(rate, (int, float)) and not isinstance(rate, bool)

@@ -1,19 +1,29 @@
-"""Hand-made SVG charts of the reports: lines, bands, points, columns and intervals, with axes."""
+"""SVG charts for the report pages: lines, bands, points, columns and confidence intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from markupsafe import Markup
+
+from .page import render
 
 ROWS = 400  # of a table, and half the points of a line; longer ones are thinned evenly
+UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
-def number(value: Any) -> str:
-    """A number as people read it, a dash where it is not finite."""
+def number(value: float) -> str:
+    """Formats a number for reading.
+
+    Args:
+        value: Any number.
+
+    Returns:
+        Whole numbers with thousands separators, others with four digits, a dash for NaN and infinity.
+    """
     if not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
@@ -21,7 +31,17 @@ def number(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart. style: a solid, b dashed with dots, c dotted, d dashed, point, column."""
+    """One line of a chart.
+
+    Attributes:
+        name: What the legend calls it. A chart has no legend where its first line's name is empty.
+        x: Positions, shape ``(n,)``.
+        y: Values, shape ``(n,)``. Values that are not finite leave gaps.
+        style: ``"a"`` solid, ``"b"`` dashed with dots, ``"c"`` dotted, ``"d"`` dashed, ``"point"`` or
+            ``"column"``.
+        half: Half-widths of confidence intervals, drawn as a band, shape ``(n,)``.
+        smooth: Whether to draw a moving average over a thin line.
+    """
 
     name: str
     x: np.ndarray
@@ -31,35 +51,68 @@ class Line:
     smooth: bool = False
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval, in a chart of intervals.
+
+    Attributes:
+        mean: The mean, as a share.
+        half: Half-width of the interval.
+        style: ``"a"`` or ``"b"``, as in `Line`.
+    """
+
+    mean: float
+    half: float
+    style: str
+
+
 class _Axis:
-    """Where values lie between two ends of a drawing."""
+    """Maps values to positions in a drawing."""
 
     def __init__(self, values: np.ndarray, start: float, stop: float, log: bool, pad: float) -> None:
         low, high = np.log10([values.min(), values.max()]) if log else (values.min(), values.max())
         pad = pad * (high - low) if high > low else 0.5 * abs(high) or 0.5
         self.low, self.high, self.start, self.stop, self.log = low - pad, high + pad, start, stop, log
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: np.ndarray | float) -> np.ndarray:
         share = ((np.log10(value) if self.log else value) - self.low) / (self.high - self.low)
         return self.start + np.clip(share, 0, 1) * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
+        """Round values on the axis: two to seven."""
         if not self.log:
-            from matplotlib.ticker import MaxNLocator
-
-            found = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(self.low, self.high)
-            return [float(t) for t in found if self.low <= t <= self.high]
+            return _round_values(self.low, self.high)
         factors = (1,) if self.high - self.low > 2 else (1, 2, 5)
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
         found = [t for n in decades for f in factors if self.low <= math.log10(t := f * 10.0**n) <= self.high]
         return found[:: math.ceil(len(found) / 7)]
 
 
-def figure(title: str, note: str, lines: Sequence[Line], x_name: str, kind: str = "") -> str:
-    """A chart as inline SVG with its caption; what is not finite leaves gaps. kind: percent, log or none."""
+def _round_values(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten between two values, at most seven."""
+    least = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * (1 - 1e-9))
+    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def figure(title: str, note: str, lines: Sequence[Line], x_name: str, kind: str = "") -> Markup:
+    """Draws lines over a common axis.
+
+    Args:
+        title: What the chart shows.
+        note: A remark below the title.
+        lines: The lines; those without a finite value are not drawn.
+        x_name: What the horizontal axis is. ``"seconds"`` becomes hours or minutes where that reads better.
+        kind: ``"percent"`` for shares, ``"log"`` for a logarithmic axis where values span a factor of
+            eight, or ``""``.
+
+    Returns:
+        A ``<figure>`` element, empty where no line has a finite value.
+    """
     lines = [line for line in lines if np.isfinite(line.x + line.y).any()]
     if not lines:
-        return ""
+        return Markup("")
     x, y = (np.concatenate([getattr(line, axis) for line in lines]) for axis in "xy")
     for line in lines:
         if line.half is not None:
@@ -68,77 +121,86 @@ def figure(title: str, note: str, lines: Sequence[Line], x_name: str, kind: str 
     y = np.append(y, 0) if lines[0].style == "column" else np.clip(y, 0, 1) if percent else y
     log, scale, label = kind == "log" and y.min() > 0 and y.max() > 8 * y.min(), 1.0, x_name
     if x_name == "seconds":
-        units = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
-        scale, label = next((unit for unit in units if x.max() > 3 * unit[0]), units[-1])
-        label += " of training"
+        scale, unit = next((unit for unit in UNITS if x.max() > 3 * unit[0]), UNITS[-1])
+        label = f"{unit} of training"
     margin = max(0.03, 0.6 / x.size if lines[0].style == "column" else 0.0)
     xs, ys = _Axis(x / scale, 56, 444, False, margin), _Axis(y, 212, 8, bool(log), 0.05)
-    marks = [f'<text x="252" y="252" text-anchor="middle">{label}</text>']
+    marks = [Markup('<text x="252" y="252" text-anchor="middle">{}</text>').format(label)]
     for tick in ys.ticks():
         text, at = f"{100 * tick:.4g} %" if percent else f"{tick:,.6g}", ys(tick)
         marks.append(f'<path class="axis" d="M56 {at:.1f}H444"/>')
         marks.append(f'<text x="50" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
     marks += [f'<text x="{xs(t):.1f}" y="231" text-anchor="middle">{t:,.6g}</text>' for t in xs.ticks()]
-    said, key = [], []
+    described = []
     for line in lines:
         marks += _marks(line, xs, ys, scale)
         v = line.y[np.isfinite(line.y)]
         first, last, least, most = (number(value) for value in (v[0], v[-1], v.min(), v.max()))
-        said.append(f"{line.name} first {first}, last {last}, least {least}, most {most}")
-        drawn = f'<path class="{line.style}" d="M0 5H26"/>' if line.style != "point" else ""
-        drawn += (
-            f'<circle class="{line.style} dot" cx="13" cy="5" r="3"/>' if line.style in ("b", "point") else ""
-        )
-        key.append(f'<span><svg viewBox="0 0 26 10" aria-hidden="true">{drawn}</svg>{line.name}</span>')
-    legend = f'<div class="key">{"".join(key)}</div>' if lines[0].name else ""
-    alt = f"{title} over {label}: {'; '.join(said)}"
-    svg = f'<svg viewBox="0 0 460 258" role="img" aria-label="{alt}">{"".join(marks)}</svg>'
-    note += ", logarithmic" if log and note else ""
-    return f"<figure><figcaption><b>{title}</b>{note}</figcaption>{legend}{svg}</figure>"
+        described.append(f"{line.name} first {first}, last {last}, lowest {least}, highest {most}")
+    return render(
+        "figure.html",
+        title=title,
+        note=f"{note}, logarithmic" if log and note else note,
+        legend=[_key(line.name, line.style) for line in lines] if lines[0].name else [],
+        alt=f"{title} over {label}: {'; '.join(described)}",
+        width=460,
+        height=258,
+        marks=Markup("".join(marks)),
+    )
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A number with the half-width of its interval, in a chart of intervals. style: a or b."""
+def intervals(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], key: Mapping[str, str]) -> Markup:
+    """Draws confidence intervals about zero, in percentage points.
 
-    mean: float
-    half: float
-    style: str
+    Args:
+        title: What the chart shows.
+        rows: The name of each row, and its intervals.
+        key: What each style means.
 
-
-def intervals(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], key: Mapping[str, str]) -> str:
-    """Intervals about zero, a row for each name, as inline SVG; per cent. key: what each style means."""
+    Returns:
+        A ``<figure>`` element, empty where no interval is finite.
+    """
     rows = [(name, [i for i in given if math.isfinite(i.mean + i.half)]) for name, given in rows]
     found = [i for _, given in rows for i in given]
     if not found:
-        return ""
+        return Markup("")
     ends = np.array([0.0, *(i.mean - i.half for i in found), *(i.mean + i.half for i in found)])
     xs, foot = _Axis(100 * ends, 170, 690, False, 0.03), 26 * len(rows) + 8
-    marks = [f'<text x="430" y="{foot + 42}" text-anchor="middle">points of per cent</text>']
+    marks = [f'<text x="430" y="{foot + 42}" text-anchor="middle">percentage points</text>']
     for tick in xs.ticks():
         at = xs(tick)
         marks.append(f'<path class="axis" d="M{at:.1f} 4V{foot}"/>')
         marks.append(f'<text x="{at:.1f}" y="{foot + 20}" text-anchor="middle">{tick:+.4g}</text>')
     marks.append(f'<path class="c" d="M{xs(0.0):.1f} 4V{foot}"/>')
-    said = []
-    for number, (name, given) in enumerate(rows):
-        middle = 26 * number + 20
-        marks.append(f'<text x="160" y="{middle + 4}" text-anchor="end">{name}</text>')
+    described = []
+    for index, (name, given) in enumerate(rows):
+        middle = 26 * index + 20
+        marks.append(Markup('<text x="160" y="{}" text-anchor="end">{}</text>').format(middle + 4, name))
         for place, one in enumerate(given):
             y = middle + 7 * (place - (len(given) - 1) / 2)
             low, mean, high = (xs(100 * v) for v in (one.mean - one.half, one.mean, one.mean + one.half))
             marks.append(f'<path class="{one.style}" d="M{low:.1f} {y:.1f}H{high:.1f}"/>')
             marks.append(f'<circle class="{one.style} dot" cx="{mean:.1f}" cy="{y:.1f}" r="3.5"/>')
-            said.append(f"{name} {key[one.style]} {100 * one.mean:+.2f} ± {100 * one.half:.2f}")
-    drawn = '<svg viewBox="0 0 26 10" aria-hidden="true"><path class="{}" d="M0 5H26"/></svg>'
-    legend = "".join(f"<span>{drawn.format(style)}{meaning}</span>" for style, meaning in key.items())
-    svg = f'<svg viewBox="0 0 700 {foot + 50}" role="img" aria-label="{title}: {"; ".join(said)}">'
-    caption = f"<figcaption><b>{title}</b></figcaption>"
-    return f'<figure>{caption}<div class="key">{legend}</div>{svg}{"".join(marks)}</svg></figure>'
+            described.append(f"{name} {key[one.style]} {100 * one.mean:+.2f} ± {100 * one.half:.2f}")
+    return render(
+        "figure.html",
+        title=title,
+        note="",
+        legend=[(meaning, style, "") for style, meaning in key.items()],
+        alt=f"{title}: {'; '.join(described)}",
+        width=700,
+        height=foot + 50,
+        marks=Markup("".join(marks)),
+    )
+
+
+def _key(name: str, style: str) -> tuple[str, str, str]:
+    """A line's entry in the legend: its name, and the styles of its stroke and of its dot."""
+    return name, "" if style == "point" else style, style if style in ("b", "point") else ""
 
 
 def _marks(line: Line, xs: _Axis, ys: _Axis, scale: float) -> list[str]:
-    """What is drawn for one line."""
+    """The SVG elements of one line."""
     keep = np.isfinite(line.x)
     x, y, style = xs(line.x[keep] / scale), line.y[keep], line.style
     good = np.isfinite(y)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from ..core.errors import DataError
+from ..storage.atomic import disk_errors, write_whole
 from .charts import Interval, Line, figure, intervals
-from .run_page import POLICY, STYLE
+from .page import render
 
 
 def _score(name: str, entry: Mapping[str, Any] | None, signed: bool = False) -> str:
@@ -33,7 +33,14 @@ def _calibration(row: Mapping[str, Any]) -> str:
 
 
 def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The table's head, and a row of texts for each method."""
+    """Formats a comparison as a table.
+
+    Args:
+        summary: What `compare` returns.
+
+    Returns:
+        The head of the table, and a row of texts for each method.
+    """
     name = summary["headline"]
     inductive, against = f"{name}_inductive", summary["reference"]
     both = any(inductive in row["equal_time"] for row in summary["rows"])
@@ -60,13 +67,14 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, lines
 
 
-def _said(summary: Mapping[str, Any]) -> str:
-    """What the figures are, in a sentence or two."""
+def _explanation(summary: Mapping[str, Any]) -> str:
+    """What the columns mean, in a few sentences."""
     return (
-        f"{summary['minutes']:g} minutes of training each (without compiling and validations), "
-        f"{summary['seeds']} seed{'s' if summary['seeds'] > 1 else ''}, {summary['test_tasks']:,} test "
-        f"tasks, the same for all; equal tasks: {_equal(summary)}. Of each run's checkpoints, the one best "
-        "on validation tasks. ± is the half-width of the 95 % interval over tasks; differences are paired."
+        f"Each method trained for {summary['minutes']:g} minutes (without compiling and validations), with "
+        f"{summary['seeds']} seed{'s' if summary['seeds'] > 1 else ''}. All are tested on the same "
+        f"{summary['test_tasks']:,} tasks, each run at its checkpoint with the best validation score. "
+        f"Equal tasks: {_equal(summary)}. ± is the half-width of the 95 % confidence interval over tasks; "
+        "differences are paired task by task."
         + "".join(_failed(row) + _trade_off(row) for row in summary["rows"])
     )
 
@@ -74,8 +82,8 @@ def _said(summary: Mapping[str, Any]) -> str:
 def _equal(summary: Mapping[str, Any]) -> str:
     """After how many tasks methods are compared at equal tasks."""
     if summary["equal_tasks"]:
-        return f"{summary['equal_tasks']:,} seen"
-    return "none, as a method did not come to its first checkpoint; give a larger budget"
+        return f"{summary['equal_tasks']:,} seen in training"
+    return "none, as a method did not reach its first checkpoint (give a larger budget)"
 
 
 def _failed(row: Mapping[str, Any]) -> str:
@@ -84,7 +92,7 @@ def _failed(row: Mapping[str, Any]) -> str:
     if not ends:
         return ""
     after = " and ".join(f"{steps:,}" for steps in ends)
-    return f" {row['method']} failed numerically after {after} steps; tested is what it had learned before."
+    return f" {row['method']} failed numerically after {after} steps and is tested as it was before."
 
 
 def _trade_off(row: Mapping[str, Any]) -> str:
@@ -94,70 +102,85 @@ def _trade_off(row: Mapping[str, Any]) -> str:
         return ""
     least, lower, middle, upper, most = (100 * share for share in groups["least_quartiles_most"])
     return (
-        f" {row['method']} tells the classes within a training group apart in {middle:.1f} % of the drawings "
-        f"(median over {len(groups['accuracy'])} groups; half of them between {lower:.1f} and {upper:.1f} %, "
-        f"least {least:.1f}, most {most:.1f} %)."
+        f" {row['method']} classifies {middle:.1f} % of the images within a training group correctly (median "
+        f"over {len(groups['accuracy'])} groups; quartiles {lower:.1f} and {upper:.1f} %, "
+        f"minimum {least:.1f}, maximum {most:.1f} %)."
     )
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The table in Markdown, and what its figures are."""
+    """Formats a comparison as a Markdown table.
+
+    Args:
+        summary: What `compare` returns.
+
+    Returns:
+        The table, and a paragraph that explains it.
+    """
     head, lines = cells(summary)
     table = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in table) + f"\n\n{_said(summary)}\n"
+    return "\n".join("| " + " | ".join(line) + " |" for line in table) + f"\n\n{_explanation(summary)}\n"
 
 
 def text(summary: Mapping[str, Any]) -> str:
-    """The table for a terminal."""
+    """Formats a comparison as a table for a terminal.
+
+    Args:
+        summary: What `compare` returns.
+
+    Returns:
+        The table, and a paragraph that explains it.
+    """
     head, lines = cells(summary)
     widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
     rows = []
     for line in (head, *lines):
         padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
         rows.append("  ".join([line[0].ljust(widths[0]), *padded[1:]]).rstrip())
-    return "\n".join([*rows, _said(summary)])
+    return "\n".join([*rows, _explanation(summary)])
 
 
 def write_comparison(summary: Mapping[str, Any], folder: Path) -> Path:
-    """The path of the page, `folder`/comparison.html; comparison.md is written beside it."""
-    name = summary["headline"]
-    head, lines = cells(summary)
-    title = "Methods compared"
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-    about = "".join(
-        f"<li><b>{escape(row['method'])}</b>: {escape(row['about'])}</li>" for row in summary["rows"]
+    """Writes a comparison as an HTML page and as a Markdown table.
+
+    Args:
+        summary: What `compare` returns.
+        folder: Where ``comparison.html`` and ``comparison.md`` are written.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: If the folder cannot be written.
+    """
+    name, folder = summary["headline"], Path(folder)
+    head, rows = cells(summary)
+    charts = {
+        "tasks": (f"{name} by tasks seen", "tasks seen"),
+        "seconds": (f"{name} by training time", "seconds"),
+        "steps": (f"{name} after more inner steps on a new task", "inner steps"),
+    }
+    page = render(
+        "comparison.html",
+        title="Methods compared",
+        about=_explanation(summary),
+        head=head,
+        rows=rows,
+        methods=[(row["method"], row["about"]) for row in summary["rows"]],
+        differences=_differences(summary),
+        charts=[_charts(summary, axis, *words) for axis, words in charts.items()],
     )
-    parts = [
-        f'<p class="eyebrow">imaml</p><h1>{title}</h1><p class="lead">{escape(_said(summary))}</p>',
-        f'<div class="scroll card" style="max-height:none" tabindex="0">{table}</div>',
-        f"<details><summary>What each method is</summary><ul>{about}</ul></details>",
-        _differences(summary),
-        _charts(summary, "tasks", f"{name} by tasks seen", "tasks seen"),
-        _charts(summary, "seconds", f"{name} by training time", "seconds"),
-        _charts(summary, "steps", f"{name} after more inner steps on a new task", "inner steps"),
-    ]
-    page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{title}</title><style>{STYLE}td:first-child,th:first-child{{text-align:left}}</style></head>
-<body><main>{"".join(parts)}</main></body></html>
-"""
-    try:
-        for file, content in (("comparison.html", page), ("comparison.md", markdown(summary))):
-            (folder / f"{file}.part").write_text(content, encoding="utf-8")
-            os.replace(folder / f"{file}.part", folder / file)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written ({error.strerror}); make it writable.") from error
+    with disk_errors(f"{folder} cannot be written", DataError):
+        write_whole(folder / "comparison.html", page)
+        write_whole(folder / "comparison.md", markdown(summary))
     return folder / "comparison.html"
 
 
-def _differences(summary: Mapping[str, Any]) -> str:
+def _differences(summary: Mapping[str, Any]) -> Markup:
     """The paired differences from the reference, at equal time and at equal tasks, as a chart."""
     name, against = summary["headline"], summary["reference"]
     if "accuracy" not in name:
-        return ""
+        return Markup("")
     rows = []
     for row in summary["rows"]:
         kinds = (("a", "difference_at_equal_time"), ("b", "difference_at_equal_tasks"))
@@ -165,29 +188,28 @@ def _differences(summary: Mapping[str, Any]) -> str:
         given = [Interval(one["mean"], one["ci95"], style) for one, style in found if one]
         rows += [(row["method"], given)] if row["method"] != against else []
     key = {"a": "at equal time", "b": "at equal tasks"}
-    drawn = intervals(f"{name[:1].upper() + name[1:]} minus that of {against}", rows, key)
-    return f"<h2>Paired differences</h2>{drawn}" if drawn else ""
+    return intervals(f"{_capital(name)} minus that of {against}", rows, key)
 
 
-def _charts(summary: Mapping[str, Any], axis: str, title: str, x_name: str) -> str:
+def _charts(summary: Mapping[str, Any], axis: str, title: str, x_name: str) -> dict[str, Any]:
     """A small chart for each method beside the reference."""
     name, against = summary["headline"], summary["reference"]
     curves = {row["method"]: _curve(row["runs"][0], axis, name) for row in summary["rows"]}
     kind = "percent" if "accuracy" in name else "log"
     figures = []
-    for row in summary["rows"]:
-        own = curves[row["method"]]
-        lines = [Line(row["method"], *own, "a")] if own else []
+    for method, own in curves.items():
+        lines = [Line(method, *own, "a")] if own else []
         other = curves[against]
-        if other and row["method"] != against:
+        if other and method != against:
             lines.append(Line(against, *other, "d"))
-        figures.append(figure(row["method"], "", lines, x_name, kind) if own else "")
-    drawn = "".join(figures)
-    if not drawn:
-        return ""
+        figures.append(figure(method, "", lines, x_name, kind) if own else "")
     note = "On test tasks." if axis == "steps" else "On validation tasks."
-    title = title[:1].upper() + title[1:]
-    return f'<h2>{escape(title)}</h2><p class="soft">{note}</p><div class="grid small">{drawn}</div>'
+    return {"title": _capital(title), "note": note, "figures": [drawn for drawn in figures if drawn]}
+
+
+def _capital(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
 
 
 def _curve(run: Mapping[str, Any], axis: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:

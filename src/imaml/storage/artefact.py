@@ -1,10 +1,9 @@
-"""The artefact: theta and its configuration in one safetensors file."""
+"""The artefact: meta-parameters and their configuration in one safetensors file."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,15 @@ import numpy as np
 
 from ..core.errors import ArtefactError
 from ..core.validation import some_of
+from .atomic import disk_errors, make_folder, reason, write_whole
 from .integrity import (
     DTYPES,
     FORMAT,
     DamageError,
     digest_all,
-    flush,
-    make_folder,
     on_host,
-    reason,
     refuse_non_finite,
     sealed,
-    telling,
     unsealed,
 )
 
@@ -32,13 +28,20 @@ ARTEFACT_NAME = "artefact.safetensors"
 
 
 def write_artefact(path: str | Path, arrays: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-    """Nothing; one safetensors file is then on the disk, whole or not at all.
+    """Writes one safetensors file, whole or not at all.
 
-    `description` (configuration, notes) goes to the file's metadata under "imaml", as JSON, with digests of
-    the arrays and of itself. A folder as `path` means `artefact.safetensors` in it. ArtefactError: NaN or
-    infinity, a dtype that safetensors lacks, a description that is no JSON, a place that cannot be written.
+    Args:
+        path: The file, or a directory for ``artefact.safetensors`` in it.
+        arrays: Arrays by name.
+        description: Configuration and notes, JSON values. They are stored in the file's metadata under
+            "imaml", with digests of the arrays and of themselves.
 
-        write_artefact("artefact.safetensors", flatten_names(theta), {"config": {"ways": 5}})
+    Raises:
+        ArtefactError: If a value is NaN or infinite, safetensors lacks a dtype, the description does not go
+            to JSON, or the file cannot be written.
+
+    Example:
+        ``write_artefact("artefact.safetensors", flatten_names(theta), {"config": {"ways": 5}})``
     """
     from safetensors.numpy import save
 
@@ -47,20 +50,20 @@ def write_artefact(path: str | Path, arrays: Mapping[str, Any], description: Map
     record = {"format": FORMAT, "arrays": digest_all(host), "description": dict(description)}
     metadata = {"imaml": sealed(record, ArtefactError).decode()}
     path = Path(path, ARTEFACT_NAME) if Path(path).is_dir() else Path(path)
-    writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    with telling(f"the artefact {path} cannot be written", ArtefactError):
+    with disk_errors(f"the artefact {path} cannot be written", ArtefactError):
         make_folder(path.parent)
-        try:
-            writing.write_bytes(save(host, metadata=metadata))
-            flush(writing)
-            os.replace(writing, path)
-        finally:
-            writing.unlink(missing_ok=True)
-        flush(path.parent)
+        write_whole(path, save(host, metadata=metadata), durable=True)
 
 
 def others(path: Path) -> str:
-    """The end of a message on an artefact that is not there: those near it."""
+    """Ends the message about a missing artefact with those near it.
+
+    Args:
+        path: Where no artefact is.
+
+    Returns:
+        The end of a sentence.
+    """
     if (path.parent / "comparison.json").is_file():
         runs = sorted(str(file.parent) for file in path.parent.glob(f"*/*/run/{ARTEFACT_NAME}"))
         return f"; that is a comparison, whose runs are {', '.join(runs[:3])}, ..." if runs else "."
@@ -74,16 +77,24 @@ def others(path: Path) -> str:
         return f"; did you mean '{named.with_name(close[0])}'?"
     if there:
         return f"; there is {some_of(there)}."
-    return "; accepted is a run's folder, or an artefact (*.safetensors)."
+    return "; expected a run directory, or an artefact (*.safetensors)."
 
 
 def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays by name, and the description, exactly as written; nothing in the file is executed.
+    """Reads an artefact, exactly as it was written; nothing in the file is executed.
 
-    `path` is the file, or a folder with `artefact.safetensors` in it. ArtefactError: no such file, no
-    safetensors, not imaml's, truncated, a bit changed anywhere, a newer format, NaN or infinity.
+    Args:
+        path: The file, or a directory with ``artefact.safetensors`` in it.
 
-        arrays, description = read_artefact("artefact.safetensors")
+    Returns:
+        The arrays by name, and the description.
+
+    Raises:
+        ArtefactError: If there is no such file, it is no artefact, it is damaged or truncated, its format is
+            newer, or a value is NaN or infinite.
+
+    Example:
+        ``arrays, description = read_artefact("artefact.safetensors")``
     """
     from safetensors import SafetensorError, deserialize
 
@@ -94,23 +105,31 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, An
         raise ArtefactError(f"no artefact {path}: {reason(error)}{others(path)}") from error
     end = 8 + int.from_bytes(data[:8], "little")
     if data[8:9] not in (b"{", b""):
-        raise ArtefactError(f"{path} is no safetensors file: name one that imaml exported, {ARTEFACT_NAME}.")
+        raise ArtefactError(
+            f"{path} is no safetensors file. Hint: name one that imaml exported, {ARTEFACT_NAME}."
+        )
     try:
         if len(data) < max(9, end):
             raise DamageError("it is truncated within its header")
         tensors = deserialize(data)
         text = json.loads(data[8:end]).get("__metadata__", {}).get("imaml")  # well-formed, or refused above
         if text is None:
-            raise ArtefactError(f"{path} is a safetensors file, but no artefact of imaml: name one that is.")
+            raise ArtefactError(
+                f"{path} is a safetensors file, but no artefact of imaml. Hint: name one that is."
+            )
         if (record := unsealed(text.encode())) is None:
             raise DamageError("its description is not as it was written")
         if record["format"] != FORMAT:
-            raise ArtefactError(f"{path} has format {record['format']}, not {FORMAT}: upgrade imaml.")
+            raise ArtefactError(
+                f"{path}: expected format {FORMAT}, got {record['format']}. Hint: upgrade imaml."
+            )
         flat = {key: np.frombuffer(part["data"], DTYPES[part["dtype"]]) for key, part in tensors}
         arrays = {key: flat[key].reshape(part["shape"]).copy() for key, part in tensors}
         if digest_all(arrays) != record["arrays"]:
             raise DamageError("its arrays are not as they were written")
     except (DamageError, SafetensorError, KeyError) as error:
-        raise ArtefactError(f"the artefact {path} is damaged: {reason(error)}. Export it again.") from error
+        raise ArtefactError(
+            f"the artefact {path} is damaged: {reason(error)}. Hint: export it again."
+        ) from error
     refuse_non_finite(arrays, f"the artefact {path} is not used")
     return arrays, record["description"]

@@ -1,4 +1,4 @@
-"""Training state on disk (Orbax, with checksums); the artefact that leaves the house (safetensors + JSON).
+"""Checkpoints of the training state, written by Orbax and verified by checksums.
 
 A checkpoint is a folder `step-00000123`: `state/`, written by Orbax, and `manifest.json` with the SHA-256 of
 every file, the tree's paths, shapes and dtypes, the note, and a digest of its own text. It is written under
@@ -23,19 +23,16 @@ import numpy as np
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.tree import Tree
+from .atomic import disk_errors, flush, make_folder, reason
 from .integrity import (
     FORMAT,
     DamageError,
     contents,
     digest,
     flatten_names,
-    flush,
-    make_folder,
     on_host,
-    reason,
     refuse_differences,
     sealed,
-    telling,
     unsealed,
 )
 
@@ -44,7 +41,14 @@ _STEP = re.compile(r"(?:\.replaced-)?step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Restored:
-    """A training state as saved at `step`, its note, and a sentence for each damaged newer checkpoint."""
+    """A restored training state.
+
+    Attributes:
+        step: The step after which it was saved.
+        state: The state.
+        note: What was saved with it.
+        skipped: A sentence for each damaged checkpoint that is newer.
+    """
 
     step: int
     state: Tree
@@ -54,9 +58,15 @@ class Restored:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The newest `keep` checkpoints of one run, in one folder, each whole or not there at all.
+    """The newest checkpoints of one run in one directory, each whole or not there at all.
 
-    Not for handing a result on: that is `write_artefact`. Only one process may save into a folder.
+    To share a result, use `write_artefact`. Only one process may save into a directory.
+
+    Attributes:
+        folder: The directory.
+        keep: How many checkpoints are kept.
+
+    Example::
 
         checkpoints = Checkpoints(Path("run/checkpoints"))
         checkpoints.save(100, {"theta": theta}, {"best": 0.91})
@@ -67,31 +77,46 @@ class Checkpoints:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        """Refuses a `keep` below 1 with a ConfigError."""
+        """Raises `ConfigError` if `keep` is below 1."""
         object.__setattr__(self, "folder", Path(os.path.abspath(self.folder)))
         if type(self.keep) is not int or self.keep < 1:
-            raise ConfigError(f"keep: {self.keep!r} came; accepted is a whole number, at least 1.")
+            raise ConfigError(f"keep: expected a whole number, at least 1, got {self.keep!r}.")
 
     def steps(self) -> list[int]:
-        """The steps with a checkpoint, ascending, by the folder's names alone: none is verified."""
+        """Lists the steps with a checkpoint.
+
+        Returns:
+            Steps in ascending order. No checkpoint is verified.
+        """
         return sorted(step for step, _ in self._candidates())
 
     def save(self, step: int, state: Tree, note: Mapping[str, Any] | None = None) -> Path:
-        """The folder of the checkpoint, which is then on the disk; older ones beyond `keep` are deleted.
+        """Saves a checkpoint, and deletes older ones beyond `keep`.
 
-        `state` is a tree of NumPy and JAX arrays (random keys as `jax.random.key_data`), `note` goes to JSON.
-        A checkpoint of the same step is replaced; later ones are another run's, or damaged, and stay.
-        CheckpointError: a leaf that is no array, a folder that cannot be written, a full disk.
+        A checkpoint of the same step is replaced. Later ones belong to another run, or are damaged, and stay.
+
+        Args:
+            step: The step after which the state is saved.
+            state: A tree of NumPy and JAX arrays; random keys as `jax.random.key_data`.
+            note: JSON values to store with it.
+
+        Returns:
+            The directory of the checkpoint, which is then on the disk itself.
+
+        Raises:
+            CheckpointError: If a leaf is no array, or the directory cannot be written.
         """
         if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
-            raise CheckpointError(f"step: {step!r} came; accepted is a whole number, at least 0.")
+            raise CheckpointError(f"step: expected a whole number, at least 0, got {step!r}.")
         arrays = on_host(state, CheckpointError)
         tree = [[key, array.shape, array.dtype.name, digest(array)] for key, array in arrays.items()]
         record = {"format": FORMAT, "step": int(step), "note": dict(note or {}), "tree": tree}
         sealed(record, CheckpointError)  # refuses a note that is no JSON before anything is written
         final = self.folder / f"step-{step:08d}"
         writing = final.with_name(f".writing-{final.name}")
-        with telling(f"the checkpoint of step {step} cannot be written to {self.folder}", CheckpointError):
+        with disk_errors(
+            f"the checkpoint of step {step} cannot be written to {self.folder}", CheckpointError
+        ):
             make_folder(self.folder)
             self._clean()
             try:
@@ -116,13 +141,19 @@ class Checkpoints:
         return final
 
     def restore(self, like: Tree, most: int | None = None) -> Restored:
-        """The newest checkpoint that is whole, bit for bit as saved, in the structure of `like`.
+        """Restores the newest sound checkpoint, bit for bit as it was saved; verifies every file first.
 
-        most: the newest step that is wanted, by default any.
+        Args:
+            like: A tree of arrays or `jax.ShapeDtypeStruct` with the structure to restore. A NumPy array
+                restores as NumPy, anything else as a (strongly typed) JAX array with the same sharding.
+                64-bit values stay in NumPy while JAX has x64 off.
+            most: The newest step to consider, by default any.
 
-        `like` has arrays or `jax.ShapeDtypeStruct`s. For a NumPy array a NumPy array returns, otherwise a
-        (strongly typed) JAX array, sharded as there; 64-bit values stay in NumPy while JAX has x64 off. Every
-        file is verified first. CheckpointError: there is none, all are damaged, or another tree was saved.
+        Returns:
+            The restored state.
+
+        Raises:
+            CheckpointError: If there is no checkpoint, all are damaged, or another tree was saved.
         """
         wanted = flatten_names(like, CheckpointError)
         skipped: list[str] = []
@@ -134,12 +165,12 @@ class Checkpoints:
                 refuse_differences(str(path), saved, wanted, CheckpointError)
                 arrays = _load(path / "state", record["tree"])
             except DamageError as damage:
-                skipped.append(f"Passed over the damaged checkpoint of step {step} ({path}): {damage}.")
+                skipped.append(f"Skipped the damaged checkpoint of step {step} ({path}): {damage}.")
                 continue
             leaves = [_placed(arrays[key], template) for key, template in wanted.items()]
             return Restored(step, jax.tree.structure(like).unflatten(leaves), record["note"], skipped)
         what = "no checkpoint can be used" if candidates else "there is no checkpoint"
-        advice = "Put back a copy of that folder, or begin a new run"
+        advice = "Hint: restore a copy of that folder, or begin a new run"
         raise CheckpointError(f"{what} in {self.folder}. {' '.join([*skipped, advice])}.")
 
     def _candidates(self) -> list[tuple[int, Path]]:
@@ -149,7 +180,7 @@ class Checkpoints:
         return sorted({int(match[1]): path for match, path in named}.items(), reverse=True)
 
     def _clean(self) -> None:
-        """Nothing; deletes what a killed process left behind."""
+        """Deletes what a killed process left behind."""
         for path in list(self.folder.iterdir()):
             if path.name.startswith(".replaced-") and not (home := path.with_name(path.name[10:])).exists():
                 os.rename(path, home)

@@ -1,0 +1,99 @@
+"""Measurements of a trained method beside its scores: more inner steps, and the time to adapt."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ..core.errors import NumericalError
+from ..core.statistics import NORMAL_QUANTILE
+from ..inner.gradient import as_descent
+from ..training.evaluation import over_devices, task_keys
+from ..training.loop import Run
+
+SWEEP = (0, 1, 2, 4, 8, 16, 32, 64)  # inner steps at test time
+
+
+def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: int = 0) -> dict[str, Any]:
+    """Scores meta-parameters after each of the `SWEEP` numbers of gradient descent steps.
+
+    Uses the problem and the gradient descent that solve new tasks, or those of training where new tasks are
+    solved otherwise. Each number of steps continues from the one before, so one program does them all.
+
+    Args:
+        domain: Where tasks come from.
+        method: The meta-gradient method.
+        theta: Meta-parameters.
+        split: Which tasks: ``"train"``, ``"validation"`` or ``"test"``.
+        tasks: How many.
+        seed: Random seed of the tasks.
+
+    Returns:
+        Lists under ``"steps"``, the name of the headline score, and ``"ci95"``; empty where no solver is
+        gradient descent. Numbers of steps after which a score is not finite are excluded.
+    """
+    trained = (method.problem, method.inner)
+    for problem, solver in (method.new_task or trained, trained):  # noqa: B007
+        if (inner := as_descent(solver)) is not None:
+            break
+    else:
+        return {}
+    headline = domain.headline
+
+    def one(domain: Any, start: Any, key: Array) -> Array:
+        task = domain.sample(key, split)
+        phi = problem.init(start, task.support, key)
+        rates = inner.rates(start, phi)
+
+        def descend(_: Any, phi: Any) -> Any:
+            slope = problem.residual(phi, start, task.support)
+            return jax.tree.map(lambda p, g, r: p - r * g, phi, slope, rates)
+
+        def further(phi: Any, steps: Array) -> tuple[Any, Array]:
+            phi = lax.fori_loop(0, steps, descend, phi)
+            return phi, domain.metrics(problem.full(phi, start), task)[headline]
+
+        return lax.scan(further, phi, jnp.diff(jnp.asarray(SWEEP), prepend=0))[1]
+
+    run = over_devices(
+        lambda domain, start, keys: lax.map(lambda k: one(domain, start, k), keys), method.mesh
+    )
+    size = 1 if method.mesh is None else method.mesh.size
+    keys = task_keys(seed, 0, -(-tasks // size) * size)
+    scores = np.asarray(run(domain, method.start(theta), keys), np.float64)[:tasks]
+    width = NORMAL_QUANTILE * scores.std(axis=0, ddof=1) / np.sqrt(tasks)
+    known = np.atleast_1d(np.isfinite(scores).all(axis=0))
+    return {
+        "steps": [s for s, good in zip(SWEEP, known, strict=True) if good],
+        headline: scores.mean(axis=0)[known].tolist(),
+        "ci95": width[known].tolist(),
+    }
+
+
+def adaptation_ms(domain: Any, run: Run, calls: int = 20) -> float | None:
+    """Measures how long adapting to a new task takes.
+
+    Args:
+        domain: Where tasks come from.
+        run: A training run, or a learner.
+        calls: How many tasks, after one that compiles.
+
+    Returns:
+        The median in milliseconds; None where adaptation fails numerically.
+    """
+    times = []
+    sample = jax.jit(lambda domain, key: domain.sample(key, "test").support)
+    for i in range(calls + 1):
+        support = jax.device_get(sample(domain, jax.random.fold_in(jax.random.key(1), i)))
+        began = time.perf_counter()
+        try:
+            jax.block_until_ready(run.adapt(support[0], support[1]).phi)
+        except NumericalError:  # the scores say so
+            return None
+        times.append(1e3 * (time.perf_counter() - began))
+    return float(np.median(times[1:]))

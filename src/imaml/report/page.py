@@ -1,0 +1,35 @@
+"""Renders the report pages from the template files beside this module."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+
+def render(template: str, **values: object) -> Markup:
+    """Renders a template as HTML.
+
+    Args:
+        template: File name in the folder ``templates``.
+        **values: What the template shows. Every text is escaped, except ``Markup``.
+
+    Returns:
+        The HTML.
+    """
+    return Markup(_environment().get_template(template).render(values))
+
+
+@functools.cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("imaml.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
+    return found
