@@ -416,7 +416,7 @@ class AsReleasedRecipe(Anchored):
         return MetaGradient(
             problem,
             domain.query_loss,
-            inner=ThenPulled(inner.learning_rate, inner.steps),
+            inner=ThenPulled(inner.learning_rate, inner.steps),  # type: ignore[arg-type]
             rule=as_released(self.linear),
             **shared,
         )

@@ -519,4 +519,4 @@ def sample_many(domain: Any, key: Array, split: str, count: int, place: Callable
     indices = domain.draws(key, split, count)
     if indices is not None:
         return jax.vmap(domain.gather)(place(indices))
-    return jax.vmap(lambda k: domain.sample(k, split))(place(jax.random.split(key, count)))
+    return jax.vmap(lambda k: domain.sample(k, split))(place(jax.random.split(key, count)))  # type: ignore[arg-type]

@@ -227,7 +227,7 @@ class Sinusoid(DomainBase):
                     line,
                 ),
                 predicted=predictor.predict(line),
-                before=np.asarray(self.network.forward(before, line[:, None])[0])[:, 0],
+                before=np.asarray(self.network.forward(before, jnp.asarray(line[:, None]))[0])[:, 0],
             )
         ]
 
@@ -417,8 +417,8 @@ class LinearGaussian(DomainBase):
 
     def scenes(self, before: Array, after: Array, task: Task) -> list[Scene]:
         """Return the query's predictions over its targets."""
-        found = (self.forward(phi, task.query.inputs) for phi in (before, after))
-        return [compared("predicted rows", task.query.targets, *found, "target")]
+        first, then = (self.forward(phi, task.query.inputs) for phi in (before, after))
+        return [compared("predicted rows", task.query.targets, first, then, "target")]
 
     def solution(self, theta: Array, support: Points, strength: Any) -> Array:
         """Return the inner solution in closed form.

@@ -125,7 +125,7 @@ def figure(title: str, note: str, lines: Sequence[Line], x_name: str, kind: str 
         label = f"{unit} of training"
     margin = max(0.03, 0.6 / x.size if lines[0].style == "column" else 0.0)
     xs, ys = _Axis(x / scale, 56, 444, False, margin), _Axis(y, 212, 8, bool(log), 0.05)
-    marks = [Markup('<text x="252" y="252" text-anchor="middle">{}</text>').format(label)]
+    marks: list[str] = [Markup('<text x="252" y="252" text-anchor="middle">{}</text>').format(label)]
     for tick in ys.ticks():
         text, at = f"{100 * tick:.4g} %" if percent else f"{tick:,.6g}", ys(tick)
         marks.append(f'<path class="axis" d="M56 {at:.1f}H444"/>')

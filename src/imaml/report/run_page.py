@@ -354,5 +354,5 @@ def _table(name: str, columns: Mapping[str, np.ndarray]) -> Markup:
         "table.html",
         summary=f"Numbers: {name}" + (f" ({ROWS} of {count} rows, evenly spaced)" if count > ROWS else ""),
         head=[name.replace("_", " ") for name in columns],
-        rows=[[number(column[i]) for column in columns.values()] for i in chosen],
+        rows=[[number(float(column[i])) for column in columns.values()] for i in chosen],
     )

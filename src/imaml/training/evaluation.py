@@ -422,7 +422,7 @@ def evaluate_theta(
         baseline_values=baselines,
         different=tasks if number is None else len(np.unique(number)),
         number=number,
-        held_out=domain.held_out(split),
+        held_out=domain.held_out(split),  # type: ignore[attr-defined]
         unscored={name: count for name, count in unscored.items() if count},
     )
 

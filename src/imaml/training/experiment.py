@@ -160,10 +160,10 @@ def assemble(config: Config, domain: Domain | None = None) -> Experiment:
         >>> assemble(preset("sinusoid")).tasks
         25
     """
-    domain = config.domain.build() if domain is None else domain
-    mesh = devices_mesh(in_step(domain, config.training.tasks))
-    method = config.method.build(domain, mesh)
-    return Experiment(domain, method, outer(config.optimiser, config.training.steps), config.training, config)
+    built: Any = config.domain.build() if domain is None else domain
+    mesh = devices_mesh(in_step(built, config.training.tasks))
+    method = config.method.build(built, mesh)
+    return Experiment(built, method, outer(config.optimiser, config.training.steps), config.training, config)
 
 
 def train(

@@ -285,7 +285,7 @@ class Loop:
         if count % training.log_every == 0 or count == training.steps:
             fields = self.window.summary()
             if self.experiment.outer.rate is not None:
-                fields["learning_rate"] = float(self.experiment.outer.rate(count - 1))
+                fields["learning_rate"] = float(self.experiment.outer.rate(count - 1))  # type: ignore[arg-type]
             self.journal.write("step", step=count, seconds=self._seconds(), **fields)
             if training.gradient_below is not None:
                 norm = fields["gradient_norm"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -70,7 +71,7 @@ def rows_of(drawings: Any, side: int) -> Any:
         array = array[..., 0]
     if array.shape[1:] == (side, side):
         return array.reshape(-1, side**2)
-    return np.asarray(shrunk(array, side)) if array.shape[1:] == (28, 28) else array
+    return np.asarray(shrunk(jnp.asarray(array), side)) if array.shape[1:] == (28, 28) else array
 
 
 def sheet(drawings: Array, side: int, columns: int = 4) -> np.ndarray:

@@ -198,8 +198,10 @@ class TablesInterface(DomainBase):
         outputs = [np.asarray(self.forward(phi, task.query.inputs)) for phi in (before, after)]
         targets = np.asarray(task.query.targets)[kept]
         if not self.classes:
-            true, *found = (self.decode(part, None) for part in (targets, *(out[kept] for out in outputs)))
-            return [compared("predicted rows", true, *found, self.target.name)]
+            true, first, then = (
+                self.decode(part, None) for part in (targets, *(out[kept] for out in outputs))
+            )
+            return [compared("predicted rows", true, first, then, self.target.name)]
         chances = [np.asarray(jax.nn.softmax(out))[kept, targets] for out in outputs]
         rows = np.arange(len(kept))
         lines = {"before": (rows, chances[0]), "after": (rows, chances[1])}
