@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import sys
 import inspect
 import pkgutil
 import re
@@ -26,6 +27,7 @@ def loaded(path):
     """The module in a file of the documents."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look up the names in annotations
     spec.loader.exec_module(module)
     return module
 
