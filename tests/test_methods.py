@@ -370,7 +370,7 @@ def test_float32_in_a_process_of_its_own():
         ({"inner": 3}, "inner=3 cannot be called"),
         ({"problem": loss}, r"pass one made by proximal\(loss, strength\)"),
         ({"problem": imaml.plain(loss)}, "needs a solution that depends on theta itself"),
-        ({"problem": imaml.fixed_point(loss)}, "CG accepts systems of structure spd; this one is 'general'"),
+        ({"problem": imaml.fixed_point(loss)}, "CG: expected a system of structure spd, got 'general'"),
     ],
 )
 def test_recipes_refuse_when_made(change, message):

@@ -105,15 +105,9 @@ def _factorises(config: Any) -> bool:
     """Whether a step may have dense factorisations: any but that of images by solvers that take products."""
     from ..config.method import BAYESIAN
     from ..domains.fewshot.domain import FewShotRecipe
-    from ..linear.bicgstab import BiCGStab
-    from ..linear.cg import CG
-    from ..linear.minres import MINRES
-    from ..linear.neumann import Neumann
 
-    linear = config.method.linear
-    products = isinstance(linear, CG | Neumann | MINRES | BiCGStab) and config.method.name not in BAYESIAN
-    products = products and getattr(linear, "precondition", None) is None
-    return not (isinstance(config.domain, FewShotRecipe) and products)
+    dense = config.method.linear.factorises or config.method.name in BAYESIAN
+    return dense or not isinstance(config.domain, FewShotRecipe)
 
 
 def _free_folder(base: Path) -> Path:

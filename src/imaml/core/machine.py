@@ -9,7 +9,11 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """A name for this kind of processor, the instructions that it has included."""
+    """Name this kind of processor.
+
+    Returns:
+        A hash of its name and the instructions that it has, 16 characters.
+    """
     about = platform.machine() + platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -21,6 +25,10 @@ def processor() -> str:
 
 
 def user_cache() -> Path:
-    """The folder of downloads and resized tables: $XDG_CACHE_HOME/imaml, by default ~/.cache/imaml."""
+    """Find the folder of downloads and resized tables.
+
+    Returns:
+        $XDG_CACHE_HOME/imaml, by default ~/.cache/imaml.
+    """
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "imaml"

@@ -10,10 +10,15 @@ import numpy as np
 def mean_intervals(
     values: Mapping[str, np.ndarray], number: np.ndarray | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Means and half-widths of 95 % intervals over the tasks that have a value; NaN where none has.
+    """Compute means and 95 % confidence intervals over the tasks that have a value.
 
-    number: which task each value is of; those of one task are averaged first, and the interval is Student's,
-    as the tasks may be few.
+    Args:
+        values: By name, one value a task, NaN where it has none; each of shape (tasks,).
+        number: Which task each value is of, shape (tasks,). Those of one task are averaged first, and the
+            interval is Student's, as the tasks may be few. None where each is a task of its own.
+
+    Returns:
+        The means and the half-widths of the intervals, by name; NaN where there are too few values.
     """
     means, widths = {}, {}
     for name, column in values.items():
@@ -28,7 +33,14 @@ def mean_intervals(
 
 
 def student_quantile(count: int) -> float:
-    """The 97.5 % quantile of Student's distribution for a mean of so many."""
+    """Compute the 97.5 % quantile of Student's distribution.
+
+    Args:
+        count: The number of values that the mean is of.
+
+    Returns:
+        The quantile with count - 1 degrees of freedom.
+    """
     from scipy.stats import t
 
     return float(t.ppf(0.975, max(count - 1, 1)))

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from ..core.errors import CheckpointError, ConfigError
-from ..core.tree import Tree
+from ..core.tree import PyTree
 from .integrity import (
     FORMAT,
     DamageError,
@@ -47,7 +47,7 @@ class Restored:
     """A training state as saved at `step`, its note, and a sentence for each damaged newer checkpoint."""
 
     step: int
-    state: Tree
+    state: PyTree
     note: dict[str, Any]
     skipped: list[str]
 
@@ -76,7 +76,7 @@ class Checkpoints:
         """The steps with a checkpoint, ascending, by the folder's names alone: none is verified."""
         return sorted(step for step, _ in self._candidates())
 
-    def save(self, step: int, state: Tree, note: Mapping[str, Any] | None = None) -> Path:
+    def save(self, step: int, state: PyTree, note: Mapping[str, Any] | None = None) -> Path:
         """The folder of the checkpoint, which is then on the disk; older ones beyond `keep` are deleted.
 
         `state` is a tree of NumPy and JAX arrays (random keys as `jax.random.key_data`), `note` goes to JSON.
@@ -115,7 +115,7 @@ class Checkpoints:
             self._clean()
         return final
 
-    def restore(self, like: Tree, most: int | None = None) -> Restored:
+    def restore(self, like: PyTree, most: int | None = None) -> Restored:
         """The newest checkpoint that is whole, bit for bit as saved, in the structure of `like`.
 
         most: the newest step that is wanted, by default any.

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ..core.errors import ArtefactError, CheckpointError, ImamlError
-from ..core.tree import Tree, name
+from ..core.tree import PyTree, name
 
 FORMAT = 1
 BLANK = "0" * 64
@@ -27,7 +27,7 @@ class DamageError(Exception):
     """Why one checkpoint cannot be used."""
 
 
-def flatten_names(tree: Tree, refusal: type[ImamlError] = ArtefactError) -> dict[str, Any]:
+def flatten_names(tree: PyTree, refusal: type[ImamlError] = ArtefactError) -> dict[str, Any]:
     """The leaves by name: keys of dicts, fields of records, positions in lists, joined by "/".
 
     They keep the tree's order; a tree that is one leaf has the name "value". `refusal` is the error for a
@@ -48,7 +48,7 @@ def flatten_names(tree: Tree, refusal: type[ImamlError] = ArtefactError) -> dict
     return leaves
 
 
-def unflatten_names(like: Tree, arrays: Mapping[str, Any]) -> Tree:
+def unflatten_names(like: PyTree, arrays: Mapping[str, Any]) -> PyTree:
     """The tree of the structure of `like` with the arrays in it; undoes `flatten_names`.
 
     ArtefactError names what is missing, unexpected, of another shape or dtype than in `like` (arrays or
@@ -61,7 +61,7 @@ def unflatten_names(like: Tree, arrays: Mapping[str, Any]) -> Tree:
     return jax.tree.structure(like).unflatten(arrays[key] for key in wanted)
 
 
-def on_host(tree: Tree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
+def on_host(tree: PyTree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
     """The leaves in NumPy, in C order: safetensors stores a transposed array scrambled."""
     arrays = {key: np.asarray(leaf, order="C") for key, leaf in flatten_names(tree, refusal).items()}
     for key, array in arrays.items():
