@@ -370,7 +370,7 @@ def test_float32_in_a_process_of_its_own():
         ({"inner": 3}, "inner: expected a function, got 3"),
         ({"problem": loss}, r"problem: expected one such as proximal\(loss, strength\)"),
         ({"problem": imaml.plain(loss)}, "expected a problem whose solution depends on theta"),
-        ({"problem": imaml.fixed_point(loss)}, "CG accepts systems of structure spd; this one is 'general'"),
+        ({"problem": imaml.fixed_point(loss)}, "CG: expected a system of structure spd, got 'general'"),
     ],
 )
 def test_recipes_refuse_when_made(change, message):

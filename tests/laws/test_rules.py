@@ -3,11 +3,11 @@
 import functools
 import importlib
 import importlib.util
-import sys
 import inspect
 import pkgutil
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import jax

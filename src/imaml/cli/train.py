@@ -103,15 +103,9 @@ def train_command(words: Sequence[str]) -> int:
 
 def _factorises(config: Any) -> bool:
     """Whether a step may have dense factorisations: any but that of images by solvers that take products."""
-    from ..linear.bicgstab import BiCGStab
-    from ..linear.cg import CG
-    from ..linear.minres import MINRES
-    from ..linear.neumann import Neumann
-
     linear = getattr(config.method, "linear", None)
-    products = linear is None or isinstance(linear, CG | Neumann | MINRES | BiCGStab)
-    products = products and not config.method.factorises and getattr(linear, "precondition", None) is None
-    return config.domain.factorises or not products
+    dense = config.method.factorises or getattr(linear, "factorises", False)
+    return dense or config.domain.factorises
 
 
 def _free_folder(base: Path) -> Path:

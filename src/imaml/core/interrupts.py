@@ -32,7 +32,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def watch() -> None:
-    """From now on SIGINT ends this program with one line and status 130, whatever it is doing.
+    """Let SIGINT end this program from now on, with one line and status 130, whatever it is doing.
 
     For programs, and first of all that they do: it replaces Python's own handler, so that no
     KeyboardInterrupt is raised any more. Does nothing in a thread other than the main one, a second time, and
@@ -69,10 +69,13 @@ def _read(reader: int) -> None:
 
 
 def leave(line: bytes = b"imaml: interrupted\n") -> NoReturn:
-    """Ends the process at once, with a line on stderr and status 130.
+    """End the process at once, with a line on stderr and status 130.
 
     Neither `finally` nor `atexit` runs: with XLA compiling in a thread they may wait for long. What imaml
     writes is whole or not there at all at every moment, as for a process that is killed.
+
+    Args:
+        line: What is written to stderr.
     """
     if not _leaving.acquire(blocking=False):
         time.sleep(60)  # another thread is ending the process
@@ -128,7 +131,11 @@ class Interrupts:
                 leave()
 
     def ask(self) -> bool:
-        """Takes one signal; whether it was a second press. In a program, a second press ends it."""
+        """Take one signal; in a program, a second press ends it.
+
+        Returns:
+            Whether it was a second press.
+        """
         now = time.monotonic()
         with self.lock:
             first = not self.asked
@@ -157,7 +164,11 @@ class Interrupts:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Within it, an interrupt raises `Interrupted`; for what may be given up half done."""
+        """Let an interrupt raise `Interrupted` within this context; for what may be given up half done.
+
+        Raises:
+            Interrupted: If one comes, or came before.
+        """
         told = sys.unraisablehook
 
         def tell(lost: sys.UnraisableHookArgs) -> None:
@@ -182,9 +193,15 @@ class Interrupts:
             raise Interrupted
 
     def wait_for(self, work: Callable[[], object]) -> None:
-        """Runs `work` in another thread; stoppable even while it is within compiled code, and then given up.
+        """Run work in another thread; stoppable even within compiled code, and then given up.
 
-        In a thread that catches no signals, `work` runs there.
+        In a thread that catches no signals, the work runs there.
+
+        Args:
+            work: The work.
+
+        Raises:
+            Interrupted: If an interrupt came.
         """
         if not self.before:
             work()

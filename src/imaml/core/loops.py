@@ -11,17 +11,25 @@ State = TypeVar("State")
 
 
 def repeat_while(going: Callable[[State], Array], advance: Callable[[State], State], state: State) -> State:
-    """The first of state, advance(state), advance(advance(state)), ... for which `going` is False.
+    """Advance a state while a condition holds; `lax.while_loop`, but safe under `vmap`.
 
-    going: state -> boolean scalar. `lax.while_loop`, but that `going` is computed once for each state, and
-    its answer carried. For under `vmap` the loop goes on while it is true of any task, and asks it anew which
-    tasks to advance: computed twice, in two places, it may be rounded in two ways, and where it is true of a
-    task in the one and not in the other, that task never advances and the loop never ends (docs/gotchas.md,
-    13).
+    Under `vmap` a while loop goes on while its condition is true of any task, and asks it anew which tasks to
+    advance. Computed twice, in two places, it may be rounded in two ways. A task of which it is true in the
+    one and not in the other never advances, and the loop never ends (docs/gotchas.md, 13). So here the
+    condition is computed once for each state, and its answer carried.
 
-    >>> import jax.numpy as jnp
-    >>> int(repeat_while(lambda n: n < 10, lambda n: 2 * n, jnp.asarray(3)))
-    12
+    Args:
+        going: state -> boolean scalar.
+        advance: state -> the next state.
+        state: The first state, a tree of arrays.
+
+    Returns:
+        The first of state, advance(state), advance(advance(state)), ... for which `going` is False.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> int(repeat_while(lambda n: n < 10, lambda n: 2 * n, jnp.asarray(3)))
+        12
     """
 
     def step(carry: tuple[State, Array]) -> tuple[State, Array]:

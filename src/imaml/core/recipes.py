@@ -11,9 +11,12 @@ There is no other list of classes. `role` says which fields may hold it: "linear
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from types import ModuleType
 from typing import Any, TypeVar
 
 from .errors import ConfigError
@@ -29,7 +32,11 @@ _FORMER: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
 
 @dataclass(frozen=True)
 class Role:
-    """Marks a field that holds any recipe registered for a role: `Annotated[InnerSolver, Role("inner")]`."""
+    """Marks a field that holds any recipe registered for a role: `Annotated[InnerSolver, Role("inner")]`.
+
+    Attributes:
+        name: The role, such as "inner".
+    """
 
     name: str
 
@@ -91,22 +98,59 @@ def former(kind: str) -> Callable[[Callable[[Mapping[str, Any]], T]], Callable[[
 
 
 def kinds_of(role: str) -> dict[str, type]:
-    """The classes that have registered for a role, by name."""
+    """List the classes that have registered for a role.
+
+    Args:
+        role: The role, such as "linear".
+
+    Returns:
+        The classes by name; only those whose modules have been imported (see `register_all`).
+    """
     return dict(_ROLES.get(role, {}))
 
 
-def is_recipe(kind: Any) -> bool:
-    """Whether a class has registered."""
+def register_all(package: ModuleType) -> None:
+    """Import every module of a package, so that the recipes that it defines are registered.
+
+    Args:
+        package: The package, such as `imaml.linear`.
+    """
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+
+
+def is_recipe(kind: object) -> bool:
+    """Say whether a class has registered.
+
+    Args:
+        kind: Anything.
+
+    Returns:
+        True for a registered class.
+    """
     return isinstance(kind, type) and _KINDS.get(kind.__name__) is kind
 
 
 def fresh(kind: type[T]) -> T:
-    """An instance of a registered class that is chosen by its kind alone."""
+    """Make an instance of a registered class that is chosen by its kind alone.
+
+    Args:
+        kind: The class.
+
+    Returns:
+        The instance, of the arguments that `recipe(fresh=...)` was given.
+    """
     return _FRESH[kind]()
 
 
 def to_json(value: Any) -> Any:
-    """A recipe as JSON values; each dataclass an object with its kind.
+    """Write a recipe as JSON values; each dataclass is an object with its kind.
+
+    Args:
+        value: A recipe, a tuple of recipes, or a plain value.
+
+    Returns:
+        The JSON values.
 
     Raises:
         ConfigError: If the value, or what it holds, is no recipe.
@@ -120,7 +164,13 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """The recipe that `to_json` gave.
+    """Read the recipe that `to_json` wrote.
+
+    Args:
+        value: JSON values.
+
+    Returns:
+        The recipe.
 
     Raises:
         ConfigError: If a kind or a field is not known.
@@ -146,7 +196,18 @@ def from_json(value: Any) -> Any:
 
 
 def parsed(text: str, where: str) -> Any:
-    """The JSON values in a text; ConfigError naming `where` it came from."""
+    """Read the JSON values in a text.
+
+    Args:
+        text: The text.
+        where: Where it came from, for the message.
+
+    Returns:
+        The JSON values.
+
+    Raises:
+        ConfigError: If the text is no JSON.
+    """
     try:
         return json.loads(text)
     except ValueError as error:

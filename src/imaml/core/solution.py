@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+
+from .tree import PyTree
 
 
 class Ending(enum.IntEnum):
@@ -113,8 +114,15 @@ _CERTIFICATION_ADVICE = {
 }
 
 
-def bounded(code: Any) -> Any:
-    """Whether codes of `Certification` mean that `stats.error_bound` bounds the error; an array like them."""
+def bounded(code: Array) -> Array:
+    """Say whether `stats.error_bound` bounds the error.
+
+    Args:
+        code: Codes of `Certification`.
+
+    Returns:
+        Booleans, shaped like the codes.
+    """
     return code <= int(Certification.CERTIFIED_IF_SMOOTH)
 
 
@@ -123,12 +131,14 @@ def bounded(code: Any) -> Any:
 class Status:
     """How a solve ended, as an array of codes, so that it travels through jit and vmap.
 
-    `code` has shape () for one solve and (tasks,) for a batch; its values are those of `Ending`.
-    `certificate`, where one could be had, is shaped alike, with values of `Certification`.
+    Attributes:
+        code: Values of `Ending`; shape () for one solve and (tasks,) for a batch.
+        certificate: Values of `Certification`, shaped like `code`; None where no bound was asked for.
 
-    >>> import jax.numpy as jnp
-    >>> Status(jnp.asarray(0)).ending
-    <Ending.CONVERGED: 0>
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Status(jnp.asarray(0)).ending
+        <Ending.CONVERGED: 0>
     """
 
     code: Array
@@ -171,14 +181,20 @@ class Status:
 class Stats:
     """What a solve left behind; every field an array of shape () for one solve, (tasks,) for a batch.
 
-    steps: iterations taken. residual: of a linear solve |b - A x| / |b|; of an inner solve the norm |F(phi)|
-    itself, in the units of the loss's gradient. negative_curvature: whether a direction p with p.Ap <= 0 was
-    seen (always False for solvers that do not look). lanczos: of CG its coefficients (alpha, beta), each of
-    shape (max_steps,), zero where no step was taken; else None. first: of an inner solve of a fixed number of
-    steps the norm of F where it started, by which it is judged; else None. returned: of such a solve, where F
-    is no gradient, the norm of F halfway if the second half led back there, else infinity. error_estimate,
-    error_bound: of an implicit gradient the norm of its error, estimated and (with certify=True) bounded;
-    else None. damping: what was added to a linear system's diagonal, of a solver that does so; else None.
+    Attributes:
+        steps: Iterations taken.
+        residual: Of a linear solve |b - A x| / |b|; of an inner solve the norm |F(phi)|, in the units of the
+            loss's gradient.
+        negative_curvature: Whether a direction p with p.Ap <= 0 was seen; False for solvers that do not look.
+        lanczos: Of CG its coefficients (alpha, beta), each of shape (most steps,), zero where no step was
+            taken; else None.
+        first: Of an inner solve of a fixed number of steps |F| where it started, by which it is judged; else
+            None.
+        returned: Of such a solve, where F is no gradient, |F| halfway if the second half led back there, else
+            infinity.
+        error_estimate: Of an implicit gradient the norm of its error, estimated; else None.
+        error_bound: The same, bounded (with certify=True); else None.
+        damping: What was added to a linear system's diagonal, of a solver that does so; else None.
     """
 
     steps: Array
@@ -195,9 +211,15 @@ class Stats:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Solution:
-    """A solve's value, statistics and status."""
+    """What a solve returns.
 
-    value: Any
+    Attributes:
+        value: The solution, a tree of arrays.
+        stats: What is known of it.
+        status: How the solve ended.
+    """
+
+    value: PyTree
     stats: Stats
     status: Status
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,22 @@ from jax.flatten_util import ravel_pytree
 
 from .errors import ConfigError
 
-Tree = Any
-PyTree = Any  # nested containers of arrays; Python's type system has no type for them
+PyTree: TypeAlias = Any  # nested containers of arrays; Python's type system has no type for them
+Tree = PyTree
 LARGE = 1 << 18  # entries from which on a copy of each leaf costs less than one loop over all
 
 
-def ravel(tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
-    """One flat vector with all of the tree's entries, shape (n,), and the function that undoes it.
+def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """Flatten a tree to one vector.
 
     Large leaves are written one after another: XLA makes a concatenation one loop that asks for every entry
     which leaf it is of, together with whatever made the leaves.
+
+    Args:
+        tree: A tree of arrays with n entries in all.
+
+    Returns:
+        All entries, shape (n,), and the function that makes a tree of such a vector.
     """
     flat, unravel = ravel_pytree(tree)
     leaves = jax.tree.leaves(tree)
@@ -37,51 +43,108 @@ def ravel(tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
     return written, unravel
 
 
-def dot(left: Tree, right: Tree) -> Array:
-    """The inner product of two trees of the same structure, a scalar."""
+def dot(left: PyTree, right: PyTree) -> Array:
+    """Compute the inner product of two trees.
+
+    Args:
+        left: A tree of arrays.
+        right: A tree of the same structure.
+
+    Returns:
+        A scalar.
+    """
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: jnp.sum(a * b), left, right))
 
 
-def minus(left: Tree, right: Tree) -> Tree:
-    """The difference of two trees of the same structure, shaped like them."""
+def minus(left: PyTree, right: PyTree) -> PyTree:
+    """Subtract a tree from another.
+
+    Args:
+        left: A tree of arrays.
+        right: A tree of the same structure.
+
+    Returns:
+        left - right, a tree shaped like them.
+    """
     return jax.tree.map(jnp.subtract, left, right)
 
 
-def spread(values: Tree, like: Tree) -> Tree:
-    """Values that broadcast to the leaves of a tree, in full, of the shapes and dtypes of those leaves."""
+def spread(values: PyTree, like: PyTree) -> PyTree:
+    """Broadcast values to the leaves of a tree.
+
+    Args:
+        values: A tree whose leaves broadcast to those of `like`.
+        like: A tree of arrays.
+
+    Returns:
+        The values in full, of the shapes and dtypes of the leaves of `like`.
+    """
     full = lambda value, leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape)  # noqa: E731
     return jax.tree.map(full, values, like)
 
 
-def norm(tree: Tree) -> Array:
-    """The Euclidean norm of all of the tree's entries, a scalar."""
+def norm(tree: PyTree) -> Array:
+    """Compute the Euclidean norm of a tree.
+
+    Args:
+        tree: A tree of arrays.
+
+    Returns:
+        The norm of all of its entries, a scalar.
+    """
     return jnp.sqrt(dot(tree, tree))
 
 
-def finite(tree: Tree) -> Array:
-    """Whether every entry of the tree is finite, a boolean scalar."""
+def finite(tree: PyTree) -> Array:
+    """Say whether every entry of a tree is finite.
+
+    Args:
+        tree: A tree of arrays.
+
+    Returns:
+        A boolean scalar.
+    """
     checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
 
 
-def name(path: Sequence[Any]) -> str:
-    """A leaf's path as people write it, "head/weight"."""
+def name(path: Sequence[object]) -> str:
+    """Write a leaf's path as people do.
+
+    Args:
+        path: The path, as of `jax.tree_util.tree_leaves_with_path`.
+
+    Returns:
+        For example "head/weight".
+    """
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which leaves of a tree are meant: None for all, names of leaves or branches, or a mask.
+    """Which leaves of a tree are meant: all, those of some names, or those of a mask.
 
-    `choice` is None, a tuple of names ("head", "body/0/weight": a branch means all that is below it), or a
-    function that takes the tree and returns a tree of booleans (or a prefix of one), as in `optax.masked`.
+    Attributes:
+        choice: None for all; a tuple of names ("head", "body/0/weight": a branch means all that is below it);
+            or a function that takes the tree and returns a tree of booleans (or a prefix of one), as in
+            `optax.masked`.
     """
 
-    choice: tuple[str, ...] | Callable[[Tree], Tree] | None = None
+    choice: tuple[str, ...] | Callable[[PyTree], PyTree] | None = None
 
     @classmethod
-    def of(cls, choice: Any) -> Selection:
-        """The selection that a user's `adapt=` means: None, a name, names, a mask tree, or a function."""
+    def of(cls, choice: PyTree) -> Selection:
+        """Make the selection that a user's `adapt=` means.
+
+        Args:
+            choice: None, a name, names, a tree of booleans, or a function theta -> tree of booleans.
+
+        Returns:
+            The selection.
+
+        Raises:
+            ConfigError: If it is none of these.
+        """
         if choice is None or isinstance(choice, Selection):
             return choice or cls()
         if callable(choice):
@@ -98,8 +161,18 @@ class Selection:
             "tuple of names, a tree of booleans shaped like theta, or a function theta -> tree of booleans."
         )
 
-    def mask(self, tree: Tree) -> Tree:
-        """A tree of booleans shaped like `tree`; ConfigError where nothing, or nothing known, is chosen."""
+    def mask(self, tree: PyTree) -> PyTree:
+        """Make the mask of a tree.
+
+        Args:
+            tree: The tree, such as theta.
+
+        Returns:
+            A tree of booleans shaped like it.
+
+        Raises:
+            ConfigError: If nothing, or nothing known, is chosen.
+        """
         if self.choice is None:
             return jax.tree.map(lambda _: True, tree)
         if isinstance(self.choice, tuple):
@@ -129,8 +202,15 @@ class Selection:
             raise ConfigError("adapt: no leaf of theta is selected, so a task would have nothing to adapt.")
         return mask
 
-    def split(self, tree: Tree) -> tuple[Tree, Tree]:
-        """The selected leaves and the rest, each shaped like `tree` with None in the other's places."""
+    def split(self, tree: PyTree) -> tuple[PyTree, PyTree]:
+        """Split a tree.
+
+        Args:
+            tree: The tree, such as theta.
+
+        Returns:
+            The selected leaves and the rest, each shaped like the tree with None in the other's places.
+        """
         if self.choice is None:
             return tree, jax.tree.map(lambda _: None, tree)
         mask = self.mask(tree)
@@ -138,8 +218,16 @@ class Selection:
         rest = jax.tree.map(lambda leaf, flag: None if flag else leaf, tree, mask)
         return chosen, rest
 
-    def join(self, chosen: Tree, rest: Tree) -> Tree:
-        """The full tree from its two parts; undoes `split`."""
+    def join(self, chosen: PyTree, rest: PyTree) -> PyTree:
+        """Join the two parts that `split` made.
+
+        Args:
+            chosen: The selected leaves.
+            rest: The rest.
+
+        Returns:
+            The full tree.
+        """
         if self.choice is None:
             return chosen
         return jax.tree.map(
@@ -151,8 +239,15 @@ def _below(leaf: str, branch: str) -> bool:
     return leaf == branch or leaf.startswith(branch + "/")
 
 
-def shapes(tree: Tree) -> str:
-    """A short sentence of a tree's structure and shapes, for messages."""
+def shapes(tree: PyTree) -> str:
+    """Describe a tree's structure and shapes, for messages.
+
+    Args:
+        tree: A tree of arrays.
+
+    Returns:
+        A phrase, "a tree of bias[5], weight[3, 5]".
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if len(leaves) == 1 and not leaves[0][0]:
         return f"one array of shape {jnp.shape(leaves[0][1])}"
@@ -161,8 +256,16 @@ def shapes(tree: Tree) -> str:
     return "a tree of " + (", ".join(parts) or "nothing") + more
 
 
-def apart(left: Tree, right: Tree) -> str:
-    """Where two trees' structures or shapes differ, for messages: "head/bias [5], not [20]"."""
+def apart(left: PyTree, right: PyTree) -> str:
+    """Describe where two trees' structures or shapes differ, for messages.
+
+    Args:
+        left: The tree found.
+        right: The tree wanted.
+
+    Returns:
+        A phrase, "head/bias [5], not [20]".
+    """
     found, wanted = (
         {name(path): list(jnp.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (left, right)
@@ -175,8 +278,16 @@ def apart(left: Tree, right: Tree) -> str:
     return ("; ".join(parts[:4]) or "its structure") + ("; ..." if len(parts) > 4 else "")
 
 
-def same(left: Tree, right: Tree) -> bool:
-    """Whether two trees have the same structure and the same shapes."""
+def same(left: PyTree, right: PyTree) -> bool:
+    """Say whether two trees have the same structure and the same shapes.
+
+    Args:
+        left: A tree of arrays.
+        right: Another.
+
+    Returns:
+        True if they have.
+    """
     if jax.tree.structure(left) != jax.tree.structure(right):
         return False
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,59 +14,65 @@ from jax import Array
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
 from ..core.solution import Solution
+from ..core.tree import PyTree
 from ..problems.base import Problem
-from .base import (
-    check_stopping,
-    start_of,
-)
-from .gradient import looked_at
+from .base import Solver, check_stopping, looked_at
+
+Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]  # x -> (value, gradient)
 
 
 @dataclass(frozen=True)
-class External:
+class External(Solver):
     """A solver that JAX can neither differentiate nor trace: a function of NumPy arrays, run on the host.
 
-    function: (objective, x0) -> x, with x0 and x flat vectors of shape (n,) and objective: x -> (value,
-    gradient), as `scipy.optimize.minimize(objective, x0, jac=True).x` takes it. Only a solution is asked of
-    it: the implicit rule has the meta-gradient from that alone. Under vmap it is called task after task. An
-    answer with |F| above `tolerance` ends as OUT_OF_STEPS, an error it raises is raised.
+    Only a solution is asked of it: the implicit rule has the meta-gradient from that alone. Under vmap it is
+    called task after task. An error that it raises is raised.
 
-    >>> import imaml, jax.numpy as jnp, scipy.optimize
-    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
-    >>> solver = External(lambda f, x: scipy.optimize.minimize(f, x, jac=True).x, tolerance=1e-3)
-    >>> round(float(solver(problem, jnp.zeros(1), jnp.ones(1)).value[0]), 3)
-    0.5
+    Args:
+        function: (objective, x0) -> x, with x0 and x flat vectors of shape (n,) and objective: x -> (value,
+            gradient), as `scipy.optimize.minimize(objective, x0, jac=True).x` takes it.
+        tolerance: The |F| up to which the answer counts as converged; above it ends as OUT_OF_STEPS.
+
+    Raises:
+        ConfigError: If `function` is no function, or `tolerance` no positive number.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp, scipy.optimize
+        >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> solver = External(lambda f, x: scipy.optimize.minimize(f, x, jac=True).x, tolerance=1e-3)
+        >>> round(float(solver(problem, jnp.zeros(1), jnp.ones(1)).value[0]), 3)
+        0.5
     """
 
-    function: Callable[[Callable, np.ndarray], np.ndarray]
+    function: Callable[[Objective, np.ndarray], np.ndarray]
     tolerance: float
     steps: ClassVar[None] = None
     reversible: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Check the arguments; raises ConfigError."""
         check_stopping("External", None, self.tolerance)
         if not callable(self.function):
             raise ConfigError(f"External: {self.function!r} is no function (objective, x0) -> x.")
 
-    def __call__(
-        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    def _solve(
+        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
     ) -> Solution:
-        """The Solution; its value holds the problem's adapted leaves."""
+        """See `Solver`."""
         if not problem.has_objective:
             raise StructureError(
                 f"External: hands an objective to its function, and a {problem.kind} problem has none."
             )
-        flat, unravel = tree.ravel(start_of(problem, theta, batch, phi0, key))
+        flat, unravel = tree.ravel(phi0)
 
-        def objective(x: Array, given: Any) -> tuple[Array, Array]:
+        def objective(x: Array, given: PyTree) -> tuple[Array, Array]:
             problem, theta, batch = given
             return jax.value_and_grad(lambda v: problem.objective(unravel(v), theta, batch))(x)
 
         compiled = jax.jit(objective)
         given = (problem, theta, batch)
 
-        def host(x0: Any, given: Any) -> np.ndarray:
+        def host(x0: Array, given: PyTree) -> np.ndarray:
             def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
                 value, slope = compiled(jnp.asarray(x, flat.dtype), given)
                 return float(value), np.asarray(slope, np.float64)
@@ -85,36 +91,43 @@ class External:
 
 
 @dataclass(frozen=True)
-class Custom:
+class Custom(Solver):
     """Your own algorithm: a function (problem, theta, batch, phi0) -> phi that JAX can trace.
 
-    phi is shaped like phi0, the problem's adapted leaves; F is problem.residual(phi, theta, batch). Nothing
-    but a solution is asked of it: how it got there is neither stored nor differentiated. An answer with |F|
-    above `tolerance` ends as OUT_OF_STEPS. For functions of NumPy arrays see `External`.
+    Nothing but a solution is asked of it: how it got there is neither stored nor differentiated. For
+    functions of NumPy arrays see `External`.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
-    >>> middle = Custom(lambda problem, theta, x, phi0: (x + theta) / 2, tolerance=1e-6)
-    >>> middle(problem, jnp.zeros(1), jnp.ones(1)).value
-    Array([0.5], dtype=float32)
+    Args:
+        function: It returns phi, shaped like phi0, the problem's adapted parameters. F is
+            `problem.residual(phi, theta, batch)`.
+        tolerance: The |F| up to which the answer counts as converged; above it ends as OUT_OF_STEPS.
+
+    Raises:
+        ConfigError: If `function` is no function, or `tolerance` no positive number.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> middle = Custom(lambda problem, theta, x, phi0: (x + theta) / 2, tolerance=1e-6)
+        >>> middle(problem, jnp.zeros(1), jnp.ones(1)).value
+        Array([0.5], dtype=float32)
     """
 
-    function: Callable[[Problem, Any, Any, Any], Any]
+    function: Callable[[Problem, PyTree, PyTree, PyTree], PyTree]
     tolerance: float
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Check the arguments; raises ConfigError."""
         check_stopping("Custom", None, self.tolerance)
         if not callable(self.function):
             raise ConfigError(
                 f"Custom: {self.function!r} is no function (problem, theta, batch, phi0) -> phi."
             )
 
-    def __call__(
-        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    def _solve(
+        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
     ) -> Solution:
-        """The Solution; its value holds the problem's adapted leaves."""
-        phi0 = start_of(problem, theta, batch, phi0, key)
+        """See `Solver`."""
         phi = self.function(problem, theta, batch, phi0)
         if not tree.same(phi, phi0):
             raise ConfigError(

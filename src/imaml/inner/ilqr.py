@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from jax.scipy.linalg import cho_solve
 
 from ..core.errors import ConfigError, StructureError
 from ..core.solution import Ending, Solution, Stats, Status
+from ..core.tree import PyTree
 from ..core.validation import require_number, require_whole
 
 # Traced once where a program needs it more than once; the plant is static.
@@ -38,9 +39,13 @@ RAISED, LOWERED, LEAST, MOST = 8.0, 0.25, 1e-9, 1e8  # how far Q_uu is shifted, 
 
 
 class Trajectory(NamedTuple):
-    """A plan: states (T + 1, n), controls (T, m), feedback gains (T, m, n) about them, and J, a scalar.
+    """A plan; followed in another plant it is u_t + gains_t (x_t - states_t).
 
-    Followed in another plant the plan is u_t + gains_t (x_t - states_t).
+    Attributes:
+        states: (T + 1, n).
+        controls: (T, m).
+        gains: Feedback gains about them, (T, m, n).
+        cost: J, a scalar.
     """
 
     states: Array
@@ -64,6 +69,8 @@ class _Quadratic(NamedTuple):
 
 
 class _State(NamedTuple):
+    """The state of the iteration: the best plan so far, the shift of Q_uu, max |dJ/du|, and how it goes."""
+
     controls: Array
     states: Array
     cost: Array
@@ -73,19 +80,38 @@ class _State(NamedTuple):
     stuck: Array
 
 
-def _boxed(matrix: Array, vector: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """argmin k.matrix.k / 2 + vector.k over low <= k <= high, and which are free; projected Newton."""
+class _Value(NamedTuple):
+    """The value function that a sweep has reached, its Hessian and slope, and whether all was convex."""
+
+    xx: Array
+    x: Array
+    positive: Array
+
+
+class _Boxed(NamedTuple):
+    """The state of the projected Newton method: the point, and which entries are free."""
+
+    k: Array
+    free: Array
+
+
+def _boxed(matrix: Array, vector: Array, low: Array, high: Array) -> _Boxed:
+    """The argmin of k.matrix.k / 2 + vector.k over low <= k <= high, and which are free; projected Newton.
+
+    Tassa, Mansard and Todorov (2014), section III.C. A fixed number of iterations instead of a line search
+    and a test: the boxes have few entries, and under vmap each iteration is one small batched solve.
+    """
     size = vector.shape[0]
 
-    def newton(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        k, _ = state
+    def newton(_: Array, state: _Boxed) -> _Boxed:
+        k = state.k
         slope = vector + matrix @ k
         free = ~(((k <= low) & (slope > 0)) | ((k >= high) & (slope < 0)))
         held = jnp.where(free, 0, k)
         new = held - _solve_free(matrix, vector + matrix @ held, free)
-        return jnp.clip(new, low, high), free
+        return _Boxed(jnp.clip(new, low, high), free)
 
-    begin = jnp.clip(jnp.zeros_like(vector), low, high), jnp.ones(size, bool)
+    begin = _Boxed(jnp.clip(jnp.zeros_like(vector), low, high), jnp.ones(size, bool))
     return lax.fori_loop(0, 2 * size + 1, newton, begin)
 
 
@@ -101,12 +127,19 @@ def _solve_free(matrix: Array, right: Array, free: Array) -> Array:
 def _backward(problem: _Quadratic, shift: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
     """The Riccati sweep: k (T, m), gains (T, m, n), and whether every Q_uu was positive.
 
+    Tassa, Mansard and Todorov (2014), equations 5 to 8, with V' the value of the time after:
+
+        Q_x  = l_x  + f_x' V'_x             Q_u  = l_u  + f_u' V'_x
+        Q_xx = l_xx + f_x' V'_xx f_x        Q_ux = l_ux + f_u' V'_xx f_x        Q_uu = l_uu + f_u' V'_xx f_u
+        k    = argmin Q_u.k + k.Q_uu.k / 2 within the limits              gains = -Q_uu^-1 Q_ux among the free
+
+    The shift is added to Q_uu for k and the gains, not in the value function, which stays that of the plan.
     low, high: limits of k, (T, m).
     """
 
-    def step(carry: Any, here: Any) -> Any:
-        vxx, vx, positive = carry
+    def step(after: _Value, here: tuple[_Quadratic, Array, Array]) -> tuple[_Value, tuple[Array, Array]]:
         part, low, high = here
+        vxx, vx = after.xx, after.x
         fx, fu = part.fx, part.fu
         qx, qu = part.x + fx.T @ vx, part.u + fu.T @ vx
         qxx, qux = part.xx + fx.T @ vxx @ fx, part.ux + fu.T @ vxx @ fx
@@ -115,52 +148,75 @@ def _backward(problem: _Quadratic, shift: Array, low: Array, high: Array) -> tup
         shifted = quu + shift * jnp.eye(size, dtype=quu.dtype)
         k, free = _boxed(shifted, qu, low, high)
         gains = -_solve_free(shifted, qux, free)
-        positive = positive & jnp.all(jnp.isfinite(gains))
+        # Cholesky's factor of a matrix that is not positive is NaN.
+        positive = after.positive & jnp.all(jnp.isfinite(gains))
         vx = qx + gains.T @ (quu @ k + qu) + qux.T @ k
         vxx = qxx + gains.T @ quu @ gains + gains.T @ qux + qux.T @ gains
-        return (0.5 * (vxx + vxx.T), vx, positive), (k, gains)
+        return _Value(0.5 * (vxx + vxx.T), vx, positive), (k, gains)
 
-    ends = problem.end_xx, problem.end_x, jnp.array(True)
+    ends = _Value(problem.end_xx, problem.end_x, jnp.array(True))
     steps = _Quadratic(*problem[:7], None, None)  # type: ignore[arg-type]
-    (_, _, positive), (k, gains) = lax.scan(step, ends, (steps, low, high), reverse=True)
-    return k, gains, positive
+    first, (k, gains) = lax.scan(step, ends, (steps, low, high), reverse=True)
+    return k, gains, first.positive
 
 
 @dataclass(frozen=True)
 class ILQR:
     """Iterative LQR for one kind of plant; hashable, its functions static.
 
-    dynamics: (state (n,), control (m,), p) -> the next state. running: (state, control, p) -> scalar. final:
-    (state, p) -> scalar. All smooth, of any p, a tree of arrays. low, high: the control limits, or None.
-    steps: the most iterations. tolerance: on the largest entry of dJ/du among free controls.
+    Args:
+        dynamics: (state (n,), control (m,), p) -> the next state, smooth, of any p, a tree of arrays.
+        running: (state, control, p) -> the cost of a time, a scalar.
+        final: (state, p) -> the cost of the end, a scalar.
+        low: The lower limit of every control, or None.
+        high: The upper limit, or None.
+        steps: The most iterations.
+        tolerance: Stop where the largest entry of dJ/du among free controls is at most this.
 
-    >>> import jax, jax.numpy as jnp
-    >>> push = ILQR(lambda x, u, p: x + u, lambda x, u, p: 0.5 * p * u @ u, lambda x, p: 0.5 * x @ x)
-    >>> start, guess = jnp.ones(1), jnp.zeros((1, 1))
-    >>> push.controls(3.0, start, guess)  # -1 / (1 + p)
-    Array([[-0.25]], dtype=float32)
-    >>> jax.grad(lambda p: push.controls(p, start, guess).sum())(3.0).round(4)  # 1 / (1 + p)^2
-    Array(0.0625, dtype=float32, weak_type=True)
+    Raises:
+        ConfigError: If an argument is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> push = ILQR(lambda x, u, p: x + u, lambda x, u, p: 0.5 * p * u @ u, lambda x, p: 0.5 * x @ x)
+        >>> start, guess = jnp.ones(1), jnp.zeros((1, 1))
+        >>> push.controls(3.0, start, guess)  # -1 / (1 + p)
+        Array([[-0.25]], dtype=float32)
+        >>> jax.grad(lambda p: push.controls(p, start, guess).sum())(3.0).round(4)  # 1 / (1 + p)^2
+        Array(0.0625, dtype=float32, weak_type=True)
+
+    References:
+        Tassa, Mansard and Todorov (2014), Control-limited differential dynamic programming.
+        Amos et al. (2018), Differentiable MPC for end-to-end planning and control.
     """
 
-    dynamics: Callable[[Array, Array, Any], Array]
-    running: Callable[[Array, Array, Any], Array]
-    final: Callable[[Array, Any], Array]
+    dynamics: Callable[[Array, Array, PyTree], Array]
+    running: Callable[[Array, Array, PyTree], Array]
+    final: Callable[[Array, PyTree], Array]
     low: float | None = None
     high: float | None = None
     steps: int = 100
     tolerance: float = 1e-6
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Check the arguments; raises ConfigError."""
         require_whole("ILQR", 1, steps=self.steps)
         require_number("ILQR", 0, open=True, tolerance=self.tolerance)
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ConfigError(f"ILQR: low={self.low!r} and high={self.high!r}; accepted is a low below high.")
 
     @_traced_once
-    def rollout(self, parameters: Any, start: Array, controls: Array) -> Array:
-        """The states (T + 1, n) that controls (T, m) lead through."""
+    def rollout(self, parameters: PyTree, start: Array, controls: Array) -> Array:
+        """Simulate the plant.
+
+        Args:
+            parameters: p, a tree of arrays.
+            start: The first state, (n,).
+            controls: (T, m).
+
+        Returns:
+            The states that the controls lead through, (T + 1, n).
+        """
 
         def step(state: Array, control: Array) -> tuple[Array, Array]:
             following = self.dynamics(state, control, parameters)
@@ -168,16 +224,27 @@ class ILQR:
 
         return jnp.concatenate([start[None], lax.scan(step, start, controls)[1]])
 
-    def follow(self, parameters: Any, start: Array, plan: Trajectory) -> tuple[Array, Array]:
-        """The states (T + 1, n) and controls (T, m) where a plan made for another plant is followed here."""
+    def follow(self, parameters: PyTree, start: Array, plan: Trajectory) -> tuple[Array, Array]:
+        """Follow a plan that was made for another plant.
+
+        Args:
+            parameters: p, a tree of arrays.
+            start: The first state, (n,).
+            plan: The plan.
+
+        Returns:
+            The states (T + 1, n) and the controls (T, m).
+        """
         return self._corrected(
             parameters, start, plan.states, plan.controls, jnp.zeros_like(plan.controls), plan.gains
         )
 
     def _corrected(
-        self, parameters: Any, start: Array, states: Array, controls: Array, change: Array, gains: Array
+        self, parameters: PyTree, start: Array, states: Array, controls: Array, change: Array, gains: Array
     ) -> tuple[Array, Array]:
-        def step(state: Array, here: Any) -> tuple[Array, tuple[Array, Array]]:
+        """The states and controls of u_t + change_t + gains_t (x_t - states_t), within the limits."""
+
+        def step(state: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             about, control, change, gain = here
             control = self._limited(control + change + gain @ (state - about))
             following = self.dynamics(state, control, parameters)
@@ -187,24 +254,51 @@ class ILQR:
         return jnp.concatenate([start[None], after]), used
 
     def _limited(self, controls: Array) -> Array:
+        """The controls, within the limits."""
         return jnp.clip(controls, self.low, self.high)
 
     @_traced_once
-    def cost(self, parameters: Any, states: Array, controls: Array) -> Array:
-        """J of a trajectory, a scalar."""
+    def cost(self, parameters: PyTree, states: Array, controls: Array) -> Array:
+        """Compute the cost of a trajectory.
+
+        Args:
+            parameters: p, a tree of arrays.
+            states: (T + 1, n).
+            controls: (T, m).
+
+        Returns:
+            J, a scalar.
+        """
         each = jax.vmap(lambda x, u: self.running(x, u, parameters))(states[:-1], controls)
         return jnp.sum(each) + self.final(states[-1], parameters)
 
-    def objective(self, parameters: Any, start: Array, controls: Array) -> Array:
-        """J of controls, a scalar."""
+    def objective(self, parameters: PyTree, start: Array, controls: Array) -> Array:
+        """Compute the cost of controls.
+
+        Args:
+            parameters: p, a tree of arrays.
+            start: The first state, (n,).
+            controls: (T, m).
+
+        Returns:
+            J, a scalar.
+        """
         return self.cost(parameters, self.rollout(parameters, start, controls), controls)
 
-    def __call__(self, parameters: Any, start: Array, guess: Array) -> Solution:
-        """The plan from `start` (n,) that improves on the controls `guess` (T, m); value a `Trajectory`.
+    def __call__(self, parameters: PyTree, start: Array, guess: Array) -> Solution:
+        """Find a plan; not to be differentiated (see `controls`). Compile it with `jax.jit`.
 
-        Not to be differentiated (see `controls`). Compile it with `jax.jit`. stats.residual is the largest
-        entry of dJ/du among the free controls; the status says OUT_OF_STEPS, or STAGNATED where no step
-        lowered J any more.
+        Args:
+            parameters: p, a tree of arrays.
+            start: The first state, (n,).
+            guess: Controls to improve on, (T, m).
+
+        Returns:
+            A Solution whose value is a `Trajectory`. `stats.residual` is the largest entry of dJ/du among the
+            free controls. The status says OUT_OF_STEPS, or STAGNATED where no step lowered J any more.
+
+        Raises:
+            StructureError: If the start or the guess have other ranks.
         """
         if jnp.ndim(start) != 1 or jnp.ndim(guess) != 2:
             raise StructureError(
@@ -230,17 +324,24 @@ class ILQR:
         return Solution(value, Stats(end.steps, end.residual, jnp.asarray(False)), Status(code))
 
     @_traced_once
-    def feedback(self, parameters: Any, states: Array, controls: Array) -> Array:
-        """The gains (T, m, n) about a trajectory, of the linear-quadratic problem there.
+    def feedback(self, parameters: PyTree, states: Array, controls: Array) -> Array:
+        """Compute feedback gains about a trajectory; they may be differentiated.
 
-        To be differentiated where wanted. Zero for controls that are held at a limit, and at a time from
-        which on the trajectory is no minimum of that problem.
+        Args:
+            parameters: p, a tree of arrays.
+            states: (T + 1, n).
+            controls: (T, m).
+
+        Returns:
+            The gains of the linear-quadratic problem there, (T, m, n). They are zero for controls that are
+            held at a limit, and at a time from which on the trajectory is no minimum of that problem.
         """
         about = self._about(parameters, states, controls, False)
         slope = jax.grad(lambda u: self.objective(parameters, states[0], u))(controls)
         free = self._free(controls, slope)
 
-        def back(vxx: Array, here: Any) -> tuple[Array, Array]:
+        def back(vxx: Array, here: tuple[_Quadratic, Array]) -> tuple[Array, Array]:
+            # The sweep of `_backward` without its linear terms, as the gains do not depend on them.
             part, free = here
             fx, fu = part.fx, part.fu
             quu, qux = part.uu + fu.T @ vxx @ fu, part.ux + fu.T @ vxx @ fx
@@ -253,18 +354,27 @@ class ILQR:
         steps = _Quadratic(*about[:7], None, None)  # type: ignore[arg-type]
         return lax.scan(back, about.end_xx, (steps, free), reverse=True)[1]
 
-    def iterated(self, parameters: Any, start: Array, guess: Array) -> Array:
-        """The controls after all of `steps` iterations, differentiated through every one of them.
+    def iterated(self, parameters: PyTree, start: Array, guess: Array) -> Array:
+        """Find the controls by all of `steps` iterations, differentiated through every one of them.
 
-        What `controls` is compared with: its memory grows with the iterations.
+        It is what `controls` is compared with: its memory grows with the iterations.
+
+        Args:
+            parameters: p, a tree of arrays.
+            start: The first state, (n,).
+            guess: Controls to improve on, (T, m).
+
+        Returns:
+            The controls, (T, m).
         """
 
-        def improve(state: _State, _: Any) -> tuple[_State, None]:
+        def improve(state: _State, _: None) -> tuple[_State, None]:
             return self._improve(parameters, start, state), None
 
         return lax.scan(improve, self._begin(parameters, start, guess), None, self.steps)[0].controls
 
-    def _begin(self, parameters: Any, start: Array, guess: Array) -> _State:
+    def _begin(self, parameters: PyTree, start: Array, guess: Array) -> _State:
+        """The state before the first iteration."""
         controls = self._limited(guess)
         states = self.rollout(parameters, start, controls)
         return _State(
@@ -277,7 +387,7 @@ class ILQR:
             stuck=jnp.asarray(False),
         )
 
-    def _improve(self, parameters: Any, start: Array, state: _State) -> _State:
+    def _improve(self, parameters: PyTree, start: Array, state: _State) -> _State:
         """Two sweeps backwards, and the best of a line of steps forwards along each.
 
         One sweep is iterative LQR's own, without the curvature of the dynamics, whose steps are good far from
@@ -322,7 +432,7 @@ class ILQR:
         )
 
     @_traced_once
-    def _slope(self, parameters: Any, start: Array, controls: Array) -> Array:
+    def _slope(self, parameters: PyTree, start: Array, controls: Array) -> Array:
         """The largest entry of dJ/du among the free controls."""
         slope = jax.grad(lambda u: self.objective(parameters, start, u))(controls)
         return jnp.max(jnp.abs(jnp.where(self._free(controls, slope), slope, 0)))
@@ -339,7 +449,7 @@ class ILQR:
         return low - controls, high - controls
 
     @functools.partial(jax.jit, static_argnums=(0, 4))
-    def _about(self, parameters: Any, states: Array, controls: Array, curved: bool) -> _Quadratic:
+    def _about(self, parameters: PyTree, states: Array, controls: Array, curved: bool) -> _Quadratic:
         """The linear-quadratic problem about a trajectory; curved: with the curvature of the dynamics."""
 
         def joined(function: Callable) -> Callable:
@@ -363,28 +473,46 @@ class ILQR:
         (xx, _), (ux, uu) = jax.vmap(jax.hessian(lagrangian, (0, 1)))(before, controls, costates)
         return _Quadratic(fx, fu, xx, ux, uu, x, u, jax.hessian(self.final)(states[-1], parameters), end_x)
 
-    def controls(self, parameters: Any, start: Array, guess: Array) -> Array:
-        """The optimal controls (T, m), to be differentiated in parameters and start, in either mode.
+    def controls(self, parameters: PyTree, start: Array, guess: Array) -> Array:
+        """Find the optimal controls, to be differentiated in parameters and start, in either mode.
 
-        The derivative is that of the solution, by one Riccati sweep, whatever iterations were taken; it is
-        as good as the solution is (`stats.residual` of the plan), and for controls held at a limit it is 0.
+        The derivative is that of the solution, by one Riccati sweep, whatever iterations were taken. It is as
+        good as the solution is (`stats.residual` of the plan), and 0 for controls held at a limit.
+
+        Args:
+            parameters: p, a tree of arrays.
+            start: The first state, (n,).
+            guess: Controls to improve on, (T, m).
+
+        Returns:
+            The controls, (T, m).
         """
         found: Trajectory = lax.stop_gradient(self(parameters, start, guess).value)
         return self.through(parameters, start, found)
 
-    def through(self, parameters: Any, start: Array, plan: Trajectory) -> Array:
-        """The controls of a plan already made, as a function of parameters and start; see `controls`."""
+    def through(self, parameters: PyTree, start: Array, plan: Trajectory) -> Array:
+        """Make a function of parameters and start of the controls of a plan; see `controls`.
+
+        Args:
+            parameters: p, a tree of arrays.
+            start: The first state, (n,).
+            plan: A plan found for these parameters and this start.
+
+        Returns:
+            The plan's controls, (T, m), with their derivatives.
+        """
         solved = lax.stop_gradient(plan.controls)
         fixed = lax.stop_gradient((parameters, start))
         slope = jax.grad(lambda u: self.objective(fixed[0], fixed[1], u))(solved)
         free = self._free(solved, slope)
 
+        # The root of dJ/du = 0 in the controls that are free, which are taken as they are at the solution.
         def residual(controls: Array) -> Array:
             some = jnp.where(free, controls, solved)
             slope = jax.grad(lambda u: self.objective(parameters, start, u))(some)
             return jnp.where(free, slope, controls - solved)
 
-        def sweep(_: Any, right: Array) -> Array:
+        def sweep(_: Callable[[Array], Array], right: Array) -> Array:
             about = self._about(fixed[0], self.rollout(fixed[0], fixed[1], solved), solved, True)
             return _inverse(about, free, right)
 
@@ -395,10 +523,16 @@ class ILQR:
 
 
 def _inverse(about: _Quadratic, free: Array, right: Array) -> Array:
-    """J_uu^-1 right among the free controls, right in the others, (T, m)."""
+    """J_uu^-1 right among the free controls, right in the others, (T, m).
 
-    def back(carry: Any, here: Any) -> Any:
-        vxx, vx = carry
+    J_uu du = right is the stationarity of a linear-quadratic problem with the slopes -right, so it is
+    solved by a sweep back for the gains, and one forth for the controls (Amos et al. 2018, Module 2).
+    """
+
+    def back(
+        after: tuple[Array, Array], here: tuple[_Quadratic, Array, Array]
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        vxx, vx = after
         part, free, wanted = here
         fx, fu = part.fx, part.fu
         qu, qux = fu.T @ vx - wanted, part.ux + fu.T @ vxx @ fx
@@ -411,7 +545,7 @@ def _inverse(about: _Quadratic, free: Array, right: Array) -> Array:
     begin = about.end_xx, jnp.zeros_like(about.end_x)
     _, (k, gains) = lax.scan(back, begin, (steps, free, right), reverse=True)
 
-    def forth(state: Array, here: Any) -> tuple[Array, Array]:
+    def forth(state: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
         fx, fu, k, gain = here
         control = k + gain @ state
         return fx @ state + fu @ control, control

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,33 +15,47 @@ from ..core.errors import ConfigError, StructureError
 from ..core.loops import repeat_while
 from ..core.recipes import recipe
 from ..core.solution import Solution
-from ..linear.base import LinearSolver
+from ..core.tree import PyTree
+from ..linear.base import LinearSolver, Matvec
 from ..linear.cg import CG
 from ..linear.dense import Dense
 from ..problems.base import Problem
 from ..problems.linearised import anchor_of, refuse_system, solve_anchored
-from .base import check_stopping, iterate, start_of
+from .base import Solver, check_stopping, iterate
 
 SUFFICIENT = 1e-4  # Armijo: the share of the decrease that the slope promises (Nocedal and Wright, eq. 3.4)
 
 
 @recipe("inner", fresh={"steps": 5})
 @dataclass(frozen=True)
-class NewtonCG:
+class NewtonCG(Solver):
     """Truncated Newton, phi <- phi + a d with H d = -F by conjugate gradients (Hessian-free).
 
-    Where CG meets negative curvature the direction is its iterate before that, or -F where there is none
-    (Nocedal and Wright 2006, Algorithm 7.1): always one of descent. The length a is 1, halved until the
-    objective falls by at least 1e-4 of what the slope promises, at most `halvings` times; then phi stays.
-    For `steps` Newton steps, or until |F| <= tolerance (then at most `steps`, by default 100).
+    Where CG meets negative curvature the direction is its iterate before that, or -F where there is none:
+    always one of descent. The length a is 1, halved until the objective falls by at least 1e-4 of what the
+    slope promises, at most `halvings` times; then phi stays.
 
-    The inner solver of "iMAML, Hessian-free" (Rajeswaran et al. 2019, section 4 and Appendix C). Needs a
-    problem that minimises something; has no reverse mode, so not for `unrolled()`.
+    It is the inner solver of "iMAML, Hessian-free". It needs a problem that minimises something, and has no
+    reverse mode, so it is not for `unrolled()`.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
-    >>> NewtonCG(steps=1)(problem, jnp.zeros(1), jnp.ones(1)).value
-    Array([0.5], dtype=float32)
+    Args:
+        steps: The number of steps; with a tolerance, the most (by default 100).
+        linear: The conjugate gradients that find a direction.
+        tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
+        halvings: The most halvings of a step.
+
+    Raises:
+        ConfigError: If it is not told when to stop, or an argument is out of range.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> NewtonCG(steps=1)(problem, jnp.zeros(1), jnp.ones(1)).value
+        Array([0.5], dtype=float32)
+
+    References:
+        Rajeswaran et al. (2019), Meta-learning with implicit gradients, section 4 and Appendix C.
+        Nocedal and Wright (2006), Numerical optimization, Algorithm 7.1.
     """
 
     steps: int | None = None
@@ -50,7 +65,7 @@ class NewtonCG:
     reversible: ClassVar[bool] = False  # whether reverse mode goes through its steps
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Check the arguments; raises ConfigError."""
         check_stopping("NewtonCG", self.steps, self.tolerance)
         if not isinstance(self.linear, CG):
             raise ConfigError(
@@ -61,41 +76,32 @@ class NewtonCG:
                 f"NewtonCG: halvings={self.halvings!r}; accepted is a whole number of at least 1."
             )
 
-    def __call__(
-        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    def _solve(
+        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
     ) -> Solution:
-        """The Solution after the steps; its value holds the problem's adapted leaves."""
+        """See `Solver`."""
         if not problem.has_objective:
             raise StructureError(
                 f"NewtonCG searches along lines for less of an objective, and a {problem.kind} problem has "
                 "none; use GradientDescent, or another solver of F = 0."
             )
-        objective = lambda phi: problem.objective(phi, theta, batch)  # noqa: E731
 
-        def step(slope: Any, phi: Any, memory: Any) -> tuple:
-            return search(objective, phi, slope, self._direction(problem, phi, theta, batch, slope)), memory
+        def objective(phi: PyTree) -> Array:
+            value = problem.objective(phi, theta, batch)
+            assert value is not None
+            return value
 
-        def search(objective: Any, phi: Any, slope: Any, direction: Any) -> Any:
-            before = objective(phi)
-            promised = tree.dot(slope, direction)
-            moved = lambda length: jax.tree.map(lambda p, d: p + length * d, phi, direction)  # noqa: E731
-            noise = jnp.finfo(before.dtype).eps * jnp.abs(before)  # near a solution differences are rounding
+        def step(slope: PyTree, phi: PyTree, memory: None) -> tuple[PyTree, None]:
+            direction = self._direction(problem, phi, theta, batch, slope)
+            return _searched(objective, phi, slope, direction, self.halvings), memory
 
-            def short(state: tuple) -> Array:
-                length, count = state
-                bound = before + SUFFICIENT * length * promised + noise
-                return ~(objective(moved(length)) <= bound) & (count < self.halvings)
-
-            halve = lambda state: (state[0] / 2, state[1] + 1)  # noqa: E731
-            length, count = repeat_while(short, halve, (jnp.ones_like(before), jnp.asarray(0)))
-            return moved(jnp.where(count < self.halvings, length, 0))
-
-        phi0 = start_of(problem, theta, batch, phi0, key)
         most = self.steps if self.tolerance is None else self.steps or 100
         return iterate(problem, theta, batch, phi0, None, step, most, self.tolerance)
 
-    def _direction(self, problem: Problem, phi: Any, theta: Any, batch: Any, slope: Any) -> Any:
-        """A direction of descent, shaped like phi."""
+    def _direction(
+        self, problem: Problem, phi: PyTree, theta: PyTree, batch: PyTree, slope: PyTree
+    ) -> PyTree:
+        """A direction of descent, shaped like phi (Nocedal and Wright 2006, Algorithm 7.1)."""
         _, product = jax.linearize(lambda p: problem.residual(p, theta, batch), phi)
         downhill = jax.tree.map(jnp.negative, slope)
         solution = self.linear(product, downhill, structure="spd")
@@ -103,19 +109,59 @@ class NewtonCG:
         return jax.tree.map(lambda d, g: jnp.where(nothing, g, d), solution.value, downhill)
 
 
+class _Length(NamedTuple):
+    """The state of a line search: the length tried, and how often it was halved."""
+
+    length: Array
+    halvings: Array
+
+
+def _searched(
+    objective: Callable[[PyTree], Array], phi: PyTree, slope: PyTree, direction: PyTree, most: int
+) -> PyTree:
+    """Phi after a step along a direction of descent, by backtracking (Armijo).
+
+    The length a is halved from 1 until objective(phi + a d) <= objective(phi) + 1e-4 a F.d + noise. Two
+    departures from the textbook: near a solution differences of the objective are rounding, hence the noise;
+    and where no length will do, phi stays.
+    """
+    before = objective(phi)
+    promised = tree.dot(slope, direction)
+    moved = lambda length: jax.tree.map(lambda p, d: p + length * d, phi, direction)  # noqa: E731
+    noise = jnp.finfo(before.dtype).eps * jnp.abs(before)
+
+    def too_long(state: _Length) -> Array:
+        bound = before + SUFFICIENT * state.length * promised + noise
+        # Not "above the bound", so that a NaN is too long as well.
+        return ~(objective(moved(state.length)) <= bound) & (state.halvings < most)
+
+    halve = lambda state: _Length(state.length / 2, state.halvings + 1)  # noqa: E731
+    end = repeat_while(too_long, halve, _Length(jnp.ones_like(before), jnp.asarray(0)))
+    return moved(jnp.where(end.halvings < most, end.length, 0))
+
+
 @dataclass(frozen=True)
-class Newton:
+class Newton(Solver):
     """Newton's method on F = 0, phi <- phi - A^-1 F with A = dF/dphi, for a problem of any structure.
 
-    For `steps`, or until |F| <= tolerance (then at most `steps`, by default 100). No line search: it
-    converges, quadratically with a `linear` that is exact, only from near enough, and else ends as DIVERGED
-    or OUT_OF_STEPS; where the problem minimises something `NewtonCG` is the safer one. With a fixed number of
-    steps every derivative goes through it, so it is for `unrolled()` and, one step of it, `one_step()`.
+    It has no line search. It converges only from near enough, quadratically with a `linear` that is exact,
+    and otherwise ends as DIVERGED or OUT_OF_STEPS. Where the problem minimises something `NewtonCG` is safer.
+    With a fixed number of steps every derivative goes through it, so it is for `unrolled()` and, one step of
+    it, `one_step()`.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> problem = imaml.fixed_point(lambda phi, theta, batch: jnp.cos(phi) + theta)
-    >>> round(float(Newton(tolerance=1e-5)(problem, jnp.asarray(0.0), None).value), 4)
-    0.7391
+    Args:
+        steps: The number of steps; with a tolerance, the most (by default 100).
+        linear: The solver of A d = F; it must accept the problem's structure.
+        tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
+
+    Raises:
+        ConfigError: If it is not told when to stop, or an argument is out of range.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = imaml.fixed_point(lambda phi, theta, batch: jnp.cos(phi) + theta)
+        >>> round(float(Newton(tolerance=1e-5)(problem, jnp.asarray(0.0), None).value), 4)
+        0.7391
     """
 
     steps: int | None = None
@@ -123,29 +169,29 @@ class Newton:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Check the arguments; raises ConfigError."""
         check_stopping("Newton", self.steps, self.tolerance)
         if not callable(self.linear):
             raise ConfigError(f"Newton: {self.linear!r} is no linear solver; pass one such as Dense().")
 
-    def __call__(
-        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    def _solve(
+        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
     ) -> Solution:
-        """The Solution after the steps; its value holds the problem's adapted leaves."""
+        """See `Solver`."""
         refuse_system(self.linear, problem)
 
-        def step(slope: Any, phi: Any, memory: Any) -> tuple:
+        def step(slope: PyTree, phi: PyTree, memory: None) -> tuple[PyTree, None]:
             _, product = jax.linearize(lambda p: problem.residual(p, theta, batch), phi)
             anchor = anchor_of(problem, phi, theta)
 
-            def solve(matvec: Any, b: Any) -> Any:
+            def solve(matvec: Matvec, b: PyTree) -> PyTree:
                 return solve_anchored(self.linear, matvec, b, problem.structure, anchor).value
 
             symmetric = problem.structure != "general"
             transposed = None if symmetric else solve
+            # Derivatives go through the linear system itself, whatever `linear` did to solve it.
             way = lax.custom_linear_solve(product, slope, solve, transposed, symmetric=symmetric)
             return tree.minus(phi, way), memory
 
-        phi0 = start_of(problem, theta, batch, phi0, key)
         most = self.steps if self.tolerance is None else self.steps or 100
         return iterate(problem, theta, batch, phi0, None, step, most, self.tolerance)

@@ -1,10 +1,10 @@
-"""Inner solvers of Optimistix (L-BFGS, nonlinear CG, Levenberg-Marquardt), and one of outside JAX."""
+"""Inner solvers of Optimistix: L-BFGS, nonlinear conjugate gradients, Levenberg-Marquardt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,100 +14,144 @@ from ..core import tree
 from ..core.errors import StructureError
 from ..core.loops import repeat_while
 from ..core.solution import Ending, Solution, Stats, Status
+from ..core.tree import PyTree
 from ..problems.base import Problem
 from ..problems.losses import Composed, HalfSquares
-from .base import check_stopping, start_of
+from .base import Solver, check_stopping
 
 DEFAULT_MOST = 1000
 PATIENCE = 30  # steps without a smaller |F| after which it stops
+Backend: TypeAlias = Any  # a solver of Optimistix, which is imported late as it takes long
+
+
+class _Search(NamedTuple):
+    """The state of a search.
+
+    Attributes:
+        phi: The point that Optimistix is at.
+        arrays: The arrays of Optimistix' own state.
+        best: The point of least |F| so far.
+        size: |F| there.
+        steps: The steps taken.
+        stale: How many of the last ones brought no smaller |F|.
+    """
+
+    phi: PyTree
+    arrays: PyTree
+    best: PyTree
+    size: Array
+    steps: Array
+    stale: Array
 
 
 @dataclass(frozen=True)
-class LBFGS:
-    """Limited-memory BFGS with a line search, through Optimistix; `memory` pairs are kept.
-
-    For `steps`, or until |F| <= tolerance (then at most `steps`, by default 1,000); a step is one trial of
-    the line search. As that compares values of the objective, |F| below the root of the dtype's precision is
-    mostly out of reach: it stops, STAGNATED, where 30 steps brought nothing. Needs a problem that minimises
-    something; has no reverse mode, so not for `unrolled()`.
-
-    >>> import imaml, jax.numpy as jnp
-    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
-    >>> LBFGS(tolerance=1e-5)(problem, jnp.zeros(1), jnp.ones(1)).value
-    Array([0.5], dtype=float32)
-    """
+class _Limited(Solver):
+    """What the three have in common: when they stop, and that reverse mode does not go through them."""
 
     steps: int | None = None
     tolerance: float | None = None
-    memory: int = 10
     reversible: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        check_stopping("LBFGS", self.steps, self.tolerance)
-
-    def __call__(
-        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
-    ) -> Solution:
-        """The Solution; its value holds the problem's adapted leaves."""
-        import optimistix
-
-        solver = optimistix.LBFGS(0.0, 0.0, history_length=self.memory)
-        return _minimised(self, solver, problem, theta, batch, start_of(problem, theta, batch, phi0, key))
+        """Check the limits; raises ConfigError."""
+        check_stopping(type(self).__name__, self.steps, self.tolerance)
 
 
 @dataclass(frozen=True)
-class NonlinearCG:
+class LBFGS(_Limited):
+    """Limited-memory BFGS with a line search, through Optimistix.
+
+    The line search compares values of the objective, so |F| below the root of the dtype's precision is mostly
+    out of reach: it ends as STAGNATED where 30 steps brought nothing. It needs a problem that minimises
+    something, and has no reverse mode, so it is not for `unrolled()`.
+
+    Args:
+        steps: The most steps (by default 1,000); a step is one trial of the line search.
+        tolerance: The |F| to reach, or None for all steps.
+        memory: The number of pairs of steps and slopes kept.
+
+    Raises:
+        ConfigError: If it is not told when to stop, or an argument is out of range.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> LBFGS(tolerance=1e-5)(problem, jnp.zeros(1), jnp.ones(1)).value
+        Array([0.5], dtype=float32)
+
+    References:
+        Nocedal and Wright (2006), Numerical optimization, Algorithm 7.5.
+    """
+
+    memory: int = 10
+
+    def _solve(
+        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
+    ) -> Solution:
+        """See `Solver`."""
+        import optimistix
+
+        backend = optimistix.LBFGS(0.0, 0.0, history_length=self.memory)
+        return _minimised(self, backend, problem, theta, batch, phi0)
+
+
+@dataclass(frozen=True)
+class NonlinearCG(_Limited):
     """Nonlinear conjugate gradients (Polak and Ribiere) with a line search, through Optimistix; see `LBFGS`.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
-    >>> NonlinearCG(tolerance=1e-5)(problem, jnp.zeros(1), jnp.ones(1)).value
-    Array([0.5], dtype=float32)
+    Args:
+        steps: The most steps (by default 1,000); a step is one trial of the line search.
+        tolerance: The |F| to reach, or None for all steps.
+
+    Raises:
+        ConfigError: If it is not told when to stop, or an argument is out of range.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> NonlinearCG(tolerance=1e-5)(problem, jnp.zeros(1), jnp.ones(1)).value
+        Array([0.5], dtype=float32)
+
+    References:
+        Nocedal and Wright (2006), Numerical optimization, section 5.2.
     """
 
-    steps: int | None = None
-    tolerance: float | None = None
-    reversible: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        check_stopping("NonlinearCG", self.steps, self.tolerance)
-
-    def __call__(
-        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    def _solve(
+        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
     ) -> Solution:
-        """The Solution; its value holds the problem's adapted leaves."""
+        """See `Solver`."""
         import optimistix
 
-        solver = optimistix.NonlinearCG(0.0, 0.0)
-        return _minimised(self, solver, problem, theta, batch, start_of(problem, theta, batch, phi0, key))
+        return _minimised(self, optimistix.NonlinearCG(0.0, 0.0), problem, theta, batch, phi0)
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt:
+class LevenbergMarquardt(_Limited):
     """Levenberg-Marquardt, through Optimistix, for `least_squares(residuals, strength)`; see `LBFGS`.
 
-    Each step factors the Jacobian, so for problems of up to some thousand parameters.
+    Each step factorises the Jacobian, so it is for problems of up to some thousand parameters.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> problem = imaml.least_squares(lambda phi, x: phi - x, 1.0)
-    >>> LevenbergMarquardt(tolerance=1e-5)(problem, jnp.zeros(1), jnp.ones(1)).value
-    Array([0.5], dtype=float32)
+    Args:
+        steps: The most steps (by default 1,000).
+        tolerance: The |F| to reach, or None for all steps.
+
+    Raises:
+        ConfigError: If it is not told when to stop, or an argument is out of range.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = imaml.least_squares(lambda phi, x: phi - x, 1.0)
+        >>> LevenbergMarquardt(tolerance=1e-5)(problem, jnp.zeros(1), jnp.ones(1)).value
+        Array([0.5], dtype=float32)
+
+    References:
+        Nocedal and Wright (2006), Numerical optimization, section 10.3.
     """
 
-    steps: int | None = None
-    tolerance: float | None = None
-    reversible: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        check_stopping("LevenbergMarquardt", self.steps, self.tolerance)
-
-    def __call__(
-        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+    def _solve(
+        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
     ) -> Solution:
-        """The Solution; its value holds the problem's adapted leaves."""
+        """See `Solver`."""
         import optimistix
 
         loss = problem.loss
@@ -118,17 +162,19 @@ class LevenbergMarquardt:
                 f"{problem.kind}. Use LBFGS or NewtonCG."
             )
 
-        def residuals(phi: Any, _: Any) -> Any:
+        # The objective is half the sum of squares of the loss's residuals and of S^(1/2) (phi - theta).
+        def residuals(phi: PyTree, _: None) -> tuple[PyTree, None]:
             apart = tree.ravel(problem.displacement(phi, theta))[0]
             pull = problem.precision(phi, theta).root(apart)
             return (loss.outputs(problem.full(phi, theta), batch), pull), None
 
-        start = start_of(problem, theta, batch, phi0, key)
-        solver = optimistix.LevenbergMarquardt(0.0, 0.0)
-        return _stepped(self, solver, residuals, problem, theta, batch, start)
+        backend = optimistix.LevenbergMarquardt(0.0, 0.0)
+        return _stepped(self, backend, residuals, problem, theta, batch, phi0)
 
 
-def _minimised(recipe: Any, solver: Any, problem: Problem, theta: Any, batch: Any, start: Any) -> Solution:
+def _minimised(
+    recipe: _Limited, backend: Backend, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree
+) -> Solution:
     """The Solution by one of Optimistix' minimisers."""
     if not problem.has_objective:
         raise StructureError(
@@ -136,11 +182,17 @@ def _minimised(recipe: Any, solver: Any, problem: Problem, theta: Any, batch: An
             "problem has none; use GradientDescent, or another solver of F = 0."
         )
     objective = lambda phi, _: (problem.objective(phi, theta, batch), None)  # noqa: E731
-    return _stepped(recipe, solver, objective, problem, theta, batch, start)
+    return _stepped(recipe, backend, objective, problem, theta, batch, phi0)
 
 
 def _stepped(
-    recipe: Any, solver: Any, function: Callable, problem: Problem, theta: Any, batch: Any, start: Any
+    recipe: _Limited,
+    backend: Backend,
+    function: Callable[[PyTree, None], tuple[PyTree, None]],
+    problem: Problem,
+    theta: PyTree,
+    batch: PyTree,
+    phi0: PyTree,
 ) -> Solution:
     """The Solution of an Optimistix solver, taken step by step so that it stops by |F| as all of ours do.
 
@@ -149,32 +201,37 @@ def _stepped(
     import equinox
 
     tags: frozenset[object] = frozenset()
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     residual = lambda phi: tree.norm(problem.residual(phi, theta, batch))  # noqa: E731
-    shape, none = jax.eval_shape(lambda phi: function(phi, None), start)
-    state = solver.init(function, start, None, options, shape, none, tags)
+    shape, none = jax.eval_shape(lambda phi: function(phi, None), phi0)
+    state = backend.init(function, phi0, None, options, shape, none, tags)
+    # Optimistix' state holds functions beside arrays, and a loop carries arrays only.
     arrays, rest = equinox.partition(state, equinox.is_array)
     most = recipe.steps or DEFAULT_MOST
     threshold = 0.0 if recipe.tolerance is None else recipe.tolerance
 
-    def going(carry: tuple) -> Array:
-        _, _, _, size, count, stale = carry
-        return (size > threshold) & (count < most) & (stale < PATIENCE)
+    def going(search: _Search) -> Array:
+        return (search.size > threshold) & (search.steps < most) & (search.stale < PATIENCE)
 
-    def advance(carry: tuple) -> tuple:
-        phi, arrays, best, size, count, stale = carry
-        phi, state, _ = solver.step(function, phi, None, options, equinox.combine(arrays, rest), tags)
-        new = residual(phi)
-        better = new < size
-        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), phi, best)
-        arrays, stale = equinox.filter(state, equinox.is_array), jnp.where(better, 0, stale + 1)
-        return phi, arrays, best, jnp.where(better, new, size), count + 1, stale
+    def advance(search: _Search) -> _Search:
+        state = equinox.combine(search.arrays, rest)
+        phi, state, _ = backend.step(function, search.phi, None, options, state, tags)
+        size = residual(phi)
+        better = size < search.size
+        return _Search(
+            phi=phi,
+            arrays=equinox.filter(state, equinox.is_array),
+            best=jax.tree.map(lambda a, b: jnp.where(better, a, b), phi, search.best),
+            size=jnp.where(better, size, search.size),
+            steps=search.steps + 1,
+            stale=jnp.where(better, 0, search.stale + 1),
+        )
 
-    first = (start, arrays, start, residual(start), jnp.asarray(0), jnp.asarray(0))
-    _, _, best, size, count, stale = repeat_while(going, advance, first)
+    begin = _Search(phi0, arrays, phi0, residual(phi0), jnp.asarray(0), jnp.asarray(0))
+    end = repeat_while(going, advance, begin)
     code = jnp.asarray(int(Ending.STEPS_DONE))
     if recipe.tolerance is not None:
-        failed = jnp.where(stale < PATIENCE, int(Ending.OUT_OF_STEPS), int(Ending.STAGNATED))
-        code = jnp.where(size <= recipe.tolerance, int(Ending.CONVERGED), failed)
-    code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
-    return Solution(best, Stats(count, size, jnp.asarray(False)), Status(code))
+        failed = jnp.where(end.stale < PATIENCE, int(Ending.OUT_OF_STEPS), int(Ending.STAGNATED))
+        code = jnp.where(end.size <= recipe.tolerance, int(Ending.CONVERGED), failed)
+    code = jnp.where(jnp.isfinite(end.size), code, int(Ending.NOT_FINITE))
+    return Solution(end.best, Stats(end.steps, end.size, jnp.asarray(False)), Status(code))

@@ -1,113 +1,451 @@
-"""What solvers of A x = b share that need A only through products; each says which structures it accepts.
+"""The driver that all linear solvers share: scaling, stopping, status and statistics of A x = b.
 
-Structures: "spd" (symmetric, declared positive definite), "symmetric" (perhaps indefinite), "general".
-The residual reported is relative, |b - A x| / |b|, and 0 for b = 0.
+A solver sees A only through products, and says which structures of A it accepts: "spd" (symmetric, declared
+positive definite), "symmetric" (perhaps indefinite) or "general". The driver flattens and scales the system,
+runs the solver on it, and judges the result by the relative residual, |b - A x| / |b|, which is 0 for b = 0.
+
+A new solver is one file: a subclass of `Iterative` with a state and a step, or of `Solver` with a whole
+solve. docs/extend/linear_solver.md shows how.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
+from ..core.loops import repeat_while
+from ..core.recipes import kinds_of, register_all
 from ..core.solution import Ending, Solution, Stats, Status
+from ..core.tree import PyTree
 
-Matvec = Callable[[Any], Any]
+Matvec = Callable[[PyTree], PyTree]
+Product = Callable[[Array], Array]  # a matvec over flat vectors
 STRUCTURES = ("spd", "symmetric", "general")
-ACCEPTS: dict[str, tuple[str, ...]] = {  # which solver is made for which
-    "CG": ("spd",),
-    "DampedCG": ("spd",),
-    "Nystrom": ("spd",),
-    "MINRES": ("spd", "symmetric"),
-    "Neumann": ("spd", "general"),
-    "GMRES": STRUCTURES,
-    "BiCGStab": STRUCTURES,
-    "Dense": STRUCTURES,
-}
 
 
 class LinearSolver(Protocol):
-    """A recipe for solving A x = b; see `CG`."""
+    """Anything that solves A x = b from products with A; see `Solver` for the base class of ours.
+
+    A solver whose attribute `uses_anchor` is true also takes `anchor=`, for A = H + diag(anchor). One that is
+    registered also has the attribute `factorises`.
+    """
 
     accepts: ClassVar[tuple[str, ...]]
 
-    def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "spd") -> Solution:
-        """A Solution whose value is shaped like `b`.
+    def __call__(
+        self, matvec: Matvec, b: PyTree, x0: PyTree | None = None, *, structure: str = "spd"
+    ) -> Solution:
+        """Solve A x = b.
 
-        One whose attribute `uses_anchor` is true also takes `anchor=`, for A = H + diag(anchor): a tree like
-        b of arrays that broadcast to its leaves.
+        Args:
+            matvec: The product x -> A x, from trees shaped like `b` to trees shaped like `b`.
+            b: The right-hand side, a tree of float arrays.
+            x0: A first guess, shaped like `b`; zero by default.
+            structure: What is known of A: "spd", "symmetric" or "general".
+
+        Returns:
+            A Solution whose value is shaped like `b`.
         """
         ...
 
 
+class System(NamedTuple):
+    """A x = b over flat vectors of shape (n,), scaled so that the entries of b are at most 1.
+
+    Attributes:
+        product: x -> A x.
+        b: The right-hand side.
+        start: The first guess.
+        guessed: Whether a first guess was given; otherwise `start` is zero.
+        structure: "spd", "symmetric" or "general".
+        anchor: The diagonal that was added to the curvature, for solvers that use it; else None.
+    """
+
+    product: Product
+    b: Array
+    start: Array
+    guessed: bool = False
+    structure: str = "spd"
+    anchor: Array | None = None
+
+    def residual(self) -> Array:
+        """Compute the residual at the first guess.
+
+        Returns:
+            b - A x, shape (n,); without a guess it is b, and takes no product.
+        """
+        return self.b - self.product(self.start) if self.guessed else self.b
+
+
+class Outcome(NamedTuple):
+    """What a solver hands to the driver, which makes a Solution of it.
+
+    Attributes:
+        x: The solution of the scaled system, shape (n,).
+        steps: The number of steps taken.
+        ending: The `Ending` code where the residual is above the tolerance.
+        final: Whether `ending` holds whatever the residual is.
+        finite: Whether every number that the solver met was finite.
+        nonfinite: The `Ending` code of an answer that is not finite.
+        residual: The relative residual where the solver knows it; None lets the driver take a product for it.
+        negative: Whether a direction of curvature <= 0 was seen.
+        lanczos: See `Stats.lanczos`.
+        damping: See `Stats.damping`.
+    """
+
+    x: Array
+    steps: Array | int
+    ending: Array | int = int(Ending.STEPS_DONE)
+    final: Array | bool = False
+    finite: Array | bool = True
+    nonfinite: Array | int = int(Ending.NOT_FINITE)
+    residual: Array | None = None
+    negative: Array | bool = False
+    lanczos: tuple[Array, Array] | None = None
+    damping: Array | None = None
+
+
+class Solver:
+    """The base of this package's linear solvers; a subclass defines `run`.
+
+    Attributes:
+        accepts: The structures that it is made for.
+        structure: The structure that a call assumes by default.
+        factorises: Whether it may factorise a dense matrix, and so wants threads left for LAPACK.
+        uses_anchor: Whether it needs `anchor=`.
+        takes_guess: Whether it accepts `x0`.
+    """
+
+    accepts: ClassVar[tuple[str, ...]]
+    structure: ClassVar[str] = "spd"
+    factorises: ClassVar[bool] = False
+    uses_anchor: ClassVar[bool] = False
+    takes_guess: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        matvec: Matvec,
+        b: PyTree,
+        x0: PyTree | None = None,
+        *,
+        structure: str | None = None,
+        anchor: PyTree | None = None,
+    ) -> Solution:
+        """Solve A x = b.
+
+        Args:
+            matvec: The product x -> A x, from trees shaped like `b` to trees shaped like `b`.
+            b: The right-hand side, a tree of float arrays.
+            x0: A first guess, shaped like `b`; zero by default.
+            structure: What is known of A: "spd", "symmetric" or "general". By default the class attribute
+                `structure`.
+            anchor: The diagonal that was added to the curvature, a tree that broadcasts to `b`. Only solvers
+                with `uses_anchor` read it.
+
+        Returns:
+            A Solution whose value is shaped like `b`, and whose residual is |b - A x| / |b|.
+
+        Raises:
+            StructureError: If the solver is not made for systems of that structure.
+            ConfigError: If `b`, `x0` or the products do not fit, or `anchor` is missing.
+        """
+        structure = self.structure if structure is None else structure
+        refuse_structure(self, structure)
+        if x0 is not None and not self.takes_guess:
+            raise ConfigError(
+                f"{type(self).__name__}: x0: expected None, as the solver starts at zero. Hint: leave x0 out."
+            )
+        flat = flat_anchor(self, anchor, b) if self.uses_anchor else None
+        product, right, start, unravel = flat_problem(matvec, b, x0)
+        system = System(product, right, start, x0 is not None, structure, flat)
+        return _finish(system, self.run(system), self.accuracy(right.dtype), unravel)
+
+    def run(self, system: System) -> Outcome:
+        """Solve a flat, scaled system.
+
+        Args:
+            system: The system.
+
+        Returns:
+            The Outcome.
+        """
+        raise NotImplementedError
+
+    def accuracy(self, dtype: DTypeLike) -> float | None:
+        """Give the relative residual that counts as converged.
+
+        Args:
+            dtype: The dtype of the system.
+
+        Returns:
+            The residual; None where none is promised. Then an answer with a residual above that of x = 0,
+            which is 1, ends as BREAKDOWN.
+        """
+        return None
+
+
+class State(Protocol):
+    """What the driver reads of an iterative solver's state, a NamedTuple."""
+
+    @property
+    def x(self) -> Array:
+        """The iterate, shape (n,)."""
+        ...
+
+    @property
+    def steps(self) -> Array:
+        """The number of steps taken."""
+        ...
+
+    @property
+    def size(self) -> Array:
+        """The norm of the residual, as the recursion believes it."""
+        ...
+
+    @property
+    def ended(self) -> Array:
+        """Whether the solver cannot go on."""
+        ...
+
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True)
+class Iterative(Solver, Generic[S]):
+    """The base of iterative solvers; a subclass defines `iteration`, a first state and a step.
+
+    Attributes:
+        steps: The most steps; None for as many as the tolerance needs, up to a limit.
+        tolerance: Stop where |b - A x| <= tolerance |b|. With None and `steps` given, all steps are taken,
+            down to rounding. With both None the tolerance is eps^(3/4) of the dtype.
+    """
+
+    steps: int | None = None
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the limits; raises ConfigError."""
+        check_limits(type(self).__name__, self.steps, self.tolerance)
+
+    def iteration(self, system: System) -> tuple[S, Callable[[S], S]]:
+        """Prepare the iteration.
+
+        Args:
+            system: The flat, scaled system.
+
+        Returns:
+            The first state and the step, which maps a state to the next. What the step reads of its closure
+            is computed once; only what changes belongs in the state.
+        """
+        raise NotImplementedError
+
+    def outcome(self, system: System, state: S) -> Outcome:
+        """Say how the iteration ended.
+
+        Args:
+            system: The flat, scaled system.
+            state: The last state.
+
+        Returns:
+            The Outcome. By default a state that has `ended` is a breakdown.
+        """
+        ending = jnp.where(state.ended, int(Ending.BREAKDOWN), int(Ending.OUT_OF_STEPS))
+        return Outcome(state.x, state.steps, ending)
+
+    def most(self, size: int) -> int:
+        """Give the largest number of steps.
+
+        Args:
+            size: The number of unknowns.
+
+        Returns:
+            `steps`, or a limit from which on a solver of n steps has stagnated.
+        """
+        return self.steps or min(5 * size + 50, 10_000)
+
+    def threshold(self, b: Array) -> Array:
+        """Give the norm of the residual at which the iteration stops.
+
+        Args:
+            b: The scaled right-hand side, shape (n,).
+
+        Returns:
+            The tolerance times |b|, a scalar.
+        """
+        return _tolerance(self, b.dtype) * jnp.linalg.norm(b)
+
+    def accuracy(self, dtype: DTypeLike) -> float | None:
+        """Give the relative residual that counts as converged; see `Solver.accuracy`.
+
+        Args:
+            dtype: The dtype of the system.
+
+        Returns:
+            Twice the tolerance, as the residual that the recursion carries along drifts from the true one;
+            None where only `steps` was given.
+        """
+        fixed = self.steps is not None and self.tolerance is None
+        return None if fixed else 2 * _tolerance(self, dtype)
+
+    def run(self, system: System) -> Outcome:
+        """Iterate from the first guess until the solver stops; see `Solver.run`.
+
+        Args:
+            system: The flat, scaled system.
+
+        Returns:
+            The Outcome.
+        """
+        state, step = self.iteration(system)
+        most, threshold = self.most(system.b.size), self.threshold(system.b)
+        return self.outcome(system, iterate(state, step, most, threshold))
+
+
+def iterate(state: S, step: Callable[[S], S], most: int, threshold: Array) -> S:
+    """Repeat a step until the residual is small enough, the steps are used up, or the solver has ended.
+
+    Args:
+        state: The first state.
+        step: Maps a state to the next.
+        most: The most steps.
+        threshold: The norm of the residual at which to stop, a scalar.
+
+    Returns:
+        The last state. It also stops where the residual is not finite.
+    """
+
+    def going(state: S) -> Array:
+        more = (state.steps < most) & ~state.ended
+        return more & (state.size > threshold) & jnp.isfinite(state.size)
+
+    return repeat_while(going, step, state)
+
+
 def check_limits(name: str, steps: int | None, tolerance: float | None) -> None:
-    """Refuses step counts and tolerances that make no sense, naming the recipe (ConfigError)."""
+    """Check the limits of a solver.
+
+    Args:
+        name: The solver's name, for the message.
+        steps: The most steps, or None.
+        tolerance: The relative residual to reach, or None.
+
+    Raises:
+        ConfigError: If `steps` is no whole number of at least 1, or `tolerance` no positive number.
+    """
     whole = isinstance(steps, int) and not isinstance(steps, bool)
     if steps is not None and (not whole or steps < 1):
-        raise ConfigError(f"{name}: steps={steps!r}; accepted is a whole number of at least 1, or None.")
+        raise ConfigError(f"{name}: expected a whole number of at least 1, or None, got steps={steps!r}.")
     if tolerance is not None:
         number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
         if not number or not 0 < tolerance < float("inf"):
-            raise ConfigError(f"{name}: tolerance={tolerance!r}; accepted is a positive number, or None.")
+            raise ConfigError(f"{name}: expected a positive number, or None, got tolerance={tolerance!r}.")
 
 
-def refuse_structure(solver: Any, structure: str) -> None:
-    """Raises StructureError, with advice, where a solver is not made for a system's structure."""
+def refuse_structure(solver: LinearSolver | Solver, structure: str) -> None:
+    """Check that a solver is made for a system's structure.
+
+    Args:
+        solver: The solver.
+        structure: The structure of the system.
+
+    Raises:
+        StructureError: If it is not; the message names the solvers that are.
+    """
     if structure not in STRUCTURES:
-        raise StructureError(f"structure={structure!r}; accepted: {', '.join(STRUCTURES)}.")
+        raise StructureError(f"structure: expected one of {', '.join(STRUCTURES)}, got {structure!r}.")
     if structure not in solver.accepts:
-        able = [name for name, accepted in ACCEPTS.items() if structure in accepted]
         raise StructureError(
-            f"{type(solver).__name__} accepts systems of structure {' or '.join(solver.accepts)}; this one "
-            f"is {structure!r}. Use {', '.join(able)} instead."
+            f"{type(solver).__name__}: expected a system of structure {' or '.join(solver.accepts)}, got "
+            f"{structure!r}. Hint: use {', '.join(_able(structure))}."
         )
 
 
-def uses_anchor(solver: Any) -> bool:
-    """Whether a solver wants to know what was added to the curvature."""
+def _able(structure: str) -> list[str]:
+    """The names of the registered solvers that accept a structure, the most specialised first."""
+    register_all(importlib.import_module(__package__ or "imaml.linear"))
+    kinds = cast("dict[str, type[Solver]]", kinds_of("linear"))
+    able = [name for name, kind in kinds.items() if structure in kind.accepts]
+    return sorted(able, key=lambda name: (len(kinds[name].accepts), name))
+
+
+def uses_anchor(solver: LinearSolver) -> bool:
+    """Say whether a solver needs to know what was added to the curvature.
+
+    Args:
+        solver: Any linear solver, also one of a user's own.
+
+    Returns:
+        Its attribute `uses_anchor`; False where it has none.
+    """
     return bool(getattr(solver, "uses_anchor", False))
 
 
-def flat_anchor(solver: Any, anchor: Any, b: Any) -> Array:
-    """The anchor as one flat vector like b's; ConfigError where a solver needs it and it was not given."""
+def flat_anchor(solver: Solver, anchor: PyTree | None, b: PyTree) -> Array:
+    """Flatten the anchor to a vector like b's.
+
+    Args:
+        solver: The solver that needs it, for the message.
+        anchor: A tree that broadcasts to `b`.
+        b: The right-hand side.
+
+    Returns:
+        The anchor, shape (n,).
+
+    Raises:
+        ConfigError: If `anchor` is None.
+    """
     if anchor is None:
         raise ConfigError(
-            f"{type(solver).__name__}: needs anchor=, the diagonal that was added to the curvature (of a "
-            "proximal problem its strengths), a tree of numbers like b."
+            f"{type(solver).__name__}: needs anchor=: expected the diagonal that was added to the curvature, "
+            "a tree of numbers like b, got None. Hint: of a proximal problem it is the strengths."
         )
     return tree.ravel(tree.spread(anchor, b))[0]
 
 
-def tolerance_of(asked: float | None, steps: int | None, dtype: Any) -> float:
-    """The tolerance in force: as asked; none but roundoff with fixed steps; eps^(3/4) with neither."""
-    eps = float(jnp.finfo(dtype).eps)
-    if asked is not None:
-        return asked
-    return eps if steps is not None else eps**0.75
+def flat_problem(
+    matvec: Matvec, b: PyTree, x0: PyTree | None
+) -> tuple[Product, Array, Array, Callable[[Array], PyTree]]:
+    """Flatten and scale a system.
 
+    The right-hand side is scaled by a power of two, so without rounding, to entries of at most 1. Squares of
+    small or large vectors then stay in the range of the dtype.
 
-def flat_problem(matvec: Matvec, b: Any, x0: Any) -> tuple[Callable[[Array], Array], Array, Array, Callable]:
-    """The system over flat vectors: its product, right-hand side, first guess, and the way back to trees.
+    Args:
+        matvec: The product x -> A x over trees.
+        b: The right-hand side, a tree of float arrays with n entries in all.
+        x0: The first guess, shaped like `b`, or None for zero.
 
-    The right-hand side is scaled by a power of two (so without rounding) to entries of at most 1, and the way
-    back undoes it: squares of small or large vectors do not leave the range of the dtype.
+    Returns:
+        The product over flat vectors; the right-hand side and the first guess, scaled, of shape (n,); and the
+        function that makes a tree of a flat solution and undoes the scaling.
+
+    Raises:
+        ConfigError: If `b` is not of floating point, or `matvec(b)` or `x0` is not shaped like `b`.
     """
     flat, unravel = tree.ravel(b)
     if not jnp.issubdtype(flat.dtype, jnp.floating):
-        raise ConfigError(f"a linear system needs floating-point numbers; b came as {flat.dtype}.")
+        raise ConfigError(f"linear system: b: expected floating-point numbers, got {flat.dtype}.")
     out = jax.eval_shape(matvec, b)
     if not tree.same(out, b):
         raise ConfigError(
-            f"matvec(b) must be shaped like b, {tree.shapes(b)}; it returned {tree.shapes(out)}."
+            f"linear system: matvec(b): expected a tree shaped like b, {tree.shapes(b)}, got "
+            f"{tree.shapes(out)}."
         )
     start = jnp.zeros_like(flat) if x0 is None else tree.ravel(x0)[0].astype(flat.dtype)
     if start.shape != flat.shape:
-        raise ConfigError(f"x0 must be shaped like b, {tree.shapes(b)}; it came as {tree.shapes(x0)}.")
+        raise ConfigError(
+            f"linear system: x0: expected a tree shaped like b, {tree.shapes(b)}, got {tree.shapes(x0)}."
+        )
     power = jnp.frexp(jnp.max(jnp.abs(flat), initial=0))[1]
     power = jnp.where(jnp.all(jnp.isfinite(flat)), power, 0)
     scaled, start = _times_power(flat, -power), start if x0 is None else _times_power(start, -power)
@@ -120,45 +458,50 @@ def flat_problem(matvec: Matvec, b: Any, x0: Any) -> tuple[Callable[[Array], Arr
 
 
 def _times_power(x: Array, power: Array) -> Array:
-    """x 2^power by two factors, either of which is in range; `jnp.ldexp` takes a power for every entry."""
+    """Multiply x by 2^power, by two factors that are each in range; `jnp.ldexp` takes a power an entry."""
     half = power // 2
     one = jnp.ones((), x.dtype)
     return x * jnp.ldexp(one, half) * jnp.ldexp(one, power - half)
 
 
-def true_residual(product: Callable, b: Array, x: Array) -> Array:
+def _tolerance(solver: Iterative, dtype: DTypeLike) -> float:
+    """The tolerance in force: as asked; rounding alone with fixed steps; eps^(3/4) with neither."""
+    eps = float(jnp.finfo(dtype).eps)
+    if solver.tolerance is not None:
+        return solver.tolerance
+    return eps if solver.steps is not None else eps**0.75
+
+
+def _true_residual(system: System, x: Array) -> Array:
     """|b - A x| / |b|, 0 for b = 0."""
-    size = jnp.linalg.norm(b)
-    return jnp.where(size > 0, jnp.linalg.norm(b - product(x)) / jnp.where(size > 0, size, 1), 0)
+    size = jnp.linalg.norm(system.b)
+    safe = jnp.where(size > 0, size, 1)
+    return jnp.where(size > 0, jnp.linalg.norm(system.b - system.product(x)) / safe, 0)
 
 
-def finish(
-    product: Callable,
-    b: Array,
-    x: Array,
-    unravel: Callable,
-    steps: Any,
-    tolerance: float | None,
-    failed: Any,
+def _finish(
+    system: System, outcome: Outcome, accuracy: float | None, unravel: Callable[[Array], PyTree]
 ) -> Solution:
-    """A Solution with the true residual; `failed` is the ending where a tolerance was not reached.
-
-    Without a tolerance, an answer that is clearly worse than zero (whose residual is 1) is a breakdown.
-    """
-    finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(b))
-    x = jnp.where(finite, x, 0)
-    residual = true_residual(product, b, x)
-    finite &= jnp.isfinite(residual)
-    residual = jnp.where(finite, residual, jnp.inf)
-    if tolerance is None:
+    """The Solution of an outcome: its value, its residual, and the status that follows from both."""
+    # A value that is not finite would spread to the mean over tasks, so it becomes zero; the status says so.
+    # Tested without the scaling, which may have been all that kept it in range.
+    finite = tree.finite(unravel(outcome.x)) & jnp.all(jnp.isfinite(system.b))
+    x = jnp.where(finite, outcome.x, 0)
+    # The residual that a recursion carries along drifts from the true one, so one product more computes it.
+    residual = _true_residual(system, x) if outcome.residual is None else outcome.residual
+    finite &= jnp.isfinite(residual) & outcome.finite
+    residual = jnp.where(finite, residual, jnp.inf).astype(system.b.dtype)
+    if accuracy is None:  # x = 0 has the residual 1, so an answer clearly above that is worse than none
         code = jnp.where(residual <= 1.01, int(Ending.STEPS_DONE), int(Ending.BREAKDOWN))
     else:
-        code = jnp.where(residual <= tolerance, int(Ending.CONVERGED), failed)
-    code = jnp.where(finite, code, int(Ending.NOT_FINITE))
-    stats = Stats(jnp.asarray(steps), residual, jnp.asarray(False))
+        code = jnp.where(residual <= accuracy, int(Ending.CONVERGED), outcome.ending)
+    code = jnp.where(outcome.final, outcome.ending, code)
+    code = jnp.where(finite, code, outcome.nonfinite)
+    stats = Stats(
+        steps=jnp.asarray(outcome.steps),
+        residual=residual,
+        negative_curvature=jnp.asarray(outcome.negative),
+        lanczos=outcome.lanczos,
+        damping=outcome.damping,
+    )
     return Solution(unravel(x), stats, Status(code))
-
-
-def threshold_of(solver: Any, dtype: Any) -> float:
-    """The relative tolerance that a recipe is held to, given the dtype it runs in."""
-    return 2 * tolerance_of(solver.tolerance, solver.steps, dtype)

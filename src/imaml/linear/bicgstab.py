@@ -2,80 +2,128 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.loops import repeat_while
 from ..core.recipes import recipe
-from ..core.solution import Ending, Solution
-from .base import (
-    ACCEPTS,
-    Matvec,
-    check_limits,
-    finish,
-    flat_problem,
-    refuse_structure,
-    threshold_of,
-    tolerance_of,
-)
+from .base import STRUCTURES, Iterative, System
+
+
+class BiCGStabState(NamedTuple):
+    """The state of BiCGStab; vectors have shape (n,).
+
+    Attributes:
+        x: The iterate.
+        residual: r.
+        direction: p.
+        image: v = A p.
+        rho: s.r of the step before, with the shadow s.
+        alpha: The length of the step before along p.
+        omega: The length of the step before along h.
+        steps: The steps taken.
+        ended: Whether the last step was not finite.
+    """
+
+    x: Array
+    residual: Array
+    direction: Array
+    image: Array
+    rho: Array
+    alpha: Array
+    omega: Array
+    steps: Array
+    ended: Array
+
+    @property
+    def size(self) -> Array:
+        """|r|."""
+        return jnp.linalg.norm(self.residual)
 
 
 @recipe("linear", fresh={"steps": 5})
 @dataclass(frozen=True)
-class BiCGStab:
-    """Stabilised biconjugate gradients, for any invertible A (van der Vorst 1992); two products a step.
+class BiCGStab(Iterative[BiCGStabState]):
+    """Stabilised biconjugate gradients, for any invertible A; two products a step.
 
-    ```
-    rho' = s.r           p = r + (rho'/rho) (alpha/omega) (p - omega v)      v = A p      alpha = rho' / s.v
-    h = r - alpha v      t = A h      omega = t.h / t.t      x += alpha p + omega h      r = h - omega t
-    ```
+    Where a step is not finite, the iterate before it stays and the solve ends as BREAKDOWN. The
+    implementation is our own: Lineax 0.1.1 divides 0 by 0 for A = I. In float32 it also takes a negative
+    alpha or omega, which indefinite systems have, for a breakdown.
 
-    with the shadow s, the first residual. Where a step is not finite (a breakdown), the iterate before it
-    stays. Of our own: Lineax 0.1.1 divides 0 by 0 for A = I, and in float32 takes a negative alpha or omega,
-    which indefinite systems have, for a breakdown.
+    Args:
+        steps: The most steps; with no tolerance, the number of steps.
+        tolerance: The relative residual to reach. With both None, eps^(3/4) of the dtype.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> turned = lambda x: jnp.stack([x[0] - x[1], x[0] + x[1]])  # not symmetric
+        >>> BiCGStab()(turned, jnp.array([0.0, 2.0])).value.round(4)
+        Array([1., 1.], dtype=float32)
+
+    References:
+        van der Vorst (1992), Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG.
     """
 
-    steps: int | None = None
-    tolerance: float | None = None
-    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["BiCGStab"]
+    accepts: ClassVar[tuple[str, ...]] = STRUCTURES
+    structure: ClassVar[str] = "general"
 
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        check_limits("BiCGStab", self.steps, self.tolerance)
+    def iteration(self, system: System) -> tuple[BiCGStabState, Callable[[BiCGStabState], BiCGStabState]]:
+        """Prepare the iteration; see `Iterative.iteration`.
 
-    def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
-        """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
-        refuse_structure(self, structure)
-        product, b, start, unravel = flat_problem(matvec, b, x0)
-        most = self.steps or min(5 * b.size + 50, 10_000)
-        threshold = tolerance_of(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
-        shadow = b if x0 is None else b - product(start)
-        one, nothing = jnp.ones((), b.dtype), jnp.zeros_like(b)
-        state = (start, shadow, nothing, nothing, one, one, one, jnp.asarray(0), jnp.asarray(False))
+        Args:
+            system: The flat, scaled system.
 
-        def going(state: tuple) -> Array:
-            _, r, _, _, _, _, _, step, broken = state
-            return (step < most) & ~broken & (jnp.linalg.norm(r) > threshold)
+        Returns:
+            The first state and the step.
+        """
+        shadow = system.residual()
+        one, nothing = jnp.ones((), shadow.dtype), jnp.zeros_like(shadow)
+        begin = BiCGStabState(
+            x=system.start,
+            residual=shadow,
+            direction=nothing,
+            image=nothing,
+            rho=one,
+            alpha=one,
+            omega=one,
+            steps=jnp.asarray(0),
+            ended=jnp.asarray(False),
+        )
 
-        def advance(state: tuple) -> tuple:
-            x, r, p, v, rho, alpha, omega, step, _ = state
-            following = shadow @ r
-            p = r + (following / rho) * (alpha / omega) * (p - omega * v)
-            v = product(p)
-            alpha = following / (shadow @ v)
-            half = r - alpha * v
-            t = product(half)
+        def step(state: BiCGStabState) -> BiCGStabState:
+            # rho' = s.r         p' = r + (rho'/rho) (alpha/omega) (p - omega v)        v' = A p'
+            # alpha' = rho'/s.v'         h = r - alpha' v'       t = A h        omega' = t.h / t.t
+            # x' = x + alpha' p' + omega' h        r' = h - omega' t
+            rho = shadow @ state.residual
+            direction = state.residual + (rho / state.rho) * (state.alpha / state.omega) * (
+                state.direction - state.omega * state.image
+            )
+            image = system.product(direction)
+            alpha = rho / (shadow @ image)
+            half = state.residual - alpha * image
+            t = system.product(half)
+            # h = 0 is an exact answer half-way, as for A = I: then omega is 0, not the textbook's 0 / 0.
             square = t @ t
             omega = jnp.where(square > 0, (t @ half) / jnp.where(square > 0, square, 1), 0)
-            new_x, new_r = x + alpha * p + omega * half, half - omega * t
-            good = jnp.all(jnp.isfinite(new_x)) & jnp.all(jnp.isfinite(new_r))
-            x, r = jnp.where(good, new_x, x), jnp.where(good, new_r, r)
-            return x, r, p, v, following, alpha, omega, step + good.astype(step.dtype), ~good
+            x, residual = state.x + alpha * direction + omega * half, half - omega * t
+            # rho = 0 or s.v = 0 breaks the method down: the step is not finite, and is not taken.
+            good = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(residual))
+            return BiCGStabState(
+                x=jnp.where(good, x, state.x),
+                residual=jnp.where(good, residual, state.residual),
+                direction=direction,
+                image=image,
+                rho=rho,
+                alpha=alpha,
+                omega=omega,
+                steps=state.steps + good.astype(state.steps.dtype),
+                ended=~good,
+            )
 
-        x, *_, step, broken = repeat_while(going, advance, state)
-        asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
-        failed = jnp.where(broken, int(Ending.BREAKDOWN), int(Ending.OUT_OF_STEPS))
-        return finish(product, b, x, unravel, step, asked, failed)
+        return begin, step

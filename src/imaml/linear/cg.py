@@ -1,187 +1,254 @@
-"""Conjugate gradients, and the Neumann series to compare with."""
+"""Conjugate gradients, for symmetric positive definite systems."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.loops import repeat_while
 from ..core.recipes import recipe
-from ..core.solution import Ending, Solution, Stats, Status
-from .base import (
-    ACCEPTS,
-    Matvec,
-    check_limits,
-    flat_anchor,
-    flat_problem,
-    refuse_structure,
-    tolerance_of,
-    true_residual,
-)
+from ..core.solution import Ending
+from ..core.tree import PyTree
+from .base import Iterative, Matvec, Outcome, Product, System, flat_problem, iterate
 from .preconditioners import Diagonal, Nystrom
 
 
-def _iterate(
-    product: Callable[[Array], Array],
-    start: Array,
-    residual: Array,
-    most: int,
-    threshold: Array | float,
-    inverse: Callable[[Array], Array] = lambda r: r,
-) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Conjugate gradients from `start` until |r| <= threshold; see `CG`. inverse: r -> M^-1 r.
+class CGState(NamedTuple):
+    """The state of conjugate gradients; vectors have shape (n,).
 
-    Returns x, |r|^2, the steps taken, whether negative curvature was met, whether a number was not finite,
-    and the coefficients (2, most).
+    Attributes:
+        x: The iterate.
+        residual: r = b - A x, as the recursion carries it along.
+        direction: p.
+        weight: r.z, with z = M^-1 r.
+        square: r.r.
+        steps: The steps taken.
+        negative: Whether a direction showed p.Ap <= 0.
+        broken: Whether a number was not finite.
+        coefficients: a_k and b_k, shape (2, most), zero where no step was taken.
     """
-    flag = jnp.asarray(False)
-    coefficients = jnp.zeros((2, most), residual.dtype)
-    first = inverse(residual)
-    state = (
-        start,
-        residual,
-        first,
-        residual @ first,
-        residual @ residual,
-        jnp.asarray(0),
-        flag,
-        flag,
-        coefficients,
+
+    x: Array
+    residual: Array
+    direction: Array
+    weight: Array
+    square: Array
+    steps: Array
+    negative: Array
+    broken: Array
+    coefficients: Array
+
+    @property
+    def size(self) -> Array:
+        """|r|."""
+        return jnp.sqrt(self.square)
+
+    @property
+    def ended(self) -> Array:
+        """Whether the last step was not taken."""
+        return self.negative | self.broken
+
+
+def _begin(start: Array, residual: Array, most: int, inverse: Product) -> CGState:
+    """The state before the first step; inverse: r -> M^-1 r."""
+    turned, flag = inverse(residual), jnp.asarray(False)
+    return CGState(
+        x=start,
+        residual=residual,
+        direction=turned,
+        weight=residual @ turned,
+        square=residual @ residual,
+        steps=jnp.asarray(0),
+        negative=flag,
+        broken=flag,
+        coefficients=jnp.zeros((2, most), residual.dtype),
     )
 
-    def going(state: tuple) -> Array:
-        _, _, _, _, square, step, negative, broken, _ = state
-        return (step < most) & ~negative & ~broken & (jnp.sqrt(square) > threshold)
 
-    def advance(state: tuple) -> tuple:
-        x, r, p, weight, square, step, _, _, coefficients = state
-        image = product(p)
-        curvature = p @ image
-        positive = curvature > 0
-        length = jnp.where(positive, weight / jnp.where(positive, curvature, 1), 0)
-        following = r - length * image
-        turned = inverse(following)
-        next_weight, next_square = following @ turned, following @ following
-        good = positive & jnp.isfinite(length) & jnp.isfinite(next_weight) & jnp.isfinite(next_square)
-        ratio = next_weight / weight
-        keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
-        coefficients = keep(coefficients.at[:, step].set(jnp.stack([length, ratio])), coefficients)
-        return (
-            keep(x + length * p, x),
-            keep(following, r),
-            keep(turned + ratio * p, p),
-            keep(next_weight, weight),
-            keep(next_square, square),
-            step + good.astype(step.dtype),
-            curvature <= 0,
-            ~good & ~(curvature <= 0),
-            coefficients,
-        )
+def _step(product: Product, inverse: Product, state: CGState) -> CGState:
+    """One step (Hestenes and Stiefel 1952; with M: Saad 2003, Algorithm 9.1).
 
-    x, _, _, _, square, step, negative, broken, coefficients = repeat_while(going, advance, state)
-    return x, square, step, negative, broken, coefficients
+        a = r.z / p.Ap      x' = x + a p      r' = r - a A p      b = r'.z' / r.z      p' = z' + b p
+
+    Departures from the textbook:
+    - p.Ap <= 0 ends the iteration *before* the step, whose length would be of the wrong sign.
+    - A step that is not finite is not taken either, so that x stays the last usable iterate.
+    - |r|^2 is kept beside r.z: with a preconditioner they differ, and the stopping test is on |r|.
+    - The residual is never recomputed as b - A x. That would take a product; the driver does it once, at the
+      end, where a tolerance was asked for.
+    """
+    image = product(state.direction)
+    curvature = state.direction @ image
+    positive = curvature > 0
+    # Divided by 1 instead of a curvature <= 0: a NaN in a branch not taken would still spoil derivatives.
+    length = jnp.where(positive, state.weight / jnp.where(positive, curvature, 1), 0)
+    residual = state.residual - length * image
+    turned = inverse(residual)
+    weight, square = residual @ turned, residual @ residual
+    good = positive & jnp.isfinite(length) & jnp.isfinite(weight) & jnp.isfinite(square)
+    ratio = weight / state.weight
+    keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+    # a and b are Lanczos' coefficients in other words; `ritz` makes eigenvalue bounds of them.
+    coefficients = state.coefficients.at[:, state.steps].set(jnp.stack([length, ratio]))
+    return CGState(
+        x=keep(state.x + length * state.direction, state.x),
+        residual=keep(residual, state.residual),
+        direction=keep(turned + ratio * state.direction, state.direction),
+        weight=keep(weight, state.weight),
+        square=keep(square, state.square),
+        steps=state.steps + good.astype(state.steps.dtype),
+        negative=curvature <= 0,
+        broken=~good & ~(curvature <= 0),
+        coefficients=keep(coefficients, state.coefficients),
+    )
+
+
+def _unchanged(r: Array) -> Array:
+    """M^-1 r without a preconditioner."""
+    return r
 
 
 @dataclass(frozen=True)
 class Iterated:
-    """What `conjugate_gradients` returns: the value, steps taken, |r| as it believes it, and what it saw."""
+    """What `conjugate_gradients` returns.
 
-    value: Any
+    Attributes:
+        value: x, a tree like b.
+        steps: The steps taken, a scalar.
+        residual: |b - A x| as the recursion believes it, a scalar.
+        negative: Whether a direction of curvature <= 0 was seen.
+        coefficients: (alpha, beta), each of shape (most,); see `Stats.lanczos`.
+    """
+
+    value: PyTree
     steps: Array
     residual: Array
     negative: Array
     coefficients: tuple[Array, Array]
 
 
-def conjugate_gradients(matvec: Matvec, b: Any, most: int, threshold: Array) -> Iterated:
-    """x with |b - A x| <= threshold, an array, unlike the tolerance of `CG`; as far as `most` steps get."""
+def conjugate_gradients(matvec: Matvec, b: PyTree, most: int, threshold: Array) -> Iterated:
+    """Solve A x = b to an absolute accuracy that may be traced, unlike the tolerance of `CG`.
+
+    Args:
+        matvec: The product x -> A x, A symmetric positive definite.
+        b: The right-hand side, a tree of float arrays.
+        most: The most steps.
+        threshold: Stop where |b - A x| <= threshold; a scalar in the units of b.
+
+    Returns:
+        The iterate as far as `most` steps get, starting at zero.
+    """
     product, flat, start, unravel = flat_problem(matvec, b, None)
+    # The threshold in the units of the scaled system.
     scale = jnp.linalg.norm(tree.ravel(b)[0])
     here = jnp.linalg.norm(flat)
     unit = jnp.where(scale > 0, here / jnp.where(scale > 0, scale, 1), 1)
-    run = _iterate(product, start, flat, most, threshold * unit)
-    x, square, steps, negative, _, coefficients = run
-    return Iterated(unravel(x), steps, jnp.sqrt(square) / unit, negative, (coefficients[0], coefficients[1]))
+    state = _begin(start, flat, most, _unchanged)
+    end = iterate(state, lambda state: _step(product, _unchanged, state), most, threshold * unit)
+    alpha, beta = end.coefficients
+    return Iterated(unravel(end.x), end.steps, end.size / unit, end.negative, (alpha, beta))
 
 
 @recipe("linear", fresh={"steps": 5})
 @dataclass(frozen=True)
-class CG:
-    """Conjugate gradients, for A symmetric positive definite (Hestenes and Stiefel 1952).
+class CG(Iterative[CGState]):
+    """Conjugate gradients, for A symmetric positive definite; one product a step.
 
-    ```
-    a_k = r.z / p.Ap      x += a_k p      r -= a_k A p      b_k = r'.z' / r.z      p = z' + b_k p
-    ```
+    Stops when |r| <= tolerance |b|, after `steps`, or where a direction p shows p.Ap <= 0. In the last case
+    the system is not positive definite: `stats.negative_curvature` is True, the status is
+    NEGATIVE_CURVATURE, and the value is the iterate *before* that direction (zero where it was the first).
+    It never divides by such a curvature and never returns NaN.
 
-    with z = r, or z = M^-1 r where there is a preconditioner M: `Diagonal()`, or `Nystrom(rank)`, whose rank
-    is so many products more. Stops when |r| <= tolerance |b|, after `steps`, or where a direction shows
-    p.Ap <= 0: then the system is not positive definite, `stats.negative_curvature` is True, the status says
-    so, and the value is the iterate *before* that direction (zero where it was the first). Never divides by
-    such a curvature, never returns NaN. With both None it iterates to eps^(3/4) of the dtype. The
-    coefficients a_k, b_k stay in `stats.lanczos`, but for those of a preconditioned system, which are not of
-    A itself. With a tolerance the residual reported is computed anew, at the price of one product.
+    That no direction showed negative curvature does not prove that there is none: docs/gotchas.md says how
+    often it is unseen. For symmetric indefinite systems use `MINRES`, for general ones `GMRES`, `BiCGStab` or
+    `Dense`.
 
-    Not for symmetric indefinite systems (MINRES), or general ones (GMRES, BiCGStab, Dense). That no direction
-    showed negative curvature does not prove that there is none: docs/gotchas.md has how often it is unseen.
+    Args:
+        steps: The most steps; with no tolerance, the number of steps.
+        tolerance: The relative residual to reach. With a tolerance the residual reported is the true one, at
+            the price of one product; without, it is the one that the recursion carries along. With both None
+            it iterates to eps^(3/4) of the dtype.
+        precondition: `Diagonal()`, `Nystrom(rank)`, whose sketch takes `rank` products more, or None.
 
-    >>> import jax.numpy as jnp
-    >>> float(CG(steps=1)(lambda v: 2.0 * v, jnp.ones(3)).value[0])
-    0.5
+    Raises:
+        ConfigError: If an argument is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(CG(steps=1)(lambda v: 2.0 * v, jnp.ones(3)).value[0])
+        0.5
+
+    References:
+        Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems.
+        Saad (2003), Iterative methods for sparse linear systems, Algorithm 9.1.
     """
 
-    steps: int | None = None
-    tolerance: float | None = None
     precondition: Diagonal | Nystrom | None = None
-    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["CG"]
+    accepts: ClassVar[tuple[str, ...]] = ("spd",)
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        check_limits("CG", self.steps, self.tolerance)
+        """Check the arguments; raises ConfigError."""
+        super().__post_init__()
         if self.precondition is not None and not hasattr(self.precondition, "inverse"):
             raise ConfigError(
-                f"CG: precondition={self.precondition!r}; accepted are Diagonal(), Nystrom(rank), or None."
+                f"CG: expected Diagonal(), Nystrom(rank) or None, got precondition={self.precondition!r}."
             )
 
     @property
-    def uses_anchor(self) -> bool:
-        """Whether it wants to know what was added to the curvature."""
+    def uses_anchor(self) -> bool:  # type: ignore[override]
+        """Whether it needs the anchor: its preconditioner is made of it."""
         return self.precondition is not None
 
-    def __call__(
-        self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "spd", anchor: Any = None
-    ) -> Solution:
-        """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats. anchor: for M."""
-        refuse_structure(self, structure)
-        shaped = b
-        product, b, start, unravel = flat_problem(matvec, b, x0)
-        inverse = {}
-        if self.precondition is not None:
-            inverse["inverse"] = self.precondition.inverse(product, flat_anchor(self, anchor, shaped))
-        most = self.steps or min(5 * b.size + 50, 10_000)
-        threshold = tolerance_of(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
-        residual = b if x0 is None else b - product(start)
-        run = _iterate(product, start, residual, most, threshold, **inverse)
-        x, square, step, negative, broken, coefficients = run
-        broken |= ~jnp.isfinite(square) | ~jnp.all(jnp.isfinite(b))
-        x = jnp.where(jnp.all(jnp.isfinite(x)), x, 0)
-        size = jnp.linalg.norm(b)
-        if self.steps is not None and self.tolerance is None:
-            relative = jnp.where(size > 0, jnp.sqrt(square) / jnp.where(size > 0, size, 1), 0)
-            code = jnp.asarray(int(Ending.STEPS_DONE))
-        else:
-            relative = true_residual(product, b, x)
-            asked = tolerance_of(self.tolerance, self.steps, b.dtype)
-            believed = jnp.sqrt(square) <= threshold
-            unreached = jnp.where(believed, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
-            code = jnp.where(relative <= 2 * asked, int(Ending.CONVERGED), unreached)
-        code = jnp.where(negative, int(Ending.NEGATIVE_CURVATURE), code)
-        code = jnp.where(broken, int(Ending.NOT_FINITE), code)
-        relative = jnp.where(broken, jnp.inf, relative).astype(b.dtype)
-        seen = None if inverse else (coefficients[0], coefficients[1])
-        return Solution(unravel(x), Stats(step, relative, negative, seen), Status(code))
+    @property
+    def factorises(self) -> bool:  # type: ignore[override]
+        """Whether its preconditioner factorises."""
+        return self.precondition is not None and self.precondition.factorises
+
+    def iteration(self, system: System) -> tuple[CGState, Callable[[CGState], CGState]]:
+        """Prepare the iteration; see `Iterative.iteration`.
+
+        Args:
+            system: The flat, scaled system.
+
+        Returns:
+            The first state and the step.
+        """
+        inverse = _unchanged
+        if self.precondition is not None and system.anchor is not None:
+            inverse = self.precondition.inverse(system.product, system.anchor)
+        state = _begin(system.start, system.residual(), self.most(system.b.size), inverse)
+        return state, lambda state: _step(system.product, inverse, state)
+
+    def outcome(self, system: System, state: CGState) -> Outcome:
+        """Say how the iteration ended; see `Iterative.outcome`.
+
+        Args:
+            system: The flat, scaled system.
+            state: The last state.
+
+        Returns:
+            The Outcome. Its coefficients are None for a preconditioned system, as they are not of A itself.
+        """
+        fixed = self.steps is not None and self.tolerance is None
+        size = jnp.linalg.norm(system.b)
+        relative = jnp.where(size > 0, state.size / jnp.where(size > 0, size, 1), 0)
+        # Where the recursion believes that it has converged, and the true residual says no, rounding has won.
+        believed = state.size <= self.threshold(system.b)
+        unreached = jnp.where(believed, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
+        ending = int(Ending.STEPS_DONE) if fixed else unreached
+        return Outcome(
+            x=state.x,
+            steps=state.steps,
+            ending=jnp.where(state.negative, int(Ending.NEGATIVE_CURVATURE), ending),
+            final=fixed | state.negative,
+            finite=~state.broken & jnp.isfinite(state.square),
+            residual=relative if fixed else None,
+            negative=state.negative,
+            lanczos=(state.coefficients[0], state.coefficients[1]) if self.precondition is None else None,
+        )

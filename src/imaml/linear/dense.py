@@ -3,49 +3,77 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ..core import tree
 from ..core.errors import ConfigError
 from ..core.recipes import recipe
-from ..core.solution import Ending, Solution, Stats, Status
-from .base import (
-    ACCEPTS,
-    Matvec,
-    finish,
-    flat_problem,
-    refuse_structure,
-)
+from ..core.solution import Ending
+from .base import STRUCTURES, Outcome, Solver, System
+
+LARGEST = 20_000  # unknowns, of which a matrix takes 3 GB in float64
+ACCURACY = 1e-3  # the relative residual from which on a matrix counts as singular
 
 
 @recipe("linear")
 @dataclass(frozen=True)
-class Dense:
-    """The exact solve by the whole matrix, n products and n^3 work: the oracle for tests and small problems.
+class Dense(Solver):
+    """The exact solve by the whole matrix, n products and n^3 work: for tests and small problems.
 
-    The matrix is made by `vmap` over the identity and factored (LU). For symmetric structures
-    its smallest eigenvalue is looked at, so `stats.negative_curvature` is the truth, and the value is the
-    exact solution all the same. Refused above 20,000 unknowns (3 GB in float64).
+    The matrix is made by `vmap` over the identity and factorised (LU). For symmetric structures its smallest
+    eigenvalue is computed, so `stats.negative_curvature` is the truth; the value is the exact solution all
+    the same. A singular matrix ends as STAGNATED. Systems above 20,000 unknowns raise ConfigError.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Dense()(lambda v: jnp.array([2.0, 4.0]) * v, jnp.ones(2)).value
+        Array([0.5 , 0.25], dtype=float32)
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["Dense"]
+    accepts: ClassVar[tuple[str, ...]] = STRUCTURES
+    structure: ClassVar[str] = "general"
+    factorises: ClassVar[bool] = True
 
-    def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "general") -> Solution:
-        """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
-        refuse_structure(self, structure)
-        product, b, _, unravel = flat_problem(matvec, b, x0)
-        if b.size > 20_000:
-            raise ConfigError(f"Dense: {b.size} unknowns; accepted are up to 20,000. Use CG or GMRES.")
-        matrix = jax.vmap(product, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
-        found = jnp.linalg.solve(matrix, b)
-        solution = finish(product, b, found, unravel, b.size, 1e-3, int(Ending.STAGNATED))
-        singular = ~jnp.isfinite(solution.stats.residual) & tree.finite((matrix, b))
-        status = Status(jnp.where(singular, int(Ending.STAGNATED), solution.status.code))
-        if structure == "general":
-            return Solution(solution.value, solution.stats, status)
-        smallest = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[0]
-        stats = Stats(solution.stats.steps, solution.stats.residual, smallest <= 0)
-        return Solution(solution.value, stats, status)
+    def accuracy(self, dtype: DTypeLike) -> float:
+        """Give the relative residual that counts as solved; see `Solver.accuracy`.
+
+        Args:
+            dtype: The dtype of the system.
+
+        Returns:
+            1e-3.
+        """
+        return ACCURACY
+
+    def run(self, system: System) -> Outcome:
+        """Solve by LU; see `Solver.run`.
+
+        Args:
+            system: The flat, scaled system.
+
+        Returns:
+            The Outcome.
+
+        Raises:
+            ConfigError: If the system is too large.
+        """
+        size = system.b.size
+        if size > LARGEST:
+            raise ConfigError(f"Dense: expected up to 20,000 unknowns, got {size}. Hint: use CG or GMRES.")
+        matrix = jax.vmap(system.product, out_axes=1)(jnp.eye(size, dtype=system.b.dtype))
+        negative = False
+        if system.structure != "general":
+            negative = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[0] <= 0
+        # A singular matrix gives infinities from finite numbers: it is the matrix, not the data.
+        given = tree.finite((matrix, system.b))
+        return Outcome(
+            x=jnp.linalg.solve(matrix, system.b),
+            steps=size,
+            ending=int(Ending.STAGNATED),
+            nonfinite=jnp.where(given, int(Ending.STAGNATED), int(Ending.NOT_FINITE)),
+            negative=negative,
+        )

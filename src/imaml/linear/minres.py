@@ -2,131 +2,190 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from ..core.loops import repeat_while
 from ..core.recipes import recipe
-from ..core.solution import Ending, Solution, Stats
-from .base import (
-    ACCEPTS,
-    Matvec,
-    check_limits,
-    finish,
-    flat_problem,
-    refuse_structure,
-    threshold_of,
-    tolerance_of,
-)
+from ..core.solution import Ending
+from .base import Iterative, Outcome, Product, System
+
+
+class MINRESState(NamedTuple):
+    """The state of MINRES after k steps; vectors have shape (n,), all else is a scalar.
+
+    Attributes:
+        x: The iterate.
+        vector: Lanczos' v_(k+1).
+        before: v_k.
+        direction: w_k, by which x moved last.
+        older: w_(k-1).
+        beta: beta_(k+1), the norm of v_(k+1) before it was normalised.
+        cos: The cosine of the last Givens rotation.
+        sin: Its sine.
+        cos_old: The cosine of the rotation before that.
+        sin_old: Its sine.
+        right: The last entry of the rotated right-hand side; its size is |r|.
+        scale: The largest row sum of the tridiagonal matrix seen, a measure of |A|.
+        steps: The steps taken.
+        pivot: The last pivot of the tridiagonal matrix. Pivots stay positive as long as all Ritz values do.
+        negative: Whether a pivot was not positive.
+        ended: Whether the Krylov space is exhausted.
+    """
+
+    x: Array
+    vector: Array
+    before: Array
+    direction: Array
+    older: Array
+    beta: Array
+    cos: Array
+    sin: Array
+    cos_old: Array
+    sin_old: Array
+    right: Array
+    scale: Array
+    steps: Array
+    pivot: Array
+    negative: Array
+    ended: Array
+
+    @property
+    def size(self) -> Array:
+        """|r|."""
+        return jnp.abs(self.right)
+
+
+def _step(product: Product, eps: float, state: MINRESState) -> MINRESState:
+    """One step of Lanczos, and one Givens rotation of its tridiagonal matrix (Paige and Saunders 1975).
+
+        alpha_k = v_k.A v_k           beta_(k+1) v_(k+1) = A v_k - alpha_k v_k - beta_k v_(k-1)
+
+    The column (beta_k, alpha_k, beta_(k+1)) of T is turned by the last two rotations, and by a new one that
+    makes its last entry zero. With R the triangle that T becomes, the columns of V R^-1 are the directions w.
+
+    Departures from the textbook:
+    - The pivots of T = L D L^T come along. The first that is not positive says that T, and so A, is not
+      positive definite, after as many products as conjugate gradients take to see it.
+    - An invariant space (beta_(k+1) = 0 but for rounding) ends the iteration with an exact answer in it.
+      Where R's new entry is zero as well, A is singular there, and the step is not taken.
+    """
+    s = state
+    image = product(s.vector) - s.beta * s.before
+    alpha = s.vector @ image
+    image = image - alpha * s.vector
+    pivot = alpha - s.beta * s.beta / jnp.where(s.pivot > 0, s.pivot, 1)
+    beta = jnp.linalg.norm(image)
+    # The new column, turned by the rotation before the last, then by the last.
+    above = s.sin_old * s.beta
+    middle = s.cos_old * s.beta
+    upper = s.cos * middle + s.sin * alpha
+    corner = -s.sin * middle + s.cos * alpha
+    # The new rotation, (corner, beta) -> (radius, 0).
+    radius = jnp.hypot(corner, beta)
+    scale = jnp.maximum(s.scale, jnp.abs(alpha) + s.beta + beta)
+    solid = radius > 10 * eps * scale
+    safe = jnp.where(solid, radius, 1)
+    cos, sin = corner / safe, beta / safe
+    direction = (s.vector - upper * s.direction - above * s.older) / safe
+    length = cos * s.right
+    keep = lambda new, old: jnp.where(solid, new, old)  # noqa: E731
+    exhausted = beta <= 10 * eps * scale
+    return MINRESState(
+        x=keep(s.x + length * direction, s.x),
+        vector=jnp.where(exhausted, s.vector, image / jnp.where(exhausted, 1, beta)),
+        before=s.vector,
+        direction=keep(direction, s.direction),
+        older=s.direction,
+        beta=beta,
+        cos=cos,
+        sin=sin,
+        cos_old=s.cos,
+        sin_old=s.sin,
+        right=keep(-sin * s.right, s.right),
+        scale=scale,
+        steps=s.steps + 1,
+        pivot=pivot,
+        negative=s.negative | (pivot <= 0),
+        ended=exhausted | ~solid,
+    )
 
 
 @recipe("linear", fresh={"steps": 5})
 @dataclass(frozen=True)
-class MINRES:
-    """Minimal residuals, for A symmetric, also indefinite (Paige and Saunders 1975); one product a step.
+class MINRES(Iterative[MINRESState]):
+    """Minimal residuals, for A symmetric, also indefinite; one product a step.
 
-    Lanczos' three-term recurrence v_(k+1) = A v_k - alpha_k v_k - beta_k v_(k-1), its tridiagonal matrix
-    turned upper triangular by Givens rotations as it grows; |b - A x| falls at every step. Where A is
-    indefinite the answer is the solution all the same: what it means for learning is another matter, as phi
-    is then no minimum; `stats.negative_curvature` says that a Ritz value was not positive, which is seen
-    where CG of as many steps would see it. Of our own: Lineax has none.
+    |b - A x| falls at every step. Where A is indefinite the answer is the solution all the same. What it
+    means for learning is another matter, as phi is then no minimum. `stats.negative_curvature` says that a
+    Ritz value was not positive, which is seen where `CG` of as many steps would see it.
 
-    >>> import jax.numpy as jnp
-    >>> MINRES(steps=2)(lambda v: jnp.array([1.0, -2.0]) * v, jnp.ones(2)).value.round(3)
-    Array([ 1. , -0.5], dtype=float32)
+    Args:
+        steps: The most steps; with no tolerance, the number of steps.
+        tolerance: The relative residual to reach. With both None, eps^(3/4) of the dtype.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> MINRES(steps=2)(lambda v: jnp.array([1.0, -2.0]) * v, jnp.ones(2)).value.round(3)
+        Array([ 1. , -0.5], dtype=float32)
+
+    References:
+        Paige and Saunders (1975), Solution of sparse indefinite systems of linear equations.
     """
 
-    steps: int | None = None
-    tolerance: float | None = None
-    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["MINRES"]
+    accepts: ClassVar[tuple[str, ...]] = ("spd", "symmetric")
+    structure: ClassVar[str] = "symmetric"
 
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        check_limits("MINRES", self.steps, self.tolerance)
+    def iteration(self, system: System) -> tuple[MINRESState, Callable[[MINRESState], MINRESState]]:
+        """Prepare the iteration; see `Iterative.iteration`.
 
-    def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "symmetric") -> Solution:
-        """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
-        refuse_structure(self, structure)
-        product, b, start, unravel = flat_problem(matvec, b, x0)
-        most = self.steps or min(5 * b.size + 50, 10_000)
-        threshold = tolerance_of(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
-        first = b if x0 is None else b - product(start)
+        Args:
+            system: The flat, scaled system.
+
+        Returns:
+            The first state and the step.
+        """
+        first = system.residual()
         size = jnp.linalg.norm(first)
-        unit = first / jnp.where(size > 0, size, 1)
-        nothing, one, zero = jnp.zeros_like(b), jnp.ones((), b.dtype), jnp.zeros((), b.dtype)
-        tiny = jnp.finfo(b.dtype).eps
-        flag = jnp.asarray(False)
-        # x, v_k, v_(k-1), directions w_(k-1), w_(k-2), beta_k, (c, s) of the last two rotations, what they
-        # made of the right-hand side (its size is |r|), the largest entries seen, a measure of |A|,
-        # the steps, and the pivot of the Lanczos matrix: pivots are positive as long as all Ritz values are.
-        state = (
-            start,
-            unit,
-            nothing,
-            nothing,
-            nothing,
-            zero,
-            one,
-            zero,
-            one,
-            zero,
-            size,
-            zero,
-            0,
-            one,
-            flag,
-            flag,
+        nothing = jnp.zeros_like(first)
+        one, zero, flag = jnp.ones((), first.dtype), jnp.zeros((), first.dtype), jnp.asarray(False)
+        begin = MINRESState(
+            x=system.start,
+            vector=first / jnp.where(size > 0, size, 1),
+            before=nothing,
+            direction=nothing,
+            older=nothing,
+            beta=zero,
+            cos=one,
+            sin=zero,
+            cos_old=one,
+            sin_old=zero,
+            right=size,
+            scale=zero,
+            steps=jnp.asarray(0),
+            pivot=one,
+            negative=flag,
+            ended=flag,
         )
+        eps = float(jnp.finfo(first.dtype).eps)
+        return begin, lambda state: _step(system.product, eps, state)
 
-        def going(state: tuple) -> Array:
-            residual, step, over = jnp.abs(state[10]), state[12], state[15]
-            return (step < most) & (residual > threshold) & ~over & jnp.isfinite(residual)
+    def outcome(self, system: System, state: MINRESState) -> Outcome:
+        """Say how the iteration ended; see `Iterative.outcome`.
 
-        def advance(state: tuple) -> tuple:
-            x, v, before, w, older, beta, c, s, c_old, s_old, right, scale, step, pivot, negative, _ = state
-            image = product(v) - beta * before
-            alpha = v @ image
-            image = image - alpha * v
-            pivot = alpha - beta * beta / jnp.where(pivot > 0, pivot, 1)
-            following = jnp.linalg.norm(image)
-            # The new column (beta, alpha, following), turned by the last two rotations.
-            above = s_old * beta
-            middle = c_old * beta
-            upper = c * middle + s * alpha
-            corner = -s * middle + c * alpha
-            radius = jnp.hypot(corner, following)
-            scale = jnp.maximum(scale, jnp.abs(alpha) + beta + following)
-            solid = radius > 10 * tiny * scale
-            safe = jnp.where(solid, radius, 1)
-            c_new, s_new = corner / safe, following / safe
-            direction = (v - upper * w - above * older) / safe
-            length = c_new * right
-            keep = lambda new, old: jnp.where(solid, new, old)  # noqa: E731
-            exhausted = following <= 10 * tiny * scale
-            return (
-                keep(x + length * direction, x),
-                jnp.where(exhausted, v, image / jnp.where(exhausted, 1, following)),
-                v,
-                keep(direction, w),
-                w,
-                following,
-                c_new,
-                s_new,
-                c,
-                s,
-                keep(-s_new * right, right),
-                scale,
-                step + 1,
-                pivot,
-                negative | (pivot <= 0),
-                exhausted | ~solid,
-            )
+        Args:
+            system: The flat, scaled system.
+            state: The last state.
 
-        x, *_, step, _, negative, _ = repeat_while(going, advance, state)
-        asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
-        failed = jnp.where(step < most, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
-        found = finish(product, b, x, unravel, step, asked, failed)
-        return Solution(found.value, Stats(found.stats.steps, found.stats.residual, negative), found.status)
+        Returns:
+            The Outcome; STAGNATED where it stopped with steps to spare and the residual says no.
+        """
+        early = state.steps < self.most(system.b.size)
+        ending = jnp.where(early, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
+        return Outcome(state.x, state.steps, ending, negative=state.negative)

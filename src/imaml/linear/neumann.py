@@ -4,89 +4,122 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.errors import ConfigError
-from ..core.loops import repeat_while
 from ..core.recipes import recipe
-from ..core.solution import Ending, Solution
-from .base import (
-    ACCEPTS,
-    Matvec,
-    check_limits,
-    finish,
-    flat_problem,
-    refuse_structure,
-    threshold_of,
-    tolerance_of,
-)
+from .base import Iterative, Product, System
+
+POWER_ITERATIONS = 20
+MARGIN = 1.05  # power iterations find the largest eigenvalue from below
+
+
+class NeumannState(NamedTuple):
+    """The state of the series: the partial sum and its residual, of shape (n,), and the steps taken."""
+
+    x: Array
+    residual: Array
+    steps: Array
+
+    @property
+    def size(self) -> Array:
+        """|r|."""
+        return jnp.linalg.norm(self.residual)
+
+    @property
+    def ended(self) -> Array:
+        """Never: a fixed-point iteration can always go on."""
+        return jnp.asarray(False)
 
 
 @recipe("linear", fresh={"steps": 5})
 @dataclass(frozen=True)
-class Neumann:
+class Neumann(Iterative[NeumannState]):
     """The Neumann series, x += scale (b - A x): plain fixed-point iteration.
 
-    Converges where |I - scale A| < 1 (spectral radius). With `scale=None` and structure "spd", the scale is
-    1 / (1.05 * the largest eigenvalue estimated by 20 power iterations), which converges for any positive
-    definite A; for structure "general" it is 1, the series of a contraction (A = I - J). Needs on the order
-    of the condition number of products where CG needs its square root: it is here to compare with.
-    Source: Lorraine, Vicol, Duvenaud 2020, Algorithm 3.
+    It converges where the spectral radius of I - scale A is below 1. It needs on the order of the condition
+    number of products where `CG` needs its square root, and is here to compare with.
+
+    Args:
+        steps: The most steps; with no tolerance, the number of steps.
+        tolerance: The relative residual to reach. With both None, eps^(3/4) of the dtype; the most steps are
+            then 100,000.
+        scale: A positive number. With None and structure "spd" it is 1 / (1.05 times the largest eigenvalue,
+            estimated by 20 power iterations), which converges for any positive definite A. With None and
+            structure "general" it is 1, the series of a contraction (A = I - J).
+
+    Raises:
+        ConfigError: If an argument is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Neumann(steps=2, scale=0.5)(lambda v: 1.0 * v, jnp.ones(2)).value
+        Array([0.75, 0.75], dtype=float32)
+
+    References:
+        Lorraine, Vicol and Duvenaud (2020), Optimizing millions of hyperparameters by implicit
+        differentiation, Algorithm 3.
     """
 
-    steps: int | None = None
-    tolerance: float | None = None
     scale: float | None = None
-    accepts: ClassVar[tuple[str, ...]] = ACCEPTS["Neumann"]
+    accepts: ClassVar[tuple[str, ...]] = ("spd", "general")
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        check_limits("Neumann", self.steps, self.tolerance)
+        """Check the arguments; raises ConfigError."""
+        super().__post_init__()
         if self.scale is not None and not 0 < self.scale < float("inf"):
             raise ConfigError(
-                f"Neumann: scale={self.scale!r}; accepted is a positive number, or None to estimate."
+                f"Neumann: expected a positive number, or None to estimate, got scale={self.scale!r}."
             )
 
-    def __call__(self, matvec: Matvec, b: Any, x0: Any = None, *, structure: str = "spd") -> Solution:
-        """The Solution of A x = b from products `matvec(x)`; `b` any tree of floats."""
-        refuse_structure(self, structure)
-        product, b, start, unravel = flat_problem(matvec, b, x0)
-        most = self.steps or 100_000
-        threshold = tolerance_of(self.tolerance, self.steps, b.dtype) * jnp.linalg.norm(b)
+    def most(self, size: int) -> int:
+        """Give the largest number of steps; see `Iterative.most`.
+
+        Args:
+            size: The number of unknowns.
+
+        Returns:
+            `steps`, or 100,000.
+        """
+        return self.steps or 100_000
+
+    def iteration(self, system: System) -> tuple[NeumannState, Callable[[NeumannState], NeumannState]]:
+        """Prepare the iteration; see `Iterative.iteration`.
+
+        Args:
+            system: The flat, scaled system.
+
+        Returns:
+            The first state and the step.
+        """
+        b = system.b
         if self.scale is not None:
             scale = jnp.asarray(self.scale, b.dtype)
-        elif structure == "general":
+        elif system.structure == "general":
             scale = jnp.ones((), b.dtype)
         else:
-            scale = 1 / (1.05 * _largest(product, b))
-        first = b - product(start)
+            scale = 1 / (MARGIN * _largest(system.product, b))
 
-        def going(state: tuple) -> Array:
-            _, r, step = state
-            size = jnp.linalg.norm(r)
-            return (step < most) & (size > threshold) & jnp.isfinite(size)
+        def step(state: NeumannState) -> NeumannState:
+            x = state.x + scale * state.residual
+            # Unlike CG's, this residual is computed anew: (I - scale A) r would take a product just the same.
+            return NeumannState(x, b - system.product(x), state.steps + 1)
 
-        def advance(state: tuple) -> tuple:
-            x, r, step = state
-            x = x + scale * r
-            return x, b - product(x), step + 1
-
-        x, _, step = repeat_while(going, advance, (start, first, jnp.asarray(0)))
-        asked = None if self.steps is not None and self.tolerance is None else threshold_of(self, b.dtype)
-        return finish(product, b, x, unravel, step, asked, int(Ending.OUT_OF_STEPS))
+        return NeumannState(system.start, b - system.product(system.start), jnp.asarray(0)), step
 
 
-def _largest(product: Callable[[Array], Array], b: Array) -> Array:
-    """An estimate of the largest eigenvalue of A, from 20 power iterations on a fixed start."""
+def _largest(product: Product, b: Array) -> Array:
+    """An estimate of the largest eigenvalue of A, from power iterations on a fixed random start."""
     start = jax.random.normal(jax.random.key(0), b.shape, b.dtype)
+    tiny = jnp.finfo(b.dtype).tiny
 
-    def iterate(_: Any, v: Array) -> Array:
+    def repeat(_: Array, v: Array) -> Array:
         image = product(v)
-        return image / jnp.maximum(jnp.linalg.norm(image), jnp.finfo(b.dtype).tiny)
+        return image / jnp.maximum(jnp.linalg.norm(image), tiny)
 
-    v = lax.fori_loop(0, 20, iterate, start / jnp.linalg.norm(start))
-    return jnp.maximum(jnp.linalg.norm(product(v)), jnp.finfo(b.dtype).tiny)
+    v = lax.fori_loop(0, POWER_ITERATIONS, repeat, start / jnp.linalg.norm(start))
+    return jnp.maximum(jnp.linalg.norm(product(v)), tiny)

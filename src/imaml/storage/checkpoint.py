@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from ..core.errors import CheckpointError, ConfigError
-from ..core.tree import Tree
+from ..core.tree import PyTree
 from .atomic import disk_errors, flush, make_folder, reason
 from .integrity import (
     FORMAT,
@@ -51,7 +51,7 @@ class Restored:
     """
 
     step: int
-    state: Tree
+    state: PyTree
     note: dict[str, Any]
     skipped: list[str]
 
@@ -90,7 +90,7 @@ class Checkpoints:
         """
         return sorted(step for step, _ in self._candidates())
 
-    def save(self, step: int, state: Tree, note: Mapping[str, Any] | None = None) -> Path:
+    def save(self, step: int, state: PyTree, note: Mapping[str, Any] | None = None) -> Path:
         """Saves a checkpoint, and deletes older ones beyond `keep`.
 
         A checkpoint of the same step is replaced. Later ones belong to another run, or are damaged, and stay.
@@ -140,7 +140,7 @@ class Checkpoints:
             self._clean()
         return final
 
-    def restore(self, like: Tree, most: int | None = None) -> Restored:
+    def restore(self, like: PyTree, most: int | None = None) -> Restored:
         """Restores the newest sound checkpoint, bit for bit as it was saved; verifies every file first.
 
         Args:

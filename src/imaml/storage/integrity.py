@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..core.errors import ArtefactError, CheckpointError, ImamlError
-from ..core.tree import Tree, name
+from ..core.tree import PyTree, name
 
 FORMAT = 1
 BLANK = "0" * 64
@@ -26,7 +26,7 @@ class DamageError(Exception):
     """Why one checkpoint cannot be used."""
 
 
-def flatten_names(tree: Tree, refusal: type[ImamlError] = ArtefactError) -> dict[str, Any]:
+def flatten_names(tree: PyTree, refusal: type[ImamlError] = ArtefactError) -> dict[str, Any]:
     """Names the leaves of a tree.
 
     A name joins keys of dicts, fields of records and positions in lists by "/".
@@ -59,7 +59,7 @@ def flatten_names(tree: Tree, refusal: type[ImamlError] = ArtefactError) -> dict
     return leaves
 
 
-def unflatten_names(like: Tree, arrays: Mapping[str, Any]) -> Tree:
+def unflatten_names(like: PyTree, arrays: Mapping[str, Any]) -> PyTree:
     """Puts named arrays into a tree; undoes `flatten_names`.
 
     Args:
@@ -80,7 +80,7 @@ def unflatten_names(like: Tree, arrays: Mapping[str, Any]) -> Tree:
     return jax.tree.structure(like).unflatten(arrays[key] for key in wanted)
 
 
-def on_host(tree: Tree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
+def on_host(tree: PyTree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
     """Copies the leaves of a tree to NumPy, in C order: safetensors scrambles transposed arrays.
 
     Args:

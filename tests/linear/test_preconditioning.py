@@ -119,7 +119,7 @@ def test_damped_tasks_are_used_and_told_apart():
 
 REFUSED = {
     "no such preconditioner": (
-        lambda: imaml.CG(precondition="nystrom"), imaml.ConfigError, "accepted are Diagonal"
+        lambda: imaml.CG(precondition="nystrom"), imaml.ConfigError, "expected Diagonal"
     ),
     "no rank": (lambda: imaml.Nystrom(0), imaml.ConfigError, "Nystrom: rank=0; accepted is a whole number"),
     "no share": (lambda: imaml.DampedCG(share=0), imaml.ConfigError, "DampedCG: share=0; accepted"),

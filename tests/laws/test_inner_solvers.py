@@ -1,10 +1,12 @@
-"""Every inner solver on every kind of problem that it accepts: the solution, or an honest word of its lack.
+"""What holds for every inner solver on every problem that it accepts: solved, or a status says why not.
 
-The reference is Newton's method with a dense Jacobian, from the same start.
+A new solver is tested by being registered with `@recipe("inner")`; others are in the table `OTHERS`. The
+reference is Newton's method with a dense Jacobian, from the same start.
 """
 
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 
@@ -17,6 +19,10 @@ import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
 import imaml
+import imaml.inner
+from imaml.core.recipes import fresh, from_json, kinds_of, register_all, to_json
+
+register_all(imaml.inner)
 
 RANDOM = np.random.default_rng(4)
 INPUTS, TARGETS = jnp.asarray(RANDOM.normal(size=(12, 3))), jnp.asarray(RANDOM.normal(size=12))
@@ -99,8 +105,7 @@ def anderson(problem, theta, batch, phi0):
     return unravel(jax.lax.fori_loop(0, 2000, mix, (begin, step(begin), start, step(start)))[0])
 
 
-SOLVERS = {  # make(tolerance), tolerance, the problems it accepts
-    "gradient descent": (lambda t: imaml.GradientDescent(0.1, tolerance=t), TIGHT, list(PROBLEMS)),
+OTHERS = {  # make(tolerance), tolerance, the problems it accepts
     "Nesterov": (
         lambda t: imaml.Descent(optax.sgd(0.1, momentum=0.7, nesterov=True), tolerance=t),
         TIGHT,
@@ -109,7 +114,6 @@ SOLVERS = {  # make(tolerance), tolerance, the problems it accepts
     "momentum": (lambda t: imaml.Descent(optax.sgd(0.1, momentum=0.5), tolerance=t), TIGHT, list(PROBLEMS)),
     "Adam": (lambda t: imaml.Descent(optax.adam(0.02), tolerance=t), LOOSE, MINIMA),
     "SVRG": (lambda t: imaml.SVRG(0.05, rows=3, tolerance=t), TIGHT, MEANS),
-    "Newton-CG": (lambda t: imaml.NewtonCG(tolerance=t), TIGHT, MINIMA),
     "Newton": (
         lambda t: imaml.Newton(tolerance=t),
         TIGHT,
@@ -125,6 +129,28 @@ SOLVERS = {  # make(tolerance), tolerance, the problems it accepts
     "SciPy, outside JAX": (lambda t: imaml.External(by_scipy, tolerance=t), LOOSE, MINIMA),
     "one's own": (lambda t: imaml.Custom(anderson, tolerance=t), TIGHT, ["ridge", "logistic", "game"]),
 }  # fmt: skip
+
+
+def accepts(solver, name):
+    """Whether a solver takes a problem; one that does not says so when it is called."""
+    problem, theta = PROBLEMS[name]
+    try:
+        jax.eval_shape(lambda: solver(problem, theta, BATCH))
+    except imaml.StructureError:
+        return False
+    return True
+
+
+def registered():
+    """Every registered solver, to a tolerance, on the problems that it does not refuse."""
+    for name, kind in sorted(kinds_of("inner").items()):
+        rate = {"learning_rate": 0.02} if hasattr(fresh(kind), "learning_rate") else {}
+        make = functools.partial(dataclasses.replace, fresh(kind), steps=None, **rate)
+        make = lambda t, make=make: make(tolerance=t)  # noqa: E731
+        yield name, (make, TIGHT, [problem for problem in PROBLEMS if accepts(make(TIGHT), problem)])
+
+
+SOLVERS = {**dict(registered()), **OTHERS}
 CASES = [(solver, problem) for solver, (_, _, accepted) in SOLVERS.items() for problem in accepted]
 
 
@@ -200,6 +226,29 @@ def test_tasks_of_few_and_of_many_steps_in_one_batch(solver):
         for inner in (make(tolerance), exact)
     ]
     np.testing.assert_allclose(*gradients, rtol=1e-5 if tolerance == LOOSE else 1e-8)
+
+
+@pytest.mark.parametrize("kind", kinds_of("inner").values(), ids=kinds_of("inner"))
+def test_a_registered_solver_goes_to_json_and_back_and_refuses_bad_limits(kind):
+    solver = fresh(kind)
+    assert from_json(json.loads(json.dumps(to_json(solver)))) == solver
+    assert isinstance(solver.reversible, bool)
+    for bad in ({"steps": 0}, {"steps": True}, {"tolerance": -1.0}, {"tolerance": float("nan")}):
+        with pytest.raises(imaml.ConfigError, match=rf"{kind.__name__}: .*{next(iter(bad))}="):
+            dataclasses.replace(solver, **bad)
+    with pytest.raises(imaml.ConfigError, match="when should it stop"):
+        dataclasses.replace(solver, steps=None, tolerance=None)
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+@pytest.mark.parametrize("kind", kinds_of("inner").values(), ids=kinds_of("inner"))
+def test_a_registered_solver_promotes_no_dtype(kind):
+    problem, theta = PROBLEMS["ridge"]
+    batch, start = jax.tree.map(lambda leaf: leaf.astype("float32"), (BATCH, theta))
+    for limits in ({"steps": 2}, {"steps": None, "tolerance": 0.1}):
+        solver = dataclasses.replace(fresh(kind), **limits)
+        solution = jax.eval_shape(lambda s=solver: s(problem, start, batch))
+        assert solution.value.dtype == solution.stats.residual.dtype == "float32"
 
 
 def test_minibatches_are_unbiased_and_reshuffled():
@@ -315,15 +364,6 @@ def test_no_loop_computes_its_condition_twice(solver):
     assert conditions(jax.make_jaxpr(solve)(batch).jaxpr) <= TRIVIAL
 
 
-@pytest.mark.parametrize(
-    "linear", [imaml.CG(), imaml.MINRES(), imaml.BiCGStab(), imaml.Neumann()], ids=lambda s: type(s).__name__
-)
-def test_no_loop_of_a_linear_solver_does(linear):
-    matrices = jnp.stack([jnp.eye(3), 2 * jnp.eye(3)])
-    solve = jax.vmap(lambda m, b: linear(lambda x: m @ x, b, structure="spd").value)
-    assert conditions(jax.make_jaxpr(solve)(matrices, jnp.ones((2, 3))).jaxpr) <= TRIVIAL
-
-
 def test_what_these_tests_look_for_is_found():
     plain = lambda x: jax.lax.while_loop(lambda x: x @ x > 0.1, lambda x: x / 2, x)  # noqa: E731
     assert "dot_general" in conditions(jax.make_jaxpr(jax.vmap(plain))(jnp.ones((2, 3))).jaxpr)
@@ -331,8 +371,8 @@ def test_what_these_tests_look_for_is_found():
 
 EDGE = """
 import jax, imaml
-from imaml.family import Method
-from imaml.training import initial_state, make_step
+from imaml.config.method import Method
+from imaml.training.step import initial_state, make_step
 
 domain, newton = imaml.sinusoid(), imaml.NewtonCG(steps=5, linear=imaml.CG(steps=8))
 method = Method(strength=0.5, inner=newton, linear=imaml.CG(steps=8), curvature="gauss-newton").build(domain)

@@ -202,10 +202,6 @@ def test_phi0_is_where_it_starts():
         (lambda: imaml.GradientDescent(True, steps=1), "learning_rate=True"),
         (lambda: imaml.ProximalGradient(0.0, steps=1), "ProximalGradient: learning_rate=0.0; accepted is a"),
         (lambda: imaml.ProximalGradient("fast", steps=1), "ProximalGradient: learning_rate='fast'"),
-        (lambda: imaml.ProximalGradient(0.1), "when should it stop"),
-        (lambda: imaml.GradientDescent(0.1), "when should it stop"),
-        (lambda: imaml.GradientDescent(0.1, steps=0), "steps=0"),
-        (lambda: imaml.GradientDescent(0.1, tolerance=-1.0), "tolerance=-1.0"),
         (lambda: imaml.Descent(optax.sgd(0.1)), "when should it stop"),
         (lambda: imaml.Descent("adam", steps=1), "'adam' is no Optax transform; pass one such as"),
     ],
@@ -213,11 +209,3 @@ def test_phi0_is_where_it_starts():
 def test_refusals(make, message):
     with pytest.raises(imaml.ConfigError, match=message):
         make()
-
-
-@pytest.mark.usefixtures("strict_dtypes")
-@pytest.mark.parametrize("limits", [{"steps": 2}, {"tolerance": 0.1}], ids=str)
-def test_gradient_descent_promotes_no_dtype(limits):
-    batch = jax.tree.map(lambda leaf: leaf.astype("float32"), BATCH)
-    solution = imaml.GradientDescent(0.2, **limits)(PROBLEM, jnp.zeros(3, "float32"), batch)
-    assert solution.value.dtype == solution.stats.residual.dtype == "float32"
