@@ -42,7 +42,7 @@ def bench_command(
     """
     if preset == "theory":
         raise ConfigError(
-            "imaml bench: expected a preset, got 'theory'. Hint: this study is in the repository's "
+            "bench: expected a preset, got 'theory'. Hint: this study is in the repository's "
             "benchmarks; run python -m benchmarks run theory there."
         )
     from ..config.presets import preset as configuration
@@ -56,7 +56,7 @@ def bench_command(
         found = {"preset": preset, "steps": steps, **cost.to_json()}
         print(json_format.dumps(found, allow_nan=False))
         return 0
-    print("\n".join(_lines(cost)))
+    print(_lines(cost))
     low, high = min(cost.milliseconds), max(cost.milliseconds)
     print(f"a step            {cost.median_ms:,.2f} ms, median of {steps} ({low:,.2f} to {high:,.2f})")
     print(f"first call        {cost.first_call_s:.1f} s, with compiling")
@@ -77,7 +77,7 @@ def print_prediction(config: Config) -> int:
     from ..training.cost import measure
 
     cost, steps = measure(config, PROBE, SECONDS), config.training.steps
-    print("\n".join(_lines(cost)))
+    print(_lines(cost))
     taken = len(cost.milliseconds)
     print(f"predicted step    {cost.median_ms:,.2f} ms, the median of a probe of {taken} steps")
     whole = cost.first_call_s + steps * cost.median_ms / 1e3
@@ -89,18 +89,20 @@ def print_prediction(config: Config) -> int:
     return 0
 
 
-def _lines(cost: Cost) -> list[str]:
+def _lines(cost: Cost) -> str:
     """What both commands say."""
     shared = "" if cost.devices == 1 else f" on each of {cost.devices} devices"
     note = f" ({cost.unbounded} loops of unknown length counted once)" if cost.unbounded else ""
     floor = f"{cost.floor_ms:,.2f} ms a step, for the matrix products alone"
     if cost.floor_ms > cost.median_ms:
         note, floor = " at most: loops that end sooner count in full", "unknown, as the loops end sooner"
-    return [
-        f"parameters        {cost.parameters:,}",
-        f"matrix products   {cost.flops / 1e9:,.3f} GFLOP a step{note}",
-        f"this machine      {cost.rate / 1e9:,.0f} GFLOP/s in float32 matrix products",
-        f"lower bound       {floor}",
-        f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled",
-        f"peak memory       {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped",
-    ]
+    return "\n".join(
+        (
+            f"parameters        {cost.parameters:,}",
+            f"matrix products   {cost.flops / 1e9:,.3f} GFLOP a step{note}",
+            f"this machine      {cost.rate / 1e9:,.0f} GFLOP/s in float32 matrix products",
+            f"lower bound       {floor}",
+            f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled",
+            f"peak memory       {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped",
+        )
+    )

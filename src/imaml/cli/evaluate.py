@@ -86,13 +86,13 @@ def evaluate_command(
         name = name if equals else other.config.method.name
         if name in scores:
             raise ConfigError(
-                f"imaml evaluate: expected runs with different names, got {name!r} twice. "
+                f"evaluate: expected runs with different names, got {name!r} twice. "
                 f"Hint: name one, as in second={file or word}."
             )
         its = recipe_of(other).build()
         if not same_tasks(domain, its, split):
             raise ConfigError(
-                f"imaml evaluate: expected runs that draw the same tasks as {run}, got {file or word}. "
+                f"evaluate: expected runs that draw the same tasks as {run}, got {file or word}. "
                 "Hint: compare runs of one domain with the same settings."
             )
         scores[name] = scored(other, its)

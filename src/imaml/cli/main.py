@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App, Group
 from cyclopts.exceptions import CycloptsError
 
-from ..core.errors import ConfigError, ImamlError
+from ..core.errors import ImamlError
 from ..core.interrupts import STATUS, leave, watch
 from ..core.streams import discard_output, flush_output, note
 from ..core.version import __version__
@@ -23,15 +24,18 @@ from .bench import bench_command
 from .compare import compare_command
 from .data import data_app, sample_command
 from .evaluate import evaluate_command
-from .options import DEFAULT, explain, near, split_words, with_fields
+from .options import DEFAULT, explain, split_words, with_fields
 from .report import presets_command, report_command
 from .train import train_command
 
-ABOUT = """imaml: meta-learning with implicit gradients.
+if TYPE_CHECKING:
+    from ..config.run import Config
 
-Train on many related tasks, then learn a new one from a few examples.
-A first run needs no data: imaml train
-"""
+ABOUT = (
+    "imaml: meta-learning with implicit gradients. Train on many related tasks, then learn a new task from a "
+    "few examples. A first run needs no data: imaml train"
+)
+PACKAGE, _usual_warning = str(Path(__file__).parents[1]), warnings.showwarning
 COMMANDS = {
     "train": train_command,
     "compare": compare_command,
@@ -43,6 +47,7 @@ COMMANDS = {
     "presets": presets_command,
     "bench": bench_command,
 }
+HELP = {"--help", "-h"}
 CONFIGURED = ("train", "compare", "sample", "bench")  # commands that set fields of a configuration
 
 
@@ -81,13 +86,12 @@ def parser(words: Sequence[str] = ()) -> App:
         help=ABOUT,
         version=f"imaml {__version__}",
         version_flags=("--version", "-V"),
-        help_format="plaintext",
-        help_formatter="plain",
+        help_format="markdown",
         result_action="return_value",
         group_parameters=Group("Options", sort_key=0),
     )
     completing = words[:1] == ["--install-completion"]
-    helping = not {"--help", "-h"}.isdisjoint(words)
+    helping = not HELP.isdisjoint(words)
     for order, (name, command) in enumerate(COMMANDS.items()):
         if name in CONFIGURED and (completing or (helping and words[0] == name)):
             command = with_fields(command, _config_in(words))
@@ -100,7 +104,7 @@ def parser(words: Sequence[str] = ()) -> App:
     return app
 
 
-def _config_in(words: Sequence[str]) -> object:
+def _config_in(words: Sequence[str]) -> Config:
     """The configuration that a command line asks for."""
     from ..config.overrides import overrides
     from ..config.presets import PRESETS, preset
@@ -110,50 +114,35 @@ def _config_in(words: Sequence[str]) -> object:
     return overrides(preset(next((word for word in named if word in PRESETS), DEFAULT)), changes)
 
 
-@contextlib.contextmanager
-def _warnings_as_lines() -> Iterator[None]:
+def _show_warning(message: Warning | str, kind: type[Warning], file: str, *where: Any) -> None:
     """Show this package's warnings as one line each, without file and line."""
-    package, usual = str(Path(__file__).parents[1]), warnings.showwarning
-
-    def show(message, category, filename, lineno, file=None, line=None):  # noqa: ANN001, ANN202
-        if issubclass(category, RuntimeWarning) and filename.startswith(package):
-            note(f"imaml: warning: {' '.join(str(message).split())}")
-        else:
-            usual(message, category, filename, lineno, file, line)
-
-    warnings.showwarning = show
-    try:
-        yield
-    finally:
-        warnings.showwarning = usual
+    if issubclass(kind, RuntimeWarning) and file.startswith(PACKAGE):
+        note(f"imaml: warning: {' '.join(str(message).split())}")
+    else:
+        _usual_warning(message, kind, file, *where)
 
 
 def _run(words: list[str]) -> int:
     """Run one command, and tell its errors in one line."""
     words = words if words and words != ["help"] else ["--help"]
     try:
-        with _warnings_as_lines():
-            others, changes = split_words(words)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            others, changes = split_words(words) if words[0] in CONFIGURED else (words, [])
             command, bound, unparsed = parser(words).parse_args(
                 others, print_error=False, exit_on_error=False, help_on_error=False, verbose=False
             )
             if "changes" in unparsed:
                 bound.arguments["changes"] = changes
-            elif changes and command.__name__ != "help_print":
-                raise ConfigError(
-                    f"imaml {words[0]}: expected one of its options, got {changes[0].option}. "
-                    f"Hint: see imaml {words[0]} --help."
-                )
             status = command(*bound.args, **bound.kwargs)
             flush_output()  # so that a closed pipe shows here
             return status if isinstance(status, int) else 0
-    except CycloptsError as error:
-        note(f"imaml: {explain(error)}")
+    except (ImamlError, CycloptsError) as error:
+        note(f"imaml: {explain(error) if isinstance(error, CycloptsError) else error}")
         return 2
-    except ImamlError as error:
-        note(f"imaml: {error}")
-        return 2
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
+    except (BrokenPipeError, SystemExit) as error:  # the reader, such as `head`, has had enough
+        if isinstance(error, SystemExit) and HELP.isdisjoint(words):
+            raise
         discard_output()
         return 0
     except OSError as error:

@@ -1,8 +1,8 @@
 """Options of commands: the kinds of values, options that set a field of the configuration, and messages.
 
-Cyclopts parses each command's own options from its signature. Options with a dot (`--method.inner.steps=8`)
-set a field of the configuration. Which fields there are depends on the preset and on the kinds that other
-options choose, so these options are taken out first and go to `config.overrides`.
+Cyclopts parses each command's own options from its signature. Options with a dot (`--method.inner.steps=8`),
+--domain and --method set a field of the configuration. Which fields there are depends on the preset and on
+the kinds that other options choose, so these options are taken out first and go to `config.overrides`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,8 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from cyclopts import App, Group, Parameter
-from cyclopts.exceptions import (
-    CoercionError,
-    CombinedShortOptionError,
-    CycloptsError,
-    MissingArgumentError,
-    RepeatArgumentError,
-    UnknownCommandError,
-    UnknownOptionError,
-    UnusedCliTokensError,
-    ValidationError,
-)
+from cyclopts import Group, Parameter
+from cyclopts import exceptions as wrong
 
 from ..core.errors import ConfigError
 
@@ -62,10 +52,11 @@ def at_least(least: int) -> Callable[[type, int | None], None]:
     return check
 
 
-Flag = Annotated[bool, Parameter(negative=(), allow_repeating=True)]
+Flag = Annotated[bool, Parameter(negative=(), allow_repeating=True, show_default=False)]
 Count = Annotated[int, Parameter(validator=at_least(0))]
 Positive = Annotated[int, Parameter(validator=at_least(1))]
 Several = Annotated[int, Parameter(validator=at_least(2))]  # an interval needs two
+Names = Annotated[list[str] | None, Parameter(negative=())]
 Changes = Annotated[Sequence[Change], Parameter(parse=False)]
 
 
@@ -84,7 +75,7 @@ def split_words(words: Iterable[str]) -> tuple[list[str], list[Change]]:
     others, changes, rest = [], [], iter(words)
     for word in rest:
         option, equals, text = word.partition("=")
-        if not re.fullmatch(r"--[\w-]+(\.[\w-]+)+", option):
+        if not re.fullmatch(r"--(domain|method|[\w-]+(\.[\w-]+)+)", option):
             others.append(word)
             continue
         text = text if equals else next(rest, "--")
@@ -119,16 +110,13 @@ def configure(config: Config, changes: Iterable[Change], **shorthands: object) -
         if old is None:
             merged[new.path] = new
             continue
-        same = old.option == new.option
-        came = [repr(c.text) if same else f"{c.option} {c.text!r}" for c in (old, new)]
-        if not any(field.path == new.path and field.is_list for field in fields_of(config)):
-            hint = "give this option once"
-        elif not same:
-            hint = "give the whole list to one of them"
-        else:
-            merged[new.path] = new._replace(text=f"{old.text},{new.text}")
-            continue
-        raise ConfigError(f"{old.option}: expected one value, got {' and '.join(came)}. Hint: {hint}.")
+        joins = any(field.path == new.path and field.is_list for field in fields_of(config))
+        if not joins or old.option != new.option:
+            raise ConfigError(
+                f"{new.option}: expected one value, got {old.option}={old.text} and {new.option}={new.text}. "
+                "Hint: give this option once."
+            )
+        merged[new.path] = new._replace(text=f"{old.text},{new.text}")
     data = merged.pop("domain.data", None) if "data" in given else None
     return replace_data(overrides(config, list(merged.values())), data and data.text)
 
@@ -176,20 +164,25 @@ def _kinds(hint: Any) -> list[str]:
     return sorted(set(found))
 
 
+_PLAIN: dict[Any, str] = {
+    int: "INT",
+    float: "FLOAT",
+    str: "STR",
+    bool: "true|false",
+    types.NoneType: "none",
+}
+
+
 def _metavar(hint: Any) -> str:
     """A field's type as the help shows it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if _kinds(hint):
-        plain = [a for a in arguments if a in (int, float, str, types.NoneType)]
-        return "|".join(["KIND", *map(_metavar, plain)])
+        return "|".join(["KIND", *(_PLAIN[choice] for choice in arguments if choice in _PLAIN)])
     if origin is tuple:
-        return f"{_metavar(arguments[0])},..."
+        return f"{_metavar(arguments[0])},..." if arguments[0] in _PLAIN else "VALUE"
     if origin is typing.Literal:
         return "|".join(arguments)
-    if arguments and origin is not dict:
-        return "|".join(map(_metavar, arguments[:1] if origin is Annotated else arguments))
-    names = {types.NoneType: "none", bool: "true|false", str: "TEXT", float: "NUMBER"}
-    return names.get(hint, getattr(hint, "__name__", "VALUE").upper())
+    return "|".join(map(_metavar, arguments)) if arguments else _PLAIN.get(hint, "VALUE")
 
 
 def as_text(value: Any) -> str:
@@ -211,24 +204,25 @@ def with_fields(command: Callable[..., int], config: Config) -> Callable[..., in
     Returns:
         A function with the longer signature. It is shown and never called.
     """
-    own = inspect.signature(command, eval_str=True)
+    own, order = inspect.signature(command, eval_str=True), [field.name for field in fields(config)]
     added = []
-    for field in fields_of(config):
-        top = field.path.partition(".")[0]
-        title = f"{top.capitalize()} ({type(getattr(config, top)).__name__})"
+    for path, hint, value, about in fields_of(config):
+        top, kinds = path.partition(".")[0], _kinds(hint)
+        kind = type(getattr(config, top)).__name__
         option = Parameter(
-            name=f"--{field.path}",
-            help=field.about,
-            group=Group(title, sort_key=1 + [f.name for f in fields(config)].index(top)),
-            metavar=_metavar(field.hint),
-            choices=_kinds(field.hint) or (("true", "false") if field.hint is bool else None),
-            show_choices=bool(_kinds(field.hint)),
+            name=f"--{path}",
+            help=about,
+            group=Group(f"{top.capitalize()} ({kind})", sort_key=1 + order.index(top)),
+            metavar=_metavar(hint),
+            choices=kinds or (("true", "false") if hint is bool else None),
+            show_choices=bool(kinds),
             show_default=as_text,
             negative=(),
         )
-        name = field.path.replace(".", "_")
-        kind = Annotated[object, option] if False else Annotated[str, option]
-        added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.value, annotation=kind))
+        name, annotation = path.replace(".", "_"), Annotated[str, option]
+        added.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation)
+        )
 
     @functools.wraps(command)
     def shown() -> int:
@@ -238,43 +232,58 @@ def with_fields(command: Callable[..., int], config: Config) -> Callable[..., in
     return shown
 
 
-def explain(error: CycloptsError) -> str:
-    """Write a parser's error as `WHAT: expected X, got Y. Hint: ...`."""
-    where = " ".join(["imaml", *(error.command_chain or ())])
-    hint = f"see {where} --help"
-    argument, token = error.argument, getattr(error, "token", None)
-    name = (token and token.keyword) or (argument.name if argument else "")
+def explain(error: wrong.CycloptsError) -> str:
+    """Write a parser's error as `WHAT: expected X, got Y. Hint: ...`.
+
+    Args:
+        error: What Cyclopts raised.
+
+    Returns:
+        The message, with what was perhaps meant.
+    """
+    chain, argument, token = error.command_chain or (), error.argument, getattr(error, "token", None)
+    what, hint = " ".join(chain) or "command", f"see {' '.join(['imaml', *chain])} --help"
+    word = (error.unused_tokens or [""])[0] if token is None else token.value
+    known, got = [], repr(word)
     match error:
-        case UnknownCommandError():
+        case wrong.UnknownCommandError():
             known = [name for name in error.app or () if not name.startswith("-")]
-            word = (error.unused_tokens or [""])[0]
-            return f"{where}: expected one of {', '.join(known)}, got {word!r}. Hint: {near(word, known) or hint}."
-        case UnknownOptionError():
-            word = (name or error.token.value).partition("=")[0]
+            expected = f"one of {', '.join(known)}"
+        case wrong.UnknownOptionError():
             known = [name for argument in error.argument_collection for name in argument.names]
-            return f"{where}: expected one of its options, got {word}. Hint: {near(word, known) or hint}."
-        case RepeatArgumentError() if argument:
-            came = [repr(token.value) for token in (*argument.tokens, error.token)]
-            return f"{name}: expected one value, got {' and '.join(came)}. Hint: give this option once."
-        case MissingArgumentError() if argument and error.keyword:
-            return f"{error.keyword}: expected a value, got none. Hint: write {error.keyword}=VALUE."
-        case MissingArgumentError() if argument:
-            return f"{where}: expected {argument.name}, got nothing. Hint: {hint}."
-        case ValidationError():
-            return f"{name}: {error.exception_message}"
-        case CoercionError() if token:
+            got = word = (error.token.keyword or word).partition("=")[0]
+            expected = "one of its options"
+        case wrong.RepeatArgumentError():
+            what, expected, hint = error.token.keyword, "one value", "give this option once"
+            got = f"{word!r} as well"
+        case wrong.MissingArgumentError() if error.keyword:
+            what, expected, got, hint = error.keyword, "a value", "none", f"write {error.keyword}=VALUE"
+        case wrong.MissingArgumentError() if argument:
+            expected, got = argument.name, "nothing"
+        case wrong.CoercionError() if token and argument:
             kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-            choices = [str(choice) for choice in typing.get_args(error.target_type)]
-            expected = kinds.get(error.target_type or str) or f"one of {', '.join(choices)}"
-            return f"{name}: expected {expected}, got {token.value!r}. Hint: {near(token.value, choices) or hint}."
-        case UnusedCliTokensError():
-            word = (error.unused_tokens or [""])[0]
-            return f"{where}: expected fewer arguments, got {word!r} as well. Hint: {hint}."
-    return f"{where}: {error}"
+            known = [str(choice) for choice in typing.get_args(error.target_type)]
+            what = token.keyword or argument.name
+            expected = kinds.get(error.target_type or str, f"one of {', '.join(known)}")
+        case wrong.ValidationError() if argument:
+            return f"{argument.name}: {error.exception_message}"
+        case wrong.UnusedCliTokensError():
+            expected, got = "fewer arguments", f"{word!r} as well"
+        case _:
+            return f"{what}: {error}"
+    return f"{what}: expected {expected}, got {got}. Hint: {near(word, known) or hint + '.'}"
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """What was perhaps meant by a misspelt word; empty where nothing is alike."""
+    """Say what was perhaps meant by a misspelt word.
+
+    Args:
+        word: What was written.
+        known: What could be meant.
+
+    Returns:
+        A question; empty if nothing is alike.
+    """
     names = {name.lstrip("-"): name for name in known}  # dashes make any two options look alike
     found = get_close_matches(word.lstrip("-"), list(names), n=1)
     return f"did you mean {names[found[0]]}?" if found else ""

@@ -27,7 +27,7 @@ def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> int:
     folder = run.parent if run.name == "artefact.safetensors" else run
     if not (folder / "events.jsonl").is_file():
         raise DataError(
-            f"imaml report: expected a run directory, got {run}, which holds no events.jsonl. "
+            f"report: expected a run directory, got {run}, which holds no events.jsonl. "
             "Hint: give the --out of an imaml train."
         )
     keep_compiled()

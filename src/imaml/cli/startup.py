@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..config.run import Config
 
 MOST = 2**30  # bytes of compiled programs that are kept; the oldest go first
+PRODUCTS = ("CG", "Neumann", "MINRES", "BiCGStab")  # linear solvers without factorisations
 LEAST = 0.3  # seconds: what compiles faster is not kept
 
 
@@ -78,17 +79,10 @@ def factorises(config: Config) -> bool:
     Returns:
         False for few-shot images with linear solvers that take products only.
     """
-    from ..config.method import BAYESIAN
-    from ..domains.fewshot.domain import FewShotRecipe
-    from ..linear.bicgstab import BiCGStab
-    from ..linear.cg import CG
-    from ..linear.minres import MINRES
-    from ..linear.neumann import Neumann
-
-    linear = config.method.linear
-    products = isinstance(linear, CG | Neumann | MINRES | BiCGStab) and config.method.name not in BAYESIAN
-    products = products and getattr(linear, "precondition", None) is None
-    return not (isinstance(config.domain, FewShotRecipe) and products)
+    linear, method = config.method.linear, config.method.name
+    products = type(linear).__name__ in PRODUCTS and getattr(linear, "precondition", None) is None
+    images = type(config.domain).__name__ == "FewShotRecipe"
+    return not (images and products and method not in ("evidence", "moments", "posterior"))
 
 
 def _configured() -> bool:

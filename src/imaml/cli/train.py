@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import ConfigError, ImamlError
 from ..core.interrupts import STATUS
 from ..core.streams import note, on_terminal
-from .options import DEFAULT, Changes, Flag, configure
+from .options import DEFAULT, Changes, Flag, Names, configure
 from .startup import factorises, prepare_jax
 
 if TYPE_CHECKING:
     from ..config.run import Config
     from ..training.loop import Run
+
+SCORES = ("scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95")
 
 
 def train_command(
@@ -31,7 +32,7 @@ def train_command(
     data: str | None = None,
     task: str | None = None,
     target: str | None = None,
-    features: list[str] | None = None,
+    features: Names = None,
     out: Path | None = None,
     resume: Flag = False,
     from_: Path | None = None,
@@ -67,7 +68,7 @@ def train_command(
     """
     if preset is not None and (Path(preset) / "config.json").exists():
         raise ConfigError(
-            f"imaml train: expected a preset, got the run directory {preset}. "
+            f"train: expected a preset, got the run directory {preset}. "
             f"Hint: to continue that run, use imaml train --resume --out {preset}."
         )
     if resume and out is None:
@@ -186,18 +187,6 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
     return 0
 
 
-def _scoring(quiet: bool) -> Callable[[int, int], None] | None:
-    """Says how far the scoring is: a live line on a terminal, else nothing until the end."""
-    if quiet or not on_terminal(sys.stderr):
-        return None
-
-    def say(done: int, tasks: int) -> None:
-        end = "\r" if done < tasks else "\r\033[K"
-        note(f"scored {done:,} of {tasks:,} test tasks", end=end)
-
-    return say
-
-
 def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:
     """Print the evaluation that ends a run, and write it to the run's events."""
     from ..training.evaluation import evaluate
@@ -205,19 +194,20 @@ def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:
 
     if not config.training.test_tasks:
         return
+
+    def say(done: int, tasks: int) -> None:
+        end = "\r" if done < tasks else "\r\033[K"  # a live line
+        note(f"scored {done:,} of {tasks:,} test tasks", end=end)
+
     if not quiet:
         note(f"scoring on {config.training.test_tasks:,} test tasks (--training.test_tasks) ...")
-    result = evaluate(run, split="test", tasks=config.training.test_tasks, progress=_scoring(quiet))
+    progress = say if not quiet and on_terminal(sys.stderr) else None
+    result = evaluate(run, split="test", tasks=config.training.test_tasks, progress=progress)
     with Journal(out, progress=False, append=True) as journal:
         journal.write(
             "evaluation",
             split=result.split,
-            scores=dict(result.scores),
-            ci95=dict(result.ci95),
-            before=dict(result.before),
-            before_ci95=dict(result.before_ci95),
-            baselines=dict(result.baselines),
-            baselines_ci95=dict(result.baselines_ci95),
+            **{name: dict(getattr(result, name)) for name in SCORES},
             tasks=result.tasks,
             seed=result.seed,
             data=getattr(config.domain, "source", type(config.domain).__name__),
