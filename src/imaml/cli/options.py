@@ -158,10 +158,16 @@ def _kinds(hint: Any) -> list[str]:
     """The kinds of recipe that a field may hold, where there is a choice."""
     from ..core.recipes import Role, is_recipe, kinds_of
 
-    found = [kind.__name__ for kind in typing.get_args(hint) if is_recipe(kind)]
+    found = [kind for kind in typing.get_args(hint) if is_recipe(kind)]
     for mark in getattr(hint, "__metadata__", ()):
-        found += kinds_of(mark.name) if isinstance(mark, Role) else ()
-    return sorted(set(found))
+        found += kinds_of(mark.name).values() if isinstance(mark, Role) else ()
+    return sorted(set(map(_kind, found)))
+
+
+def _kind(recipe: type) -> str:
+    """The word that chooses a kind of recipe: its `name`, if that is the class's own and no field."""
+    own = {field.name for field in fields(recipe)}
+    return recipe.__name__ if "name" in own else getattr(recipe, "name", recipe.__name__)
 
 
 _PLAIN: dict[Any, str] = {
@@ -188,7 +194,7 @@ def _metavar(hint: Any) -> str:
 def as_text(value: Any) -> str:
     """Write a field's value as its option takes it."""
     if is_dataclass(value):
-        return type(value).__name__
+        return _kind(type(value))
     if isinstance(value, list | tuple):
         return ",".join(map(as_text, value)) or "()"
     return str(value).lower() if isinstance(value, bool | None) else str(value)
@@ -208,7 +214,7 @@ def with_fields(command: Callable[..., int], config: Config) -> Callable[..., in
     added = []
     for path, hint, value, about in fields_of(config):
         top, kinds = path.partition(".")[0], _kinds(hint)
-        kind = type(getattr(config, top)).__name__
+        kind = _kind(type(getattr(config, top)))
         option = Parameter(
             name=f"--{path}",
             help=about,
