@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -110,8 +109,9 @@ def configure(config: Config, changes: Iterable[Change], **shorthands: object) -
         if old is None:
             merged[new.path] = new
             continue
-        joins = any(field.path == new.path and field.is_list for field in fields_of(config))
-        if not joins or old.option != new.option:
+        hints = (field.hint for field in fields_of(config) if field.path == new.path)
+        kinds = {typing.get_origin(choice) for hint in hints for choice in (hint, *typing.get_args(hint))}
+        if tuple not in kinds or old.option != new.option:
             raise ConfigError(
                 f"{new.option}: expected one value, got {old.option}={old.text} and {new.option}={new.text}. "
                 "Hint: give this option once."
@@ -128,11 +128,6 @@ class Field(NamedTuple):
     hint: Any
     value: object
     about: str
-
-    @property
-    def is_list(self) -> bool:
-        """Whether the value is a list, to which a repeated option adds."""
-        return any(typing.get_origin(choice) is tuple for choice in (self.hint, *typing.get_args(self.hint)))
 
 
 def fields_of(recipe: Any, above: str = "") -> Iterator[Field]:
@@ -170,13 +165,7 @@ def _kind(recipe: type) -> str:
     return recipe.__name__ if "name" in own else getattr(recipe, "name", recipe.__name__)
 
 
-_PLAIN: dict[Any, str] = {
-    int: "INT",
-    float: "FLOAT",
-    str: "STR",
-    bool: "true|false",
-    types.NoneType: "none",
-}
+_PLAIN: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", bool: "true|false", type(None): "none"}
 
 
 def _metavar(hint: Any) -> str:
@@ -188,7 +177,9 @@ def _metavar(hint: Any) -> str:
         return f"{_metavar(arguments[0])},..." if arguments[0] in _PLAIN else "VALUE"
     if origin is typing.Literal:
         return "|".join(arguments)
-    return "|".join(map(_metavar, arguments)) if arguments else _PLAIN.get(hint, "VALUE")
+    if arguments:  # of a union, those that an option can be set to
+        return "|".join(filter(None, map(_metavar, arguments)))
+    return _PLAIN.get(hint, "")
 
 
 def as_text(value: Any) -> str:
@@ -215,10 +206,11 @@ def with_fields(command: Callable[..., int], config: Config) -> Callable[..., in
     for path, hint, value, about in fields_of(config):
         top, kinds = path.partition(".")[0], _kinds(hint)
         kind = _kind(type(getattr(config, top)))
+        title = top.capitalize() + (f" ({kind})" if kind.lower() != top else "")
         option = Parameter(
             name=f"--{path}",
             help=about,
-            group=Group(f"{top.capitalize()} ({kind})", sort_key=1 + order.index(top)),
+            group=Group(title, sort_key=1 + order.index(top)),
             metavar=_metavar(hint),
             choices=kinds or (("true", "false") if hint is bool else None),
             show_choices=bool(kinds),
