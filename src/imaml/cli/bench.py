@@ -61,7 +61,7 @@ def bench_command(
     print(f"a step            {cost.median_ms:,.2f} ms, median of {steps} ({low:,.2f} to {high:,.2f})")
     print(f"first call        {cost.first_call_s:.1f} s, with compiling")
     if cost.fraction <= 1:
-        print(f"of the rate       {100 * cost.fraction:.0f} %")
+        print(f"achieved          {100 * cost.fraction:.0f} % of this machine's rate")
     return 0
 
 
