@@ -103,6 +103,6 @@ def _lines(cost: Cost) -> str:
             f"this machine      {cost.rate / 1e9:,.0f} GFLOP/s in float32 matrix products",
             f"lower bound       {floor}",
             f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled",
-            f"peak memory       {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped",
+            f"memory in all     {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped",
         )
     )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from ..core.errors import DataError, ImamlError
 from ..core.streams import note
 from .startup import keep_compiled
-
-if TYPE_CHECKING:
-    from ..domains.base import Scene
 
 
 def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> int:
@@ -35,12 +32,11 @@ def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> int:
     from ..report.examples import examples
     from ..report.run_page import write_report
 
-    drawn: list[Scene] = []
-    if (folder / "artefact.safetensors").exists():
-        try:
-            drawn = examples(load(folder))
-        except ImamlError as error:  # such as data that are not on this machine
-            note(f"imaml: the report has no example tasks: {error}")
+    drawn = []
+    try:
+        drawn = examples(load(folder)) if (folder / "artefact.safetensors").exists() else drawn
+    except ImamlError as error:  # such as data that are not on this machine
+        note(f"imaml: warning: the report has no example tasks: {error}")
     print(write_report(folder, drawn))
     return 0
 

@@ -178,7 +178,7 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
     if run.reason == "minutes":
         cut = ", before the learning rate had decayed" if config.optimiser.schedule == "cosine" else ""
         print(f"stopped by --minutes at step {run.step} of {config.training.steps}{cut}")
-        print(f"{onwards} --minutes {2 * config.training.minutes:g}")
+        print(f"{onwards} --minutes {2 * (config.training.minutes or 1):g}")
     print(f"run      {out}")
     from ..report.examples import examples
     from ..report.run_page import write_report
