@@ -1,11 +1,14 @@
 """The command line from end to end at tiny size, and a table of bad inputs: one clear message each."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -14,10 +17,12 @@ import pytest
 from PIL import Image
 
 import imaml
-from imaml.cli.main import main
-from imaml.cli.options import Arguments
+from imaml.cli.main import COMMANDS, main
+from imaml.cli.options import Change, configure, fields_of, split_words
+from imaml.config.presets import preset
 from imaml.core.errors import ArtefactError, ConfigError, DataError
 
+FILE = str(Path(imaml.__file__).parent / "somewhere.py")
 TINY = [
     "--domain.ways=3",
     "--domain.queries=1",
@@ -117,37 +122,46 @@ BAD = {
     "no such command": (["trian"], "did you mean train?"),
     "misspelt preset": (["train", "omniglot-5w1"], "did you mean 'omniglot-5w1s'?"),
     "unknown preset": (["train", "zzz"], "there are: actor-critic, actor-critic-cart-pole, as-released,"),
-    "two presets": (["train", "sinusoid", "sinusoid"], "at most one preset"),
-    "a run for a preset": (["train", RUN], "imaml train --resume --out"),
+    "two presets": (["train", "sinusoid", "sinusoid"], "train: expected fewer arguments, got 'sinusoid'"),
+    "a run for a preset": (["train", RUN], "use imaml train --resume --out"),
     "misspelt option": ([*TRAIN, "--step=3"], "did you mean --steps?"),
     "one dash": ([*TRAIN, "-steps=3"], "did you mean --steps?"),
     "misspelt path": ([*TRAIN, "--method.inner.step=3"], "did you mean 'steps'?"),
     "misspelt group": ([*TRAIN, "--metod.strength=3"], "did you mean 'method'?"),
     "path below a value": ([*TRAIN, "--method.strength.x=3"], "plain value"),
-    "path where none fits": (["evaluate", RUN, "--domain.ways=3"], "no option --domain.ways"),
+    "path where none fits": (["evaluate", RUN, "--domain.ways=3"], "its options, got --domain.ways"),
     "option given twice": (
         [*TRAIN, "--steps=3", "--steps", "5"],
-        "--steps: expected one value, got '3' and '5'",
+        "--steps: expected one value, got '5' as well. Hint: give this option once.",
     ),
-    "the same twice": (["evaluate", RUN, "--split=test", "--split=test"], "got 'test' and 'test'"),
+    "the same twice": (["evaluate", RUN, "--split=test", "--split=test"], "--split: expected one value"),
     "task given twice": (
         ["train", "tables", "--task", "subject", "--task", "item"],
-        "--task: expected one value, got 'subject' and 'item'. Hint: give this option once.",
+        "--task: expected one value, got 'item' as well. Hint: give this option once.",
     ),
-    "path given twice": ([*TRAIN, "--method.strength=1", "--method.strength=2"], "got '1' and '2'"),
-    "path with a dash": ([*TRAIN, "--training.log_every=1", "--training.log-every=2"], "got --training.log_"),
+    "path given twice": (
+        [*TRAIN, "--method.strength=1", "--method.strength=2"],
+        "expected one value, got --method.strength=1 and --method.strength=2. Hint: give this option once.",
+    ),
+    "path with a dash": (
+        [*TRAIN, "--training.log_every=1", "--training.log-every=2"],
+        "got --training.log_every=1 and --training.log-every=2.",
+    ),
     "option and its path": (
         [*TRAIN, "--training.steps=3", "--steps=5"],
-        "--training.steps: expected one value, got --training.steps '3' and --steps '5'",
+        "--steps: expected one value, got --training.steps=3 and --steps=5.",
     ),
-    "budget and its path": (["compare", "--budget=1", "--training.minutes=2"], "--budget '1' and"),
+    "budget and its path": (["compare", "--budget=1", "--training.minutes=2"], "and --budget=1"),
+    "data and its path": ([*IMAGES, "--data=a", "--domain.data=b"], "got --domain.data=b and --data=a"),
     "list in two forms": (
         ["train", "tables", "--features=day", "--domain.features=dose"],
-        "--features: expected one form of this option",
+        "--features: expected one value, got --domain.features=dose and --features=day.",
     ),
-    "option without value": ([*TRAIN, "--steps"], "--steps needs a value"),
-    "flag with value": ([*TRAIN, "--resume=yes"], "takes no value"),
-    "steps no number": ([*TRAIN, "--steps=many"], "option --steps: 'many' came; accepted is a whole number"),
+    "option without value": ([*TRAIN, "--steps"], "--steps: expected a value, got none"),
+    "path without value": ([*TRAIN, "--method.strength"], "--method.strength: expected a value, got none"),
+    "path and then an option": ([*TRAIN, "--method.strength", "--steps=1"], "expected a value, got none"),
+    "flag with value": ([*TRAIN, "--resume=perhaps"], "--resume: expected true or false, got 'perhaps'"),
+    "steps no number": ([*TRAIN, "--steps=many"], "--steps: expected a whole number, got 'many'"),
     "steps below zero": ([*TRAIN, "--steps=-1"], "steps=-1"),
     "no tasks": ([*TRAIN, "--tasks=0"], "tasks=0"),
     "seed too large": ([*TRAIN, "--seed=99999999999"], "below 2**32"),
@@ -164,7 +178,7 @@ BAD = {
     "no leaf of this name": ([*IMAGES, "--data={root}/data", "--method.adapt=haed"], "no leaf or branch"),
     "patience without validation": ([*IMAGES, "--training.patience=2"], "validate_every=0"),
     # folders
-    "resume without folder": (["train", "--resume"], "--resume needs --out"),
+    "resume without folder": (["train", "--resume"], "--resume: expected --out with a run directory"),
     "resume of nothing": (["train", "--resume", "--out={root}/empty"], "no config.json"),
     "resume of another run": (
         ["train", "--resume", "--out=" + RUN, "--seed=7"],
@@ -197,9 +211,9 @@ BAD = {
     ),
     "data of a sinusoid": (["evaluate", WAVES, "--data={root}/data"], "reads no data"),
     "data action": (["data", "lits"], "did you mean list?"),
-    "data name": (["data", "check", "omniglob"], "accepted is omniglot"),
+    "data name": (["data", "check", "omniglob"], "NAME: expected one of omniglot, got 'omniglob'"),
     # artefacts
-    "no run named": (["evaluate"], "compare it with: RUN [NAME=OTHER ...]; nothing came"),
+    "no run named": (["evaluate"], "evaluate: expected RUN, got nothing"),
     "artefact missing": (["evaluate", "{root}/nowhere.safetensors"], "no artefact"),
     "run without artefact": (["evaluate", "{root}/empty"], "no artefact"),
     "no artefact at all": (["evaluate", "{root}/text.safetensors"], "no safetensors file"),
@@ -212,14 +226,17 @@ BAD = {
     "report of nothing": (["report", "{root}/empty"], "no events.jsonl"),
     # evaluate
     "a baseline's name": (["evaluate", WAVES, "nearest_point=" + WAVES, "--tasks=2"], "choose another"),
-    "split": (["evaluate", RUN, "--split=tset"], "train, validation and test"),
+    "split": (
+        ["evaluate", RUN, "--split=tset"],
+        "got 'tset'. Hint: did you mean test?",
+    ),
     "one task": (["evaluate", RUN, "--tasks=1"], "at least 2"),
-    "tasks no number": (["evaluate", RUN, "--tasks=ten"], "--tasks ten"),
+    "tasks no number": (["evaluate", RUN, "--tasks=ten"], "--tasks: expected a whole number, got 'ten'"),
     "seed below zero": (["evaluate", RUN, "--seed=-1"], "at least 0"),
-    "another domain's run": (["evaluate", WAVES, RUN], "draws the same ones"),
-    "two of one name": (["evaluate", WAVES, WAVES, WAVES, "--tasks=2"], "are called 'imaml'; name them"),
+    "another domain's run": (["evaluate", WAVES, RUN], "expected runs that draw the same tasks"),
+    "two of one name": (["evaluate", WAVES, WAVES, WAVES, "--tasks=2"], "got 'imaml' twice. Hint: name one"),
     # adapt
-    "no support": (["adapt", RUN, "--query={root}/query"], "needs --support"),
+    "no support": (["adapt", RUN, "--query={root}/query"], "adapt: expected --support, got nothing"),
     "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "expected an .npz or .npy file"),
     "support empty": (instead(ADAPT, "--support={root}/empty"), "is empty"),
     "support class empty": (instead(ADAPT, "--support={root}/hollow"), "'k0' is empty"),
@@ -248,20 +265,24 @@ def test_a_bad_input_ends_with_one_clear_message(case, place, capsys):
     assert sorted((place / "run").rglob("*")) == before  # nothing that was there is harmed
 
 
-def test_a_repeated_list_is_one_list():
-    options = ("features", "seed")
-    paths = {"features": "domain.features"}
-    words = [
-        "--features",
-        "day",
-        "--features=dose,weight",
-        "--method.adapt=a",
-        "--seed=1",
-        "--method.adapt=b",
+def test_options_with_a_dot_are_changes_of_the_configuration():
+    words = ["train", "--out", "a.b", "--method.inner.steps=3", "--training.log-every", "7", "--quiet"]
+    others, changes = split_words([*words, "--method.strength", "-1", "--domain=SinusoidRecipe"])
+    assert others == ["train", "--out", "a.b", "--quiet"]
+    assert changes == [
+        Change("method.inner.steps", "3", "--method.inner.steps"),
+        Change("training.log_every", "7", "--training.log-every"),
+        Change("method.strength", "-1", "--method.strength"),
+        Change("domain", "SinusoidRecipe", "--domain"),
     ]
-    found = Arguments("train", words, options, (), dotted=True, paths=paths)
-    assert found.values == {"features": "day,dose,weight", "seed": "1"}
-    assert found.paths == [("method.adapt", "a,b")]
+
+
+def test_a_repeated_list_is_one_list():
+    _, changes = split_words(["--method.adapt=a", "--method.adapt=b"])
+    config = configure(preset("tables"), changes, features=["day", "dose,weight"], seed=1)
+    assert config.method.adapt == ("a", "b")
+    assert config.domain.features == ("day", "dose", "weight")
+    assert config.training.seed == 1
 
 
 NOWHERE = {
@@ -444,15 +465,93 @@ def command(*words, **options):
 
 
 def test_help_is_quick_and_imports_no_jax(capsys):
-    for words in ([], ["--help"], ["train", "--help"], ["adapt", "-h"], ["--version"], ["presets"]):
+    for words in ([], ["--help"], ["help"], ["adapt", "-h"], ["--version"], ["-V"], ["presets"]):
         assert main(words) == 0
         assert capsys.readouterr().out
-    code = "import sys, imaml.cli.main as m; m.main(['train', '-h']); sys.exit('jax' in sys.modules)"
+    code = "import sys; from imaml.cli.main import main; main(['-h']); main(['adapt', '-h'])"
+    code += "; sys.exit('jax' in sys.modules)"
     words, options = command()
     done = subprocess.run([words[0], "-c", code], **options, capture_output=True)
     assert done.returncode == 0
     assert done.stderr == ""
-    assert "--resume" in done.stdout
+    assert "--uncertainty" in done.stdout
+
+
+def leaves(recipe, above=""):
+    """The paths of all fields that hold a plain value."""
+    for field in dataclasses.fields(recipe):
+        value, path = getattr(recipe, field.name), f"{above}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path
+
+
+@pytest.mark.parametrize(
+    "words", [["train"], ["train", "sinusoid"], ["compare", "--preset=tables"], ["bench", "gan"]]
+)
+def test_help_shows_every_field_of_the_preset(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main([*words, "--help"]) == 0
+    shown = capsys.readouterr().out
+    config = preset(words[-1].removeprefix("--preset=") if words[1:] else "characters-5w1s")
+    for path in leaves(config):
+        assert re.search(rf"^│ --{re.escape(path)}[ ,]", shown, re.MULTILINE), path
+    for group in ("Domain", "Method", "Optimiser", "Training"):
+        assert f"─ {group} " in shown
+    assert f"[default: {config.training.steps}]" in re.search(r"--training\.steps .*", shown)[0]
+
+
+def test_help_shows_the_fields_of_the_kinds_that_are_chosen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["train", "sinusoid", "--method.linear=GMRES", "--domain.shots=7", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--method.linear.restart INT" in shown
+    assert "[default: GMRES]" in shown
+    assert "[default: 7]" in shown
+
+
+def test_help_says_what_a_docstring_says_of_a_field():
+    @dataclasses.dataclass(frozen=True)
+    class Recipe:
+        """A recipe.
+
+        Args:
+            steps: Number of steps,
+                at least one.
+        """
+
+        steps: int = 3
+
+    assert [field.about for field in fields_of(Recipe())] == ["Number of steps, at least one."]
+
+
+def test_completion_knows_commands_options_and_fields(tmp_path, capsys):
+    file = tmp_path / "imaml.bash"
+    assert main(["--install-completion", "--shell=bash", f"--output={file}"]) == 0
+    capsys.readouterr()
+    for word in ("evaluate", "--dry-run", "--method.inner.steps", "--optimiser.learning_rate", "GMRES"):
+        assert word in file.read_text()
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    words, options = command("train", "--help")
+    with subprocess.Popen(words, **options, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.wait() == 0
+        assert process.stderr.read() == ""
+
+
+def test_a_warning_is_one_line(capsys, monkeypatch):
+    def warn():
+        code = compile("import warnings; warnings.warn('too\\nfew rows', RuntimeWarning)", FILE, "exec")
+        exec(code, {"__name__": "imaml.somewhere"})
+
+    monkeypatch.setitem(COMMANDS, "presets", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["presets"]) == 0
+    assert capsys.readouterr().err == "imaml: warning: too few rows\n"
 
 
 @pytest.mark.parametrize("case", ["misspelt option", "artefact with a flipped bit", "folder not empty"])
@@ -480,7 +579,7 @@ def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_go_on(place):
         process.send_signal(signal.SIGINT)
         printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert f"go on with: imaml train --resume --out {out}" in printed
+    assert f"continue with: imaml train --resume --out {out}" in printed
     events = [json.loads(line) for line in events.read_text().splitlines()]
     assert events[-1]["reason"] == "interrupted"
     assert events[-2] == {"event": "checkpoint", "time": events[-2]["time"], "step": events[-1]["step"]}

@@ -124,7 +124,7 @@ def test_bench_refuses(capsys, tmp_path):
     assert main(["bench", "sinusoid", "--steps=0"]) == 2
     assert "at least 1" in capsys.readouterr().err
     assert main(["bench", "sinusod"]) == 2
-    assert "did you mean sinusoid?" in capsys.readouterr().err
+    assert "did you mean 'sinusoid'?" in capsys.readouterr().err
     assert main(["bench", "omniglot-5w1s", f"--data={tmp_path / 'none'}"]) == 2
 
 

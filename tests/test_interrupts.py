@@ -64,7 +64,7 @@ def test_an_interrupt_while_it_starts_ends_it_with_one_line(seconds, signals, tm
     assert status == 130
     assert took < SOON
     if (out / "config.json").exists():  # a fast machine has begun
-        assert (printed, errors) == (f"go on with: imaml train --resume --out {out}\n", "")
+        assert (printed, errors) == (f"continue with: imaml train --resume --out {out}\n", "")
     else:
         assert (printed, errors) == ("", "imaml: interrupted\n")
 
@@ -75,7 +75,7 @@ def test_an_interrupt_while_the_first_step_is_compiled_leaves_a_run_to_go_on_wit
     words = ["--quiet", "--domain.filters=32", "--tasks=2", "--training.test_tasks=0"]
     status, printed, errors, took = stopped(out, words, 1.0, 2, "config.json")
     assert (status, errors) == (130, "")
-    assert f"go on with: imaml train --resume --out {out}" in printed
+    assert f"continue with: imaml train --resume --out {out}" in printed
     assert took < SOON
     assert Checkpoints(out / "checkpoints").steps() == [0]
     last = json.loads((out / "events.jsonl").read_text().splitlines()[-1])

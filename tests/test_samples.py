@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import imaml
+from imaml.cli.data import write_task
 from imaml.cli.main import main
-from imaml.cli.samples import write_task
 from imaml.domains.fewshot.images import read_image_folder
 
 DOMAIN = imaml.characters(ways=3, shots=2, queries=4)
@@ -32,7 +32,7 @@ def test_what_is_read_is_the_task(written, part):
 
 def test_nothing_is_written_over(written):
     before = {file: file.read_bytes() for file in written.glob("*/*/*")}
-    with pytest.raises(imaml.DataError, match="is there and not empty; accepted is a folder to be made"):
+    with pytest.raises(imaml.DataError, match="expected a directory that does not exist yet"):
         write_task(DOMAIN, written, seed=4)
     assert {file: file.read_bytes() for file in written.glob("*/*/*")} == before
 
@@ -52,7 +52,7 @@ def test_an_unknown_split_is_refused(tmp_path):
 
 def test_a_file_in_the_way_is_said(tmp_path):
     (tmp_path / "my").write_text("mine")
-    with pytest.raises(imaml.DataError, match="is there and not empty"):
+    with pytest.raises(imaml.DataError, match="expected a directory that does not exist yet"):
         write_task(DOMAIN, tmp_path / "my")
     assert (tmp_path / "my").read_text() == "mine"
 

@@ -403,7 +403,7 @@ def test_rows_of_several_tasks_are_not_learned_from_as_one(trained, tmp_path, ca
     assert "both.csv: has rows of 2 tasks ('who': p0, p1); accepted are rows of one" in said
     status, said = adapt("one.csv", "other.csv")
     assert status == 2
-    assert "other.csv: has rows of other tasks than" in said
+    assert "other.csv with rows of other tasks" in said
     status, said = adapt("one.csv", ".")
     assert status == 2
     assert "is a folder; accepted is a file, .csv" in said
@@ -442,7 +442,7 @@ def test_an_artefact_names_no_task_and_scores_on_the_same_ones(trained, tmp_path
     ("words", "message"),
     [
         (["train", "tables"], "a run on a table needs --data FILE.csv"),
-        (["train", "sinusoid", "--task=who"], "reads no table; accepted with the preset tables"),
+        (["train", "sinusoid", "--task=who"], "--task: expected a preset that reads a table, got sinusoid"),
         (["train", "tables", "--domain.hidden=a"], "a list such as 1,2, each a whole number"),
         (["train", "sinusoid", "--data=x"], "preset that reads images or a table"),
     ],

@@ -6,7 +6,11 @@ from .core.interrupts import watch
 
 
 def program() -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line.
+
+    Returns:
+        The exit status.
+    """
     watch()  # before the other imports, so that Ctrl-C within them ends the program as it does later
     from .cli.main import main
 

@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import json as json_format
+from typing import Annotated
 
-from ..core.errors import ConfigError
+from cyclopts import Parameter
+
 from ..core.streams import note
-from .options import Arguments
+from .options import Flag
 from .startup import keep_compiled
 
 
-def adapt_command(words: Sequence[str]) -> int:
-    """imaml adapt."""
-    arguments = Arguments("adapt", words, ("support", "query"), ("json", "uncertainty"))
-    (path,) = arguments.take(1, 1, "one run or artefact")
-    for name in ("support", "query"):
-        if name not in arguments.values:
-            raise ConfigError(f"imaml adapt needs --{name} DIR, or FILE. See imaml adapt --help.")
+def adapt_command(
+    run: Annotated[str, Parameter(name="RUN")],
+    /,
+    *,
+    support: str,
+    query: str,
+    uncertainty: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Adapt a trained run to a new task, and predict.
+
+    For a run on images, the support directory holds a directory of images for each class. Prints a line for
+    each query image: file, class, probability. PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM are read, up to
+    40 million pixels when padded to a square, dark on light or light on dark. Each answer depends on its own
+    image and the support set alone.
+
+    For a run on a table, both files hold rows of the new task, the support file with the target's column.
+    Prints a line for each query row: row, answer.
+
+    Args:
+        run: Run directory or artefact.
+        support: Labelled examples of the new task: DIR/CLASS/*.png, or FILE.csv.
+        query: What to predict: a directory of images, or FILE.csv.
+        uncertainty: Use the task's posterior. Probabilities are lower where the support set says little,
+            which helps to detect images of none of the classes; they are not calibrated. Numbers of a table
+            get an interval of 90 % probability.
+        json: Print JSON.
+
+    Returns:
+        The exit status.
+    """
     keep_compiled()
+
     from ..predict import load
 
-    learned = load(str(path))
+    learned = load(run)
     domain = learned.config.domain.without_data()
-    support = domain.read(arguments.values["support"])
-    query = domain.read(arguments.values["query"], query=True)
-    predictor = learned.adapt(support)
-    found = domain.answers(predictor, support, query, "uncertainty" in arguments.flags)
+    few = domain.read(support)
+    asked = domain.read(query, query=True)
+    predictor = learned.adapt(few)
+    found = domain.answers(predictor, few, asked, uncertainty)
     status = predictor.solution.status
     if not bool(status.ok):
-        note(f"imaml: the inner solve ended in {status.ending.name}. {status.advice}")
-    if "json" in arguments.flags:
-        about = {**found.about, "status": status.ending.name, "run": str(path)}
-        print(json.dumps({**about, "predictions": found.rows}, allow_nan=False))
+        note(f"imaml: warning: the inner solve ended in {status.ending.name}. {status.advice}")
+    if json:
+        about = {**found.about, "status": status.ending.name, "run": run}
+        print(json_format.dumps({**about, "predictions": found.rows}, allow_nan=False))
         return 0
     for line in found.lines:
         print(line)

@@ -1,37 +1,108 @@
-"""`imaml bench`."""
+"""`imaml bench`, and what `imaml train --dry-run` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json as json_format
+from typing import TYPE_CHECKING
 
 from ..core.errors import ConfigError
-from .options import DATA, Arguments, meant
-from .startup import prepare_jax
-from .train import _factorises
+from .options import Changes, Flag, Positive, configure
+from .startup import factorises, prepare_jax
+
+if TYPE_CHECKING:
+    from ..config.run import Config
+    from ..training.cost import Cost
+
+PROBE, SECONDS = 5, 3.0  # steps that a dry run times, and for how long at least
 
 
-def bench_command(words: Sequence[str]) -> int:
-    """imaml bench."""
-    options, flags = ("out", "steps", "data"), ("quick", "json")
-    arguments = Arguments("bench", words, options, flags, dotted=True, paths=DATA)
-    (name,) = arguments.take(1, 1, "what to measure: a preset, or theory")
-    if name != "theory":
-        return _bench_preset(str(name), arguments)
-    raise ConfigError(
-        "bench: expected a preset, got 'theory'. Hint: this study is in the repository's "
-        "benchmarks; run python -m benchmarks run theory there."
+def bench_command(
+    preset: str,
+    /,
+    *,
+    steps: Positive = 10,
+    data: str | None = None,
+    json: Flag = False,
+    changes: Changes = (),
+) -> int:
+    """Time a preset's meta-steps on this machine.
+
+    Prints their time beside the FLOPs of their matrix products and the rate at which this machine multiplies
+    matrices. Every field of the preset is an option, as for imaml train.
+
+    Args:
+        preset: Named configuration. `imaml presets` lists them.
+        steps: Meta-steps to time.
+        data: File or directory with the data, for presets that read data.
+        json: Print JSON.
+        changes: Fields of the configuration set by options with a dot.
+
+    Returns:
+        The exit status.
+    """
+    if preset == "theory":
+        raise ConfigError(
+            "bench: expected a preset, got 'theory'. Hint: this study is in the repository's "
+            "benchmarks; run python -m benchmarks run theory there."
+        )
+    from ..config.presets import preset as configuration
+
+    config = configure(configuration(preset), changes, data=data)
+    prepare_jax(spare=factorises(config))
+    from ..training.cost import measure
+
+    cost = measure(config, steps)
+    if json:
+        found = {"preset": preset, "steps": steps, **cost.to_json()}
+        print(json_format.dumps(found, allow_nan=False))
+        return 0
+    print(_lines(cost))
+    low, high = min(cost.milliseconds), max(cost.milliseconds)
+    print(f"a step            {cost.median_ms:,.2f} ms, median of {steps} ({low:,.2f} to {high:,.2f})")
+    print(f"first call        {cost.first_call_s:.1f} s, with compiling")
+    if cost.fraction <= 1:
+        print(f"achieved          {100 * cost.fraction:.0f} % of this machine's rate")
+    return 0
+
+
+def print_prediction(config: Config) -> int:
+    """Print what a run would cost, from a short probe, and train nothing.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        The exit status.
+    """
+    from ..training.cost import measure
+
+    cost, steps = measure(config, PROBE, SECONDS), config.training.steps
+    print(_lines(cost))
+    taken = len(cost.milliseconds)
+    print(f"predicted step    {cost.median_ms:,.2f} ms, the median of a probe of {taken} steps")
+    whole = cost.first_call_s + steps * cost.median_ms / 1e3
+    if config.training.minutes is not None:
+        whole = min(whole, cost.first_call_s + 60 * config.training.minutes)
+    duration = f"{whole:.0f} s" if whole < 120 else f"{whole / 60:.0f} minutes"
+    print(f"predicted run     {duration} for {steps:,} steps, without validations and scoring")
+    print("dry run: nothing was trained or written")
+    return 0
+
+
+def _lines(cost: Cost) -> str:
+    """What both commands say."""
+    shared = "" if cost.devices == 1 else f" on each of {cost.devices} devices"
+    note = f" ({cost.unbounded} loops of unknown length counted once)" if cost.unbounded else ""
+    floor = f"{cost.floor_ms:,.2f} ms a step, for the matrix products alone"
+    if cost.floor_ms > cost.median_ms:
+        note, floor = " at most: loops that end sooner count in full", "unknown, as the loops end sooner"
+    return "\n".join(
+        (
+            f"parameters        {cost.parameters:,}",
+            f"matrix products   {cost.flops / 1e9:,.3f} GFLOP a step{note}",
+            f"this machine      {cost.rate / 1e9:,.0f} GFLOP/s in float32 matrix products",
+            f"lower bound       {floor}",
+            f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled",
+            f"memory in all     {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped",
+        )
     )
-
-
-def _bench_preset(name: str, arguments: Arguments) -> int:
-    from ..config.overrides import overrides, replace_data
-    from ..config.presets import PRESETS, preset
-
-    if name not in PRESETS:
-        raise ConfigError(f"bench: there is no {name!r}{meant(name, ['theory', *PRESETS], 'bench')}")
-    steps = arguments.whole("steps", 10, 1)
-    config = replace_data(overrides(preset(name), arguments.changes()), arguments.values.get("data"))
-    prepare_jax(spare=_factorises(config))
-    from .cost import bench
-
-    return bench(config, name, steps, "json" in arguments.flags)

@@ -2,48 +2,70 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import json as json_format
 from pathlib import Path
 
-from ..core.errors import ConfigError
 from ..core.interrupts import STATUS
-from .options import DATA, Arguments
+from .options import DEFAULT, Changes, Flag, Positive, Several, configure
 from .startup import prepare_jax
 
 
-def compare_command(words: Sequence[str]) -> int:
-    """imaml compare."""
-    options = ("preset", "budget", "out", "data", "tasks", "seeds")
-    paths = {**DATA, "budget": "training.minutes"}
-    arguments = Arguments("compare", words, options, ("quiet", "json"), dotted=True, paths=paths)
-    names = [str(name) for name in arguments.take(0, 100, "names of methods") if name is not None]
-    values, tasks = arguments.values, arguments.whole("tasks", 1000, 2)
-    seeds, name = arguments.whole("seeds", 1, 1), values.get("preset", "characters-5w1s")
-    from ..config.overrides import override, overrides, replace_data
-    from ..config.presets import preset
+def compare_command(
+    *methods: str,
+    preset: str = DEFAULT,
+    budget: float | None = None,
+    seeds: Positive = 1,
+    tasks: Several = 1000,
+    data: str | None = None,
+    out: Path | None = None,
+    json: Flag = False,
+    quiet: Flag = False,
+    changes: Changes = (),
+) -> int:
+    """Train several methods and score them on the same test tasks.
 
-    config = preset(name)
-    config = replace_data(overrides(config, arguments.changes()), values.get("data"))
-    minutes = override(config, "training.minutes", values.get("budget", "5"), "--budget").training.minutes
-    if minutes is None:
-        raise ConfigError("--budget none: accepted is a number of minutes for each method.")
+    Compares at equal training time and at equal numbers of tasks seen, with paired differences from imaml.
+    Writes comparison.json, comparison.md and comparison.html. Every field of the preset is an option, as for
+    imaml train, for example --domain.ways=20.
+
+    Args:
+        methods: Methods to compare (default: all): scratch, transfer-head, transfer, multitask, maml, fomaml,
+            reptile, reptile-proximal, anil, metasgd, imaml, imaml-hessian-free, imaml-head, imaml-learned,
+            as-released.
+        preset: Named configuration. `imaml presets` lists them.
+        budget: Minutes of training for each method (default: 5).
+        seeds: Runs of each method, averaged task by task.
+        tasks: Test tasks.
+        data: File or directory with the data, for presets that read data.
+        out: Directory for the results (default: runs/compare-PRESET). The same command continues what an
+            interrupted one left there.
+        json: Print JSON instead of a table.
+        quiet: Do not report each method that is done.
+        changes: Fields of the configuration set by options with a dot.
+
+    Returns:
+        The exit status.
+    """
+    from ..config.presets import preset as configuration
+
+    config = configure(configuration(preset), changes, budget=budget, data=data)
     prepare_jax()
     from ..compare.runner import Interrupted, compare
     from ..compare.variants import rows_of
     from ..report.comparison_page import text, write_comparison
 
-    rows_of(names)  # a misspelt one is told before anything is read
-    out = Path(values.get("out", f"runs/compare-{name}"))
-    say = (lambda line: None) if "quiet" in arguments.flags else (lambda line: print(line, flush=True))
+    rows_of(methods)  # a misspelt one is told before anything is read
+    out = out or Path(f"runs/compare-{preset}")
+    say = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
+    minutes = config.training.minutes or 5
+    options = {"out": out, "minutes": minutes, "tasks": tasks, "seeds": seeds, "progress": False}
     try:
-        options = {"out": out, "minutes": minutes, "tasks": tasks, "seeds": seeds, "progress": False}
-        summary = compare(config, names, say=say, **options)
+        summary = compare(config, methods, say=say, **options)
     except Interrupted:
-        print(f"interrupted; the same command goes on with what is in {out}")
+        print(f"interrupted; the same command continues what is in {out}")
         return STATUS
     page = write_comparison(summary, out)
-    print(json.dumps(summary, allow_nan=False) if "json" in arguments.flags else text(summary))
-    if "json" not in arguments.flags:
+    print(json_format.dumps(summary, allow_nan=False) if json else text(summary))
+    if not json:
         print(f"report   {page}")
     return 0

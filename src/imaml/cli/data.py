@@ -2,53 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from ..core.errors import ConfigError
+from cyclopts import App, Parameter
+
+from ..core.errors import DataError
 from ..core.interrupts import Interrupts
-from .options import DATA, Arguments, meant
+from .options import DEFAULT, Changes, Count, configure
 from .startup import prepare_jax
 
+if TYPE_CHECKING:
+    from ..domains.base import DomainBase
 
-def sample_command(words: Sequence[str]) -> int:
-    """imaml sample."""
-    arguments = Arguments("sample", words, ("out", "seed", "split", "data"), (), dotted=True, paths=DATA)
-    (name,) = arguments.take(0, 1, "one preset")
-    out, seed = Path(arguments.values.get("out", "sample")), arguments.whole("seed", 0)
-    from ..config.overrides import overrides, replace_data
-    from ..config.presets import preset
+data_app = App(name="data", help="List, download or check data sets.")
+Name = Annotated[Literal["omniglot"], Parameter(name="NAME")]
 
-    config = preset(name or "characters-5w1s")
-    config = replace_data(overrides(config, arguments.changes()), arguments.values.get("data"))
-    prepare_jax()
-    from .samples import write_task
 
-    split = arguments.values.get("split", "test")
-    few, asked = write_task(config.domain.build(), out, split=split, seed=seed)
-    print(f"{out} holds a task: {few} support and {asked} query examples.")
+@data_app.command(name="list")
+def list_command() -> int:
+    """List the data sets, and where imaml looks for them.
+
+    Returns:
+        The exit status.
+    """
+    from ..domains.fewshot import omniglot
+
+    print(omniglot.listing())
     return 0
 
 
-def data_command(words: Sequence[str]) -> int:
-    """imaml data."""
-    arguments = Arguments("data", words, (), ())
-    action, name, path = arguments.take(1, 3, "list, get NAME [DIR], or check NAME [PATH]")
-    actions = ("list", "get", "check")
-    if action not in actions:
-        raise ConfigError(f"imaml data has no {action!r}{meant(str(action), actions, 'data')}")
-    if action != "list" and name != "omniglot":
-        raise ConfigError(f"imaml data {action}: {name or 'nothing'} came; accepted is omniglot.")
+@data_app.command(name="get")
+def get_command(name: Name, folder: Annotated[str | None, Parameter(name="DIR")] = None, /) -> int:
+    """Download a data set and verify it.
+
+    Args:
+        name: Data set.
+        folder: Directory to keep it in (default: the cache directory).
+
+    Returns:
+        The exit status.
+    """
     from ..domains.fewshot import omniglot
 
-    if action == "list":
-        print(omniglot.listing())
-        return 0
-    if action == "get":
-        with Interrupts(visible=False) as interrupts, interrupts.stoppable():  # it removes what is half done
-            folder = omniglot.get(path)
-        print(f"Omniglot is in {folder}")
-        return 0
+    with Interrupts(visible=False) as interrupts, interrupts.stoppable():  # it removes what is half done
+        print(f"Omniglot is in {omniglot.get(folder)}")
+    return 0
+
+
+@data_app.command(name="check")
+def check_command(name: Name, path: Annotated[str | None, Parameter(name="PATH")] = None, /) -> int:
+    """Verify a data set that is on this machine.
+
+    Args:
+        name: Data set.
+        path: Where it is (default: the usual places).
+
+    Returns:
+        The exit status, 2 where the data are damaged.
+    """
+    from ..domains.fewshot import omniglot
+
     report = omniglot.check(path)
     print(report)
     return 0 if report.ok else 2
+
+
+def sample_command(
+    preset: str = DEFAULT,
+    /,
+    *,
+    out: Path = Path("sample"),
+    seed: Count = 0,
+    split: Literal["train", "validation", "test"] = "test",
+    data: str | None = None,
+    changes: Changes = (),
+) -> int:
+    """Write a random task as image files, to try imaml adapt with.
+
+    Writes OUT/support/CLASS/1.png, ... and OUT/query/CLASS/1.png, ... Every field of the preset is an option,
+    as for imaml train, for example --domain.shots=5.
+
+    Args:
+        preset: Named configuration with tasks of images. `imaml presets` lists them.
+        out: New directory for the files.
+        seed: Random seed of the task.
+        split: Split that the task comes from.
+        data: File or directory with the images, for presets that read images.
+        changes: Fields of the configuration set by options with a dot.
+
+    Returns:
+        The exit status.
+    """
+    from ..config.presets import preset as configuration
+
+    config = configure(configuration(preset), changes, data=data)
+    prepare_jax()
+    few, asked = write_task(config.domain.build(), out, split=split, seed=seed)
+    print(f"{out} holds a task: {few} support examples to adapt to, {asked} query examples to predict")
+    return 0
+
+
+def write_task(domain: DomainBase, out: str | Path, *, split: str = "test", seed: int = 0) -> tuple[int, int]:
+    """Write one random task as files that `imaml adapt` reads.
+
+    Args:
+        domain: The domain. Tasks of images become OUT/support/CLASS/N.png and OUT/query/CLASS/N.png, drawings
+            dark on light; other tasks become OUT/support.npz and OUT/query.npy.
+        out: Directory to be made.
+        split: Split that the task comes from.
+        seed: Random seed.
+
+    Returns:
+        The numbers of support and of query examples.
+
+    Raises:
+        DataError: If `out` has files already, or cannot be written.
+
+    Example:
+        >>> import imaml, tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "my"
+        >>> write_task(imaml.characters(ways=2, queries=3), folder)
+        (2, 6)
+        >>> sorted(str(file.relative_to(folder)) for file in (folder / "support").glob("*/*"))
+        ['support/class-1/1.png', 'support/class-2/1.png']
+    """
+    import jax
+
+    from ..core.validation import require_one_of
+    from ..domains.base import SPLITS
+
+    require_one_of("sample", "split", split, SPLITS)
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(
+            f"{out}: expected a directory that does not exist yet, got one with files in it. "
+            "Hint: choose another with --out."
+        )
+    task = jax.device_get(jax.jit(lambda key: domain.sample(key, split))(jax.random.key(seed)))
+    try:
+        return domain.write(task, out)
+    except OSError as error:
+        raise DataError(
+            f"{out}: expected a directory that can be written, got {error.strerror!r}. "
+            "Hint: choose another with --out."
+        ) from error

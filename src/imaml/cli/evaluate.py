@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import json as json_format
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from ..core.errors import ConfigError
-from .options import Arguments
+from .options import Count, Flag, Several
 from .startup import prepare_jax
 
+Split = Literal["train", "validation", "test"]
 
-def evaluate_command(words: Sequence[str]) -> int:
-    """imaml evaluate."""
-    arguments = Arguments("evaluate", words, ("split", "tasks", "seed", "data"), ("json",))
-    arguments.take(1, 99, "one run or artefact, and others to compare it with: RUN [NAME=OTHER ...]")
-    path, *more = arguments.positional
-    tasks, seed = arguments.whole("tasks", 1000, 2), arguments.whole("seed", 0)
-    split = arguments.values.get("split", "test")
-    if split not in ("train", "validation", "test"):
-        raise ConfigError(f"--split {split}: accepted are train, validation and test.")
+
+def evaluate_command(
+    run: Annotated[str, Parameter(name="RUN")],
+    /,
+    *others: Annotated[str, Parameter(name="NAME=OTHER", negative=())],
+    split: Split = "test",
+    tasks: Several = 1000,
+    seed: Count = 0,
+    data: str | None = None,
+    json: Flag = False,
+) -> int:
+    """Score a trained run on new tasks, before and after adaptation.
+
+    Adapts to random tasks of a split and scores their query sets, with 95 % intervals over tasks. Few-shot
+    runs have two scores: transductive, where the network normalises by the query batch's own statistics, as
+    in the literature, and inductive, where it normalises by the support set's.
+
+    Args:
+        run: Run directory or artefact.
+        others: Other runs to score on the same tasks, for example maml=runs/maml. Their difference from RUN
+            is paired, task by task.
+        split: Split that the tasks come from.
+        tasks: Number of tasks.
+        seed: Random seed of the tasks.
+        data: Images or table to score on instead of the run's own data. A run on characters is scored on
+            Omniglot.
+        json: Print JSON.
+
+    Returns:
+        The exit status.
+    """
     prepare_jax()
     import jax
 
@@ -28,7 +52,7 @@ def evaluate_command(words: Sequence[str]) -> int:
     from ..training.evaluation import evaluate_theta, same_tasks
     from ..training.step import devices_mesh
 
-    data, mesh = arguments.values.get("data"), devices_mesh(len(jax.devices()))
+    mesh = devices_mesh(len(jax.devices()))
 
     def recipe_of(learner: Any) -> Any:
         recipe = learner.config.domain
@@ -38,29 +62,30 @@ def evaluate_command(words: Sequence[str]) -> int:
         method = learner.config.method.build(domain, mesh)
         return evaluate_theta(domain, method, learner.theta, split=split, tasks=tasks, seed=seed)
 
-    learned = load(path)
+    learned = load(run)
     recipe = recipe_of(learned)
-    domain, others = recipe.build(), {}
-    for word in more:
+    domain, scores = recipe.build(), {}
+    for word in others:
         name, equals, file = ("", "", word) if Path(word).exists() else word.partition("=")
         other = load(file if equals else word)
         name = name if equals else other.config.method.name
-        if name in others:
+        if name in scores:
             raise ConfigError(
-                f"evaluate: two other runs are called {name!r}; name them, as in second={file or word}."
+                f"evaluate: expected runs with different names, got {name!r} twice. "
+                f"Hint: name one, as in second={file or word}."
             )
         its = recipe_of(other).build()
         if not same_tasks(domain, its, split):
             raise ConfigError(
-                f"evaluate: {file or word} was not learned for the tasks of {path}; accepted are runs whose "
-                "domain draws the same ones, so that differences are of the same tasks."
+                f"evaluate: expected runs that draw the same tasks as {run}, got {file or word}. "
+                "Hint: compare runs of one domain with the same settings."
             )
-        others[name] = scored(other, its)
-    result = scored(learned, domain).beside(others)
+        scores[name] = scored(other, its)
+    result = scored(learned, domain).beside(scores)
     about, text = recipe.without_data().summary(learned.theta, learned.method.problem)
-    if "json" in arguments.flags:
-        about |= {"data": recipe.data_name, "run": str(path)}
-        print(json.dumps({**result.to_json(), **about}, allow_nan=False))
+    if json:
+        about |= {"data": recipe.data_name, "run": run}
+        print(json_format.dumps({**result.to_json(), **about}, allow_nan=False))
         return 0
     print(result)
     if text:

@@ -1,27 +1,58 @@
-"""The command line: parse, call, print. Heavy imports are late, so that `imaml --help` is quick."""
+"""The command line: parse, call, print.
+
+JAX and all that imports it are imported late, within commands, so that `imaml --help` is quick.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..core.errors import ConfigError, ImamlError
+from cyclopts import App, Group
+from cyclopts.exceptions import CycloptsError
+
+from ..core.errors import ImamlError
 from ..core.interrupts import STATUS, leave, watch
 from ..core.streams import discard_output, flush_output, note
+from ..core.version import __version__
 from .adapt import adapt_command
 from .bench import bench_command
 from .compare import compare_command
-from .data import data_command, sample_command
+from .data import data_app, sample_command
 from .evaluate import evaluate_command
-from .manual import HELP, USAGE
-from .options import meant
+from .options import DEFAULT, explain, split_words, with_fields
 from .report import presets_command, report_command
 from .train import train_command
 
+if TYPE_CHECKING:
+    from ..config.run import Config
+
+ABOUT = (
+    "imaml: meta-learning with implicit gradients. Train on many related tasks, then learn a new task from a "
+    "few examples. A first run needs no data: imaml train"
+)
+PACKAGE, _usual_warning = str(Path(__file__).parents[1]), warnings.showwarning
+COMMANDS = {
+    "train": train_command,
+    "compare": compare_command,
+    "evaluate": evaluate_command,
+    "adapt": adapt_command,
+    "sample": sample_command,
+    "data": data_app,
+    "report": report_command,
+    "presets": presets_command,
+    "bench": bench_command,
+}
+HELP = {"--help", "-h"}
+CONFIGURED = ("train", "compare", "sample", "bench")  # commands that set fields of a configuration
+
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run one command.
 
     Args:
         words: The command and its arguments; None means those of this process, the program `imaml`.
@@ -40,34 +71,83 @@ def main(words: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(words: list[str]) -> int:
-    if not words or words[0] in ("--help", "-h", "help"):
-        print(USAGE, end="")
-        return 0
-    if words[0] in ("--version", "-V"):
-        from ..core.version import __version__
+def parser(words: Sequence[str] = ()) -> App:
+    """Make the parser.
 
-        print(f"imaml {__version__}")
-        return 0
-    command = words[0]
+    Args:
+        words: The command line. Where it asks for help with a command that has a configuration, or for
+            shell completion, the parser lists the fields of the configuration, too.
+
+    Returns:
+        The Cyclopts application.
+    """
+    app = App(
+        name="imaml",
+        help=ABOUT,
+        version=f"imaml {__version__}",
+        version_flags=("--version", "-V"),
+        help_format="markdown",
+        result_action="return_value",
+        group_parameters=Group("Options", sort_key=0),
+    )
+    completing = words[:1] == ["--install-completion"]
+    helping = not HELP.isdisjoint(words)
+    for order, (name, command) in enumerate(COMMANDS.items()):
+        if name in CONFIGURED and (completing or (helping and words[0] == name)):
+            command = with_fields(command, _config_in(words))
+        if isinstance(command, App):
+            command.sort_key = order
+            app.command(command)
+        else:
+            app.command(command, name=name, sort_key=order)
+    app.register_install_completion_command(help="Set up completion of commands and options in your shell.")
+    return app
+
+
+def _config_in(words: Sequence[str]) -> Config:
+    """The configuration that a command line asks for."""
+    from ..config.overrides import overrides
+    from ..config.presets import PRESETS, preset
+
+    others, changes = split_words(words)
+    named = (word.removeprefix("--preset=") for word in others)
+    return overrides(preset(next((word for word in named if word in PRESETS), DEFAULT)), changes)
+
+
+def _show_warning(message: Warning | str, kind: type[Warning], file: str, *where: Any) -> None:
+    """Show this package's warnings as one line each, without file and line."""
+    if issubclass(kind, RuntimeWarning) and file.startswith(PACKAGE):
+        note(f"imaml: warning: {' '.join(str(message).split())}")
+    else:
+        _usual_warning(message, kind, file, *where)
+
+
+def _run(words: list[str]) -> int:
+    """Run one command, and tell its errors in one line."""
+    words = words if words and words != ["help"] else ["--help"]
     try:
-        if command not in COMMANDS:
-            raise ConfigError(f"there is no command {command!r}{meant(command, COMMANDS)}")
-        if "--help" in words or "-h" in words:
-            print(HELP[command], end="")
-            return 0
-        status = COMMANDS[command](words[1:])
-        flush_output()  # so that a closed pipe shows here
-        return status
-    except ImamlError as error:
-        note(f"imaml: {error}")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            others, changes = split_words(words) if words[0] in CONFIGURED else (words, [])
+            command, bound, unparsed = parser(words).parse_args(
+                others, print_error=False, exit_on_error=False, help_on_error=False, verbose=False
+            )
+            if "changes" in unparsed:
+                bound.arguments["changes"] = changes
+            status = command(*bound.args, **bound.kwargs)
+            flush_output()  # so that a closed pipe shows here
+            return status if isinstance(status, int) else 0
+    except (ImamlError, CycloptsError) as error:
+        note(f"imaml: {explain(error) if isinstance(error, CycloptsError) else error}")
         return 2
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
+    except (BrokenPipeError, SystemExit) as error:  # the reader, such as `head`, has had enough
+        if isinstance(error, SystemExit) and HELP.isdisjoint(words):
+            raise
         discard_output()
         return 0
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        note(f"imaml: {place}{error.strerror or error}; mend that and try again.")
+        note(f"imaml: {place}{error.strerror or error}. Hint: fix this and try again.")
         return 2
     except KeyboardInterrupt:
         note("imaml: interrupted")
@@ -75,18 +155,5 @@ def _run(words: list[str]) -> int:
     except Exception as error:
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
-        note("imaml: out of memory; lower --method.chunk, --training.tasks or --domain.filters.")
+        note("imaml: out of memory. Hint: lower --method.chunk, --training.tasks or --domain.filters.")
         return 2
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train_command,
-    "compare": compare_command,
-    "evaluate": evaluate_command,
-    "adapt": adapt_command,
-    "sample": sample_command,
-    "data": data_command,
-    "report": report_command,
-    "presets": presets_command,
-    "bench": bench_command,
-}

@@ -1,131 +1,287 @@
-"""The words of one command: positional arguments, flags and options; what was meant where one is misspelt."""
+"""Options of commands: the kinds of values, options that set a field of the configuration, and messages.
+
+Cyclopts parses each command's own options from its signature. Options with a dot (`--method.inner.steps=8`),
+--domain and --method set a field of the configuration. Which fields there are depends on the preset and on
+the kinds that other options choose, so these options are taken out first and go to `config.overrides`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from cyclopts import Group, Parameter
+from cyclopts import exceptions as wrong
 
 from ..core.errors import ConfigError
 
-DATA = {"data": "domain.data"}  # `paths` of the commands that read data
-# Values that are lists, to which a repeated option adds.
-LISTS = ("domain.features", "domain.texts", "method.adapt")
+if TYPE_CHECKING:
+    from ..config.run import Config
+
+DEFAULT = "characters-5w1s"  # the preset of a command that names none
+# Options that set a field of the configuration, beside the field's own option.
+SHORTHANDS = {
+    **{name: f"training.{name}" for name in ("steps", "tasks", "seed", "minutes")},
+    **{name: f"domain.{name}" for name in ("task", "target", "features", "data")},
+    "budget": "training.minutes",
+}
 
 
-class Arguments:
-    """Positional arguments, flags, and `--name value` or `--name=value` options of one command.
+class Change(NamedTuple):
+    """A field of the configuration, the text to set it from, and the option that the user wrote."""
 
-    An option is given once. One whose value is a list (`LISTS`) may be repeated, which joins the lists.
+    path: str
+    text: str
+    option: str
 
-    Attributes:
-        values: Options without a dot, by name.
-        paths: Options with a dot, "--method.strength=0.5", where the command takes them.
+
+def at_least(least: int) -> Callable[[type, int | None], None]:
+    """Make a validator that refuses smaller numbers with a ValueError."""
+
+    def check(kind: type, value: int | None) -> None:
+        if value is not None and value < least:
+            raise ValueError(f"expected a whole number of at least {least}, got {value}.")
+
+    return check
+
+
+Flag = Annotated[bool, Parameter(negative=(), allow_repeating=True, show_default=False)]
+Count = Annotated[int, Parameter(validator=at_least(0))]
+Positive = Annotated[int, Parameter(validator=at_least(1))]
+Several = Annotated[int, Parameter(validator=at_least(2))]  # an interval needs two
+Names = Annotated[list[str] | None, Parameter(negative=())]
+Changes = Annotated[Sequence[Change], Parameter(parse=False)]
+
+
+def split_words(words: Iterable[str]) -> tuple[list[str], list[Change]]:
+    """Take the options with a dot out of a command line.
+
+    Args:
+        words: The words after `imaml`.
+
+    Returns:
+        The other words, and the changes of the configuration.
+
+    Raises:
+        ConfigError: If an option with a dot has no value.
     """
+    others, changes, rest = [], [], iter(words)
+    for word in rest:
+        option, equals, text = word.partition("=")
+        if not re.fullmatch(r"--(domain|method|[\w-]+(\.[\w-]+)+)", option):
+            others.append(word)
+            continue
+        text = text if equals else next(rest, "--")
+        if not equals and text.startswith("--"):
+            raise ConfigError(f"{option}: expected a value, got none. Hint: write {option}=VALUE.")
+        changes.append(Change(option[2:].replace("-", "_"), text, option))
+    return others, changes
 
-    def __init__(
-        self,
-        command: str,
-        words: Sequence[str],
-        options: Sequence[str],
-        flags: Sequence[str],
-        dotted: bool = False,
-        paths: Mapping[str, str] | None = None,
-    ) -> None:
-        """Sorts the words of a command.
 
-        Args:
-            command: The command's name, for messages.
-            words: What follows it.
-            options: Options that take a value.
-            flags: Options that take none.
-            dotted: Whether fields of the configuration are options, too.
-            paths: The field that an option without a dot sets, "steps" -> "training.steps", so that both
-                forms together are recognised as one option given twice.
+def configure(config: Config, changes: Iterable[Change], **shorthands: object) -> Config:
+    """Set fields of a configuration from options.
 
-        Raises:
-            ConfigError: If the command has no such option, or an option that is no list is repeated.
-        """
-        self.command = command
-        self.positional: list[str] = []
-        self.values: dict[str, str] = {}
-        self.flags: set[str] = set()
-        self.paths: list[tuple[str, str]] = []
-        given: dict[str, tuple[str, str]] = {}  # by field: how it was written, and the value
-        rest = list(words)
-        while rest:
-            word = rest.pop(0)
-            if not word.startswith("-") or word == "-":
-                self.positional.append(word)
-                continue
-            name, equals, value = word.lstrip("-").partition("=")
-            if name in flags:
-                if equals:
-                    raise ConfigError(f"--{name} takes no value; {word!r} came.")
-                self.flags.add(name)
-                continue
-            path = "." in name and dotted
-            if (name not in options and not path) or not word.startswith("--"):
-                known = [f"--{other}" for other in (*options, *flags)]
-                raise ConfigError(
-                    f"imaml {command} has no option "
-                    f"{word.partition('=')[0]}{meant('--' + name, known, command)}"
-                )
-            if not equals:
-                if not rest or rest[0].startswith("--"):
-                    raise ConfigError(f"--{name} needs a value: --{name}=VALUE.")
-                value = rest.pop(0)
-            field = (paths or {}).get(name, name).replace("-", "_")
-            if field in given:
-                value = self._joined(field, given[field], (f"--{name}", value))
-            given[field] = (f"--{name}", value)
-            if path:
-                self.paths = [*(pair for pair in self.paths if pair[0] != name), (name, value)]
-            else:
-                self.values[name] = value
+    Args:
+        config: The configuration, for example a preset's.
+        changes: Options with a dot.
+        **shorthands: Values of options in `SHORTHANDS`; None for an option that was not given.
 
-    def _joined(self, field: str, first: tuple[str, str], second: tuple[str, str]) -> str:
-        """The value of an option that is given twice; ConfigError where it is no list."""
-        (name, old), (again, new) = first, second
-        if field not in LISTS:
-            came = f"{old!r} and {new!r}" if name == again else f"{name} {old!r} and {again} {new!r}"
-            raise ConfigError(f"{name}: expected one value, got {came}. Hint: give this option once.")
-        if name != again:
+    Returns:
+        The changed configuration.
+
+    Raises:
+        ConfigError: If a field does not exist or does not take the value, or if an option is repeated whose
+            value is no list.
+    """
+    from ..config.overrides import overrides, replace_data
+
+    given = {name: value for name, value in shorthands.items() if value is not None}
+    asked = [Change(SHORTHANDS[name], as_text(value), f"--{name}") for name, value in given.items()]
+    merged: dict[str, Change] = {}
+    for new in (*changes, *asked):
+        old = merged.get(new.path)
+        if old is None:
+            merged[new.path] = new
+            continue
+        hints = (field.hint for field in fields_of(config) if field.path == new.path)
+        kinds = {typing.get_origin(choice) for hint in hints for choice in (hint, *typing.get_args(hint))}
+        if tuple not in kinds or old.option != new.option:
             raise ConfigError(
-                f"{name}: expected one form of this option, got {name} {old!r} and {again} {new!r}. "
-                "Hint: give the whole list to one of them."
+                f"{new.option}: expected one value, got {old.option}={old.text} and {new.option}={new.text}. "
+                "Hint: give this option once."
             )
-        return f"{old},{new}"
-
-    def changes(self) -> list[tuple[str, str, str]]:
-        """The dotted options as changes of a configuration: path, text, and how it was written."""
-        return [(path, text, f"--{path}") for path, text in self.paths]
-
-    def take(self, least: int, most: int, what: str) -> list[str | None]:
-        """The positional arguments, padded with None; ConfigError where there are too few or many."""
-        if not least <= len(self.positional) <= most:
-            came = " ".join(self.positional) or "nothing"
-            raise ConfigError(f"imaml {self.command}: accepted is {what}; {came} came. See --help.")
-        return [*self.positional, *[None] * (most - len(self.positional))]
-
-    def whole(self, name: str, default: int, least: int = 0) -> int:
-        """An option that is a whole number."""
-        if name not in self.values:
-            return default
-        text = self.values[name]
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise ConfigError(f"--{name} {text}: accepted is a whole number of at least {least}.")
-        return value
+        merged[new.path] = new._replace(text=f"{old.text},{new.text}")
+    data = merged.pop("domain.data", None) if "data" in given else None
+    return replace_data(overrides(config, list(merged.values())), data and data.text)
 
 
-def meant(word: str, known: Iterable[str], command: str = "") -> str:
-    """The end of a message about a misspelt word: what was perhaps meant, else where to read on."""
-    from difflib import get_close_matches
+class Field(NamedTuple):
+    """A field of a configuration, as the help shows it."""
 
-    bare = {name.lstrip("-"): name for name in known}  # dashes make any two options look alike
-    near = get_close_matches(word.lstrip("-"), list(bare), n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {bare[near[0]]}?"
-    return f"; see imaml {command + ' ' if command else ''}--help."
+    path: str
+    hint: Any
+    value: object
+    about: str
+
+
+def fields_of(recipe: Any, above: str = "") -> Iterator[Field]:
+    """List the fields of a recipe and of the recipes in it, depth first."""
+    hints, about = typing.get_type_hints(type(recipe), include_extras=True), _abouts(type(recipe))
+    for field in fields(recipe):
+        value, path = getattr(recipe, field.name), f"{above}{field.name}"
+        if not is_dataclass(value) or _kinds(hints[field.name]):
+            yield Field(path, hints[field.name], value, about.get(field.name, ""))
+        if is_dataclass(value):
+            yield from fields_of(value, f"{path}.")
+
+
+def _abouts(kind: type) -> dict[str, str]:
+    """What the docstrings of a class and its bases say of each field."""
+    from docstring_parser import parse
+
+    docs = [parse(base.__doc__ or "") for base in reversed(kind.__mro__) if is_dataclass(base)]
+    return {p.arg_name: " ".join((p.description or "").split()) for doc in docs for p in doc.params}
+
+
+def _kinds(hint: Any) -> list[str]:
+    """The kinds of recipe that a field may hold, where there is a choice."""
+    from ..core.recipes import Role, is_recipe, kinds_of
+
+    found = [kind for kind in typing.get_args(hint) if is_recipe(kind)]
+    for mark in getattr(hint, "__metadata__", ()):
+        found += kinds_of(mark.name).values() if isinstance(mark, Role) else ()
+    return sorted(set(map(_kind, found)))
+
+
+def _kind(recipe: type) -> str:
+    """The word that chooses a kind of recipe: its `name`, if that is the class's own and no field."""
+    own = {field.name for field in fields(recipe)}
+    return recipe.__name__ if "name" in own else getattr(recipe, "name", recipe.__name__)
+
+
+_PLAIN: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", bool: "true|false", type(None): "none"}
+
+
+def _metavar(hint: Any) -> str:
+    """A field's type as the help shows it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if _kinds(hint):
+        return "|".join(["KIND", *(_PLAIN[choice] for choice in arguments if choice in _PLAIN)])
+    if origin is tuple:
+        return f"{_metavar(arguments[0])},..." if arguments[0] in _PLAIN else "VALUE"
+    if origin is typing.Literal:
+        return "|".join(arguments)
+    if arguments:  # of a union, those that an option can be set to
+        return "|".join(filter(None, map(_metavar, arguments)))
+    return _PLAIN.get(hint, "")
+
+
+def as_text(value: Any) -> str:
+    """Write a field's value as its option takes it."""
+    if is_dataclass(value):
+        return _kind(type(value))
+    if isinstance(value, list | tuple):
+        return ",".join(map(as_text, value)) or "()"
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
+
+
+def with_fields(command: Callable[..., int], config: Config) -> Callable[..., int]:
+    """Give a command an option for each field of a configuration, for its help and for completion.
+
+    Args:
+        command: A command that takes changes of a configuration.
+        config: Where the fields and the default values come from.
+
+    Returns:
+        A function with the longer signature. It is shown and never called.
+    """
+    own, order = inspect.signature(command, eval_str=True), [field.name for field in fields(config)]
+    added = []
+    for path, hint, value, about in fields_of(config):
+        top, kinds = path.partition(".")[0], _kinds(hint)
+        kind = _kind(type(getattr(config, top)))
+        title = top.capitalize() + (f" ({kind})" if kind.lower() != top else "")
+        option = Parameter(
+            name=f"--{path}",
+            help=about,
+            group=Group(title, sort_key=1 + order.index(top)),
+            metavar=_metavar(hint),
+            choices=kinds or (("true", "false") if hint is bool else None),
+            show_choices=bool(kinds),
+            show_default=as_text,
+            negative=(),
+        )
+        name, annotation = path.replace(".", "_"), Annotated[str, option]
+        added.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation)
+        )
+
+    @functools.wraps(command)
+    def shown() -> int:
+        return 0
+
+    shown.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])  # type: ignore[attr-defined]
+    return shown
+
+
+def explain(error: wrong.CycloptsError) -> str:
+    """Write a parser's error as `WHAT: expected X, got Y. Hint: ...`.
+
+    Args:
+        error: What Cyclopts raised.
+
+    Returns:
+        The message, with what was perhaps meant.
+    """
+    chain, argument, token = error.command_chain or (), error.argument, getattr(error, "token", None)
+    what, hint = " ".join(chain) or "command", f"see {' '.join(['imaml', *chain])} --help"
+    word = (error.unused_tokens or [""])[0] if token is None else token.value
+    known, got = [], repr(word)
+    match error:
+        case wrong.UnknownCommandError():
+            known = [name for name in error.app or () if not name.startswith("-")]
+            expected = f"one of {', '.join(known)}"
+        case wrong.UnknownOptionError():
+            known = [name for argument in error.argument_collection for name in argument.names]
+            got = word = (error.token.keyword or word).partition("=")[0]
+            expected = "one of its options"
+        case wrong.RepeatArgumentError():
+            what, expected, hint = error.token.keyword, "one value", "give this option once"
+            got = f"{word!r} as well"
+        case wrong.MissingArgumentError() if error.keyword:
+            what, expected, got, hint = error.keyword, "a value", "none", f"write {error.keyword}=VALUE"
+        case wrong.MissingArgumentError() if argument:
+            expected, got = argument.name, "nothing"
+        case wrong.CoercionError() if token and argument:
+            kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+            known = [str(choice) for choice in typing.get_args(error.target_type)]
+            what = token.keyword or argument.name
+            expected = kinds.get(error.target_type or str, f"one of {', '.join(known)}")
+        case wrong.ValidationError() if argument:
+            return f"{argument.name}: {error.exception_message}"
+        case wrong.UnusedCliTokensError():
+            expected, got = "fewer arguments", f"{word!r} as well"
+        case _:
+            return f"{what}: {error}"
+    return f"{what}: expected {expected}, got {got}. Hint: {near(word, known) or hint + '.'}"
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """Say what was perhaps meant by a misspelt word.
+
+    Args:
+        word: What was written.
+        known: What could be meant.
+
+    Returns:
+        A question; empty if nothing is alike.
+    """
+    names = {name.lstrip("-"): name for name in known}  # dashes make any two options look alike
+    found = get_close_matches(word.lstrip("-"), list(names), n=1)
+    return f"did you mean {names[found[0]]}?" if found else ""

@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from ..core.errors import DataError, ImamlError
 from ..core.streams import note
-from .options import Arguments
 from .startup import keep_compiled
 
 
-def report_command(words: Sequence[str]) -> int:
-    """imaml report."""
-    arguments = Arguments("report", words, (), ())
-    (path,) = arguments.take(1, 1, "one run's folder")
-    folder = Path(str(path))
-    if folder.name == "artefact.safetensors":
-        folder = folder.parent
+def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> int:
+    """Write a run's report page again.
+
+    Args:
+        run: Run directory.
+
+    Returns:
+        The exit status.
+    """
+    folder = run.parent if run.name == "artefact.safetensors" else run
     if not (folder / "events.jsonl").is_file():
-        raise DataError(f"imaml report: {path} is no run's folder (it has no events.jsonl); accepted is one.")
+        raise DataError(
+            f"report: expected a run directory, got {run}, which holds no events.jsonl. "
+            "Hint: give the --out of an imaml train."
+        )
     keep_compiled()
     from ..predict import load
     from ..report.examples import examples
     from ..report.run_page import write_report
 
-    drawn: list[Any] = []
-    if (folder / "artefact.safetensors").exists():
-        try:
-            drawn = examples(load(folder))
-        except ImamlError as error:  # such as data that are not on this machine
-            note(f"imaml: the report has no example tasks: {error}")
+    drawn = []
+    try:
+        drawn = examples(load(folder)) if (folder / "artefact.safetensors").exists() else drawn
+    except ImamlError as error:  # such as data that are not on this machine
+        note(f"imaml: warning: the report has no example tasks: {error}")
     print(write_report(folder, drawn))
     return 0
 
 
-def presets_command(words: Sequence[str]) -> int:
-    """imaml presets."""
-    Arguments("presets", words, (), ()).take(0, 0, "no argument")
+def presets_command() -> int:
+    """List the named configurations.
+
+    Returns:
+        The exit status.
+    """
     from ..config.presets import PRESETS
 
     for name, entry in PRESETS.items():
-        print(f"{name:<20} {entry.about}")
+        print(f"{name:<24}{entry.about}")
     return 0

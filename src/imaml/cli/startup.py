@@ -5,27 +5,37 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.machine import processor
+
+if TYPE_CHECKING:
+    from ..config.run import Config
 
 MOST = 2**30  # bytes of compiled programs that are kept; the oldest go first
 LEAST = 0.3  # seconds: what compiles faster is not kept
 
 
 def prepare_jax(spare: bool = True) -> None:
-    """Everything below; must come before JAX starts its devices. spare: see `use_all_cores`."""
+    """Set all that follows. Call it before JAX starts its devices.
+
+    Args:
+        spare: See `use_all_cores`.
+    """
     use_all_cores(spare)
     keep_compiled()
 
 
 def use_all_cores(spare: bool = True) -> None:
-    """On a CPU, makes every core a device of its own, so that tasks run side by side.
+    """Make every core of a CPU a device of its own, so that tasks run side by side.
 
-    Must come before JAX starts its devices; does nothing where the user has set the number. GPU and TPU
-    ignore the flags.
-    spare: whether there is a thread more than devices. Without one, devices that wait for each other may wait
-    for ever where a step has dense factorisations (docs/gotchas.md, 14); with it, a step of nothing but large
-    matrix products takes longer.
+    Call it before JAX starts its devices. Where the user has set the number of devices, that stands. GPU and
+    TPU ignore the flags.
+
+    Args:
+        spare: Whether to have one thread more than devices. Without it, devices that wait for each other may
+            wait for ever where a step has dense factorisations (docs/gotchas.md, 14). With it, a step of
+            nothing but large matrix products takes longer.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
@@ -37,12 +47,12 @@ def use_all_cores(spare: bool = True) -> None:
 
 
 def keep_compiled() -> None:
-    """Keeps compiled programs on disk, so that the same run starts sooner the next time.
+    """Keep compiled programs on disk, so that the same run starts sooner the next time.
 
-    In `compiled` under $XDG_CACHE_HOME/imaml, by default ~/.cache/imaml, a folder for each kind of processor:
-    a program compiled for one may not run on another. At most MOST bytes. JAX's own JAX_COMPILATION_CACHE_DIR
-    (a path) or JAX_ENABLE_COMPILATION_CACHE=false, where the user has set it, stands. Where the folder cannot
-    be written, programs are compiled anew each time.
+    They are in `compiled` under $XDG_CACHE_HOME/imaml, by default ~/.cache/imaml, at most MOST bytes. Each
+    kind of processor has a directory, as a program compiled for one may not run on another. Where the user
+    has set JAX's own JAX_COMPILATION_CACHE_DIR (a path) or JAX_ENABLE_COMPILATION_CACHE=false, that stands.
+    Where the directory cannot be written, programs are compiled anew each time.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or _configured():
         return
@@ -57,6 +67,20 @@ def keep_compiled() -> None:
         _set("jax_compilation_cache_dir", str(folder))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             _set("jax_persistent_cache_min_compile_time_secs", LEAST)
+
+
+def factorises(config: Config) -> bool:
+    """Tell whether a step may have dense factorisations, which need a spare thread.
+
+    Args:
+        config: A run's configuration.
+
+    Returns:
+        False for few-shot images with linear solvers that take products only.
+    """
+    linear = getattr(config.method, "linear", None)
+    dense = config.method.factorises or getattr(linear, "factorises", False)
+    return dense or config.domain.factorises
 
 
 def _configured() -> bool:

@@ -5,95 +5,110 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..core.errors import ConfigError, ImamlError
 from ..core.interrupts import STATUS
 from ..core.streams import note, on_terminal
-from .options import DATA, Arguments
-from .startup import prepare_jax
+from .options import DEFAULT, Changes, Flag, Names, configure
+from .startup import factorises, prepare_jax
+
+if TYPE_CHECKING:
+    from ..config.run import Config
+    from ..training.loop import Run
+
+SCORES = ("scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95")
 
 
-def _go_on(out: Path, more: str = "") -> str:
-    """The command that goes on with a run, as it can be typed here."""
-    typed = Path(sys.argv[0])
-    program = "imaml" if shutil.which("imaml") or typed.name != "imaml" else typed
-    return f"{program} train --resume --out {out}{more}"
+def train_command(
+    preset: str | None = None,
+    /,
+    *,
+    steps: int | None = None,
+    tasks: int | None = None,
+    seed: int | None = None,
+    minutes: float | None = None,
+    data: str | None = None,
+    task: str | None = None,
+    target: str | None = None,
+    features: Names = None,
+    out: Path | None = None,
+    resume: Flag = False,
+    from_: Path | None = None,
+    quiet: Flag = False,
+    dry_run: Flag = False,
+    changes: Changes = (),
+) -> int:
+    """Train on many tasks, score the result on test tasks, and write a run directory.
 
+    The run directory holds config.json, events.jsonl, checkpoints/, artefact.safetensors and report.html.
+    Ctrl-C stops the run after the current step, with a checkpoint. Every field of the configuration is an
+    option, for example --method.inner.steps=8 or --method.linear=GMRES.
 
-COLUMNS = ("task", "target", "features")  # the options of a table, which are fields of the domain
+    Args:
+        preset: Named configuration (default: characters-5w1s). `imaml presets` lists them.
+        steps: Outer steps; short for --training.steps.
+        tasks: Tasks in each step; short for --training.tasks.
+        seed: Random seed; short for --training.seed.
+        minutes: Stop after this many minutes of training; short for --training.minutes.
+        data: File or directory with the images or the table, for presets that read data.
+        task: Table column whose values tell the tasks apart (preset tables).
+        target: Table column to predict (preset tables).
+        features: Table columns to predict from, as A,B (preset tables; default: all others).
+        out: Run directory (default: runs/PRESET, then runs/PRESET-2, and so on).
+        resume: Continue the run in --out with its own configuration.
+        from_: Start a new run from the parameters of this run directory or artefact.
+        quiet: Show no progress.
+        dry_run: Print parameters, memory and time that the run would need; train and write nothing.
+        changes: Fields of the configuration set by options with a dot.
 
-
-def train_command(words: Sequence[str]) -> int:
-    """imaml train."""
-    shorthands = {name: f"training.{name}" for name in ("steps", "tasks", "seed", "minutes")}
-    columns = {name: f"domain.{name}" for name in COLUMNS}
-    arguments = Arguments(
-        "train",
-        words,
-        (*shorthands, *columns, "data", "out", "from"),
-        ("resume", "quiet", "dry-run"),
-        dotted=True,
-        paths={**shorthands, **columns, **DATA},
-    )
-    (name,) = arguments.take(0, 1, "at most one preset")
-    resume, values = "resume" in arguments.flags, arguments.values
-    out = Path(values["out"]) if "out" in values else None
-    if name is not None and (Path(name) / "config.json").exists():
+    Returns:
+        The exit status.
+    """
+    if preset is not None and (Path(preset) / "config.json").exists():
         raise ConfigError(
-            f"{name} is a run's folder, and no preset; to go on: imaml train --resume --out {name}"
+            f"train: expected a preset, got the run directory {preset}. "
+            f"Hint: to continue that run, use imaml train --resume --out {preset}."
         )
     if resume and out is None:
-        raise ConfigError("--resume needs --out DIR, the run's folder.")
-    if resume and "from" in values:
-        raise ConfigError("--from begins a new run and --resume goes on with one; leave out one of the two.")
-    from ..config.overrides import override, overrides, replace_data
-    from ..config.presets import preset
-    from ..config.run import Config, load_config
-
-    kept: int | str | None = None
-    config: Config = preset(name or "characters-5w1s")
-    if resume and out is not None:
-        file = out / "config.json"
-        if not file.is_file():
-            raise ConfigError(
-                f"--resume: {out} holds no run that has begun (no config.json); leave out --resume to start "
-                "one there."
-            )
-        stored = load_config(file.read_text(errors="replace"), str(file))
-        config = stored if name is None else config
-        kept = stored.method.chunk
-    changes = [(path, values[name], f"--{name}") for name, path in shorthands.items() if name in values]
-    named = [(path, values[name], f"--{name}") for name, path in columns.items() if name in values]
+        raise ConfigError("--resume: expected --out with a run directory, got none. Hint: add --out DIR.")
+    if resume and from_ is not None:
+        raise ConfigError(
+            f"--resume: expected an existing run, got --from {from_} as well, which starts a new one. "
+            "Hint: leave out one of the two."
+        )
+    config, chunk = _begin(preset, out if resume else None)
+    columns = {"task": task, "target": target, "features": features}
+    named = [f"--{name}" for name, value in columns.items() if value is not None]
     if named and not config.domain.reads_table:
         raise ConfigError(
-            f"{named[0][2]} {named[0][1]}: {name or 'characters-5w1s'} reads no table; accepted with the "
-            "preset tables: imaml train tables --data FILE.csv --task COLUMN --target COLUMN."
+            f"{named[0]}: expected a preset that reads a table, got {preset or DEFAULT}. "
+            "Hint: imaml train tables --data FILE.csv --task COLUMN --target COLUMN."
         )
-    config = overrides(config, [*changes, *named, *arguments.changes()])
-    config = replace_data(config, values.get("data"))
-    prepare_jax(spare=_factorises(config))
-    if config.method.chunk == "auto" and resume:  # a run goes on with what was measured at its start
-        config = override(config, "method.chunk", str(kept))
+    given = {"steps": steps, "tasks": tasks, "seed": seed, "minutes": minutes, "data": data}
+    config = configure(config, changes, **given, **columns)
+    prepare_jax(spare=factorises(config))
+    if config.method.chunk == "auto" and resume:  # a run continues with what was measured at its start
+        from ..config.overrides import override
+
+        config = override(config, "method.chunk", str(chunk))
     elif config.method.chunk == "auto":
         from ..training.chunk_tuning import settled
 
         config = settled(config, note)
-    if "dry-run" in arguments.flags:
-        from .cost import dry_run
+    if dry_run:
+        from .bench import print_prediction
 
-        return dry_run(config)
-    quiet = "quiet" in arguments.flags
+        return print_prediction(config)
     if out is None:
-        usual = Path("runs") / (name or "characters-5w1s")
-        out = _free_folder(usual)
+        usual = Path("runs") / (preset or DEFAULT)
+        out = _free_directory(usual)
         if out != usual and not quiet:
-            note(f"{usual} exists, so this run is in {out}")
+            note(f"{usual} exists, so this run is written to {out}")
     new = not out.exists()
     try:
-        return _train(config, out, resume, values.get("from"), quiet)
+        return _train(config, out, resume, from_, quiet)
     except ImamlError:
         if new:  # what failed before it began leaves nothing behind
             with contextlib.suppress(OSError):
@@ -101,22 +116,33 @@ def train_command(words: Sequence[str]) -> int:
         raise
 
 
-def _factorises(config: Any) -> bool:
-    """Whether a step may have dense factorisations: any but that of images by solvers that take products."""
-    linear = getattr(config.method, "linear", None)
-    dense = config.method.factorises or getattr(linear, "factorises", False)
-    return dense or config.domain.factorises
+def _begin(preset: str | None, resumed: Path | None) -> tuple[Config, int | str | None]:
+    """The configuration to begin with, and the chunk of the run to resume."""
+    from ..config.presets import preset as configuration
+    from ..config.run import load_config
+
+    if resumed is None:
+        return configuration(preset or DEFAULT), None
+    file = resumed / "config.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"--resume: expected a run directory, got {resumed}, which holds no config.json. "
+            "Hint: leave out --resume to start a run there."
+        )
+    stored = load_config(file.read_text(errors="replace"), str(file))
+    return stored if preset is None else configuration(preset), stored.method.chunk
 
 
-def _free_folder(base: Path) -> Path:
-    """The folder, or the first of base-2, base-3, ... that does not exist yet, or is empty."""
-    folder, number = base, 2
-    while folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return folder
+def _free_directory(base: Path) -> Path:
+    """The directory, or the first of base-2, base-3, ... that does not exist yet, or is empty."""
+    found, number = base, 2
+    while found.exists() and not (found.is_dir() and not any(found.iterdir())):
+        found, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return found
 
 
-def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool) -> int:
+def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: bool) -> int:
+    """Train, score and report."""
     from ..predict import load
     from ..training.directory import check_new, check_resumable
     from ..training.experiment import assemble
@@ -129,15 +155,17 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     start = None if origin is None else load(origin).theta
     progress = False if quiet else None
     run = assemble(config).train(out=out, resume=resume, start=start, progress=progress)
+    typed = Path(sys.argv[0])
+    program = "imaml" if shutil.which("imaml") or typed.name != "imaml" else typed
+    onwards = f"continue with: {program} train --resume --out {out}"  # can be typed here
     if run.reason == "interrupted":
-        print(f"go on with: {_go_on(out)}")
+        print(onwards)
         return STATUS
     _score(run, out, config, quiet)
     if run.reason == "minutes":
-        cut = ", so the learning rate's schedule was cut off" if config.optimiser.schedule == "cosine" else ""
-        more = f" --minutes {2 * config.training.minutes:g}"
-        print(f"at step {run.step} of {config.training.steps} the time was up{cut};")
-        print(f"go on with: {_go_on(out, more)}")
+        cut = ", before the learning rate had decayed" if config.optimiser.schedule == "cosine" else ""
+        print(f"stopped by --minutes at step {run.step} of {config.training.steps}{cut}")
+        print(f"{onwards} --minutes {2 * (config.training.minutes or 1):g}")
     print(f"run      {out}")
     from ..report.examples import examples
     from ..report.run_page import write_report
@@ -146,39 +174,27 @@ def _train(config: Any, out: Path, resume: bool, origin: str | None, quiet: bool
     return 0
 
 
-def _scoring(quiet: bool) -> Callable[[int, int], None] | None:
-    """Says how far the scoring is: a live line on a terminal, else nothing until the end."""
-    if quiet or not on_terminal(sys.stderr):
-        return None
-
-    def say(done: int, tasks: int) -> None:
-        end = "\r" if done < tasks else "\r\033[K"
-        note(f"scored {done:,} of {tasks:,} test tasks", end=end)
-
-    return say
-
-
-def _score(run: Any, out: Path, config: Any, quiet: bool) -> None:
-    """Prints the evaluation that ends a run, and writes it to the run's events."""
+def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:
+    """Print the evaluation that ends a run, and write it to the run's events."""
     from ..training.evaluation import evaluate
     from ..training.journal import Journal
 
     if not config.training.test_tasks:
         return
+
+    def say(done: int, tasks: int) -> None:
+        end = "\r" if done < tasks else "\r\033[K"  # a live line
+        note(f"scored {done:,} of {tasks:,} test tasks", end=end)
+
     if not quiet:
-        words = f"scoring on {config.training.test_tasks:,} test tasks (--training.test_tasks) ..."
-        note(words)
-    result = evaluate(run, split="test", tasks=config.training.test_tasks, progress=_scoring(quiet))
+        note(f"scoring on {config.training.test_tasks:,} test tasks (--training.test_tasks) ...")
+    progress = say if not quiet and on_terminal(sys.stderr) else None
+    result = evaluate(run, split="test", tasks=config.training.test_tasks, progress=progress)
     with Journal(out, progress=False, append=True) as journal:
         journal.write(
             "evaluation",
             split=result.split,
-            scores=dict(result.scores),
-            ci95=dict(result.ci95),
-            before=dict(result.before),
-            before_ci95=dict(result.before_ci95),
-            baselines=dict(result.baselines),
-            baselines_ci95=dict(result.baselines_ci95),
+            **{name: dict(getattr(result, name)) for name in SCORES},
             tasks=result.tasks,
             seed=result.seed,
             data=config.domain.data_name,
