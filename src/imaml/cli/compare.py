@@ -13,7 +13,7 @@ from .startup import prepare_jax
 def compare_command(
     *methods: str,
     preset: str = DEFAULT,
-    budget: float | None = None,
+    budget: float = 5.0,
     seeds: Positive = 1,
     tasks: Several = 1000,
     data: str | None = None,
@@ -33,7 +33,7 @@ def compare_command(
             reptile, reptile-proximal, anil, metasgd, imaml, imaml-hessian-free, imaml-head, imaml-learned,
             as-released.
         preset: Named configuration. `imaml presets` lists them.
-        budget: Minutes of training for each method (default: 5).
+        budget: Minutes of training for each method.
         seeds: Runs of each method, averaged task by task.
         tasks: Test tasks.
         data: File or directory with the data, for presets that read data.
@@ -57,7 +57,7 @@ def compare_command(
     rows_of(methods)  # a misspelt one is told before anything is read
     out = out or Path(f"runs/compare-{preset}")
     say = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
-    minutes = config.training.minutes or 5
+    minutes = config.training.minutes or budget
     options = {"out": out, "minutes": minutes, "tasks": tasks, "seeds": seeds, "progress": False}
     try:
         summary = compare(config, methods, say=say, **options)

@@ -419,6 +419,17 @@ class DomainBase:
         lines = ["\t".join([str(i + 1), *(f"{v}" for v in np.ravel(one))]) for i, one in enumerate(found)]
         return Answers(rows, lines)
 
+    def query_rows(self, query: Any) -> np.ndarray:
+        """Return a sampled query batch as one array that `encode_query` takes.
+
+        Args:
+            query: A query batch.
+
+        Returns:
+            The array, rows first.
+        """
+        return self.encode_query(query)
+
     def write(self, task: Task, out: Path) -> tuple[int, int]:
         """Write a task as files that `read` reads: OUT/support.npz and OUT/query.npy.
 
@@ -432,7 +443,7 @@ class DomainBase:
         Raises:
             OSError: If the files cannot be written.
         """
-        rows = self.encode_query(task.query)
+        rows = self.query_rows(task.query)
         out.mkdir(parents=True, exist_ok=True)
         np.savez(out / "support.npz", **task.support._asdict())
         np.save(out / "query.npy", rows)

@@ -334,6 +334,11 @@ class Restoration(DomainBase):
         faith = FAITH if self.recipe.damage == "half" else self.recipe.noise**-2
         return seen, np.where(np.broadcast_to(hidden, seen.shape), 0, faith).astype(np.float32)
 
+    def query_rows(self, query: Damaged) -> np.ndarray:
+        """Return damaged drawings ``(n, side^2)``, NaN where a pixel is hidden."""
+        seen, weights = self.encode_query(query)
+        return np.where(weights > 0, seen, np.nan)
+
     def forward(self, phi: Any, rows: Any, statistics: Any = None) -> Array:
         """Return restored drawings ``(n, pixels)``."""
         seen, weights = rows

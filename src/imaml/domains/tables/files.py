@@ -210,7 +210,7 @@ def table_of(columns: Any, source: str) -> Table:
     try:
         names = [str(name) for name in columns]
         made = {name: tuple(_text(cell) for cell in columns[name]) for name in columns}
-    except (AttributeError, TypeError, KeyError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise DataError(
             f"{source}: a {type(columns).__name__} came; accepted is a mapping from column names to values, "
             "such as {'Days': [0, 1, 2]}, or a data frame."
