@@ -789,7 +789,7 @@ REFUSALS = {
     ),
     "moments of a head": (
         lambda: refused(imaml.moments(), linear_problem("all", adapt="slope")),
-        "some are shared",
+        "some that are shared",
     ),
     "moments of another form": (lambda: imaml.moments("band"), "did you mean|there are: dense"),
     "averages by low rank": (

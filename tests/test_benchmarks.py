@@ -15,7 +15,7 @@ FILES = sorted(harness.RESULTS.rglob("*.json"))
 def test_result_files_have_the_schema(file):
     result = harness.Result.read(file)
     assert result.rows
-    assert result.command.split()[0] in ("python", "imaml", "make")
+    assert result.command.split()[0] in ("git", "python", "imaml", "make")
 
 
 @pytest.mark.parametrize(

@@ -124,11 +124,11 @@ def test_solvers_for_symmetric_systems_refuse_with_advice():
     ("make", "words"),
     [
         (lambda: imaml.equilibrium("field", 1.0), "no function"),
-        (lambda: imaml.equilibrium(lambda p, b: p, 0.0), "accepted are positive"),
-        (lambda: imaml.equilibrium(lambda p, b: p, imaml.learned(1.0)), "accepted is a positive number"),
+        (lambda: imaml.equilibrium(lambda p, b: p, 0.0), "expected positive finite numbers"),
+        (lambda: imaml.equilibrium(lambda p, b: p, imaml.learned(1.0)), "expected a positive number"),
         (
             lambda: imaml.equilibrium(lambda p, b: p[:1], 1.0).residual(jnp.ones(2), jnp.ones(2), None),
-            "same structure and shapes",
+            "expected a result shaped like phi",
         ),
     ],
 )

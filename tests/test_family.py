@@ -353,7 +353,7 @@ def test_inner_steps_that_move_away_are_a_failure_only_where_a_solution_is_neede
             lambda: imaml.MetaGradient(
                 imaml.proximal(loss, STRENGTH, "head"), query_loss, inner=FEW, rule=imaml.as_released()
             ),
-            "as_released: expected proximal.number. that adapts all",
+            "as_released: expected proximal.loss, number. that adapts all",
         ),
         (
             lambda: imaml.MetaGradient(PLAIN, query_loss, inner=FEW, rule=imaml.as_released()),

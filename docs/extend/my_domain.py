@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import imaml
+from imaml.config import Method
 from imaml.domains.arrays import Field
 from imaml.problems.losses import joined
 
@@ -143,13 +144,12 @@ class Cooling(imaml.DomainBase):
 def main(out: str) -> None:
     """Train, and use what was learned on measurements of one's own."""
     domain = CoolingRecipe().build()
-    method = imaml.IMAML(
-        domain.problem(0.1),
-        domain.query_loss,
-        inner=imaml.GradientDescent(0.2, steps=16),
-        linear=imaml.CG(steps=5),
+    recipe = Method(
+        "imaml", strength=0.1, inner=imaml.GradientDescent(0.2, steps=16), linear=imaml.CG(steps=5)
+    )  # a recipe, and no object made by hand, so that the artefact knows how to adapt
+    run = imaml.train(
+        domain, recipe.build(domain), imaml.Optimiser("adam", 1e-2), out=out, steps=50, validate_every=0
     )
-    run = imaml.train(domain, method, imaml.Optimiser("adam", 1e-2), out=out, steps=50, validate_every=0)
     print(imaml.evaluate(run, tasks=50))
     learner = imaml.load(out)
     predictor = learner.adapt([[0.0], [0.5], [1.0]], [[1.0], [0.61], [0.37]])

@@ -70,7 +70,7 @@ def contrastive_method(problem: imaml.Problem, query_loss: Any, *, inner: Any, *
 if __name__ == "__main__":
     domain = imaml.sinusoid()
     method = contrastive_method(
-        domain.problem(0.5), domain.query_loss, inner=imaml.GradientDescent(0.05, steps=16)
+        domain.problem(0.5), domain.query_loss, inner=imaml.GradientDescent(0.01, steps=16)
     )
     run = imaml.train(domain, method, imaml.Optimiser("adam", 1e-3), steps=5, tasks=4, progress=False)
     print(imaml.evaluate(run, tasks=10))

@@ -38,7 +38,7 @@ SHAPES = {"body": (2, 3), "head": (3,)}
 THETA = {name: jnp.asarray(RANDOM.normal(size=shape)) for name, shape in SHAPES.items()}
 SUPPORT, QUERY = ((jnp.asarray(RANDOM.normal(size=(6, 2))), jnp.asarray(RANDOM.normal(size=6))) for _ in "12")
 TASK = imaml.Task(SUPPORT, QUERY)
-STRENGTH = 0.7
+STRENGTH = 1.5
 
 
 def linear_loss(phi, batch):

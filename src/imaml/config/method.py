@@ -449,7 +449,7 @@ class Bayesian(Strengths):
 
 @recipe("method")
 @dataclass(frozen=True, kw_only=True)
-class EvidenceRecipe(Bayesian, ImplicitMethod):
+class EvidenceRecipe(ImplicitMethod, Bayesian):
     """Empirical Bayes; see `imaml.EmpiricalBayes`."""
 
     name: ClassVar[str] = "evidence"
@@ -464,7 +464,7 @@ class EvidenceRecipe(Bayesian, ImplicitMethod):
 
 @recipe("method")
 @dataclass(frozen=True, kw_only=True)
-class PosteriorRecipe(Bayesian, ImplicitMethod):
+class PosteriorRecipe(ImplicitMethod, Bayesian):
     """iBaML; see `imaml.IBaML`."""
 
     name: ClassVar[str] = "posterior"
