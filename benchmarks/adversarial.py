@@ -52,7 +52,7 @@ from benchmarks.machine import describe_machine
 from imaml.core.loops import repeat_while
 from imaml.core.solution import Certification, Ending
 from imaml.linear.cg import conjugate_gradients
-from imaml.meta.system import Case, constant, judge_of
+from imaml.meta.system import Case, linear_outer_loss, outer_loss_of
 from imaml.problems.precision import Theta
 
 RESULT = Path(__file__).parent / "results" / "adversarial.json"
@@ -351,8 +351,10 @@ class Flat:
     def judge(self):
         """What judges phi: the query loss, or a constant cotangent."""
         if self.data.cotangent is not None:
-            return constant(self.data.cotangent, self.theta)
-        return judge_of(lambda phi, theta, batch: self.kind.loss(phi, batch), self.theta, self.data.query)
+            return linear_outer_loss(self.data.cotangent, self.theta)
+        return outer_loss_of(
+            lambda phi, theta, batch: self.kind.loss(phi, batch), self.theta, self.data.query
+        )
 
     @property
     def case(self):

@@ -28,7 +28,7 @@ from jax.flatten_util import ravel_pytree
 import imaml
 from benchmarks.machine import describe_machine
 from imaml.core.solution import Certification, bounded
-from imaml.meta.system import Case, judge_of
+from imaml.meta.system import Case, outer_loss_of
 
 RESULT = Path(__file__).parent / "results" / "certificates.json"
 LINEAR = (1, 2, 3, 5, 10, 20, 1000)
@@ -138,7 +138,7 @@ def setting(kind, key, strength):
     loss, draw, options = KINDS[kind]
     theta, support, query = draw(key)
     problem = imaml.proximal(loss, strength, **options)
-    judge = judge_of(lambda phi, theta, batch: loss(phi, batch), theta, query)
+    judge = outer_loss_of(lambda phi, theta, batch: loss(phi, batch), theta, query)
     flat, unravel = ravel_pytree(theta)
     slope = lambda p: ravel_pytree(problem.residual(unravel(p), theta, support))[0]  # noqa: E731
     hessian = jax.jacfwd(jax.grad(lambda p: loss(unravel(p), support)))

@@ -26,7 +26,7 @@ import imaml
 from benchmarks.machine import describe_machine
 from imaml.config.presets import preset
 from imaml.core import tree
-from imaml.meta.system import Case, judge_of
+from imaml.meta.system import Case, outer_loss_of
 from imaml.training.evaluation import evaluate_theta
 from imaml.training.step import devices_mesh
 
@@ -104,7 +104,7 @@ def _one(domain, recipe, choice, theta, key):
     problem = domain.problem(recipe.strength * stronger, None, curvature=curvature)
     inner = dataclasses.replace(recipe.inner, steps=recipe.inner.steps * times)
     task = domain.sample(key, "train")
-    judge = judge_of(domain.query_loss, theta, task.query)
+    judge = outer_loss_of(domain.query_loss, theta, task.query)
     phi = inner(problem, theta, task.support).value
 
     def dense(problem, phi):

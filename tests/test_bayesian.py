@@ -17,7 +17,8 @@ from imaml.config.description import describe
 from imaml.config.method import Bayes, Method
 from imaml.config.training import Training
 from imaml.core.recipes import from_json, to_json
-from imaml.problems.precision import LowRank, Raised, Spread
+from imaml.problems.matrices import LowRank, Updated
+from imaml.problems.precision import Spread
 
 KEY = jax.random.key(0)
 LINEAR = imaml.CG(tolerance=1e-13)
@@ -576,7 +577,7 @@ def test_forms_of_a_network_s_posterior():
     close(found["rows"].precision.matrix(), found["dense"].precision.matrix(), 1e-10)
     dense = found["dense"].precision.matrix()
     close(found["diagonal"].precision.matrix(), jnp.diag(jnp.diag(dense)), 1e-10)
-    assert isinstance(found["low-rank"].precision, Raised)
+    assert isinstance(found["low-rank"].precision, Updated)
     close(found["low-rank"].precision.matrix(), dense, 1e-8)
     for one in found.values():
         logs = jnp.linalg.slogdet(one.precision.matrix())[1]
@@ -739,23 +740,29 @@ def refused(rule, problem=MEANS):
 
 REFUSALS = {
     "evidence of a mean loss": (lambda: refused(imaml.evidence(LINEAR)), "n times that strength"),
-    "moments of a mean loss": (lambda: refused(imaml.moments()), "moments: needs proximal.likelihood"),
-    "iBaML of a mean loss": (lambda: refused(imaml.averaged(LINEAR)), "averaged: needs proximal.likelihood"),
+    "moments of a mean loss": (lambda: refused(imaml.moments()), "moments: expected proximal.likelihood"),
+    "iBaML of a mean loss": (
+        lambda: refused(imaml.averaged(LINEAR)),
+        "averaged: expected proximal.likelihood",
+    ),
     "posterior of a mean loss": (
         lambda: imaml.posterior(MEANS, MEAN, MEAN, THREE),
-        "posterior: needs .* its loss, Line, does not say",
+        "posterior: expected .* the loss Line, which is not declared",
     ),
     "log evidence of a mean loss": (
         lambda: imaml.log_evidence(MEANS, MEAN, MEAN, THREE),
-        "log_evidence: needs",
+        "log_evidence: expected",
     ),
     "a loss that declares nothing": (
         lambda: imaml.likelihood(lambda phi, batch: 0.0),
         "does not say how many rows it is a mean of",
     ),
-    "noise of classes": (lambda: imaml.likelihood(LOGISTIC, 1.0), "categorical rows, which have none"),
+    "noise of classes": (
+        lambda: imaml.likelihood(LOGISTIC, 1.0),
+        "expected None, as categorical rows have no noise",
+    ),
     "noise of zero": (lambda: imaml.likelihood(LINE, 0.0), "noise=0.0; accepted is a finite number above 0"),
-    "noise by leaf": (lambda: imaml.likelihood(LINE, imaml.learned(1.0)), "noise learned per 'leaf'"),
+    "noise by leaf": (lambda: imaml.likelihood(LINE, imaml.learned(1.0)), "noise: expected .*got per='leaf'"),
     "noise not given": (lambda: PROBABLE.loss(MEAN, THREE), r"call loss\.given\(theta\)"),
     "theta without noise": (
         lambda: PROBABLE.objective(MEAN, imaml.Theta(MEAN, jnp.zeros(())), THREE),
@@ -763,15 +770,15 @@ REFUSALS = {
     ),
     "a batch without targets": (
         lambda: COUNTED.objective(jnp.zeros(2), jnp.zeros(2), Rows(jnp.ones((3, 2)), jnp.ones(3))),
-        "categorical one needs batch.labels; the batch is a Rows without it",
+        "expected a batch with labels, as rows are categorical, got a Rows",
     ),
     "targets of another shape": (
         lambda: PROBABLE.objective(MEAN, PROBABLE.parameters(MEAN), THREE._replace(targets=jnp.ones((3, 1)))),
-        r"outputs of shape \(3,\) for targets of shape \(3, 1\)",
+        r"outputs shaped like the targets, \(3, 1\), got \(3,\)",
     ),
     "weights of another shape": (
         lambda: PROBABLE.objective(MEAN, PROBABLE.parameters(MEAN), THREE._replace(weights=jnp.ones(2))),
-        r"batch.weights has shape \(2,\) for 3 rows",
+        r"batch.weights: expected shape \(3,\).*got \(2,\)",
     ),
     "moments of low rank": (
         lambda: refused(imaml.moments(), linear_problem("low-rank")),
@@ -779,7 +786,7 @@ REFUSALS = {
     ),
     "dense precision, diagonal moments": (
         lambda: refused(imaml.moments("diagonal"), linear_problem("dense")),
-        "takes whole covariances",
+        "needs full covariances",
     ),
     "moments of a head": (
         lambda: refused(imaml.moments(), linear_problem("all", adapt="slope")),
@@ -788,15 +795,15 @@ REFUSALS = {
     "moments of another form": (lambda: imaml.moments("band"), "did you mean|there are: dense"),
     "averages by low rank": (
         lambda: imaml.averaged(LINEAR, form="low-rank"),
-        "accepted are 'dense', 'rows' and 'diagonal'",
+        "expected 'dense', 'rows' or 'diagonal'",
     ),
     "rows with a matrix": (
         lambda: shaped_of("dense", form="rows"),
-        "form='rows' with a prior whose precision is a matrix",
+        "form='rows': expected .*got a prior whose precision is a matrix",
     ),
     "rows of a Hessian": (
         lambda: shaped_of("parameter", form="rows", curvature="hessian"),
-        "accepted are a strength per 'all', 'leaf' or 'parameter' and 'gauss-newton'",
+        "expected a strength per 'all', 'leaf' or 'parameter' and curvature 'gauss-newton'",
     ),
     "averages of nothing": (lambda: imaml.averaged(LINEAR, samples=0), "samples=0"),
     "evidence, another curvature": (lambda: imaml.evidence(LINEAR, curvature="newton"), "curvature='newton'"),
@@ -825,7 +832,7 @@ REFUSALS = {
     ),
     "too dense": (
         lambda: imaml.proximal(LINE, imaml.learned(1.0, "dense")).parameters(jnp.zeros(2001)),
-        "for 2001 parameters; accepted are up to 2000",
+        "expected at most 2000 parameters, got 2001",
     ),
     "a rate that is a matrix": (
         lambda: imaml.GradientDescent(imaml.learned(0.1, "dense"), steps=1),
@@ -836,7 +843,7 @@ REFUSALS = {
         lambda: imaml.IMAML(
             linear_problem("dense"), query_loss, inner=INNER, linear=imaml.CG(precondition=imaml.Diagonal())
         ),
-        "this problem's is a matrix, learned per='dense'. Use CG",
+        "got a matrix, learned per='dense'. Hint: use CG",
     ),
     "strengths of a matrix": (
         lambda: linear_problem("dense").strengths(MEAN, theta_of("dense")),
@@ -844,7 +851,7 @@ REFUSALS = {
     ),
     "envelope with learned noise": (
         lambda: imaml.Reptile(imaml.proximal(imaml.likelihood(LINE), 1.0), query_loss, inner=INNER),
-        "makes a learned noise too small",
+        "got a learned strength or noise",
     ),
     "a few rows of a sum": (
         lambda: imaml.SGD(0.1, rows=1, epochs=1)(PROBABLE, PROBABLE.parameters(MEAN), THREE),

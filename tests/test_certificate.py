@@ -21,7 +21,7 @@ from imaml.core.recipes import from_json, to_json
 from imaml.core.solution import Certification, bounded
 from imaml.linear.lanczos import lanczos, norm_bound, ritz, share_unseen, smallest_bound
 from imaml.meta.estimate import error_estimate
-from imaml.meta.system import Case, judge_of
+from imaml.meta.system import Case, outer_loss_of
 from imaml.training.journal import Journal, read_events
 
 RANDOM = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def loss(phi, batch):
     return jnp.mean(jnp.logaddexp(0, scores) - batch[1] * scores)
 
 
-JUDGE = judge_of(lambda phi, theta, batch: loss(phi, batch), THETA, QUERY)
+JUDGE = outer_loss_of(lambda phi, theta, batch: loss(phi, batch), THETA, QUERY)
 PROBLEM = imaml.proximal(loss, 0.3, convex=True)
 
 
@@ -205,7 +205,7 @@ def test_a_bound_where_theta_enters_in_other_ways(shared):
     mean = {"body": jnp.asarray(RANDOM.normal(size=(3, 3))), "head": THETA}
     problem = imaml.proximal(tall, strength, adapt)
     theta = problem.parameters(mean)
-    judge = judge_of(lambda phi, theta, batch: tall(phi, batch), theta, QUERY)
+    judge = outer_loss_of(lambda phi, theta, batch: tall(phi, batch), theta, QUERY)
     case = Case(problem, theta, SUPPORT, judge)
     start, unravel = ravel_pytree(problem.split(mean))
     slope = lambda p: ravel_pytree(problem.residual(unravel(p), theta, SUPPORT))[0]  # noqa: E731
@@ -282,7 +282,7 @@ REFUSED = {
     "certain": (lambda: imaml.Certificate(failure=0.0), "failure=0.0; accepted is a finite number above 0"),
     "a loss of unknown outputs": (
         lambda: imaml.proximal(loss, 0.1, curvature="gauss-newton"),
-        r"pass a loss made by composed\(outputs, cost\)",
+        r"loss: expected one made by composed\(outputs, cost\)",
     ),
     "unknown curvature": (lambda: imaml.proximal(loss, 0.1, curvature="fisher"), "there are: gauss-newton"),
     "a game made accurate": (
@@ -292,7 +292,7 @@ REFUSED = {
             inner=imaml.GradientDescent(0.1, steps=1),
             rule=imaml.implicit(imaml.GMRES(), accuracy=0.1),
         ),
-        "for problems that minimise something",
+        "expected a problem of structure 'spd'",
     ),
     "a certificate of MAML": (
         lambda: imaml.MAML(
@@ -300,7 +300,7 @@ REFUSED = {
             lambda phi, theta, batch: 0.0,
             inner=imaml.GradientDescent(0.1, steps=1),
         ).certifying(),
-        "Unrolled has no certificate; accepted is the implicit rule of IMAML",
+        "expected the implicit rule of IMAML, got Unrolled",
     ),
 }
 
@@ -365,7 +365,7 @@ def test_training_certifies_every_so_many_steps(tmp_path):
     without = read_events(tmp_path / "0" / "events.jsonl")
     assert not any("error_bound" in e for e in without)
     maml = imaml.MAML(domain.problem(None), domain.query_loss, inner=imaml.GradientDescent(0.1, steps=1))
-    with pytest.raises(imaml.ConfigError, match="Unrolled has no certificate"):
+    with pytest.raises(imaml.ConfigError, match="got Unrolled, which has no certificate"):
         imaml.train(domain, maml, adam, certify_every=2, **options)
 
 
@@ -489,7 +489,7 @@ def test_an_accuracy_from_the_command_line():
     for bad, says in (
         ({"first": 1.5}, "first=1.5; accepted is a finite number above 0 and below 1"),
         ({"power": 1}, "power=1; accepted is a finite number above 1"),
-        ({"first": 1e-5}, "last=0.0001; accepted is at most first=1e-05"),
+        ({"first": 1e-5}, "last: expected at most first=1e-05, got 0.0001"),
     ):
         with pytest.raises(imaml.ConfigError, match=says):
             imaml.Tightening(**bad)

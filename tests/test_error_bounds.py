@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 import imaml
 from imaml import Certification
 from imaml.linear.lanczos import bilinear_factor, linear_factor
-from imaml.meta.system import Case, judge_of
+from imaml.meta.system import Case, outer_loss_of
 
 
 def squares(phi, batch):
@@ -251,7 +251,7 @@ GRADES = {  # problem, query loss, certificate, what it is worth
 
 def solved(problem, query_loss, theta):
     """phi* near theta by Newton's method, and the exact meta-gradient there."""
-    judge = judge_of(query_loss, theta, QUERY)
+    judge = outer_loss_of(query_loss, theta, QUERY)
     case = Case(problem, theta, SUPPORT, judge)
     phi, unravel = ravel_pytree(problem.split(problem.mean(theta)))
     slope = lambda p: ravel_pytree(problem.slope(unravel(p), theta, SUPPORT))[0]  # noqa: E731
@@ -362,7 +362,7 @@ def coarse(phi, theta, batch):
 @pytest.mark.parametrize("query_loss", [through_ref, coarse])
 def test_what_a_program_hides_is_not_proved(query_loss):
     problem = imaml.proximal(squares, 0.3, convex=True)
-    case = Case(problem, THETA, SUPPORT, judge_of(query_loss, THETA, QUERY))
+    case = Case(problem, THETA, SUPPORT, outer_loss_of(query_loss, THETA, QUERY))
     rule = imaml.implicit(imaml.CG(steps=2), certify=True)
     status = rule.at(case, THETA, jax.random.key(0)).linear.status
     assert status.certification is not Certification.PROVED

@@ -278,7 +278,7 @@ def test_a_new_task_may_be_solved_by_another_solver(name):
     jax.tree.map(
         np.testing.assert_array_equal, jax.jit(other)(theta, TASKS)[0], jax.jit(method)(theta, TASKS)[0]
     )
-    with pytest.raises(imaml.ConfigError, match="new_task=7; accepted is a Solving"):
+    with pytest.raises(imaml.ConfigError, match=r"new_task: expected a Solving.*got 7"):
         dataclasses.replace(method, new_task=7)
 
 
@@ -324,35 +324,41 @@ def test_inner_steps_that_move_away_are_a_failure_only_where_a_solution_is_neede
         (lambda: imaml.MetaGradient(PLAIN, query_loss, inner=FEW, rule=imaml.envelope()), "only starts"),
         (
             lambda: imaml.Reptile(imaml.proximal(loss, imaml.learned(0.5)), query_loss, inner=FEW),
-            "drives it to zero",
+            "expected a fixed strength",
         ),
         (
             lambda: imaml.Reptile(imaml.fixed_point(lambda p, t, b: p), query_loss, inner=FEW),
-            "minimises something",
+            "expected a problem with an objective, got fixed_point",
         ),
-        (lambda: imaml.MetaGradient(PLAIN, query_loss, inner=FEW, rule="maml"), "rule='maml'; accepted are"),
+        (
+            lambda: imaml.MetaGradient(PLAIN, query_loss, inner=FEW, rule="maml"),
+            "rule: expected .*got 'maml'",
+        ),
         (
             lambda: imaml.MAML(PLAIN, query_loss, inner=imaml.NewtonCG(steps=2)),
-            "NewtonCG's have no reverse mode",
+            "expected a solver whose steps have a reverse mode, got NewtonCG",
         ),
-        (lambda: imaml.FOMAML(PLAIN, query_loss, inner=PACED), "first_order.. learns nothing.*MetaSGD"),
-        (lambda: imaml.Reptile(PLAIN, query_loss, inner=PACED), "displacement.. learns nothing.*MetaSGD"),
-        (lambda: imaml.Reptile(ANCHORED, query_loss, inner=PACED), "envelope.. learns nothing.*MetaSGD"),
+        (lambda: imaml.FOMAML(PLAIN, query_loss, inner=PACED), "first_order.*fixed learning rate.*MetaSGD"),
+        (lambda: imaml.Reptile(PLAIN, query_loss, inner=PACED), "displacement.*fixed learning rate.*MetaSGD"),
+        (lambda: imaml.Reptile(ANCHORED, query_loss, inner=PACED), "envelope.*fixed learning rate.*MetaSGD"),
         (
             lambda: imaml.IMAML(ANCHORED, query_loss, inner=PACED, linear=imaml.CG(2)),
-            "implicit.. learns nothing.*MetaSGD",
+            "implicit.*fixed learning rate.*MetaSGD",
         ),
-        (lambda: imaml.MetaSGD(PLAIN, query_loss, inner=imaml.NewtonCG(2)), "accepted is a GradientDescent"),
+        (
+            lambda: imaml.MetaSGD(PLAIN, query_loss, inner=imaml.NewtonCG(2)),
+            "inner: expected a GradientDescent",
+        ),
         (lambda: imaml.MAML(PLAIN, query_loss, inner=PACED)(THETA, TASKS, KEY), "inner.parameters"),
         (
             lambda: imaml.MetaGradient(
                 imaml.proximal(loss, STRENGTH, "head"), query_loss, inner=FEW, rule=imaml.as_released()
             ),
-            "adapts all parameters with one fixed strength",
+            "as_released: expected proximal.number. that adapts all",
         ),
         (
             lambda: imaml.MetaGradient(PLAIN, query_loss, inner=FEW, rule=imaml.as_released()),
-            "this problem is plain",
+            "expected proximal.loss, strength., got plain",
         ),
         (lambda: imaml.as_released(damping=-1.0), "damping=-1.0; accepted is a finite number of at least 0"),
         (lambda: imaml.ThenPulled(0.3, 0), "steps=0"),
@@ -361,7 +367,7 @@ def test_inner_steps_that_move_away_are_a_failure_only_where_a_solution_is_neede
             lambda: imaml.Reptile(PLAIN, query_loss, inner=FEW)(
                 THETA, imaml.Task(TASKS.support, TASKS.query[0]), KEY
             ),
-            "Pass whole=",
+            "Hint: pass whole=",
         ),
     ],
 )

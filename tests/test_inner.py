@@ -118,7 +118,7 @@ def test_without_an_anchor_of_numbers_there_is_no_proximal_step():
     with pytest.raises(imaml.StructureError, match="the problem is plain; accepted are proximal and equil"):
         solver(imaml.plain(loss), jnp.zeros(3), BATCH)
     mixed = imaml.proximal(loss, imaml.learned(1.0, "dense"))
-    with pytest.raises(imaml.StructureError, match="per='dense' they are a matrix"):
+    with pytest.raises(imaml.StructureError, match="got a matrix, learned per='dense'"):
         solver(mixed, mixed.parameters(jnp.zeros(3)), BATCH)
 
 

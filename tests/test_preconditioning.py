@@ -137,7 +137,7 @@ REFUSED = {
             jnp.ones(2), jnp.ones(2), None, jnp.ones(2), linear=imaml.CG(precondition=imaml.Diagonal()),
         ),
         imaml.StructureError,
-        "needs the strengths of proximal",
+        "expected a problem made by proximal",
     ),
 }  # fmt: skip
 

@@ -168,17 +168,6 @@ def test_vmap_over_tasks_and_strengths_equals_a_loop():
         np.testing.assert_allclose(batched[i], one(theta, inputs[i], targets[i], strengths[i]), **CLOSE)
 
 
-def test_unrolled_run_to_convergence_agrees():
-    """The unrolled derivative's error falls as 0.8^k (rate 0.3, curvature over 0.7): 1e-20 after 200."""
-    inner = imaml.GradientDescent(0.3, steps=200)
-
-    def solution(theta):
-        return imaml.solve(PROBLEM, theta, SUPPORT, inner=inner, rule=imaml.unrolled())
-
-    reverse = jax.jit(jax.jacrev(solution))(jnp.asarray(THETA))
-    assert relative(reverse, ORACLE["jacobian"]) < 1e-8
-
-
 def test_unrolled_is_exact_for_the_steps_taken():
     """One step on the plain problem: phi = theta - r H theta + ..., so d phi/d theta = I - r H (MAML)."""
     solution = lambda theta: imaml.solve(  # noqa: E731
@@ -224,15 +213,17 @@ def test_first_order_follows_the_problem_s_own_start():
 
 
 def test_refusals():
-    with pytest.raises(imaml.StructureError, match=r"fixed number of steps; .*tolerance=1e-06.*implicit"):
+    with pytest.raises(imaml.StructureError, match=r"fixed number of steps, got .*tolerance=1e-06.*implicit"):
         imaml.solve(
             PROBLEM, THETA, SUPPORT, inner=imaml.GradientDescent(0.1, tolerance=1e-6), rule=imaml.unrolled()
         )
-    with pytest.raises(imaml.ConfigError, match="is no linear solver; pass one such as CG"):
+    with pytest.raises(imaml.ConfigError, match=r"linear: expected a linear solver such as CG.*got 'cg'"):
         imaml.implicit("cg")
-    with pytest.raises(imaml.ConfigError, match=r"pass implicit\(linear\), unrolled\(\) or first_order"):
+    with pytest.raises(
+        imaml.ConfigError, match=r"rule: expected implicit\(linear\), unrolled\(\) or first_order"
+    ):
         imaml.solve(PROBLEM, THETA, SUPPORT, inner=INNER, rule="implicit")
-    with pytest.raises(imaml.ConfigError, match="cotangent must be shaped like phi"):
+    with pytest.raises(imaml.ConfigError, match="cotangent: expected one shaped like phi"):
         imaml.implicit_vjp(PROBLEM, THETA, THETA, SUPPORT, THETA[:2], linear=TIGHT)
     saddle = imaml.stationary(lambda p, t, x: p @ t, structure="symmetric")
     with pytest.raises(

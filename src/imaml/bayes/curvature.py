@@ -1,4 +1,4 @@
-"""The curvature of one task's likelihood at a point, and by how much it raises the prior's determinant.
+"""The curvature of one task's likelihood at a point, and the determinant of the posterior's precision.
 
 With J the Jacobian of the outputs and B B^T the second derivative of the likelihood in them,
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ from jax import Array, lax
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
 from ..core.recipes import recipe
-from ..core.tree import Selection
+from ..core.tree import PyTree, Selection
 from ..core.validation import require_one_of, require_whole
 from ..linear.lanczos import eigenpairs, krylov
-from ..problems.base import CURVATURES, Problem
+from ..problems.base import CURVATURES, Key, Problem
 from ..problems.likelihoods import NegativeLogLikelihood, by_row
-from ..problems.precision import Precision, log_determinant
+from ..problems.matrices import Precision, log_determinant
 
 LARGE = 20_000  # parameters, from which vectors of their size are worked on one after another
 EXACT_MOST = 5_000  # the smaller of rows times outputs and parameters, for a determinant or a matrix in full
@@ -34,50 +34,80 @@ EXACT_MOST = 5_000  # the smaller of rows times outputs and parameters, for a de
 @recipe()
 @dataclass(frozen=True)
 class Quadrature:
-    """Stochastic Lanczos quadrature for a log-determinant (Ubaru, Chen and Saad 2017).
+    """Stochastic Lanczos quadrature for a log-determinant.
 
     ```
     log |I + K|  =  E z^T log(I + K) z      z of random signs;  each term by `steps` of Lanczos from z
     ```
 
-    with K the likelihood's curvature in units of the prior's, so that the variance falls to zero with K. Its
-    derivative is that of E z^T dK (I + K)^-1 z with the same probes. `probes` of them; memory for `probes`
-    times `steps` vectors. Exact in expectation but for the quadrature's error, which vanishes where `steps`
-    are as many as K has distinct eigenvalues. For problems too large for the exact determinant, the default.
+    K is the likelihood's curvature in units of the prior's, so that the variance falls to zero with K. The
+    derivative is that of E z^T dK (I + K)^-1 z with the same probes. It is exact in expectation but for the
+    quadrature's error, which vanishes where there are as many `steps` as K has distinct eigenvalues. Memory
+    is needed for `probes` times `steps` vectors.
+
+    Attributes:
+        steps: Lanczos steps for each probe.
+        probes: The number of probes, at least 2.
+
+    Example:
+        >>> Quadrature(steps=10, probes=4)
+        Quadrature(steps=10, probes=4)
+
+    References:
+        Ubaru, Chen, Saad (2017), Fast estimation of tr(f(A)) via stochastic Lanczos quadrature.
     """
 
     steps: int = 30
     probes: int = 8
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Raises ConfigError if a value is out of range."""
         require_whole("Quadrature", 1, steps=self.steps)
         require_whole("Quadrature", 2, probes=self.probes)  # a standard error needs two
 
 
-def by_rows(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
-    """What `function` makes of each of the rows, stacked; size: numbers in the vectors within it.
+def map_rows(function: Callable[[PyTree], PyTree], rows: PyTree, size: int) -> PyTree:
+    """Applies a function to each of the rows and stacks the results.
 
     Large ones go one after another: under `vmap` each row of a convolutional network has kernels of its own,
     which takes a CPU several times as long, and as much memory as there are rows.
+
+    Args:
+        function: A function of one row.
+        rows: A tree with a leading axis on every leaf.
+        size: The number of entries in the vectors that `function` computes with.
+
+    Returns:
+        The results, with a leading axis.
     """
     return lax.map(function, rows) if size >= LARGE else jax.vmap(function)(rows)
 
 
 class Determinant(NamedTuple):
-    """log |P + H| - log |P|, and its standard error, 0 where it is exact."""
+    """A log-determinant.
+
+    Attributes:
+        value: log |P + H| - log |P|, a scalar.
+        error: Its standard error, 0 where it is exact.
+    """
 
     value: Array
     error: Array
 
 
 @dataclass(frozen=True)
-class Curved:
-    """One task's likelihood at a point, over a flat vector of the n parameters chosen; made by `curved`.
+class LocalCurvature:
+    """One task's likelihood at a point, over a flat vector of n parameters; made by `curvature_at`.
 
-    point: (n,). outputs: (rows, k), the network's. along: v (n,) -> J v (rows, k). half: v (n,) -> B^T J v,
-    (rows k,). product: v -> H v. precision: P, the prior's. place: (n,) -> the full tree of parameters.
-    gauss_newton: which curvature H is.
+    Attributes:
+        point: The parameters, ``(n,)``.
+        outputs: The network's outputs, ``(rows, k)``.
+        along: v ``(n,)`` -> J v ``(rows, k)``.
+        half: v ``(n,)`` -> B^T J v ``(rows k,)``.
+        product: v -> H v.
+        precision: The prior's precision P.
+        place: ``(n,)`` -> the full tree of parameters.
+        gauss_newton: Whether H is the Gauss-Newton matrix, else the Hessian.
     """
 
     point: Array
@@ -86,20 +116,34 @@ class Curved:
     half: Callable[[Array], Array]
     product: Callable[[Array], Array]
     precision: Precision
-    place: Callable[[Array], Any]
+    place: Callable[[Array], PyTree]
     gauss_newton: bool
 
     def rows(self) -> Array:
-        """B^T J as a matrix, (rows k, n), by as few products as there are."""
+        """The matrix B^T J, by as few products as possible.
+
+        Returns:
+            ``(rows k, n)``.
+
+        Raises:
+            StructureError: If it would be too large.
+        """
         size, count = self.outputs.size, self.point.size
         self._bounded(min(size, count))
         if size > count:
             return jax.vmap(self.half, out_axes=1)(jnp.eye(count, dtype=self.point.dtype))
         back = jax.linear_transpose(self.half, self.point)
-        return by_rows(lambda e: back(e)[0], jnp.eye(size, dtype=self.outputs.dtype), count)
+        return map_rows(lambda e: back(e)[0], jnp.eye(size, dtype=self.outputs.dtype), count)
 
     def matrix(self) -> Array:
-        """H as a matrix, (n, n)."""
+        """The matrix H.
+
+        Returns:
+            ``(n, n)``.
+
+        Raises:
+            StructureError: If it would be too large.
+        """
         if self.gauss_newton:
             rows = self.rows()
             return rows.T @ rows
@@ -107,11 +151,18 @@ class Curved:
         return jax.vmap(self.product)(jnp.eye(self.point.size, dtype=self.point.dtype))
 
     def diagonal(self) -> Array:
-        """The diagonal of the Gauss-Newton matrix, (n,), a product for every row and output."""
+        """The diagonal of the Gauss-Newton matrix, by one product for every row and output.
+
+        Returns:
+            ``(n,)``.
+
+        Raises:
+            ConfigError: If H is the Hessian.
+        """
         if not self.gauss_newton:
             raise ConfigError(
-                "posterior: form='diagonal' with curvature='hessian'; accepted is 'gauss-newton', whose "
-                "diagonal takes one product for every row and output, and is never negative."
+                "posterior: form='diagonal': curvature: expected 'gauss-newton', whose diagonal takes one "
+                "product for every row and output and is never negative, got 'hessian'."
             )
         back = jax.linear_transpose(self.half, self.point)
 
@@ -122,7 +173,14 @@ class Curved:
         return lax.scan(add, jnp.zeros_like(self.point), identity)[0]
 
     def exact(self) -> Determinant:
-        """The determinant by a matrix of rows or of parameters, whichever are fewer; differentiable."""
+        """The determinant by a matrix of rows or of parameters, whichever are fewer; differentiable.
+
+        Returns:
+            The determinant.
+
+        Raises:
+            StructureError: If the matrix would be too large.
+        """
         size, count = self.outputs.size, self.point.size
         if self.gauss_newton and size < count:
             rows = self.rows()
@@ -134,42 +192,74 @@ class Curved:
         return Determinant(value, jnp.zeros_like(value))
 
     def whitened(self, vector: Array) -> Array:
-        """K v with K = R^-T H R^-1: the likelihood's curvature in units of the prior's."""
+        """The product K v with K = R^-T H R^-1, the likelihood's curvature in units of the prior's.
+
+        Args:
+            vector: v, ``(n,)``.
+
+        Returns:
+            K v, ``(n,)``.
+        """
         return self.precision.unroot_transposed(self.product(self.precision.unroot(vector)))
 
     def _bounded(self, size: int) -> None:
         if size > EXACT_MOST:
             raise StructureError(
-                f"curvature: a matrix in full would have a side of {size}; accepted are up to {EXACT_MOST}. "
-                "Use Quadrature() for a determinant, form='low-rank' or 'diagonal' for a posterior, or "
-                "adapt fewer leaves."
+                f"curvature: expected a matrix of at most {EXACT_MOST} rows, got {size}. Hint: use "
+                "Quadrature() for a determinant, form='low-rank' or 'diagonal' for a posterior, or adapt "
+                "fewer leaves."
             )
 
 
 def likelihood_of(owner: str, problem: Problem) -> NegativeLogLikelihood:
-    """The problem's loss; StructureError where it is no sum of negative log likelihoods with a prior."""
+    """The loss of a problem, which must be a sum of negative log likelihoods.
+
+    Args:
+        owner: The name in the message.
+        problem: The problem.
+
+    Returns:
+        The loss.
+
+    Raises:
+        StructureError: If it is no such sum, or the problem has no prior.
+    """
     if problem.has_precision and isinstance(problem.loss, NegativeLogLikelihood):
         return problem.loss
     raise StructureError(
-        f"{owner}: needs proximal(likelihood(loss), strength), where the strength is a prior's precision; "
-        f"this problem is {problem.kind}, and its loss, {type(problem.loss).__name__}, does not say that it "
-        "is a sum over rows. A mean loss over n rows with a strength is as a likelihood with the precision "
-        "n times that strength."
+        f"{owner}: expected proximal(likelihood(loss), strength), whose strength is a prior's precision, "
+        f"got a {problem.kind} problem with the loss {type(problem.loss).__name__}, which is not declared to "
+        "be a sum over rows. Hint: a mean loss over n rows with a strength is like a likelihood with n times "
+        "that strength as precision."
     )
 
 
-def curved(
+def curvature_at(
     owner: str,
     problem: Problem,
-    adapted: Any,
-    theta: Any,
-    batch: Any,
+    adapted: PyTree,
+    theta: PyTree,
+    batch: PyTree,
     curvature: str = "gauss-newton",
     over: Selection | None = None,
-) -> Curved:
-    """One task's likelihood at its adapted leaves, differentiable in them and in theta.
+) -> LocalCurvature:
+    """One task's likelihood at its adapted parameters, differentiable in them and in theta.
 
-    owner: whom messages name. over: which of the adapted leaves, None for all; the others stay as they are.
+    Args:
+        owner: The name in messages.
+        problem: The problem.
+        adapted: The adapted parameters.
+        theta: The meta-parameters.
+        batch: The rows.
+        curvature: "gauss-newton" or "hessian".
+        over: Which of the adapted leaves; None for all. The others are constants.
+
+    Returns:
+        The likelihood and its curvature.
+
+    Raises:
+        StructureError: If the loss is no sum of negative log likelihoods.
+        ConfigError: If `curvature` is another.
     """
     loss = likelihood_of(owner, problem).given(theta)
     require_one_of(owner, "curvature", curvature, CURVATURES)
@@ -177,7 +267,7 @@ def curved(
     chosen, rest = over.split(adapted)
     point, unravel = tree.ravel(chosen)
 
-    def place(vector: Array) -> Any:
+    def place(vector: Array) -> PyTree:
         return problem.full(over.join(unravel(vector), rest), theta)
 
     def outputs_at(vector: Array) -> Array:
@@ -197,10 +287,10 @@ def curved(
     precision = problem.precision(adapted, theta)
     if over.choice is not None:
         precision = precision.part(_flags(over.mask(adapted), adapted))
-    return Curved(point, outputs, along, half, product, precision, place, curvature == "gauss-newton")
+    return LocalCurvature(point, outputs, along, half, product, precision, place, curvature == "gauss-newton")
 
 
-def _flags(mask: Any, adapted: Any) -> np.ndarray:
+def _flags(mask: PyTree, adapted: PyTree) -> np.ndarray:
     """The mask of leaves as one of parameters, (n,)."""
     pairs = zip(jax.tree.leaves(mask), jax.tree.leaves(adapted), strict=True)
     return np.concatenate([np.full(np.size(leaf), flag) for flag, leaf in pairs])
@@ -208,37 +298,49 @@ def _flags(mask: Any, adapted: Any) -> np.ndarray:
 
 def determinant(
     problem: Problem,
-    adapted: Any,
-    theta: Any,
-    batch: Any,
+    adapted: PyTree,
+    theta: PyTree,
+    batch: PyTree,
     how: Quadrature | None = None,
     curvature: str = "gauss-newton",
-    key: Array | None = None,
+    key: Key = None,
 ) -> Determinant:
-    """log |P + H| - log |P| at a task's adapted leaves, differentiable (once, where it is a quadrature).
+    """The log-determinant log |P + H| - log |P| at a task's adapted parameters, differentiable.
 
-    how: None for exactly. key: of the probes, key(0) for None.
+    Args:
+        problem: The problem.
+        adapted: The adapted parameters.
+        theta: The meta-parameters.
+        batch: The rows.
+        how: None for exactly, or a `Quadrature`, which is differentiable once.
+        curvature: "gauss-newton" or "hessian".
+        key: A random key for the probes; ``jax.random.key(0)`` for None.
+
+    Returns:
+        The determinant and its standard error.
     """
-    here = curved("determinant", problem, adapted, theta, batch, curvature)
+    here = curvature_at("determinant", problem, adapted, theta, batch, curvature)
     if how is None:
         return here.exact()
     key = jax.random.key(0) if key is None else key
-    fixed = curved("determinant", problem, *lax.stop_gradient((adapted, theta)), batch, curvature)
+    fixed = curvature_at("determinant", problem, *lax.stop_gradient((adapted, theta)), batch, curvature)
     size = here.point.size
 
     def one(key: Array) -> tuple[Array, Array]:
+        # z^T log(I + K) z by Lanczos from z: the Gauss quadrature of Golub and Meurant.
         probe = jax.random.rademacher(key, (size,), here.point.dtype)
-        basis, diagonal, beside, _ = krylov(fixed.whitened, probe, how.steps)
-        values, turn = eigenpairs(diagonal, beside)
-        value = size * jnp.sum(turn[0] ** 2 * jnp.log1p(values))
-        solved = size**0.5 * (basis.T @ (turn @ (turn[0] / (1 + values))))
+        basis, diagonal, offdiagonal, _ = krylov(fixed.whitened, probe, how.steps)
+        values, vectors = eigenpairs(diagonal, offdiagonal)
+        value = size * jnp.sum(vectors[0] ** 2 * jnp.log1p(values))
+        solved = size**0.5 * (basis.T @ (vectors @ (vectors[0] / (1 + values))))
         # tr (P + H)^-1 dH + tr ((P + H)^-1 - P^-1) dP, with x = (P + H)^-1 R^T z and y = R^-1 z held fixed.
         x, y = lax.stop_gradient((fixed.precision.unroot(solved), fixed.precision.unroot(probe)))
-        apart, unravel = x - y, tree.ravel(adapted)[1]
-        bent = here.half(x) @ here.half(y) if here.gauss_newton else x @ here.product(y)
-        slope = bent + apart @ tree.ravel(here.precision.pull(unravel(y)))[0]
+        difference, unravel = x - y, tree.ravel(adapted)[1]
+        likelihood_term = here.half(x) @ here.half(y) if here.gauss_newton else x @ here.product(y)
+        slope = likelihood_term + difference @ tree.ravel(here.precision.pull(unravel(y)))[0]
         return lax.stop_gradient(value), slope - lax.stop_gradient(slope)
 
-    values, slopes = by_rows(one, jax.random.split(key, how.probes), here.point.size)
+    # Each probe gives an unbiased value, and a surrogate whose derivative is an unbiased derivative.
+    values, slopes = map_rows(one, jax.random.split(key, how.probes), here.point.size)
     error = jnp.std(values, ddof=1) / how.probes**0.5
     return Determinant(jnp.mean(values) + jnp.mean(slopes), lax.stop_gradient(error))

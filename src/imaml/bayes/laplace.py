@@ -1,10 +1,9 @@
-"""What is known of a task's parameters after its rows: Laplace's Gaussian at the maximum a posteriori.
+"""The posterior of a task's parameters: Laplace's Gaussian at the maximum a posteriori.
 
     phi | rows  ~  N(phi*, (P + H)^-1)          H the curvature of the likelihood, a sum over rows, at phi*
 
-and what that says of new rows, through the network linearised at phi* (MacKay 1992; Immer, Korzepa and Bauer
-2021 for the linearised predictive). For linear-Gaussian models nothing of it is an approximation. What a
-batch has to have is told in `likelihoods`.
+Predictions for new rows use the network linearised at phi* (MacKay 1992; Immer, Korzepa, Bauer 2021). For
+linear-Gaussian models nothing is approximate. `likelihoods` says which fields a batch needs.
 """
 
 from __future__ import annotations
@@ -20,27 +19,38 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import Selection
+from ..core.tree import PyTree, Selection
 from ..core.validation import require_one_of, require_whole
 from ..linear.lanczos import eigenpairs, krylov
-from ..problems.base import Problem
+from ..problems.base import Key, Problem
 from ..problems.likelihoods import Categorical, Gaussian, NegativeLogLikelihood, by_row, likelihood
-from ..problems.precision import Factored, LowRank, Precision, Raised, Strengths
-from ..problems.proximal import proximal
-from .curvature import Curved, Quadrature, by_rows, curved, determinant, likelihood_of
+from ..problems.matrices import Factored, LowRank, Precision, Strengths, Updated
+from ..problems.proximal import Adapt, proximal
+from .curvature import LocalCurvature, Quadrature, curvature_at, determinant, likelihood_of, map_rows
 
+Outputs = Callable[[PyTree, PyTree], Array]  # (phi, batch) -> (n, k)
 FORMS = ("dense", "diagonal", "low-rank", "rows")
 
 
 class Predicted(NamedTuple):
-    """What is expected of the network's outputs: mean (n, k), and their covariance row by row, (n, k, k)."""
+    """A network's outputs under a posterior.
+
+    Attributes:
+        mean: ``(n, k)``.
+        covariance: Of each row's outputs, ``(n, k, k)``.
+    """
 
     mean: Array
     covariance: Array
 
 
 class Evidence(NamedTuple):
-    """The logarithm of a task's evidence, a scalar, and the standard error of it, 0 where it is exact."""
+    """The logarithm of a task's evidence.
+
+    Attributes:
+        value: A scalar.
+        error: Its standard error, 0 where it is exact.
+    """
 
     value: Array
     error: Array
@@ -49,25 +59,31 @@ class Evidence(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Laplace:
-    """A task's posterior, a Gaussian; made by `posterior`. A tree of arrays and a `Problem`.
+    """A task's posterior, a Gaussian; made by `posterior`. A pytree.
 
-    adapted: the adapted leaves at its mean. precision: P + H, or as much of it as its form keeps, over the n
-    parameters that it is of; itself a `Precision`. over: which of the adapted leaves those are.
+    Attributes:
+        problem: The problem.
+        theta: The meta-parameters.
+        adapted: The adapted parameters at its mean.
+        precision: P + H over n parameters, or as much of it as its form keeps.
+        over: Which of the adapted leaves these parameters are.
     """
 
     problem: Problem
-    theta: Any
-    adapted: Any
+    theta: PyTree
+    adapted: PyTree
     precision: Precision
     over: Selection = field(default=Selection(), metadata={"static": True})
 
-    def _place(self) -> tuple[Array, Callable[[Array], Any]]:
+    def _place(self) -> tuple[Array, Callable[[Array], PyTree]]:
         """The mean as a flat vector, (n,), and how a vector becomes the full tree of parameters."""
         chosen, rest = self.over.split(self.adapted)
         point, unravel = tree.ravel(chosen)
         return point, lambda vector: self.problem.full(self.over.join(unravel(vector), rest), self.theta)
 
-    def _linear(self, batch: Any, outputs: Callable | None) -> tuple[Array, Callable[[Array], Array], Array]:
+    def _linear(
+        self, batch: PyTree, outputs: Outputs | None
+    ) -> tuple[Array, Callable[[Array], Array], Array]:
         """The outputs for a batch, (rows, k), their derivative v -> J v, and the mean as a flat vector."""
         loss = likelihood_of("posterior", self.problem)
         point, place = self._place()
@@ -75,59 +91,104 @@ class Laplace:
         value, along = jax.linearize(lambda vector: by_row(outputs(place(vector), batch)), point)
         return value, along, point
 
-    def variances(self) -> Any:
-        """The variance of every parameter, a tree like the leaves that the posterior is over."""
+    def variances(self) -> PyTree:
+        """The variance of every parameter.
+
+        Returns:
+            A tree like the leaves that the posterior is over.
+        """
         chosen = self.over.split(self.adapted)[0]
         return tree.ravel(chosen)[1](self.precision.variances())
 
     def covariance(self) -> Array:
-        """(P + H)^-1 in full, (n, n)."""
+        """The covariance matrix (P + H)^-1.
+
+        Returns:
+            ``(n, n)``.
+        """
         point = self._place()[0]
         roots = jax.vmap(self.precision.unroot_transposed)(jnp.eye(point.size, dtype=point.dtype))
         return roots @ roots.T
 
-    def sample(self, key: Array, count: int) -> Any:
-        """Draws, full trees of parameters with a leading axis of `count`."""
+    def sample(self, key: Array, count: int) -> PyTree:
+        """Draws parameters.
+
+        Args:
+            key: A random key.
+            count: How many draws.
+
+        Returns:
+            Full trees of parameters with a leading axis of `count`.
+        """
         point, place = self._place()
         noise = jax.random.normal(key, (count, point.size), point.dtype)
         return jax.vmap(lambda eps: place(point + self.precision.unroot(eps)))(noise)
 
-    def outputs(self, batch: Any, outputs: Callable | None = None) -> Predicted:
-        """The network's outputs for a batch, as the linearised network has them; without noise.
+    def outputs(self, batch: PyTree, outputs: Outputs | None = None) -> Predicted:
+        """The outputs for a batch by the linearised network, without noise.
 
-        outputs: another function (phi, batch) -> (n, k) of the same parameters, by default the loss's own.
+        Args:
+            batch: The new rows.
+            outputs: Another function (phi, batch) -> ``(n, k)`` of the same parameters; by default the loss's
+                own.
+
+        Returns:
+            Their mean and covariance.
         """
         value, along, point = self._linear(batch, outputs)
         back = jax.linear_transpose(along, point)
         rows, columns = value.shape
         identity = jnp.eye(value.size, dtype=value.dtype).reshape(value.size, rows, columns)
-        roots = by_rows(lambda e: self.precision.unroot_transposed(back(e)[0]), identity, point.size)
+        roots = map_rows(lambda e: self.precision.unroot_transposed(back(e)[0]), identity, point.size)
         roots = roots.reshape(rows, columns, point.size)
         return Predicted(value, jnp.einsum("rip,rjp->rij", roots, roots))
 
-    def predict(self, batch: Any, outputs: Callable | None = None) -> tuple[Array, Array]:
-        """The mean of new Gaussian rows, and their variance, noise included, each (n, k)."""
+    def predict(self, batch: PyTree, outputs: Outputs | None = None) -> tuple[Array, Array]:
+        """The distribution of new Gaussian rows.
+
+        Args:
+            batch: The new rows.
+            outputs: Another function (phi, batch) -> ``(n, k)`` of the same parameters; by default the loss's
+                own.
+
+        Returns:
+            Their mean, and their variance including noise, each ``(n, k)``.
+
+        Raises:
+            ConfigError: If rows are not Gaussian.
+        """
         loss = self._of_kind("predict", Gaussian, "probabilities")
         found = self.outputs(batch, outputs)
         return found.mean, jnp.diagonal(found.covariance, axis1=1, axis2=2) + loss.given(self.theta).variance
 
     def probabilities(
-        self,
-        batch: Any,
-        *,
-        samples: int | None = None,
-        key: Array | None = None,
-        outputs: Callable | None = None,
+        self, batch: PyTree, *, samples: int | None = None, key: Key = None, outputs: Outputs | None = None
     ) -> Array:
-        """The probabilities of new rows' classes, (n, ways).
+        """The probabilities of new rows' classes.
 
         ```
         probit    softmax(z_c / sqrt(1 + pi v_c / 8))     v_c the variance of logit c
         sampled   the mean of softmax(z + J (phi - phi*)) over draws of phi
         ```
 
-        samples: None for the probit approximation (MacKay 1992; Bishop 2006, equation 4.153; for more than
-        two classes it is one of several, and leaves out how logits covary), or how many draws.
+        The probit approximation neglects covariances between logits; for more than two classes it is one of
+        several.
+
+        Args:
+            batch: The new rows.
+            samples: None for the probit approximation, or how many draws.
+            key: A random key for the draws; ``jax.random.key(0)`` for None.
+            outputs: Another function (phi, batch) -> ``(n, k)`` of the same parameters; by default the loss's
+                own.
+
+        Returns:
+            ``(n, ways)``.
+
+        Raises:
+            ConfigError: If rows are not categorical.
+
+        References:
+            MacKay (1992); Bishop (2006), equation 4.153.
         """
         self._of_kind("probabilities", Categorical, "predict")
         if samples is None:
@@ -139,9 +200,10 @@ class Laplace:
         key = jax.random.key(0) if key is None else key
         noise = jax.random.normal(key, (samples, point.size), point.dtype)
         draw = lambda eps: jax.nn.softmax(value + along(self.precision.unroot(eps)))  # noqa: E731
-        return jnp.mean(by_rows(draw, noise, point.size), 0)
+        return jnp.mean(map_rows(draw, noise, point.size), 0)
 
     def _of_kind(self, asked: str, kind: type[Gaussian | Categorical], instead: str) -> NegativeLogLikelihood:
+        """The loss; ConfigError where rows are of another kind."""
         loss = likelihood_of("posterior", self.problem)
         if not isinstance(loss.likelihood, kind):
             raise ConfigError(
@@ -151,92 +213,135 @@ class Laplace:
         return loss
 
 
-def shaped(here: Curved, form: str, rank: int = 20, key: Array | None = None) -> Precision:
-    """P + H in one of the forms; see `posterior`."""
+def posterior_precision(here: LocalCurvature, form: str, rank: int = 20, key: Key = None) -> Precision:
+    """The precision P + H in one of the forms; see `posterior`.
+
+    Args:
+        here: The likelihood at the maximum a posteriori.
+        form: The form.
+        rank: The rank, for "low-rank".
+        key: A random key for Lanczos' start; ``jax.random.key(0)`` for None.
+
+    Returns:
+        The precision.
+
+    Raises:
+        ConfigError: If the form is another, or does not fit the prior or the curvature.
+    """
     require_one_of("posterior", "form", form, FORMS)
     if form == "dense":
         return Factored(jnp.linalg.cholesky(here.precision.matrix() + here.matrix()))
     if form == "diagonal":
         if not isinstance(here.precision, Strengths):
             raise ConfigError(
-                "posterior: form='diagonal' with a prior whose precision is a matrix; accepted are 'dense' "
-                "and 'low-rank', or a strength learned per 'all', 'leaf' or 'parameter'."
+                "posterior: form='diagonal': expected a strength learned per 'all', 'leaf' or 'parameter', "
+                "got a prior whose precision is a matrix. Hint: use form='dense' or 'low-rank'."
             )
         flat = here.precision.flat + here.diagonal()
         return Strengths(flat, flat)
     if form == "rows":
         if not (isinstance(here.precision, Strengths) and here.gauss_newton):
             raise ConfigError(
-                "posterior: form='rows' with a prior whose precision is a matrix, or curvature='hessian'; "
-                "accepted are a strength per 'all', 'leaf' or 'parameter' and 'gauss-newton'."
+                "posterior: form='rows': expected a strength per 'all', 'leaf' or 'parameter' and curvature "
+                "'gauss-newton', got a prior whose precision is a matrix, or curvature='hessian'."
             )
         return LowRank(here.precision.flat, here.rows().T)
+    # "low-rank": the Ritz pairs of K, the curvature in units of the prior's.
     require_whole("posterior", 1, rank=rank)
     key = jax.random.key(0) if key is None else key
     start = jax.random.normal(key, here.point.shape, here.point.dtype)
     within = here.whitened(start)  # its Krylov space has no direction that the data say nothing of
     start = jnp.where(jnp.any(within != 0), within, start)
-    basis, diagonal, beside, taken = krylov(here.whitened, start, rank)
-    values, turn = eigenpairs(jnp.where(jnp.arange(diagonal.size) < taken, diagonal, 0), beside)
-    return Raised(here.precision, basis.T @ turn, values)
+    basis, diagonal, offdiagonal, taken = krylov(here.whitened, start, rank)
+    values, vectors = eigenpairs(jnp.where(jnp.arange(diagonal.size) < taken, diagonal, 0), offdiagonal)
+    return Updated(here.precision, basis.T @ vectors, values)
 
 
 def posterior(
     problem: Problem,
-    phi: Any,
-    theta: Any,
-    batch: Any,
+    phi: PyTree,
+    theta: PyTree,
+    batch: PyTree,
     *,
     form: str = "dense",
-    over: Any = None,
+    over: Adapt = None,
     curvature: str = "gauss-newton",
     rank: int = 20,
-    key: Array | None = None,
+    key: Key = None,
 ) -> Laplace:
-    """A task's posterior at its maximum a posteriori phi, a `Laplace`.
+    """A task's posterior at its maximum a posteriori phi.
 
     ```
     "dense"      P + H, by a matrix over the parameters
-    "diagonal"   the diagonal of P + H                  where P has none but that
+    "diagonal"   the diagonal of P + H                  for a diagonal P
     "low-rank"   R^T (I + sum_j k_j u_j u_j^T) R      R^T R = P; k, u by `rank` of Lanczos on R^-T H R^-1
     "rows"       P + J^T J, exactly, with J in full     for tasks of few rows; differentiable; P diagonal
     ```
 
-    problem: `proximal(likelihood(loss), strength)`, else StructureError. phi: the full tree at the inner
-    solution. batch: the rows that were learned from. over: None, or the adapted leaves that it is over
-    ("head": a last-layer posterior), the others being known; in any form. curvature: as in `proximal`; the
-    Hessian's may be indefinite, and then draws are NaN. rank: "low-rank" is exact where it is at least H's,
-    at most the number of rows times outputs; else it leaves out of H what Lanczos does not see. key: where
-    Lanczos starts.
+    It is the posterior of the mode at phi, so it is misleading where several modes matter.
 
-    Not where the posterior has several modes that matter: it is of the one at phi.
+    Args:
+        problem: ``proximal(likelihood(loss), strength)``.
+        phi: The full tree at the inner solution.
+        theta: The meta-parameters.
+        batch: The rows that were learned from.
+        form: The form, in the table above.
+        over: Which of the adapted leaves it is over, such as "head" for a last-layer posterior, the others
+            being known; None for all.
+        curvature: As in `proximal`. The Hessian may be indefinite, and then draws are NaN.
+        rank: For "low-rank", which is exact if it is at least the rank of H, at most rows times outputs.
+        key: A random key for Lanczos' start; ``jax.random.key(0)`` for None.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> from imaml.domains.regression import LinearLoss, Points
-    >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), 1.0)
-    >>> rows = Points(jnp.ones((3, 1)), 2 * jnp.ones(3))
-    >>> found = imaml.posterior(problem, jnp.array([1.5]), jnp.zeros(1), rows)  # precision 1 + 3
-    >>> [float(part[0, 0]) for part in found.predict(Points(jnp.ones((1, 1)), jnp.zeros(1)))]
-    [1.5, 1.25]
+    Returns:
+        The posterior.
+
+    Raises:
+        StructureError: If the problem's loss is no sum of negative log likelihoods.
+        ConfigError: If an argument is not valid.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> from imaml.domains.regression import LinearLoss, Points
+        >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), 1.0)
+        >>> rows = Points(jnp.ones((3, 1)), 2 * jnp.ones(3))
+        >>> found = imaml.posterior(problem, jnp.array([1.5]), jnp.zeros(1), rows)  # precision 1 + 3
+        >>> [float(part[0, 0]) for part in found.predict(Points(jnp.ones((1, 1)), jnp.zeros(1)))]
+        [1.5, 1.25]
+
+    References:
+        MacKay (1992); Immer, Korzepa, Bauer (2021), Improving predictions of Bayesian neural nets via local
+        linearization.
     """
     adapted, over = problem.split(phi), Selection.of(over)
-    here = curved("posterior", problem, adapted, theta, batch, curvature, over)
-    return Laplace(problem, theta, adapted, shaped(here, form, rank, key), over)
+    here = curvature_at("posterior", problem, adapted, theta, batch, curvature, over)
+    return Laplace(problem, theta, adapted, posterior_precision(here, form, rank, key), over)
 
 
-def summed(problem: Problem, theta: Any, batch: Any) -> tuple[Problem, Any]:
+def summed(problem: Problem, theta: PyTree, batch: PyTree) -> tuple[Problem, PyTree]:
     """The problem, and theta, with the loss as a sum of negative log likelihoods over the batch's rows.
 
     A problem whose loss is a *mean* over n rows of classes (it declares `averages = True`) has the same
-    solution as that of the sum with n times its strength, which is the precision of the prior that it amounts
-    to for so many rows. ConfigError where there is no anchor, a strength that is learned as a matrix, or a
-    loss of Gaussian rows whose noise is not known.
+    solution as that of the sum with n times its strength. That is the precision of the prior for so many
+    rows.
 
-    >>> import imaml, jax, jax.numpy as jnp
-    >>> domain = imaml.characters()
-    >>> support = jax.eval_shape(lambda: domain.sample(jax.random.key(0), "test").support)
-    >>> summed(domain.problem(0.5), None, support)[0].strength  # five rows
-    2.5
+    Args:
+        problem: The problem.
+        theta: The meta-parameters.
+        batch: The rows, of which only shapes matter.
+
+    Returns:
+        The problem and theta.
+
+    Raises:
+        ConfigError: If there is no anchor, the strength is learned as a matrix, or rows are Gaussian with an
+            unknown noise.
+
+    Example:
+        >>> import imaml, jax, jax.numpy as jnp
+        >>> domain = imaml.characters()
+        >>> support = jax.eval_shape(lambda: domain.sample(jax.random.key(0), "test").support)
+        >>> summed(domain.problem(0.5), None, support)[0].strength  # five rows
+        2.5
     """
     loss: Any = problem.loss
     if getattr(loss, "summed", False):
@@ -250,7 +355,7 @@ def summed(problem: Problem, theta: Any, batch: Any) -> tuple[Problem, Any]:
             "noise of numbers (methods evidence, moments and posterior)."
         )
     rows = batch.labels.shape[0] if averages else 1
-    strength: Any = problem.learns
+    strength: PyTree = problem.learns
     if problem.learns is None:
         strength = jax.tree.map(lambda value: rows * value, problem.strength)
     elif problem.diagonal:
@@ -259,8 +364,8 @@ def summed(problem: Problem, theta: Any, batch: Any) -> tuple[Problem, Any]:
         )
     else:
         raise ConfigError(
-            f"posterior: the strength is learned per={problem.learns.per!r}, a matrix, of a mean loss; "
-            "accepted are 'all', 'leaf' and 'parameter', or a method whose loss is a sum (evidence, moments)."
+            "posterior: expected a strength learned per 'all', 'leaf' or 'parameter' with a mean loss, got "
+            f"per={problem.learns.per!r}. Hint: use a method whose loss is a sum (evidence, moments)."
         )
     made = proximal(
         likelihood(loss), strength, problem.adapt, curvature=problem.curvature, convex=problem.convex
@@ -270,30 +375,47 @@ def summed(problem: Problem, theta: Any, batch: Any) -> tuple[Problem, Any]:
 
 def log_evidence(
     problem: Problem,
-    phi: Any,
-    theta: Any,
-    batch: Any,
+    phi: PyTree,
+    theta: PyTree,
+    batch: PyTree,
     *,
     determinant_by: Quadrature | None = None,
     curvature: str = "gauss-newton",
-    key: Array | None = None,
+    key: Key = None,
 ) -> Evidence:
-    """The logarithm of a task's evidence by Laplace's method, and its standard error.
+    """The logarithm of a task's evidence by Laplace's method.
 
     ```
     log p(rows | theta)  ~  -objective(phi*, theta) - 1/2 (log |P + H| - log |P|)
     ```
 
-    (MacKay 1992; Bishop 2006, equation 4.137.) Exact for linear-Gaussian models. phi: the full tree at the
-    inner solution. determinant_by: None for exactly, or a `Quadrature`. The other arguments as for
-    `posterior`.
+    It is exact for linear-Gaussian models.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> from imaml.domains.regression import LinearLoss, Points
-    >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), 1.0)
-    >>> rows = Points(jnp.ones((1, 1)), jnp.zeros(1))  # y = phi + noise ~ N(0, 2): -1/2 log (4 pi)
-    >>> round(float(imaml.log_evidence(problem, jnp.zeros(1), jnp.zeros(1), rows).value), 4)
-    -1.2655
+    Args:
+        problem: ``proximal(likelihood(loss), strength)``.
+        phi: The full tree at the inner solution.
+        theta: The meta-parameters.
+        batch: The rows.
+        determinant_by: None for exactly, or a `Quadrature`.
+        curvature: "gauss-newton" or "hessian".
+        key: A random key for the quadrature's probes; ``jax.random.key(0)`` for None.
+
+    Returns:
+        The value and its standard error.
+
+    Raises:
+        StructureError: If the problem's loss is no sum of negative log likelihoods.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> from imaml.domains.regression import LinearLoss, Points
+        >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), 1.0)
+        >>> rows = Points(jnp.ones((1, 1)), jnp.zeros(1))  # y = phi + noise ~ N(0, 2): -1/2 log (4 pi)
+        >>> round(float(imaml.log_evidence(problem, jnp.zeros(1), jnp.zeros(1), rows).value), 4)
+        -1.2655
+
+    References:
+        MacKay (1992); Bishop (2006), equation 4.137.
     """
     adapted = problem.split(phi)
     likelihood_of("log_evidence", problem)

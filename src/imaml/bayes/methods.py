@@ -2,46 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 from ..inner.base import InnerSolver
 from ..linear.base import LinearSolver
-from ..meta.gradient import MetaGradient
+from ..meta.accuracy import Tightening
+from ..meta.gradient import MetaGradient, Options
+from ..meta.system import QueryLoss
 from ..problems.base import Problem
-from ..problems.losses import joined
+from ..problems.losses import Join, joined
 from .curvature import Quadrature
-from .rules import Whole, averaged, evidence, moments
+from .rules import averaged, evidence, moments
 
 
 def EmpiricalBayes(
     problem: Problem,
-    query_loss: Callable,
+    query_loss: QueryLoss,
     *,
     inner: InnerSolver,
     linear: LinearSolver | None = None,
     determinant: Quadrature | None = None,
     curvature: str = "gauss-newton",
-    whole: Whole = joined,
+    whole: Join = joined,
     correct: bool = False,
-    accuracy: Any = None,
-    **options: Any,
+    accuracy: float | Tightening | None = None,
+    **options: Unpack[Options],
 ) -> MetaGradient:
     """Empirical Bayes: theta, mean, precision and noise, by the gradient of the tasks' evidence.
 
-    problem: `proximal(likelihood(loss), strength)`, strength fixed or learned. inner: what finds the maximum
-    a posteriori. The other arguments as for `evidence` and `IMAML`. `Metrics.loss` is a task's negative log
-    evidence.
+    `Metrics.loss` is a task's negative log evidence.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> from imaml.domains.regression import LinearLoss, Points
-    >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), 1.0)
-    >>> method = EmpiricalBayes(problem, lambda phi, theta, batch: LinearLoss()(phi, batch),
-    ...                         inner=imaml.GradientDescent(0.3, steps=60), linear=imaml.CG(steps=1))
-    >>> rows = Points(jnp.ones((4, 1, 1)), jnp.ones((4, 1)))  # two of y = phi + noise
-    >>> gradient, metrics = method(jnp.zeros(1), imaml.Task(rows, rows))
-    >>> gradient.round(4)  # -2 / 3, as the mean of both is N(theta, 1 + 1/2)
-    Array([-0.6667], dtype=float32)
+    Args:
+        problem: ``proximal(likelihood(loss), strength)``, the strength fixed or learned.
+        query_loss: The query loss, (phi, theta, batch) -> scalar, which is not used.
+        inner: The inner solver, which finds the maximum a posteriori.
+        linear: The linear solver.
+        determinant: None for exactly, or a `Quadrature`.
+        curvature: The curvature of the likelihood; see `evidence`.
+        whole: Makes one batch of a task's support and query set, (support, query) -> batch.
+        correct: Whether one Newton step more is taken; see `imaml.implicit`.
+        accuracy: The relative error asked for; see `imaml.implicit`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
+
+    Returns:
+        The method: (theta, tasks, key) -> (meta-gradient, Metrics).
+
+    Raises:
+        StructureError: If the problem's loss is no sum of negative log likelihoods.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> from imaml.domains.regression import LinearLoss, Points
+        >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), 1.0)
+        >>> method = EmpiricalBayes(problem, lambda phi, theta, batch: LinearLoss()(phi, batch),
+        ...                         inner=imaml.GradientDescent(0.3, steps=60), linear=imaml.CG(steps=1))
+        >>> rows = Points(jnp.ones((4, 1, 1)), jnp.ones((4, 1)))  # two of y = phi + noise
+        >>> gradient, metrics = method(jnp.zeros(1), imaml.Task(rows, rows))
+        >>> gradient.round(4)  # -2 / 3, as the mean of both is N(theta, 1 + 1/2)
+        Array([-0.6667], dtype=float32)
+
+    References:
+        MacKay (1992); Immer et al. (2021).
     """
     rule = evidence(
         linear, determinant=determinant, curvature=curvature, whole=whole, correct=correct, accuracy=accuracy
@@ -51,29 +72,49 @@ def EmpiricalBayes(
 
 def ExpectationMaximisation(
     problem: Problem,
-    query_loss: Callable,
+    query_loss: QueryLoss,
     *,
     inner: InnerSolver,
     form: str = "dense",
     curvature: str = "gauss-newton",
     rank: int = 20,
-    whole: Whole = joined,
-    **options: Any,
+    whole: Join = joined,
+    **options: Unpack[Options],
 ) -> MetaGradient:
     """Expectation-maximisation: each step's theta are the moments of the tasks' posteriors; see `moments`.
 
-    For an outer optimiser that is plain SGD with a learning rate of 1, and all tasks in every step, or a
-    smaller rate.
+    The outer optimiser is plain SGD with a learning rate of 1 and all tasks in every step, or with a smaller
+    rate.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> from imaml.domains.regression import LinearLoss, Points
-    >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), imaml.learned(1.0, per="all"))
-    >>> method = ExpectationMaximisation(problem, lambda phi, theta, batch: LinearLoss()(phi, batch),
-    ...                                  inner=imaml.GradientDescent(0.3, steps=60))
-    >>> rows = Points(jnp.ones((2, 1, 1)), jnp.array([[1.0], [-1.0]]))
-    >>> step, _ = method(problem.parameters(jnp.zeros(1)), imaml.Task(rows, rows))
-    >>> round(float(jnp.exp(step.log_strength)), 3)  # E phi^2 = (2/3)^2 + 1/3
-    0.778
+    Args:
+        problem: ``proximal(likelihood(loss), strength)``, the strength fixed or learned.
+        query_loss: The query loss, (phi, theta, batch) -> scalar, which is only measured.
+        inner: The inner solver, which finds the maximum a posteriori.
+        form: The posterior's form; see `posterior`.
+        curvature: The curvature of the likelihood.
+        rank: The rank, for "low-rank".
+        whole: Makes one batch of a task's support and query set, (support, query) -> batch.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
+
+    Returns:
+        The method: (theta, tasks, key) -> (meta-gradient, Metrics).
+
+    Raises:
+        StructureError: If the problem has no step in closed form.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> from imaml.domains.regression import LinearLoss, Points
+        >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), imaml.learned(1.0, per="all"))
+        >>> method = ExpectationMaximisation(problem, lambda phi, theta, batch: LinearLoss()(phi, batch),
+        ...                                  inner=imaml.GradientDescent(0.3, steps=60))
+        >>> rows = Points(jnp.ones((2, 1, 1)), jnp.array([[1.0], [-1.0]]))
+        >>> step, _ = method(problem.parameters(jnp.zeros(1)), imaml.Task(rows, rows))
+        >>> round(float(jnp.exp(step.log_strength)), 3)  # E phi^2 = (2/3)^2 + 1/3
+        0.778
+
+    References:
+        Dempster, Laird, Rubin (1977).
     """
     rule = moments(form, curvature=curvature, rank=rank, whole=whole)
     return MetaGradient(problem, query_loss, inner=inner, rule=rule, **options)
@@ -81,7 +122,7 @@ def ExpectationMaximisation(
 
 def IBaML(
     problem: Problem,
-    query_loss: Callable,
+    query_loss: QueryLoss,
     *,
     inner: InnerSolver,
     linear: LinearSolver | None = None,
@@ -89,13 +130,41 @@ def IBaML(
     form: str = "dense",
     curvature: str = "gauss-newton",
     correct: bool = False,
-    accuracy: Any = None,
-    **options: Any,
+    accuracy: float | Tightening | None = None,
+    **options: Unpack[Options],
 ) -> MetaGradient:
     """iBaML: theta by the validation loss averaged under each task's posterior; see `averaged`.
 
-    problem: `proximal(likelihood(loss), strength)`, strength fixed or learned. The other arguments as for
-    `averaged` and `IMAML`.
+    Args:
+        problem: ``proximal(likelihood(loss), strength)``, the strength fixed or learned.
+        query_loss: The query loss, (phi, theta, batch) -> scalar, for categorical rows.
+        inner: The inner solver, which finds the maximum a posteriori.
+        linear: The linear solver.
+        samples: Pairs of draws from the posterior.
+        form: The posterior's form: "dense", "rows" or "diagonal".
+        curvature: The curvature of the likelihood.
+        correct: Whether one Newton step more is taken; see `imaml.implicit`.
+        accuracy: The relative error asked for; see `imaml.implicit`.
+        **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
+
+    Returns:
+        The method: (theta, tasks, key) -> (meta-gradient, Metrics).
+
+    Raises:
+        StructureError: If the problem's loss is no sum of negative log likelihoods.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> from imaml.domains.regression import LinearLoss, Points
+        >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), 1.0)
+        >>> method = IBaML(problem, lambda phi, theta, batch: LinearLoss()(phi, batch),
+        ...                inner=imaml.GradientDescent(0.3, steps=60), linear=imaml.CG(steps=1))
+        >>> rows = Points(jnp.ones((4, 1, 1)), jnp.ones((4, 1)))
+        >>> method(jnp.zeros(1), imaml.Task(rows, rows))[0].shape
+        (1,)
+
+    References:
+        Zhang, Li, Gao, Giannakis (2023).
     """
     rule = averaged(
         linear, samples=samples, form=form, curvature=curvature, correct=correct, accuracy=accuracy

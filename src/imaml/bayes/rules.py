@@ -9,9 +9,8 @@ averaged   the validation loss averaged under the task's posterior              
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,57 +18,99 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
+from ..core.tree import PyTree
 from ..core.validation import require_one_of, require_whole
 from ..inner.base import InnerSolver
 from ..linear.base import LinearSolver
+from ..meta.accuracy import Tightening
 from ..meta.base import Learning, TaskGradient, refuse_learned_rate
+from ..meta.certificate import Certificate
 from ..meta.implicit import Implicit, implicit
-from ..meta.system import judge_of
-from ..problems.base import CURVATURES, Problem, Task
+from ..meta.system import outer_loss_of
+from ..problems.base import CURVATURES, Key, Problem, Task
 from ..problems.likelihoods import weights_of
-from ..problems.losses import joined
-from ..problems.precision import Learned, Precision, Theta
-from .curvature import Curved, Quadrature, by_rows, curved, determinant, likelihood_of
-from .laplace import FORMS, shaped
-
-Whole = Callable[[Any, Any], Any]
+from ..problems.losses import Join, joined
+from ..problems.matrices import Precision
+from ..problems.precision import Learned, Theta
+from .curvature import LocalCurvature, Quadrature, curvature_at, determinant, likelihood_of, map_rows
+from .laplace import FORMS, posterior_precision
 
 
 @dataclass(frozen=True)
 class ByEvidence:
-    """The gradient of the negative log evidence; made by `evidence(linear)`."""
+    """The gradient of the negative log evidence; made by `evidence(linear)`.
+
+    Attributes:
+        implicit: The implicit rule that it uses.
+        determinant: None for exactly, or a `Quadrature`.
+        curvature: The curvature H.
+        whole: Makes one batch of a task's support and query set.
+    """
 
     implicit: Implicit
     determinant: Quadrature | None = None
     curvature: str = "gauss-newton"
-    whole: Whole = joined
+    whole: Join = joined
     needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError where the loss is no sum of negative log likelihoods."""
+        """Checks that the loss is a sum of negative log likelihoods.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it is not, or the implicit rule does not accept the problem.
+        """
         likelihood_of("evidence", problem)
         self.implicit.refuse(problem, inner)
 
-    def at_step(self, step: Any, estimate: Any = True) -> ByEvidence:
-        """The rule as it is at a step of outer learning (None: as it ends), estimating its error or not."""
+    def at_step(self, step: int | Array | None, estimate: bool | Array = True) -> ByEvidence:
+        """The rule at a step of training.
+
+        Args:
+            step: The step, from 0; None for the end of training.
+            estimate: Whether the error is estimated, a boolean that may be traced.
+
+        Returns:
+            The rule.
+        """
         return replace(self, implicit=self.implicit.at_step(step, estimate))
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """d/dtheta of objective(phi*) + 1/2 log |P + H(phi*)| - 1/2 log |P|; its value is the loss."""
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
+        """The gradient of objective(phi*) + 1/2 log |P + H(phi*)| - 1/2 log |P|, which is the loss.
+
+        Args:
+            learning: The problem, the query loss and the inner solver.
+            theta: The meta-parameters.
+            task: One task.
+            key: A random key, or None.
+
+        Returns:
+            The task's meta-gradient and its statistics.
+        """
         problem, batch = learning.problem, self.whole(*task)
 
-        def surprise(phi: Any, theta: Any, batch: Any) -> Array:
+        def surprise(phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
             adapted = problem.split(phi)
             raised = determinant(problem, adapted, theta, batch, self.determinant, self.curvature, key)
             misfit: Any = problem.objective(adapted, theta, batch)
             return misfit + 0.5 * raised.value
 
-        return self.implicit.under(judge_of(surprise, theta, batch), learning, theta, batch, key)
+        return self.implicit.under(outer_loss_of(surprise, theta, batch), learning, theta, batch, key)
 
 
 @dataclass(frozen=True)
 class Averaged:
-    """The gradient of the validation loss under the posterior; made by `averaged(linear)`."""
+    """The gradient of the validation loss under the posterior; made by `averaged(linear)`.
+
+    Attributes:
+        implicit: The implicit rule that it uses.
+        samples: Pairs of draws.
+        form: The posterior's form.
+        curvature: The curvature H.
+    """
 
     implicit: Implicit
     samples: int = 4
@@ -78,32 +119,58 @@ class Averaged:
     needs_solution: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Raises ConfigError if an argument is not valid."""
         require_whole("averaged", 1, samples=self.samples)
         if self.form not in ("dense", "diagonal", "rows"):
             raise ConfigError(
-                f"averaged: form={self.form!r}; accepted are 'dense', 'rows' and 'diagonal', through which a "
-                "derivative can pass."
+                "averaged: form: expected 'dense', 'rows' or 'diagonal', through which derivatives pass, "
+                f"got {self.form!r}."
             )
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError where the loss is no sum of negative log likelihoods."""
+        """Checks that the loss is a sum of negative log likelihoods.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it is not, or the implicit rule does not accept the problem.
+        """
         likelihood_of("averaged", problem)
         self.implicit.refuse(problem, inner)
 
-    def at_step(self, step: Any, estimate: Any = True) -> Averaged:
-        """The rule as it is at a step of outer learning (None: as it ends), estimating its error or not."""
+    def at_step(self, step: int | Array | None, estimate: bool | Array = True) -> Averaged:
+        """The rule at a step of training.
+
+        Args:
+            step: The step, from 0; None for the end of training.
+            estimate: Whether the error is estimated, a boolean that may be traced.
+
+        Returns:
+            The rule.
+        """
         return replace(self, implicit=self.implicit.at_step(step, estimate))
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """d/dtheta of the mean of the validation loss at phi* + S z and phi* - S z, S S^T = (P + H)^-1."""
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
+        """The gradient of the mean validation loss at phi* + S z and phi* - S z, S S^T = (P + H)^-1.
+
+        Args:
+            learning: The problem, the query loss and the inner solver.
+            theta: The meta-parameters.
+            task: One task.
+            key: A random key, or None.
+
+        Returns:
+            The task's meta-gradient and its statistics.
+        """
         problem, support = learning.problem, task.support
         score = likelihood_of("averaged", problem).score(learning.query_loss)
         key = jax.random.key(0) if key is None else key
 
-        def under(phi: Any, theta: Any, query: Any) -> Array:
-            here = curved("averaged", problem, problem.split(phi), theta, support, self.curvature)
-            spread = shaped(here, self.form)
+        def under(phi: PyTree, theta: PyTree, query: PyTree) -> Array:
+            here = curvature_at("averaged", problem, problem.split(phi), theta, support, self.curvature)
+            spread = posterior_precision(here, self.form)
             noise = jax.random.normal(key, (self.samples, here.point.size), here.point.dtype)
 
             def pair(eps: Array) -> Array:
@@ -111,18 +178,21 @@ class Averaged:
                 losses = [score(here.place(here.point + side * away), theta, query) for side in (1, -1)]
                 return (losses[0] + losses[1]) / 2
 
-            return jnp.mean(by_rows(pair, noise, here.point.size))
+            return jnp.mean(map_rows(pair, noise, here.point.size))
 
-        judge = judge_of(under, theta, task.query)
-        return self.implicit.under(judge, learning, theta, support, key)
+        outer = outer_loss_of(under, theta, task.query)
+        return self.implicit.under(outer, learning, theta, support, key)
 
 
 class Statistics(NamedTuple):
-    """What one task tells of the prior, and what their mean over tasks is made of.
+    """One task's contribution to the prior's moments.
 
-    share: 1. first: E phi - mean, (n,). second: E (phi - mean)(phi - mean)^T, (n, n), or its diagonal, or
-    None where the strength is fixed. noise: the expected sum of squared errors, and how many numbers it is
-    a sum of, (2,), or None.
+    Attributes:
+        share: 1.
+        first: E phi - mean, ``(n,)``.
+        second: E (phi - mean)(phi - mean)^T, ``(n, n)``, or its diagonal; None if the strength is fixed.
+        noise: The expected sum of squared errors, and the number of its terms, ``(2,)``; None if noise is
+            fixed.
     """
 
     share: Array
@@ -133,47 +203,73 @@ class Statistics(NamedTuple):
 
 @dataclass(frozen=True)
 class ByMoments:
-    """One step of expectation-maximisation; made by `moments()`."""
+    """One step of expectation-maximisation; made by `moments()`.
+
+    Attributes:
+        form: The posterior's form.
+        curvature: The curvature H.
+        rank: The rank, for "low-rank".
+        whole: Makes one batch of a task's support and query set.
+    """
 
     form: str = "dense"
     curvature: str = "gauss-newton"
     rank: int = 20
-    whole: Whole = joined
+    whole: Join = joined
     needs_solution: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Raises ConfigError if an argument is not valid."""
         require_one_of("moments", "form", self.form, FORMS)
         require_one_of("moments", "curvature", self.curvature, CURVATURES)
         require_whole("moments", 1, rank=self.rank)
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for what has no step in closed form."""
+        """Checks that the problem has a step in closed form.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it has none.
+        """
         likelihood_of("moments", problem)
         refuse_learned_rate(inner, "moments()")
         per = None if problem.learns is None else problem.learns.per
         if per == "low-rank":
             raise StructureError(
-                "moments() with a low-rank precision has no step in closed form; accepted is one learned per "
-                "'all', 'leaf', 'parameter' or 'dense'. Use evidence(...)."
+                "moments: expected a precision learned per 'all', 'leaf', 'parameter' or 'dense', got "
+                "'low-rank', which has no step in closed form. Hint: use evidence(...)."
             )
         if per == "dense" and self.form != "dense":
             raise StructureError(
-                f"moments(form={self.form!r}) with a dense precision, which takes whole covariances; "
-                "accepted is form='dense', or a strength learned per 'parameter'."
+                "moments: form: expected 'dense' for a dense precision, which needs full covariances, got "
+                f"{self.form!r}. Hint: use form='dense', or a strength learned per 'parameter'."
             )
         if problem.adapt.choice is not None:
             raise StructureError(
-                "moments() is of parameters that every task has of its own, and with adapt= some are shared; "
-                "adapt all, or use evidence(...)."
+                "moments: adapt: expected None, as every parameter must be a task's own, got some that are "
+                "shared. Hint: adapt all, or use evidence(...)."
             )
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """The posterior's moments about the prior's mean, `Statistics`, whose mean `combine` takes."""
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
+        """The posterior's moments about the prior's mean, `Statistics`, whose mean `combine` takes.
+
+        Args:
+            learning: The problem, the query loss and the inner solver.
+            theta: The meta-parameters.
+            task: One task.
+            key: A random key, or None.
+
+        Returns:
+            The task's meta-gradient and its statistics.
+        """
         problem, batch = learning.problem, self.whole(*task)
         phi, found = learning.solved(theta, batch, key)
-        here = curved("moments", problem, found.value, theta, batch, self.curvature)
-        spread = shaped(here, self.form, self.rank, key)
+        # Moments about the prior's mean: phi* - mean, and the posterior's covariance plus its outer product.
+        here = curvature_at("moments", problem, found.value, theta, batch, self.curvature)
+        spread = posterior_precision(here, self.form, self.rank, key)
         first = tree.ravel(problem.displacement(found.value, theta))[0]
         second = None
         if problem.learns is not None:
@@ -186,7 +282,13 @@ class ByMoments:
         return TaskGradient(statistics, loss, phi, found.stats.residual, found)
 
     def _noise(
-        self, problem: Problem, phi: Any, theta: Any, batch: Any, here: Curved, spread: Precision
+        self,
+        problem: Problem,
+        phi: PyTree,
+        theta: PyTree,
+        batch: PyTree,
+        here: LocalCurvature,
+        spread: Precision,
     ) -> Array | None:
         """The expected sum of squared errors under the posterior, outputs linearised, and its numbers."""
         loss = likelihood_of("moments", problem)
@@ -199,15 +301,23 @@ class ByMoments:
         around = loss.given(theta).variance * jnp.sum(jnp.square(spreads))
         return jnp.stack([jnp.sum(weights[:, None] * errors) + around, errors.shape[1] * jnp.sum(weights)])
 
-    def combine(self, problem: Problem, theta: Any, flat: Array) -> Any:
-        """Theta less what maximises the expected log likelihood, from the mean `Statistics` of tasks.
+    def combine(self, problem: Problem, theta: PyTree, flat: Array) -> PyTree:
+        """Theta less the maximiser of the expected log likelihood, from the mean `Statistics` of tasks.
 
         ```
         mean + E first        second - (E first)(E first)^T        sum of squares / numbers
         ```
 
-        So plain SGD with an outer learning rate of 1 takes the step, and a smaller one goes a part of the
-        way, geometrically in strengths and noise.
+        Plain SGD with an outer learning rate of 1 takes the step. A smaller rate goes a part of the way,
+        geometrically in strengths and noise.
+
+        Args:
+            problem: The inner problem.
+            theta: The meta-parameters.
+            flat: The mean `Statistics` as a flat vector.
+
+        Returns:
+            A tree like theta; NaN if every task failed.
         """
         found = tree.ravel(self._like(problem, theta))[1](flat)
         adapted = problem.split(problem.mean(theta))
@@ -215,8 +325,8 @@ class ByMoments:
         if not isinstance(theta, Theta):
             return moved
         change = jax.tree.map(jnp.zeros_like, theta)._replace(mean=moved)
-        # NaN where every task failed: the fits below take the identity in its place, as factorisations of NaN
-        # need not end, and what comes out is NaN again.
+        # Where every task failed, second is NaN. The fits take the identity in its place, as factorisations
+        # of NaN need not end, and the result is NaN again.
         some = found.share > 0
         if found.second is not None:
             matrix = found.second.ndim == 2
@@ -234,7 +344,7 @@ class ByMoments:
             change = change._replace(log_noise=jnp.where(some, theta.log_noise - jnp.log(variance), jnp.nan))
         return change
 
-    def _like(self, problem: Problem, theta: Any) -> Statistics:
+    def _like(self, problem: Problem, theta: PyTree) -> Statistics:
         """Statistics of the right shapes."""
         flat = tree.ravel(problem.split(problem.mean(theta)))[0]
         second = None
@@ -245,13 +355,21 @@ class ByMoments:
         return Statistics(flat[0], flat, second, jnp.zeros(2, flat.dtype) if learned else None)
 
 
+class ImplicitOptions(TypedDict, total=False):
+    """The options that `implicit` takes in addition to its linear solver."""
+
+    certify: bool | Certificate
+    correct: bool
+    accuracy: float | Tightening | None
+
+
 def evidence(
     linear: LinearSolver | None = None,
     *,
     determinant: Quadrature | None = None,
     curvature: str = "gauss-newton",
-    whole: Whole = joined,
-    **options: Any,
+    whole: Join = joined,
+    **options: Unpack[ImplicitOptions],
 ) -> ByEvidence:
     """The rule of empirical Bayes: the gradient of a task's negative log evidence by Laplace's method.
 
@@ -259,12 +377,26 @@ def evidence(
     -log p(rows | theta)  ~  objective(phi*, theta) + 1/2 log |P + H(phi*, theta)| - 1/2 log |P|
     ```
 
-    (MacKay 1992; Bishop 2006, equation 4.137; with Gauss-Newton curvature Immer et al. 2021), differentiated
-    through phi* by the implicit rule: objective's own slope is zero at phi*, so what passes through the
-    linear system is that of the determinant alone. Learns from all of a task's rows at once,
-    whole(support, query); the query loss is not used. Exact for linear-Gaussian models. determinant: None for
-    exactly, or a `Quadrature`. curvature: H; the linear system's is the problem's. linear and the other
-    options: as of `implicit`.
+    It is differentiated through phi* by the implicit rule. The objective's slope is zero at phi*, so only the
+    determinant's passes through the linear system. It learns from all of a task's rows at once; the query
+    loss is not used. It is exact for linear-Gaussian models.
+
+    Args:
+        linear: The linear solver.
+        determinant: None for exactly, or a `Quadrature`.
+        curvature: The curvature H; the linear system's is the problem's.
+        whole: Makes one batch of a task's support and query set, (support, query) -> batch.
+        **options: `certify`, `correct` and `accuracy`, of `implicit`.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    References:
+        MacKay (1992); Bishop (2006), equation 4.137; Immer et al. (2021), Scalable marginal likelihood
+        estimation.
     """
     require_one_of("evidence", "curvature", curvature, CURVATURES)
     return ByEvidence(implicit(linear, **options), determinant, curvature, whole)
@@ -276,7 +408,7 @@ def averaged(
     samples: int = 4,
     form: str = "dense",
     curvature: str = "gauss-newton",
-    **options: Any,
+    **options: Unpack[ImplicitOptions],
 ) -> Averaged:
     """The rule of iBaML: the gradient of the validation loss averaged under the task's posterior.
 
@@ -284,19 +416,34 @@ def averaged(
     E L(phi, query)        phi ~ N(phi*, (P + H)^-1), from the support rows
     ```
 
-    (Zhang, Li, Gao and Giannakis 2023, whose posterior is a variational Gaussian, here Laplace's), through
-    phi* by the implicit rule and through the covariance directly. L is the mean negative log likelihood of a
-    query row where rows are Gaussian, which the noise variance is then part of, else the query loss. samples:
-    pairs phi* +- S z; a quadratic L has no noise from its linear part. form: of the posterior, "dense",
-    "rows" (the same, for many parameters and few rows; see `posterior`), or "diagonal", whose draws are
-    nearly the prior's where a task has few rows. linear and the other options: as of `implicit`.
+    The gradient passes through phi* by the implicit rule, and through the covariance directly. L is the mean
+    negative log likelihood of a query row if rows are Gaussian, which the noise variance is then part of,
+    else the query loss. The paper's posterior is a variational Gaussian; this one is Laplace's.
+
+    Args:
+        linear: The linear solver.
+        samples: Pairs phi* +- S z; a quadratic L has no noise from its linear part.
+        form: Of the posterior: "dense", "rows" (the same, for many parameters and few rows; see `posterior`),
+            or "diagonal", whose draws are nearly the prior's where a task has few rows.
+        curvature: The curvature H.
+        **options: `certify`, `correct` and `accuracy`, of `implicit`.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    References:
+        Zhang, Li, Gao, Giannakis (2023), Scalable Bayesian meta-learning through generalized implicit
+        gradients.
     """
     require_one_of("averaged", "curvature", curvature, CURVATURES)
     return Averaged(implicit(linear, **options), samples, form, curvature)
 
 
 def moments(
-    form: str = "dense", *, curvature: str = "gauss-newton", rank: int = 20, whole: Whole = joined
+    form: str = "dense", *, curvature: str = "gauss-newton", rank: int = 20, whole: Join = joined
 ) -> ByMoments:
     """The rule of expectation-maximisation: prior moments from posterior moments, in closed form.
 
@@ -304,10 +451,24 @@ def moments(
     mean' = E phi        P'^-1 = E (phi - mean')(phi - mean')^T        noise' = E |y - z(phi)|^2 / numbers
     ```
 
-    with E over tasks and their posteriors (Dempster, Laird and Rubin 1977; for linear mixed models Laird and
-    Ware 1982), and P'^-1 averaged over what is learned as one number. What comes out is theta - theta', in
-    units of theta: plain SGD with a learning rate of 1 takes the step. No loss's gradient; for
-    linear-Gaussian models no step lowers the evidence of the tasks it is taken on. form, rank: of the
-    posterior; see `posterior`. Not for precisions of low rank, nor where tasks share leaves.
+    E is over tasks and their posteriors, and P'^-1 is averaged over what is learned as one number. The result
+    is theta - theta', in units of theta: plain SGD with a learning rate of 1 takes the step. It is the
+    gradient of no loss; for linear-Gaussian models no step lowers the evidence of the tasks it is taken on.
+    Precisions of low rank and shared parameters have no such step.
+
+    Args:
+        form: Of the posterior; see `posterior`.
+        curvature: The curvature H.
+        rank: The rank, for "low-rank".
+        whole: Makes one batch of a task's support and query set, (support, query) -> batch.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    References:
+        Dempster, Laird, Rubin (1977); Laird, Ware (1982), Random-effects models for longitudinal data.
     """
     return ByMoments(form, curvature, rank, whole)

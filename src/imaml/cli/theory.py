@@ -32,7 +32,7 @@ from ..linear.cg import CG
 from ..meta.certificate import Certificate
 from ..meta.implicit import implicit
 from ..meta.methods import IMAML, MAML
-from ..meta.system import Case, judge_of
+from ..meta.system import Case, outer_loss_of
 from ..problems.base import Task
 from ..problems.proximal import proximal
 
@@ -66,7 +66,7 @@ def errors(seed: int = 0) -> dict[str, list[float | None]]:
     slope = lambda p: problem.residual(p, theta, task.support)  # noqa: E731
     matrix = jax.jacfwd(slope)(theta)
     star = theta - jnp.linalg.solve(matrix, slope(theta))
-    judge = judge_of(lambda phi, theta, batch: _squares(phi, batch), theta, task.query)
+    judge = outer_loss_of(lambda phi, theta, batch: _squares(phi, batch), theta, task.query)
     case = Case(problem, theta, task.support, judge)
     system = case.system(star)
     truth = system.gradient(jnp.linalg.solve(matrix, system.right))
@@ -123,7 +123,7 @@ def corrections(seed: int = 0) -> dict[str, Any]:
     slope = lambda p: problem.residual(p, theta, support)  # noqa: E731
     star = Newton(steps=30)(problem, theta, support).value
     matrix = jax.jacfwd(slope)(star)
-    judge = judge_of(lambda phi, theta, batch: _logistic(phi, batch), theta, query)
+    judge = outer_loss_of(lambda phi, theta, batch: _logistic(phi, batch), theta, query)
     case = Case(problem, theta, support, judge)
     system = case.system(star)
     truth = system.gradient(jnp.linalg.solve(matrix, system.right))

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from types import MethodType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -105,11 +106,7 @@ def content_of(value: object) -> object:
 
 def _array(value: np.ndarray | np.generic | jax.Array) -> object:
     """The content of an array: kind, dtype, shape and a digest of its bytes; the array itself if large."""
-    if (
-        value.size > LARGEST
-        or value.dtype == object
-        or jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
-    ):
+    if value.size > LARGEST or value.dtype == object or jnp.issubdtype(value.dtype, jax.dtypes.extended):
         return _Same(value)
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return _Same(value)

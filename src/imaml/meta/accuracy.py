@@ -1,9 +1,8 @@
-"""Accuracy as a request: Newton steps and linear solves just far enough for an error asked for."""
+"""Newton steps and linear solves that go on until a requested accuracy of the meta-gradient."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from ..core import tree
 from ..core.errors import ConfigError
 from ..core.recipes import recipe
 from ..core.solution import Certification, Ending, Solution, Stats, Status, bounded
+from ..core.tree import PyTree
 from ..core.validation import require_number
 from .certificate import (
     Certificate,
@@ -25,7 +25,7 @@ from .certificate import (
     roughly,
     sensitivity,
 )
-from .newton_step import Aim, Constants, Point, leftover, refine, start
+from .newton_step import Aim, Constants, Point, refine, remaining_error, start
 from .system import Case, System
 
 ROUNDS = 20
@@ -35,15 +35,23 @@ MOST = 1000  # steps of conjugate gradients in one solve
 @recipe()
 @dataclass(frozen=True)
 class Tightening:
-    """An accuracy that tightens as learning goes on: max(last, first / (1 + step / pace)^power).
+    """An accuracy that tightens in training: max(last, first / (1 + step / pace)^power).
 
-    Far from where theta ends a rough meta-gradient does; outer learning converges if the accuracies have a
-    finite sum, so power > 1 (Pedregosa 2016, Theorem 2; the quadratic decrease of its section 4 is power=2).
-    first, last: relative to a task's meta-gradient, as `accuracy`; last is what the precision or the patience
-    allows. step: of outer learning, from 0. Without one (a gradient outside of training) it is last.
+    Far from the optimum a rough meta-gradient suffices. Outer learning converges if the accuracies have a
+    finite sum, so power > 1. At step None (a gradient outside of training) the accuracy is `last`.
 
-    >>> Tightening(first=0.1, last=1e-3, pace=10).at(10)
-    0.025
+    Attributes:
+        first: The accuracy at step 0, relative to a task's meta-gradient.
+        last: The smallest accuracy.
+        pace: The number of steps over which it tightens.
+        power: The rate of decrease.
+
+    Example:
+        >>> Tightening(first=0.1, last=1e-3, pace=10).at(10)
+        0.025
+
+    References:
+        Pedregosa (2016), Hyperparameter optimization with approximate gradient, Theorem 2 and section 4.
     """
 
     first: float = 0.1
@@ -52,50 +60,65 @@ class Tightening:
     power: float = 2.0
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Raises ConfigError if a value is out of range."""
         require_number("Tightening", 0, below=1, open=True, first=self.first, last=self.last)
         require_number("Tightening", 0, open=True, pace=self.pace)
         require_number("Tightening", 1, open=True, power=self.power)
         if self.last > self.first:
-            raise ConfigError(f"Tightening: last={self.last!r}; accepted is at most first={self.first!r}.")
+            raise ConfigError(f"Tightening: last: expected at most first={self.first!r}, got {self.last!r}.")
 
-    def at(self, step: Any) -> Any:
-        """The accuracy at an outer step, a number or an array."""
+    def at(self, step: int | Array | None) -> float | Array:
+        """The accuracy at a step of training.
+
+        Args:
+            step: The step, from 0; None for the end of training.
+
+        Returns:
+            The accuracy, a number or an array.
+        """
         if step is None:
             return self.last
         now = self.first / (1 + step / self.pace) ** self.power
         return max(self.last, now) if isinstance(step, int) else jnp.maximum(self.last, now)
 
 
-def check_accuracy(owner: str, accuracy: Any) -> None:
-    """Refuses what is no accuracy (ConfigError)."""
+def check_accuracy(owner: str, accuracy: object) -> None:
+    """Checks an accuracy.
+
+    Args:
+        owner: The name in the message.
+        accuracy: None, a number between 0 and 1, or a `Tightening`.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
     if accuracy is not None and not isinstance(accuracy, Tightening):
         require_number(owner, 0, below=1, open=True, accuracy=accuracy)
 
 
 def until_accurate(
-    accuracy: Any,
+    accuracy: float | Array,
     certificate: Certificate | None,
     case: Case,
     system: System,
     solution: Solution,
-    adapted: Any,
+    adapted: PyTree,
     key: Array,
 ) -> tuple[Point, Solution]:
-    """Newton steps from the adapted leaves until the meta-gradient is off by at most `accuracy` of its norm.
+    """Newton steps until the meta-gradient's error is at most `accuracy` times its norm.
 
-    Each round takes a Newton step and solves the linear system there further; see `refinement.refine`. Where
+    Each round takes a Newton step and solves the linear system there further; see `newton_step.refine`. Where
     a certificate is asked for, or where the problem is declared convex and |B| is known, the rounds go on
     until the bound is small enough, and CONVERGED means that it is. Else an estimate stops them: mu is then
     the least Ritz value seen, or the least strength if that is less, and |B^T u| / |u| stands for |B|.
 
     Args:
         accuracy: What is asked for, relative to the norm of the meta-gradient.
-        certificate: How a bound is had, or None if none was asked for.
+        certificate: How the error is bounded, or None if no bound was asked for.
         case: The task.
         system: The linear system at `adapted`.
         solution: A rough solution of it.
-        adapted: The inner solution, the adapted leaves alone.
+        adapted: The inner solution, the adapted parameters alone.
         key: For the certificate's random probes.
 
     Returns:
@@ -110,19 +133,21 @@ def until_accurate(
     rounds, bound = ROUNDS, None
     if certificate is not None or free:
         recipe = replace(certificate or Certificate(), rounds=ROUNDS)
+        # With a certificate, the bound decides when to stop.
         facts = facts_of(recipe, case, adapted, solution.value, keys[0])
         aim = Aim(asked, guessed(case, facts), near_of(facts, dtype))
         point = refine(case, begun, aim, measured(recipe, case, facts), MOST, rounds, root_of(dtype), keys[1])
         bound, certified = bound_at(recipe, case, facts, point, keys[2])
-        estimate = leftover(point, aim.constants(point))
+        estimate = remaining_error(point, aim.constants(point))
         good = bounded(certified) & (bound <= asked(point))
         above = bounded(certified) & ~good
         certified = jnp.where(above, int(Certification.ABOVE_REQUEST), certified)
     else:
+        # Without one, an estimate does.
         constants = lambda point: _guess(case, system, point)  # noqa: E731
         aim = Aim(asked, constants, None)
         point = refine(case, begun, aim, roughly(case), MOST, rounds, root_of(dtype), keys[1])
-        estimate = leftover(point, constants(point))
+        estimate = remaining_error(point, constants(point))
         good = estimate <= asked(point)
         certified = jnp.full(good.shape, int(Certification.ESTIMATED))
     code = jnp.where(good, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))

@@ -2,132 +2,233 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 from jax import Array
 
 from ..core.errors import ConfigError, StructureError
 from ..core.solution import Solution
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver
-from ..problems.base import Problem, Task
+from ..problems.base import Key, Problem, Task
 from ..problems.precision import Learned
+from .system import QueryLoss
 
 
 class Rule(Protocol):
     """Makes the solution of a problem a differentiable function of theta and the batch."""
 
     def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
-    ) -> Any:
-        """The adapted leaves at the solution."""
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
+    ) -> PyTree:
+        """The adapted parameters at the solution.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The adapted parameters, with the derivatives that the rule gives them.
+        """
         ...
 
 
 class TaskGradient(NamedTuple):
-    """One task's meta-gradient, shaped like theta, and what is known of it.
+    """One task's meta-gradient and its statistics.
 
-    loss: the query loss at phi, the full tree of adapted parameters. residual: the norm |F(phi)|. inner,
-    linear: how the solves ended; None for rules that solve no task, or no linear system.
+    Attributes:
+        gradient: The meta-gradient, shaped like theta.
+        loss: The query loss at phi, a scalar.
+        phi: The full tree of adapted parameters.
+        residual: The norm of F(phi), a scalar.
+        inner: The inner Solution; None for rules that solve no task.
+        linear: The linear Solution; None for rules that solve no linear system.
     """
 
-    gradient: Any
+    gradient: PyTree
     loss: Array
-    phi: Any
+    phi: PyTree
     residual: Array | None = None
     inner: Solution | None = None
     linear: Solution | None = None
 
 
 class Learning(NamedTuple):
-    """What is learned by: one task's inner problem, the loss (phi, theta, batch) that judges, what solves."""
+    """What a rule learns from.
+
+    Attributes:
+        problem: One task's inner problem.
+        query_loss: The outer loss, (phi, theta, batch) -> scalar.
+        inner: The inner solver.
+    """
 
     problem: Problem
-    query_loss: Callable
+    query_loss: QueryLoss
     inner: InnerSolver
 
-    def solved(self, theta: Any, batch: Any, key: Array | None) -> tuple[Any, Solution]:
-        """The full tree of parameters adapted to a batch, and the inner Solution."""
+    def solved(self, theta: PyTree, batch: PyTree, key: Key) -> tuple[PyTree, Solution]:
+        """Adapts to one batch.
+
+        Args:
+            theta: The meta-parameters.
+            batch: The support set.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The full tree of adapted parameters, and the inner Solution.
+        """
         start = self.problem.init(theta, batch, key)
         found = self.inner(self.problem, theta, batch, start, key)
         return self.problem.full(found.value, theta), found
 
 
 class Estimator(Protocol):
-    """Estimates one task's meta-gradient; a rule, or one of those that use no query set."""
+    """Estimates one task's meta-gradient: a rule, or an estimator that uses no query set.
 
-    needs_solution: ClassVar[
-        bool
-    ]  # whether an inner solve that moved away from a solution spoils the estimate
+    `docs/extend/method.md` shows how to write one. Two methods are optional. ``at_step(step, estimate)``
+    returns the rule at a step of training. ``combine(problem, theta, flat)`` turns the mean of the flat
+    gradients over tasks into the meta-gradient.
+
+    Attributes:
+        needs_solution: Whether a task is excluded if its inner solve moved away from the solution.
+    """
+
+    needs_solution: ClassVar[bool]
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError, with advice, for a problem or solver that it is not made for."""
+        """Checks that the estimator accepts a problem and a solver.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it does not.
+        """
         ...
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """One task's meta-gradient."""
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
+        """One task's meta-gradient.
+
+        Args:
+            learning: The problem, the query loss and the inner solver.
+            theta: The meta-parameters.
+            task: One task.
+            key: A random key, or None.
+
+        Returns:
+            The task's meta-gradient and its statistics.
+        """
         ...
 
 
-class Passing(Protocol):
-    """A rule whose inner Solution automatic differentiation goes through."""
+class Differentiated:
+    """A base of rules whose meta-gradient is automatic differentiation of the query loss at `solution`."""
 
     def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
     ) -> Solution:
-        """The inner Solution, its value with the derivatives that the rule gives it."""
-        ...
+        """The inner Solution, whose value has the derivatives that the rule gives it.
 
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
 
-def differentiated(
-    rule: Passing, learning: Learning, theta: Any, task: Task, key: Array | None
-) -> TaskGradient:
-    """The meta-gradient by automatic differentiation of the query loss at the rule's solution."""
-    problem, query_loss, inner = learning
+        Returns:
+            The Solution.
+        """
+        raise NotImplementedError
 
-    def outer(theta: Any) -> tuple[Array, tuple[Any, Solution]]:
-        start = problem.init(theta, task.support, key)
-        found = rule.solution(problem, inner, theta, task.support, start, key)
-        phi = problem.full(found.value, theta)
-        return query_loss(phi, theta, task.query), (phi, found)
+    def __call__(
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
+    ) -> PyTree:
+        """The adapted parameters, with the derivatives that the rule gives them; see `Rule`."""
+        return self.solution(problem, inner, theta, batch, phi0, key).value
 
-    (loss, (phi, found)), gradient = jax.value_and_grad(outer, has_aux=True)(theta)
-    return TaskGradient(gradient, loss, phi, found.stats.residual, found)
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
+        """The gradient of the query loss through `solution`; see `Estimator.estimate`."""
+        problem, query_loss, inner = learning
+
+        def outer(theta: PyTree) -> tuple[Array, tuple[PyTree, Solution]]:
+            start = problem.init(theta, task.support, key)
+            found = self.solution(problem, inner, theta, task.support, start, key)
+            phi = problem.full(found.value, theta)
+            return query_loss(phi, theta, task.query), (phi, found)
+
+        (loss, (phi, found)), gradient = jax.value_and_grad(outer, has_aux=True)(theta)
+        return TaskGradient(gradient, loss, phi, found.stats.residual, found)
 
 
 def refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
-    """Refuses a learned inner rate under a rule that does not see the steps (StructureError)."""
+    """Checks that the inner learning rate is fixed, for rules that do not differentiate the steps.
+
+    Args:
+        inner: The inner solver.
+        rule: The rule's name in the message.
+
+    Raises:
+        StructureError: If the rate is learned.
+    """
     if isinstance(getattr(inner, "learning_rate", None), Learned):
         raise StructureError(
-            f"{rule} learns nothing of how a task is solved, so the inner rate cannot be learned; accepted "
-            "is a number, or unrolled() on plain(loss), which is MetaSGD."
+            f"{rule}: inner: expected a fixed learning rate, got a learned one. Hint: unrolled() on "
+            "plain(loss), which is MetaSGD, learns it."
         )
 
 
 def solve(
     problem: Problem,
-    theta: Any,
-    batch: Any,
+    theta: PyTree,
+    batch: PyTree,
     *,
     inner: InnerSolver,
     rule: Rule,
-    phi0: Any = None,
-    key: Array | None = None,
-) -> Any:
-    """The solution phi of one task's problem, a full tree, differentiable by `rule`.
+    phi0: PyTree = None,
+    key: Key = None,
+) -> PyTree:
+    """Solves one task's inner problem, differentiably.
 
-    phi0: where the solver starts (a full tree), by default problem.init(theta, batch, key). Shared leaves
-    (those that `adapt` leaves out) are theta's own. For many tasks, `jax.vmap` over `batch`.
+    Gradients with respect to `theta` and `batch` follow `rule`. For many tasks use `jax.vmap` over `batch`.
 
-    >>> import imaml, jax, jax.numpy as jnp
-    >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
-    >>> inner, rule = imaml.GradientDescent(0.5, steps=60), imaml.implicit(imaml.CG(steps=2))
-    >>> phi = lambda theta: imaml.solve(problem, theta, jnp.ones(1), inner=inner, rule=rule)
-    >>> jax.jacobian(phi)(jnp.zeros(1))
-    Array([[0.5]], dtype=float32)
+    Args:
+        problem: The inner problem, for example ``proximal(loss, 0.5)``.
+        theta: The meta-parameters, a pytree of float arrays.
+        batch: The support set, any pytree.
+        inner: The inner solver.
+        rule: The derivative rule, for example ``implicit(CG(steps=5))``.
+        phi0: Where the solver starts, a full tree; by default ``problem.init(theta, batch, key)``.
+        key: A random key for the solver and for the problem's `init`, or None.
+
+    Returns:
+        The adapted parameters, a full tree. Shared parameters are theta's own.
+
+    Raises:
+        ConfigError: If `rule` is no rule.
+        StructureError: If the rule does not accept the problem or the solver.
+
+    Example:
+        >>> import imaml, jax, jax.numpy as jnp
+        >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> inner, rule = imaml.GradientDescent(0.5, steps=60), imaml.implicit(imaml.CG(steps=2))
+        >>> phi = lambda theta: imaml.solve(problem, theta, jnp.ones(1), inner=inner, rule=rule)
+        >>> jax.jacobian(phi)(jnp.zeros(1))
+        Array([[0.5]], dtype=float32)
+
+    References:
+        Rajeswaran et al. (2019), Lemma 1.
     """
     if not callable(rule):
-        raise ConfigError(f"solve: rule={rule!r}; pass implicit(linear), unrolled() or first_order().")
+        raise ConfigError(
+            f"solve: rule: expected implicit(linear), unrolled() or first_order(), got {rule!r}."
+        )
     start = problem.init(theta, batch, key) if phi0 is None else problem.split(phi0)
     return problem.full(rule(problem, inner, theta, batch, start, key), theta)

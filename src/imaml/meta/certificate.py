@@ -1,4 +1,4 @@
-"""What is known of an implicit meta-gradient's error: an estimate that is nearly free, or a bound.
+"""Bounds of an implicit meta-gradient's error.
 
 Let phi* solve F = 0 near phi, A = dF/dphi >= mu > 0, B = dF/dtheta, u an approximate solution of A u = v, and
 g(phi, u) the meta-gradient that both mean. With D the derivative in phi at fixed u, for all phi* within R,
@@ -13,18 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from ..core import tree
 from ..core.errors import ConfigError
 from ..core.solution import Certification
+from ..core.tree import PyTree
 from ..core.validation import require_number, require_whole
 from ..linear.lanczos import linear_factor, norm_bound, smallest_bound
-from ..problems.base import check_lipschitz, declared
+from ..problems.base import Key, check_lipschitz, declared
 from .newton_step import (
     Aim,
     Constants,
@@ -32,10 +33,10 @@ from .newton_step import (
     Point,
     Rates,
     Sampler,
-    leftover,
     newton_round,
     radius,
     refine,
+    remaining_error,
     sampler,
 )
 from .polynomial import degree_of
@@ -47,10 +48,11 @@ ENTRIES = 1 << 20  # of a matrix that is formed to have its norm
 
 @dataclass(frozen=True)
 class Certificate:
-    """How a bound of a meta-gradient's error is had; `certify=True` means `Certificate()`.
+    """How to bound a meta-gradient's error; `certify=True` means `Certificate()`.
 
-    Newton steps are taken from phi, and the linear system is solved again after each, until what they leave
-    over is small. The bound is the distance between both meta-gradients, plus a bound of what is left over.
+    Newton steps are taken from phi, and the linear system is solved again after each, until the remaining
+    error is small. The bound is the distance between both meta-gradients, plus a bound of the error that
+    remains.
 
     The grade says what it rests on (`solution.status.certification`):
 
@@ -64,7 +66,8 @@ class Certificate:
 
     Args:
         steps: The most steps of conjugate gradients in one solve. Each round has two.
-        tolerance: What the last round may leave over, relative to the distance between both meta-gradients.
+        tolerance: The error that may remain after the last round, relative to the distance between both
+            meta-gradients.
         lanczos: Products that bound the least eigenvalue where more than `dense` parameters are adapted and
             the problem's kind gives no bound; a quarter of it bounds |B| where strengths do not give that.
         failure: The probability of a wrong bound, all random probes together.
@@ -88,7 +91,7 @@ class Certificate:
     failure: float = 0.01
     rounds: int = 10
     dense: int = 256
-    lipschitz: float | Callable[[Any], Any] | None = None
+    lipschitz: float | Callable[[PyTree], PyTree] | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError if a value is out of range."""
@@ -99,8 +102,15 @@ class Certificate:
         check_lipschitz("Certificate", self.lipschitz)
 
 
-def certificate_of(asked: Any) -> Certificate | None:
-    """The recipe that a `certify=` means: False, True, or a Certificate."""
+def certificate_of(asked: bool | Certificate | None) -> Certificate | None:
+    """The certificate that a `certify=` argument asks for.
+
+    Args:
+        asked: False or None, True, or a `Certificate`.
+
+    Returns:
+        The certificate, or None.
+    """
     if isinstance(asked, Certificate) or asked is None:
         return asked
     return Certificate() if asked else None
@@ -108,13 +118,20 @@ def certificate_of(asked: Any) -> Certificate | None:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a case before any Newton step; None for what is not.
+    """What is known of a task before any Newton step; None for what is not known.
 
-    affine: whether F, v, the meta-gradient at fixed u and B^T u are affine in phi (B^T u constant), so that
-    every rate is a constant. floor, system: lower bounds, that hold everywhere, of the eigenvalues of F's
-    derivative and of A. floor_proved: whether a floor is or will be proved. weight: |B|, or a guess where B
-    varies; weight_known: whether it is no guess; weight_proved. right_rate: |Dv|; lipschitz: a Lipschitz
-    constant of A, and so a bound of |D(A u)| / |u|; drift: |Dg|.
+    Attributes:
+        affine: Whether F, v and the meta-gradient at fixed u are affine in phi, and B^T u constant, so that
+            every rate is a constant.
+        floor: A lower bound, everywhere, of the eigenvalues of F's derivative.
+        system: A lower bound, everywhere, of the eigenvalues of A.
+        floor_proved: Whether a floor is or will be proved.
+        weight: |B|, or its value at one phi where B varies.
+        weight_known: Whether the weight holds everywhere.
+        weight_proved: Whether it is also exact.
+        outer_rate: |Dv|.
+        lipschitz: A Lipschitz constant of A, and so a bound of |D(A u)| / |u|.
+        gradient_rate: |Dg|.
     """
 
     affine: bool
@@ -124,51 +141,65 @@ class Facts:
     weight: Array
     weight_known: bool
     weight_proved: bool
-    right_rate: Array | None
+    outer_rate: Array | None
     lipschitz: Array | None
-    drift: Array | None
+    gradient_rate: Array | None
 
     @property
     def proved(self) -> bool:
-        """Whether a bound rests on nothing sampled."""
-        rates = (self.right_rate, self.lipschitz, self.drift)
+        """Whether a bound made of these facts rests on nothing sampled."""
+        rates = (self.outer_rate, self.lipschitz, self.gradient_rate)
         return self.floor_proved and self.weight_proved and all(rate is not None for rate in rates)
 
     @property
     def grade(self) -> Certification:
-        """What a bound made of these facts is worth."""
+        """The grade of a bound made of these facts."""
         if self.proved:
             return Certification.PROVED
         return Certification.CERTIFIED if self.affine else Certification.CERTIFIED_IF_SMOOTH
 
 
-def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) -> Facts:
-    """Reads from a case's programs and declarations what holds everywhere."""
-    problem, theta, batch, judge = case
+def facts_of(recipe: Certificate, case: Case, adapted: PyTree, u: PyTree, key: Array) -> Facts:
+    """Reads what holds everywhere from a task's programs and declarations.
+
+    Args:
+        recipe: How the error is bounded.
+        case: The task.
+        adapted: The adapted parameters.
+        u: The solution of the linear system there.
+        key: A random key for probes.
+
+    Returns:
+        The facts.
+    """
+    problem, theta, batch, outer = case
     _check_dtypes(adapted, theta)
     flat, _ = tree.ravel(adapted)
     small, zero = flat.size <= recipe.dense, jnp.zeros((), flat.dtype)
     gauss_newton = problem.curvature == "gauss-newton"
 
-    right = lambda p: problem.split(judge(problem.full(p, theta)).slope)  # noqa: E731
+    # The degrees of F, v, g(., u) and B^T u as polynomials in phi: what is affine has a constant derivative.
+    right = lambda p: problem.split(outer(problem.full(p, theta)).slope)  # noqa: E731
     gradient = lambda p: case.system(p).gradient(u)  # noqa: E731
     through = lambda p: case.system(p).through(u)  # noqa: E731
     fixed = degree_of(case.slope, adapted) <= 1  # F is affine, so its derivative is constant
     if fixed and gauss_newton:
         fixed = degree_of(lambda p: case.system(p).product(u), adapted) == 0
-    coupled = degree_of(through, adapted) == 0  # B is constant
-    of_right, of_gradient = degree_of(right, adapted), degree_of(gradient, adapted)
+    coupling_fixed = degree_of(through, adapted) == 0  # B is constant
+    of_slope, of_gradient = degree_of(right, adapted), degree_of(gradient, adapted)
 
+    # Constants that hold everywhere: computed where a derivative is constant, else declared, else unknown.
     lipschitz = zero if fixed else None
     constant = None if fixed or gauss_newton else problem.hessian_lipschitz(batch)
     if constant is not None:
         lipschitz = constant.astype(flat.dtype)
-    right_rate = _rate(right, adapted, of_right, small)
-    if right_rate is None and recipe.lipschitz is not None:
-        right_rate = declared("Certificate", recipe.lipschitz, getattr(judge, "batch", None))
-        right_rate = right_rate.astype(flat.dtype)
-    drift = _rate(gradient, adapted, of_gradient, small) if coupled else None
+    outer_rate = _rate(right, adapted, of_slope, small)
+    if outer_rate is None and recipe.lipschitz is not None:
+        outer_rate = declared("Certificate", recipe.lipschitz, getattr(outer, "batch", None))
+        outer_rate = outer_rate.astype(flat.dtype)
+    gradient_rate = _rate(gradient, adapted, of_gradient, small) if coupling_fixed else None
 
+    # Lower bounds of the eigenvalues of F's derivative and of A, which differ for Gauss-Newton curvature.
     floor = problem.curvature_floor(adapted, theta)
     system = floor
     if gauss_newton and not problem.convex:
@@ -181,20 +212,20 @@ def facts_of(recipe: Certificate, case: Case, adapted: Any, u: Any, key: Array) 
     if weight is None:
         weight, exact = coupling_norm(recipe, case, adapted, key)
     return Facts(
-        affine=fixed and coupled and of_right <= 1 and of_gradient <= 1,
+        affine=fixed and coupling_fixed and of_slope <= 1 and of_gradient <= 1,
         floor=floor,
         system=system,
         floor_proved=problem.convex or (small and lipschitz is not None),
         weight=weight,
-        weight_known=anchored or coupled,
-        weight_proved=anchored or (exact and coupled),
-        right_rate=right_rate,
+        weight_known=anchored or coupling_fixed,
+        weight_proved=anchored or (exact and coupling_fixed),
+        outer_rate=outer_rate,
         lipschitz=lipschitz,
-        drift=drift,
+        gradient_rate=gradient_rate,
     )
 
 
-def _check_dtypes(adapted: Any, theta: Any) -> None:
+def _check_dtypes(adapted: PyTree, theta: PyTree) -> None:
     """Raises ConfigError for floats of several precisions: rounding is bounded by that of one."""
     leaves = [jnp.result_type(leaf) for leaf in jax.tree.leaves((adapted, theta))]
     names = sorted({dtype.name for dtype in leaves if jnp.issubdtype(dtype, jnp.inexact)})
@@ -205,10 +236,17 @@ def _check_dtypes(adapted: Any, theta: Any) -> None:
         )
 
 
-def key_of(key: Array | None, adapted: Any) -> Array:
-    """A certificate's random key: the one given, or one made of the bits of phi.
+def key_of(key: Key, adapted: PyTree) -> Array:
+    """A certificate's random key.
 
-    A fixed key would make a failure of the probes the same one for every task and run.
+    A fixed key would make the probes fail together in every task and run, so by default it depends on phi.
+
+    Args:
+        key: The key given, or None.
+        adapted: The adapted parameters.
+
+    Returns:
+        The key given, or one made of the bits of phi.
     """
     if key is not None:
         return key
@@ -216,8 +254,17 @@ def key_of(key: Array | None, adapted: Any) -> Array:
     return jax.random.fold_in(jax.random.key(0), jnp.sum(bits, dtype=jnp.uint32))
 
 
-def symmetric(case: Case, adapted: Any, key: Array) -> Array:
-    """Whether F's derivative is symmetric, by one pair of random vectors: F is a gradient only if it is."""
+def symmetric(case: Case, adapted: PyTree, key: Array) -> Array:
+    """Whether F's derivative is symmetric, by one pair of random vectors: F is a gradient only if it is.
+
+    Args:
+        case: The task.
+        adapted: The adapted parameters.
+        key: A random key.
+
+    Returns:
+        A boolean scalar.
+    """
     flat, unravel = tree.ravel(adapted)
     _, curve = jax.linearize(case.slope, adapted)
     x, y = jax.random.normal(key, (2, flat.size), flat.dtype)
@@ -226,7 +273,7 @@ def symmetric(case: Case, adapted: Any, key: Array) -> Array:
     return jnp.abs(x @ of_y - y @ of_x) <= root_of(flat.dtype) * size
 
 
-def _rate(function: Callable[[Any], Any], at: Any, degree: float, small: bool) -> Array | None:
+def _rate(function: Callable[[PyTree], PyTree], at: PyTree, degree: float, small: bool) -> Array | None:
     """The norm of a function's derivative where that is constant and can be formed; else None."""
     flat, unravel = tree.ravel(at)
     if degree == 0:
@@ -239,8 +286,18 @@ def _rate(function: Callable[[Any], Any], at: Any, degree: float, small: bool) -
     return jnp.linalg.norm(columns)  # Frobenius' norm, which is at least the spectral one
 
 
-def coupling_norm(recipe: Certificate, case: Case, adapted: Any, key: Array) -> tuple[Array, bool]:
-    """An upper bound of |B| = |dF/dtheta| at one phi, and whether it is exact (static)."""
+def coupling_norm(recipe: Certificate, case: Case, adapted: PyTree, key: Array) -> tuple[Array, bool]:
+    """An upper bound of |B| = |dF/dtheta| at one phi.
+
+    Args:
+        recipe: How the error is bounded.
+        case: The task.
+        adapted: The adapted parameters.
+        key: A random key for Lanczos' start.
+
+    Returns:
+        The bound, a scalar, and whether it is exact (static).
+    """
     problem, theta, batch, _ = case
     flat, unravel = tree.ravel(adapted)
     _, pull = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
@@ -258,8 +315,18 @@ def coupling_norm(recipe: Certificate, case: Case, adapted: Any, key: Array) -> 
     return norm_bound(gram, flat, jax.random.fold_in(key, 1), steps, recipe.failure / 4), False
 
 
-def least_eigenvalue(recipe: Certificate, case: Case, adapted: Any, key: Array) -> Array:
-    """A lower bound of the least eigenvalue of F's derivative at one phi."""
+def least_eigenvalue(recipe: Certificate, case: Case, adapted: PyTree, key: Array) -> Array:
+    """A lower bound of the least eigenvalue of F's derivative at one phi.
+
+    Args:
+        recipe: How the error is bounded.
+        case: The task.
+        adapted: The adapted parameters.
+        key: A random key for Lanczos' start.
+
+    Returns:
+        The bound, a scalar; -infinity where the derivative is not finite.
+    """
     flat, unravel = tree.ravel(adapted)
     _, curve = jax.linearize(case.slope, adapted)
     product = lambda vector: tree.ravel(curve(unravel(vector)))[0]  # noqa: E731
@@ -273,18 +340,27 @@ def least_eigenvalue(recipe: Certificate, case: Case, adapted: Any, key: Array) 
 
 
 def measured(recipe: Certificate, case: Case, facts: Facts) -> Sampler:
-    """The rates around a point: those that are known everywhere, and probes for the others."""
-    bending = facts.floor is None and facts.lipschitz is None
+    """A sampler of the rates around a point: known constants, and random probes for the others.
+
+    Args:
+        recipe: How the error is bounded.
+        case: The task.
+        facts: What is known.
+
+    Returns:
+        The sampler.
+    """
+    with_curvature = facts.floor is None and facts.lipschitz is None
     # Half of the failures are for probes; rounds end by what they say, so each round has its share.
-    probe = sampler(case, recipe.failure / 2 / recipe.rounds, bending)
+    probe = sampler(case, recipe.failure / 2 / recipe.rounds, with_curvature)
     growth = 1.0 if facts.affine else GROWTH
 
-    def measure(here: System, adapted: Any, u: Any, length: Array, key: Array) -> Rates:
+    def measure(here: System, adapted: PyTree, u: PyTree, length: Array, key: Array) -> Rates:
         found = probe(here, adapted, u, length, key)
         system, gradient = growth * found.system, growth * found.gradient
-        if facts.right_rate is not None and facts.lipschitz is not None:
-            system = facts.right_rate + facts.lipschitz * tree.norm(u)
-        gradient = gradient if facts.drift is None else facts.drift
+        if facts.outer_rate is not None and facts.lipschitz is not None:
+            system = facts.outer_rate + facts.lipschitz * tree.norm(u)
+        gradient = gradient if facts.gradient_rate is None else facts.gradient_rate
         curvature = growth * found.curvature if facts.lipschitz is None else facts.lipschitz
         return Rates(system, gradient, curvature, found.rounding)
 
@@ -292,7 +368,15 @@ def measured(recipe: Certificate, case: Case, facts: Facts) -> Sampler:
 
 
 def guessed(case: Case, facts: Facts) -> Callable[[Point], Constants]:
-    """The constants while Newton steps are taken: what is not known is guessed from Ritz values."""
+    """The constants while Newton steps are taken: unknown ones are guessed from Ritz values.
+
+    Args:
+        case: The task.
+        facts: What is known.
+
+    Returns:
+        A function of the point.
+    """
     problem = case.problem
 
     def constants(point: Point) -> Constants:
@@ -309,34 +393,57 @@ def guessed(case: Case, facts: Facts) -> Callable[[Point], Constants]:
     return constants
 
 
-def root_of(dtype: Any) -> float:
-    """The root of the dtype's precision: the length of probes, relative to a point's scale."""
+def root_of(dtype: DTypeLike) -> float:
+    """The square root of the dtype's precision: the length of probes, relative to a point's scale.
+
+    Args:
+        dtype: A float dtype.
+
+    Returns:
+        A number.
+    """
     return float(jnp.finfo(dtype).eps) ** 0.5
 
 
-def near_of(facts: Facts, dtype: Any) -> float | None:
-    """How near phi* must be for the smoothness assumption, no further than probes are; None without it."""
+def near_of(facts: Facts, dtype: DTypeLike) -> float | None:
+    """How near phi* must be for the smoothness assumption, no further than probes are.
+
+    Args:
+        facts: What is known.
+        dtype: The dtype of phi.
+
+    Returns:
+        A number, relative to the point's scale; None where the assumption is not needed.
+    """
     return None if facts.proved or facts.affine else root_of(dtype)
 
 
-def judge_rounding(case: Case, point: Point, key: Array) -> tuple[Array, Array]:
+def outer_rounding(case: Case, point: Point, key: Array) -> tuple[Array, Array]:
     """What rounding may make of v, and of the meta-gradient's part that does not depend on u.
 
-    Second differences over the length of a probe, in two directions: they remove what is linear in phi and
-    leave rounding, which the query loss's gradient may consist of where its terms cancel.
+    Second differences over the length of a probe, in two directions. They remove what is linear in phi and
+    leave rounding, which can be all of the query loss's gradient where its terms cancel.
+
+    Args:
+        case: The task.
+        point: The point.
+        key: A random key.
+
+    Returns:
+        Two scalars.
     """
-    problem, theta, _, judge = case
+    problem, theta, _, outer = case
     flat, unravel = tree.ravel(point.adapted)
     length = root_of(flat.dtype) * point.scale
 
-    def judged(step: Array) -> tuple[Any, Any]:
-        _, slope, direct = judge(problem.full(unravel(flat + step), theta))
+    def gradients(step: Array) -> tuple[PyTree, PyTree]:
+        _, slope, direct = outer(problem.full(unravel(flat + step), theta))
         return slope, direct
 
     def second(key: Array) -> tuple[Array, Array]:
         step = jax.random.normal(key, flat.shape, flat.dtype)
         step = length / jnp.linalg.norm(step) * step
-        left, middle, right = (judged(share * step) for share in (-1, 0, 1))
+        left, middle, right = (gradients(share * step) for share in (-1, 0, 1))
         slope, direct = jax.tree.map(lambda a, b, c: a - 2 * b + c, left, middle, right)
         return tree.norm(problem.split(slope)), tree.norm(slope) + tree.norm(direct)
 
@@ -345,7 +452,18 @@ def judge_rounding(case: Case, point: Point, key: Array) -> tuple[Array, Array]:
 
 
 def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: Array) -> tuple[Array, Array]:
-    """The bound of the error of a point's meta-gradient, and the code of `Certification`."""
+    """The bound of the error of a point's meta-gradient.
+
+    Args:
+        recipe: How the error is bounded.
+        case: The task.
+        facts: What is known.
+        point: The point.
+        key: A random key for probes.
+
+    Returns:
+        The bound, a scalar, infinite where there is none; and the code of `Certification`.
+    """
     floor, weight, near = facts.floor, facts.weight, near_of(facts, point.residual.dtype)
     close = jnp.asarray(True)
     if floor is None:
@@ -355,12 +473,13 @@ def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: A
         close &= room >= 0
         floor = jnp.where(least > 0, (least + jnp.sqrt(jnp.maximum(room, 0))) / 2, least)
     system = floor if facts.system is None else facts.system
-    if not facts.weight_known:
+    if not facts.weight_known:  # B varies: its norm at the point stands for that on the ball
         weight = GROWTH * coupling_norm(recipe, case, point.adapted, key)[0]
+    # Inequality 2, plus what rounding may add.
     known = (floor > 0) & (system > 0) & ~point.negative
     constants = Constants(jnp.where(known, floor, 1), jnp.where(known, system, 1), weight)
-    of_right, of_rest = judge_rounding(case, point, jax.random.fold_in(key, 3))
-    bound = leftover(point, constants) + constants.weight / constants.system * of_right + of_rest
+    of_slope, of_rest = outer_rounding(case, point, jax.random.fold_in(key, 3))
+    bound = remaining_error(point, constants) + constants.weight / constants.system * of_slope + of_rest
     if near is not None:
         close &= radius(point, constants) <= near * point.scale
     code = jnp.where(close, int(facts.grade), int(Certification.SOLUTION_TOO_FAR))
@@ -372,24 +491,41 @@ def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: A
 
 
 def certified_from(recipe: Certificate, case: Case, begun: Point, key: Array) -> tuple[Array, Array, Array]:
-    """The bound of a point's error by Newton steps from it, the code, and the products that it took."""
+    """The bound of a point's error by Newton steps from it.
+
+    Args:
+        recipe: How the error is bounded.
+        case: The task.
+        begun: The point.
+        key: A random key for probes.
+
+    Returns:
+        The bound, the code of `Certification`, and the number of products with A that it took.
+    """
     keys = jax.random.split(key, 3)
     facts = facts_of(recipe, case, begun.adapted, begun.u, keys[0])
-    apart = lambda point: tree.norm(tree.minus(begun.gradient, point.gradient))  # noqa: E731
+    distance = lambda point: tree.norm(tree.minus(begun.gradient, point.gradient))  # noqa: E731
     dtype = begun.residual.dtype
-    aim = Aim(lambda point: recipe.tolerance * apart(point), guessed(case, facts), near_of(facts, dtype))
+    aim = Aim(lambda point: recipe.tolerance * distance(point), guessed(case, facts), near_of(facts, dtype))
     sample = measured(recipe, case, facts)
     reached = refine(case, begun, aim, sample, recipe.steps, recipe.rounds, root_of(dtype), keys[1])
     after, code = bound_at(recipe, case, facts, reached, keys[2])
-    return after + apart(reached), code, reached.products - begun.products
+    return after + distance(reached), code, reached.products - begun.products
 
 
 def roughly(case: Case) -> Sampler:
-    """Rates for an estimate: one probe, taken for the norm itself."""
-    probe = sampler(case, 1.0, bending=False, probes=1)
+    """A sampler for an estimate: one probe stands for the norm.
+
+    Args:
+        case: The task.
+
+    Returns:
+        The sampler.
+    """
+    probe = sampler(case, 1.0, with_curvature=False, probes=1)
     linear = linear_factor(1, 1 / 3)
 
-    def measure(here: System, adapted: Any, u: Any, length: Array, key: Array) -> Rates:
+    def measure(here: System, adapted: PyTree, u: PyTree, length: Array, key: Array) -> Rates:
         found = probe(here, adapted, u, length, key)
         return replace(found, system=found.system / linear, gradient=found.gradient / linear)
 
@@ -399,14 +535,31 @@ def roughly(case: Case) -> Sampler:
 def corrected(case: Case, begun: Point, steps: int, key: Array) -> Point:
     """The point one Newton step further, both solves taken to the root of the dtype's precision.
 
-    What they leave over does then not hide that the error falls with the square of the distance.
+    Their errors then do not hide that the meta-gradient's falls with the square of the distance.
+
+    Args:
+        case: The task.
+        begun: The point.
+        steps: The most steps of conjugate gradients in one solve.
+        key: A random key for probes.
+
+    Returns:
+        The new point.
     """
     root = float(jnp.finfo(begun.residual.dtype).eps) ** 0.5
     limits = Limits(root * begun.residual, lambda left, *_: root * left)
     return newton_round(case, begun, steps, limits, roughly(case), root_of(begun.residual.dtype), key)
 
 
-def sensitivity(system: System, u: Any) -> Array:
-    """|B^T u| / |u|, an estimate of |B| that is at most |B|; 1 for u = 0."""
+def sensitivity(system: System, u: PyTree) -> Array:
+    """The ratio |B^T u| / |u|, an estimate of |B| that is at most |B|.
+
+    Args:
+        system: The linear system.
+        u: A vector, a tree like the adapted parameters.
+
+    Returns:
+        A scalar; 1 for u = 0.
+    """
     size = tree.norm(u)
     return jnp.where(size > 0, tree.norm(system.through(u)) / jnp.where(size > 0, size, 1), 1)

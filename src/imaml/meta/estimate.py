@@ -1,8 +1,6 @@
-"""The estimate of an error: the terms of the bound, evaluated once towards the solution; no bound."""
+"""The estimate of a meta-gradient's error: the terms of the bound, evaluated at one point; no bound."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +8,17 @@ from jax import Array, lax
 
 from ..core import tree
 from ..core.solution import Certification, Solution
+from ..core.tree import PyTree
 from ..linear.lanczos import ritz
 from .certificate import sensitivity
-from .newton_step import Constants, Point, leftover
+from .newton_step import Constants, Point, remaining_error
 from .system import Case, System
 
 
 def error_estimate(
-    case: Case, system: System, solution: Solution, adapted: Any, wanted: Any = True
+    case: Case, system: System, solution: Solution, adapted: PyTree, wanted: bool | Array = True
 ) -> tuple[Array, Array]:
-    """The error of the meta-gradient as estimated by one look towards the solution, and a `Certification`.
+    """The error of the meta-gradient, estimated at one point nearer to the solution.
 
     ```
     |B|/m (|v - A u| + |(v - A u)(phi - e) - (v - A u)(phi)|) + |g(phi - e, u) - g(phi, u)|
@@ -34,7 +33,7 @@ def error_estimate(
         case: The task.
         system: Its linear system at `adapted`.
         solution: The solution u of that.
-        adapted: The adapted leaves phi.
+        adapted: The adapted parameters phi.
         wanted: Whether to estimate, a boolean that may be traced. Where it is False the estimate is NaN, and
             costs nothing.
 
@@ -63,29 +62,31 @@ def error_estimate(
     far = (residual > 0) & (residual / smallest > 0.5 * path)
     code = jnp.where(far, int(Certification.ESTIMATE_UNRELIABLE), int(Certification.ESTIMATED))
 
-    def look() -> Array:
-        change, drift = _changes(case, system, solution.value, adapted)
+    def evaluate() -> Array:
+        change, gradient_change = _changes(case, system, solution.value, adapted)
         share = sensitivity(system, system.right) / smallest
-        return share * (solution.stats.residual * right + change) + drift
+        return share * (solution.stats.residual * right + change) + gradient_change
 
     skipped = lambda: jnp.full_like(residual, jnp.nan)  # noqa: E731
     if isinstance(wanted, bool):
-        estimate = look() if wanted else skipped()
+        estimate = evaluate() if wanted else skipped()
     else:
-        estimate = lax.cond(wanted, look, skipped)
+        estimate = lax.cond(wanted, evaluate, skipped)
     unknown = negative | jnp.isinf(estimate) | (jnp.isnan(estimate) & jnp.asarray(wanted))
     return jnp.where(unknown, jnp.inf, estimate), code
 
 
-def _changes(case: Case, system: System, u: Any, adapted: Any) -> tuple[Array, Array]:
+def _changes(case: Case, system: System, u: PyTree, adapted: PyTree) -> tuple[Array, Array]:
     """How v - A u and the meta-gradient at fixed u change from phi to phi - e; see `error_estimate`."""
     if case.problem.structure == "general":
         image = system.product(system.residual)
         nearer = jax.tree.map(jnp.subtract, adapted, _step(system.residual, image))
         there = case.system(nearer)
-        bent = tree.minus(there.product(u), system.product(u))
-        right, drift = there.right, tree.minus(there.gradient(u), system.gradient(u))
-        return tree.norm(tree.minus(tree.minus(right, system.right), bent)), tree.norm(drift)
+        image_change = tree.minus(there.product(u), system.product(u))
+        right, gradient_change = there.right, tree.minus(there.gradient(u), system.gradient(u))
+        return tree.norm(tree.minus(tree.minus(right, system.right), image_change)), tree.norm(
+            gradient_change
+        )
     x, unravel = tree.ravel(adapted)
     r, u_flat = tree.ravel(system.residual)[0], tree.ravel(u)[0]
 
@@ -100,16 +101,16 @@ def _changes(case: Case, system: System, u: Any, adapted: Any) -> tuple[Array, A
     images, _ = lax.scan(multiply, jnp.zeros((3, x.size), x.dtype), jnp.arange(3))
     nearer = unravel(x - _step(r, images[0]))
     if case.problem.coupling_norm(adapted, case.theta) is not None:  # B^T u does not depend on phi
-        _, slope, direct = case.judge(case.problem.full(nearer, case.theta))
-        right, drift = case.problem.split(slope), tree.minus(direct, system.apart)
+        _, slope, direct = case.outer(case.problem.full(nearer, case.theta))
+        right, gradient_change = case.problem.split(slope), tree.minus(direct, system.direct)
     else:
         there = case.system(nearer)
-        right, drift = there.right, tree.minus(there.gradient(u), system.gradient(u))
+        right, gradient_change = there.right, tree.minus(there.gradient(u), system.gradient(u))
     change = tree.ravel(tree.minus(right, system.right))[0] - (images[2] - images[1])
-    return jnp.linalg.norm(change), tree.norm(drift)
+    return jnp.linalg.norm(change), tree.norm(gradient_change)
 
 
-def _step(residual: Any, image: Any) -> Any:
+def _step(residual: PyTree, image: PyTree) -> PyTree:
     """One step of conjugate gradients for A e = residual, from A residual; a tree like them.
 
     Without positive curvature along the residual, a step of the length that |A residual| suggests.
@@ -121,9 +122,18 @@ def _step(residual: Any, image: Any) -> Any:
 
 
 def estimate_at(case: Case, system: System, point: Point) -> Array:
-    """The error of a point's meta-gradient after Newton steps, by the least Ritz value seen; no bound."""
+    """The error of a point's meta-gradient after Newton steps, by the least Ritz value seen; no bound.
+
+    Args:
+        case: The task.
+        system: The linear system at the first point.
+        point: The point reached.
+
+    Returns:
+        The estimate, a scalar; infinite where the curvature is not positive.
+    """
     floor = case.problem.curvature_floor(point.adapted, case.theta)
     mu = point.smallest if floor is None else floor
     safe = jnp.where(mu > 0, mu, 1)
-    estimate = leftover(point, Constants(safe, safe, sensitivity(system, point.u)))
+    estimate = remaining_error(point, Constants(safe, safe, sensitivity(system, point.u)))
     return jnp.where((mu > 0) & ~point.negative, estimate, jnp.inf)

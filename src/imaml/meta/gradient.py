@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -18,28 +18,39 @@ from ..core import tree
 from ..core.content import ByContent
 from ..core.errors import ConfigError, NumericalError
 from ..core.solution import Ending, Solution, Status, bounded
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver
-from ..problems.base import Problem, Task
+from ..problems.base import Key, Problem, Task
 from .base import Estimator, Learning
 from .certificate import Certificate
 from .implicit import Implicit
+from .system import QueryLoss
 
 POLICIES = ("raise", "warn", "skip")
 AXIS = "tasks"
 
 
 class Metrics(NamedTuple):
-    """What is known of a meta-gradient, task by task; every array has shape (tasks,).
+    """Statistics of a meta-gradient, task by task; every array has shape ``(tasks,)``.
 
-    loss: the query loss at phi*. gradient_norm: of the task's own meta-gradient. inner_residual: |F(phi*)|.
-    inner_steps, linear_steps: iterations taken. linear_residual: |b - A u| / |b|. negative_curvature: whether
-    the linear solver saw it. error_estimate, error_bound: the norm of the meta-gradient's error, estimated
-    (NaN where that was not asked for), and bounded where `certified`. inner_status, linear_status: how the
-    solves ended. Fields of what the rule does not make are None. used: whether the task is in the mean; a
-    task is left out where its loss, gradient or residuals are not finite, where the inner solve moved away
-    from the solution that the rule needs, where the linear solver broke down with an answer worse than zero,
-    or where it met negative curvature in its very first direction and so has nothing to give. measures: what
-    the method's `measure` returned.
+    Fields that a rule does not compute are None.
+
+    Attributes:
+        loss: The query loss at phi*.
+        gradient_norm: The norm of the task's meta-gradient.
+        inner_residual: The norm of F(phi*).
+        inner_steps: Iterations of the inner solver.
+        linear_residual: |b - A u| / |b|.
+        linear_steps: Iterations of the linear solver.
+        negative_curvature: Whether the linear solver met negative curvature.
+        error_estimate: The norm of the meta-gradient's error, estimated; NaN if that was not asked for.
+        error_bound: A bound of it where `certified`.
+        inner_status: How the inner solves ended.
+        linear_status: How the linear solves ended.
+        used: Whether the task is in the mean. A task is excluded if its loss, gradient or residuals are not
+            finite, if the inner solve moved away from the solution that the rule needs, if the linear
+            solver's answer is worse than zero, or if it met negative curvature in its first direction.
+        measures: What the method's `measure` returned.
     """
 
     loss: Array
@@ -58,26 +69,43 @@ class Metrics(NamedTuple):
 
     @property
     def certified(self) -> Array:
-        """Whether each task's error_bound bounds its error, shape (tasks,)."""
+        """Whether each task's `error_bound` bounds its error, shape ``(tasks,)``."""
         code = None if self.linear_status is None else self.linear_status.certificate
         return jnp.zeros(self.used.shape, bool) if code is None else bounded(code)
+
+
+Measure = Callable[[PyTree, PyTree, PyTree], dict[str, Array]]  # (phi, theta, batch) -> scalars
+
+
+class Network(Protocol):
+    """What fresh meta-parameters come from, such as a domain."""
+
+    def init(self, key: Array) -> PyTree:
+        """Fresh parameters."""
+        ...
 
 
 class View(NamedTuple):
     """How a theta that is not shaped like a task's parameters is made, and what a new task starts at.
 
-    wide: key -> fresh theta. narrow: theta -> parameters shaped like phi; narrow(narrow(t)) is narrow(t).
+    Attributes:
+        wide: key -> fresh theta.
+        narrow: theta -> parameters shaped like phi; narrow(narrow(t)) equals narrow(t).
     """
 
-    wide: Callable[[Array], Any]
-    narrow: Callable[[Any], Any]
+    wide: Callable[[Array], PyTree]
+    narrow: Callable[[PyTree], PyTree]
 
 
 class Solving(NamedTuple):
-    """A problem, of the same theta, and what solves it: how new tasks are learned from what was learned.
+    """How new tasks are solved in evaluation and use, where that differs from training.
 
-    Learning can afford few inner steps for each of very many tasks; a new task is solved once, and may want
+    Training affords few inner steps for each of very many tasks. A new task is solved once, and may want
     smaller steps, more of them, and another strength. Theta does not depend on it.
+
+    Attributes:
+        problem: A problem with the same theta.
+        inner: The inner solver.
     """
 
     problem: Problem
@@ -86,45 +114,64 @@ class Solving(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MetaGradient(ByContent):
-    """The mean over tasks of a meta-gradient: what `IMAML`, `MAML`, `FOMAML` and `Reptile` make.
+    """A method: the mean over tasks of a meta-gradient, as `IMAML`, `MAML`, `FOMAML` and `Reptile` make it.
 
-    problem: one task's inner problem. query_loss: (phi, theta, batch) -> scalar. inner: what solves a task.
-    rule: how theta learns from it, see `imaml.Rule`. policy: what happens to tasks that fail numerically;
-    they are never averaged in: "raise" (NumericalError), "warn", or "skip" (only `Metrics.used` tells).
-    Inside jit nothing can be raised: call `check(metrics)` on the host. Where no task at all was used the
-    meta-gradient is NaN, never 0, which would look like convergence. chunk: how many tasks are worked on
-    at once (None: all). mesh: a mesh with one axis named "tasks" over which the tasks are sharded, with one
-    all-reduce a call. measure: (phi, theta, batch) -> dict of scalars, taken on the query batch at phi*.
-    view: for a theta that is not shaped like a task's parameters, see `View`. new_task: how
-    a new task is solved in evaluation and use, see `Solving`; None for as in learning.
+    Two methods with equal content are equal, so they are one static argument to `jax.jit`. Inside jit nothing
+    can be raised for failed tasks: call `check(metrics)` on the host.
+
+    Args:
+        problem: One task's inner problem.
+        query_loss: The outer loss, (phi, theta, batch) -> scalar.
+        inner: The inner solver.
+        rule: How theta learns from a task; see `imaml.Rule` and `docs/extend/method.md`.
+        policy: What to do about tasks that fail numerically, which are never averaged in: "raise"
+            (NumericalError), "warn", or "skip" (only `Metrics.used` shows them).
+        chunk: How many tasks are computed at once; None for all.
+        mesh: A mesh with one axis named "tasks", over which tasks are sharded with one all-reduce a call.
+        measure: (phi, theta, batch) -> dict of scalars, evaluated on the query batch at phi*.
+        view: For a theta that is not shaped like a task's parameters.
+        new_task: How new tasks are solved; None for as in training.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+        StructureError: If the rule does not accept the problem or the solver.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> loss = lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2)
+        >>> method = imaml.MetaGradient(imaml.proximal(loss, 1.0), lambda phi, theta, x: loss(phi, x),
+        ...                             inner=imaml.GradientDescent(0.5, steps=30), rule=imaml.one_step())
+        >>> method(jnp.zeros(1), imaml.Task(jnp.ones((4, 1)), jnp.ones((4, 1))))[0]
+        Array([-0.25], dtype=float32)
     """
 
     problem: Problem = field(kw_only=False)
-    query_loss: Callable = field(kw_only=False)
+    query_loss: QueryLoss = field(kw_only=False)
     inner: InnerSolver
     rule: Estimator
     policy: str = "warn"
     chunk: int | None = None
     mesh: Mesh | None = None
-    measure: Callable | None = None
+    measure: Measure | None = None
     view: View | None = None
     new_task: Solving | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Raises ConfigError if an argument is not valid."""
         if not isinstance(self.problem, Problem):
             raise ConfigError(
-                f"method: problem={self.problem!r}; pass one made by proximal(loss, strength) or its kin."
+                f"method: problem: expected one such as proximal(loss, strength), got {self.problem!r}."
             )
         for name in ("query_loss", "inner"):
             if not callable(getattr(self, name)):
                 raise ConfigError(
-                    f"method: {name}={getattr(self, name)!r} cannot be called; see help(imaml.MetaGradient)."
+                    f"method: {name}: expected a function, got {getattr(self, name)!r}. Hint: see "
+                    "help(imaml.MetaGradient)."
                 )
         if not hasattr(self.rule, "estimate"):
             raise ConfigError(
-                f"method: rule={self.rule!r}; accepted are implicit(linear), unrolled(), first_order(), "
-                "displacement() and envelope()."
+                "method: rule: expected one such as implicit(linear), unrolled(), first_order(), "
+                f"displacement() or envelope(), got {self.rule!r}."
             )
         self.rule.refuse(self.problem, self.inner)
         if self.new_task is not None and not (
@@ -134,72 +181,136 @@ class MetaGradient(ByContent):
             and callable(self.new_task[1])
         ):
             raise ConfigError(
-                f"method: new_task={self.new_task!r}; accepted is a Solving(problem, inner), or None."
+                f"method: new_task: expected a Solving(problem, inner), or None, got {self.new_task!r}."
             )
         if self.policy not in POLICIES:
-            raise ConfigError(f"method: policy={self.policy!r}; accepted: {', '.join(POLICIES)}.")
+            raise ConfigError(f"method: policy: expected {', '.join(POLICIES)}, got {self.policy!r}.")
         if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
             raise ConfigError(
-                f"method: chunk={self.chunk!r}; accepted is a whole number of at least 1, or None."
+                f"method: chunk: expected a whole number of at least 1, or None, got {self.chunk!r}."
             )
         if self.mesh is not None and tuple(self.mesh.axis_names) != (AXIS,):
-            raise ConfigError(
-                f"method: the mesh's axes are {self.mesh.axis_names}; accepted is one, named {AXIS!r}."
-            )
+            raise ConfigError(f"method: mesh: expected one axis, named {AXIS!r}, got {self.mesh.axis_names}.")
 
     def certifying(self) -> MetaGradient:
-        """The same method, its errors bounded; ConfigError where the rule has no certificate."""
+        """The same method with its errors bounded.
+
+        Returns:
+            The method.
+
+        Raises:
+            ConfigError: If its rule has no certificate.
+        """
         if not isinstance(self.rule, Implicit):
             raise ConfigError(
-                f"certify: {type(self.rule).__name__} has no certificate; accepted is the implicit rule of "
-                "IMAML."
+                f"certify: expected the implicit rule of IMAML, got {type(self.rule).__name__}, which has no "
+                "certificate."
             )
         return replace(self, rule=replace(self.rule, certificate=self.rule.certificate or Certificate()))
 
-    def init(self, domain: Any, key: Array) -> Any:
-        """Fresh meta-parameters for a domain's network."""
+    def init(self, domain: Network, key: Array) -> PyTree:
+        """Fresh meta-parameters for a domain's network.
+
+        Args:
+            domain: The domain.
+            key: A random key.
+
+        Returns:
+            Theta; a `Theta` if a strength, rate or noise is learned.
+        """
         if self.view is not None:
             return self.view.wide(key)
         theta = self.problem.parameters(domain.init(key))
         learns = getattr(self.inner, "parameters", None)
         return theta if learns is None else learns(self.problem, theta)
 
-    def mean(self, theta: Any) -> Any:
-        """The network's parameters before adaptation: the part of theta that is shaped like phi."""
+    def mean(self, theta: PyTree) -> PyTree:
+        """The network's parameters before adaptation.
+
+        Args:
+            theta: The meta-parameters.
+
+        Returns:
+            The part of theta that is shaped like phi.
+        """
         return self.problem.mean(self.start(theta))
 
-    def start(self, theta: Any) -> Any:
-        """What new tasks need of theta, and so what an artefact keeps: theta, or the view's narrow part."""
+    def start(self, theta: PyTree) -> PyTree:
+        """The part of theta that new tasks need, and that an artefact keeps.
+
+        Args:
+            theta: The meta-parameters.
+
+        Returns:
+            Theta, or the view's narrow part.
+        """
         return theta if self.view is None else self.view.narrow(theta)
 
-    def kept(self, domain: Any, key: Array) -> Any:
-        """What an artefact keeps of fresh meta-parameters; needs no data behind the domain."""
+    def kept(self, domain: Network, key: Array) -> PyTree:
+        """The part of fresh meta-parameters that an artefact keeps; needs no data behind the domain.
+
+        Args:
+            domain: The domain.
+            key: A random key.
+
+        Returns:
+            What `start` returns for a fresh theta.
+        """
         return self.start(self.init(domain, key) if self.view is None else domain.init(key))
 
-    def adapt(self, theta: Any, support: Any, key: Array | None = None) -> tuple[Any, Solution]:
-        """The network's parameters adapted to one task, and how the inner solve ended."""
+    def adapt(self, theta: PyTree, support: PyTree, key: Key = None) -> tuple[PyTree, Solution]:
+        """Adapts to one task.
+
+        Args:
+            theta: The meta-parameters.
+            support: The task's support set.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The full tree of adapted parameters, and the inner Solution.
+        """
         theta = self.start(theta)
         problem, inner = (self.problem, self.inner) if self.new_task is None else self.new_task
         found = inner(problem, theta, support, problem.init(theta, support, key), key)
         return problem.full(found.value, theta), found
 
-    def at_step(self, step: Any, estimate: Any = True) -> MetaGradient:
-        """The method as it is at a step of outer learning, for rules that change; None for as it ends.
+    def at_step(self, step: int | Array | None, estimate: bool | Array = True) -> MetaGradient:
+        """The method at a step of training, for rules that change.
 
-        estimate: whether errors are estimated, see `__call__`.
+        Args:
+            step: The step, from 0; None for the end of training.
+            estimate: Whether errors are estimated; see `__call__`.
+
+        Returns:
+            The method.
         """
         at = getattr(self.rule, "at_step", None)
         return self if at is None else replace(self, rule=at(step, estimate))
 
     def __call__(
-        self, theta: Any, tasks: Task, key: Array | None = None, step: Any = None, estimate: Any = True
-    ) -> tuple[Any, Metrics]:
-        """The meta-gradient, shaped like theta, and Metrics. `tasks` has a leading axis on every leaf.
+        self,
+        theta: PyTree,
+        tasks: Task,
+        key: Key = None,
+        step: int | Array | None = None,
+        estimate: bool | Array = True,
+    ) -> tuple[PyTree, Metrics]:
+        """The meta-gradient of a batch of tasks.
 
-        The meta-gradient is the mean over the tasks that were used, and NaN where there are none.
-        step: of outer learning, for an accuracy that tightens; None for as it ends. estimate: whether errors
-        are estimated, a boolean that may be traced; where it is False, `Metrics.error_estimate` is NaN and
-        costs nothing.
+        Args:
+            theta: The meta-parameters, a pytree of float arrays.
+            tasks: The tasks, with a leading axis of tasks on every leaf.
+            key: A random key, split over the tasks, or None.
+            step: The step of training, for an accuracy that tightens; None for the end of training.
+            estimate: Whether errors are estimated, a boolean that may be traced. If it is False,
+                `Metrics.error_estimate` is NaN and costs nothing.
+
+        Returns:
+            The mean over the used tasks, shaped like theta; NaN if no task was used, never 0, which would
+            look like convergence. And the Metrics.
+
+        Raises:
+            NumericalError: Outside jit, if tasks failed and the policy is "raise", or if all failed.
         """
         count = _count(tasks)
         keys = None if key is None else jax.random.split(key, count)
@@ -208,18 +319,17 @@ class MetaGradient(ByContent):
         else:
             if count % self.mesh.size:
                 raise ConfigError(
-                    f"method: {count} tasks cannot be shared evenly by {self.mesh.size} devices; use a "
-                    "multiple."
+                    f"method: tasks: expected a multiple of the {self.mesh.size} devices, got {count}."
                 )
-            spread, whole = PartitionSpec(AXIS), PartitionSpec()
+            spread, replicated = PartitionSpec(AXIS), PartitionSpec()
             known = isinstance(estimate, bool)  # then it stays so, and what is not wanted is not traced
             at = lambda step, wanted: self.at_step(step, estimate if known else wanted)  # noqa: E731
             # check_vma=False: else a gradient at a replicated theta is summed over devices inside each task.
             share = jax.shard_map(
                 lambda t, b, k, *s: at(*s)._mean(t, b, k, lambda vector: lax.psum(vector, AXIS)),
                 mesh=self.mesh,
-                in_specs=(whole, spread, spread, whole, whole),
-                out_specs=(whole, spread),
+                in_specs=(replicated, spread, spread, replicated, replicated),
+                out_specs=(replicated, spread),
                 check_vma=False,
             )
             flat, metrics = share(theta, tasks, keys, step, None if known else estimate)
@@ -232,7 +342,7 @@ class MetaGradient(ByContent):
         """Acts on excluded tasks by the policy; on the host, after a jitted step.
 
         Args:
-            metrics: What the jitted method returned beside the meta-gradient.
+            metrics: What the jitted method returned with the meta-gradient.
 
         Raises:
             NumericalError: If a task was excluded and the policy is "raise"; under any policy, if all were,
@@ -248,7 +358,7 @@ class MetaGradient(ByContent):
         if worst <= Ending.DAMPED:  # the solves went well, so it is the query loss or its gradient
             worst = Ending.NOT_FINITE
         message = (
-            f"{len(failed)} of {used.size} tasks failed numerically and were left out of the meta-gradient "
+            f"{len(failed)} of {used.size} tasks failed numerically and were excluded from the meta-gradient "
             f"(tasks {failed[:8]}{'...' if len(failed) > 8 else ''}; worst ending {worst.name}). "
             f"{worst.advice}"
         )
@@ -257,7 +367,9 @@ class MetaGradient(ByContent):
         if self.policy == "warn":
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
-    def _mean(self, theta: Any, tasks: Task, keys: Any, add_up: Callable) -> tuple[Array, Metrics]:
+    def _mean(
+        self, theta: PyTree, tasks: Task, keys: Array | None, add_up: Callable[[Array], Array]
+    ) -> tuple[Array, Metrics]:
         """The mean gradient over all devices' tasks as one flat vector, and this device's Metrics."""
         one = lambda args: self._task(theta, *args)  # noqa: E731
         if self.chunk == 1:
@@ -280,26 +392,28 @@ class MetaGradient(ByContent):
         one = jax.jit(one, inline=True)  # traced once, for its shape and for the loop
         shape = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], tasks))[0]
 
-        def add(total: Array, task: Any) -> tuple[Array, Metrics]:
+        def add(total: Array, task: PyTree) -> tuple[Array, Metrics]:
             gradient, metrics = one(task)
             return total + jnp.where(metrics.used, gradient, 0), metrics
 
         return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), tasks)
 
-    def _task(self, theta: Any, task: Task, key: Array | None) -> tuple[Array, Metrics]:
+    def _task(self, theta: PyTree, task: Task, key: Key) -> tuple[Array, Metrics]:
         """One task's meta-gradient as a flat vector, and its Metrics (scalars)."""
         learning = Learning(self.problem, self.query_loss, self.inner)
         found = self.rule.estimate(learning, theta, task, key)
+        # Whether the task is used: what is not finite, or no solution where the rule needs one, is excluded.
         gradient = tree.ravel(found.gradient)[0]
         inner, linear = found.inner, found.linear
         used = tree.finite((found.loss, found.gradient, found.residual))
         if inner is not None and self.rule.needs_solution:
             used &= inner.status.code < int(Ending.DIVERGED)
         if linear is not None:
-            nothing = linear.stats.negative_curvature & (linear.stats.steps == 0)
+            # So is a linear solve without a single step, or with an answer worse than zero.
+            no_step = linear.stats.negative_curvature & (linear.stats.steps == 0)
             worse = (linear.status.code == int(Ending.BREAKDOWN)) & (linear.stats.residual > 1)
             spoilt = (linear.status.code >= int(Ending.DIVERGED)) | ~jnp.isfinite(linear.stats.residual)
-            used &= ~nothing & ~worse & ~spoilt
+            used &= ~no_step & ~worse & ~spoilt
         measures = {} if self.measure is None else self.measure(found.phi, theta, task.query)
         return gradient, Metrics(
             found.loss,
@@ -318,17 +432,27 @@ class MetaGradient(ByContent):
         )
 
 
-def _shaped(problem: Problem, theta: Any, flat: Array) -> Any:
-    """What most rules make of the mean over tasks: itself, shaped like theta."""
+class Options(TypedDict, total=False):
+    """The optional fields of `MetaGradient` that every method takes."""
+
+    policy: str
+    chunk: int | None
+    mesh: Mesh | None
+    measure: Measure | None
+    new_task: Solving | None
+
+
+def _shaped(problem: Problem, theta: PyTree, flat: Array) -> PyTree:
+    """The mean over tasks, shaped like theta; for rules without `combine`."""
     return tree.ravel(theta)[1](flat)
 
 
-def _count(tasks: Any) -> int:
+def _count(tasks: PyTree) -> int:
     """How many tasks the leading axes hold; ConfigError where they disagree."""
     counts = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(tasks)}
     if len(counts) != 1 or 0 in counts:
         raise ConfigError(
-            f"tasks: every leaf of support and query needs the same leading axis, the tasks; the leaves are "
+            "tasks: expected the same leading axis, of tasks, on every leaf of support and query, got "
             f"{tree.shapes(tasks)}."
         )
     return counts.pop()

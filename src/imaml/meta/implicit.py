@@ -1,17 +1,14 @@
-"""How theta learns from a task, apart from the solver that found phi*.
+"""The implicit rule: d phi*/d theta = -(dF/dphi)^-1 dF/dtheta at the solution (iMAML, Lemma 1).
 
-implicit      d phi*/d theta = -(dF/dphi)^-1 dF/dtheta at the solution       iMAML; paper, Lemma 1
-unrolled      through every step of the inner solver                          MAML
-first_order   d phi/d theta = d init/d theta                                  first-order MAML
-
-They make `solve` differentiable, and estimate one task's meta-gradient. One more does both, `last_step`;
-those that learn from all of a task's data at once are in `pooled`.
+A rule is independent of the solver that found phi*. It makes `solve` differentiable, and estimates one task's
+meta-gradient. Others are in `unrolled`, `one_step`, `reptile` and `joint`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -19,24 +16,33 @@ from jax import Array, lax
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
 from ..core.solution import Certification, Solution, Status
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver, judged
-from ..linear.base import LinearSolver
+from ..linear.base import LinearSolver, Matvec
 from ..linear.cg import CG
-from ..problems.base import Problem, Task, require_anchor
+from ..problems.base import Key, Problem, Task, require_anchor
 from ..problems.linearised import anchor_of, refuse_system, solve_anchored
 from .accuracy import Tightening, check_accuracy, until_accurate
 from .base import Learning, TaskGradient, refuse_learned_rate
 from .certificate import Certificate, certificate_of, certified_from, corrected, key_of
 from .estimate import error_estimate, estimate_at
 from .newton_step import start
-from .system import Case, Judge, constant, judge_of
+from .system import Case, OuterLoss, linear_outer_loss, outer_loss_of
 
 
 class Implied(NamedTuple):
-    """The adapted leaves that a meta-gradient is of, it, the query loss, |F|, and the linear Solution."""
+    """What follows from a task's adapted parameters.
 
-    adapted: Any
-    gradient: Any
+    Attributes:
+        adapted: The adapted parameters that the meta-gradient is of.
+        gradient: The meta-gradient, shaped like theta.
+        loss: The outer loss, a scalar.
+        residual: The norm of F, a scalar.
+        linear: The linear Solution.
+    """
+
+    adapted: PyTree
+    gradient: PyTree
     loss: Array
     residual: Array
     linear: Solution
@@ -44,56 +50,114 @@ class Implied(NamedTuple):
 
 @dataclass(frozen=True)
 class Implicit:
-    """The implicit function theorem; made by `implicit(linear)`."""
+    """The implicit function theorem as a rule; made by `implicit(linear)`.
+
+    Attributes:
+        linear: The linear solver.
+        certificate: How errors are bounded, or None.
+        correct: Whether a Newton step is taken from the inner solution.
+        accuracy: The relative error asked for, or None.
+        estimating: Whether the error is estimated, a boolean that may be traced.
+    """
 
     linear: LinearSolver
     certificate: Certificate | None = None
     correct: bool = False
     accuracy: float | Tightening | None = None
-    estimating: Any = True  # whether the error is estimated; a boolean, or a traced one
+    estimating: bool | Array = True
     needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for a problem without an anchor, or not of the linear solver's structure."""
+        """Checks that the problem is anchored and that the linear solver accepts its systems.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it is not, or does not, or the inner rate is learned.
+        """
         require_anchor(problem)
         refuse_system(self.linear, problem)
         refuse_learned_rate(inner, "implicit()")
         if problem.structure != "spd" and (self.correct or self.accuracy is not None):
             raise StructureError(
-                "implicit: correct and accuracy take Newton steps by conjugate gradients, for problems that "
-                f"minimise something; this one is {problem.structure!r}. Use step counts and tolerances."
+                "implicit: correct and accuracy: expected a problem of structure 'spd', as they take Newton "
+                f"steps by conjugate gradients, got {problem.structure!r}. Hint: use step counts and "
+                "tolerances."
             )
 
-    def at_step(self, step: Any, estimate: Any = True) -> Implicit:
-        """The rule as it is at a step of outer learning (None: as it ends), estimating its error or not."""
+    def at_step(self, step: int | Array | None, estimate: bool | Array = True) -> Implicit:
+        """The rule at a step of training.
+
+        Args:
+            step: The step, from 0; None for the end of training.
+            estimate: Whether the error is estimated, a boolean that may be traced.
+
+        Returns:
+            The rule, with the accuracy of that step.
+        """
         rule = self if estimate is True else replace(self, estimating=estimate)
         asked = self.accuracy
         return replace(rule, accuracy=asked.at(step)) if isinstance(asked, Tightening) else rule
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
-        judge = judge_of(learning.query_loss, theta, task.query)
-        return self.under(judge, learning, theta, task.support, key)
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
+        """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics.
+
+        Args:
+            learning: The problem, the query loss and the inner solver.
+            theta: The meta-parameters.
+            task: One task.
+            key: A random key, or None.
+
+        Returns:
+            The task's meta-gradient and its statistics.
+        """
+        outer = outer_loss_of(learning.query_loss, theta, task.query)
+        return self.under(outer, learning, theta, task.support, key)
 
     def under(
-        self, judge: Judge, learning: Learning, theta: Any, batch: Any, key: Array | None
+        self, outer: OuterLoss, learning: Learning, theta: PyTree, batch: PyTree, key: Key
     ) -> TaskGradient:
-        """One task's meta-gradient of whatever judges the parameters adapted to a batch."""
+        """One task's meta-gradient of an outer loss at the parameters adapted to a batch.
+
+        Args:
+            outer: The outer loss, phi -> `OuterValue`.
+            learning: The problem and the inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            key: A random key, or None.
+
+        Returns:
+            The task's meta-gradient and its statistics.
+        """
         problem = learning.problem
         phi, found = learning.solved(theta, batch, key)
-        at = self.at(Case(problem, theta, batch, judge), found.value, key)
+        at = self.at(Case(problem, theta, batch, outer), found.value, key)
         phi = phi if at.adapted is found.value else problem.full(at.adapted, theta)
         return TaskGradient(at.gradient, at.loss, phi, at.residual, judged(found, at.residual), at.linear)
 
-    def at(self, case: Case, adapted: Any, key: Array | None) -> Implied:
-        """What follows from a task's adapted leaves, which `correct` and `accuracy` move on."""
+    def at(self, case: Case, adapted: PyTree, key: Key) -> Implied:
+        """The meta-gradient at a task's adapted parameters, which `correct` and `accuracy` move on.
+
+        Args:
+            case: The task.
+            adapted: The adapted parameters.
+            key: A random key for probes, or None.
+
+        Returns:
+            The meta-gradient, and the adapted parameters that it is of.
+        """
         problem, system = case.problem, case.system(adapted)
-        solution = system.solve(self.linear)
+        solution = system.solve(self.linear)  # A^T u = d outer / d phi
         key = key_of(key, adapted)
         given = (case, system, solution, adapted)
         if self.accuracy is not None:
-            point, linear = until_accurate(self.accuracy, self.certificate, *given, key)
+            asked = self.accuracy
+            asked = asked.at(None) if isinstance(asked, Tightening) else asked
+            point, linear = until_accurate(asked, self.certificate, *given, key)
             return Implied(point.adapted, point.gradient, point.loss, point.residual, linear)
+        # The meta-gradient, direct - (dF/dtheta)^T u (paper, equation 6), and an estimate of its error.
         gradient, residual = system.gradient(solution.value), tree.norm(system.residual)
         estimate, code = error_estimate(*given, self.estimating)
         spent, bound = solution.stats.steps, None
@@ -104,7 +168,7 @@ class Implicit:
                 code = jnp.full_like(code, int(Certification.NO_BOUND))
         elif self.certificate is not None or self.correct:
             point = start(case, system, solution, adapted)
-            if self.correct:
+            if self.correct:  # one Newton step, and the system solved again there
                 point = corrected(case, point, (self.certificate or Certificate()).steps, key)
                 implied = Implied(point.adapted, point.gradient, point.loss, point.residual, solution)
                 estimate, code = (
@@ -112,16 +176,28 @@ class Implicit:
                     jnp.full_like(code, int(Certification.ESTIMATED)),
                 )
             spent = point.products
-            if self.certificate is not None:
+            if self.certificate is not None:  # the bound is of the point's error, corrected or not
                 bound, code, products = certified_from(self.certificate, case, point, key)
                 spent = spent + products
         stats = replace(solution.stats, steps=spent, error_estimate=estimate, error_bound=bound)
         return implied._replace(linear=Solution(solution.value, stats, Status(solution.status.code, code)))
 
     def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
-    ) -> Any:
-        """The adapted leaves at the solution, differentiable in every mode and order."""
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
+    ) -> PyTree:
+        """The adapted parameters at the solution, differentiable in every mode and order.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The adapted parameters.
+        """
         self.refuse(problem, inner)
         # One flat vector: custom_root fails with a bare AssertionError where a leaf of F ignores theta.
         flat, unravel = tree.ravel(lax.stop_gradient(phi0))
@@ -129,14 +205,14 @@ class Implicit:
         def residual(x: Array) -> Array:
             return tree.ravel(problem.residual(unravel(x), theta, batch))[0]
 
-        def find(_: Any, start: Array) -> Array:
+        def find(_: Callable, start: Array) -> Array:
             return tree.ravel(inner(problem, theta, batch, unravel(start), key).value)[0]
 
         anchor = anchor_of(problem, phi0, theta)
         anchor = None if anchor is None else tree.ravel(tree.spread(anchor, phi0))[0]
 
-        def solve_tangent(product: Any, b: Array) -> Array:
-            def solve(matvec: Any, b: Array) -> Any:
+        def solve_tangent(product: Matvec, b: Array) -> Array:
+            def solve(matvec: Matvec, b: Array) -> Array:
                 return solve_anchored(self.linear, matvec, b, problem.structure, anchor).value
 
             symmetric = problem.structure != "general"
@@ -154,60 +230,101 @@ def implicit(
     correct: bool = False,
     accuracy: float | Tightening | None = None,
 ) -> Implicit:
-    """The implicit rule: exact up to how well phi* and the linear system are solved (Lemma 1).
+    """The implicit rule: exact up to how well phi* and the linear system are solved.
 
-    Built on `lax.custom_root`: forward mode, reverse mode, second order, and derivatives with respect to
-    strength and data, passed or closed over. Memory does not grow with the inner steps. A rule cannot hand
-    out the backward solve's status: where that matters (training), use `implicit_vjp`.
+    It is built on `lax.custom_root`: forward mode, reverse mode, second order, and derivatives in strength
+    and data all work. Memory does not grow with the number of inner steps. Automatic differentiation cannot
+    return how the linear solve ended; where that matters, as in training, use `implicit_vjp`.
 
-    certify: whether `IMAML` bounds each task's error, see `Certificate`. correct: whether its gradient is
-    that after one Newton step more, whose error falls with the square of the inner solution's; the linear
-    steps then count its products, too. accuracy: the
-    error asked for, relative to the norm of a task's meta-gradient: Newton steps and linear solves go on from
-    the inner solution until it is reached; `linear` may then be left out; a `Tightening` asks for more as
-    learning goes on. All leave the differentiable rule
-    as it is.
+    Args:
+        linear: The linear solver, such as ``CG(steps=5)``. It may be left out if `accuracy` is given.
+        certify: Whether `IMAML` bounds each task's error: True, or a `Certificate`.
+        correct: Whether `IMAML` takes one Newton step more, after which the error falls with the square of
+            the inner solution's. The linear steps then count its products, too.
+        accuracy: The error asked for, relative to the norm of a task's meta-gradient, or a `Tightening`.
+            Newton steps and linear solves go on from the inner solution until it is reached.
+
+    Returns:
+        The rule. `certify`, `correct` and `accuracy` do not change the derivatives of `solve`.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    Example:
+        >>> import imaml
+        >>> imaml.implicit(imaml.CG(steps=5)).correct
+        False
+
+    References:
+        Rajeswaran et al. (2019), Lemma 1 and equation 6.
     """
     if accuracy is not None:
         check_accuracy("implicit", accuracy)
         linear = CG(steps=200, tolerance=0.1) if linear is None else linear
     if not callable(linear):
         raise ConfigError(
-            f"implicit: {linear!r} is no linear solver; pass one such as CG(steps=5) or Dense()."
+            f"implicit: linear: expected a linear solver such as CG(steps=5) or Dense(), got {linear!r}."
         )
     return Implicit(linear, certificate_of(certify), correct, accuracy)
 
 
 def implicit_vjp(
     problem: Problem,
-    phi: Any,
-    theta: Any,
-    batch: Any,
-    cotangent: Any,
+    phi: PyTree,
+    theta: PyTree,
+    batch: PyTree,
+    cotangent: PyTree,
     *,
     linear: LinearSolver,
     certify: bool | Certificate = False,
-    key: Array | None = None,
-) -> tuple[Any, Solution]:
-    """The cotangent of theta, -(dF/dtheta)^T A^-T cotangent with A = dF/dphi, and the linear Solution.
+    key: Key = None,
+) -> tuple[PyTree, Solution]:
+    """The cotangent of theta, -(dF/dtheta)^T A^-T cotangent with A = dF/dphi.
 
-    phi: the full tree at the inner solution. cotangent: d query_loss / d phi, a full tree. The direct term
-    d query_loss / d theta is not in it: add it (paper, eq. 6 and Algorithm 2, line 4). Shared leaves are
-    theta's own, so their cotangent passes straight through: this is the transpose of d phi/d theta for the
-    full phi that `solve` returns. Solution.value is u with A^T u = cotangent, over the adapted leaves.
+    The direct term d query_loss / d theta is not in it: add it. Shared parameters are theta's own, so their
+    cotangent passes straight through: this is the transpose of d phi/d theta for the full phi that `solve`
+    returns.
 
-    The Solution's stats say how wrong theta's cotangent may be, against that at the exact inner solution and
-    the same cotangent: error_estimate always, error_bound with certify=True (or a `Certificate`), with
-    `solution.certified` and, where it could not be had, the reason in `solution.status.certification`. The
-    inner residual is measured at the phi given. key: for the certificate's random start.
+    Args:
+        problem: The inner problem.
+        phi: The full tree at the inner solution.
+        theta: The meta-parameters.
+        batch: The support set.
+        cotangent: d query_loss / d phi, a full tree.
+        linear: The linear solver.
+        certify: Whether to bound the error: True, or a `Certificate`.
+        key: A random key for the certificate's probes, or None.
+
+    Returns:
+        The cotangent of theta, and the linear Solution. Its value is u with A^T u = cotangent, over the
+        adapted parameters. ``stats.error_estimate`` estimates the error of theta's cotangent, against that at
+        the exact inner solution and the same cotangent; with `certify`, ``stats.error_bound`` bounds it if
+        ``certified``, else ``status.certification`` says why not. The inner residual is measured at the phi
+        given.
+
+    Raises:
+        StructureError: If the problem is not anchored, or the linear solver does not accept its structure.
+        ConfigError: If the cotangent is not shaped like phi.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> phi, theta = jnp.array([0.5]), jnp.zeros(1)
+        >>> imaml.implicit_vjp(problem, phi, theta, jnp.ones(1), jnp.ones(1), linear=imaml.CG(steps=1))[0]
+        Array([0.5], dtype=float32)
+
+    References:
+        Rajeswaran et al. (2019), equation 6 and Algorithm 2, line 4.
     """
     require_anchor(problem)
     refuse_system(linear, problem)
     if not tree.same(cotangent, phi):
         raise ConfigError(
-            f"implicit_vjp: the cotangent must be shaped like phi, {tree.shapes(phi)}; it came as "
+            f"implicit_vjp: cotangent: expected one shaped like phi, {tree.shapes(phi)}, got "
             f"{tree.shapes(cotangent)}."
         )
     rule = Implicit(linear, certificate_of(certify))
-    implied = rule.at(Case(problem, theta, batch, constant(cotangent, theta)), problem.split(phi), key)
+    implied = rule.at(
+        Case(problem, theta, batch, linear_outer_loss(cotangent, theta)), problem.split(phi), key
+    )
     return implied.gradient, implied.linear

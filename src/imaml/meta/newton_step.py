@@ -1,4 +1,4 @@
-"""Newton steps from a task's solution, each followed by the linear solve there, until little is left over.
+"""Newton steps from a task's solution, each followed by the linear solve there, until the error is small.
 
 With phi the point reached, u the solution of A u = v there, R a bound of |phi - phi*| and B = dF/dtheta, the
 meta-gradient g is off by at most (docs/certificates.md, inequality 2)
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax import Array, lax
 from ..core import tree
 from ..core.loops import repeat_while
 from ..core.solution import Solution
+from ..core.tree import PyTree
 from ..linear.cg import conjugate_gradients
 from ..linear.lanczos import bilinear_factor, linear_factor, ritz
 from .system import Case, System
@@ -33,11 +34,13 @@ HALVINGS = 10
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rates:
-    """How fast things change with phi around a point; scalars, per unit of length, u held fixed.
+    """Rates of change around a point, u held fixed; scalars, per unit of length in phi.
 
-    system: the norm of D(v - A u). gradient: that of D of the meta-gradient. curvature: the largest norm of
-    the change of F's derivative, over all directions. rounding: how far F as computed is off, as an absolute
-    norm.
+    Attributes:
+        system: The norm of D(v - A u).
+        gradient: The norm of D of the meta-gradient.
+        curvature: The largest norm of the change of F's derivative, over all directions.
+        rounding: The error of F as computed, an absolute norm.
     """
 
     system: Array
@@ -49,17 +52,27 @@ class Rates:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Point:
-    """Adapted leaves phi, a u that nearly solves A u = v there, and what is known of both.
+    """Adapted parameters phi, an approximate solution u of A u = v there, and their statistics.
 
-    gradient: the meta-gradient that phi and u mean, shaped like theta. loss: the query loss. residual: |F|.
-    mismatch: |v - A u|, with what rounding may add; size: |v|. rates: around phi. scale: the length that
-    distances from phi are measured against. products: with A, that were needed so far. smallest, largest:
-    Ritz values of A seen so far; negative: whether negative curvature was seen.
+    Attributes:
+        adapted: phi.
+        u: The approximate solution.
+        gradient: The meta-gradient for phi and u, shaped like theta.
+        loss: The outer loss.
+        residual: |F|.
+        mismatch: |v - A u|, with what rounding may add.
+        size: |v|.
+        rates: The rates around phi.
+        scale: The length that distances from phi are relative to.
+        products: The number of products with A so far.
+        smallest: The smallest Ritz value of A seen so far.
+        largest: The largest.
+        negative: Whether negative curvature was seen.
     """
 
-    adapted: Any
-    u: Any
-    gradient: Any
+    adapted: PyTree
+    u: PyTree
+    gradient: PyTree
     loss: Array
     residual: Array
     mismatch: Array
@@ -73,7 +86,13 @@ class Point:
 
 
 class Constants(NamedTuple):
-    """floor: a lower bound of the eigenvalues of F's derivative; system: of A's; weight: |B|. Scalars."""
+    """The constants of an error bound, scalars.
+
+    Attributes:
+        floor: A lower bound of the eigenvalues of F's derivative.
+        system: A lower bound of the eigenvalues of A.
+        weight: |B|.
+    """
 
     floor: Array
     system: Array
@@ -81,18 +100,42 @@ class Constants(NamedTuple):
 
 
 def radius(point: Point, constants: Constants) -> Array:
-    """A bound of |phi - phi*| where F's derivative is at least `constants.floor`."""
+    """A bound of |phi - phi*|.
+
+    Args:
+        point: The point.
+        constants: The constants.
+
+    Returns:
+        (|F| + rounding) / floor, a scalar.
+    """
     return (point.residual + point.rates.rounding) / constants.floor
 
 
 def rounding(point: Point, constants: Constants) -> Array:
-    """What rounding may make of the meta-gradient apart + B^T u; |apart| is at most |g| + |B| |u|."""
+    """What rounding may make of the meta-gradient direct + B^T u, where |direct| is at most |g| + |B| |u|.
+
+    Args:
+        point: The point.
+        constants: The constants.
+
+    Returns:
+        A norm, a scalar.
+    """
     size = tree.norm(point.gradient) + constants.weight * tree.norm(point.u)
     return 10 * jnp.finfo(size.dtype).eps * size
 
 
-def leftover(point: Point, constants: Constants) -> Array:
-    """A bound of the error of a point's meta-gradient, if the constants and rates are bounds."""
+def remaining_error(point: Point, constants: Constants) -> Array:
+    """The error of a point's meta-gradient by inequality 2: a bound if the constants and rates are bounds.
+
+    Args:
+        point: The point.
+        constants: The constants.
+
+    Returns:
+        The bound, a scalar.
+    """
     distance = radius(point, constants)
     through = point.mismatch + point.rates.system * distance
     share = constants.weight / constants.system
@@ -100,10 +143,10 @@ def leftover(point: Point, constants: Constants) -> Array:
 
 
 # Measures the rates around a point: (here, adapted, u, length of the probes, key) -> Rates.
-Sampler = Callable[[System, Any, Any, Array, Array], Rates]
+Sampler = Callable[[System, PyTree, PyTree, Array, Array], Rates]
 
 
-def sampler(case: Case, failure: float, bending: bool, probes: int = PROBES) -> Sampler:
+def sampler(case: Case, failure: float, with_curvature: bool, probes: int = PROBES) -> Sampler:
     """Measures rates by evaluating the system at `probes` random points around phi.
 
     The differences are quotients over a finite length, so they need no derivative of the system: they hold
@@ -112,18 +155,18 @@ def sampler(case: Case, failure: float, bending: bool, probes: int = PROBES) -> 
     Args:
         case: The task.
         failure: The probability with which any of the three norms may be larger than returned.
-        bending: Whether the rate of the curvature is needed; else it is 0.
-        probes: The number of points. Each takes one system and one product more, two with `bending`.
+        with_curvature: Whether the rate of the curvature is needed; else it is 0.
+        probes: The number of points. Each takes one system and one product more, two with `with_curvature`.
     """
     linear = linear_factor(probes, failure / 3)
     bilinear = bilinear_factor(probes, failure / 3)
 
-    def measure(here: System, adapted: Any, u: Any, length: Array, key: Array) -> Rates:
+    def measure(here: System, adapted: PyTree, u: PyTree, length: Array, key: Array) -> Rates:
         flat, unravel = tree.ravel(adapted)
         mismatch, gradient = tree.minus(here.right, here.product(u)), here.gradient(u)
         curved = lambda at: jax.linearize(case.slope, at)[1]  # noqa: E731
-        bent = case.problem.curvature == "gauss-newton"
-        slope = curved(adapted) if bent else here.product
+        gauss_newton = case.problem.curvature == "gauss-newton"
+        slope = curved(adapted) if gauss_newton else here.product
 
         def probe(key: Array) -> tuple[Array, Array, Array, Array]:
             first, second = (jax.random.normal(k, flat.shape, flat.dtype) for k in jax.random.split(key))
@@ -134,29 +177,47 @@ def sampler(case: Case, failure: float, bending: bool, probes: int = PROBES) -> 
             per = lambda change: tree.norm(change) * width / length  # noqa: E731
             change = tree.minus(tree.minus(there.right, there.product(u)), mismatch)
             moved = tree.minus(tree.minus(there.residual, here.residual), slope(step))
-            turned = jnp.zeros_like(width)
-            if bending:
+            curvature = jnp.zeros_like(width)
+            if with_curvature:
                 across = unravel(second)
-                new = curved(at) if bent else there.product
-                turned = per(tree.minus(new(across), slope(across)))
-            return per(change), per(tree.minus(there.gradient(u), gradient)), turned, tree.norm(moved)
+                new = curved(at) if gauss_newton else there.product
+                curvature = per(tree.minus(new(across), slope(across)))
+            return per(change), per(tree.minus(there.gradient(u), gradient)), curvature, tree.norm(moved)
 
         found = lax.map(probe, jax.random.split(key, probes))
-        system, drift, turned, off = (jnp.max(values) for values in found)
-        return Rates(linear * system, linear * drift, bilinear * turned, 2 * off)
+        system, gradient_change, curvature, off = (jnp.max(values) for values in found)
+        return Rates(linear * system, linear * gradient_change, bilinear * curvature, 2 * off)
 
     return measure
 
 
-def scale_of(case: Case, adapted: Any) -> Array:
-    """The larger of |phi| and |theta|, or 1 where both are 0."""
+def scale_of(case: Case, adapted: PyTree) -> Array:
+    """The larger of |phi| and |theta|, or 1 where both are 0.
+
+    Args:
+        case: The task.
+        adapted: phi.
+
+    Returns:
+        A scalar.
+    """
     mean = case.problem.mean(case.theta)
     scale = jnp.maximum(tree.norm(adapted), tree.norm(case.problem.split(mean)))
     return jnp.where(scale > 0, scale, 1)
 
 
-def start(case: Case, system: System, solution: Solution, adapted: Any) -> Point:
-    """The point that an inner and a linear solution are, before any Newton step; its rates are not known."""
+def start(case: Case, system: System, solution: Solution, adapted: PyTree) -> Point:
+    """The point of an inner and a linear solution, before any Newton step; its rates are not known.
+
+    Args:
+        case: The task.
+        system: The linear system.
+        solution: Its Solution.
+        adapted: The adapted parameters.
+
+    Returns:
+        The point.
+    """
     zero = jnp.zeros_like(solution.stats.residual)
     smallest, largest = jnp.full_like(zero, jnp.inf), zero
     if solution.stats.lanczos is not None:
@@ -182,8 +243,10 @@ def start(case: Case, system: System, solution: Solution, adapted: Any) -> Point
 class Limits(NamedTuple):
     """How far one round's solves go.
 
-    step: |F + A w| at which the Newton step ends. system: (|v - A u| before, its rate along the step, |F|
-    after it) -> |v - A u| at which the linear solve ends.
+    Attributes:
+        step: |F + A w| at which the Newton step ends.
+        system: (|v - A u| before, its rate along the step, |F| after it) -> |v - A u| at which the linear
+            solve ends.
     """
 
     step: Array
@@ -208,16 +271,17 @@ def newton_round(
         key: For the probes.
     """
     value, curved = jax.linearize(case.slope, point.adapted)
-    newton = conjugate_gradients(curved, value, steps, limits.step)
+    newton = conjugate_gradients(curved, value, steps, limits.step)  # A w = F, with the Hessian as A
     before = tree.norm(value)
     along = lambda share: jax.tree.map(lambda x, w: x - share * w, point.adapted, newton.value)  # noqa: E731
 
-    # Away from the solution a whole step may lead further away; then it is halved until |F| falls.
+    # Away from the solution a full step may lead further away; then it is halved until |F| falls.
     worse = lambda share: ~(tree.norm(case.slope(along(share))) <= before)  # noqa: E731
     least = 0.5**HALVINGS
     share = repeat_while(
         lambda share: (share > least) & worse(share), lambda share: share / 2, jnp.ones_like(before)
     )
+    # The linear system at the new point, solved from the old u on.
     nearer = along(share)
     there = case.system(nearer)
     length = share * tree.norm(newton.value)
@@ -228,9 +292,9 @@ def newton_round(
     u = jax.tree.map(jnp.add, point.u, more.value)
     # The residual that conjugate gradients carry along drifts away from the true one: one product more.
     left, size = tree.norm(tree.minus(there.right, there.product(u))), tree.norm(there.right)
-    seen = [ritz(run.coefficients, run.steps) for run in (newton, more)]
-    smallest = jnp.minimum(point.smallest, jnp.minimum(seen[0][0], seen[1][0]))
-    largest = jnp.maximum(point.largest, jnp.maximum(seen[0][1], seen[1][1]))
+    values = [ritz(run.coefficients, run.steps) for run in (newton, more)]
+    smallest = jnp.minimum(point.smallest, jnp.minimum(values[0][0], values[1][0]))
+    largest = jnp.maximum(point.largest, jnp.maximum(values[0][1], values[1][1]))
     eps = jnp.finfo(left.dtype).eps
     new = Point(
         adapted=nearer,
@@ -251,11 +315,13 @@ def newton_round(
 
 
 class Aim(NamedTuple):
-    """What `refine` goes on until: two functions of the point, and how near phi* must be.
+    """What `refine` goes on until.
 
-    error: the error of the meta-gradient that is allowed at a point. constants: see `Constants`, or a guess
-    where they are not known yet. near: |phi - phi*| relative to the point's scale below which the rates are
-    taken to hold; None where they hold everywhere.
+    Attributes:
+        error: The error of the meta-gradient that is allowed at a point, a function of it.
+        constants: The `Constants` at a point, or a guess where they are not known yet, a function of it.
+        near: |phi - phi*| relative to the point's scale below which the rates hold; None where they hold
+            everywhere.
     """
 
     error: Callable[[Point], Array]
@@ -263,9 +329,16 @@ class Aim(NamedTuple):
     near: float | None
 
     def gap(self, point: Point) -> Array:
-        """By what factor a point misses what is wanted; at most 1 where it does not."""
+        """The factor by which a point misses the aim.
+
+        Args:
+            point: The point.
+
+        Returns:
+            A scalar, at most 1 where the aim is reached.
+        """
         constants, tiny = self.constants(point), jnp.finfo(point.residual.dtype).tiny
-        gap = leftover(point, constants) / jnp.maximum(self.error(point), tiny)
+        gap = remaining_error(point, constants) / jnp.maximum(self.error(point), tiny)
         if self.near is not None:
             allowed = jnp.maximum(self.near * point.scale, tiny)
             gap = jnp.maximum(gap, radius(point, constants) / allowed)
@@ -295,6 +368,7 @@ def refine(
         point, count, gap, _ = state
         constants, eps = aim.constants(point), jnp.finfo(point.residual.dtype).eps
         first = count == 0
+        # How far |F| must fall for the error allowed, and what the Newton step itself needs.
         share = constants.weight / constants.system
         sensitivity = share * point.rates.system + point.rates.gradient  # of the gradient to |phi - phi*|
         allowed = 0.25 * aim.error(point)
@@ -315,11 +389,11 @@ def refine(
         new = newton_round(case, point, steps, limits, sample, probe, jax.random.fold_in(key, count))
         return new, count + 1, aim.gap(new), gap
 
-    def going(state: tuple) -> Array:
+    def unfinished(state: tuple) -> Array:
         point, count, gap, before = state
         falling = (count < 3) | (gap < 0.9 * before)
         sound = ~point.negative & tree.finite((point.gradient, point.residual))
         return (count < rounds) & ~(gap <= 1) & falling & sound
 
     far = jnp.full_like(begun.residual, jnp.inf)
-    return repeat_while(going, advance, (begun, jnp.asarray(0), far, far))[0]
+    return repeat_while(unfinished, advance, (begun, jnp.asarray(0), far, far))[0]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal, jaxprs_in_params
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
+from jax.typing import DTypeLike
+
+from ..core.tree import PyTree
 
 # The output is linear in the inputs together, so its degree is the largest among them.
 _LINEAR = frozenset(
@@ -40,7 +42,7 @@ _CALLS = {
 }
 
 
-def degree_of(function: Callable[[Any], Any], at: Any) -> float:
+def degree_of(function: Callable[[PyTree], PyTree], at: PyTree) -> float:
     """The degree of a function as a polynomial in its argument; infinity where none is recognised.
 
     The analysis is abstract interpretation over the jaxpr: sums keep the larger degree, products add degrees,
@@ -67,7 +69,7 @@ def degree_of(function: Callable[[Any], Any], at: Any) -> float:
     return max(_degrees(program, [1] * len(program.invars)), default=0)
 
 
-def _pure(program: Any) -> bool:
+def _pure(program: Jaxpr) -> bool:
     """Whether a jaxpr has no side effects, mutable arrays or callbacks, through which anything may return."""
     if program.effects:
         return False
@@ -79,9 +81,9 @@ def _pure(program: Any) -> bool:
     return True
 
 
-def _degrees(program: Any, given: Sequence[float]) -> list[float]:
+def _degrees(program: Jaxpr, given: Sequence[float]) -> list[float]:
     """The degrees of a jaxpr's outputs from those of its inputs."""
-    known: dict[Any, float] = dict(zip(program.invars, given, strict=True))
+    known: dict[Var, float] = dict(zip(program.invars, given, strict=True))
     known.update(dict.fromkeys(program.constvars, 0))
     read = lambda atom: 0 if isinstance(atom, Literal) else known[atom]  # noqa: E731
     for equation in program.eqns:
@@ -90,7 +92,7 @@ def _degrees(program: Any, given: Sequence[float]) -> list[float]:
     return [read(atom) for atom in program.outvars]
 
 
-def _rule(equation: Any, inputs: list[float]) -> list[float]:
+def _rule(equation: JaxprEqn, inputs: list[float]) -> list[float]:
     """The degrees of one equation's outputs."""
     name, count = equation.primitive.name, len(equation.outvars)
     most = max(inputs, default=0)
@@ -106,20 +108,21 @@ def _rule(equation: Any, inputs: list[float]) -> list[float]:
     return [_simple(equation, name, inputs, most)] * count
 
 
-def _coarser(equation: Any) -> bool:
+def _coarser(equation: JaxprEqn) -> bool:
     """Whether an equation rounds to a coarser dtype than its inputs have: that is a staircase."""
     precisions = [
-        [float(jnp.finfo(atom.aval.dtype).eps) for atom in atoms if _inexact(atom.aval)]
+        [float(jnp.finfo(dtype).eps) for dtype in map(_dtype, atoms) if jnp.issubdtype(dtype, jnp.inexact)]
         for atoms in (equation.invars, equation.outvars)
     ]
     return max(precisions[1], default=0) > max(precisions[0], default=0)
 
 
-def _inexact(aval: Any) -> bool:
-    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
+def _dtype(atom: Var | Literal) -> DTypeLike:
+    """The dtype of a variable; bool for what has none, such as a token."""
+    return getattr(atom.aval, "dtype", bool)
 
 
-def _simple(equation: Any, name: str, inputs: list[float], most: float) -> float:
+def _simple(equation: JaxprEqn, name: str, inputs: list[float], most: float) -> float:
     """The degree of all outputs of an equation that calls no other program."""
     if name in _LINEAR:
         return most

@@ -1,4 +1,4 @@
-"""The published implementation's meta-gradient, kept to show what it changes; not the paper's.
+"""The published implementation's meta-gradient, which differs from the paper's; kept for comparisons.
 
     phi  <- phi - rate dloss/dphi(phi, support)          `steps` times, without an anchor, from theta
     phi  <- phi - rate strength (phi - theta)            once
@@ -11,20 +11,21 @@ al. 2019, eq. 6). damping = 1 and shift = 10 are the published code's defaults.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 
 from ..core import tree
 from ..core.errors import StructureError
 from ..core.solution import Ending, Solution, Stats, Status
+from ..core.tree import PyTree
 from ..core.validation import require_number
 from ..inner.base import InnerSolver, check_stopping, start_of
 from ..linear.base import LinearSolver, refuse_structure
 from ..linear.cg import CG
-from ..problems.base import Problem, Task
+from ..problems.base import Key, Loss, Problem, Task
 from ..problems.linearised import solve_anchored
 from ..problems.proximal import Proximal
 from .base import Learning, TaskGradient
@@ -32,24 +33,45 @@ from .base import Learning, TaskGradient
 
 @dataclass(frozen=True)
 class ThenPulled:
-    """Gradient descent on the loss alone, then one step towards theta, as the published code solves a task.
+    """Gradient descent on the loss alone, then one step towards theta, as in the published code.
 
-    `steps` steps on the loss from theta, then one on strength/2 |phi - theta|^2, all with learning_rate. What
-    comes out solves no problem: `stats.residual` says how far it is from the anchored one's solution.
+    It takes `steps` steps on the loss from theta, then one on strength/2 |phi - theta|^2. The result solves
+    no problem: `stats.residual` is its distance from the anchored one's solution.
+
+    Attributes:
+        learning_rate: Of all steps.
+        steps: The number of steps on the loss.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = imaml.proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> ThenPulled(0.5, steps=1)(problem, jnp.zeros(1), jnp.ones(1)).value
+        Array([0.25], dtype=float32)
     """
 
     learning_rate: float
     steps: int
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Raises ConfigError if a value is out of range."""
         require_number("ThenPulled", 0, open=True, learning_rate=self.learning_rate)
         check_stopping("ThenPulled", self.steps, None)
 
     def __call__(
-        self, problem: Problem, theta: Any, batch: Any, phi0: Any = None, key: Array | None = None
+        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree = None, key: Key = None
     ) -> Solution:
-        """The Solution; its value holds the problem's adapted leaves."""
+        """Solves one task.
+
+        Args:
+            problem: A problem made by `proximal`.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where to start; theta by default.
+            key: Not used.
+
+        Returns:
+            The Solution; its value holds the adapted parameters.
+        """
         loss = _proximal_loss("ThenPulled", problem)
         start = start_of(problem, theta, batch, phi0, key)
         slope = jax.grad(lambda p: loss(problem.full(p, theta), batch))
@@ -65,7 +87,13 @@ class ThenPulled:
 
 @dataclass(frozen=True)
 class AsReleased:
-    """The published code's linear system; made by `as_released(linear)`."""
+    """The published code's linear system; made by `as_released(linear)`.
+
+    Attributes:
+        linear: The linear solver.
+        damping: Added to the identity.
+        shift: Added to the strength.
+    """
 
     linear: LinearSolver
     damping: float = 1.0
@@ -73,11 +101,19 @@ class AsReleased:
     needs_solution: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
+        """Raises ConfigError if a value is out of range."""
         require_number("as_released", 0, damping=self.damping, shift=self.shift)
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for what the published code does not have."""
+        """Checks that the published code could solve the problem.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it could not.
+        """
         _proximal_loss("as_released", problem)
         refuse_structure(self.linear, problem.structure)
         if (
@@ -86,12 +122,22 @@ class AsReleased:
             or jnp.shape(problem.strength) != ()
         ):
             raise StructureError(
-                "as_released: the published code adapts all parameters with one fixed strength; accepted is "
-                "proximal(loss, number). For anything else use implicit(...)."
+                "as_released: expected proximal(loss, number) that adapts all parameters, as the published "
+                "code has it. Hint: for anything else use implicit(...)."
             )
 
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """The solution u of the published code's system, and the direct term where there is one."""
+    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
+        """The solution u of the published code's system, plus the direct term.
+
+        Args:
+            learning: The problem, the query loss and the inner solver.
+            theta: The meta-parameters.
+            task: One task.
+            key: A random key, or None.
+
+        Returns:
+            The task's meta-gradient and its statistics.
+        """
         problem, query_loss, _ = learning
         loss = _proximal_loss("as_released", problem)
         phi, found = learning.solved(theta, task.support, key)
@@ -99,22 +145,31 @@ class AsReleased:
         _, curve = jax.linearize(jax.grad(lambda p: loss(p, task.support)), phi)
         scale = 1 / (problem.strength + self.shift)
 
-        def product(v: Any) -> Any:
+        def product(v: PyTree) -> PyTree:
             return jax.tree.map(lambda a, h: (1 + self.damping) * a + scale * h, v, curve(v))
 
-        whole = jax.tree.map(lambda p: jnp.full_like(p, 1 + self.damping), phi)
-        linear = solve_anchored(self.linear, product, slope, "spd", whole)
+        anchor = jax.tree.map(lambda p: jnp.full_like(p, 1 + self.damping), phi)
+        linear = solve_anchored(self.linear, product, slope, "spd", anchor)
         gradient = jax.tree.map(jnp.add, direct, linear.value)
         return TaskGradient(gradient, value, phi, found.stats.residual, found, linear)
 
 
 def as_released(linear: LinearSolver | None = None, damping: float = 1.0, shift: float = 10.0) -> AsReleased:
-    """The rule of the published implementation, with `ThenPulled` as inner solver; to compare with."""
+    """The rule of the published implementation, with `ThenPulled` as inner solver; for comparisons.
+
+    Args:
+        linear: The linear solver; by default CG with 5 steps.
+        damping: The published code's damping.
+        shift: What the published code adds to the strength.
+
+    Returns:
+        The rule.
+    """
     return AsReleased(CG(steps=5) if linear is None else linear, damping, shift)
 
 
-def _proximal_loss(who: str, problem: Problem) -> Any:
+def _proximal_loss(who: str, problem: Problem) -> Loss:
     """The loss of a proximal problem; StructureError for any other."""
     if not isinstance(problem, Proximal):
-        raise StructureError(f"{who}: made for proximal(loss, strength); this problem is {problem.kind}.")
+        raise StructureError(f"{who}: expected proximal(loss, strength), got {problem.kind}.")
     return problem.loss

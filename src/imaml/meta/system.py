@@ -1,4 +1,4 @@
-"""The linear system that the implicit rule solves, at one point phi of one task.
+"""The linear system that the implicit rule solves, at one phi of one task.
 
 A^T u = d query_loss / d phi,  A = dF/dphi         meta-gradient = d query_loss / d theta - (dF/dtheta)^T u
 """
@@ -7,114 +7,195 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.solution import Solution
+from ..core.tree import PyTree
 from ..linear.base import LinearSolver
 from ..problems.base import Problem
 from ..problems.linearised import anchor_of, solve_anchored
 
+QueryLoss = Callable[[PyTree, PyTree, PyTree], Array]  # (phi, theta, batch) -> scalar
 
-class Judged(NamedTuple):
-    """What a query loss says of a phi (the full tree): its value, d/dphi, and d/dtheta at fixed phi."""
+
+class OuterValue(NamedTuple):
+    """The outer loss at one phi.
+
+    Attributes:
+        loss: Its value, a scalar.
+        slope: Its gradient in phi, a full tree.
+        direct: Its gradient in theta at fixed phi, shaped like theta.
+    """
 
     loss: Array
-    slope: Any
-    direct: Any
+    slope: PyTree
+    direct: PyTree
 
 
-Judge = Callable[[Any], Judged]
+OuterLoss = Callable[[PyTree], OuterValue]
 
 
-class QueryJudge(NamedTuple):
-    """The judge that a query loss (phi, theta, batch) -> scalar makes of one task's query batch."""
+class BoundQueryLoss(NamedTuple):
+    """A query loss on one task's query batch; made by `outer_loss_of`."""
 
-    query_loss: Callable
-    theta: Any
-    batch: Any
+    query_loss: QueryLoss
+    theta: PyTree
+    batch: PyTree
 
-    def __call__(self, phi: Any) -> Judged:
-        """The query loss at phi, and its derivatives."""
+    def __call__(self, phi: PyTree) -> OuterValue:
+        """The query loss and its gradients.
+
+        Args:
+            phi: The full tree of adapted parameters.
+
+        Returns:
+            The value and the gradients in phi and in theta.
+        """
         value = jax.value_and_grad(self.query_loss, argnums=(0, 1))
         loss, (slope, direct) = value(phi, self.theta, self.batch)
-        return Judged(loss, slope, direct)
+        return OuterValue(loss, slope, direct)
 
 
-def judge_of(query_loss: Callable, theta: Any, batch: Any) -> Judge:
-    """The judge that a query loss (phi, theta, batch) -> scalar makes of one task's query batch."""
-    return QueryJudge(query_loss, theta, batch)
+def outer_loss_of(query_loss: QueryLoss, theta: PyTree, batch: PyTree) -> OuterLoss:
+    """The outer loss of one task, from a query loss.
+
+    Args:
+        query_loss: (phi, theta, batch) -> scalar.
+        theta: The meta-parameters.
+        batch: The query set.
+
+    Returns:
+        A function phi -> `OuterValue`.
+    """
+    return BoundQueryLoss(query_loss, theta, batch)
 
 
-def constant(cotangent: Any, theta: Any) -> Judge:
-    """The judge that says the same of every phi: a given cotangent, and nothing direct."""
-    nothing = jax.tree.map(jnp.zeros_like, theta)
-    return lambda phi: Judged(jnp.zeros(()), cotangent, nothing)
+def linear_outer_loss(cotangent: PyTree, theta: PyTree) -> OuterLoss:
+    """An outer loss with the same gradient at every phi, and none in theta.
+
+    Args:
+        cotangent: The gradient in phi, a full tree.
+        theta: The meta-parameters, of which only shapes matter.
+
+    Returns:
+        A function phi -> `OuterValue`.
+    """
+    direct = jax.tree.map(jnp.zeros_like, theta)
+    return lambda phi: OuterValue(jnp.zeros(()), cotangent, direct)
 
 
 @dataclass(frozen=True)
 class System:
-    """A^T u = right at one point. Trees like the adapted leaves, but for theta's.
+    """The system A^T u = right at one phi; trees are like the adapted parameters, unless they are theta's.
 
-    residual: F(phi). product: u -> A^T u. right: d query_loss / d phi. through: u -> -(dF/dtheta)^T u, shaped
-    like theta. apart: the rest of the meta-gradient, which does not depend on u. loss: the query loss.
-    structure, anchor: of A, as a `LinearSolver` takes them.
+    Attributes:
+        residual: F(phi).
+        product: u -> A^T u.
+        right: The outer loss's gradient in phi.
+        through: u -> -(dF/dtheta)^T u, shaped like theta.
+        direct: The part of the meta-gradient that does not depend on u, shaped like theta.
+        loss: The outer loss, a scalar.
+        structure: The structure of A.
+        anchor: The diagonal that the anchor adds to A, or None.
     """
 
-    residual: Any
-    product: Callable[[Any], Any]
-    right: Any
-    through: Callable[[Any], Any]
-    apart: Any
+    residual: PyTree
+    product: Callable[[PyTree], PyTree]
+    right: PyTree
+    through: Callable[[PyTree], PyTree]
+    direct: PyTree
     loss: Array
     structure: str
-    anchor: Any = None
+    anchor: PyTree = None
 
     def solve(self, linear: LinearSolver) -> Solution:
-        """A linear solver's Solution of the system."""
+        """Solves the system.
+
+        Args:
+            linear: The linear solver.
+
+        Returns:
+            The Solution u.
+        """
         return solve_anchored(linear, self.product, self.right, self.structure, self.anchor)
 
-    def gradient(self, u: Any) -> Any:
-        """The meta-gradient that a solution u means, shaped like theta."""
-        return jax.tree.map(jnp.add, self.apart, self.through(u))
+    def gradient(self, u: PyTree) -> PyTree:
+        """The meta-gradient for a solution of the system.
+
+        Args:
+            u: The solution.
+
+        Returns:
+            direct + through(u), shaped like theta.
+        """
+        return jax.tree.map(jnp.add, self.direct, self.through(u))
 
 
 class Case(NamedTuple):
-    """One task as the implicit rule sees it: its problem, theta, its support batch, and what judges a phi."""
+    """One task as the implicit rule sees it.
+
+    Attributes:
+        problem: The inner problem.
+        theta: The meta-parameters.
+        batch: The support set.
+        outer: The outer loss, phi -> `OuterValue`.
+    """
 
     problem: Problem
-    theta: Any
-    batch: Any
-    judge: Judge
+    theta: PyTree
+    batch: PyTree
+    outer: OuterLoss
 
-    def residual(self, adapted: Any) -> Any:
-        """F at a task's adapted leaves."""
+    def residual(self, adapted: PyTree) -> PyTree:
+        """F at given adapted parameters.
+
+        Args:
+            adapted: The adapted parameters.
+
+        Returns:
+            F, a tree like them.
+        """
         return self.problem.residual(adapted, self.theta, self.batch)
 
-    def slope(self, adapted: Any) -> Any:
-        """F as a function whose derivative is the objective's Hessian, also where A is Gauss-Newton's."""
+    def slope(self, adapted: PyTree) -> PyTree:
+        """F as a program whose derivative is the objective's Hessian, also where A is a Gauss-Newton matrix.
+
+        Args:
+            adapted: The adapted parameters.
+
+        Returns:
+            F, a tree like them.
+        """
         return self.problem.slope(adapted, self.theta, self.batch)
 
-    def system(self, adapted: Any) -> System:
-        """The system at a task's adapted leaves; the linearisation gives F for free."""
-        problem, theta, batch, judge = self
+    def system(self, adapted: PyTree) -> System:
+        """The linear system at given adapted parameters; the linearisation computes F as well.
+
+        Args:
+            adapted: The adapted parameters.
+
+        Returns:
+            The system.
+        """
+        problem, theta, batch, outer = self
         if problem.structure == "general":
             value, pull = jax.vjp(self.residual, adapted)
             product = lambda u: pull(u)[0]  # noqa: E731
         else:
             value, product = jax.linearize(self.residual, adapted)  # A is its own transpose
-        loss, slope, apart = judge(problem.full(adapted, theta))
+        loss, slope, direct = outer(problem.full(adapted, theta))
 
-        def through(u: Any) -> Any:
+        def through(u: PyTree) -> PyTree:
             _, pull_theta = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
             return pull_theta(jax.tree.map(jnp.negative, u))[0]
 
-        if problem.adapt.choice is not None:  # shared leaves are theta's own: their cotangent passes on
+        if problem.adapt.choice is not None:  # shared parameters are theta's own: their cotangent passes on
             _, pull_shared = jax.vjp(lambda t: problem.full(lax.stop_gradient(adapted), t), theta)
-            apart = jax.tree.map(jnp.add, apart, pull_shared(slope)[0])
+            direct = jax.tree.map(jnp.add, direct, pull_shared(slope)[0])
         anchor = anchor_of(problem, adapted, theta)
         right = problem.split(slope)
-        return System(value, product, right, through, apart, loss, problem.structure, anchor)
+        return System(value, product, right, through, direct, loss, problem.structure, anchor)

@@ -3,70 +3,102 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
-from jax import Array, lax
+from jax import lax
 
 from ..core.errors import StructureError
 from ..core.solution import Solution
+from ..core.tree import PyTree
 from ..inner.base import InnerSolver
-from ..problems.base import Problem, Task
-from .base import Learning, TaskGradient, differentiated, refuse_learned_rate
+from ..problems.base import Key, Problem
+from .base import Differentiated, refuse_learned_rate
 
 
 @dataclass(frozen=True)
-class Unrolled:
-    """Differentiation through every inner step; made by `unrolled()`."""
+class Unrolled(Differentiated):
+    """Differentiation through every inner step, the exact gradient after them; made by `unrolled()`."""
 
     needs_solution: ClassVar[bool] = False
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for an inner solver that reverse mode cannot go through."""
+        """Checks that reverse mode can go through the inner solver.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it cannot.
+        """
         if not getattr(inner, "reversible", True):
             raise StructureError(
-                f"unrolled() differentiates through every inner step, and {type(inner).__name__}'s have no "
-                "reverse mode; use GradientDescent or Descent, or implicit(...) or first_order()."
+                "unrolled: inner: expected a solver whose steps have a reverse mode, got "
+                f"{type(inner).__name__}. Hint: use GradientDescent or Descent, or the rule implicit(...) or "
+                "first_order()."
             )
         if getattr(inner, "tolerance", None) is not None:
             raise StructureError(
-                f"unrolled() needs an inner solver with a fixed number of steps; {inner!r} stops at a "
-                "tolerance, and such a loop has no reverse mode. Give steps= and no tolerance, or use "
+                f"unrolled: inner: expected a fixed number of steps, got {inner!r}, which stops at a "
+                "tolerance: such a loop has no reverse mode. Hint: give steps= and no tolerance, or use "
                 "implicit(...)."
             )
 
     def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
     ) -> Solution:
-        """The inner Solution, its value differentiable through the steps."""
+        """The inner Solution, its value differentiable through the steps.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The Solution.
+        """
         self.refuse(problem, inner)
         return inner(problem, theta, batch, phi0, key)
 
-    def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
-    ) -> Any:
-        """The adapted leaves after the inner steps."""
-        return self.solution(problem, inner, theta, batch, phi0, key).value
-
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """The exact gradient of the query loss after the steps taken (Finn, Abbeel, Levine 2017, eq. 1)."""
-        return differentiated(self, learning, theta, task, key)
-
 
 @dataclass(frozen=True)
-class FirstOrder:
-    """d phi/d theta = d init/d theta; made by `first_order()`."""
+class FirstOrder(Differentiated):
+    """The approximation d phi/d theta = d init/d theta; made by `first_order()`."""
 
     needs_solution: ClassVar[bool] = False
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Raises StructureError for a learned inner rate."""
+        """Checks that the inner learning rate is fixed.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+
+        Raises:
+            StructureError: If it is learned.
+        """
         refuse_learned_rate(inner, "first_order()")
 
     def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
+        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
     ) -> Solution:
-        """The inner Solution, its value with the derivatives of where the solver started."""
+        """The inner Solution, its value with the derivatives of where the solver started.
+
+        Args:
+            problem: The inner problem.
+            inner: The inner solver.
+            theta: The meta-parameters.
+            batch: The support set.
+            phi0: Where the solver starts, the adapted parameters.
+            key: A random key for the solver, or None.
+
+        Returns:
+            The Solution.
+        """
         fixed = lax.stop_gradient((problem, theta, batch, phi0))
         found = inner(*fixed, key)
         passed = jax.tree.map(
@@ -74,22 +106,34 @@ class FirstOrder:
         )
         return Solution(passed, found.stats, found.status)
 
-    def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: Any, batch: Any, phi0: Any, key: Array | None
-    ) -> Any:
-        """The adapted leaves at the solution; derivatives pass to where the solver started."""
-        return self.solution(problem, inner, theta, batch, phi0, key).value
-
-    def estimate(self, learning: Learning, theta: Any, task: Task, key: Array | None) -> TaskGradient:
-        """The query loss's gradient at the adapted parameters (Finn, Abbeel, Levine 2017, section 5.2)."""
-        return differentiated(self, learning, theta, task, key)
-
 
 def unrolled() -> Unrolled:
-    """The rule of MAML: exact derivatives of the steps taken; memory grows with them."""
+    """The rule of MAML: exact derivatives of the steps taken. Memory grows with their number.
+
+    Returns:
+        The rule.
+
+    Example:
+        >>> import imaml, jax, jax.numpy as jnp
+        >>> problem = imaml.plain(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2))
+        >>> inner = imaml.GradientDescent(0.5, steps=2)
+        >>> phi = lambda theta: imaml.solve(problem, theta, jnp.ones(1), inner=inner, rule=unrolled())
+        >>> jax.jacobian(phi)(jnp.zeros(1))
+        Array([[0.25]], dtype=float32)
+
+    References:
+        Finn, Abbeel, Levine (2017), Model-agnostic meta-learning.
+    """
     return Unrolled()
 
 
 def first_order() -> FirstOrder:
-    """The rule of first-order MAML: d phi/d theta = d init/d theta, the identity by default."""
+    """The rule of first-order MAML: d phi/d theta = d init/d theta, the identity by default.
+
+    Returns:
+        The rule.
+
+    References:
+        Finn, Abbeel, Levine (2017), section 5.2.
+    """
     return FirstOrder()

@@ -28,8 +28,10 @@ from ..core.content import ByContent
 from ..core.errors import ConfigError, StructureError
 from ..core.tree import PyTree, Selection
 from ..core.validation import require_number
-from .precision import Learned, Precision, Strengths, Theta
+from .matrices import Precision, Strengths
+from .precision import Learned, Theta
 
+Key = Array | None  # a random key, if one is given
 Loss = Callable[[PyTree, PyTree], Array]  # (phi, batch) -> scalar
 Start = Callable[[PyTree, PyTree, Array | None], PyTree]  # (theta, batch, key) -> phi
 ALL = Selection()  # a task adapts every leaf
@@ -92,7 +94,7 @@ class Problem(ByContent):
     leaves: ClassVar[tuple[str, ...]] = ()
     has_objective: ClassVar[bool] = False
     structure: str
-    loss: Callable[..., Any] | None = None
+    loss: Any = None  # each kind declares its own
     strength: PyTree = None
     adapt: Selection = ALL
     learns: Learned | None = None
@@ -167,7 +169,7 @@ class Problem(ByContent):
             return self.residual(phi, theta, batch)
         return jax.grad(lambda p: self.objective(p, theta, batch))(phi)
 
-    def init(self, theta: PyTree, batch: PyTree, key: Array | None = None) -> PyTree:
+    def init(self, theta: PyTree, batch: PyTree, key: Key = None) -> PyTree:
         """Where the inner solver starts.
 
         Args:
@@ -195,7 +197,7 @@ class Problem(ByContent):
         learns = getattr(self.loss, "parameters", None)
         return theta if learns is None else learns(theta)
 
-    def loss_at(self, theta: PyTree) -> Any:
+    def loss_at(self, theta: PyTree) -> PyTree:
         """The loss (phi, batch) -> scalar at a theta, which may hold a learned noise variance.
 
         Args:
@@ -366,7 +368,7 @@ def _unflatten(rest: Problem, leaves: tuple) -> Problem:
     return replace(rest, **dict(zip(rest.leaves, leaves, strict=True))) if leaves else rest  # type: ignore[type-var]
 
 
-def declared(owner: str, constant: float | Callable[[Any], Any], batch: PyTree) -> Array:
+def declared(owner: str, constant: float | Callable[[PyTree], PyTree], batch: PyTree) -> Array:
     """A declared constant as a scalar, or what a declared function returns for a batch.
 
     Args:

@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jax import lax
 
 from ..core.errors import StructureError
 from ..core.solution import Solution
+from ..core.tree import PyTree
 from ..linear.base import LinearSolver, Matvec, refuse_structure, uses_anchor
 from .base import Problem
 
 
-def anchor_of(problem: Problem, adapted: Any, theta: Any) -> Any:
-    """The diagonal that a problem adds to its loss's curvature, a tree like the adapted leaves; else None."""
+def anchor_of(problem: Problem, adapted: PyTree, theta: PyTree) -> PyTree:
+    """The diagonal that the anchor adds to the loss's curvature, without a derivative.
+
+    Args:
+        problem: The problem.
+        adapted: The adapted parameters.
+        theta: The meta-parameters.
+
+    Returns:
+        A tree like `adapted`; None if the problem has no such diagonal.
+    """
     return lax.stop_gradient(problem.anchor_diagonal(adapted, theta))
 
 
 def solve_anchored(
-    linear: LinearSolver, product: Matvec, right: Any, structure: str, anchor: Any
+    linear: LinearSolver, product: Matvec, right: PyTree, structure: str, anchor: PyTree
 ) -> Solution:
-    """A linear solver's Solution; it is told of the anchor where it uses one."""
+    """Solves a linear system, and tells the solver of the anchor where it uses one.
+
+    Args:
+        linear: The linear solver.
+        product: v -> A v.
+        right: The right-hand side.
+        structure: The structure of A.
+        anchor: The diagonal added to the curvature, or None.
+
+    Returns:
+        The Solution, shaped like `right`.
+    """
     given = {"anchor": anchor} if uses_anchor(linear) else {}
     return linear(product, right, structure=structure, **given)
 
 
 def refuse_system(linear: LinearSolver, problem: Problem) -> None:
-    """Raises StructureError, with advice, where a linear solver is not made for a problem's systems."""
+    """Checks that a linear solver accepts a problem's systems.
+
+    Args:
+        linear: The linear solver.
+        problem: The problem.
+
+    Raises:
+        StructureError: If the solver does not accept their structure, or needs strengths that they lack.
+    """
     refuse_structure(linear, problem.structure)
     if not uses_anchor(linear) or problem.diagonal:
         return
     if problem.learns is None:
         raise StructureError(
-            f"{linear!r} needs the strengths of proximal(loss, strength); this problem is {problem.kind}. "
-            "Use CG() without a preconditioner, GMRES or Dense."
+            f"{linear!r}: expected a problem made by proximal(loss, strength), whose strengths it needs, got "
+            f"{problem.kind}. Hint: use CG() without a preconditioner, GMRES or Dense."
         )
     raise StructureError(
-        f"{linear!r} needs a strength for every parameter; this problem's is a matrix, learned "
-        f"per={problem.learns.per!r}. Use CG() without a preconditioner, or Dense."
+        f"{linear!r}: expected one strength for every parameter, got a matrix, learned "
+        f"per={problem.learns.per!r}. Hint: use CG() without a preconditioner, or Dense."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,40 @@ from jax import Array, lax
 
 from ..core import tree
 from ..core.errors import ConfigError
+from ..core.tree import PyTree
 from ..core.validation import require_function, require_scalar
+
+Join = Callable[[PyTree, PyTree], PyTree]  # (support, query) -> batch
+
+
+class Composite(Protocol):
+    """A loss that says what it is a cost of: loss(phi, batch) = cost(outputs(phi, batch), batch)."""
+
+    @property
+    def outputs(self) -> Callable[[PyTree, PyTree], PyTree]:
+        """The model, (phi, batch) -> outputs."""
+        ...
+
+    @property
+    def cost(self) -> Callable[[PyTree, PyTree], Array]:
+        """The cost, (outputs, batch) -> scalar, convex in the outputs."""
+        ...
 
 
 @dataclass(frozen=True)
 class HalfSquares:
-    """1/2 |z|^2, the cost of residuals."""
+    """The cost 1/2 |z|^2 of residuals z."""
 
-    def __call__(self, residuals: Any, batch: Any) -> Array:
-        """The cost, a scalar."""
+    def __call__(self, residuals: PyTree, batch: PyTree) -> Array:
+        """The cost.
+
+        Args:
+            residuals: z, any pytree.
+            batch: Not used.
+
+        Returns:
+            1/2 |z|^2, a scalar.
+        """
         return 0.5 * tree.dot(residuals, residuals)
 
 
@@ -28,46 +53,94 @@ class HalfSquares:
 class Composed:
     """A loss that is a convex cost of a model's outputs; made by `composed`."""
 
-    outputs: Callable[[Any, Any], Any]
-    cost: Callable[[Any, Any], Array]
+    outputs: Callable[[PyTree, PyTree], PyTree]
+    cost: Callable[[PyTree, PyTree], Array]
 
-    def __call__(self, phi: Any, batch: Any) -> Array:
-        """The loss, a scalar."""
+    def __call__(self, phi: PyTree, batch: PyTree) -> Array:
+        """The loss.
+
+        Args:
+            phi: The model's parameters.
+            batch: The batch.
+
+        Returns:
+            cost(outputs(phi, batch), batch), a scalar.
+        """
         return self.cost(self.outputs(phi, batch), batch)
 
 
-def gauss_newton_slope(loss: Any, phi: Any, full: Callable[[Any], Any], batch: Any) -> Any:
-    """The loss's gradient at phi, whose derivative in phi is the Gauss-Newton matrix.
+def gauss_newton_slope(
+    loss: Composite, phi: PyTree, full: Callable[[PyTree], PyTree], batch: PyTree
+) -> PyTree:
+    """The loss's gradient at phi, as a program whose derivative in phi is the Gauss-Newton matrix.
 
-    J(phi)^T cost'(outputs(phi)) with J held fixed: what is dropped is cost' times the outputs' curvature.
+    ```
+    J(phi)^T cost'(outputs(phi))        J held fixed, so cost' times the outputs' curvature drops out
+    ```
+
+    Args:
+        loss: The loss.
+        phi: The adapted parameters.
+        full: phi -> the full tree that the loss takes.
+        batch: The batch.
+
+    Returns:
+        The gradient, a tree like `phi`.
+
+    References:
+        Schraudolph (2002), Fast curvature matrix-vector products.
     """
     of = lambda p: loss.outputs(full(p), batch)  # noqa: E731
     value = of(phi)
-    _, pull = jax.vjp(of, lax.stop_gradient(phi))
+    _, pull = jax.vjp(of, lax.stop_gradient(phi))  # J^T at a fixed phi, so that J itself has no derivative
     return pull(jax.grad(lambda z: require_scalar("cost", loss.cost(z, batch)))(value))[0]
 
 
-def composed(outputs: Callable[[Any, Any], Any], cost: Callable[[Any, Any], Array]) -> Composed:
-    """The loss cost(outputs(phi, batch), batch), with cost convex in the outputs, for Gauss-Newton curvature.
+def composed(
+    outputs: Callable[[PyTree, PyTree], PyTree], cost: Callable[[PyTree, PyTree], Array]
+) -> Composed:
+    """The loss cost(outputs(phi, batch), batch), which declares what Gauss-Newton curvature needs to know.
 
-    A loss of your own with two such methods, `outputs` and `cost`, does as well. outputs: (phi, batch) -> any
-    tree. cost: (outputs, batch) -> scalar.
+    A loss object of your own with two such methods, `outputs` and `cost`, does as well.
 
-    >>> import jax.numpy as jnp
-    >>> fit = lambda outputs, batch: jnp.mean((outputs - batch[1]) ** 2)
-    >>> loss = composed(lambda phi, batch: jnp.tanh(batch[0] @ phi), fit)
-    >>> problem = proximal(loss, 0.5, curvature="gauss-newton")
+    Args:
+        outputs: The model, (phi, batch) -> any pytree.
+        cost: (outputs, batch) -> scalar, convex in the outputs.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ConfigError: If one of them cannot be called.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> fit = lambda outputs, batch: jnp.mean((outputs - batch[1]) ** 2)
+        >>> loss = composed(lambda phi, batch: jnp.tanh(batch[0] @ phi), fit)
+        >>> imaml.proximal(loss, 0.5, curvature="gauss-newton").curvature
+        'gauss-newton'
     """
     require_function("outputs", outputs)
     require_function("cost", cost)
     return Composed(outputs, cost)
 
 
-def joined(support: Any, query: Any) -> Any:
-    """Both batches of a task as one: their leaves, row after row."""
+def joined(support: PyTree, query: PyTree) -> PyTree:
+    """Both batches of a task as one.
+
+    Args:
+        support: The support set; leaves ``(rows, ...)``.
+        query: The query set, a tree of the same structure.
+
+    Returns:
+        Their leaves, concatenated along the rows.
+
+    Raises:
+        ConfigError: If their structures differ.
+    """
     if jax.tree.structure(support) != jax.tree.structure(query):
         raise ConfigError(
-            f"joined: support is {tree.shapes(support)} and query {tree.shapes(query)}; they can be made one "
-            "batch only where their trees are alike. Pass whole=(support, query) -> batch."
+            f"joined: expected support and query of one structure, got {tree.shapes(support)} and "
+            f"{tree.shapes(query)}. Hint: pass whole=(support, query) -> batch."
         )
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, query)

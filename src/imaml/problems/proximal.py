@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,7 +18,11 @@ from ..core.tree import PyTree, Selection
 from ..core.validation import require_function, require_one_of, require_scalar
 from .base import ALL, CURVATURES, Loss, Problem, check_lipschitz, declared, guarded
 from .losses import HalfSquares, composed, gauss_newton_slope
-from .precision import Learned, Precision, Strengths, spread_over
+from .matrices import Precision, Strengths
+from .precision import Learned, spread_over
+
+Field = Callable[[PyTree, PyTree], PyTree]  # (phi, batch) -> a tree like phi
+Adapt = str | Sequence[str] | Set[str] | Mapping[str, Any] | Callable[[PyTree], PyTree] | Selection | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +43,7 @@ class Proximal(Problem):
     learns: Learned | None = None
     curvature: str = "hessian"
     convex: bool = False
-    lipschitz: float | Callable[[Any], Any] | None = None
+    lipschitz: float | Callable[[PyTree], PyTree] | None = None
     kind: ClassVar[str] = "proximal"
     leaves: ClassVar[tuple[str, ...]] = ("strength",)
     structure: ClassVar[str] = "spd"
@@ -62,8 +66,8 @@ class Proximal(Problem):
 
     def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
         """loss(phi, batch) + 1/2 (phi - theta)^T P (phi - theta); see `Problem.objective`."""
-        apart = self.displacement(phi, theta)
-        anchored = tree.dot(apart, self.precision(phi, theta).pull(apart))
+        away = self.displacement(phi, theta)
+        anchored = tree.dot(away, self.precision(phi, theta).pull(away))
         return self.loss_at(theta)(self.full(phi, theta), batch) + 0.5 * anchored
 
     def precision(self, phi: PyTree, theta: PyTree) -> Precision:
@@ -120,7 +124,7 @@ class Plain(Problem):
 class Equilibrium(Problem):
     """The anchored zero of a field, made by `equilibrium`: F = field(phi, batch) + strength (phi - theta)."""
 
-    loss: Callable[[PyTree, PyTree], PyTree] = field()  # the field
+    loss: Field = field()  # the field
     strength: PyTree = None
     adapt: Selection = ALL
     leaves: ClassVar[tuple[str, ...]] = ("strength",)
@@ -156,25 +160,38 @@ def _anchored(problem: Problem, slope: PyTree, phi: PyTree, theta: PyTree) -> Py
     return jax.tree.map(jnp.add, slope, pulled)
 
 
-def least_squares(residuals: Callable[[Any, Any], Any], strength: Any, adapt: Any = None) -> Problem:
+def least_squares(
+    residuals: Callable[[PyTree, PyTree], PyTree], strength: PyTree, adapt: Adapt = None
+) -> Proximal:
     """The problem min_phi 1/2 |residuals(phi, batch)|^2 + strength/2 |phi - theta|^2.
 
-    Its curvature is Gauss-Newton's. residuals: (phi, batch) -> any tree; for a mean over n rows divide by
-    sqrt(n). `LevenbergMarquardt` needs such a problem. The other arguments as for `proximal`.
+    Its curvature is Gauss-Newton's. `LevenbergMarquardt` needs such a problem.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> problem = least_squares(lambda phi, x: phi - x, 1.0)
-    >>> problem.residual(jnp.ones(2), jnp.zeros(2), jnp.ones(2))
-    Array([1., 1.], dtype=float32)
+    Args:
+        residuals: (phi, batch) -> any pytree. For a mean over n rows divide by sqrt(n).
+        strength: The regularisation strength; see `proximal`.
+        adapt: Which leaves a task adapts; see `proximal`.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ConfigError: If `residuals` cannot be called, or an argument is not valid.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> problem = least_squares(lambda phi, x: phi - x, 1.0)
+        >>> problem.residual(jnp.ones(2), jnp.zeros(2), jnp.ones(2))
+        Array([1., 1.], dtype=float32)
     """
     return proximal(composed(residuals, HalfSquares()), strength, adapt, curvature="gauss-newton")
 
 
-def _check_positive(strength: Any) -> None:
-    """Refuses strengths that are concrete and not positive and finite."""
+def _check_positive(strength: PyTree) -> None:
+    """Raises ConfigError for strengths that are concrete and not positive and finite."""
     if not jax.tree.leaves(strength):
         raise ConfigError(
-            f"strength: {strength!r}; accepted are a positive number, a tree of them, or learned(...)."
+            f"strength: expected a positive number, a tree of them, or learned(...), got {strength!r}."
         )
     for leaf in jax.tree.leaves(strength):
         if isinstance(leaf, Tracer):
@@ -182,42 +199,57 @@ def _check_positive(strength: Any) -> None:
         try:
             values = np.asarray(leaf, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"strength: {leaf!r} is no number.") from error
+            raise ConfigError(f"strength: expected a positive number, got {leaf!r}.") from error
         if not np.all(np.isfinite(values) & (values > 0)):
             raise ConfigError(
-                f"strength: {leaf!r}; accepted are positive finite numbers. (Without an anchor there is no "
-                "implicit gradient: for that, use plain(loss) with unrolled() or first_order().)"
+                f"strength: expected positive finite numbers, got {leaf!r}. Hint: without an anchor there is "
+                "no implicit gradient; for that, use plain(loss) with unrolled() or first_order()."
             )
 
 
 def proximal(
     loss: Loss,
-    strength: Any,
-    adapt: Any = None,
+    strength: PyTree,
+    adapt: Adapt = None,
     *,
     curvature: str = "hessian",
     convex: bool = False,
-    lipschitz: float | Callable[[Any], Any] | None = None,
-) -> Problem:
-    """The paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi (eq. 3).
+    lipschitz: float | Callable[[PyTree], PyTree] | None = None,
+) -> Proximal:
+    """The paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi.
 
-    loss: (phi, batch) -> scalar; phi the full tree, batch any tree. strength: a positive number, a tree with
-    one number a leaf or one a parameter, or `learned(...)`, which may be a matrix; for a mean loss over n
-    rows the Gaussian prior's precision is n times it (see `likelihood`). adapt: which leaves a task adapts (a
-    name, names, a mask, or a function theta -> mask); the others are shared, stay at theta, and get their
-    exact gradient through F.
-    Declared "spd": true where the loss's curvature exceeds -strength at the solution; solvers say when not.
-    curvature: "hessian", or "gauss-newton" for a loss made by `composed`: A is then J^T H J + strength, never
-    indefinite, and the implicit gradient is that of the problem with its outputs linearised at phi, which is
-    another one unless the outputs fit or are linear. convex: whether the loss is convex in phi, which a
-    certificate may then rely on. lipschitz: a Lipschitz constant of the loss's Hessian in the adapted leaves
-    (in the spectral norm), a number or a function support -> number, which a certificate may then rely on
-    instead of sampling: of logistic regression mean(|x|^3) / (6 sqrt(3)).
+    Its structure is "spd". That holds where the loss's curvature exceeds -strength at the solution; linear
+    solvers report where they find that it does not.
 
-    >>> import jax.numpy as jnp
-    >>> problem = proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
-    >>> problem.residual(jnp.ones(2), jnp.zeros(2), jnp.ones(2))
-    Array([1., 1.], dtype=float32)
+    Args:
+        loss: (phi, batch) -> scalar; phi is the full tree of parameters, batch any pytree.
+        strength: The regularisation strength: a positive number, a tree with one number for each leaf or each
+            parameter, or `learned(...)`, which may be a matrix. For a mean loss over n rows, the precision of
+            the Gaussian prior is n times the strength (see `likelihood`).
+        adapt: Which leaves a task adapts: a name, names, a mask, or a function theta -> mask; None for all.
+            The others are shared: they stay at theta, and get their exact gradient through F.
+        curvature: "hessian", or "gauss-newton" for a loss made by `composed`. A is then J^T H J + strength
+            and never indefinite. The implicit gradient is that of the problem with its outputs linearised at
+            phi, which is another one unless the outputs fit or are linear.
+        convex: Whether the loss is convex in phi, which a certificate may rely on.
+        lipschitz: A Lipschitz constant of the loss's Hessian in the adapted parameters (in the spectral
+            norm): a number, or a function support -> number. A certificate may rely on it instead of
+            sampling. For logistic regression it is mean(|x|^3) / (6 sqrt(3)).
+
+    Returns:
+        The problem.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> problem = proximal(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2), 1.0)
+        >>> problem.residual(jnp.ones(2), jnp.zeros(2), jnp.ones(2))
+        Array([1., 1.], dtype=float32)
+
+    References:
+        Rajeswaran et al. (2019), equation 3.
     """
     require_function("loss", loss)
     learns = strength if isinstance(strength, Learned) else None
@@ -227,44 +259,70 @@ def proximal(
     check_lipschitz("proximal", lipschitz)
     if curvature == "gauss-newton" and not (hasattr(loss, "outputs") and hasattr(loss, "cost")):
         raise ConfigError(
-            "proximal: Gauss-Newton curvature needs to know what the loss is a cost of; pass a loss made by "
-            "composed(outputs, cost), or curvature='hessian'."
+            "proximal: loss: expected one made by composed(outputs, cost), for Gauss-Newton curvature, got "
+            f"{loss!r}. Hint: pass such a loss, or curvature='hessian'."
         )
 
     fixed = None if learns else strength
     return Proximal(loss, fixed, Selection.of(adapt), learns, curvature, convex, lipschitz)
 
 
-def plain(loss: Loss, adapt: Any = None) -> Problem:
+def plain(loss: Loss, adapt: Adapt = None) -> Plain:
     """The inner problem without an anchor: minimise loss(phi, batch) from theta on, for MAML and its kin.
 
-    Its solution depends on theta only through the path taken, so the implicit rule refuses it; use
-    `unrolled()` or `first_order()`. loss and adapt as in `proximal`.
+    Its solution depends on theta only through the path taken, so the implicit rule does not accept it; use
+    `unrolled()` or `first_order()`.
+
+    Args:
+        loss: (phi, batch) -> scalar.
+        adapt: Which leaves a task adapts; see `proximal`.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ConfigError: If `loss` cannot be called, or `adapt` is no selection.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> plain(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2)).anchored
+        False
     """
     require_function("loss", loss)
     return Plain(loss, Selection.of(adapt))
 
 
-def equilibrium(field: Callable, strength: Any, adapt: Any = None) -> Problem:
-    """The anchored problem field(phi, batch) + strength (phi - theta) = 0; "general".
+def equilibrium(field: Field, strength: PyTree, adapt: Adapt = None) -> Equilibrium:
+    """The anchored problem field(phi, batch) + strength (phi - theta) = 0; its structure is "general".
 
-    For what learns by no gradient of one loss: temporal differences, the players of a game, each near what
-    they start from. field: (phi, batch) -> a tree like phi, the full tree; what a solver goes against, of a
-    loss to be minimised its gradient. strength, adapt: as in `proximal`, but fixed; None for no anchor, which
-    is `plain` then, started at theta. Its solution is stable where the field's derivative has no eigenvalue
-    whose real part is -strength or less.
+    For learners that follow no gradient of one loss, such as temporal differences or the players of a game.
+    The solution is stable if no eigenvalue of the field's derivative has a real part of -strength or less.
 
-    >>> import imaml, jax.numpy as jnp
-    >>> turning = lambda phi, batch: jnp.array([phi[1], -phi[0]])  # a game without an equilibrium but at 0
-    >>> problem = equilibrium(turning, 1.0)
-    >>> theta, inner = jnp.array([1.0, 1.0]), imaml.GradientDescent(0.5, tolerance=1e-6)
-    >>> imaml.solve(problem, theta, None, inner=inner, rule=imaml.implicit(imaml.Dense())).round(3)
-    Array([0., 1.], dtype=float32)
+    Args:
+        field: (phi, batch) -> a tree like phi, the full tree. A solver steps against it; for a loss to be
+            minimised it is the gradient.
+        strength: As in `proximal`, but fixed. None for no anchor: the problem then starts at theta, as
+            `plain`.
+        adapt: Which leaves a task adapts; see `proximal`.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    Example:
+        >>> import imaml, jax.numpy as jnp
+        >>> rotation = lambda phi, batch: jnp.array([phi[1], -phi[0]])  # of a game of two players
+        >>> problem = equilibrium(rotation, 1.0)
+        >>> theta, inner = jnp.array([1.0, 1.0]), imaml.GradientDescent(0.5, tolerance=1e-6)
+        >>> imaml.solve(problem, theta, None, inner=inner, rule=imaml.implicit(imaml.Dense())).round(3)
+        Array([0., 1.], dtype=float32)
     """
     require_function("field", field)
     if isinstance(strength, Learned):
         raise ConfigError(
-            f"equilibrium: strength={strength!r}; accepted is a positive number, a tree of them, or None."
+            f"equilibrium: strength: expected a positive number, a tree of them, or None, got {strength!r}."
         )
     if strength is not None:
         _check_positive(strength)

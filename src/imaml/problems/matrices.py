@@ -1,0 +1,408 @@
+"""The forms of a prior's precision P, and of a posterior's.
+
+class      P
+Strengths  diag(s)
+Factored   L L^T, L lower triangular
+LowRank    diag(s) + W W^T
+Updated    R^T (I + U diag(k) U^T) R, with R^T R another precision
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+from ..core import tree
+from ..core.tree import PyTree
+
+
+class Precision(Protocol):
+    """A positive definite matrix P over the n adapted parameters.
+
+    Its root R has R^T R = P. Vectors are flat, ``(n,)``, unless said otherwise.
+    """
+
+    def pull(self, displacement: PyTree) -> PyTree:
+        """The product P d.
+
+        Args:
+            displacement: d, a tree like the adapted parameters.
+
+        Returns:
+            P d, a tree like it.
+        """
+        ...
+
+    def inverse(self, vector: Array) -> Array:
+        """The product P^-1 v, differentiable in P.
+
+        Args:
+            vector: v.
+
+        Returns:
+            P^-1 v.
+        """
+        ...
+
+    def root(self, vector: Array) -> Array:
+        """The product R v.
+
+        Args:
+            vector: v.
+
+        Returns:
+            R v.
+        """
+        ...
+
+    def unroot(self, vector: Array) -> Array:
+        """The product R^-1 v: a draw from the prior if v is standard normal.
+
+        Args:
+            vector: v.
+
+        Returns:
+            R^-1 v.
+        """
+        ...
+
+    def unroot_transposed(self, vector: Array) -> Array:
+        """The product R^-T v.
+
+        Args:
+            vector: v.
+
+        Returns:
+            R^-T v.
+        """
+        ...
+
+    def log_determinant(self) -> Array:
+        """The log-determinant, differentiable in P.
+
+        Returns:
+            The logarithm of |P|, a scalar.
+        """
+        ...
+
+    def least(self) -> Array:
+        """A lower bound of the eigenvalues.
+
+        Returns:
+            The bound, a scalar.
+        """
+        ...
+
+    def matrix(self) -> Array:
+        """The matrix P.
+
+        Returns:
+            ``(n, n)``.
+        """
+        ...
+
+    def variances(self) -> Array:
+        """The diagonal of P^-1.
+
+        Returns:
+            ``(n,)``.
+        """
+        ...
+
+    def part(self, chosen: np.ndarray) -> Precision:
+        """The precision of some parameters where the others are known.
+
+        Args:
+            chosen: Which, ``(n,)`` booleans.
+
+        Returns:
+            A precision over the chosen ones.
+        """
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Strengths:
+    """The diagonal precision P = diag(s).
+
+    Attributes:
+        values: s, a tree of arrays that broadcast to the adapted parameters.
+        like: The adapted parameters, of which only structure and shapes matter.
+    """
+
+    values: PyTree
+    like: PyTree
+
+    @property
+    def flat(self) -> Array:
+        """The diagonal, (n,)."""
+        return tree.ravel(tree.spread(self.values, self.like))[0]
+
+    def pull(self, displacement: PyTree) -> PyTree:
+        """P d."""
+        return jax.tree.map(jnp.multiply, self.values, displacement)
+
+    def inverse(self, vector: Array) -> Array:
+        """P^-1 v."""
+        return vector / self.flat
+
+    def root(self, vector: Array) -> Array:
+        """The product sqrt(s) v."""
+        return jnp.sqrt(self.flat) * vector
+
+    def unroot(self, vector: Array) -> Array:
+        """The product v / sqrt(s)."""
+        return vector / jnp.sqrt(self.flat)
+
+    unroot_transposed = unroot
+
+    def log_determinant(self) -> Array:
+        """The sum of log s."""
+        return jnp.sum(jnp.log(self.flat))
+
+    def least(self) -> Array:
+        """The least strength."""
+        return jnp.min(jnp.stack([jnp.min(leaf) for leaf in jax.tree.leaves(self.values)]))
+
+    def matrix(self) -> Array:
+        """diag(s)."""
+        return jnp.diag(self.flat)
+
+    def variances(self) -> Array:
+        """1 / s."""
+        return 1 / self.flat
+
+    def part(self, chosen: np.ndarray) -> Strengths:
+        """The strengths of some."""
+        some = self.flat[np.flatnonzero(chosen)]
+        return Strengths(some, some)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Factored:
+    """The precision P = L L^T.
+
+    Attributes:
+        lower: L, ``(n, n)``, lower triangular with a positive diagonal.
+    """
+
+    lower: Array
+
+    def pull(self, displacement: PyTree) -> PyTree:
+        """P d."""
+        flat, unravel = tree.ravel(displacement)
+        return unravel(self.lower @ (self.lower.T @ flat))
+
+    def inverse(self, vector: Array) -> Array:
+        """P^-1 v."""
+        return self.unroot(self.unroot_transposed(vector))
+
+    def root(self, vector: Array) -> Array:
+        """L^T v."""
+        return self.lower.T @ vector
+
+    def unroot(self, vector: Array) -> Array:
+        """L^-T v."""
+        return solve_triangular(self.lower, vector, trans=1, lower=True)
+
+    def unroot_transposed(self, vector: Array) -> Array:
+        """L^-1 v."""
+        return solve_triangular(self.lower, vector, lower=True)
+
+    def log_determinant(self) -> Array:
+        """Twice the sum of log L_ii."""
+        return 2 * jnp.sum(jnp.log(jnp.diagonal(self.lower)))
+
+    def least(self) -> Array:
+        """The square of L's least singular value, less what rounding may make of it."""
+        values = jnp.linalg.svd(self.lower, compute_uv=False)
+        rounding = 10 * jnp.finfo(values.dtype).eps * values.size * values[0]
+        return jnp.square(jnp.maximum(values[-1] - rounding, 0))
+
+    def matrix(self) -> Array:
+        """L L^T."""
+        return self.lower @ self.lower.T
+
+    def variances(self) -> Array:
+        """The squares in the columns of L^-1, summed."""
+        identity = jnp.eye(self.lower.shape[0], dtype=self.lower.dtype)
+        return jnp.sum(jnp.square(solve_triangular(self.lower, identity, lower=True)), 0)
+
+    def part(self, chosen: np.ndarray) -> Factored:
+        """The precision of some."""
+        some = np.flatnonzero(chosen)
+        return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank:
+    """The precision P = diag(s) + W W^T.
+
+    Attributes:
+        diagonal: s, ``(n,)``.
+        factor: W, ``(n, rank)``.
+    """
+
+    diagonal: Array
+    factor: Array
+
+    def pull(self, displacement: PyTree) -> PyTree:
+        """P d."""
+        flat, unravel = tree.ravel(displacement)
+        return unravel(self.diagonal * flat + self.factor @ (self.factor.T @ flat))
+
+    def _core(self) -> tuple[Array, Array]:
+        """S^-1 W and I + W^T S^-1 W, which by Woodbury's formula give P^-1."""
+        scaled = self.factor / self.diagonal[:, None]
+        return scaled, jnp.eye(scaled.shape[1], dtype=scaled.dtype) + self.factor.T @ scaled
+
+    def inverse(self, vector: Array) -> Array:
+        """P^-1 v."""
+        scaled, core = self._core()
+        return vector / self.diagonal - scaled @ cho_solve(cho_factor(core), scaled.T @ vector)
+
+    def _root_parts(self) -> tuple[Array, Array, Array]:
+        """V = S^-1/2 W, the lower T with T T^T = I + V^T V, and I + T.
+
+        With them I + V V^T = K^T K for K = I + V (I + T^T)^-1 V^T, and K^-1 = I - V T^-T (I + T)^-1 V^T
+        (Andrews 1968). Only a small matrix is factorised, and derivatives exist for any rank of W.
+        """
+        across = self.factor / jnp.sqrt(self.diagonal)[:, None]
+        identity = jnp.eye(across.shape[1], dtype=across.dtype)
+        lower = jnp.linalg.cholesky(identity + across.T @ across)
+        return across, lower, identity + lower
+
+    def root(self, vector: Array) -> Array:
+        """K S^1/2 v."""
+        across, _, more = self._root_parts()
+        scaled = jnp.sqrt(self.diagonal) * vector
+        return scaled + across @ solve_triangular(more, across.T @ scaled, trans=1, lower=True)
+
+    def unroot(self, vector: Array) -> Array:
+        """R^-1 v."""
+        across, lower, more = self._root_parts()
+        inner = solve_triangular(more, across.T @ vector, lower=True)
+        inner = solve_triangular(lower, inner, trans=1, lower=True)
+        return (vector - across @ inner) / jnp.sqrt(self.diagonal)
+
+    def unroot_transposed(self, vector: Array) -> Array:
+        """R^-T v."""
+        across, lower, more = self._root_parts()
+        scaled = vector / jnp.sqrt(self.diagonal)
+        inner = solve_triangular(lower, across.T @ scaled, lower=True)
+        inner = solve_triangular(more, inner, trans=1, lower=True)
+        return scaled - across @ inner
+
+    def log_determinant(self) -> Array:
+        """The log-determinant, log |S| + log |I + W^T S^-1 W|."""
+        return jnp.sum(jnp.log(self.diagonal)) + log_determinant(self._core()[1])
+
+    def least(self) -> Array:
+        """The least of the diagonal."""
+        return jnp.min(self.diagonal)
+
+    def matrix(self) -> Array:
+        """P."""
+        return jnp.diag(self.diagonal) + self.factor @ self.factor.T
+
+    def variances(self) -> Array:
+        """The diagonal of S^-1 - S^-1 W (I + W^T S^-1 W)^-1 W^T S^-1."""
+        scaled, core = self._core()
+        return 1 / self.diagonal - jnp.sum(scaled * cho_solve(cho_factor(core), scaled.T).T, 1)
+
+    def part(self, chosen: np.ndarray) -> LowRank:
+        """The precision of some."""
+        some = np.flatnonzero(chosen)
+        return LowRank(self.diagonal[some], self.factor[some])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Updated:
+    """The precision R^T (I + U diag(k) U^T) R, an update of another along a few directions.
+
+    Attributes:
+        base: The other precision, R^T R.
+        basis: U, ``(n, rank)``, columns orthonormal or zero.
+        values: k, ``(rank,)``, above -1.
+    """
+
+    base: Precision
+    basis: Array
+    values: Array
+
+    def _scaled(self, vector: Array, power: float) -> Array:
+        """(I + U diag(k) U^T)^power v."""
+        return vector + self.basis @ (((1 + self.values) ** power - 1) * (self.basis.T @ vector))
+
+    def pull(self, displacement: PyTree) -> PyTree:
+        """P d."""
+        flat, unravel = tree.ravel(displacement)
+        _, back = jax.vjp(self.root, flat)
+        return unravel(back(self.root(flat))[0])
+
+    def root_matrix(self) -> Array:
+        """R with R^T R = P, (n, n)."""
+        identity = jnp.eye(self.basis.shape[0], dtype=self.basis.dtype)
+        return jax.vmap(self.root, in_axes=1, out_axes=1)(identity)
+
+    def inverse(self, vector: Array) -> Array:
+        """P^-1 v."""
+        return self.base.unroot(self._scaled(self.base.unroot_transposed(vector), -1))
+
+    def root(self, vector: Array) -> Array:
+        """(I + U diag(k) U^T)^1/2 R v."""
+        return self._scaled(self.base.root(vector), 0.5)
+
+    def unroot(self, vector: Array) -> Array:
+        """R^-1 (I + U diag(k) U^T)^-1/2 v."""
+        return self.base.unroot(self._scaled(vector, -0.5))
+
+    def unroot_transposed(self, vector: Array) -> Array:
+        """(I + U diag(k) U^T)^-1/2 R^-T v."""
+        return self._scaled(self.base.unroot_transposed(vector), -0.5)
+
+    def log_determinant(self) -> Array:
+        """The log-determinant of `base` plus the sum of log(1 + k)."""
+        return self.base.log_determinant() + jnp.sum(jnp.log1p(self.values))
+
+    def least(self) -> Array:
+        """The bound of `base`, times 1 + the least negative of the values."""
+        return self.base.least() * (1 + jnp.minimum(jnp.min(self.values), 0))
+
+    def matrix(self) -> Array:
+        """P, (n, n)."""
+        root = self.root_matrix()
+        return root.T @ root
+
+    def variances(self) -> Array:
+        """The diagonal of P^-1: that of `base`, less k / (1 + k) of the squares of R^-1 U."""
+        directions = jax.vmap(self.base.unroot, in_axes=1, out_axes=1)(self.basis)
+        shares = self.values / (1 + self.values)
+        return self.base.variances() - jnp.sum(jnp.square(directions) * shares[None], 1)
+
+    def part(self, chosen: np.ndarray) -> Factored:
+        """The precision of some."""
+        some = np.flatnonzero(chosen)
+        return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
+
+
+def log_determinant(matrix: Array) -> Array:
+    """The log-determinant of a positive definite matrix by Cholesky's factor; differentiable.
+
+    Args:
+        matrix: ``(n, n)``.
+
+    Returns:
+        The logarithm of its determinant, a scalar; NaN if it is not positive definite.
+    """
+    return 2 * jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(matrix))))
