@@ -530,7 +530,14 @@ def test_completion_knows_commands_options_and_fields(tmp_path, capsys):
     file = tmp_path / "imaml.bash"
     assert main(["--install-completion", "--shell=bash", f"--output={file}"]) == 0
     capsys.readouterr()
-    for word in ("evaluate", "--dry-run", "--method.inner.steps", "--optimiser.learning_rate", "GMRES"):
+    for word in (
+        "evaluate",
+        "--dry-run",
+        "--method.inner.steps",
+        "--optimiser.learning_rate",
+        "GMRES",
+        "sinusoid",
+    ):
         assert word in file.read_text()
 
 

@@ -7,7 +7,6 @@ the kinds that other options choose, so these options are taken out first and go
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 import typing
@@ -201,7 +200,11 @@ def with_fields(command: Callable[..., int], config: Config) -> Callable[..., in
     Returns:
         A function with the longer signature. It is shown and never called.
     """
+    from ..config.presets import PRESETS
+
+    presets = Annotated[str, Parameter(choices=tuple(PRESETS), show_choices=False, metavar="PRESET")]
     own, order = inspect.signature(command, eval_str=True), [field.name for field in fields(config)]
+    known = [p.replace(annotation=presets) if p.name == "preset" else p for p in own.parameters.values()]
     added = []
     for path, hint, value, about in fields_of(config):
         top, kinds = path.partition(".")[0], _kinds(hint)
@@ -222,11 +225,11 @@ def with_fields(command: Callable[..., int], config: Config) -> Callable[..., in
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=annotation)
         )
 
-    @functools.wraps(command)
     def shown() -> int:
         return 0
 
-    shown.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])  # type: ignore[attr-defined]
+    shown.__doc__ = command.__doc__
+    shown.__signature__ = own.replace(parameters=[*known, *added])  # type: ignore[attr-defined]
     return shown
 
 
