@@ -13,7 +13,8 @@ from scipy.optimize import minimize
 import imaml
 from imaml.bayes import curvature
 from imaml.bayes.curvature import determinant
-from imaml.config.method import Bayes, Method
+from imaml.config.method import Bayes
+from imaml.config.methods import Method
 from imaml.config.run import Config
 from imaml.core.recipes import from_json, to_json
 from imaml.problems.matrices import LowRank, Updated

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh
 
 import imaml
-from imaml.config.method import Method
+from imaml.config.methods import Method
 from imaml.config.overrides import override
 from imaml.config.run import Config
 from imaml.core.recipes import from_json, to_json

@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 import imaml
 from imaml.cli.options import split_words
-from imaml.config.method import Anchored, Bayes, Bayesian, Method, NewTask, changed, methods
+from imaml.config.method import Anchored, Bayes, Bayesian, NewTask
+from imaml.config.methods import Method, changed, methods
 from imaml.config.overrides import overrides
 from imaml.config.presets import preset
 from imaml.config.run import Config

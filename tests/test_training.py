@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import imaml
-from imaml.config.method import Method
+from imaml.config.methods import Method
 from imaml.config.presets import PRESETS
 from imaml.config.run import Config, load_config
 from imaml.config.training import Training

@@ -20,7 +20,8 @@ import numpy as np
 import imaml
 from benchmarks.harness import benchmark, figure, interval, say, trained
 from benchmarks.learning.posteriors import WAYS, calibration, scores
-from imaml.config.method import Bayes, Method, NewTask
+from imaml.config.method import Bayes, NewTask
+from imaml.config.methods import Method
 from imaml.domains.fewshot.episodes import Labelled, cross_entropy
 from imaml.training.evaluation import task_keys
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.config.method import Method
+from imaml.config.methods import Method
 from imaml.config.run import Config
 from imaml.core import tree
 from imaml.core.recipes import from_json, kinds_of, to_json

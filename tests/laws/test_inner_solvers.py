@@ -371,7 +371,7 @@ def test_what_these_tests_look_for_is_found():
 
 EDGE = """
 import jax, imaml
-from imaml.config.method import Method
+from imaml.config.methods import Method
 from imaml.training.step import initial_state, make_step
 
 domain, newton = imaml.sinusoid(), imaml.NewtonCG(steps=5, linear=imaml.CG(steps=8))

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..config.method import NewTask, changed
+from ..config.method import NewTask
+from ..config.methods import changed
 from ..config.run import Config
 from ..core.errors import ConfigError
 from ..core.validation import meant

@@ -8,7 +8,6 @@ from .method import FOMAMLRecipe as FOMAMLRecipe
 from .method import IMAMLRecipe as IMAMLRecipe
 from .method import MAMLRecipe as MAMLRecipe
 from .method import MetaSGDRecipe as MetaSGDRecipe
-from .method import Method as Method
 from .method import MethodRecipe as MethodRecipe
 from .method import MomentsRecipe as MomentsRecipe
 from .method import MultitaskRecipe as MultitaskRecipe
@@ -16,7 +15,8 @@ from .method import NewTask as NewTask
 from .method import PosteriorRecipe as PosteriorRecipe
 from .method import ReptileRecipe as ReptileRecipe
 from .method import TransferRecipe as TransferRecipe
-from .method import changed as changed
+from .methods import Method as Method
+from .methods import changed as changed
 from .optimiser import Optimiser as Optimiser
 from .overrides import override as override
 from .overrides import overrides as overrides

@@ -5,9 +5,7 @@ A new method is one class that registers itself with ``@recipe("method")``; docs
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from jax.sharding import Mesh
@@ -16,11 +14,11 @@ from ..bayes.curvature import Quadrature
 from ..bayes.laplace import FORMS
 from ..bayes.methods import EmpiricalBayes, ExpectationMaximisation, IBaML
 from ..core.errors import ConfigError
-from ..core.recipes import Role, former, kinds_of, recipe
-from ..core.validation import meant, require_number, require_one_of, require_whole
+from ..core.recipes import Role, recipe
+from ..core.validation import require_number, require_one_of, require_whole
 from ..domains.base import Domain
 from ..inner.base import InnerSolver
-from ..inner.gradient import GradientDescent
+from ..inner.gradient import GradientDescent, as_descent
 from ..linear.base import LinearSolver
 from ..linear.cg import CG
 from ..meta.accuracy import Tightening, check_accuracy
@@ -407,7 +405,8 @@ class AsReleasedRecipe(Anchored):
     def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
         """Makes the method from its parts."""
         inner = shared.pop("inner")
-        plain = isinstance(inner, GradientDescent) and isinstance(inner.learning_rate, float | int)
+        descent = as_descent(inner)
+        plain = descent is not None and isinstance(descent.learning_rate, float | int)
         if not plain or inner.steps is None or inner.tolerance is not None:
             raise ConfigError(
                 "method: inner: expected GradientDescent(rate, steps=...) with name='as-released', got "
@@ -506,177 +505,3 @@ class MomentsRecipe(Bayesian):
         """Makes the method from its parts."""
         own = {name: getattr(self.bayes, name) for name in ("form", "curvature", "rank")}
         return ExpectationMaximisation(problem, domain.query_loss, whole=domain.whole, **own, **shared)
-
-
-def methods() -> dict[str, type[MethodRecipe]]:
-    """The classes that have registered as methods.
-
-    Returns:
-        The classes by `name`.
-    """
-    return {kind.name: kind for kind in kinds_of("method").values()}
-
-
-def named(name: str) -> type[MethodRecipe]:
-    """The class of a method.
-
-    Args:
-        name: Its `name`, such as "imaml".
-
-    Returns:
-        The class.
-
-    Raises:
-        ConfigError: If there is no such method.
-    """
-    known = methods()
-    if name not in known:
-        raise ConfigError(f"method: name={name!r}{meant(str(name), known)}")
-    return known[name]
-
-
-def Method(name: str = "imaml", **options: Any) -> MethodRecipe:
-    """Makes the recipe of a method by its name.
-
-    Args:
-        name: The method: imaml, maml, fomaml, metasgd, reptile, transfer, multitask, as-released, evidence,
-            moments or posterior.
-        **options: The fields of its class.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        ConfigError: If there is no such method, it lacks an option, or a value is outside its range.
-
-    Example:
-        >>> Method("maml", inner=GradientDescent(0.1, steps=5)).inner.steps
-        5
-    """
-    kind = named(name)
-    return kind(**fitting(kind, options))
-
-
-def changed(method: MethodRecipe, **changes: Any) -> MethodRecipe:
-    """Changes some fields of a method; with ``name=...`` makes another method.
-
-    The other method takes over the fields that both have.
-
-    Args:
-        method: The method to start from.
-        **changes: New values of fields, and perhaps name.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        ConfigError: If the method lacks a field, or values do not go together.
-
-    Example:
-        >>> changed(Method("imaml", strength=0.3, chunk=2), name="maml").chunk
-        2
-    """
-    kind = named(changes.pop("name", method.name))
-    changes = fitting(kind, changes)
-    return kind(**{**carried(method, kind, changes), **changes})
-
-
-def carried(method: MethodRecipe, kind: type[MethodRecipe], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that another method takes over.
-
-    Args:
-        method: The method to start from.
-        kind: The class of the other method.
-        changes: Fields that the other method has from elsewhere.
-
-    Returns:
-        The values of the fields that both have; of one that only the other has, its default.
-    """
-    kept = {f.name: getattr(method, f.name, default_of(f.name)) for f in fields(kind)}
-    if kept.get("strength", 0) is None and issubclass(kind, Anchored):
-        kept["strength"] = default_of("strength")
-    if changes.get("strength", kept.get("strength")) is None and method.new_task is not None:
-        kept["new_task"] = dataclasses.replace(method.new_task, strength=None)
-    return kept
-
-
-def default_of(option: str) -> Any:
-    """The default of an option, the same in all methods that have it.
-
-    Args:
-        option: The name of a field.
-
-    Returns:
-        The default.
-
-    Raises:
-        ConfigError: If no method has such a field.
-    """
-    known = {f.name: f for kind in methods().values() for f in fields(kind)}
-    if option not in known:
-        raise ConfigError(f"method: there is no option {option!r}{meant(option, known)}")
-    made = known[option].default_factory
-    return known[option].default if made is dataclasses.MISSING else made()
-
-
-def fitting(kind: type[MethodRecipe], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a method has.
-
-    Args:
-        kind: The method's class.
-        options: Options by name. One that the method lacks may be given as None (strength), or as the default
-            that it has in other methods.
-
-    Returns:
-        The options without those.
-
-    Raises:
-        ConfigError: If an option that the method lacks has another value.
-    """
-    own = {f.name for f in fields(kind)}
-    for name in set(options) - own:
-        default = default_of(name)
-        usual, value = None if name == "strength" else default, options[name]
-        if value != usual:
-            having = [other.name for other in methods().values() if name in {f.name for f in fields(other)}]
-            raise ConfigError(
-                f"method: expected no {name} with name={kind.name!r}, got {name}={value!r}. Hint: leave it "
-                f"out, or choose name={' or '.join(map(repr, having))}."
-            )
-    return {name: value for name, value in options.items() if name in own}
-
-
-def made(method: MethodRecipe | MetaGradient, domain: Domain, mesh: Mesh | None) -> MetaGradient:
-    """A method that is ready to learn.
-
-    Args:
-        method: A recipe, or a method without or with a mesh of its own.
-        domain: What a recipe is built on.
-        mesh: Devices over which tasks are sharded, where the method does not say.
-
-    Returns:
-        The method.
-
-    Raises:
-        ConfigError: If it is neither.
-    """
-    if isinstance(method, MethodRecipe):
-        return method.build(domain, mesh)
-    if not isinstance(method, MetaGradient):
-        raise ConfigError(
-            "train: expected a method such as imaml.IMAML(problem, query_loss, ...), or a recipe such as "
-            f"imaml.config.Method('imaml'), got method={method!r}."
-        )
-    return method if mesh is None or method.mesh is not None else method.on(mesh)
-
-
-@former("Method")
-def _of_earlier_files(options: Mapping[str, Any]) -> MethodRecipe:
-    """A method as earlier files have it: one kind for all, with the fields of all."""
-    kind = named(options.get("name", "imaml"))
-    own, given = {f.name for f in fields(kind)}, {**options}
-    given.pop("name", None)
-    for name in set(given) - own:
-        default_of(name)  # refuses what no method has
-        del given[name]
-    return kind(**given)

@@ -11,7 +11,8 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..core.recipes import Role, fresh, is_recipe, kinds_of
 from ..core.validation import meant
-from .method import MethodRecipe, carried, fitting, methods, named
+from .method import MethodRecipe
+from .methods import carried, fitting, methods, named
 from .run import Config
 
 

@@ -17,7 +17,7 @@ from ..core.recipes import recipe
 from ..core.solution import Solution
 from ..core.tree import PyTree
 from ..linear.base import LinearSolver, Matvec
-from ..linear.cg import CG
+from ..linear.cg import CG, require_cg
 from ..linear.dense import Dense
 from ..problems.base import Problem
 from ..problems.linearised import anchor_of, refuse_system, solve_anchored
@@ -67,10 +67,7 @@ class NewtonCG(Solver):
     def __post_init__(self) -> None:
         """Check the arguments; raises ConfigError."""
         check_stopping("NewtonCG", self.steps, self.tolerance)
-        if not isinstance(self.linear, CG):
-            raise ConfigError(
-                f"NewtonCG: linear={self.linear!r}; accepted is CG(...), for its curvature test."
-            )
+        require_cg("NewtonCG", self.linear)
         if isinstance(self.halvings, bool) or not isinstance(self.halvings, int) or self.halvings < 1:
             raise ConfigError(
                 f"NewtonCG: halvings={self.halvings!r}; accepted is a whole number of at least 1."

@@ -252,3 +252,17 @@ class CG(Iterative[CGState]):
             negative=state.negative,
             lanczos=(state.coefficients[0], state.coefficients[1]) if self.precondition is None else None,
         )
+
+
+def require_cg(owner: str, solver: object) -> None:
+    """Checks that a solver is CG, where its curvature test is needed.
+
+    Args:
+        owner: What messages call who needs it.
+        solver: The solver.
+
+    Raises:
+        ConfigError: If it is another one.
+    """
+    if not isinstance(solver, CG):
+        raise ConfigError(f"{owner}: linear: expected CG(...), for its curvature test, got {solver!r}.")

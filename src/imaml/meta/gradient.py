@@ -497,3 +497,23 @@ def _count(tasks: PyTree) -> int:
             f"{tree.shapes(tasks)}."
         )
     return counts.pop()
+
+
+def require_method(method: object) -> MetaGradient:
+    """Checks that an argument is a method.
+
+    Args:
+        method: The argument.
+
+    Returns:
+        The method.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    if not isinstance(method, MetaGradient):
+        raise ConfigError(
+            "train: expected a method such as imaml.IMAML(problem, query_loss, ...), or a recipe such as "
+            f"imaml.config.Method('imaml'), got method={method!r}."
+        )
+    return method

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Protocol, Unpack
+from typing import Protocol, Unpack, runtime_checkable
 
 from jax import Array
 
 from ..core.errors import ConfigError
 from ..core.tree import PyTree
 from ..inner.base import InnerSolver
-from ..inner.gradient import GradientDescent
+from ..inner.gradient import GradientDescent, as_descent
 from ..linear.base import LinearSolver
 from ..problems.base import Problem
 from ..problems.losses import Join, joined
@@ -138,10 +138,11 @@ def MetaSGD(
     References:
         Li, Zhou, Chen, Li (2017), equation 2.
     """
-    if not isinstance(inner, GradientDescent):
+    descent = as_descent(inner)
+    if descent is None:
         raise ConfigError(f"MetaSGD: inner: expected a GradientDescent(rate, steps=...), got {inner!r}.")
-    if isinstance(inner.learning_rate, float | int):
-        inner = replace(inner, learning_rate=learned(inner.learning_rate, per="parameter"))
+    if isinstance(descent.learning_rate, float | int):
+        inner = replace(descent, learning_rate=learned(inner.learning_rate, per="parameter"))  # type: ignore[arg-type]
     return MetaGradient(problem, query_loss, inner=inner, rule=unrolled(), **options)
 
 
@@ -213,6 +214,7 @@ def Reptile(
     return MetaGradient(problem, query_loss, inner=inner, rule=rule, **options)
 
 
+@runtime_checkable
 class JointDomain(Protocol):
     """A domain with a loss over the classes of all tasks."""
 
@@ -272,7 +274,7 @@ def Joint(
     References:
         Caruana (1997), Multitask learning.
     """
-    if not all(hasattr(domain, name) for name in ("joint_loss", "wide", "narrow", "whole", "query_loss")):
+    if not isinstance(domain, JointDomain):
         raise ConfigError(
             "Joint: domain: expected one with a loss over all classes, such as imaml.characters(), got "
             f"{type(domain).__name__}. Hint: Joint(domain, domain.problem(None), inner=...)."

@@ -14,7 +14,8 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from optax import GradientTransformation
 
-from ..config.method import MethodRecipe, made
+from ..config.method import MethodRecipe
+from ..config.methods import made
 from ..config.optimiser import Optimiser, Outer, outer
 from ..config.run import Config
 from ..config.training import Training
