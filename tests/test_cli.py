@@ -192,7 +192,7 @@ BAD = {
     "folder below a file": (["train", "--out={root}/full/something/run"], "cannot be written"),
     "folder not writable": (["train", "--out=/proc/run"], "cannot be written"),
     # data
-    "data for characters": ([*TRAIN, "--data={root}/data"], "reads no data"),
+    "data for characters": ([*TRAIN, "--data={root}/data"], "expected a run that reads data"),
     "data not said": (IMAGES, "Pass --data PATH"),
     "data missing": ([*IMAGES, "--data={root}/nowhere"], "no such folder"),
     "class with one image": ([*IMAGES, "--data={root}/thin"], "a.png|1 image|images"),
@@ -209,7 +209,7 @@ BAD = {
         ["train", "omniglot-5w1s", "--out={root}/new", "--data={root}/nowhere"],
         "no such file",
     ),
-    "data of a sinusoid": (["evaluate", WAVES, "--data={root}/data"], "reads no data"),
+    "data of a sinusoid": (["evaluate", WAVES, "--data={root}/data"], "expected a run that reads data"),
     "data action": (["data", "lits"], "did you mean list?"),
     "data name": (["data", "check", "omniglob"], "NAME: expected one of omniglot, got 'omniglob'"),
     # artefacts

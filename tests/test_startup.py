@@ -11,7 +11,7 @@ import imaml
 from imaml.cli import startup
 
 PROGRAM = """
-from imaml.startup import prepare_jax
+from imaml.cli.startup import prepare_jax
 prepare_jax()
 import jax
 print(jax.device_count())
