@@ -164,6 +164,7 @@ def assemble(config: Config, domain: Domain | None = None) -> Experiment:
     built: Any = config.domain.build() if domain is None else domain
     mesh = devices_mesh(in_step(built, config.training.tasks))
     method = config.method.build(built, mesh)
+    config = dataclasses.replace(config, domain=built.recipe)  # it knows the layout of its data
     return Experiment(built, method, outer(config.optimiser, config.training.steps), config.training, config)
 
 

@@ -153,9 +153,9 @@ class TablesInterface(DomainBase):
         whose = dict.fromkeys([*self._tasks_of(support), *self._tasks_of(query)])
         if len(whose) > 1:
             raise DataError(
-                f"{query.source}: has rows of other tasks than {support.source} ({self.recipe.task!r}: "
-                f"{', '.join(list(whose)[:3])}); accepted are rows of the task that is "
-                "learned from, or rows without that column."
+                f"query: expected rows of the task in {support.source}, got {query.source} with rows of other "
+                f"tasks ({self.recipe.task!r}: {', '.join(list(whose)[:3])}). Hint: keep one task's rows, or "
+                "leave out that column."
             )
         target, found = self.target, predictor.predict(query)
         rows: list[dict[str, Any]] = [{"row": i + 1, target.name: _plain(a)} for i, a in enumerate(found)]
