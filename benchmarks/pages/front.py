@@ -2,8 +2,8 @@
 
     python -m benchmarks run front     # draws docs/figures/front.png
 
-The artefact is the committed one of `imaml train characters-5w1s`. The task has the median accuracy of 101 test
-tasks; among equals, it is the first.
+The artefact is the committed one of `imaml train characters-5w1s`. The task has the median accuracy of 101
+test tasks; among equals, it is the first.
 """
 
 from dataclasses import replace
