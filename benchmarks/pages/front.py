@@ -28,7 +28,7 @@ def answered(learner, task):
 
 
 def tile(panel, image, colour, wrong=False):
-    """Draws an image in a frame of its class's colour; crosses a wrong one, as colours are not for everyone."""
+    """Draws an image in a frame of its class's colour, with a cross if that is wrong."""
     panel.axis("on")
     panel.imshow(1 - np.asarray(image)[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     panel.set(xticks=[], yticks=[])
