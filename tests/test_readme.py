@@ -1,4 +1,4 @@
-"""What the README shows runs, word for word, and what it links to is there."""
+"""What the README and its pages show runs, word for word, and what they link to is there."""
 
 import os
 import re
@@ -10,16 +10,40 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+QUICK = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
-def test_the_example_is_the_file_and_runs():
-    shown = re.search(r"<!-- (examples/\S+) -->\n```python\n(.*?)```", README, re.DOTALL)
-    assert shown is not None
-    file = ROOT / shown[1]
-    assert shown[2] == file.read_text()
-    assert len(shown[2].splitlines()) <= 28
-    assert "jax.jit(method)" in shown[2]
-    assert "method.check(known)" in shown[2]  # under jit nothing else says that a task was excluded
+def shown(page):
+    """Returns the example file that a page shows, and the text that it shows."""
+    found = re.search(r"<!-- (examples/\S+) -->\n```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert found is not None
+    return ROOT / found[1], found[2]
+
+
+def test_it_fits_on_one_page():
+    assert len(README.splitlines()) <= 180
+    assert len(re.findall(r"^\| .* \| `.*` \|", README, re.MULTILINE)) in range(6, 11)  # results
+
+
+def test_the_example_is_the_file_trains_and_adapts(tmp_path):
+    file, text = shown("README.md")
+    assert text == file.read_text()
+    assert len([line for line in text.splitlines() if line]) <= 15
+    done = subprocess.run(
+        [sys.executable, str(file)], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=QUICK
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = map(float, re.findall(r"\d+\.\d*", done.stdout))
+    assert 300 < first < second < 350  # the person gains about 6.5 a day from 280
+
+
+def test_the_first_gradient_is_the_file_and_runs():
+    file, text = shown("docs/first_gradient.md")
+    assert text == file.read_text()
+    assert len(text.splitlines()) <= 28
+    assert "jax.jit(method)" in text
+    assert "method.check(known)" in text  # under jit nothing else says that a task was excluded
     done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "16 x CONVERGED" in done.stdout
@@ -37,16 +61,24 @@ def test_an_algorithm_of_one_s_own_is_short_and_finds_the_family_s_middle():
     assert abs(second + 1) < 0.1
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_index_has_every_page():
+    index = (ROOT / "docs/README.md").read_text()
+    for page in PAGES[1:]:
+        assert page.name == "README.md" or f"({page.relative_to(ROOT / 'docs')})" in index, page
 
 
 def test_commands_exist():
     from imaml.cli.main import COMMANDS
     from imaml.config.presets import PRESETS
 
-    for command, word in re.findall(r"^imaml (\w+) (\S+)", README, re.MULTILINE):
+    text = "\n".join(page.read_text() for page in PAGES)
+    for command, word in re.findall(r"^imaml (\w+) (\S+)", text, re.MULTILINE):
         assert command in COMMANDS
         if command == "train" and not word.startswith("-"):
             assert word in PRESETS
@@ -66,9 +98,8 @@ EXAMPLES = ("energy", "actor_critic", "game", "trajectory", "q_learning", "inpai
 def test_examples_of_inner_algorithms_run(name):
     file = ROOT / f"examples/{name}.py"
     assert len(file.read_text().splitlines()) < 120
-    quick = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, str(file), "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=quick)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=QUICK)
     assert done.returncode == 0, done.stderr
     assert re.search(r"before adaptation: .*\d", done.stdout)
     assert re.search(r"^after: .*\d", done.stdout, re.MULTILINE)

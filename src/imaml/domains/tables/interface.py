@@ -153,8 +153,8 @@ class TablesInterface(DomainBase):
         whose = dict.fromkeys([*self._tasks_of(support), *self._tasks_of(query)])
         if len(whose) > 1:
             raise DataError(
-                f"query: expected rows of the task in {support.source}, got {query.source} with rows of other "
-                f"tasks ({self.recipe.task!r}: {', '.join(list(whose)[:3])}). Hint: keep one task's rows, or "
+                f"query: expected rows of the task in {support.source}, got {query.source} with rows of "
+                f"other tasks ({self.recipe.task!r}: {', '.join(list(whose)[:3])}). Hint: keep one task's rows, or "
                 "leave out that column."
             )
         target, found = self.target, predictor.predict(query)
