@@ -1,5 +1,6 @@
 """The public names, and where each is defined; `__init__.py` reads this list."""
 
+from . import config as config
 from .bayes.curvature import Quadrature as Quadrature
 from .bayes.laplace import Laplace as Laplace
 from .bayes.laplace import log_evidence as log_evidence

@@ -13,7 +13,8 @@ from ..core.errors import ConfigError
 from ..core.recipes import Role, from_json, parsed, recipe
 from ..core.recipes import to_json as to_json
 from ..domains.fewshot.domain import FewShotRecipe
-from .method import IMAMLRecipe, MethodRecipe
+from .method import MethodRecipe
+from .methods import Method
 from .optimiser import Optimiser
 from .training import Training
 
@@ -38,7 +39,7 @@ class Config:
     """
 
     domain: Annotated[Any, Role("domain")] = field(default_factory=FewShotRecipe)
-    method: Annotated[MethodRecipe, Role("method")] = field(default_factory=IMAMLRecipe)
+    method: Annotated[MethodRecipe, Role("method")] = field(default_factory=Method)
     optimiser: Optimiser = field(default_factory=Optimiser)
     training: Training = field(default_factory=Training)
 

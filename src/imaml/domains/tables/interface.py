@@ -154,8 +154,8 @@ class TablesInterface(DomainBase):
         if len(whose) > 1:
             raise DataError(
                 f"query: expected rows of the task in {support.source}, got {query.source} with rows of "
-                f"other tasks ({self.recipe.task!r}: {', '.join(list(whose)[:3])}). Hint: keep one task's rows, or "
-                "leave out that column."
+                f"other tasks ({self.recipe.task!r}: {', '.join(list(whose)[:3])}). Hint: keep one task's "
+                "rows, or leave out that column."
             )
         target, found = self.target, predictor.predict(query)
         rows: list[dict[str, Any]] = [{"row": i + 1, target.name: _plain(a)} for i, a in enumerate(found)]
