@@ -52,7 +52,9 @@ def main(run):
     widths = [1, 0.45, *[1] * QUERIES, 0.45, *[1] * QUERIES]
     how = {"figsize": (9.5, 6), "facecolor": "none", "gridspec_kw": {"width_ratios": widths}}
     path = run.place("front.png")
-    with figure(path, 5, len(widths), **how) as (_, panels):
+    with figure(path, 5, len(widths), **how) as (drawn, panels):
+        drawn.set_layout_engine(None)  # the engine widens tiles below long heads
+        drawn.subplots_adjust(0.005, 0.01, 0.995, 0.94, wspace=0.06, hspace=0.06)
         for panel in panels.flat:
             panel.axis("off")
         for way, row in enumerate(panels):
@@ -60,7 +62,7 @@ def main(run):
             for first, said in answers.items():
                 for panel, at in zip(row[first:], np.flatnonzero(labels == way)[:QUERIES], strict=False):
                     tile(panel, query.images[at], COLOURS[said[at]], said[at] != way)
-        heads = {0: "one example each", BEFORE: "before adaptation", AFTER: "after adaptation"}
+        heads = {0: "example", BEFORE: "before adaptation", AFTER: "after adaptation"}
         for column, head in heads.items():
             share = f": {np.mean(answers[column] == labels):.0%} right" if column else ""
             style = {"color": GREY, "fontsize": 13, "fontweight": "bold"}

@@ -101,7 +101,7 @@ def test_not_a_number_is_told():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: imaml.NewtonCG(steps=1, linear=imaml.Dense()), "accepted is CG"),
+        (lambda: imaml.NewtonCG(steps=1, linear=imaml.Dense()), "linear: expected CG"),
         (lambda: imaml.NewtonCG(steps=1, halvings=0), "halvings=0"),
         (
             lambda: imaml.NewtonCG(steps=1)(imaml.fixed_point(lambda p, t, b: p), jnp.ones(1), None),
