@@ -8,6 +8,8 @@ from benchmarks.numerics import adversarial
 
 from imaml.meta import certificate
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"evaluations": 300, "seed": 11, "strategies": ("random", "ascent")}
 SEARCHES = [
     ("ridge, 2", "plain", "float64"),

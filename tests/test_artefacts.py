@@ -39,6 +39,7 @@ def test_an_artefact_reads_drawn_characters_from_one_example_each(file):
     assert np.mean(right) > 0.75
 
 
+@pytest.mark.slow
 def test_a_posterior_is_less_sure_of_a_drawing_of_no_class_known_and_answers_one_by_one():
     learned = imaml.load(FOLDER / "omniglot-5w1s.safetensors")
     domain = imaml.characters(ways=learned.config.domain.ways, shots=1, queries=3)

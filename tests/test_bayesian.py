@@ -200,6 +200,7 @@ def query_loss(phi, theta, batch):
 FORMS = ({}, {"form": "low-rank", "rank": 3}, {"curvature": "hessian"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per", LOGS)
 def test_posterior_and_evidence_are_the_closed_form(per):
     """Mean, covariance, what follows for new rows, log evidence; tasks of 1 to 9 rows, padded to 9."""
@@ -566,6 +567,7 @@ def test_a_last_layer_posterior_is_that_of_the_head_given_the_rest():
     assert np.all(less[:, 0, 0] < more[:, 0, 0])
 
 
+@pytest.mark.slow
 def test_forms_of_a_network_s_posterior():
     """The diagonal is the dense one's; low rank is exact from as many directions as rows."""
     problem, rows = network_problem("parameter"), network_rows(6)
@@ -613,6 +615,7 @@ def test_roots_of_a_low_rank_precision_have_derivatives_whatever_its_rank():
     close(jax.grad(logs)(1.0), exact, 1e-10)
 
 
+@pytest.mark.slow
 def test_large_vectors_are_worked_on_one_after_another_to_the_same_end(monkeypatch):
     """The posterior's outputs, exact and stochastic determinants, and their gradients."""
     problem, rows = network_problem("parameter"), network_rows(6)
@@ -655,6 +658,7 @@ def test_class_probabilities_against_the_integral():
 
 
 # Precisions that are matrices, in the methods that were there before.
+@pytest.mark.slow
 @pytest.mark.parametrize("per", ["dense", "low-rank"])
 def test_imaml_learns_precisions_that_are_matrices(per):
     """Its gradient equals central differences of the validation loss; a certified bound holds."""

@@ -90,6 +90,7 @@ def test_lines_of_code_are_those_with_code():
     assert code_lines(text) == 4
 
 
+@pytest.mark.slow
 def test_the_theory_bench_has_the_exponents_of_theorem_1(tmp_path, capsys):
     """Nesterov and CG with the root of the condition number, gradient descent with itself; bounds bound."""
     assert harness.start("theory", ["--quick", f"--out={tmp_path / 'plots' / 'theory.json'}"]) == 0

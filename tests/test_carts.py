@@ -93,6 +93,7 @@ def test_returns_are_the_environment_s_under_jit_and_vmap():
     assert np.all(found["random_pushes"] < 60)
 
 
+@pytest.mark.slow
 def test_the_meta_gradient_equals_central_differences():
     domain = small(hidden=(4,))
     task, theta = in_double((domain.sample(jax.random.key(0), "train"), domain.init(jax.random.key(1))))

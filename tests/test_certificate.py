@@ -71,6 +71,7 @@ def drawn(kind):
     return certificates.problems(kind, 15, seed=1, linear=(5,))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ranks_mixed", "optimised")
 @pytest.mark.parametrize("kind", certificates.KINDS)
 def test_a_bound_bounds_the_true_error_and_is_near_it(kind):
@@ -124,6 +125,7 @@ def error(rule, distance, problem=PROBLEM):
 DISTANCES = np.geomspace(1e-4, 1e-1, 7)
 
 
+@pytest.mark.slow
 def test_the_correction_makes_the_error_fall_with_the_square_of_the_distance():
     exponents = {}
     for correct in (False, True):
@@ -134,6 +136,7 @@ def test_the_correction_makes_the_error_fall_with_the_square_of_the_distance():
     assert exponents[True] > 1.8
 
 
+@pytest.mark.slow
 def test_the_corrected_gradient_has_a_bound_of_its_own():
     rule = imaml.implicit(imaml.CG(steps=3), certify=True, correct=True)
     for distance in DISTANCES:
@@ -256,6 +259,7 @@ def test_the_estimate_is_zero_only_where_the_solves_are_exact():
 TASKS = imaml.Task(*(jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), part) for part in (SUPPORT, QUERY)))
 
 
+@pytest.mark.slow
 def test_certificates_of_tasks_travel_in_the_metrics_and_change_no_gradient():
     """Under vmap and in chunks, with the same meta-gradient as without."""
     query_loss = lambda phi, theta, batch: loss(phi, batch)  # noqa: E731
@@ -329,6 +333,7 @@ def test_gauss_newton_of_a_domain_by_its_recipe(name):
     assert from_json(to_json(recipe)) == recipe
 
 
+@pytest.mark.slow
 def test_training_certifies_every_so_many_steps(tmp_path):
     """The journal has the estimate in every line, the bound where a certified step was; theta is the same."""
     domain = imaml.linear_gaussian(features=3, shots=4, queries=4)
@@ -398,6 +403,7 @@ def test_progress_says_what_is_known(event, words, tmp_path, capsys):
     assert ("gradient error" in printed or "certified" in printed) == bool(words)
 
 
+@pytest.mark.slow
 def test_an_accuracy_that_tightens():
     """By its formula; in jit, on one device and two; and the products spent grow as it tightens."""
     asked = imaml.Tightening(first=0.2, last=1e-6, pace=2.0, power=3.0)
@@ -426,6 +432,7 @@ def test_an_accuracy_that_tightens():
     assert float(jnp.linalg.norm(gradient - exact)) <= 1e-6 * float(jnp.linalg.norm(exact))
 
 
+@pytest.mark.slow
 def test_training_tightens_and_logs_how_steps_are_spread(tmp_path):
     domain = imaml.linear_gaussian(features=6, shots=8, queries=4)
     recipe = Method(

@@ -54,6 +54,7 @@ def test_the_fastest_that_fits_is_chosen_once_and_kept(monkeypatch, cache):
     assert len(json.loads(cache.read_text())) == 1
 
 
+@pytest.mark.slow
 def test_a_run_has_the_number_and_goes_on_with_it(tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     words = ["--method.chunk=auto", f"--out={out}", *SMALL, "--training.test_tasks=0"]

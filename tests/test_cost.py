@@ -128,6 +128,7 @@ def test_bench_refuses(capsys, tmp_path):
     assert main(["bench", "omniglot-5w1s", f"--data={tmp_path / 'none'}"]) == 2
 
 
+@pytest.mark.slow
 def test_counts_of_whole_steps_are_the_committed_ones():
     """In a process of its own, compiled as users compile it: float32, optimised."""
     command = [sys.executable, "-m", "benchmarks", "run", "counts", "--check"]

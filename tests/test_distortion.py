@@ -78,6 +78,7 @@ def test_amount_scales_the_deviations():
         assert 1.9 < ratio < 2.1
 
 
+@pytest.mark.slow
 def test_only_training_tasks_are_distorted():
     plain = imaml.characters(ways=3, filters=4)
     distorted = imaml.characters(ways=3, filters=4, distortion=1.0)

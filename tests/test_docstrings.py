@@ -26,6 +26,7 @@ sys.exit(bool(failed))
 """
 
 
+@pytest.mark.slow
 def test_examples_in_docstrings():
     run = subprocess.run(
         [sys.executable, "-c", RUNNER], capture_output=True, text=True, check=False, env=QUICK
@@ -37,6 +38,7 @@ def test_examples_in_docstrings():
 PAGES = [("gotchas", 8), ("methods", 2), ("certificates", 1), ("bayes", 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "least"), PAGES)
 def test_examples_in_the_documents(page, least):
     text = (Path(__file__).parent.parent / "docs" / f"{page}.md").read_text()

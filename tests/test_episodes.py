@@ -123,6 +123,7 @@ def test_a_task_is_in_one_symmetry_as_a_whole():
 GROUPS = tuple("abcabcabcabd" + "b" * 12)  # of the train split's classes: 4 a, 4 b, 3 c, 1 d, in turn
 
 
+@pytest.mark.slow
 def test_tasks_within_one_group():
     options = {"ways": 4, "queries": 2, "filters": 4, "rotations": False}
     domain = imaml.image_tasks(table(groups=GROUPS), within=1.0, **options)

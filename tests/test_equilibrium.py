@@ -34,6 +34,7 @@ def cotangent_of(problem, phi, theta, batch, v, linear):
     return found
 
 
+@pytest.mark.slow
 @solvers
 @pytest.mark.parametrize("seed", range(3))
 def test_soft_q_learning_has_its_closed_form(seed, linear):
@@ -186,6 +187,7 @@ def test_values_are_those_of_the_process():
     np.testing.assert_allclose(planned, optimal(process, 0.5), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(), (6,)], ids=["tabular", "network"])
 @pytest.mark.parametrize("judge", ["return", "bellman"])
 def test_the_meta_gradient_of_mazes_equals_central_differences(judge, hidden):
@@ -213,6 +215,7 @@ def test_the_meta_gradient_of_mazes_equals_central_differences(judge, hidden):
     assert along == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_mazes_train_from_the_command_line_s_recipes_and_are_loaded_again(tmp_path):
     from imaml.config.methods import Method
     from imaml.config.optimiser import Optimiser

@@ -78,6 +78,7 @@ def soft_case(how, row):
     return float(jnp.linalg.norm(gradient - truth)), float(jnp.linalg.norm(truth)), known
 
 
+@pytest.mark.slow
 def test_the_bound_holds_where_a_sample_along_the_newton_step_missed_the_change():
     off, size, known = soft_case("certified", [0.0, 3.0])
     assert off == pytest.approx(0.2128 * size, rel=1e-3)
@@ -86,6 +87,7 @@ def test_the_bound_holds_where_a_sample_along_the_newton_step_missed_the_change(
     assert known.linear_status.certification is Certification.PROVED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("angle", ANGLES)
 def test_a_query_row_in_any_direction_is_bounded(how, angle):
@@ -263,6 +265,7 @@ def solved(problem, query_loss, theta):
     return case, unravel(phi), ravel_pytree(system.gradient(u))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRADES)
 def test_each_grade_says_what_it_rests_on_and_holds(name):
     problem, query_loss, options, expected = GRADES[name]
@@ -299,6 +302,7 @@ def test_an_indefinite_gauss_newton_problem_is_not_certified():
     assert known.stats.error_bound == jnp.inf
 
 
+@pytest.mark.slow
 def test_too_few_steps_are_said():
     """A Newton step of one product does not come near the solution of a problem with curved directions."""
     problem = imaml.proximal(logistic, 1e-3, convex=True)
@@ -323,6 +327,7 @@ def test_declared_constants_are_checked():
         imaml.implicit_vjp(problem, THETA, THETA, SUPPORT, THETA, linear=imaml.CG(), certify=True)
 
 
+@pytest.mark.slow
 def test_float32_is_bounded_too():
     """The reference is of float64, from the same numbers."""
     cast = lambda tree, dtype: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)  # noqa: E731

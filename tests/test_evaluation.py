@@ -47,6 +47,7 @@ def test_a_theta_that_is_not_finite_or_huge_has_failed_tasks_and_no_score(value)
     assert "broken: 4 of 4 tasks have no finite score" in str(beside)
 
 
+@pytest.mark.slow
 def test_classes_told_by_outputs_that_are_not_finite_are_wrong_and_have_no_calibration_error():
     domain = imaml.characters(ways=2, shots=1, queries=1, filters=4)
     found = evaluate_theta(domain, method(domain), spoilt(domain, np.nan), tasks=2)

@@ -23,7 +23,7 @@ learner = imaml.load(sys.stdin.read())
 print(learner.adapt([[0.0], [0.5], [1.0]], [[1.0], [0.61], [0.37]]).predict([[1.5]])[0, 0])
 """
 
-pytestmark = pytest.mark.usefixtures("ranks_mixed")
+pytestmark = [pytest.mark.usefixtures("ranks_mixed"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

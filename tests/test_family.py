@@ -144,6 +144,7 @@ def test_meta_sgd_learns_the_rates_by_the_same_gradient(per):
     assert float(jnp.linalg.norm(ravel_pytree(gradient.log_rate)[0])) > 1e-3
 
 
+@pytest.mark.slow
 def test_as_released_is_the_dense_solution_of_its_own_system():
     """((1 + damping) I + H / (strength + shift)) u = v where plain descent went, pulled back once."""
     rule = imaml.as_released(imaml.CG(tolerance=1e-13), damping=0.7, shift=9.0)
@@ -240,6 +241,7 @@ def test_unrolled_to_convergence_on_the_anchored_problem_is_implicit():
     close(gradient, exact, 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(name):
     """Shapes and finiteness, the same for the same key, a step that lowers the loss, compiled once."""
@@ -447,6 +449,7 @@ def test_a_new_task_starts_with_a_fresh_head_on_what_was_learned():
     assert int(solution.stats.steps) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods())
 @pytest.mark.usefixtures("ranks")
 def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):

@@ -42,6 +42,7 @@ def small(name):
     return domain, *in_double((task, domain.init(jax.random.key(1))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOMAINS)
 def test_each_player_has_the_slope_of_its_own_loss_alone(name):
     """By central differences of either loss in its own player's parameters."""

@@ -105,6 +105,7 @@ def train(**options):
         return imaml.train(DOMAIN, METHOD, imaml.Optimiser("adam", 1e-3, "constant"), **(OPTIONS | options))
 
 
+@pytest.mark.slow
 def test_a_validation_that_was_interrupted_is_repeated(tmp_path, monkeypatch):
     """The run that went on has the same parameters and validations as one without an interruption."""
     whole = train(out=tmp_path / "whole")

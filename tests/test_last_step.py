@@ -71,6 +71,7 @@ def test_one_newton_step_has_the_implicit_formula_one_step_late():
         np.testing.assert_allclose(metrics.inner_residual[0], jnp.linalg.norm(RESIDUAL(after)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_its_error_falls_with_the_distance_and_that_of_a_gradient_step_does_not():
     off = {"newton": [], "implicit": [], "gradient step": []}
     rules = {

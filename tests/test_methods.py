@@ -352,6 +352,7 @@ for linear in (imaml.CG(steps=5), imaml.BiCGStab(), imaml.Dense()):
 """
 
 
+@pytest.mark.slow
 def test_float32_in_a_process_of_its_own():
     """Without x64, as users run it: three solvers, one gradient, to some hundred times float32's rounding."""
     run = subprocess.run([sys.executable, "-c", SINGLE], capture_output=True, text=True, check=False)

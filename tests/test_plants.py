@@ -50,6 +50,7 @@ def test_a_quadrotor_hovers_and_its_thrust_points_where_it_is_tilted():
     np.testing.assert_allclose(left, [-GRAVITY * np.sin(0.3), GRAVITY * (np.cos(0.3) - 1), 0], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_plan_is_differentiated_as_differences_say():
     """In one direction of phi, by central differences of plans that are made anew."""
     domain = imaml.plants(horizon=15, hidden=(6,), iterations=300, tolerance=1e-11, judge="control")

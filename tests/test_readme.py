@@ -50,6 +50,7 @@ def test_the_first_gradient_is_the_file_and_runs():
     assert "nan" not in done.stdout
 
 
+@pytest.mark.slow
 def test_an_algorithm_of_one_s_own_is_short_and_finds_the_family_s_middle():
     file = ROOT / "examples/own_algorithm.py"
     assert len(file.read_text().splitlines()) < 60
@@ -94,6 +95,7 @@ def test_the_table_is_what_the_result_files_say():
 EXAMPLES = ("energy", "actor_critic", "game", "trajectory", "q_learning", "inpainting", "generation", "carts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_of_inner_algorithms_run(name):
     file = ROOT / f"examples/{name}.py"

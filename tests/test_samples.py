@@ -19,6 +19,7 @@ def written(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["support", "query"])
 def test_what_is_read_is_the_task(written, part):
     task = DOMAIN.sample(jax.random.key(3), "test")

@@ -57,6 +57,7 @@ def test_compiled_programs_are_kept_where_jax_is_imported_already(tmp_path):
     assert list(elsewhere.glob("*-cache"))
 
 
+@pytest.mark.slow
 def test_a_second_training_run_compiles_no_step(tmp_path):
     words = ["--steps=1", "--tasks=2", "--domain.hidden=4", "--method.inner.steps=1"]
     words += ["--method.linear.steps=1", "--training.validate_every=0", "--training.test_tasks=0", "--quiet"]

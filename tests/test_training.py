@@ -424,6 +424,7 @@ def final(out):
     return read_artefact(out)[0], record["tree"], {k: v for k, v in record["note"].items() if k != "seconds"}
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     cache, out, errors = tmp_path / "cache", tmp_path / "killed", tmp_path / "stderr"
     whole = start(tmp_path / "whole", cache, *KILLED)

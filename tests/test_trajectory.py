@@ -43,6 +43,7 @@ def dense(plant, parameters, start):
     return jnp.linalg.solve(jax.hessian(flat)(zero), -jax.grad(flat)(zero)).reshape(HORIZON, CONTROLS)
 
 
+@pytest.mark.slow
 def test_lqr_is_the_closed_form_in_both_modes():
     plant, (parameters, start) = linear_plant(), matrices()
     guess = jnp.zeros((HORIZON, CONTROLS))
@@ -61,6 +62,7 @@ def test_lqr_is_the_closed_form_in_both_modes():
     np.testing.assert_allclose(forward, other, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_controls_at_their_limits_stay_there_and_the_others_are_the_solution_given_them():
     plant, (parameters, start) = linear_plant(-0.4, 0.5), matrices(3)
     guess = jnp.zeros((HORIZON, CONTROLS))
@@ -96,6 +98,7 @@ def swing():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_derivative_of_a_swing_up_is_that_of_differences():
     plant, p, start = swing(), jnp.array([1.0, 0.1]), jnp.array([jnp.pi, 0.0])
     guess = 0.1 * jnp.ones((40, 1))

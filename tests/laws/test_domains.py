@@ -30,7 +30,7 @@ from imaml.domains.tables.domain import TablesRecipe
 from imaml.report.examples import examples
 from imaml.report.run_page import write_report
 
-pytestmark = pytest.mark.usefixtures("ranks_mixed")
+pytestmark = [pytest.mark.usefixtures("ranks_mixed"), pytest.mark.slow]
 TINY = [
     FewShotRecipe(ways=3, queries=2, filters=4, normalisation="inductive"),
     SinusoidRecipe(shots=4, queries=3, hidden=6),
