@@ -59,7 +59,8 @@ def Method(name: str = "imaml", **options: Any) -> MethodRecipe:
         ConfigError: If there is no such method, it lacks an option, or a value is outside its range.
 
     Example:
-        >>> Method("maml", inner=GradientDescent(0.1, steps=5)).inner.steps
+        >>> import imaml
+        >>> Method("maml", inner=imaml.GradientDescent(0.1, steps=5)).inner.steps
         5
     """
     kind = named(name)
