@@ -60,9 +60,10 @@ def main(run):
             for first, said in answers.items():
                 for panel, at in zip(row[first:], np.flatnonzero(labels == way)[:QUERIES], strict=False):
                     tile(panel, query.images[at], COLOURS[said[at]], said[at] != way)
-        heads = {0: "one example each", BEFORE: "before adaptation", AFTER: "after adaptation"}
+        heads = {0: "one example", BEFORE: "before adaptation", AFTER: "after adaptation"}
+        style = {"color": GREY, "fontsize": 13, "fontweight": "bold", "loc": "left", "pad": 10}
+        panels[0, 1].set_title(" ", **style)  # keeps the line's height, which the heads do not claim:
         for column, head in heads.items():
             share = f": {np.mean(answers[column] == labels):.0%} right" if column else ""
-            style = {"color": GREY, "fontsize": 13, "fontweight": "bold"}
-            panels[0, column].set_title(head + share, loc="left", pad=10, **style)
+            panels[0, column].set_title(head + share, **style).set_in_layout(False)  # nor their width
     print(path)
