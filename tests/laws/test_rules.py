@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ def loaded(path):
     """The module in a file of the documents."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look up the names in annotations
     spec.loader.exec_module(module)
     return module
 
