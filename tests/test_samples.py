@@ -62,7 +62,7 @@ def test_the_command_writes_what_adapt_reads(tmp_path, capsys):
     out = tmp_path / "my"
     words = ["sample", "--out", str(out), "--domain.ways=3", "--domain.queries=4", "--seed", "1"]
     assert main(words) == 0
-    assert "holds a task: 3 support and 12 query examples" in capsys.readouterr().out
+    assert "holds a task: 3 support examples to adapt to, 12 query examples" in capsys.readouterr().out
     files = ["--support", str(out / "support"), "--query", str(out / "query")]
     with jax.numpy_rank_promotion("allow"):  # networks add a bias to every row
         assert main(["adapt", "artefacts/omniglot-5w1s.safetensors", *files]) == 0
