@@ -550,6 +550,7 @@ def test_the_gradient_of_ibaml_equals_central_differences(per, form):
 
 
 # Posteriors of networks, and classes.
+@pytest.mark.slow
 def test_a_last_layer_posterior_is_that_of_the_head_given_the_rest():
     problem, rows = network_problem("dense"), network_rows(8)
     theta = problem.parameters(NETWORK_MEAN)

@@ -362,6 +362,7 @@ while sys.stdin.readline():
 """
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
     chance = random.Random(0)
     checkpoints = Checkpoints(tmp_path / "checkpoints")

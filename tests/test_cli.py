@@ -390,6 +390,7 @@ def test_other_bad_calls_from_python(learner, place):
         imaml.load(place / "flipped.safetensors")
 
 
+@pytest.mark.slow
 def test_runs_are_scored_beside_others_on_the_same_tasks(place, capsys):
     """Differences are those of the means; a run beside itself differs by nothing."""
     waves = str(place / "waves")
@@ -573,6 +574,7 @@ def test_a_bad_input_in_a_process_of_its_own(case, place):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_go_on(place):
     out = place / "stopped"

@@ -101,6 +101,7 @@ def test_a_method_that_fails_does_not_break_off_the_others(small, tmp_path, monk
     assert again == summary
 
 
+@pytest.mark.slow
 def test_the_checkpoint_that_is_tested_is_the_best_on_validation_tasks(small, tmp_path):
     """Of those with as many tasks as all have seen, for the scores at equal tasks."""
     summary, _ = run(small, tmp_path / "out", ("fomaml", "imaml"))
@@ -137,6 +138,7 @@ def test_the_best_checkpoint_is_so_in_the_scores_own_sense_and_not_a_failed_one(
     assert [comparison._best(down, tmp_path, most) for most in (2, 20)] == [2, 3]
 
 
+@pytest.mark.slow
 def test_what_is_done_is_kept_and_what_was_cut_off_goes_on(small, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(small, out, ("imaml",))

@@ -112,6 +112,7 @@ def test_a_preset_is_measured(capsys):
     assert found["ms_min"] <= found["ms_median"] <= found["ms_max"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(capsys, tmp_path):
     assert main(["train", "sinusoid", "--dry-run", f"--out={tmp_path / 'run'}", *SMALL]) == 0
     out = capsys.readouterr().out

@@ -247,6 +247,7 @@ def test_mazes_train_from_the_command_line_s_recipes_and_are_loaded_again(tmp_pa
         Method(strength=0.5, linear=imaml.Dense(), curvature="gauss-newton").build(domain)
 
 
+@pytest.mark.slow
 def test_lakes_are_gymnasium_s_frozen_lake():
     """The same probabilities and rewards for the same map, as slippery; and there is a way through."""
     from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
@@ -272,6 +273,7 @@ def test_lakes_are_gymnasium_s_frozen_lake():
         assert optimal(process, 0.95)[0].max() > 0
 
 
+@pytest.mark.slow
 def test_every_lake_has_a_dry_way_through_it():
     domain = imaml.mazes(side=4, maps="lakes", holes=0.8, walls=0.0, slip=0.0)
     lakes = jax.vmap(lambda key: domain.draw(key, "test"))(jax.random.split(KEY, 50))

@@ -399,6 +399,7 @@ def ranks():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ranks")
 def test_transfer_learns_to_tell_all_classes_apart():
     """Its gradient is that of one cross-entropy over all classes; with one group, so is multi-task's."""

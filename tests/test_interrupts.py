@@ -69,6 +69,7 @@ def test_an_interrupt_while_it_starts_ends_it_with_one_line(seconds, signals, tm
         assert (printed, errors) == ("", "imaml: interrupted\n")
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_the_first_step_is_compiled_leaves_a_run_to_go_on_with(tmp_path):
     """Compiling Conv4's step takes much longer than this waits for its end."""
     out = tmp_path / "run"

@@ -58,6 +58,7 @@ def test_newton_says_where_it_does_not_converge():
     assert stuck.status.ending == imaml.Ending.OUT_OF_STEPS
 
 
+@pytest.mark.slow
 def test_one_newton_step_has_the_implicit_formula_one_step_late():
     """-(dF/dtheta)^T A(phi_k)^-1 v(phi_k+1), and both Newton's step and phi_k+1 as dense algebra has them."""
     before = STAR + 0.3 * THETA
@@ -91,6 +92,7 @@ def test_its_error_falls_with_the_distance_and_that_of_a_gradient_step_does_not(
     assert off["newton"][-1] < 1e-3
 
 
+@pytest.mark.slow
 def test_every_mode_and_a_gradient_step_as_automatic_differentiation_has_it():
     phi = STAR + 0.1
 

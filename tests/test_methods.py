@@ -143,6 +143,7 @@ def test_a_failed_task_is_left_out_and_the_mean_is_over_the_others():
         dataclasses.replace(method, policy="raise").check(metrics)
 
 
+@pytest.mark.slow
 def test_without_jit_the_policy_acts_at_once():
     with pytest.raises(imaml.NumericalError, match="1 of 4 tasks"):
         imaml.IMAML(PROBLEM, query_loss, **CHEAP, policy="raise")(MEAN, SPOILT, KEY)

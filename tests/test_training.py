@@ -177,6 +177,7 @@ def stop_after(monkeypatch, count):
 OPTIONS = {"steps": 11, "checkpoint_every": 4, "log_every": 3, "validate_every": 5, "validation_tasks": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(average, tmp_path, monkeypatch):
     optimiser = dataclasses.replace(ADAM, average=average, clip=1.0)

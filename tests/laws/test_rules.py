@@ -124,6 +124,7 @@ def oracle(name):
         return tuple(np.asarray(part) for part in both(vector))
 
 
+@pytest.mark.slow
 def test_the_dense_formula_is_the_closed_form_and_central_differences():
     (x, y), (q, z) = SUPPORT, QUERY
     theta = PROBLEMS["linear"][2]
@@ -138,6 +139,7 @@ def test_the_dense_formula_is_the_closed_form_and_central_differences():
         np.testing.assert_allclose(differences, dense, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("rule", EXACT)
 def test_an_exact_rule_gives_the_exact_gradient(rule, name):
