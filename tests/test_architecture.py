@@ -3,15 +3,14 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from helpers.paths import ROOT
 from imaml.core import recipes
 from imaml.domains.base import DomainBase
 from imaml.meta.gradient import MetaGradient
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "imaml"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES = 600

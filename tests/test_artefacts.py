@@ -1,15 +1,13 @@
 """The committed artefacts load, say what they are, and read characters as the README claims: a few tasks."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 import imaml
+from helpers.paths import ARTEFACTS
 
-FOLDER = Path(__file__).parents[1] / "artefacts"
-FILES = sorted(FOLDER.glob("*.safetensors"))
+FILES = sorted(ARTEFACTS.glob("*.safetensors"))
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +18,7 @@ def ranks():
 
 
 def test_there_are_artefacts():
-    assert FILES, f"no artefact in {FOLDER}"
+    assert FILES, f"no artefact in {ARTEFACTS}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -41,7 +39,7 @@ def test_an_artefact_reads_drawn_characters_from_one_example_each(file):
 
 @pytest.mark.slow
 def test_a_posterior_is_less_sure_of_a_drawing_of_no_class_known_and_answers_one_by_one():
-    learned = imaml.load(FOLDER / "omniglot-5w1s.safetensors")
+    learned = imaml.load(ARTEFACTS / "omniglot-5w1s.safetensors")
     domain = imaml.characters(ways=learned.config.domain.ways, shots=1, queries=3)
     sample = jax.jit(lambda key: domain.sample(key, "test"))
     task, other = (sample(jax.random.key(number)) for number in (0, 1))

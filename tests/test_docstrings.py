@@ -4,9 +4,10 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from helpers.paths import ROOT
 
 # The results are the same, and compiling is most of the time.
 QUICK = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -41,7 +42,7 @@ PAGES = [("gotchas", 8), ("methods", 2), ("certificates", 1), ("bayes", 1)]
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "least"), PAGES)
 def test_examples_in_the_documents(page, least):
-    text = (Path(__file__).parent.parent / "docs" / f"{page}.md").read_text()
+    text = (ROOT / "docs" / f"{page}.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     assert len(blocks) >= least
     run = subprocess.run(

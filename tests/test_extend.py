@@ -3,17 +3,17 @@
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 import imaml
+from helpers.paths import ROOT
 from imaml.report.examples import examples
 from imaml.report.run_page import write_report
 
-FILE = Path(__file__).parents[1] / "docs" / "extend" / "my_domain.py"
+FILE = ROOT / "docs" / "extend" / "my_domain.py"
 ELSEWHERE = f"""
 import runpy, sys
 sys.argv = ["my_domain.py", "none"]

@@ -8,7 +8,6 @@ import pkgutil
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,9 @@ from jax.flatten_util import ravel_pytree
 import imaml
 import imaml.bayes
 import imaml.meta
+from helpers.paths import ROOT
 
-EXTEND = Path(__file__).parents[2] / "docs" / "extend"
+EXTEND = ROOT / "docs" / "extend"
 
 
 def loaded(path):

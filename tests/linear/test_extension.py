@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.paths import ROOT
 from imaml.core import recipes
 
 FOLDER = Path(__file__).parent
@@ -29,7 +30,7 @@ def extension(monkeypatch):
     monkeypatch.setattr(recipes, "_KINDS", dict(recipes._KINDS))
     monkeypatch.setattr(recipes, "_ROLES", {role: dict(kinds) for role, kinds in recipes._ROLES.items()})
     monkeypatch.setattr(recipes, "_FRESH", dict(recipes._FRESH))
-    return loaded("my_linear_solver", FOLDER.parents[1] / "docs" / "extend" / "my_linear_solver.py")
+    return loaded("my_linear_solver", ROOT / "docs" / "extend" / "my_linear_solver.py")
 
 
 def test_it_passes_the_laws_by_being_registered(extension):

@@ -1,21 +1,16 @@
 """FLOPs against counts by hand, what the commands print, and whole steps against committed counts."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
-from benchmarks.numerics import counts
 
 import imaml
 from imaml.cli.main import main
 from imaml.domains.networks import Conv4
 from imaml.training.cost import count_flops
 
-ROOT = Path(__file__).parent.parent
 SMALL = ["--domain.hidden=4", "--training.tasks=2", "--method.inner.steps=1", "--method.linear.steps=1"]
 
 
@@ -127,20 +122,3 @@ def test_bench_refuses(capsys, tmp_path):
     assert main(["bench", "sinusod"]) == 2
     assert "did you mean 'sinusoid'?" in capsys.readouterr().err
     assert main(["bench", "omniglot-5w1s", f"--data={tmp_path / 'none'}"]) == 2
-
-
-@pytest.mark.slow
-def test_counts_of_whole_steps_are_the_committed_ones():
-    """In a process of its own, compiled as users compile it: float32, optimised."""
-    command = [sys.executable, "-m", "benchmarks", "run", "counts", "--check"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-
-
-def test_a_change_of_counts_is_told():
-    found = {"flops": 10, "temporary_bytes": 100, "compilations": 1, "all_reduces": 1}
-    assert counts.differences("w", found, {**found, "temporary_bytes": 109}) == []
-    (said,) = counts.differences("w", {**found, "temporary_bytes": 120}, found)
-    assert "temporary_bytes: 120, committed 100" in said
-    (said,) = counts.differences("w", {**found, "flops": 11}, found)
-    assert "flops: 11, committed 10" in said

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import imaml
-from differences import check_meta_gradient, in_double
+from helpers.differences import check_meta_gradient, in_double
 from imaml.domains.generative.adversarial import two_samples
 from imaml.domains.generative.generation import Sketches
 

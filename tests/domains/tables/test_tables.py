@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.paths import DATA
 from imaml.cli.main import main
 from imaml.core.errors import ConfigError, DataError
 from imaml.core.recipes import from_json, to_json
@@ -17,7 +17,7 @@ from imaml.domains.tables.domain import TablesRecipe
 from imaml.domains.tables.files import read_table, table_of
 from imaml.domains.tables.layout import Column, Layout, column_of
 
-SLEEPSTUDY = Path(__file__).resolve().parents[2] / "shared" / "data" / "sleepstudy.csv"
+SLEEPSTUDY = DATA / "sleepstudy.csv"
 
 
 @pytest.fixture(autouse=True)

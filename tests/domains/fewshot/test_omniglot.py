@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.paths import DATA
 from imaml.core.errors import ConfigError, DataError
 from imaml.domains.fewshot import omniglot, omniglot_files
 from imaml.domains.fewshot.pixels import area_average
@@ -483,7 +484,7 @@ def test_vinyals_split_has_its_sizes():
 
 
 NAMED = os.environ.get("IMAML_TEST_DATA")
-REAL = Path(NAMED) if NAMED else Path(__file__).resolve().parents[2] / "shared/data/omniglot.npz"
+REAL = Path(NAMED) if NAMED else DATA / "omniglot.npz"
 needs_omniglot = pytest.mark.skipif(
     not REAL.exists(), reason=f"the real Omniglot is not at {REAL}: set IMAML_TEST_DATA to an omniglot.npz"
 )

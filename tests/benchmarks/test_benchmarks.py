@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from benchmarks import harness
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.pages.lines_of_code import code_lines
+
+from benchmarks import harness
 
 FILES = sorted(harness.RESULTS.rglob("*.json"))
 

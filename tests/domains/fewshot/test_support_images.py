@@ -1,17 +1,17 @@
 """Images given as arrays: rounding is clipped; support images that do not tell classes apart: a warning."""
 
 import warnings
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 import imaml
+from helpers.paths import ARTEFACTS
 from imaml.core.errors import DataError
 from imaml.domains.fewshot.interface import check_images
 
-ARTEFACT = Path(__file__).parents[1] / "artefacts" / "omniglot-5w1s.safetensors"
+ARTEFACT = ARTEFACTS / "omniglot-5w1s.safetensors"
 NAMES = np.array(list("abcde"))
 DRAWN = np.random.default_rng(0).random((5, 28, 28)).round()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import imaml
-from differences import check_meta_gradient, in_double
+from helpers.differences import check_meta_gradient, in_double
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 

@@ -1,13 +1,11 @@
 """What is said of a meta-gradient's error, beside the true error by a dense solve."""
 
-import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks.numerics import certificates
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh
 
@@ -16,7 +14,7 @@ from imaml.config.methods import Method
 from imaml.config.overrides import override
 from imaml.config.run import Config
 from imaml.core.recipes import from_json, to_json
-from imaml.core.solution import Certification, bounded
+from imaml.core.solution import Certification
 from imaml.linear.lanczos import lanczos, norm_bound, ritz, share_unseen, smallest_bound
 from imaml.meta.estimate import error_estimate
 from imaml.meta.system import Case, outer_loss_of
@@ -64,27 +62,6 @@ def test_too_few_products_say_nothing():
     assert share_unseen(SIZE, SIZE, 0.01) == 0
     assert smallest_bound(PRODUCT, jnp.zeros(SIZE), jax.random.key(0), 3, 0.01) == -jnp.inf
     assert norm_bound(PRODUCT, jnp.zeros(SIZE), jax.random.key(0), 2, 0.01) == jnp.inf
-
-
-@functools.cache
-def drawn(kind):
-    return certificates.problems(kind, 15, seed=1, linear=(5,))[0]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ranks_mixed", "optimised")
-@pytest.mark.parametrize("kind", certificates.KINDS)
-def test_a_bound_bounds_the_true_error_and_is_near_it(kind):
-    """15 problems a kind, 60 in all, drawn anew; `python -m benchmarks run certificates` has 504."""
-    found = drawn(kind)
-    certified = bounded(found["code"])
-    if kind in ("ridge", "logistic"):
-        assert certified.all()
-    ratio = (found["bound"] / found["true"])[certified]
-    assert (ratio >= 1).all()
-    assert np.median(ratio) < 10
-    assert np.isinf(found["bound"][~certified]).all()
-    assert (found["code"][found["smallest"] <= 0] == int(Certification.CURVATURE_UNKNOWN)).all()
 
 
 # A logistic problem of three parameters: curvature that changes, a dense reference.
