@@ -243,7 +243,7 @@ BAD = {
 def test_bad_limits_raise_when_the_recipe_is_made(kind):
     for field in {field.name for field in dataclasses.fields(kind)} & set(BAD):
         for value in BAD[field]:
-            with pytest.raises(imaml.ConfigError, match=rf"{kind.__name__}: .*{field}="):
+            with pytest.raises(imaml.ConfigError, match=rf"{kind.__name__}: .*{field}\b"):
                 kind(**{field: value})
 
 

@@ -121,8 +121,8 @@ REFUSED = {
     "no such preconditioner": (
         lambda: imaml.CG(precondition="nystrom"), imaml.ConfigError, "expected Diagonal"
     ),
-    "no rank": (lambda: imaml.Nystrom(0), imaml.ConfigError, "Nystrom: rank=0; accepted is a whole number"),
-    "no share": (lambda: imaml.DampedCG(share=0), imaml.ConfigError, "DampedCG: share=0; accepted"),
+    "no rank": (lambda: imaml.Nystrom(0), imaml.ConfigError, "Nystrom: rank: expected a whole number"),
+    "no share": (lambda: imaml.DampedCG(share=0), imaml.ConfigError, "DampedCG: share: expected"),
     "no anchor": (
         lambda: imaml.DampedCG()(lambda x: x, jnp.ones(2)), imaml.ConfigError, "DampedCG: needs anchor="
     ),

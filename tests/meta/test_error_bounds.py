@@ -318,9 +318,9 @@ def test_too_few_steps_are_said():
 
 
 def test_declared_constants_are_checked():
-    with pytest.raises(imaml.ConfigError, match="lipschitz=-1"):
+    with pytest.raises(imaml.ConfigError, match=r"lipschitz: expected .*, got -1"):
         imaml.proximal(logistic, 0.3, lipschitz=-1)
-    with pytest.raises(imaml.ConfigError, match="lipschitz='much'"):
+    with pytest.raises(imaml.ConfigError, match=r"lipschitz: expected .*, got 'much'"):
         imaml.Certificate(lipschitz="much")
     problem = imaml.proximal(logistic, 0.3, convex=True, lipschitz=lambda batch: batch[1])
     with pytest.raises(imaml.ConfigError, match="a function batch -> number; got an array of shape"):

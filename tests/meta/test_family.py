@@ -362,9 +362,9 @@ def test_inner_steps_that_move_away_are_a_failure_only_where_a_solution_is_neede
             lambda: imaml.MetaGradient(PLAIN, query_loss, inner=FEW, rule=imaml.as_released()),
             "expected proximal.loss, strength., got plain",
         ),
-        (lambda: imaml.as_released(damping=-1.0), "damping=-1.0; accepted is a finite number of at least 0"),
-        (lambda: imaml.ThenPulled(0.3, 0), "steps=0"),
-        (lambda: imaml.ThenPulled(-0.3, 2), "learning_rate=-0.3"),
+        (lambda: imaml.as_released(damping=-1.0), "damping: expected a finite number of at least 0"),
+        (lambda: imaml.ThenPulled(0.3, 0), "steps: expected .*, got 0"),
+        (lambda: imaml.ThenPulled(-0.3, 2), "learning_rate: expected .*, got -0.3"),
         (
             lambda: imaml.Reptile(PLAIN, query_loss, inner=FEW)(
                 THETA, imaml.Task(TASKS.support, TASKS.query[0]), KEY
@@ -489,9 +489,9 @@ def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):
         ({"name": "reptile", "learned": "leaf"}, "expected no learned with name='reptile', got learned='l"),
         ({"name": "reptile", "accuracy": 0.1}, "expected no accuracy with name='reptile'"),
         ({"name": "as-released", "curvature": "gauss-newton"}, "leave it out, or choose name='imaml' or"),
-        ({"name": "imaml", "stength": 1.0}, "there is no option 'stength'; did you mean 'strength'"),
+        ({"name": "imaml", "stength": 1.0}, "got 'stength'. Hint: did you mean 'strength'"),
         ({"curvature": "newton-gauss"}, "did you mean 'gauss-newton'"),
-        ({"accuracy": 2.0}, "accuracy=2.0; accepted is a finite number above 0 and below 1"),
+        ({"accuracy": 2.0}, "accuracy: expected a finite number above 0 and below 1"),
         ({"new_task": FEW}, r"new_task: expected NewTask\(inner\) or None, got GradientDescent"),
         ({"name": "maml", "strength": None, "new_task": NewTask(FEW, 0.1)}, "learning has no strength"),
         ({"name": "mamml"}, "did you mean 'maml'"),
@@ -570,7 +570,7 @@ def test_files_with_one_kind_for_all_methods_are_read(name):
     options = {"strength": strength, "inner": imaml.GradientDescent(0.4, steps=8), "adapt": ("head",)}
     options |= {"linear": imaml.CG(steps=3)} if hasattr(found, "linear") else {}
     assert found == Method(name, chunk=1, **options)
-    with pytest.raises(ConfigError, match="there is no option 'foo'"):
+    with pytest.raises(ConfigError, match="got 'foo'"):
         from_json({**stored, "foo": 1})
 
 

@@ -124,7 +124,7 @@ def test_solvers_for_symmetric_systems_refuse_with_advice():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: imaml.equilibrium("field", 1.0), "no function"),
+        (lambda: imaml.equilibrium("field", 1.0), "expected a function"),
         (lambda: imaml.equilibrium(lambda p, b: p, 0.0), "expected positive finite numbers"),
         (lambda: imaml.equilibrium(lambda p, b: p, imaml.learned(1.0)), "expected a positive number"),
         (

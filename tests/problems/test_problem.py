@@ -232,14 +232,14 @@ REFUSED = {
         lambda: imaml.proximal(loss, 1.0, adapt=lambda theta: [True]).init(THETA, BATCH),
         "must return a tree of booleans shaped like theta",
     ),
-    "loss no function": (lambda: imaml.proximal(3.0, 1.0), "loss: 3.0 is no function"),
+    "loss no function": (lambda: imaml.proximal(3.0, 1.0), "loss: expected a function, got 3.0"),
     "loss vector": (
         lambda: imaml.proximal(lambda phi, x: phi - x, 1.0).residual(jnp.ones(2), jnp.ones(2), jnp.ones(2)),
-        r"loss: must return one number; it returned an array of shape \(2,\)",
+        r"loss: expected a function that returns one number, got one that returns an array of shape \(2,\)",
     ),
     "plain vector": (
         lambda: imaml.plain(lambda phi, x: phi - x).residual(jnp.ones(2), jnp.ones(2), jnp.ones(2)),
-        "must return one number",
+        "expected a function that returns one number",
     ),
     "stationary structure": (
         lambda: imaml.stationary(vector_loss, structure="general"),

@@ -71,5 +71,5 @@ def test_a_run_has_the_number_and_goes_on_with_it(tmp_path, capsys, monkeypatch)
 def test_elsewhere_auto_is_refused():
     with pytest.raises(ConfigError, match="chunk: expected a whole number"):
         auto().method.build(auto().domain.build())
-    with pytest.raises(ConfigError, match="'fast' came; accepted is a whole number or auto or none"):
+    with pytest.raises(ConfigError, match="expected a whole number or auto or none, got 'fast'"):
         override(preset("sinusoid"), "method.chunk", "fast")

@@ -303,7 +303,7 @@ def test_options_are_refused_with_what_was_meant():
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
         train(step=3)
     for bad in ({"steps": -1}, {"tasks": 0}, {"seed": 2**32}, {"minutes": 0}, {"patience": 1}, {"keep": 0}):
-        with pytest.raises(ConfigError, match=f"{next(iter(bad))}="):
+        with pytest.raises(ConfigError, match=rf"{next(iter(bad))}\b"):
             train(**bad)
     with pytest.raises(ConfigError, match="optimiser="):
         train(3)
@@ -509,10 +509,10 @@ def test_logarithms_in_theta_step_by_a_rate_of_their_own():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "muon", "least_side": 0}, "least_side=0"),
-        ({"name": "muon", "adam_scale": 0.0}, "adam_scale=0.0"),
-        ({"log_scale": -1.0}, "log_scale=-1.0"),
-        ({"name": "muon", "momentum": 1.0}, "momentum=1.0"),
+        ({"name": "muon", "least_side": 0}, "least_side: expected .*, got 0"),
+        ({"name": "muon", "adam_scale": 0.0}, "adam_scale: expected .*, got 0.0"),
+        ({"log_scale": -1.0}, "log_scale: expected .*, got -1.0"),
+        ({"name": "muon", "momentum": 1.0}, "momentum: expected .*, got 1.0"),
         ({"name": "adam", "weight_decay": 0.1}, "'adamw' or 'muon'"),
     ],
 )

@@ -131,11 +131,14 @@ class Field(NamedTuple):
 
 def fields_of(recipe: Any, above: str = "") -> Iterator[Field]:
     """List the fields of a recipe and of the recipes in it, depth first."""
-    hints, about = typing.get_type_hints(type(recipe), include_extras=True), _abouts(type(recipe))
-    for field in fields(recipe):
-        value, path = getattr(recipe, field.name), f"{above}{field.name}"
-        if not is_dataclass(value) or _kinds(hints[field.name]):
-            yield Field(path, hints[field.name], value, about.get(field.name, ""))
+    from ..core.fields import field_types, without_intervals
+
+    about = _abouts(type(recipe))
+    for name, hint in field_types(type(recipe)).items():
+        value, path = getattr(recipe, name), f"{above}{name}"
+        hint = without_intervals(hint)
+        if not is_dataclass(value) or _kinds(hint):
+            yield Field(path, hint, value, about.get(name, ""))
         if is_dataclass(value):
             yield from fields_of(value, f"{path}.")
 

@@ -10,7 +10,7 @@ from ..config.method import NewTask
 from ..config.methods import changed
 from ..config.run import Config
 from ..core.errors import ConfigError
-from ..core.validation import meant
+from ..core.validation import not_one_of
 from ..inner.gradient import as_descent
 from ..inner.newton import NewtonCG
 from ..linear.cg import CG
@@ -167,5 +167,5 @@ def rows_of(names: Sequence[str]) -> dict[str, Row]:
     """
     for name in names:
         if name not in ROWS:
-            raise ConfigError(f"compare: there is no method {name!r}{meant(name, ROWS)}")
+            raise ConfigError(not_one_of("compare: method", name, ROWS))
     return {name: row for name, row in ROWS.items() if name in names or not names}

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from ..core.errors import ConfigError
 from ..core.recipes import former, kinds_of
-from ..core.validation import meant
+from ..core.validation import not_one_of
 from ..domains.base import Domain
 from ..meta.gradient import MetaGradient, require_method
 from .method import Anchored, MethodRecipe
@@ -40,7 +40,7 @@ def named(name: str) -> type[MethodRecipe]:
     """
     known = methods()
     if name not in known:
-        raise ConfigError(f"method: name={name!r}{meant(str(name), known)}")
+        raise ConfigError(not_one_of("method: name", name, known))
     return known[name]
 
 
@@ -124,7 +124,7 @@ def default_of(option: str) -> Any:
     """
     known = {f.name: f for kind in methods().values() for f in fields(kind)}
     if option not in known:
-        raise ConfigError(f"method: there is no option {option!r}{meant(option, known)}")
+        raise ConfigError(not_one_of("method: option", option, known))
     made = known[option].default_factory
     return known[option].default if made is dataclasses.MISSING else made()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.fields import field_types, without_intervals
 from ..core.recipes import Role, fresh, is_recipe, kinds_of
-from ..core.validation import meant
+from ..core.validation import not_one_of
 from .method import MethodRecipe
 from .methods import carried, fitting, methods, named
 from .run import Config
@@ -75,7 +76,7 @@ def _overrides(config: Any, changes: _Changes, above: str) -> Any:
     values, deeper = {}, {}
     for (name, *below), text, option in changes:
         if name not in hints:
-            raise ConfigError(f"option {option}: there is no {above + name!r}{meant(name, hints)}")
+            raise ConfigError(not_one_of(option, name, hints))
         if not below and isinstance(getattr(config, name, None), MethodRecipe):
             below = ["name"]
         if below:
@@ -93,15 +94,14 @@ def _overrides(config: Any, changes: _Changes, above: str) -> Any:
         value = values.get(name, kept.get(name))
         if not is_dataclass(value):
             found = f"a plain value, {value!r}" if name in kept else f"which {kind.name!r} does not have"
-            raise ConfigError(f"option {those[0][2]}: expected fields below {above + name!r}, got {found}.")
+            raise ConfigError(f"{those[0][2]}: expected fields below {above + name!r}, got {found}.")
         values[name] = _overrides(value, those, f"{above}{name}.")
     return kind(**{**kept, **values})
 
 
 def _hints(kind: type) -> dict[str, Any]:
     """The types of a recipe's fields, by name."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return {f.name: hints[f.name] for f in fields(kind)}
+    return {name: without_intervals(hint) for name, hint in field_types(kind).items()}
 
 
 _WORDS = {int: "whole number", float: "number", bool: "true or false", types.NoneType: "none"}
@@ -124,7 +124,7 @@ def _parse(hint: Any, text: str, option: str) -> Any:
     ):
         return text
     if kinds and not set(choices) & set(_WORDS) - {types.NoneType}:
-        raise ConfigError(f"option {option}: {text!r} is no kind of it{meant(text, kinds)}")
+        raise ConfigError(not_one_of(option, text, kinds))
     try:
         if bool in choices:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
@@ -138,7 +138,7 @@ def _parse(hint: Any, text: str, option: str) -> Any:
             return float(text)
     except (KeyError, ValueError) as error:
         accepted = " or ".join(_said(choice) for choice in choices)
-        raise ConfigError(f"option {option}: {text!r} came; accepted is a {accepted}.") from error
+        raise ConfigError(f"{option}: expected a {accepted}, got {text!r}.") from error
     return text
 
 

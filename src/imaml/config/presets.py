@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..core.errors import ConfigError
-from ..core.validation import meant
+from ..core.validation import not_one_of
 from ..domains.control.carts import CartsRecipe
 from ..domains.control.mazes import MazesRecipe
 from ..domains.control.navigation import NavigationRecipe
@@ -307,5 +307,5 @@ def preset(name: str) -> Config:
         ConfigError: If there is no such preset.
     """
     if name not in PRESETS:
-        raise ConfigError(f"there is no preset {name!r}{meant(name, PRESETS)}")
+        raise ConfigError(not_one_of("preset", name, PRESETS))
     return PRESETS[name].config

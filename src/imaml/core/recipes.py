@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from .errors import ConfigError
-from .validation import meant
+from .validation import not_one_of
 
 T = TypeVar("T")
 
@@ -184,11 +184,11 @@ def from_json(value: Any) -> Any:
     if isinstance(kind, str) and kind in _FORMER:
         return _FORMER[kind](given)
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ConfigError(f"config: kind={kind!r}{meant(str(kind), _KINDS)}")
+        raise ConfigError(not_one_of("config: kind", kind, _KINDS))
     known = {field.name for field in fields(_KINDS[kind])}  # type: ignore[arg-type]
     unknown = sorted(set(given) - known)
     if unknown:
-        raise ConfigError(f"config: {kind} has no field {unknown[0]!r}{meant(unknown[0], known)}")
+        raise ConfigError(not_one_of(f"config: field of {kind}", unknown[0], known))
     try:
         return _KINDS[kind](**given)
     except TypeError as error:

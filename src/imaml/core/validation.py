@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,24 +43,75 @@ def lacks(what: str, names: Sequence[str | Path]) -> str:
     return f"holds no {what} but {some_of(names)}" if names else "is empty"
 
 
-def require_whole(owner: str, least: int, **values: object) -> None:
-    """Check whole numbers.
+def not_one_of(what: str, value: object, known: Iterable[object]) -> str:
+    """Return the message on a value that is none of those known.
 
     Args:
-        owner: Whose values they are, for the message.
-        least: The least value.
-        **values: The values, by name.
+        what: What the value is for.
+        value: The value.
+        known: The valid values.
 
-    Raises:
-        ConfigError: If one is no whole number of at least `least`.
+    Returns:
+        The message, with the closest valid value as a hint.
     """
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{owner}: {name}={value!r}; accepted is a whole number of at least {least}.")
+    names = sorted(map(str, known))
+    hint = suggestion(value, names)
+    return f"{what}: expected one of {some_of(names, 5 if hint else 40)}, got {value!r}.{hint}"
+
+
+def suggestion(value: object, known: Iterable[object]) -> str:
+    """Return the hint that names the valid value closest to another one; empty if none is close."""
+    close = difflib.get_close_matches(str(value), [str(name) for name in known], n=1, cutoff=0.5)
+    return f" Hint: did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval of numbers.
+
+    Attributes:
+        least: The lower end.
+        below: The upper end, which is excluded.
+        open: Whether the lower end is excluded as well.
+    """
+
+    least: float = -math.inf
+    below: float = math.inf
+    open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        """Return whether a number is in the interval."""
+        return self.least <= value < self.below and not (self.open and value == self.least)
+
+    def __str__(self) -> str:
+        """Return the interval in words."""
+        lower = "" if self.least == -math.inf else f"{'above' if self.open else 'of at least'} {self.least}"
+        upper = f"below {self.below}" if self.below < math.inf else ""
+        return " and ".join(filter(None, (lower, upper)))
+
+    def expected(self, kind: type, value: object) -> str:
+        """Return what this interval of a kind of numbers accepts, if it does not accept a value.
+
+        Args:
+            kind: `int` or `float`.
+            value: The value.
+
+        Returns:
+            The phrase for a message; empty if the value is valid.
+        """
+        number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+        if isinstance(number, (int, kind)) and math.isfinite(number) and number in self:
+            return ""
+        return f"a {'whole' if kind is int else 'finite'} number {self}".strip()
 
 
 def require_number(
-    owner: str, least: float = 0, below: float = math.inf, open: bool = False, **values: object
+    owner: str,
+    least: float = 0,
+    below: float = math.inf,
+    open: bool = False,
+    kind: type = float,
+    **values: object,
 ) -> None:
     """Check numbers.
 
@@ -68,17 +120,21 @@ def require_number(
         least: The least value.
         below: What they must be below.
         open: Whether `least` itself is excluded.
+        kind: `int` or `float`.
         **values: The values, by name.
 
     Raises:
-        ConfigError: If one is no number in the interval.
+        ConfigError: If one is no number of this kind in the interval.
     """
     for name, value in values.items():
-        number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-        if not (least <= number < below and not (open and number == least)):
-            bounds = f"above {least}" if open else f"of at least {least}"
-            bounds += f" and below {below}" if below < math.inf else ""
-            raise ConfigError(f"{owner}: {name}={value!r}; accepted is a finite number {bounds}.")
+        wanted = Interval(least, below, open).expected(kind, value)
+        if wanted:
+            raise ConfigError(f"{owner}: {name}: expected {wanted}, got {value!r}.")
+
+
+def require_whole(owner: str, least: int, **values: object) -> None:
+    """Check whole numbers; see `require_number`."""
+    require_number(owner, least, kind=int, **values)  # type: ignore[arg-type]
 
 
 def require_one_of(owner: str, name: str, value: object, accepted: Sequence[object]) -> None:
@@ -91,28 +147,10 @@ def require_one_of(owner: str, name: str, value: object, accepted: Sequence[obje
         accepted: The values accepted.
 
     Raises:
-        ConfigError: If it is not; the message says what was perhaps meant.
+        ConfigError: If it is not.
     """
     if value not in accepted:
-        words = [str(word) for word in accepted]
-        raise ConfigError(f"{owner}: {name}={value!r}{meant(str(value), words)}")
-
-
-def meant(word: str, known: Iterable[str]) -> str:
-    """Make the end of a message about a misspelt word.
-
-    Args:
-        word: The word.
-        known: The words that there are.
-
-    Returns:
-        What was perhaps meant, else what there is.
-    """
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are: {', '.join(names)}."
+        raise ConfigError(not_one_of(f"{owner}: {name}", value, accepted))
 
 
 def require_function(argument: str, value: object) -> None:
@@ -126,7 +164,7 @@ def require_function(argument: str, value: object) -> None:
         ConfigError: If it cannot.
     """
     if not callable(value):
-        raise ConfigError(f"{argument}: {value!r} is no function.")
+        raise ConfigError(f"{argument}: expected a function, got {value!r}.")
 
 
 def require_scalar(argument: str, value: Array) -> Array:
@@ -146,6 +184,7 @@ def require_scalar(argument: str, value: Array) -> Array:
 
     if jnp.shape(value) != ():
         raise ConfigError(
-            f"{argument}: must return one number; it returned an array of shape {jnp.shape(value)}."
+            f"{argument}: expected a function that returns one number, got one that returns an array of "
+            f"shape {jnp.shape(value)}."
         )
     return value

@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from ..core.errors import ConfigError
+from ..core.fields import Checked
 
 
-class DomainRecipe:
+class DomainRecipe(Checked):
     """The base of a domain's recipe: a frozen dataclass that is registered with `@imaml.recipe("domain")`.
 
     A subclass defines `build`. The other methods have defaults for domains that read no files.
@@ -18,6 +19,7 @@ class DomainRecipe:
         factorises: Whether its own computations may factorise matrices.
     """
 
+    owner: ClassVar[str] = "domain"
     reads_table: ClassVar[bool] = False
     factorises: ClassVar[bool] = True
 

@@ -141,7 +141,7 @@ def check_rate(name: str, rate: object, more: str = "") -> None:
     """
     number = rate if isinstance(rate, (int, float)) and not isinstance(rate, bool) else 0
     if not isinstance(rate, Tracer) and not 0 < number < float("inf"):
-        raise ConfigError(f"{name}: learning_rate={rate!r}; accepted is a positive number{more}.")
+        raise ConfigError(f"{name}: learning_rate: expected a finite number above 0{more}, got {rate!r}.")
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})

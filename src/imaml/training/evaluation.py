@@ -17,7 +17,7 @@ from ..core import tree
 from ..core.compile import whole_program
 from ..core.errors import ConfigError
 from ..core.statistics import mean_intervals
-from ..core.validation import meant
+from ..core.validation import not_one_of
 from ..domains.base import SPLITS, Domain, require_domain
 from ..meta.gradient import AXIS, MetaGradient
 
@@ -382,7 +382,7 @@ def evaluate_theta(
         ConfigError: If an argument is not accepted.
     """
     if split not in SPLITS:
-        raise ConfigError(f"split={split!r}{meant(str(split), SPLITS)}")
+        raise ConfigError(not_one_of("split", split, SPLITS))
     if isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 2:
         raise ConfigError(
             f"evaluate: expected a whole number of at least 2 (an interval needs two), got tasks={tasks!r}."

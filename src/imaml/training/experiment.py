@@ -21,7 +21,7 @@ from ..config.run import Config
 from ..config.training import Training
 from ..core.errors import ConfigError
 from ..core.recipes import to_json
-from ..core.validation import meant
+from ..core.validation import not_one_of
 from ..domains.base import Domain, in_step
 from ..meta.gradient import MetaGradient
 from .directory import check_new, check_resumable
@@ -221,7 +221,7 @@ def train(
     known = [f.name for f in dataclasses.fields(Training)]
     for name in options:
         if name not in known:
-            raise ConfigError(f"train: there is no option {name!r}{meant(name, known)}")
+            raise ConfigError(not_one_of("train: option", name, known))
     training = Training(**options)
     optimiser = Optimiser() if optimiser is None else optimiser
     transform = outer(optimiser, training.steps)

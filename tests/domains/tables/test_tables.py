@@ -53,7 +53,7 @@ def made(file, **options):
 
 HEAD = "who,day,score\n"
 BAD = {
-    "no such file": (None, {}, "there is no such file"),
+    "no such file": (None, {}, "expected a file, got none"),
     "empty": ("", {}, "has 0 lines"),
     "a header alone": (HEAD, {}, "has 1 lines"),
     "one column": ("who;day;score\na;1;2\n", {}, "has one column, 'who;day;score'"),
@@ -74,7 +74,11 @@ BAD = {
         {},
         "task 'c' has one row",
     ),
-    "no such task": (lines(), {"task": "whom"}, "there is no column 'whom' (the task); did you mean 'who'?"),
+    "no such task": (
+        lines(),
+        {"task": "whom"},
+        "got 'whom'. Hint: did you mean 'who'?",
+    ),
     "no such target": (lines(), {"target": "scor"}, "did you mean 'score'?"),
     "no such feature": (lines(), {"features": ("days",)}, "did you mean 'day'?"),
     "the target as feature": (lines(), {"features": ("score",)}, "accepted are columns other than the task"),
@@ -410,7 +414,7 @@ def test_rows_of_several_tasks_are_not_learned_from_as_one(trained, tmp_path, ca
     (tmp_path / "nothing.csv").write_text("when\n1\n2\n")
     status, said = adapt("one.csv", "nothing.csv")
     assert status == 2
-    assert "nothing.csv: there is no column 'day'" in said
+    assert "nothing.csv: column of a feature: expected one of when, got 'day'" in said
 
 
 def test_an_artefact_names_no_task_and_scores_on_the_same_ones(trained, tmp_path, capsys):

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ...core.fields import PositiveFloat, PositiveInt, SeveralInt
 from ...core.recipes import recipe
-from ...core.validation import require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.proximal import plain, proximal
 from ..arrays import Field
@@ -30,8 +30,7 @@ from ..networks import MLP
 from ..recipes import DomainRecipe
 from ..scenes import Scene
 
-JUDGES = ("likelihood", "score")
-FAMILIES = ("curves", "modes")
+Family = Literal["curves", "modes"]
 REACH = 3.0  # of the square that densities live in, to either side
 PIECES = 128  # normal distributions along a curve
 CELLS = 64  # a side, of pictures
@@ -59,25 +58,15 @@ class DensitiesRecipe(DomainRecipe):
         ConfigError: If a field is out of its range.
     """
 
-    family: str = "curves"
-    shots: int = 12
-    queries: int = 64
-    noises: int = 16
-    sigma: float = 0.15
-    spread: float = 0.15
-    grid: int = 48
-    hidden: tuple[int, ...] = (48, 48)
-    judge: str = "likelihood"
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        require_one_of("domain", "family", self.family, FAMILIES)
-        require_one_of("domain", "judge", self.judge, JUDGES)
-        require_whole("domain", 2, shots=self.shots, grid=self.grid)
-        require_whole("domain", 1, queries=self.queries, noises=self.noises)
-        require_number("domain", 0, open=True, sigma=self.sigma, spread=self.spread)
-        for units in self.hidden:
-            require_whole("domain", 1, hidden=units)
+    family: Family = "curves"
+    shots: SeveralInt = 12
+    queries: PositiveInt = 64
+    noises: PositiveInt = 16
+    sigma: PositiveFloat = 0.15
+    spread: PositiveFloat = 0.15
+    grid: SeveralInt = 48
+    hidden: tuple[PositiveInt, ...] = (48, 48)
+    judge: Literal["likelihood", "score"] = "likelihood"
 
     def build(self) -> Densities:
         """The domain."""
@@ -316,7 +305,7 @@ class Densities(DomainBase):
         }
 
 
-def densities(family: str = "curves", **options: Any) -> Densities:
+def densities(family: Family = "curves", **options: Any) -> Densities:
     """Return densities of one family in the plane.
 
     Args:

@@ -21,7 +21,7 @@ from ..networks import MLP
 from ..recipes import DomainRecipe
 from ..scenes import Scene
 from .adversarial import Adversarial, Players, Samples, two_samples
-from .densities import FAMILIES, Densities, DensitiesRecipe, Shape
+from .densities import Family, Densities, DensitiesRecipe, Shape
 
 
 @recipe("domain")
@@ -42,7 +42,7 @@ class ImitationRecipe(DomainRecipe):
         ConfigError: If a field is out of its range.
     """
 
-    family: str = "curves"
+    family: Family = "curves"
     shots: int = 24
     queries: int = 64
     spread: float = 0.15
@@ -52,7 +52,7 @@ class ImitationRecipe(DomainRecipe):
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense (ConfigError)."""
-        require_one_of("domain", "family", self.family, FAMILIES)
+        require_one_of("domain", "family", self.family, ("curves", "modes"))
         require_whole("domain", 2, shots=self.shots, queries=self.queries)
         require_whole("domain", 1, latent=self.latent)
         require_number("domain", 0, open=True, spread=self.spread)
@@ -141,7 +141,7 @@ def _dots(points: np.ndarray, cells: int = 64, reach: float = 3.0) -> np.ndarray
     return image
 
 
-def imitation(family: str = "curves", **options: Any) -> Imitation:
+def imitation(family: Family = "curves", **options: Any) -> Imitation:
     """Return densities to be imitated by a generator.
 
     Args:

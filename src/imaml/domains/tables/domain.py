@@ -12,7 +12,7 @@ from jax import Array
 
 from ...core.errors import ConfigError, DataError
 from ...core.recipes import recipe
-from ...core.validation import meant, require_number, require_one_of, require_whole
+from ...core.validation import not_one_of, require_number, require_one_of, require_whole
 from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical, Gaussian
 from ...problems.proximal import plain, proximal
@@ -445,5 +445,5 @@ def tables(data: str, task: str, target: str, **options: Any) -> Tables:
     known = TablesRecipe.__dataclass_fields__
     for name in options:
         if name not in known:
-            raise ConfigError(f"tables: there is no option {name!r}{meant(name, known)}")
+            raise ConfigError(not_one_of("tables: option", name, known))
     return TablesRecipe(data, task, target, **options).build()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import DataError
-from ...core.validation import meant, some_of
+from ...core.validation import not_one_of, some_of, suggestion
 
 MISSING = frozenset({"", "na", "nan", "null", "none", "n/a", "?"})
 FLOAT32 = np.finfo(np.float32)  # what tables are computed in
@@ -36,7 +36,7 @@ class Table:
     def column(self, name: str, what: str) -> tuple[str, ...]:
         """A column's texts; DataError where there is none, or a cell is empty."""
         if name not in self.columns:
-            raise DataError(f"{self.source}: there is no column {name!r} ({what}){meant(name, self.columns)}")
+            raise DataError(not_one_of(f"{self.source}: column of {what}", name, self.columns))
         cells = self.columns[name]
         for row, cell in enumerate(cells):
             if cell.strip().lower() in MISSING:
@@ -133,7 +133,7 @@ def read_table(path: str | Path) -> Table:
         raise DataError(f"{path}: is a folder; accepted is a file, .csv, .tsv or .parquet.")
     if not path.is_file():
         near = path.parent.glob("*.csv") if path.parent.is_dir() else ()
-        raise DataError(f"{path}: there is no such file{meant(path.name, [p.name for p in near])}")
+        raise DataError(f"{path}: expected a file, got none.{suggestion(path.name, [p.name for p in near])}")
     if path.suffix.lower() == ".parquet":
         return _parquet(path)
     try:

@@ -1,0 +1,127 @@
+"""Field types that say which values are valid, and the check of a recipe's fields against its types.
+
+    @recipe("inner")
+    @dataclass(frozen=True)
+    class MySolver(Checked):
+        steps: PositiveInt
+        rate: PositiveFloat = 0.1
+        form: Literal["dense", "diagonal"] = "dense"
+
+    MySolver(steps=0)  # ConfigError: MySolver: steps: expected a whole number of at least 1, got 0.
+
+A type may be a number type of this module, `int`, `float`, `bool`, `str`, a `Literal`, a registered recipe,
+``None``, a tuple of these or a union of these. Fields of other types are not checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import types
+import typing
+from dataclasses import fields
+from typing import Annotated, ClassVar, Literal
+
+from .errors import ConfigError
+from .recipes import is_recipe
+from .validation import Interval, suggestion
+
+NonNegativeInt = Annotated[int, Interval(0)]
+PositiveInt = Annotated[int, Interval(1)]
+SeveralInt = Annotated[int, Interval(2)]
+NonNegativeFloat = Annotated[float, Interval(0)]
+PositiveFloat = Annotated[float, Interval(0, open=True)]
+Fraction = Annotated[float, Interval(0, 1)]
+PositiveFraction = Annotated[float, Interval(0, 1, open=True)]
+
+_NAMES: dict[object, str] = {bool: "True or False", str: "a text", types.NoneType: "None"}
+
+
+def expected(hint: object, value: object) -> str:
+    """Return what a type accepts, if it does not accept a value.
+
+    Args:
+        hint: The type of a field.
+        value: The value.
+
+    Returns:
+        The phrase for a message; empty if the value is valid.
+    """
+    marks: tuple[object, ...] = ()
+    if typing.get_origin(hint) is Annotated:
+        hint, *marks = typing.get_args(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        found = [expected(choice, value) for choice in arguments]
+        return " or ".join(dict.fromkeys(found)) if all(found) else ""
+    if origin is Literal:
+        return "" if value in arguments else f"one of {', '.join(map(repr, arguments))}"
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return "a tuple"
+        found = [expected(arguments[0], item) for item in value]
+        return f"a tuple, each item {next(filter(None, found))}" if any(found) else ""
+    if hint in (int, float):
+        interval = next((mark for mark in marks if isinstance(mark, Interval)), Interval())
+        return interval.expected(typing.cast(type, hint), value)
+    if hint in _NAMES:
+        return "" if isinstance(value, typing.cast(type, hint)) else _NAMES[hint]
+    if is_recipe(hint):
+        kind = typing.cast(type, hint)
+        return "" if isinstance(value, kind) else kind.__name__
+    return ""
+
+
+@functools.cache
+def field_types(kind: type) -> dict[str, object]:
+    """Return the types of a dataclass's fields by name, with their annotations."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def without_intervals(hint: object) -> object:
+    """Return a type whose numbers may have any value."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        marks = [mark for mark in arguments[1:] if not isinstance(mark, Interval)]
+        plain = without_intervals(arguments[0])
+        return Annotated[(plain, *marks)] if marks else plain  # type: ignore[return-value]
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(map(without_intervals, arguments))]  # noqa: UP007
+    return tuple[tuple(map(without_intervals, arguments))] if origin is tuple else hint  # type: ignore[misc]
+
+
+def check_fields(recipe: object, owner: str = "") -> None:
+    """Check the fields of a recipe against their types.
+
+    Args:
+        recipe: A dataclass.
+        owner: What the message calls it; by default the name of its class.
+
+    Raises:
+        ConfigError: If a field has a value that its type does not accept.
+    """
+    for name, hint in field_types(type(recipe)).items():
+        value = getattr(recipe, name)
+        wanted = expected(hint, value)
+        if wanted:
+            hint = suggestion(value, re.findall("'([^']*)'", wanted))
+            raise ConfigError(
+                f"{owner or type(recipe).__name__}: {name}: expected {wanted}, got {value!r}.{hint}"
+            )
+
+
+class Checked:
+    """The base of a dataclass whose fields are checked when it is made.
+
+    A subclass with a ``__post_init__`` of its own calls that of this class first.
+
+    Attributes:
+        owner: What messages call it; empty for the name of its class.
+    """
+
+    owner: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields (ConfigError)."""
+        check_fields(self, self.owner)
