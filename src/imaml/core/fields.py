@@ -47,7 +47,7 @@ def expected(hint: object, value: object) -> str:
     Returns:
         The phrase for a message; empty if the value is valid.
     """
-    marks: tuple[object, ...] = ()
+    marks: list[object] = []
     if typing.get_origin(hint) is Annotated:
         hint, *marks = typing.get_args(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -21,7 +21,7 @@ from ..networks import MLP
 from ..recipes import DomainRecipe
 from ..scenes import Scene
 from .adversarial import Adversarial, Players, Samples, two_samples
-from .densities import Family, Densities, DensitiesRecipe, Shape
+from .densities import Densities, DensitiesRecipe, Family, Shape
 
 
 @recipe("domain")
