@@ -1,0 +1,36 @@
+"""The committed artefacts give the answers that they gave before the packages were rebuilt."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import imaml
+from helpers import recorded
+from helpers.paths import ROOT
+
+BEFORE = json.loads((ROOT / "tests" / "recorded" / "artefacts.json").read_text())
+
+
+@pytest.mark.slow
+def test_answers_are_those_recorded():
+    """Equal bit for bit with the processor and the jaxlib of the record, and to 1e-3 with others.
+
+    `python tests/helpers/recorded.py > tests/recorded/artefacts.json` records them anew.
+    """
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "PJRT_"))
+    }
+    kept |= {"PYTHONPATH": str(Path(imaml.__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, recorded.__file__]
+    found = json.loads(subprocess.run(command, env=kept, capture_output=True, check=True).stdout)
+    assert found["answers"].keys() == BEFORE["answers"].keys()
+    for name, before in BEFORE["answers"].items():
+        for one, other in zip(found["answers"][name], before, strict=True):
+            np.testing.assert_allclose(one["values"], other["values"], atol=1e-3)
+    if all(found[name] == BEFORE[name] for name in ("machine", "jaxlib")):
+        assert found == BEFORE
