@@ -16,11 +16,11 @@ y = jnp.sin(jnp.einsum("tnd,td->tn", x, weights))  # sixteen tasks of twenty poi
 tasks = imaml.Task(support=(x[:, :10], y[:, :10]), query=(x[:, 10:], y[:, 10:]))
 
 problem = imaml.proximal(loss, strength=0.5)  # loss(phi) + 0.5/2 |phi - theta|^2
-inner = imaml.GradientDescent(0.2, tolerance=1e-4)  # how well each task is solved
-linear = imaml.CG(tolerance=1e-3)  # how well its meta-gradient is
+inner = imaml.GradientDescent(0.2, tolerance=1e-4)  # tolerance of the inner solve
+linear = imaml.CG(tolerance=1e-3)  # relative tolerance of the linear solve
 method = imaml.IMAML(problem, lambda phi, theta, batch: loss(phi, batch), inner=inner, linear=linear)
-gradient, known = jax.jit(method)(theta, tasks)  # the mean implicit meta-gradient, shaped like theta
-method.check(known)  # warns of excluded tasks, and raises if none was used; inside jit neither is possible
-# |F|: length of the inner problem's gradient, loss'(phi) + strength (phi - theta), which is 0 at a solution
-print("|F| at the solutions", known.inner_residual.max(), "in steps", known.inner_steps.max())
-print("relative residual of the linear solves", known.linear_residual.max(), known.linear_status)
+gradient, metrics = jax.jit(method)(theta, tasks)  # the mean implicit meta-gradient, shaped like theta
+method.check(metrics)  # warns about excluded tasks, raises if every task was; call it outside of jit
+# |F|: norm of the inner objective's gradient, loss'(phi) + strength (phi - theta); zero at a solution
+print("|F| at the solutions", metrics.inner_residual.max(), "in steps", metrics.inner_steps.max())
+print("relative residual of the linear solves", metrics.linear_residual.max(), metrics.linear_status)
