@@ -43,7 +43,7 @@ def test_the_first_gradient_is_the_file_and_runs():
     assert text == file.read_text()
     assert len(text.splitlines()) <= 28
     assert "jax.jit(method)" in text
-    assert "method.check(known)" in text  # under jit nothing else says that a task was excluded
+    assert "method.check(metrics)" in text  # under jit nothing else says that a task was excluded
     done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "16 x CONVERGED" in done.stdout
