@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import ConfigError, ImamlError
 from ..core.interrupts import STATUS
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..config.run import Config
     from ..training.loop import Run
 
-SCORES = ("scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95")
+SCORES = ("split", "scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95", "tasks", "seed")
 
 
 def train_command(
@@ -89,14 +90,11 @@ def train_command(
     given = {"steps": steps, "tasks": tasks, "seed": seed, "minutes": minutes, "data": data}
     config = configure(config, changes, **given, **columns)
     prepare_jax(spare=factorises(config))
-    if config.method.chunk == "auto" and resume:  # a run continues with what was measured at its start
-        from ..config.overrides import override
+    if config.method.chunk == "auto":
+        from ..training.chunk_tuning import settled, with_chunk
 
-        config = override(config, "method.chunk", str(chunk))
-    elif config.method.chunk == "auto":
-        from ..training.chunk_tuning import settled
-
-        config = settled(config, note)
+        # A run continues with what was measured at its start.
+        config = with_chunk(config, chunk) if resume else settled(config, note)
     if dry_run:
         from .bench import print_prediction
 
@@ -116,8 +114,8 @@ def train_command(
         raise
 
 
-def _begin(preset: str | None, resumed: Path | None) -> tuple[Config, int | str | None]:
-    """The configuration to begin with, and the chunk of the run to resume."""
+def _begin(preset: str | None, resumed: Path | None) -> tuple[Config, int | Literal["auto"] | None]:
+    """Return the configuration to begin with, and the chunk of the run to resume."""
     from ..config.presets import preset as configuration
     from ..config.run import load_config
 
@@ -134,15 +132,14 @@ def _begin(preset: str | None, resumed: Path | None) -> tuple[Config, int | str 
 
 
 def _free_directory(base: Path) -> Path:
-    """The directory, or the first of base-2, base-3, ... that does not exist yet, or is empty."""
-    found, number = base, 2
-    while found.exists() and not (found.is_dir() and not any(found.iterdir())):
-        found, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return found
+    """Return the directory, or the first of base-2, base-3, ... that does not exist yet, or is empty."""
+    numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+    taken = lambda place: place.exists() and not (place.is_dir() and not any(place.iterdir()))  # noqa: E731
+    return next(place for place in itertools.chain([base], numbered) if not taken(place))
 
 
 def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: bool) -> int:
-    """Train, score and report."""
+    """Train, score and report; return the exit status."""
     from ..predict import load
     from ..training.directory import check_new, check_resumable
     from ..training.experiment import assemble
@@ -191,12 +188,6 @@ def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:
     progress = say if not quiet and on_terminal(sys.stderr) else None
     result = evaluate(run, split="test", tasks=config.training.test_tasks, progress=progress)
     with Journal(out, progress=False, append=True) as journal:
-        journal.write(
-            "evaluation",
-            split=result.split,
-            **{name: dict(getattr(result, name)) for name in SCORES},
-            tasks=result.tasks,
-            seed=result.seed,
-            data=config.domain.data_name,
-        )
+        facts = {name: getattr(result, name) for name in SCORES}
+        journal.write("evaluation", **facts, data=config.domain.data_name)
     print(result)

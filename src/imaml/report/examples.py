@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
 from ..domains.scenes import Example, Scene
+from ..predict import Learner
+from ..training.loop import Run
 
 
-def examples(run: Any, number: int = 4) -> list[Example | Scene]:
+def examples(run: Run | Learner, number: int = 4) -> list[Example | Scene]:
     """Adapt to test tasks, and return what the domain shows of them.
 
     Args:
