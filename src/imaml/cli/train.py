@@ -54,7 +54,7 @@ def train_command(
         seed: Random seed; short for --training.seed.
         minutes: Stop after this many minutes of training; short for --training.minutes.
         data: File or directory with the images or the table, for presets that read data.
-        task: Table column whose values tell the tasks apart (preset tables).
+        task: Table column that names the task of each row (preset tables).
         target: Table column to predict (preset tables).
         features: Table columns to predict from, as A,B (preset tables; default: all others).
         out: Run directory (default: runs/PRESET, then runs/PRESET-2, and so on).

@@ -181,7 +181,7 @@ class Evaluation:
         for other, mean in self.baselines.items():
             facts.append((other.replace("_", " "), mean, self.baselines_ci95[other]))
             if np.isfinite(gaps[other][1]):
-                facts.append((f"  {name} less that, paired", *gaps[other]))
+                facts.append((f"  {name} minus this, paired", *gaps[other]))
         width = max(len(label) for label, _, _ in facts)
         lines += [f"  {label:<{width}}  {show(mean, half)}" for label, mean, half in facts]
         if self.failed:
