@@ -59,7 +59,7 @@ def Method(name: str = "imaml", **options: object) -> MethodRecipe:
         5
     """
     kind = named(name)
-    return kind(**fitting(kind, options))
+    return kind(**fitting(kind, options))  # type: ignore[arg-type]
 
 
 def changed(method: MethodRecipe, **changes: object) -> MethodRecipe:
@@ -83,7 +83,7 @@ def changed(method: MethodRecipe, **changes: object) -> MethodRecipe:
     """
     kind = named(changes.pop("name", method.name))
     changes = fitting(kind, changes)
-    return kind(**{**carried(method, kind, changes), **changes})
+    return kind(**{**carried(method, kind, changes), **changes})  # type: ignore[arg-type]
 
 
 def carried(

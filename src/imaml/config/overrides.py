@@ -98,7 +98,7 @@ def _overrides(config: Any, changes: _Changes, above: str) -> Any:
             found = f"a plain value, {value!r}" if name in kept else f"which {kind.name!r} does not have"
             raise ConfigError(f"{those[0][2]}: expected fields below {above + name!r}, got {found}.")
         values[name] = _overrides(value, those, f"{above}{name}.")
-    return kind(**{**kept, **values})
+    return kind(**{**kept, **values})  # type: ignore[arg-type]
 
 
 def _hints(kind: type) -> dict[str, object]:

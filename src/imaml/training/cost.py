@@ -6,6 +6,7 @@ import contextlib
 import math
 import statistics
 import time
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.stages import Wrapped
 
@@ -92,18 +94,22 @@ def _inner(equation: JaxprEqn) -> list[Jaxpr]:
     return [program for program in programs if isinstance(program, Jaxpr)]
 
 
+def _type(variable: Var | Literal) -> ShapedArray:
+    return typing.cast(ShapedArray, variable.aval)
+
+
 def _product(equation: JaxprEqn) -> int:
     """Return 2 * outputs * contracted length."""
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    left = _type(equation.invars[0]).shape
+    return 2 * math.prod(_type(equation.outvars[0]).shape) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution(equation: JaxprEqn) -> int:
     """Return 2 * outputs * (kernel's area * inputs of a group)."""
-    kernel = equation.invars[1].aval.shape
+    kernel = _type(equation.invars[1]).shape
     filters = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // filters
+    return 2 * math.prod(_type(equation.outvars[0]).shape) * math.prod(kernel) // filters
 
 
 # What hands on a flag, or a number, unchanged or for many tasks at once.
@@ -137,7 +143,7 @@ def _bounds(program: Jaxpr, flag: Var | Literal, outside: Callable[[Var], list[i
     if (equation := _made(program, flag)) is None:
         return outside(flag)
     name, given = equation.primitive.name, equation.invars
-    if name in ("lt", "gt") and jnp.issubdtype(given[0].aval.dtype, jnp.integer):
+    if name in ("lt", "gt") and jnp.issubdtype(_type(given[0]).dtype, jnp.integer):
         bound = _constant(program, given[1] if name == "lt" else given[0])
         return [] if bound is None else [bound]
     if name in _PASSING or name == "and":
@@ -155,8 +161,9 @@ def _constant(program: Jaxpr, variable: Var | Literal) -> int | None:
     if isinstance(variable, Literal):
         return int(variable.val) if jnp.ndim(variable.val) == 0 else None
     equation = _made(program, variable)
-    passed = equation is not None and equation.primitive.name in _PASSING
-    return _constant(program, equation.invars[0]) if passed else None
+    if equation is None or equation.primitive.name not in _PASSING:
+        return None
+    return _constant(program, equation.invars[0])
 
 
 def matmul_rate(sizes: tuple[int, ...] = (512, 1024, 2048), repeats: int = 4) -> float:
@@ -336,7 +343,7 @@ def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
     return Cost(
         sum(leaf.size for leaf in jax.tree.leaves(state["theta"])),
         *counted,
-        compiled.memory_analysis().temp_size_in_bytes,
+        compiled.memory_analysis().temp_size_in_bytes,  # type: ignore[union-attr]
         peak_bytes(),
         devices,
         rate,

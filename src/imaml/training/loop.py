@@ -129,7 +129,8 @@ class Loop:
         """
         experiment, training, directory = self.experiment, self.training, self.directory
         self.domain, state, self.key = experiment.begin(start)
-        self.step.eval_shape(self.domain, state, self.key)  # what does not fit is told before writing
+        # What does not fit is told before anything is written.
+        self.step.eval_shape(self.domain, state, self.key)  # type: ignore[attr-defined]
         described, self.fresh = experiment.config or experiment.reason, start is None
         shown = {"progress": progress, "total": training.steps, "minutes": training.minutes}
         # From the directory's first file to its last, so that every interrupt leaves a run to be resumed.

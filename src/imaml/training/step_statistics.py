@@ -6,14 +6,13 @@ import math
 
 import jax
 import numpy as np
-from jax import Array
 
 from ..core.solution import Certification
 from ..meta.gradient import Metrics
 from .step import Report
 
 
-def _median(errors: list[Array], metrics: list[Metrics]) -> float | None:
+def _median(name: str, metrics: list[Metrics]) -> float | None:
     """Return the median over tasks of |error| / |g_i|, g_i the task's own meta-gradient.
 
     A task with NaN (it failed, or both are infinite) counts as infinite: nothing is known of it. None where
@@ -21,7 +20,8 @@ def _median(errors: list[Array], metrics: list[Metrics]) -> float | None:
     """
     norms = np.concatenate([np.asarray(m.gradient_norm, np.float64) for m in metrics])
     with np.errstate(invalid="ignore"):
-        shares = np.concatenate([np.asarray(e, np.float64) for e in errors]) / np.maximum(norms, 1e-300)
+        errors = np.concatenate([np.asarray(getattr(m, name), np.float64) for m in metrics])
+        shares = errors / np.maximum(norms, 1e-300)
     median = float(np.median(np.nan_to_num(shares, nan=np.inf, posinf=np.inf)))
     return median if math.isfinite(median) else None
 
@@ -32,14 +32,14 @@ def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
     # The steps whose errors were not estimated have NaN in all tasks.
     looked = [m for m in metrics if m.error_estimate is not None and not np.isnan(m.error_estimate).all()]
     if looked:
-        fields["error_estimate"] = _median([m.error_estimate for m in looked], looked)
+        fields["error_estimate"] = _median("error_estimate", looked)
         statuses = [m.linear_status for m in looked if m.linear_status is not None]
         codes = np.concatenate([np.asarray(status.certificate) for status in statuses])
         fields["error_unreliable"] = float((codes == int(Certification.ESTIMATE_UNRELIABLE)).mean())
     bounded = [m for m in metrics if m.error_bound is not None]
     if bounded:
         fields["certified"] = float(np.concatenate([np.asarray(m.certified) for m in bounded]).mean())
-        fields["error_bound"] = _median([m.error_bound for m in bounded], bounded)
+        fields["error_bound"] = _median("error_bound", bounded)
     return fields
 
 
