@@ -117,17 +117,11 @@ def train_command(
 def _begin(preset: str | None, resumed: Path | None) -> tuple[Config, int | Literal["auto"] | None]:
     """Return the configuration to begin with, and the chunk of the run to resume."""
     from ..config.presets import preset as configuration
-    from ..config.run import load_config
+    from ..training.directory import read_config
 
     if resumed is None:
         return configuration(preset or DEFAULT), None
-    file = resumed / "config.json"
-    if not file.is_file():
-        raise ConfigError(
-            f"--resume: expected a run directory, got {resumed}, which holds no config.json. "
-            "Hint: leave out --resume to start a run there."
-        )
-    stored = load_config(file.read_text(errors="replace"), str(file))
+    stored = read_config(resumed)
     return stored if preset is None else configuration(preset), stored.method.chunk
 
 

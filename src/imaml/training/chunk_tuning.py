@@ -85,14 +85,14 @@ def with_chunk(config: Config, chunk: int | Literal["auto"] | None) -> Config:
 
 
 def _candidates(config: Config) -> list[int | None]:
-    """One task, four, and all of a device's at once."""
+    """Return one task, four, and all of a device's at once."""
     tasks = in_step(config.domain.build(), config.training.tasks)
     share = tasks // jax.device_count() if tasks % jax.device_count() == 0 else tasks
     return [*(chunk for chunk in (1, 4) if chunk < share), None]
 
 
 def _milliseconds(config: Config) -> float | None:
-    """The shortest time of a step, or None if it would take too much memory."""
+    """Return the shortest time of a step, or None if it would take too much memory."""
     step, (domain, state, key), _ = prepare(config)
     compiled = step.lower(domain, state, key).compile()
     room, wanted = _room(), compiled.memory_analysis()
@@ -107,7 +107,7 @@ def _milliseconds(config: Config) -> float | None:
 
 
 def _room() -> int:
-    """Free bytes on a device, 0 where unknown."""
+    """Return the free bytes on a device, 0 where unknown."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -117,7 +117,7 @@ def _room() -> int:
 
 
 def _key(config: Config) -> str:
-    """A digest of the step and the machine."""
+    """Return a digest of the step and the machine."""
     training = config.training
     parts = [to_json(config.domain), to_json(with_chunk(config, None).method), to_json(config.optimiser)]
     parts += [training.tasks, __version__, jax.__version__, processor()]
@@ -126,7 +126,7 @@ def _key(config: Config) -> str:
 
 
 def _known(file: Path) -> dict[str, Any]:
-    """What was measured before; nothing if the file cannot be read."""
+    """Return what was measured before; nothing if the file cannot be read."""
     try:
         known = json.loads(file.read_text())
         return {k: v for k, v in known.items() if set(v) == {"chunk", "milliseconds"}}

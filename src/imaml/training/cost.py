@@ -22,6 +22,7 @@ from ..config.run import Config
 from ..core.tree import Tree
 from ..domains.base import Domain
 from .experiment import assemble
+from .step import mesh_size
 from .step_statistics import Window
 
 
@@ -290,8 +291,7 @@ def prepare(config: Config, estimate: bool = True) -> tuple[Wrapped, tuple[Domai
         True
     """
     experiment = assemble(config)
-    mesh = experiment.method.mesh
-    return experiment.step(estimate=estimate), experiment.begin(), 1 if mesh is None else mesh.size
+    return experiment.step(estimate=estimate), experiment.begin(), mesh_size(experiment.method.mesh)
 
 
 def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
@@ -318,8 +318,9 @@ def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
         1761
     """
     rate = matmul_rate()
-    step, (domain, state, key), devices = prepare(config)
-    counted = count_flops(prepare(config, estimate=False)[0], domain, state, key)
+    experiment = assemble(config)
+    step, (domain, state, key) = experiment.step(), experiment.begin()
+    counted = count_flops(experiment.step(estimate=False), domain, state, key)
     began = time.perf_counter()
     compiled = step.lower(domain, state, key).compile()
     state, _ = jax.block_until_ready(compiled(domain, state, key))
@@ -345,7 +346,7 @@ def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
         *counted,
         compiled.memory_analysis().temp_size_in_bytes,  # type: ignore[union-attr]
         peak_bytes(),
-        devices,
+        mesh_size(experiment.method.mesh),
         rate,
         first_call_s,
         tuple(each + share for each in taken),

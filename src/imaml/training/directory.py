@@ -58,6 +58,31 @@ def write_config(folder: Path, described: Config | str) -> None:
         write_json(folder / "config.json", content, indent=2)
 
 
+def read_config(folder: Path) -> Config:
+    """Read the configuration of a run.
+
+    Args:
+        folder: The run directory.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: If it holds no run, or one without a configuration.
+    """
+    return load_config(_content(folder), str(folder / "config.json"))
+
+
+def _content(folder: Path) -> str:
+    """Return the text of config.json."""
+    try:
+        return (folder / "config.json").read_text(errors="replace")
+    except OSError as error:
+        raise ConfigError(
+            f"resume: expected a run in {folder}, got no config.json. Hint: omit resume to start a run there."
+        ) from error
+
+
 def check_resumable(folder: Path, described: Config | str) -> None:
     """Check that a directory holds a run of a configuration.
 
@@ -68,17 +93,10 @@ def check_resumable(folder: Path, described: Config | str) -> None:
     Raises:
         ConfigError: If it holds no run, or one of another configuration.
     """
-    file = folder / "config.json"
-    try:
-        text = file.read_text()
-    except OSError as error:
-        raise ConfigError(
-            f"resume: expected a run in {folder}, got no config.json. Hint: omit resume to start a run there."
-        ) from error
     if isinstance(described, str):
-        same, difference = f'"kind": "{PYTHON}"' in text, f"now {described}"
+        same, difference = f'"kind": "{PYTHON}"' in _content(folder), f"now {described}"
     else:
-        difference = first_difference(to_json(load_config(text, str(file))), to_json(described))
+        difference = first_difference(to_json(read_config(folder)), to_json(described))
         same = difference is None
     if not same:
         raise ConfigError(

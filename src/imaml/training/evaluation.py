@@ -39,7 +39,7 @@ class Learned(Protocol):
 
     @property
     def method(self) -> MetaGradient:
-        """Adapts to each task."""
+        """The method that adapts to each task."""
         ...
 
     @property

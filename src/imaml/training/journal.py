@@ -25,6 +25,7 @@ from typing import Any, TextIO, TypeAlias
 
 from ..core.errors import ConfigError, DataError
 from ..core.streams import note, on_terminal
+from ..storage.atomic import disk_errors
 
 JsonObject: TypeAlias = dict[str, Any]  # JSON values by name
 
@@ -73,26 +74,19 @@ class Journal:
         self._path = None if folder is None else Path(folder) / FILE
         self._file: TextIO | None = None
         words = _Words(total, minutes)
-        try:
+        with disk_errors(f"{self._path} cannot be written", ConfigError):
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 if append and self._path.exists():
-                    text = self._path.read_bytes()
-                    events, length = _split(text)
-                    if length < len(text):
-                        os.truncate(self._path, length)
+                    events, length = _split(self._path.read_bytes())
+                    os.truncate(self._path, length)
                     for event in events:
                         words.learn(event or {})
                 self._file = self._path.open("a" if append else "w", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"{self._path} cannot be written ({error.strerror}). Hint: choose another directory, or make "
-                "this one writable."
-            ) from error
         self._display = _Display(words, progress is not False)
 
     def write(self, event: str, /, **fields: object) -> None:
-        """Write an event to the file, flushed, and shows it.
+        """Write an event to the file, flushed, and show it.
 
         A float that is not finite is written as null, so that every line is valid JSON. The list "nonfinite"
         then has its name, with dots for nested ones.
@@ -109,17 +103,13 @@ class Journal:
         if lost:
             record["nonfinite"] = lost
         if self._file is not None:
-            try:
+            with disk_errors(f"{self._path} cannot be written", DataError):
                 self._file.write(json.dumps(record, allow_nan=False) + "\n")
                 self._file.flush()
-            except OSError as error:
-                raise DataError(
-                    f"{self._path} cannot be written ({error.strerror}). Hint: free space, then resume."
-                ) from error
         self._display.show(record)
 
     def close(self) -> None:
-        """End the live line and closes the file. A second call does nothing."""
+        """End the live line and close the file. A second call does nothing."""
         self._display.close()
         if self._file is not None:
             self._file.close()
