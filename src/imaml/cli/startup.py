@@ -55,7 +55,7 @@ def keep_compiled() -> None:
     """
     import jax
 
-    if jax.config.read("jax_compilation_cache_dir"):
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     try:
         folder = user_cache() / "compiled" / processor()
