@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,6 +121,9 @@ def load(path: str | Path) -> Learner:
     Raises:
         ArtefactError: If the file is missing, damaged, no artefact of ours, or of another model.
 
+    Warns:
+        RuntimeWarning: If the run took no step, so that the parameters are untrained.
+
     Example:
         >>> import imaml
         >>> learner = imaml.load("artefacts/characters-5w1s.safetensors")  # doctest: +SKIP
@@ -146,6 +150,13 @@ def load(path: str | Path) -> Learner:
     if not isinstance(config, Config):
         raise ArtefactError(f"{file}: holds the configuration of a {type(config).__name__}, not of a run.")
     theta = unflatten_names(like_theta(config), arrays)
+    if description.get("untrained"):
+        warnings.warn(
+            f"{file}: the parameters are untrained (step 0). Hint: continue the run, with imaml train "
+            "--resume --out DIR.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return Learner(theta, _with_data(config, path / "config.json"), str(file))
 
 
@@ -161,7 +172,7 @@ def _with_data(config: Config, file: Path) -> Config:
     return replace(config, domain=config.domain.restored(stored)) if same else config
 
 
-def save(path: str | Path, theta: Tree, config: Config | str) -> None:
+def save(path: str | Path, theta: Tree, config: Config | str, untrained: bool = False) -> None:
     """Write an artefact: theta as safetensors, the configuration as JSON in its header.
 
     Paths of data and names of tasks stay out of it.
@@ -170,8 +181,11 @@ def save(path: str | Path, theta: Tree, config: Config | str) -> None:
         path: The file.
         theta: The meta-parameters.
         config: The run's configuration, or the reason why it has none.
+        untrained: Whether theta is as it was at step 0, so that `load` warns.
     """
     description: dict[str, Any] = {"format": FORMAT, "version": __version__}
+    if untrained:
+        description["untrained"] = True
     if isinstance(config, str):
         description |= {"config": None, "reason": config}
     else:

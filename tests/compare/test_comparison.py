@@ -134,8 +134,9 @@ def test_the_best_checkpoint_is_so_in_the_scores_own_sense_and_not_a_failed_one(
     lines += [{**lines[0], "scores": {"accuracy": 0.1}}, {"event": "step", "step": 4}]  # step 3, seen again
     (tmp_path / "run" / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     up, down = (SimpleNamespace(headline="accuracy", higher_is_better=better) for better in (True, False))
-    assert [comparison._best(up, tmp_path, most) for most in (2, 7, 9, 20)] == [2, 6, 6, 12]
-    assert [comparison._best(down, tmp_path, most) for most in (2, 20)] == [2, 3]
+    high, low = (comparison.Trial(domain, preset("sinusoid"), tmp_path, 2) for domain in (up, down))
+    assert [high.best(most) for most in (2, 7, 9, 20)] == [2, 6, 6, 12]
+    assert [low.best(most) for most in (2, 20)] == [2, 3]
 
 
 @pytest.mark.slow
@@ -143,15 +144,15 @@ def test_what_is_done_is_kept_and_what_was_cut_off_goes_on(small, tmp_path, monk
     out = tmp_path / "out"
     run(small, out, ("imaml",))
     before = (out / "imaml" / "seed-0" / "result.json").read_bytes()
-    measured = comparison._measured
+    measured = comparison.Trial.measured
 
     def cut_off(*arguments):
         raise comparison.Interrupted
 
-    monkeypatch.setattr(comparison, "_measured", cut_off)
+    monkeypatch.setattr(comparison.Trial, "measured", cut_off)
     with pytest.raises(comparison.Interrupted):
         run(small, out, ("fomaml", "imaml"))
-    monkeypatch.setattr(comparison, "_measured", measured)
+    monkeypatch.setattr(comparison.Trial, "measured", measured)
     summary, said = run(small, out, ("fomaml", "imaml"))
     assert said[-1].startswith("imaml ")
     assert said[-1].endswith(" (done before)")

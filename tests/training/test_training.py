@@ -198,6 +198,36 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(average, tmp_path, monkeypat
     assert "resume" in kinds(out)
 
 
+def test_a_run_that_took_no_step_is_loaded_with_a_warning(tmp_path, capsys, recwarn):
+    """As after Ctrl-C while the first step compiles; not where its parameters are those of another run."""
+    from imaml.cli.main import main
+
+    trained = train(out=tmp_path / "trained", steps=1)
+    imaml.load(tmp_path / "trained")
+    started = train(out=tmp_path / "started", steps=0, start=trained.theta)
+    train(out=tmp_path / "started", steps=0, resume=True)
+    equal(imaml.load(tmp_path / "started").theta, started.theta)
+    assert not [w for w in recwarn.list if "untrained" in str(w.message)]
+    train(out=tmp_path / "new", steps=0)
+    with pytest.warns(
+        RuntimeWarning, match=r"the parameters are untrained \(step 0\). Hint: continue the run"
+    ):
+        imaml.load(tmp_path / "new")
+    np.savez(tmp_path / "support.npz", inputs=np.ones((4, 3)), targets=np.ones(4))
+    np.save(tmp_path / "query.npy", np.ones((2, 3)))
+    files = [f"--support={tmp_path / 'support.npz'}", f"--query={tmp_path / 'query.npy'}"]
+    main(["adapt", str(tmp_path / "new"), *files])
+    assert "warning" in capsys.readouterr().err
+
+
+def test_what_a_killed_run_leaves_is_no_run(tmp_path):
+    """Files half written, before config.json is there."""
+    (tmp_path / ".config.json.123.writing").write_text("{")
+    (tmp_path / "events.jsonl").write_text("")
+    assert train(out=tmp_path, steps=1).step == 1
+    assert (tmp_path / "config.json").is_file()
+
+
 def test_resuming_refuses_another_configuration(tmp_path):
     out = tmp_path / "run"
     train(out=out, steps=4)

@@ -29,7 +29,7 @@ def adapt_command(
     image and the support set alone.
 
     For a run on a table, both files hold rows of the new task, the support file with the target's column.
-    Prints a line for each query row: row, answer.
+    Prints a head and a line for each query row: its number, its task, the answer.
 
     Args:
         run: Run directory or artefact.

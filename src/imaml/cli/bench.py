@@ -90,9 +90,9 @@ def print_prediction(config: Config) -> int:
 
 
 def _lines(cost: Cost) -> str:
-    """What both commands say."""
+    """Return what both commands print."""
     shared = "" if cost.devices == 1 else f" on each of {cost.devices} devices"
-    note = f" ({cost.unbounded} loops of unknown length counted once)" if cost.unbounded else ""
+    note = f" ({cost.unbounded_loops} loops of unknown length counted once)" if cost.unbounded_loops else ""
     floor = f"{cost.floor_ms:,.2f} ms a step, for the matrix products alone"
     if cost.floor_ms > cost.median_ms:
         note, floor = " at most: loops that end sooner count in full", "unknown, as the loops end sooner"
@@ -100,7 +100,7 @@ def _lines(cost: Cost) -> str:
         (
             f"parameters        {cost.parameters:,}",
             f"matrix products   {cost.flops / 1e9:,.3f} GFLOP a step{note}",
-            f"this machine      {cost.rate / 1e9:,.0f} GFLOP/s in float32 matrix products",
+            f"this machine      {cost.matmul_flops_per_second / 1e9:,.0f} GFLOP/s in float32 matrix products",
             f"lower bound       {floor}",
             f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled",
             f"memory in all     {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped",

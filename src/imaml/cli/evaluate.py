@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from ..core.errors import ConfigError
 from .options import Count, Flag, Several
 from .startup import prepare_jax
+
+if TYPE_CHECKING:
+    from ..domains.base import Domain
+    from ..domains.recipes import DomainRecipe
+    from ..predict import Learner
+    from ..training.evaluation import Evaluation
 
 Split = Literal["train", "validation", "test"]
 
@@ -54,11 +60,11 @@ def evaluate_command(
 
     mesh = devices_mesh(len(jax.devices()))
 
-    def recipe_of(learner: Any) -> Any:
+    def recipe_of(learner: Learner) -> DomainRecipe:
         recipe = learner.config.domain
         return recipe if data is None else recipe.scored_on(data)
 
-    def scored(learner: Any, domain: Any) -> Any:
+    def scored(learner: Learner, domain: Domain) -> Evaluation:
         method = learner.config.method.build(domain, mesh)
         return evaluate_theta(domain, method, learner.theta, split=split, tasks=tasks, seed=seed)
 

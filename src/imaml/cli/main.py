@@ -105,7 +105,7 @@ def parser(words: Sequence[str] = ()) -> App:
 
 
 def _config_in(words: Sequence[str]) -> Config:
-    """The configuration that a command line asks for."""
+    """Return the configuration that a command line asks for."""
     from ..config.overrides import overrides
     from ..config.presets import PRESETS, preset
 

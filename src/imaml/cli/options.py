@@ -102,20 +102,16 @@ def configure(config: Config, changes: Iterable[Change], **shorthands: object) -
 
     given = {name: value for name, value in shorthands.items() if value is not None}
     asked = [Change(SHORTHANDS[name], as_text(value), f"--{name}") for name, value in given.items()]
+    lists = {field.path for field in fields_of(config) if "tuple[" in str(field.hint)}
     merged: dict[str, Change] = {}
     for new in (*changes, *asked):
         old = merged.get(new.path)
-        if old is None:
-            merged[new.path] = new
-            continue
-        hints = (field.hint for field in fields_of(config) if field.path == new.path)
-        kinds = {typing.get_origin(choice) for hint in hints for choice in (hint, *typing.get_args(hint))}
-        if tuple not in kinds or old.option != new.option:
+        if old is not None and (new.path not in lists or old.option != new.option):
             raise ConfigError(
                 f"{new.option}: expected one value, got {old.option}={old.text} and {new.option}={new.text}. "
                 "Hint: give this option once."
             )
-        merged[new.path] = new._replace(text=f"{old.text},{new.text}")
+        merged[new.path] = new if old is None else new._replace(text=f"{old.text},{new.text}")
     data = merged.pop("domain.data", None) if "data" in given else None
     return replace_data(overrides(config, list(merged.values())), data and data.text)
 
@@ -129,7 +125,7 @@ class Field(NamedTuple):
     about: str
 
 
-def fields_of(recipe: Any, above: str = "") -> Iterator[Field]:
+def fields_of(recipe: object, above: str = "") -> Iterator[Field]:
     """List the fields of a recipe and of the recipes in it, depth first."""
     from ..core.fields import field_types, without_intervals
 
@@ -144,25 +140,22 @@ def fields_of(recipe: Any, above: str = "") -> Iterator[Field]:
 
 
 def _abouts(kind: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of each field."""
+    """Return what the docstrings of a class and its bases say of each field."""
     from docstring_parser import parse
 
     docs = [parse(base.__doc__ or "") for base in reversed(kind.__mro__) if is_dataclass(base)]
     return {p.arg_name: " ".join((p.description or "").split()) for doc in docs for p in doc.params}
 
 
-def _kinds(hint: Any) -> list[str]:
-    """The kinds of recipe that a field may hold, where there is a choice."""
-    from ..core.recipes import Role, is_recipe, kinds_of
+def _kinds(hint: object) -> list[str]:
+    """Return the kinds of recipe that a field may hold, where there is a choice."""
+    from ..config.overrides import recipes_of
 
-    found = [kind for kind in typing.get_args(hint) if is_recipe(kind)]
-    for mark in getattr(hint, "__metadata__", ()):
-        found += kinds_of(mark.name).values() if isinstance(mark, Role) else ()
-    return sorted(set(map(_kind, found)))
+    return sorted(set(map(_kind, recipes_of(hint).values())))
 
 
 def _kind(recipe: type) -> str:
-    """The word that chooses a kind of recipe: its `name`, if that is the class's own and no field."""
+    """Return the word that chooses a kind of recipe: its `name`, if that is the class's own and no field."""
     own = {field.name for field in fields(recipe)}
     return recipe.__name__ if "name" in own else getattr(recipe, "name", recipe.__name__)
 
@@ -171,20 +164,20 @@ _PLAIN: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", bool: "true|fa
 
 
 def _metavar(hint: Any) -> str:
-    """A field's type as the help shows it."""
+    """Return a field's type as the help shows it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if _kinds(hint):
         return "|".join(["KIND", *(_PLAIN[choice] for choice in arguments if choice in _PLAIN)])
     if origin is tuple:
         return f"{_metavar(arguments[0])},..." if arguments[0] in _PLAIN else "VALUE"
     if origin is typing.Literal:
-        return "|".join(arguments)
+        return "|".join(map(str, arguments))
     if arguments:  # of a union, those that an option can be set to
         return "|".join(filter(None, map(_metavar, arguments)))
     return _PLAIN.get(hint, "")
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """Write a field's value as its option takes it."""
     if is_dataclass(value):
         return _kind(type(value))

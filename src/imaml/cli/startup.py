@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.machine import processor
+from ..core.machine import processor, user_cache
 
 if TYPE_CHECKING:
     from ..config.run import Config
@@ -54,19 +53,21 @@ def keep_compiled() -> None:
     has set JAX's own JAX_COMPILATION_CACHE_DIR (a path) or JAX_ENABLE_COMPILATION_CACHE=false, that stands.
     Where the directory cannot be written, programs are compiled anew each time.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or _configured():
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "imaml" / "compiled" / processor()
+        folder = user_cache() / "compiled" / processor()
         folder.mkdir(parents=True, exist_ok=True)
         _trim(folder.parent)
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return
     if os.access(folder, os.W_OK):
-        _set("jax_compilation_cache_dir", str(folder))
+        # JAX reads the environment once, when it is imported: later only its configuration counts.
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-            _set("jax_persistent_cache_min_compile_time_secs", LEAST)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST)
 
 
 def factorises(config: Config) -> bool:
@@ -83,26 +84,8 @@ def factorises(config: Config) -> bool:
     return dense or config.domain.factorises
 
 
-def _configured() -> bool:
-    """Whether JAX is imported and the program has given it a cache folder."""
-    jax = sys.modules.get("jax")
-    return jax is not None and bool(jax.config.jax_compilation_cache_dir)
-
-
-def _set(option: str, value: str | float) -> None:
-    """Sets an option of JAX's configuration, whether JAX is imported already or not.
-
-    JAX reads the environment once, when it is imported: later only its configuration counts. (The flags of
-    `use_all_cores` differ: XLA reads those when the first device is asked for.)
-    """
-    os.environ[option.upper()] = str(value)
-    jax = sys.modules.get("jax")
-    if jax is not None:
-        jax.config.update(option, value)
-
-
 def _trim(folder: Path) -> None:
-    """Deletes the oldest files while there are more than MOST bytes."""
+    """Delete the oldest files while there are more than MOST bytes."""
     found = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in folder.rglob("*") if f.is_file())
     total = sum(size for _, size, _ in found)
     for _, size, file in found:

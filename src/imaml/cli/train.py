@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import ConfigError, ImamlError
 from ..core.interrupts import STATUS
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..config.run import Config
     from ..training.loop import Run
 
-SCORES = ("scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95")
+SCORES = ("split", "scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95", "tasks", "seed")
 
 
 def train_command(
@@ -53,7 +54,7 @@ def train_command(
         seed: Random seed; short for --training.seed.
         minutes: Stop after this many minutes of training; short for --training.minutes.
         data: File or directory with the images or the table, for presets that read data.
-        task: Table column whose values tell the tasks apart (preset tables).
+        task: Table column that names the task of each row (preset tables).
         target: Table column to predict (preset tables).
         features: Table columns to predict from, as A,B (preset tables; default: all others).
         out: Run directory (default: runs/PRESET, then runs/PRESET-2, and so on).
@@ -89,14 +90,11 @@ def train_command(
     given = {"steps": steps, "tasks": tasks, "seed": seed, "minutes": minutes, "data": data}
     config = configure(config, changes, **given, **columns)
     prepare_jax(spare=factorises(config))
-    if config.method.chunk == "auto" and resume:  # a run continues with what was measured at its start
-        from ..config.overrides import override
+    if config.method.chunk == "auto":
+        from ..training.chunk_tuning import settled, with_chunk
 
-        config = override(config, "method.chunk", str(chunk))
-    elif config.method.chunk == "auto":
-        from ..training.chunk_tuning import settled
-
-        config = settled(config, note)
+        # A run continues with what was measured at its start.
+        config = with_chunk(config, chunk) if resume else settled(config, note)
     if dry_run:
         from .bench import print_prediction
 
@@ -116,33 +114,26 @@ def train_command(
         raise
 
 
-def _begin(preset: str | None, resumed: Path | None) -> tuple[Config, int | str | None]:
-    """The configuration to begin with, and the chunk of the run to resume."""
+def _begin(preset: str | None, resumed: Path | None) -> tuple[Config, int | Literal["auto"] | None]:
+    """Return the configuration to begin with, and the chunk of the run to resume."""
     from ..config.presets import preset as configuration
-    from ..config.run import load_config
+    from ..training.directory import read_config
 
     if resumed is None:
         return configuration(preset or DEFAULT), None
-    file = resumed / "config.json"
-    if not file.is_file():
-        raise ConfigError(
-            f"--resume: expected a run directory, got {resumed}, which holds no config.json. "
-            "Hint: leave out --resume to start a run there."
-        )
-    stored = load_config(file.read_text(errors="replace"), str(file))
+    stored = read_config(resumed)
     return stored if preset is None else configuration(preset), stored.method.chunk
 
 
 def _free_directory(base: Path) -> Path:
-    """The directory, or the first of base-2, base-3, ... that does not exist yet, or is empty."""
-    found, number = base, 2
-    while found.exists() and not (found.is_dir() and not any(found.iterdir())):
-        found, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return found
+    """Return the directory, or the first of base-2, base-3, ... that does not exist yet, or is empty."""
+    numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+    taken = lambda place: place.exists() and not (place.is_dir() and not any(place.iterdir()))  # noqa: E731
+    return next(place for place in itertools.chain([base], numbered) if not taken(place))
 
 
 def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: bool) -> int:
-    """Train, score and report."""
+    """Train, score and report; return the exit status."""
     from ..predict import load
     from ..training.directory import check_new, check_resumable
     from ..training.experiment import assemble
@@ -191,12 +182,6 @@ def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:
     progress = say if not quiet and on_terminal(sys.stderr) else None
     result = evaluate(run, split="test", tasks=config.training.test_tasks, progress=progress)
     with Journal(out, progress=False, append=True) as journal:
-        journal.write(
-            "evaluation",
-            split=result.split,
-            **{name: dict(getattr(result, name)) for name in SCORES},
-            tasks=result.tasks,
-            seed=result.seed,
-            data=config.domain.data_name,
-        )
+        facts = {name: getattr(result, name) for name in SCORES}
+        journal.write("evaluation", **facts, data=config.domain.data_name)
     print(result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +11,23 @@ from jax import Array, lax
 
 from ..core.errors import NumericalError
 from ..core.statistics import NORMAL_QUANTILE
+from ..core.tree import Tree
+from ..domains.base import Domain
 from ..inner.gradient import as_descent
+from ..meta.gradient import MetaGradient
+from ..predict import Learner
 from ..training.evaluation import over_devices, task_keys
+from ..training.journal import JsonObject
 from ..training.loop import Run
+from ..training.step import mesh_size
 
 SWEEP = (0, 1, 2, 4, 8, 16, 32, 64)  # inner steps at test time
 
 
-def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: int = 0) -> dict[str, Any]:
-    """Scores meta-parameters after each of the `SWEEP` numbers of gradient descent steps.
+def sweep(
+    domain: Domain, method: MetaGradient, theta: Tree, split: str, tasks: int, seed: int = 0
+) -> JsonObject:
+    """Score meta-parameters after each of the `SWEEP` numbers of gradient descent steps.
 
     Uses the problem and the gradient descent that solve new tasks, or those of training where new tasks are
     solved otherwise. Each number of steps continues from the one before, so one program does them all.
@@ -45,25 +52,24 @@ def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: in
         return {}
     headline = domain.headline
 
-    def one(domain: Any, start: Any, key: Array) -> Array:
+    def one(domain: Domain, start: Tree, key: Array) -> Array:
         task = domain.sample(key, split)
         phi = problem.init(start, task.support, key)
         rates = inner.rates(start, phi)
 
-        def descend(_: Any, phi: Any) -> Any:
+        def descend(_: Array, phi: Tree) -> Tree:
             slope = problem.residual(phi, start, task.support)
             return jax.tree.map(lambda p, g, r: p - r * g, phi, slope, rates)
 
-        def further(phi: Any, steps: Array) -> tuple[Any, Array]:
+        def further(phi: Tree, steps: Array) -> tuple[Tree, Array]:
             phi = lax.fori_loop(0, steps, descend, phi)
             return phi, domain.metrics(problem.full(phi, start), task)[headline]
 
         return lax.scan(further, phi, jnp.diff(jnp.asarray(SWEEP), prepend=0))[1]
 
-    run = over_devices(
-        lambda domain, start, keys: lax.map(lambda k: one(domain, start, k), keys), method.mesh
-    )
-    size = 1 if method.mesh is None else method.mesh.size
+    every = lambda domain, start, keys: lax.map(lambda key: one(domain, start, key), keys)  # noqa: E731
+    run = over_devices(every, method.mesh)
+    size = mesh_size(method.mesh)
     keys = task_keys(seed, 0, -(-tasks // size) * size)
     scores = np.asarray(run(domain, method.start(theta), keys), np.float64)[:tasks]
     width = NORMAL_QUANTILE * scores.std(axis=0, ddof=1) / np.sqrt(tasks)
@@ -75,8 +81,8 @@ def sweep(domain: Any, method: Any, theta: Any, split: str, tasks: int, seed: in
     }
 
 
-def adaptation_ms(domain: Any, run: Run, calls: int = 20) -> float | None:
-    """Measures how long adapting to a new task takes.
+def adaptation_ms(domain: Domain, run: Run | Learner, calls: int = 20) -> float | None:
+    """Measure how long adapting to a new task takes.
 
     Args:
         domain: Where tasks come from.

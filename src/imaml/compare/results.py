@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..config.run import Config
 from ..core.recipes import to_json
 from ..core.statistics import mean_intervals, paired_differences
-from ..training.journal import clock, score_text
+from ..domains.base import Domain
+from ..training.journal import JsonObject, clock, score_text
 from .variants import Row
 
 REFERENCE = "imaml"
@@ -27,7 +26,7 @@ class Scores:
         values: Scores by name, each of shape ``(tasks,)``.
     """
 
-    content: dict[str, Any]
+    content: JsonObject
     values: dict[str, np.ndarray]
 
 
@@ -36,21 +35,17 @@ class Result:
     """One run of a method.
 
     Attributes:
-        folder: Where its files are.
-        config: Its configuration.
         content: What result.json says.
         time: Scores after equal training time.
         equal: Scores after an equal number of tasks, where the method learns.
     """
 
-    folder: Path
-    config: Config
-    content: dict[str, Any]
+    content: JsonObject
     time: Scores
     equal: Scores | None = None
 
     def line(self, headline: str) -> str:
-        """Describes the run in a line.
+        """Describe the run in a line.
 
         Args:
             headline: The name of the score to state.
@@ -71,12 +66,12 @@ def summarise(
     minutes: float,
     tasks: int,
     seeds: int,
-    domain: Any,
+    domain: Domain,
     rows: Mapping[str, Row],
     found: Mapping[str, list[Result]],
     common: int,
-) -> dict[str, Any]:
-    """Collects everything that the table and the page show.
+) -> JsonObject:
+    """Collect everything that the table and the page show.
 
     Args:
         base: The preset's configuration.
@@ -91,27 +86,23 @@ def summarise(
     Returns:
         JSON values, the content of comparison.json.
     """
-    recipe = to_json(base)
-    recipe["domain"].pop("data", None)
     reference = REFERENCE if REFERENCE in found else next(iter(found))
+    against = found[reference]
     listed = []
     for name, results in found.items():
-        first = results[0].content
         entry = {
             "method": name,
             "about": rows[name].about,
             "runs": [{k: v for k, v in r.content.items() if k != "config"} for r in results],
-            "config": first["config"],
-            "equal_time": _mean([r.time.values for r in results]),
-            "difference_at_equal_time": _difference(
-                [r.time.values for r in results], [r.time.values for r in found[reference]]
-            ),
+            "config": results[0].content["config"],
         }
-        snapshots = [r.equal.values for r in results if r.equal is not None]
-        others = [r.equal.values for r in found[reference] if r.equal is not None]
-        if snapshots:
-            entry["equal_tasks"] = _mean(snapshots)
-            entry["difference_at_equal_tasks"] = _difference(snapshots, others) if others else {}
+        for kind, own, others in (
+            ("equal_time", [r.time for r in results], [r.time for r in against]),
+            ("equal_tasks", [r.equal for r in results if r.equal], [r.equal for r in against if r.equal]),
+        ):
+            if own:
+                entry[kind] = _mean(own)
+                entry[f"difference_at_{kind}"] = _difference(own, others) if others else {}
         listed.append(entry)
     return {
         "minutes": minutes,
@@ -121,31 +112,37 @@ def summarise(
         "reference": reference,
         "headline": domain.headline,
         "higher_is_better": domain.higher_is_better,
-        "config": recipe,
+        "config": without_data(base),
         "rows": listed,
     }
 
 
-def _over_seeds(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The scores of every test task, averaged over seeds."""
-    return {name: np.mean([run[name].astype(np.float64) for run in runs], axis=0) for name in runs[0]}
+def without_data(config: Config) -> JsonObject:
+    """Return a configuration as JSON values, without where its data are."""
+    recipe = to_json(config)
+    recipe["domain"].pop("data", None)
+    return recipe
 
 
-def _mean(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """Each score's mean with its interval over tasks, and the seeds' own means."""
+def _over_seeds(runs: Sequence[Scores]) -> dict[str, np.ndarray]:
+    """Return the scores of every test task, averaged over seeds."""
+    found = [run.values for run in runs]
+    return {name: np.mean([values[name].astype(np.float64) for values in found], axis=0) for name in found[0]}
+
+
+def _mean(runs: Sequence[Scores]) -> dict[str, JsonObject]:
+    """Return each score's mean with its interval over tasks, and the seeds' own means."""
     summary = _known(*mean_intervals(_over_seeds(runs)))
     for name, entry in summary.items():
-        entry["seeds"] = [float(np.nanmean(run[name])) for run in runs]
+        entry["seeds"] = [float(np.nanmean(run.values[name])) for run in runs]
     return summary
 
 
-def _difference(
-    runs: Sequence[Mapping[str, np.ndarray]], others: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, Any]:
-    """Each score less that of the reference on the same tasks, with the interval over tasks."""
+def _difference(runs: Sequence[Scores], others: Sequence[Scores]) -> dict[str, JsonObject]:
+    """Return each score less that of the reference on the same tasks, with the interval over tasks."""
     return _known(*paired_differences(_over_seeds(runs), _over_seeds(others)))
 
 
-def _known(means: Mapping[str, float], widths: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Means with their intervals as JSON values; scores without an interval are omitted."""
+def _known(means: Mapping[str, float], widths: Mapping[str, float]) -> dict[str, JsonObject]:
+    """Return means with their intervals as JSON values; scores without an interval are omitted."""
     return {n: {"mean": means[n], "ci95": widths[n]} for n in means if np.isfinite(widths[n])}

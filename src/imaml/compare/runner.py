@@ -8,28 +8,30 @@ annealing gives depends on when it ends. Of a run's checkpoints the best on vali
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from ..config.run import Config, load_config
+from ..config.run import Config
 from ..core.errors import ConfigError, DataError, NumericalError
 from ..core.recipes import to_json
+from ..core.tree import Tree
+from ..domains.base import Domain
+from ..predict import Learner
 from ..storage.atomic import replacing, write_json
 from ..storage.checkpoint import Checkpoints
 from ..training.directory import first_difference
-from ..training.evaluation import evaluate_theta, valid
-from ..training.experiment import assemble
-from ..training.journal import FILE, clock, read_events
-from ..training.loop import Run
+from ..training.evaluation import evaluate_theta
+from ..training.experiment import Experiment, assemble
+from ..training.journal import FILE, JsonObject, clock, json_values, read_events
 from .measurements import adaptation_ms, sweep
-from .results import Result, Scores, summarise
+from .results import Result, Scores, summarise, without_data
 from .variants import GRID, rows_of
 
 SWEEP_TASKS = 200
@@ -49,8 +51,8 @@ def compare(
     seeds: int = 1,
     progress: bool | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Trains and evaluates methods in turn.
+) -> JsonObject:
+    """Train and evaluate methods in turn.
 
     Args:
         base: A preset's configuration, which each row of `ROWS` changes.
@@ -73,31 +75,32 @@ def compare(
     out, rows = Path(out), rows_of(names)
     domain = base.domain.build()
     _check_plan(out, base, minutes, tasks)
-    found: dict[str, list[Result]] = {}
+    trials: dict[str, list[Trial]] = {name: [] for name in rows}
     for seed in range(seeds):
         for name, row in rows.items():
-            began = time.monotonic()
-            config = row.config(base, minutes, seed)
-            done = (out / name / f"seed-{seed}" / "result.json").is_file()
+            began, folder = time.monotonic(), out / name / f"seed-{seed}"
+            trial = Trial(domain, row.config(base, minutes, seed), folder, tasks)
+            done = trial.file.is_file()
             if row.learns and not done:
                 say(f"{name:<20} seed {seed}  training for {minutes:g} min, then {tasks:,} test tasks ...")
-            result = _row(domain, name, config, out / name / f"seed-{seed}", tasks, progress)
-            found.setdefault(name, []).append(result)
+            trial.finish(name, progress)
+            trials[name].append(trial)
             took = " (done before)" if done else f" ({clock(time.monotonic() - began)} in all)"
-            say(f"{name:<20} seed {seed}  {result.line(domain.headline)}{took}")
-    learned = [r for results in found.values() for r in results if r.content["steps"]]
-    common = min((r.content["steps"] for r in learned), default=0) // GRID * GRID
-    for result in learned:
+            say(f"{name:<20} seed {seed}  {trial.result.line(domain.headline)}{took}")
+    learned = [each for those in trials.values() for each in those if each.result.content["steps"]]
+    # Equal tasks: the last step of the validation grid that every method has reached.
+    common = min((each.result.content["steps"] for each in learned), default=0) // GRID * GRID
+    for trial in learned:
         if common:
-            step = _best(domain, result.folder, common)
-            result.equal = _tested(domain, result.config, result.folder, step, tasks)
+            trial.result.equal = trial.tested(trial.best(common))
+    found = {name: [trial.result for trial in those] for name, those in trials.items()}
     summary = summarise(base, minutes, tasks, seeds, domain, rows, found, common * base.training.tasks)
     write_json(out / "comparison.json", summary)
     return summary
 
 
 def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
-    """Writes what is compared; ConfigError for a folder that holds something else."""
+    """Write what is compared; ConfigError for a folder that holds something else."""
     file, plan = out / "plan.json", {"config": to_json(base), "budget": minutes, "tasks": tasks}
     if file.is_file():
         try:
@@ -120,104 +123,126 @@ def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
     write_json(file, plan)
 
 
-def _row(domain: Any, name: str, config: Config, folder: Path, tasks: int, progress: bool | None) -> Result:
-    """One method's run, trained and tested; finished results are read."""
-    file = folder / "result.json"
-    if not file.is_file():
-        run, failure = _trained(domain, config, folder / "run", progress)
-        step = _best(domain, folder, run.step)
-        tested = _tested(domain, config, folder, step, tasks)
-        content = _measured(domain, config, folder, run, step) | {"failure": failure}
-        write_json(file, {"method": name, **content, **tested.content})
-    content = json.loads(file.read_text())
-    return Result(folder, config, content, _tested(domain, config, folder, content["step"], tasks))
+@dataclass
+class Trial:
+    """One run of a method: trained, tested and measured once, and then read from its files.
 
-
-def _trained(domain: Any, config: Config, folder: Path, progress: bool | None) -> tuple[Run, str | None]:
-    """The run, new or continued; and why it failed numerically, or None.
-
-    One method's failure does not stop the others: its checkpoints until then are tested like theirs.
+    Attributes:
+        domain: Where tasks come from.
+        config: The run's configuration.
+        folder: Where its files are.
+        tasks: Number of test tasks.
     """
-    resume = (folder / "config.json").is_file()
-    if resume:
-        load_config((folder / "config.json").read_text(), str(folder / "config.json"))
-    try:
-        run = assemble(config, domain).train(out=folder, resume=resume, progress=progress)
-    except NumericalError as error:
-        ends = [event for event in read_events(folder / FILE) if event["event"] == "end"]
-        step = ends[-1]["step"]
-        method, theta = _theta(domain, config, folder.parent, step)
-        return Run(theta, domain, method, config, step, "failed", folder), str(error)
-    if run.reason == "interrupted":
-        raise Interrupted
-    return run, None
 
+    domain: Domain
+    config: Config
+    folder: Path
+    tasks: int
 
-def _validations(folder: Path) -> dict[int, dict[str, Any]]:
-    """The validations of a run's journal, by step; of a step validated twice the last."""
-    events = read_events(folder / "run" / FILE)
-    return {event["step"]: event for event in events if event["event"] == "validation"}
+    @property
+    def file(self) -> Path:
+        """The file with its result, written last."""
+        return self.folder / "result.json"
 
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """The objects of the run."""
+        return assemble(self.config, self.domain)
 
-def _best(domain: Any, folder: Path, most: int) -> int:
-    """The step, of the first `most`, with the best validation score; `most` where none has one."""
-    sign = 1 if domain.higher_is_better else -1
-    scores = {
-        step: sign * event["scores"][domain.headline]
-        for step, event in _validations(folder).items()
-        if step <= most and event["scores"][domain.headline] is not None
-    }
-    return max(scores, key=lambda step: scores[step], default=most)
+    @functools.cached_property
+    def result(self) -> Result:
+        """What its files say, once it is finished."""
+        content = json.loads(self.file.read_text())
+        return Result(content, self.tested(content["step"]))
 
+    def finish(self, name: str, progress: bool | None) -> None:
+        """Train, test and measure, unless that was done before.
 
-def _theta(domain: Any, config: Config, folder: Path, step: int) -> tuple[Any, Any]:
-    """The method, and theta (the moving average where one is kept) as it was after `step` steps."""
-    experiment = assemble(config, domain)
-    like = jax.eval_shape(experiment.initial_state, jax.random.key(0))
-    state = Checkpoints(folder / "run" / "checkpoints").restore(like, step).state
-    return experiment.method, state["average"] if experiment.outer.average else state["theta"]
+        One method's failure does not stop the others: its checkpoints until then are tested like theirs.
 
+        Args:
+            name: The method.
+            progress: None or True shows the run on stderr; False shows warnings only.
 
-def _tested(domain: Any, config: Config, folder: Path, step: int, tasks: int) -> Scores:
-    """The test scores of a run as it was after `step` steps; read where they exist already."""
-    file, arrays = folder / f"step-{step}.json", folder / f"step-{step}.npz"
-    if not file.is_file():
-        method, theta = _theta(domain, config, folder, step)
-        found = evaluate_theta(domain, method, theta, split="test", tasks=tasks)
-        stored: dict[str, Any] = {name: v.astype(np.float32) for name, v in found.values.items()}
-        with replacing(arrays) as part, part.open("wb") as opened:
-            np.savez(opened, **stored)
-        summaries = ("scores", "ci95", "before", "baselines")
-        content = valid({name: dict(getattr(found, name)) for name in summaries})
-        # Last: where this file is, the scores are complete.
-        write_json(file, {"step": step, **content, "failed": found.failed})
-    with np.load(arrays) as values:
-        return Scores(json.loads(file.read_text()), {key: values[key] for key in values.files})
+        Raises:
+            Interrupted: If Ctrl-C or SIGTERM stopped it.
+        """
+        if self.file.is_file():
+            return
+        run, failure = self.folder / "run", None
+        try:
+            resume = (run / "config.json").is_file()
+            if self.experiment.train(out=run, resume=resume, progress=progress).reason == "interrupted":
+                raise Interrupted
+        except NumericalError as error:
+            failure = str(error)
+        end = self.events("end")[-1]
+        step = self.best(end["step"])
+        tested = self.tested(step)
+        content = {"method": name, **self.measured(end, step), "failure": failure}
+        write_json(self.file, {**content, **tested.content})
 
+    def events(self, kind: str) -> list[JsonObject]:
+        """Return the events of a kind in the run's log."""
+        return [event for event in read_events(self.folder / "run" / FILE) if event["event"] == kind]
 
-def _measured(domain: Any, config: Config, folder: Path, run: Run, step: int) -> dict[str, Any]:
-    """What result.json says beside the test scores: facts of the run, and of theta after `step` steps."""
-    method, theta = _theta(domain, config, folder, step)
-    checks = _validations(folder)
-    curve = [
-        {"tasks": at * config.training.tasks, "seconds": checks[at]["seconds"], **checks[at]["scores"]}
-        for at in sorted(checks)
-    ]
-    events = read_events(folder / "run" / FILE)
-    ends = [event for event in events if event["event"] == "end"]
-    recipe = to_json(config)
-    recipe["domain"].pop("data", None)
-    content = {
-        "steps": run.step,
-        "tasks_seen": run.step * config.training.tasks,
-        "seconds": ends[-1]["seconds"] if run.step else 0.0,
-        "reason": run.reason,
-        "curve": curve,
-        "inner_steps": sweep(domain, method, theta, "test", SWEEP_TASKS),
-        "adaptation_ms": adaptation_ms(domain, replace(run, theta=theta)),
-        "failed_in_training": sum(e["failed"] for e in events if e["event"] == "step"),
-        "config": recipe,
-    }
-    if config.method.name == "multitask":
-        content["groups"] = domain.trade_off(theta)
-    return content
+    def validations(self) -> dict[int, JsonObject]:
+        """Return the run's validations by step; of a step validated twice the last."""
+        return {event["step"]: event for event in self.events("validation")}
+
+    def best(self, most: int) -> int:
+        """Return the step, of the first `most`, with the best validation score; `most` if none has one."""
+        sign, headline = 1 if self.domain.higher_is_better else -1, self.domain.headline
+        scores = {
+            step: sign * event["scores"][headline]
+            for step, event in self.validations().items()
+            if step <= most and event["scores"][headline] is not None
+        }
+        return max(scores, key=lambda step: scores[step], default=most)
+
+    def theta(self, step: int) -> Tree:
+        """Return theta, the moving average where one is kept, as it was after `step` steps."""
+        like = jax.eval_shape(self.experiment.begin)[1]
+        state = Checkpoints(self.folder / "run" / "checkpoints").restore(like, step).state
+        return state["average"] if self.experiment.outer.average else state["theta"]
+
+    def tested(self, step: int) -> Scores:
+        """Return the test scores after `step` steps; they are read where they exist already."""
+        file, arrays = self.folder / f"step-{step}.json", self.folder / f"step-{step}.npz"
+        if not file.is_file():
+            method = self.experiment.method
+            found = evaluate_theta(self.domain, method, self.theta(step), split="test", tasks=self.tasks)
+            with replacing(arrays) as part, part.open("wb") as opened:
+                np.savez(opened, **{name: v.astype(np.float32) for name, v in found.values.items()})  # type: ignore[arg-type]
+            summaries = {name: getattr(found, name) for name in ("scores", "ci95", "before", "baselines")}
+            # Last: where this file is, the scores are complete.
+            write_json(file, {"step": step, **json_values(summaries), "failed": found.failed})
+        with np.load(arrays) as values:
+            return Scores(json.loads(file.read_text()), {key: values[key] for key in values.files})
+
+    def measured(self, end: JsonObject, step: int) -> JsonObject:
+        """Return the facts of the run beside its test scores, and of theta after `step` steps.
+
+        Args:
+            end: The event that ended the run.
+            step: The step that is tested.
+
+        Returns:
+            JSON values.
+        """
+        theta, tasks = self.theta(step), self.config.training.tasks
+        checks = sorted(self.validations().items())
+        content = {
+            "steps": end["step"],
+            "tasks_seen": end["step"] * tasks,
+            "seconds": end["seconds"] if end["step"] else 0.0,
+            "reason": end["reason"],
+            "curve": [{"tasks": at * tasks, "seconds": e["seconds"], **e["scores"]} for at, e in checks],
+            "inner_steps": sweep(self.domain, self.experiment.method, theta, "test", SWEEP_TASKS),
+            "adaptation_ms": adaptation_ms(self.domain, Learner(theta, self.config)),
+            "failed_in_training": sum(event["failed"] for event in self.events("step")),
+            "config": without_data(self.config),
+        }
+        if self.config.method.name == "multitask":
+            content["groups"] = self.domain.trade_off(theta)  # type: ignore[attr-defined]
+        return content

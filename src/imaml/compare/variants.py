@@ -42,7 +42,7 @@ class Row:
     learns: bool = True
 
     def config(self, base: Config, minutes: float, seed: int) -> Config:
-        """Makes the configuration of one run.
+        """Make the configuration of one run.
 
         Args:
             base: A preset's configuration.
@@ -154,7 +154,7 @@ ROWS: dict[str, Row] = {
 
 
 def rows_of(names: Sequence[str]) -> dict[str, Row]:
-    """Selects methods.
+    """Select methods.
 
     Args:
         names: Keys of `ROWS`; none selects all.

@@ -5,35 +5,37 @@ A new method is one class that registers itself with ``@recipe("method")``; docs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Unpack
 
 from jax.sharding import Mesh
 
 from ..bayes.curvature import Quadrature
-from ..bayes.laplace import FORMS
 from ..bayes.methods import EmpiricalBayes, ExpectationMaximisation, IBaML
 from ..core.errors import ConfigError
+from ..core.fields import Checked, PositiveFloat, PositiveFraction, PositiveInt
 from ..core.recipes import Role, recipe
-from ..core.validation import require_number, require_one_of, require_whole
 from ..domains.base import Domain
 from ..inner.base import InnerSolver
 from ..inner.gradient import GradientDescent, as_descent
 from ..linear.base import LinearSolver
 from ..linear.cg import CG
-from ..meta.accuracy import Tightening, check_accuracy
-from ..meta.gradient import POLICIES, MetaGradient, Origin, Solving
+from ..meta.accuracy import Tightening
+from ..meta.gradient import MetaGradient, Options, Origin, Solving
 from ..meta.methods import FOMAML, IMAML, MAML, Joint, MetaSGD, Reptile
 from ..meta.published import ThenPulled, as_released
-from ..problems.base import CURVATURES, Problem
+from ..problems.base import Problem
 from ..problems.likelihoods import likelihood
-from ..problems.precision import PER, Learned, learned
+from ..problems.precision import Learned, learned
 from ..problems.proximal import proximal
+
+Curvature = Literal["hessian", "gauss-newton"]
 
 
 @recipe(fresh={"inner": GradientDescent(0.1, steps=5)})
 @dataclass(frozen=True)
-class NewTask:
+class NewTask(Checked):
     """How a new task is solved in evaluation and use; see `imaml.Solving`.
 
     Args:
@@ -44,18 +46,15 @@ class NewTask:
         ConfigError: If the strength is not a positive number.
     """
 
-    inner: Annotated[InnerSolver, Role("inner")]
-    strength: float | None = None
+    owner = "new_task"
 
-    def __post_init__(self) -> None:
-        """Checks the strength."""
-        if self.strength is not None:
-            require_number("new_task", 0, open=True, strength=self.strength)
+    inner: Annotated[InnerSolver, Role("inner")]
+    strength: PositiveFloat | None = None
 
 
 @recipe()
 @dataclass(frozen=True)
-class Bayes:
+class Bayes(Checked):
     """The options of the Bayesian methods evidence, moments and posterior; see `imaml.bayes.rules`.
 
     Args:
@@ -71,30 +70,27 @@ class Bayes:
         ConfigError: If a value is outside its range.
     """
 
-    noise: float = 1.0
-    determinant: Quadrature | None = None
-    form: str = "dense"
-    rank: int = 20
-    samples: int = 4
-    curvature: str = "gauss-newton"
+    owner = "bayes"
 
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        require_number("bayes", 0, open=True, noise=self.noise)
-        require_one_of("bayes", "form", self.form, FORMS)
-        require_one_of("bayes", "curvature", self.curvature, CURVATURES)
-        require_whole("bayes", 1, rank=self.rank, samples=self.samples)
-        if not isinstance(self.determinant, Quadrature | None):
-            raise ConfigError(
-                f"bayes: determinant: expected Quadrature(steps, probes) or None, got {self.determinant!r}."
-            )
+    noise: PositiveFloat = 1.0
+    determinant: Quadrature | None = None
+    form: Literal["dense", "diagonal", "low-rank", "rows"] = "dense"
+    rank: PositiveInt = 20
+    samples: PositiveInt = 4
+    curvature: Curvature = "gauss-newton"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodRecipe:
+class MethodRecipe(Checked):
     """What all methods have: the base of the recipes of methods.
 
-    A subclass sets `name` and `about`, adds its fields and defines `make`.
+    A subclass sets `name` and `about`, adds its fields, and sets `function` or defines `make`.
+
+    Attributes:
+        name: What the method is called.
+        about: What it is, in a line.
+        factorises: Whether a step factorises dense matrices besides its linear solver.
+        function: Makes the method of (problem, query_loss, inner=..., **options).
 
     Args:
         adapt: Names of the parameters that a task adapts, or None for all; maml that adapts the head alone
@@ -110,29 +106,27 @@ class MethodRecipe:
         ConfigError: If a value is outside its range, or two options do not go together.
     """
 
+    owner = "method"
     name: ClassVar[str]
     about: ClassVar[str]
     strength: ClassVar[float | None] = None
     learned: ClassVar[str | None] = None
-    factorises: ClassVar[bool] = False  # whether a step factorises dense matrices besides its linear solver
+    factorises: ClassVar[bool] = False
+    function: ClassVar[Callable[..., MetaGradient]]
 
     adapt: tuple[str, ...] | None = None
     inner: Annotated[InnerSolver, Role("inner")] = field(
         default_factory=lambda: GradientDescent(0.2, steps=16)
     )
     new_task: NewTask | None = None
-    policy: str = "warn"
-    chunk: int | Literal["auto"] | None = None
+    policy: Literal["raise", "warn", "skip"] = "warn"
+    chunk: PositiveInt | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
-        """Checks the values."""
-        require_one_of("method", "policy", self.policy, POLICIES)
-        if self.strength is not None:
-            require_number("method", 0, open=True, strength=self.strength)
-        if self.chunk is not None and self.chunk != "auto":
-            require_whole("method", 1, chunk=self.chunk)
-        if not isinstance(self.new_task, NewTask | None):
-            raise ConfigError(f"method: new_task: expected NewTask(inner) or None, got {self.new_task!r}.")
+        """Check the fields, and that a strength for new tasks has one of learning to replace."""
+        if isinstance(self.adapt, str):
+            object.__setattr__(self, "adapt", (self.adapt,))
+        super().__post_init__()
         other = None if self.new_task is None else self.new_task.strength
         if other is not None and self.strength is None:
             raise ConfigError(
@@ -141,7 +135,7 @@ class MethodRecipe:
             )
 
     def build(self, domain: Domain, mesh: Mesh | None = None) -> MetaGradient:
-        """Makes the method on a domain's problem.
+        """Make the method on a domain's problem.
 
         Args:
             domain: Gives the inner problem and the query loss.
@@ -163,25 +157,41 @@ class MethodRecipe:
             other = self.new_task.strength
             weaker = problem if other is None else self.problem(domain, other)
             new_task = Solving(weaker, self.new_task.inner)
-        shared = {"inner": self.inner, "policy": self.policy, "chunk": self.chunk}
-        shared |= {"mesh": mesh, "new_task": new_task, "measure": domain.measure}  # type: ignore[attr-defined]
-        return self.make(domain, problem, **shared).built_from(Origin(self, domain.recipe))
+        options: Options = {"policy": self.policy, "chunk": self.chunk, "mesh": mesh, "new_task": new_task}
+        options["measure"] = domain.measure  # type: ignore[attr-defined]
+        made = self.make(domain, problem, inner=self.inner, **options)
+        return made.built_from(Origin(self, domain.recipe))
 
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts; each subclass defines it.
+    def make(
+        self, domain: Domain, problem: Problem, *, inner: InnerSolver, **options: Unpack[Options]
+    ) -> MetaGradient:
+        """Make the method from its parts.
 
         Args:
             domain: Gives the query loss.
             problem: The inner problem.
-            **shared: Arguments of `MetaGradient`: inner, policy, chunk, mesh, new_task and measure.
+            inner: The inner solver.
+            **options: policy, chunk, mesh, new_task and measure of `MetaGradient`.
 
         Returns:
             The method.
         """
-        raise NotImplementedError
+        make = type(self).function
+        return make(problem, domain.query_loss, inner=inner, **self.arguments(domain), **options)
+
+    def arguments(self, domain: Domain) -> dict[str, object]:
+        """Return the arguments of `function` that not all methods have.
+
+        Args:
+            domain: The domain.
+
+        Returns:
+            The arguments by name.
+        """
+        return {}
 
     def problem(self, domain: Domain, strength: float | Learned | None) -> Problem:
-        """The inner problem on a domain.
+        """Return the inner problem on a domain.
 
         Args:
             domain: Gives the loss.
@@ -193,11 +203,7 @@ class MethodRecipe:
         return domain.problem(strength, self.adapt)
 
     def initial(self) -> float | Learned | None:
-        """The strength that learning begins with.
-
-        Returns:
-            A number, a learned one, or None where the method has none.
-        """
+        """Return the strength that learning begins with: a number, a learned one, or None for none."""
         return self.strength
 
 
@@ -209,15 +215,7 @@ class Anchored(MethodRecipe):
         strength: Regularisation strength of the inner problem.
     """
 
-    strength: float = 0.5  # type: ignore[misc]  # a field here, a constant of methods without one
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        if self.strength is None:
-            raise ConfigError(
-                f"method: strength: expected a positive number with name={self.name!r}, got None."
-            )
-        super().__post_init__()
+    strength: PositiveFloat = 0.5  # type: ignore[misc]  # a field here, a constant of methods without one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +226,7 @@ class PerhapsAnchored(MethodRecipe):
         strength: Regularisation strength of the inner problem, or None for none.
     """
 
-    strength: float | None = 0.5  # type: ignore[misc]
+    strength: PositiveFloat | None = 0.5  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,21 +241,15 @@ class Strengths(Anchored):
 
     rank: ClassVar[int] = 5
 
-    learned: str | None = None  # type: ignore[misc]
-    curvature: str = "hessian"
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        require_one_of("method", "learned", self.learned, (None, *PER))
-        require_one_of("method", "curvature", self.curvature, CURVATURES)
-        super().__post_init__()
+    learned: Literal["all", "leaf", "parameter", "dense", "low-rank"] | None = None  # type: ignore[misc]
+    curvature: Curvature = "hessian"
 
     def initial(self) -> float | Learned:
-        """The strength that learning begins with."""
+        """Return the strength that learning begins with."""
         return self.strength if self.learned is None else learned(self.strength, self.learned, self.rank)
 
     def problem(self, domain: Domain, strength: float | Learned | None) -> Problem:
-        """The inner problem on a domain, with the curvature asked for."""
+        """Return the inner problem on a domain, with the curvature asked for."""
         if self.curvature == "hessian":
             return super().problem(domain, strength)
         return domain.problem(strength, self.adapt, curvature=self.curvature)  # type: ignore[call-arg]
@@ -277,22 +269,13 @@ class ImplicitMethod(Strengths):
 
     linear: Annotated[LinearSolver, Role("linear")] = field(default_factory=lambda: CG(steps=5))
     correct: bool = False
-    accuracy: float | Tightening | None = None
-    rank: int = 5  # type: ignore[misc]
+    accuracy: PositiveFraction | Tightening | None = None
+    rank: PositiveInt = 5  # type: ignore[misc]
 
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        require_whole("method", 1, rank=self.rank)
-        check_accuracy("method", self.accuracy)
-        super().__post_init__()
-
-    def implicit(self) -> dict[str, Any]:
-        """The options of the implicit gradient.
-
-        Returns:
-            linear, correct and accuracy, by name.
-        """
-        return {"linear": self.linear, "correct": self.correct, "accuracy": self.accuracy}
+    def arguments(self, domain: Domain) -> dict[str, object]:
+        """Return the options of the implicit gradient."""
+        own = {"linear": self.linear, "correct": self.correct, "accuracy": self.accuracy}
+        return super().arguments(domain) | own
 
 
 @recipe("method")
@@ -302,10 +285,7 @@ class IMAMLRecipe(ImplicitMethod):
 
     name: ClassVar[str] = "imaml"
     about: ClassVar[str] = "implicit MAML: the meta-gradient from the solution alone"
-
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts."""
-        return IMAML(problem, domain.query_loss, **self.implicit(), **shared)
+    function = IMAML
 
 
 @recipe("method")
@@ -315,10 +295,7 @@ class MAMLRecipe(MethodRecipe):
 
     name: ClassVar[str] = "maml"
     about: ClassVar[str] = "MAML: through every inner step; ANIL where only the head adapts"
-
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts."""
-        return MAML(problem, domain.query_loss, **shared)
+    function = MAML
 
 
 @recipe("method")
@@ -328,10 +305,7 @@ class FOMAMLRecipe(MethodRecipe):
 
     name: ClassVar[str] = "fomaml"
     about: ClassVar[str] = "first-order MAML"
-
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts."""
-        return FOMAML(problem, domain.query_loss, **shared)
+    function = FOMAML
 
 
 @recipe("method")
@@ -341,10 +315,7 @@ class MetaSGDRecipe(MethodRecipe):
 
     name: ClassVar[str] = "metasgd"
     about: ClassVar[str] = "Meta-SGD: MAML with a learned inner rate for every parameter"
-
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts."""
-        return MetaSGD(problem, domain.query_loss, **shared)
+    function = MetaSGD
 
 
 @recipe("method")
@@ -354,10 +325,11 @@ class ReptileRecipe(PerhapsAnchored):
 
     name: ClassVar[str] = "reptile"
     about: ClassVar[str] = "Reptile: where the tasks went; with a strength its proximal form"
+    function = Reptile
 
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts."""
-        return Reptile(problem, domain.query_loss, whole=domain.whole, **shared)
+    def arguments(self, domain: Domain) -> dict[str, object]:
+        """Return how a task's two sets become one batch."""
+        return {"whole": domain.whole}
 
 
 @recipe("method")
@@ -369,10 +341,12 @@ class TransferRecipe(PerhapsAnchored):
     about: ClassVar[str] = "transfer: one network for all classes, fine-tuned"
     grouped: ClassVar[bool] = False
 
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts."""
-        del shared["measure"]  # which is of one task's parameters
-        return Joint(domain, problem, grouped=self.grouped, **shared)
+    def make(
+        self, domain: Domain, problem: Problem, *, inner: InnerSolver, **options: Unpack[Options]
+    ) -> MetaGradient:
+        """Make the method from its parts."""
+        options.pop("measure", None)  # which is of one task's parameters
+        return Joint(domain, problem, inner=inner, grouped=self.grouped, **options)
 
 
 @recipe("method")
@@ -402,23 +376,19 @@ class AsReleasedRecipe(Anchored):
 
     linear: Annotated[LinearSolver, Role("linear")] = field(default_factory=lambda: CG(steps=5))
 
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts."""
-        inner = shared.pop("inner")
+    def make(
+        self, domain: Domain, problem: Problem, *, inner: InnerSolver, **options: Unpack[Options]
+    ) -> MetaGradient:
+        """Make the method from its parts."""
         descent = as_descent(inner)
-        plain = descent is not None and isinstance(descent.learning_rate, float | int)
-        if not plain or inner.steps is None or inner.tolerance is not None:
+        rate = None if descent is None or descent.tolerance is not None else descent.learning_rate
+        if descent is None or descent.steps is None or not isinstance(rate, float | int):
             raise ConfigError(
                 "method: inner: expected GradientDescent(rate, steps=...) with name='as-released', got "
                 f"{inner!r}."
             )
-        return MetaGradient(
-            problem,
-            domain.query_loss,
-            inner=ThenPulled(inner.learning_rate, inner.steps),  # type: ignore[arg-type]
-            rule=as_released(self.linear),
-            **shared,
-        )
+        solver, rule = ThenPulled(rate, descent.steps), as_released(self.linear)
+        return MetaGradient(problem, domain.query_loss, inner=solver, rule=rule, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,16 +404,12 @@ class Bayesian(Strengths):
     bayes: Bayes = field(default_factory=Bayes)
 
     def problem(self, domain: Domain, strength: float | Learned | None) -> Problem:
-        """The inner problem on a domain: a maximum a posteriori, with the noise learned."""
+        """Return the inner problem on a domain: a maximum a posteriori, with the noise learned."""
         problem = super().problem(domain, strength)
         gaussian = getattr(getattr(problem.loss, "likelihood", None), "kind", None) == "gaussian"
-        return proximal(
-            likelihood(problem.loss, learned(self.bayes.noise, per="all") if gaussian else None),
-            strength,
-            problem.adapt,
-            curvature=problem.curvature,
-            convex=problem.convex,
-        )
+        loss = likelihood(problem.loss, learned(self.bayes.noise, per="all") if gaussian else None)
+        kept = {"curvature": problem.curvature, "convex": problem.convex}
+        return proximal(loss, strength, problem.adapt, **kept)
 
 
 @recipe("method")
@@ -453,12 +419,12 @@ class EvidenceRecipe(ImplicitMethod, Bayesian):
 
     name: ClassVar[str] = "evidence"
     about: ClassVar[str] = "empirical Bayes: a prior by the gradient of the tasks' evidence"
+    function = EmpiricalBayes
 
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts."""
+    def arguments(self, domain: Domain) -> dict[str, object]:
+        """Return the options of the implicit gradient and of the evidence."""
         own = {"determinant": self.bayes.determinant, "curvature": self.bayes.curvature}
-        own |= {"whole": domain.whole, **self.implicit()}
-        return EmpiricalBayes(problem, domain.query_loss, **own, **shared)
+        return super().arguments(domain) | own | {"whole": domain.whole}
 
 
 @recipe("method")
@@ -468,9 +434,10 @@ class PosteriorRecipe(ImplicitMethod, Bayesian):
 
     name: ClassVar[str] = "posterior"
     about: ClassVar[str] = "iBaML: the validation loss under the tasks' posteriors"
+    function = IBaML
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the fields, and that derivatives pass through the form of the posterior."""
         super().__post_init__()
         if self.bayes.form == "low-rank":
             raise ConfigError(
@@ -478,10 +445,10 @@ class PosteriorRecipe(ImplicitMethod, Bayesian):
                 "'low-rank', through which no derivative passes."
             )
 
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts."""
+    def arguments(self, domain: Domain) -> dict[str, object]:
+        """Return the options of the implicit gradient and of the posterior."""
         own = {name: getattr(self.bayes, name) for name in ("samples", "form", "curvature")}
-        return IBaML(problem, domain.query_loss, **own, **self.implicit(), **shared)
+        return super().arguments(domain) | own
 
 
 @recipe("method")
@@ -491,17 +458,18 @@ class MomentsRecipe(Bayesian):
 
     name: ClassVar[str] = "moments"
     about: ClassVar[str] = "expectation-maximisation: prior moments from posterior moments"
+    function = ExpectationMaximisation
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the fields, and that the strength has a step in closed form."""
+        super().__post_init__()
         if self.learned == "low-rank":
             raise ConfigError(
                 "method: learned: expected 'all', 'leaf', 'parameter' or 'dense' with name='moments', got "
                 "'low-rank', which has no step in closed form. Hint: choose one of these, or name='evidence'."
             )
-        super().__post_init__()
 
-    def make(self, domain: Domain, problem: Problem, **shared: Any) -> MetaGradient:
-        """Makes the method from its parts."""
+    def arguments(self, domain: Domain) -> dict[str, object]:
+        """Return the options of the posterior."""
         own = {name: getattr(self.bayes, name) for name in ("form", "curvature", "rank")}
-        return ExpectationMaximisation(problem, domain.query_loss, whole=domain.whole, **own, **shared)
+        return super().arguments(domain) | own | {"whole": domain.whole}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from jax.sharding import Mesh
 
@@ -18,16 +17,12 @@ from .method import Anchored, MethodRecipe
 
 
 def methods() -> dict[str, type[MethodRecipe]]:
-    """The classes that have registered as methods.
-
-    Returns:
-        The classes by `name`.
-    """
+    """Return the classes that have registered as methods, by `name`."""
     return {kind.name: kind for kind in kinds_of("method").values()}
 
 
-def named(name: str) -> type[MethodRecipe]:
-    """The class of a method.
+def named(name: object) -> type[MethodRecipe]:
+    """Return the class of a method.
 
     Args:
         name: Its `name`, such as "imaml".
@@ -38,19 +33,19 @@ def named(name: str) -> type[MethodRecipe]:
     Raises:
         ConfigError: If there is no such method.
     """
-    known = methods()
-    if name not in known:
-        raise ConfigError(not_one_of("method: name", name, known))
-    return known[name]
+    for known, kind in methods().items():
+        if known == name:
+            return kind
+    raise ConfigError(not_one_of("method: name", name, methods()))
 
 
-def Method(name: str = "imaml", **options: Any) -> MethodRecipe:
-    """Makes the recipe of a method by its name.
+def Method(name: str = "imaml", **options: object) -> MethodRecipe:
+    """Make the recipe of a method by its name.
 
     Args:
         name: The method: imaml, maml, fomaml, metasgd, reptile, transfer, multitask, as-released, evidence,
             moments or posterior.
-        **options: The fields of its class.
+        **options: The fields of its class, such as `imaml.config.IMAMLRecipe`.
 
     Returns:
         The recipe.
@@ -64,11 +59,11 @@ def Method(name: str = "imaml", **options: Any) -> MethodRecipe:
         5
     """
     kind = named(name)
-    return kind(**fitting(kind, options))
+    return kind(**fitting(kind, options))  # type: ignore[arg-type]
 
 
-def changed(method: MethodRecipe, **changes: Any) -> MethodRecipe:
-    """Changes some fields of a method; with ``name=...`` makes another method.
+def changed(method: MethodRecipe, **changes: object) -> MethodRecipe:
+    """Change some fields of a method; ``name=...`` makes another method.
 
     The other method takes over the fields that both have.
 
@@ -88,11 +83,13 @@ def changed(method: MethodRecipe, **changes: Any) -> MethodRecipe:
     """
     kind = named(changes.pop("name", method.name))
     changes = fitting(kind, changes)
-    return kind(**{**carried(method, kind, changes), **changes})
+    return kind(**{**carried(method, kind, changes), **changes})  # type: ignore[arg-type]
 
 
-def carried(method: MethodRecipe, kind: type[MethodRecipe], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that another method takes over.
+def carried(
+    method: MethodRecipe, kind: type[MethodRecipe], changes: Mapping[str, object]
+) -> dict[str, object]:
+    """Return the fields that another method takes over.
 
     Args:
         method: The method to start from.
@@ -110,8 +107,8 @@ def carried(method: MethodRecipe, kind: type[MethodRecipe], changes: Mapping[str
     return kept
 
 
-def default_of(option: str) -> Any:
-    """The default of an option, the same in all methods that have it.
+def default_of(option: str) -> object:
+    """Return the default of an option, the same in all methods that have it.
 
     Args:
         option: The name of a field.
@@ -129,8 +126,8 @@ def default_of(option: str) -> Any:
     return known[option].default if made is dataclasses.MISSING else made()
 
 
-def fitting(kind: type[MethodRecipe], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a method has.
+def fitting(kind: type[MethodRecipe], options: Mapping[str, object]) -> dict[str, object]:
+    """Return the options that a method has.
 
     Args:
         kind: The method's class.
@@ -145,9 +142,8 @@ def fitting(kind: type[MethodRecipe], options: Mapping[str, Any]) -> dict[str, A
     """
     own = {f.name for f in fields(kind)}
     for name in set(options) - own:
-        default = default_of(name)
-        usual, value = None if name == "strength" else default, options[name]
-        if value != usual:
+        default, value = default_of(name), options[name]
+        if value != (None if name == "strength" else default):
             having = [other.name for other in methods().values() if name in {f.name for f in fields(other)}]
             raise ConfigError(
                 f"method: expected no {name} with name={kind.name!r}, got {name}={value!r}. Hint: leave it "
@@ -157,7 +153,7 @@ def fitting(kind: type[MethodRecipe], options: Mapping[str, Any]) -> dict[str, A
 
 
 def made(method: MethodRecipe | MetaGradient, domain: Domain, mesh: Mesh | None) -> MetaGradient:
-    """A method that is ready to learn.
+    """Return a method that is ready to learn.
 
     Args:
         method: A recipe, or a method without or with a mesh of its own.
@@ -177,12 +173,10 @@ def made(method: MethodRecipe | MetaGradient, domain: Domain, mesh: Mesh | None)
 
 
 @former("Method")
-def _of_earlier_files(options: Mapping[str, Any]) -> MethodRecipe:
-    """A method as earlier files have it: one kind for all, with the fields of all."""
+def _of_earlier_files(options: Mapping[str, object]) -> MethodRecipe:
+    """Read a method from an earlier file, which has one kind for all, with the fields of all."""
     kind = named(options.get("name", "imaml"))
-    own, given = {f.name for f in fields(kind)}, {**options}
-    given.pop("name", None)
-    for name in set(given) - own:
+    own = {f.name for f in fields(kind)}
+    for name in options.keys() - own - {"name"}:
         default_of(name)  # refuses what no method has
-        del given[name]
-    return kind(**given)
+    return kind(**{name: value for name, value in options.items() if name in own})  # type: ignore[arg-type]

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import typing
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import optax
 from optax import GradientTransformation, Schedule, contrib
 
 from ..core.errors import ConfigError
-from ..core.recipes import recipe
-from ..core.validation import require_number, require_one_of, require_whole
+from ..core.fields import Checked, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from ..core.recipes import former, recipe
+from ..core.tree import Tree
+from ..core.validation import not_one_of
 from ..problems.precision import Theta
 
-SCHEDULES = ("constant", "cosine")
-OPTIMISERS = ("adam", "sgd", "rmsprop", "adamw", "muon")
+Name = Literal["adam", "sgd", "rmsprop", "adamw", "muon"]
 
 # The parameters of Optax's constructors that each option sets. A constructor without them lacks the option.
 PARAMETERS = {
@@ -48,7 +51,7 @@ class Outer(NamedTuple):
 
 @recipe()
 @dataclass(frozen=True)
-class Optimiser:
+class Optimiser(Checked):
     """The outer optimiser as a recipe that goes to JSON.
 
     Muon (Jordan 2024) makes the update of every large matrix orthogonal, scaled to the size that Adam's
@@ -81,48 +84,36 @@ class Optimiser:
         'cosine'
     """
 
-    name: str = "adam"
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    warmup: int = 0
-    clip: float | None = None
-    epsilon: float = 1e-8
-    beta1: float = 0.9
-    beta2: float = 0.999
-    momentum: float | None = None
-    weight_decay: float = 0.0
-    average: float = 0.0
-    least_side: int = 32
-    adam_scale: float = 0.5
-    log_scale: float = 1.0
+    owner = "optimiser"
+
+    name: Name = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: NonNegativeInt = 0
+    clip: PositiveFloat | None = None
+    epsilon: PositiveFloat = 1e-8
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    momentum: Fraction | None = None
+    weight_decay: NonNegativeFloat = 0.0
+    average: Fraction = 0.0
+    least_side: PositiveInt = 32
+    adam_scale: PositiveFloat = 0.5
+    log_scale: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
-        """Checks the values."""
-        require_one_of("optimiser", "name", self.name, OPTIMISERS)
-        require_one_of("optimiser", "schedule", self.schedule, SCHEDULES)
-        require_number("optimiser", 0, open=True, learning_rate=self.learning_rate, epsilon=self.epsilon)
-        require_whole("optimiser", 0, warmup=self.warmup)
-        require_number("optimiser", 0, weight_decay=self.weight_decay)
-        decays = {name: getattr(self, name) for name in ("beta1", "beta2", "momentum", "average")}
-        require_number(
-            "optimiser", 0, 1, **{name: value for name, value in decays.items() if value is not None}
-        )
-        require_whole("optimiser", 1, least_side=self.least_side)
-        require_number("optimiser", 0, open=True, adam_scale=self.adam_scale, log_scale=self.log_scale)
-        if self.clip is not None:
-            require_number("optimiser", 0, open=True, clip=self.clip)
-        defaults = {f.name: f.default for f in fields(self)}
-        for option in PARAMETERS:
-            value, default = getattr(self, option), defaults[option]
-            if value != default and not _parameters(self.name, option):
-                having = " or ".join(repr(name) for name in OPTIMISERS if _parameters(name, option))
-                raise ConfigError(
-                    f"optimiser: expected {option}={default!r}, as {self.name} has no {option}, got "
-                    f"{option}={value!r} with name={self.name!r}. Hint: omit it, or choose name={having}."
-                )
+        """Check the fields, and that the optimiser has the options that are set."""
+        super().__post_init__()
+        for option, default in _without_effect(self.name, vars(self)).items():
+            having = " or ".join(repr(name) for name in typing.get_args(Name) if _parameters(name, option))
+            raise ConfigError(
+                f"optimiser: expected {option}={default!r}, as {self.name} has no {option}, got "
+                f"{option}={getattr(self, option)!r} with name={self.name!r}. Hint: omit it, or choose "
+                f"name={having}."
+            )
 
     def rate(self, steps: int) -> Schedule:
-        """The learning rate as an Optax schedule.
+        """Return the learning rate as an Optax schedule.
 
         Args:
             steps: Steps of the run.
@@ -140,7 +131,7 @@ class Optimiser:
         return optax.join_schedules([rise, main], [self.warmup])
 
     def build(self, steps: int) -> GradientTransformation:
-        """Makes the Optax transform.
+        """Make the Optax transform.
 
         Args:
             steps: Steps of the run, over which the schedule goes.
@@ -148,30 +139,30 @@ class Optimiser:
         Returns:
             The transform.
         """
-        rate = self.rate(steps)
-        values: dict[str, Any] = {name: getattr(self, name) for name in PARAMETERS}
-        if self.name == "muon":
+        rate, muon = self.rate(steps), self.name == "muon"
+        values: dict[str, object] = {name: getattr(self, name) for name in PARAMETERS}
+        values["momentum"] = self.momentum or None
+        if muon:
             values["momentum"] = 0.95 if self.momentum is None else self.momentum
             values["least_side"] = self._large
             values["adam_scale"] = lambda step: self.adam_scale * rate(step)
-        else:
-            values["momentum"] = self.momentum or None
         options = {p: values[option] for option in PARAMETERS for p in _parameters(self.name, option)}
-        if self.name == "muon":
-            options["consistent_rms"] = 0.2
+        if muon:
+            options["consistent_rms"] = 0.2  # an update as large as Adam's (Liu et al. 2025, section 2.2)
         inner = _constructor(self.name)(rate, **options)
         if self.log_scale != 1:
             inner = optax.chain(inner, optax.stateless(self._scaled))
+        # Nested as it is: checkpoints have the states of a chain's parts in this order.
         return inner if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), inner)
 
-    def _scaled(self, updates: Any, _: Any) -> Any:
-        """Updates, those of logarithms `log_scale` times."""
+    def _scaled(self, updates: Tree, _: Tree) -> Tree:
+        """Return updates, those of logarithms `log_scale` times."""
         if not isinstance(updates, Theta):
             return updates
         return Theta(updates.mean, *jax.tree.map(lambda step: self.log_scale * step, updates[1:]))
 
-    def _large(self, theta: Any) -> Any:
-        """The dimension numbers of the matrices that Muon updates, None for other parameters."""
+    def _large(self, theta: Tree) -> Tree:
+        """Return the dimension numbers of the matrices that Muon updates, None for other parameters."""
         if isinstance(theta, Theta):  # a strength's or a rate's logarithm is no layer, whatever its shape
             return Theta(self._large(theta.mean), *jax.tree.map(lambda _: None, theta[1:]))
         numbers = contrib.MuonDimensionNumbers((0,), (1,))
@@ -179,8 +170,22 @@ class Optimiser:
         return jax.tree.map(lambda leaf: numbers if chosen(leaf) else None, theta)
 
 
+@former("Optimiser")
+def _saved(options: Mapping[str, object]) -> Optimiser:
+    """Read an optimiser from a file. Options without effect, once accepted, are reset with a warning."""
+    known = {field.name for field in fields(Optimiser)}
+    for option in options.keys() - known:
+        raise ConfigError(not_one_of("config: field of Optimiser", option, known))
+    name = options.get("name", Optimiser.name)
+    reset = _without_effect(name, options)
+    for option in reset:
+        message = f"optimiser: {option}={options[option]!r} is ignored, as {name} has no {option}."
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return Optimiser(**{**options, **reset})  # type: ignore[arg-type]
+
+
 def outer(optimiser: Optimiser | GradientTransformation, steps: int) -> Outer:
-    """The outer optimiser of a run of so many steps.
+    """Make the outer optimiser of a run of so many steps.
 
     Args:
         optimiser: A recipe, or an Optax transform.
@@ -202,12 +207,22 @@ def outer(optimiser: Optimiser | GradientTransformation, steps: int) -> Outer:
 
 
 def _constructor(name: str) -> Callable[..., GradientTransformation]:
-    """Optax's constructor of an optimiser."""
+    """Return Optax's constructor of an optimiser."""
     return contrib.muon if name == "muon" else getattr(optax, name)
 
 
 @functools.cache
 def _parameters(name: str, option: str) -> tuple[str, ...]:
-    """The parameters of an optimiser's constructor that an option sets."""
+    """Return the parameters of an optimiser's constructor that an option sets."""
     known = inspect.signature(_constructor(name)).parameters
     return tuple(parameter for parameter in PARAMETERS[option] if parameter in known)
+
+
+def _without_effect(name: object, options: Mapping[str, object]) -> dict[str, object]:
+    """Return the defaults of the options that an optimiser lacks, and that have other values."""
+    defaults = {f.name: f.default for f in fields(Optimiser) if f.name in options and f.name in PARAMETERS}
+    return {
+        option: default
+        for option, default in defaults.items()
+        if name in typing.get_args(Name) and options[option] != default and not _parameters(str(name), option)
+    }

@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.errors import ConfigError
 from ..core.fields import field_types, without_intervals
@@ -16,9 +16,11 @@ from .method import MethodRecipe
 from .methods import carried, fitting, methods, named
 from .run import Config
 
+T = TypeVar("T")
 
-def override(config: Any, path: str, text: str, option: str | None = None) -> Any:
-    """Sets one field from text; see `overrides`.
+
+def override(config: T, path: str, text: str, option: str | None = None) -> T:
+    """Set one field from text; see `overrides`.
 
     Args:
         config: The configuration.
@@ -35,8 +37,8 @@ def override(config: Any, path: str, text: str, option: str | None = None) -> An
     return overrides(config, [(path, text, option or f"--{path}")])
 
 
-def overrides(config: Any, changes: Sequence[tuple[str, str, str]]) -> Any:
-    """Sets fields from text, all at once, so that values that are valid only together are accepted.
+def overrides(config: T, changes: Sequence[tuple[str, str, str]]) -> T:
+    """Set fields from text, all at once, so that values that are valid only together are accepted.
 
     A field that holds one of several recipes is set by the name of its class, such as "GMRES". The method is
     set by its name, such as "maml"; it takes over what it has in common with the one before.
@@ -64,8 +66,8 @@ _Changes = Sequence[tuple[list[str], str, str]]
 
 
 def _overrides(config: Any, changes: _Changes, above: str) -> Any:
-    """The recipe with fields set, (path, text, option); above: the path of the recipe with a dot."""
-    kind, kept, hints = type(config), {}, _hints(type(config))
+    """Return a recipe with fields set, (path, text, option); above: the path of the recipe with a dot."""
+    kind, hints = type(config), _hints(type(config))
     method = isinstance(config, MethodRecipe)
     if method:
         words = [text for path, text, _ in changes if path == ["name"]]
@@ -96,34 +98,45 @@ def _overrides(config: Any, changes: _Changes, above: str) -> Any:
             found = f"a plain value, {value!r}" if name in kept else f"which {kind.name!r} does not have"
             raise ConfigError(f"{those[0][2]}: expected fields below {above + name!r}, got {found}.")
         values[name] = _overrides(value, those, f"{above}{name}.")
-    return kind(**{**kept, **values})
+    return kind(**{**kept, **values})  # type: ignore[arg-type]
 
 
-def _hints(kind: type) -> dict[str, Any]:
-    """The types of a recipe's fields, by name."""
+def _hints(kind: type) -> dict[str, object]:
+    """Return the types of a recipe's fields, by name."""
     return {name: without_intervals(hint) for name, hint in field_types(kind).items()}
+
+
+def recipes_of(hint: object) -> dict[str, type]:
+    """Return the recipes that a field may hold, where there is a choice.
+
+    Args:
+        hint: The field's type, a union with recipes, or marked with a role.
+
+    Returns:
+        The classes by name.
+    """
+    found = {kind.__name__: kind for kind in typing.get_args(hint) if is_recipe(kind)}
+    for mark in getattr(hint, "__metadata__", ()):
+        found |= kinds_of(mark.name) if isinstance(mark, Role) else {}
+    return found
 
 
 _WORDS = {int: "whole number", float: "number", bool: "true or false", types.NoneType: "none"}
 
 
-def _parse(hint: Any, text: str, option: str) -> Any:
-    """The value that `text` means for a field of type `hint`."""
+def _parse(hint: Any, text: str, option: str) -> object:
+    """Return the value that `text` means for a field of type `hint`."""
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     choices: tuple[Any, ...] = typing.get_args(hint) if union else (hint,)
-    kinds: dict[str, Any] = {choice.__name__: choice for choice in choices if is_recipe(choice)}
-    for mark in getattr(hint, "__metadata__", ()):
-        if isinstance(mark, Role):
-            kinds |= kinds_of(mark.name)
+    kinds = {hint.__name__: hint} if is_recipe(hint) else recipes_of(hint)
+    literals = [choice for choice in choices if typing.get_origin(choice) is typing.Literal]
     if types.NoneType in choices and text.lower() in ("none", "null"):
         return None
     if text in kinds:
         return fresh(kinds[text])
-    if any(
-        typing.get_origin(choice) is typing.Literal and text in typing.get_args(choice) for choice in choices
-    ):
+    if any(text in typing.get_args(choice) for choice in literals):
         return text
-    if kinds and not set(choices) & set(_WORDS) - {types.NoneType}:
+    if kinds and not {int, float, bool} & set(choices):
         raise ConfigError(not_one_of(option, text, kinds))
     try:
         if bool in choices:
@@ -134,25 +147,23 @@ def _parse(hint: Any, text: str, option: str) -> Any:
                 return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
         if int in choices:
             return int(text)
-        if float in choices:
-            return float(text)
+        return float(text) if float in choices else text
     except (KeyError, ValueError) as error:
-        accepted = " or ".join(_said(choice) for choice in choices)
+        accepted = " or ".join(map(_said, choices))
         raise ConfigError(f"{option}: expected a {accepted}, got {text!r}.") from error
-    return text
 
 
 def _said(choice: Any) -> str:
-    """A field's type as people say it."""
+    """Return a field's type in words."""
     if typing.get_origin(choice) is tuple:
         return f"list such as 1,2, each a {_said(typing.get_args(choice)[0])}"
     if typing.get_origin(choice) is typing.Literal:
-        return " or ".join(typing.get_args(choice))
+        return " or ".join(map(str, typing.get_args(choice)))
     return _WORDS.get(choice, getattr(choice, "__name__", ""))
 
 
 def replace_data(config: Config, data: str | None) -> Config:
-    """Sets where a domain's data are.
+    """Set where a domain's data are.
 
     Args:
         config: The configuration.
@@ -164,6 +175,4 @@ def replace_data(config: Config, data: str | None) -> Config:
     Raises:
         ConfigError: If the domain reads no data.
     """
-    if data is None:
-        return config
-    return replace(config, domain=config.domain.with_data(data))
+    return config if data is None else replace(config, domain=config.domain.with_data(data))

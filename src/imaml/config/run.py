@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 from .. import bayes, domains, inner, linear, meta
 from ..core.errors import ConfigError
-from ..core.recipes import Role, from_json, parsed, recipe
+from ..core.recipes import Role, from_json, parsed, recipe, register_all
 from ..core.recipes import to_json as to_json
 from ..domains.fewshot.domain import FewShotRecipe
+from ..domains.recipes import DomainRecipe
 from .method import MethodRecipe
 from .methods import Method
 from .optimiser import Optimiser
@@ -22,8 +21,7 @@ PYTHON = "Python"  # the kind in the config.json of a run whose objects have no 
 
 # Recipes register where they are defined, so a configuration can name one only once its module is imported.
 for _package in (linear, inner, meta, bayes, domains):
-    for _module in pkgutil.walk_packages(_package.__path__, f"{_package.__name__}."):
-        importlib.import_module(_module.name)
+    register_all(_package)
 
 
 @recipe()
@@ -38,14 +36,14 @@ class Config:
         training: How long the run takes, and how often it validates and saves.
     """
 
-    domain: Annotated[Any, Role("domain")] = field(default_factory=FewShotRecipe)
+    domain: Annotated[DomainRecipe, Role("domain")] = field(default_factory=FewShotRecipe)
     method: Annotated[MethodRecipe, Role("method")] = field(default_factory=Method)
     optimiser: Optimiser = field(default_factory=Optimiser)
     training: Training = field(default_factory=Training)
 
 
 def load_config(text: str, where: str) -> Config:
-    """Reads a configuration.
+    """Read a configuration.
 
     Args:
         text: The configuration as JSON.

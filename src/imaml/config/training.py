@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from ..core.errors import ConfigError
+from ..core.fields import Checked, NonNegativeInt, PositiveFloat, PositiveInt, SeveralInt
 from ..core.recipes import recipe
-from ..core.validation import require_number, require_whole
+from ..core.validation import Interval
 
 
 @recipe()
 @dataclass(frozen=True)
-class Training:
+class Training(Checked):
     """How long a run takes, and how often it validates, saves and logs.
 
     Args:
@@ -36,40 +38,27 @@ class Training:
         ConfigError: If a value is outside its range.
     """
 
-    steps: int = 1000
-    tasks: int = 16
-    seed: int = 0
-    minutes: float | None = None
-    validate_every: int = 200
-    validation_tasks: int = 200
-    checkpoint_every: int = 200
-    keep: int = 3
-    patience: int | None = None
-    gradient_below: float | None = None
-    log_every: int = 10
-    test_tasks: int = 1000
-    certify_every: int = 0
+    owner = "training"
+
+    steps: NonNegativeInt = 1000
+    tasks: NonNegativeInt = 16
+    seed: Annotated[int, Interval(0, 2**32)] = 0
+    minutes: PositiveFloat | None = None
+    validate_every: NonNegativeInt = 200
+    validation_tasks: SeveralInt = 200  # an interval needs two
+    checkpoint_every: PositiveInt = 200
+    keep: PositiveInt = 3
+    patience: PositiveInt | None = None
+    gradient_below: PositiveFloat | None = None
+    log_every: PositiveInt = 10
+    test_tasks: SeveralInt | Literal[0] = 1000
+    certify_every: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        """Checks the values."""
-        require_whole("training", 0, steps=self.steps, seed=self.seed, validate_every=self.validate_every)
-        require_whole("training", 0, tasks=self.tasks)
-        require_whole("training", 1, checkpoint_every=self.checkpoint_every, keep=self.keep)
-        require_whole("training", 1, log_every=self.log_every)
-        require_whole("training", 0, certify_every=self.certify_every)
-        require_whole("training", 2, validation_tasks=self.validation_tasks)  # an interval needs two
-        if self.test_tasks != 0:
-            require_whole("training", 2, test_tasks=self.test_tasks)
-        if self.seed >= 2**32:
-            raise ConfigError(f"training: expected a whole number below 2**32, got seed={self.seed}.")
-        for name in ("minutes", "gradient_below"):
-            if getattr(self, name) is not None:
-                require_number("training", 0, open=True, **{name: getattr(self, name)})
-        if self.patience is not None:
-            require_whole("training", 1, patience=self.patience)
-            if not self.validate_every:
-                raise ConfigError(
-                    "training: expected validations where patience counts them, got "
-                    f"patience={self.patience} with validate_every=0. Hint: set validate_every, or omit "
-                    "patience."
-                )
+        """Check the fields, and that there are validations where patience counts them."""
+        super().__post_init__()
+        if self.patience is not None and not self.validate_every:
+            raise ConfigError(
+                "training: expected validations where patience counts them, got "
+                f"patience={self.patience} with validate_every=0. Hint: set validate_every, or omit patience."
+            )

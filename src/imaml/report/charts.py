@@ -16,7 +16,7 @@ UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
 def number(value: float) -> str:
-    """Formats a number for reading.
+    """Format a number for reading.
 
     Args:
         value: Any number.
@@ -79,7 +79,7 @@ class _Axis:
         return self.start + np.clip(share, 0, 1) * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values on the axis: two to seven."""
+        """Return round values on the axis: two to seven."""
         if not self.log:
             return _round_values(self.low, self.high)
         factors = (1,) if self.high - self.low > 2 else (1, 2, 5)
@@ -89,7 +89,7 @@ class _Axis:
 
 
 def _round_values(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten between two values, at most seven."""
+    """Return multiples of 1, 2 or 5 times a power of ten between two values, at most seven."""
     least = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(least))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * (1 - 1e-9))
@@ -97,7 +97,7 @@ def _round_values(low: float, high: float) -> list[float]:
 
 
 def figure(title: str, note: str, lines: Sequence[Line], x_name: str, kind: str = "") -> Markup:
-    """Draws lines over a common axis.
+    """Draw lines over a common axis.
 
     Args:
         title: What the chart shows.
@@ -125,32 +125,27 @@ def figure(title: str, note: str, lines: Sequence[Line], x_name: str, kind: str 
         label = f"{unit} of training"
     margin = max(0.03, 0.6 / x.size if lines[0].style == "column" else 0.0)
     xs, ys = _Axis(x / scale, 56, 444, False, margin), _Axis(y, 212, 8, bool(log), 0.05)
-    marks: list[str] = [Markup('<text x="252" y="252" text-anchor="middle">{}</text>').format(label)]
-    for tick in ys.ticks():
-        text, at = f"{100 * tick:.4g} %" if percent else f"{tick:,.6g}", ys(tick)
-        marks.append(f'<path class="axis" d="M56 {at:.1f}H444"/>')
-        marks.append(f'<text x="50" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
-    marks += [f'<text x="{xs(t):.1f}" y="231" text-anchor="middle">{t:,.6g}</text>' for t in xs.ticks()]
+    form = "{:.4g} %" if percent else "{:,.6g}"
     described = []
     for line in lines:
-        marks += _marks(line, xs, ys, scale)
         v = line.y[np.isfinite(line.y)]
         first, last, least, most = (number(value) for value in (v[0], v[-1], v.min(), v.max()))
         described.append(f"{line.name} first {first}, last {last}, lowest {least}, highest {most}")
     return render(
-        "figure.html",
+        "lines.html",
         title=title,
         note=f"{note}, logarithmic" if log and note else note,
         legend=[_key(line.name, line.style) for line in lines] if lines[0].name else [],
         alt=f"{title} over {label}: {'; '.join(described)}",
-        width=460,
-        height=258,
-        marks=Markup("".join(marks)),
+        label=label,
+        up=[(ys(tick), form.format(100 * tick if percent else tick)) for tick in ys.ticks()],
+        across=[(xs(tick), f"{tick:,.6g}") for tick in xs.ticks()],
+        marks=Markup("".join(mark for line in lines for mark in _marks(line, xs, ys, scale))),
     )
 
 
 def intervals(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], key: Mapping[str, str]) -> Markup:
-    """Draws confidence intervals about zero, in percentage points.
+    """Draw confidence intervals about zero, in percentage points.
 
     Args:
         title: What the chart shows.
@@ -165,42 +160,32 @@ def intervals(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], key: M
     if not found:
         return Markup("")
     ends = np.array([0.0, *(i.mean - i.half for i in found), *(i.mean + i.half for i in found)])
-    xs, foot = _Axis(100 * ends, 170, 690, False, 0.03), 26 * len(rows) + 8
-    marks = [f'<text x="430" y="{foot + 42}" text-anchor="middle">percentage points</text>']
-    for tick in xs.ticks():
-        at = xs(tick)
-        marks.append(f'<path class="axis" d="M{at:.1f} 4V{foot}"/>')
-        marks.append(f'<text x="{at:.1f}" y="{foot + 20}" text-anchor="middle">{tick:+.4g}</text>')
-    marks.append(f'<path class="c" d="M{xs(0.0):.1f} 4V{foot}"/>')
-    described = []
-    for index, (name, given) in enumerate(rows):
-        middle = 26 * index + 20
-        marks.append(Markup('<text x="160" y="{}" text-anchor="end">{}</text>').format(middle + 4, name))
-        for place, one in enumerate(given):
-            y = middle + 7 * (place - (len(given) - 1) / 2)
-            low, mean, high = (xs(100 * v) for v in (one.mean - one.half, one.mean, one.mean + one.half))
-            marks.append(f'<path class="{one.style}" d="M{low:.1f} {y:.1f}H{high:.1f}"/>')
-            marks.append(f'<circle class="{one.style} dot" cx="{mean:.1f}" cy="{y:.1f}" r="3.5"/>')
-            described.append(f"{name} {key[one.style]} {100 * one.mean:+.2f} ± {100 * one.half:.2f}")
+    xs = _Axis(100 * ends, 170, 690, False, 0.03)
+    placed = lambda one: [xs(100 * (one.mean + sign * one.half)) for sign in (-1, 0, 1)]  # noqa: E731
+    described = [
+        f"{name} {key[one.style]} {100 * one.mean:+.2f} ± {100 * one.half:.2f}"
+        for name, given in rows
+        for one in given
+    ]
     return render(
-        "figure.html",
+        "intervals.html",
         title=title,
         note="",
         legend=[(meaning, style, "") for style, meaning in key.items()],
         alt=f"{title}: {'; '.join(described)}",
-        width=700,
-        height=foot + 50,
-        marks=Markup("".join(marks)),
+        across=[(xs(tick), f"{tick:+.4g}") for tick in xs.ticks()],
+        zero=xs(0.0),
+        rows=[(name, [(one.style, *placed(one)) for one in given]) for name, given in rows],
     )
 
 
 def _key(name: str, style: str) -> tuple[str, str, str]:
-    """A line's entry in the legend: its name, and the styles of its stroke and of its dot."""
+    """Return a line's entry in the legend: its name, and the styles of its stroke and of its dot."""
     return name, "" if style == "point" else style, style if style in ("b", "point") else ""
 
 
 def _marks(line: Line, xs: _Axis, ys: _Axis, scale: float) -> list[str]:
-    """The SVG elements of one line."""
+    """Return the SVG elements of one line."""
     keep = np.isfinite(line.x)
     x, y, style = xs(line.x[keep] / scale), line.y[keep], line.style
     good = np.isfinite(y)
@@ -230,7 +215,7 @@ def _marks(line: Line, xs: _Axis, ys: _Axis, scale: float) -> list[str]:
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
-    """The points of a line as an SVG path, thinned where very many, with gaps where not finite."""
+    """Return the points of a line as an SVG path, thinned where very many, with gaps where not finite."""
     stride, text, pen = max(1, x.size // (2 * ROWS)), [], "M"
     for a, b in zip(x[::stride], y[::stride], strict=True):
         text += [f"{pen}{a:.1f} {b:.1f}"] if math.isfinite(b) else []

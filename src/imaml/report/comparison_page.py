@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from ..core.errors import DataError
 from ..storage.atomic import disk_errors, write_whole
+from ..training.journal import JsonObject
 from .charts import Interval, Line, figure, intervals
 from .page import render
 
+Column = Callable[[JsonObject], str]  # row -> cell
 
-def _score(name: str, entry: Mapping[str, Any] | None, signed: bool = False) -> str:
-    """A mean with its interval; accuracies and calibration errors in per cent."""
+
+def _score(name: str, entry: JsonObject | None, signed: bool = False) -> str:
+    """Return a mean with its interval; accuracies and calibration errors in per cent."""
     if not entry or entry.get("mean") is None:
         return "–"
     percent = "accuracy" in name or "calibration" in name
@@ -25,15 +28,20 @@ def _score(name: str, entry: Mapping[str, Any] | None, signed: bool = False) -> 
     return f"{scale * entry['mean']:{sign}.{digits}f} ± {scale * entry['ci95']:.{digits}f}"
 
 
-def _calibration(row: Mapping[str, Any]) -> str:
-    """The calibration error, in per cent, averaged over seeds."""
+def _known_mean(values: Sequence[float | None], form: str) -> str:
+    """Return the mean over seeds of what is known."""
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):{form}}" if known else "–"
+
+
+def _calibration(row: JsonObject) -> str:
+    """Return the calibration error, in per cent, averaged over seeds."""
     found = [run["scores"].get("calibration_error") for run in row["runs"]]
-    known = [value for value in found if value is not None]
-    return f"{100 * np.mean(known):.2f}" if known else "–"
+    return _known_mean([None if value is None else 100 * value for value in found], ".2f")
 
 
-def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Formats a comparison as a table.
+def cells(summary: JsonObject) -> tuple[list[str], list[list[str]]]:
+    """Format a comparison as a table.
 
     Args:
         summary: What `compare` returns.
@@ -41,34 +49,39 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     Returns:
         The head of the table, and a row of texts for each method.
     """
-    name = summary["headline"]
-    inductive, against = f"{name}_inductive", summary["reference"]
-    both = any(inductive in row["equal_time"] for row in summary["rows"])
-    unit = " %" if "accuracy" in name else ""
-    head = ["method", "tasks seen", "tested step", name + unit]
-    head += [f"inductive{unit}", "log loss", "calibration error %"] if both else []
-    head += [f"minus {against}", f"{name}{unit} at equal tasks", f"minus {against}", "adapts in ms"]
-    lines = []
-    for row in summary["rows"]:
-        seen = np.mean([run["tasks_seen"] for run in row["runs"]])
-        spent = [run["adaptation_ms"] for run in row["runs"] if run["adaptation_ms"] is not None]
-        time, tasks = row["equal_time"], row.get("equal_tasks") or {}
-        tested = ", ".join(f"{run['step']:,} of {run['steps']:,}" for run in row["runs"])
-        line = [row["method"], f"{seen:,.0f}", tested, _score(name, time.get(name))]
-        if both:
-            line += [_score(inductive, time.get(inductive)), _score("loss", time.get("loss"))]
-            line += [_calibration(row)]
-        own = row["method"] == against
-        line += ["" if own else _score(name, row["difference_at_equal_time"].get(name), True)]
-        line += [_score(name, tasks.get(name))]
-        line += ["" if own else _score(name, (row.get("difference_at_equal_tasks") or {}).get(name), True)]
-        line += [f"{np.mean(spent):.0f}" if spent else "–"]
-        lines.append(line)
-    return head, lines
+    name, against = summary["headline"], summary["reference"]
+    inductive, unit = f"{name}_inductive", " %" if "accuracy" in name else ""
+
+    def mean(kind: str, score: str = name) -> Column:
+        return lambda row: _score(score, (row.get(kind) or {}).get(score))
+
+    def difference(kind: str) -> Column:
+        own = lambda row: _score(name, (row.get(kind) or {}).get(name), signed=True)  # noqa: E731
+        return lambda row: "" if row["method"] == against else own(row)
+
+    columns: list[tuple[str, Column]] = [
+        ("method", lambda row: row["method"]),
+        ("tasks seen", lambda row: f"{np.mean([run['tasks_seen'] for run in row['runs']]):,.0f}"),
+        ("tested step", lambda row: ", ".join(f"{r['step']:,} of {r['steps']:,}" for r in row["runs"])),
+        (name + unit, mean("equal_time")),
+    ]
+    if any(inductive in row["equal_time"] for row in summary["rows"]):
+        columns += [
+            (f"inductive{unit}", mean("equal_time", inductive)),
+            ("log loss", mean("equal_time", "loss")),
+            ("calibration error %", _calibration),
+        ]
+    columns += [
+        (f"minus {against}", difference("difference_at_equal_time")),
+        (f"{name}{unit} at equal tasks", mean("equal_tasks")),
+        (f"minus {against}", difference("difference_at_equal_tasks")),
+        ("adapts in ms", lambda row: _known_mean([run["adaptation_ms"] for run in row["runs"]], ".0f")),
+    ]
+    return [head for head, _ in columns], [[cell(row) for _, cell in columns] for row in summary["rows"]]
 
 
-def _explanation(summary: Mapping[str, Any]) -> str:
-    """What the columns mean, in a few sentences."""
+def _explanation(summary: JsonObject) -> str:
+    """Return what the columns mean, in a few sentences."""
     return (
         f"Each method trained for {summary['minutes']:g} minutes (without compiling and validations), with "
         f"{summary['seeds']} seed{'s' if summary['seeds'] > 1 else ''}. All are tested on the same "
@@ -79,15 +92,15 @@ def _explanation(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _equal(summary: Mapping[str, Any]) -> str:
-    """After how many tasks methods are compared at equal tasks."""
+def _equal(summary: JsonObject) -> str:
+    """Return after how many tasks methods are compared at equal tasks."""
     if summary["equal_tasks"]:
         return f"{summary['equal_tasks']:,} seen in training"
     return "none, as a method did not reach its first checkpoint (give a larger budget)"
 
 
-def _failed(row: Mapping[str, Any]) -> str:
-    """That a method's run failed, and when, in a sentence, or nothing."""
+def _failed(row: JsonObject) -> str:
+    """Return that a method's run failed, and when, in a sentence, or nothing."""
     ends = [run["steps"] for run in row["runs"] if run.get("failure")]
     if not ends:
         return ""
@@ -95,8 +108,8 @@ def _failed(row: Mapping[str, Any]) -> str:
     return f" {row['method']} failed numerically after {after} steps and is tested as it was before."
 
 
-def _trade_off(row: Mapping[str, Any]) -> str:
-    """How evenly joint learning serves the groups of training classes, in a sentence, or nothing."""
+def _trade_off(row: JsonObject) -> str:
+    """Return how evenly joint learning serves the groups of training classes, in a sentence, or nothing."""
     groups = row["runs"][0].get("groups")
     if not groups:
         return ""
@@ -108,8 +121,8 @@ def _trade_off(row: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
-    """Formats a comparison as a Markdown table.
+def markdown(summary: JsonObject) -> str:
+    """Format a comparison as a Markdown table.
 
     Args:
         summary: What `compare` returns.
@@ -122,8 +135,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in table) + f"\n\n{_explanation(summary)}\n"
 
 
-def text(summary: Mapping[str, Any]) -> str:
-    """Formats a comparison as a table for a terminal.
+def text(summary: JsonObject) -> str:
+    """Format a comparison as a table for a terminal.
 
     Args:
         summary: What `compare` returns.
@@ -132,16 +145,16 @@ def text(summary: Mapping[str, Any]) -> str:
         The table, and a paragraph that explains it.
     """
     head, lines = cells(summary)
-    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     rows = []
-    for line in (head, *lines):
-        padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        rows.append("  ".join([line[0].ljust(widths[0]), *padded[1:]]).rstrip())
+    for first, *others in (head, *lines):
+        padded = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        rows.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
     return "\n".join([*rows, _explanation(summary)])
 
 
-def write_comparison(summary: Mapping[str, Any], folder: Path) -> Path:
-    """Writes a comparison as an HTML page and as a Markdown table.
+def write_comparison(summary: JsonObject, folder: Path) -> Path:
+    """Write a comparison as an HTML page and as a Markdown table.
 
     Args:
         summary: What `compare` returns.
@@ -176,8 +189,8 @@ def write_comparison(summary: Mapping[str, Any], folder: Path) -> Path:
     return folder / "comparison.html"
 
 
-def _differences(summary: Mapping[str, Any]) -> Markup:
-    """The paired differences from the reference, at equal time and at equal tasks, as a chart."""
+def _differences(summary: JsonObject) -> Markup:
+    """Return the paired differences from the reference, at equal time and at equal tasks, as a chart."""
     name, against = summary["headline"], summary["reference"]
     if "accuracy" not in name:
         return Markup("")
@@ -191,29 +204,26 @@ def _differences(summary: Mapping[str, Any]) -> Markup:
     return intervals(f"{_capital(name)} minus that of {against}", rows, key)
 
 
-def _charts(summary: Mapping[str, Any], axis: str, title: str, x_name: str) -> dict[str, Any]:
-    """A small chart for each method beside the reference."""
+def _charts(summary: JsonObject, axis: str, title: str, x_name: str) -> JsonObject:
+    """Return a small chart for each method beside the reference."""
     name, against = summary["headline"], summary["reference"]
     curves = {row["method"]: _curve(row["runs"][0], axis, name) for row in summary["rows"]}
-    kind = "percent" if "accuracy" in name else "log"
-    figures = []
-    for method, own in curves.items():
-        lines = [Line(method, *own, "a")] if own else []
-        other = curves[against]
-        if other and method != against:
-            lines.append(Line(against, *other, "d"))
-        figures.append(figure(method, "", lines, x_name, kind) if own else "")
+    drawn = {method: Line(method, *curve, "a") for method, curve in curves.items() if curve}
+    kind, figures = "percent" if "accuracy" in name else "log", []
+    for method, line in drawn.items():
+        beside = [replace(drawn[against], style="d")] if against in drawn and method != against else []
+        figures.append(figure(method, "", [line, *beside], x_name, kind))
     note = "On test tasks." if axis == "steps" else "On validation tasks."
-    return {"title": _capital(title), "note": note, "figures": [drawn for drawn in figures if drawn]}
+    return {"title": _capital(title), "note": note, "figures": [one for one in figures if one]}
 
 
 def _capital(text: str) -> str:
-    """The text with a capital first letter."""
+    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
-def _curve(run: Mapping[str, Any], axis: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The x and y of a run's curve, or None."""
+def _curve(run: JsonObject, axis: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the x and y of a run's curve, or None."""
     if axis == "steps":
         swept = run.get("inner_steps") or {}
         x, y = swept.get("steps", ()), swept.get(name, ())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
 from ..domains.scenes import Example, Scene
+from ..predict import Learner
+from ..training.loop import Run
 
 
-def examples(run: Any, number: int = 4) -> list[Example | Scene]:
+def examples(run: Run | Learner, number: int = 4) -> list[Example | Scene]:
     """Adapt to test tasks, and return what the domain shows of them.
 
     Args:
@@ -26,5 +26,6 @@ def examples(run: Any, number: int = 4) -> list[Example | Scene]:
     made: list[Example | Scene] = []
     for index in range(number):
         task = sample(run.domain, jax.random.fold_in(jax.random.key(7), index))
-        made += run.domain.examples(before, run.adapt(task.support), task)
+        predictor = run.adapt(task.support)
+        made += run.domain.examples(before, predictor, task)  # type: ignore[arg-type]
     return made

@@ -1,4 +1,4 @@
-"""Renders the report pages from the template files beside this module."""
+"""Render the report pages from the template files beside this module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 
 def render(template: str, **values: object) -> Markup:
-    """Renders a template as HTML.
+    """Render a template as HTML.
 
     Args:
         template: File name in the folder ``templates``.

@@ -19,25 +19,17 @@ from ..core.errors import DataError
 from ..core.version import installed_versions
 from ..domains.scenes import Example, Scene
 from ..storage.atomic import disk_errors, write_whole
-from ..training.journal import FILE, REASONS, clock, read_events, score_text
+from ..training.journal import FILE, REASONS, JsonObject, clock, read_events, score_text
 from .charts import ROWS, Line, figure, number
 from .page import render
 
 KINDS = {  # of the numerics: title, what it is, how it is drawn
     "inner_residual": ("Inner residual", "gradient norm where adaptation stopped, mean over tasks", "log"),
     "linear_residual": ("Linear residual", "relative residual of the linear system, mean over tasks", "log"),
-    "error_estimate": (
-        "Estimated error",
-        "relative error of a task's meta-gradient, median; no bound",
-        "log",
-    ),
-    "error_bound": ("Certified error bound", "relative error of a task's meta-gradient, median", "log"),
+    "error_estimate": ("Estimated error", "median relative error of a task's meta-gradient; no bound", "log"),
+    "error_bound": ("Certified error bound", "median relative error of a task's meta-gradient", "log"),
     "certified": ("Certified tasks", "share of tasks with a certified error bound", "percent"),
-    "negative_curvature": (
-        "Negative curvature",
-        "share of tasks where the linear solver found negative curvature",
-        "percent",
-    ),
+    "negative_curvature": ("Negative curvature", "share of tasks where the linear solver met it", "percent"),
     "failed": ("Failed tasks", "excluded from the meta-gradient for numerical reasons", "column"),
     "gradient_norm": ("Meta-gradient norm", "of the mean over tasks", "log"),
     "learning_rate": ("Learning rate", "of the outer optimiser", ""),
@@ -46,7 +38,7 @@ SPREAD = {"": "mean", "_median": "median", "_p90": "90th percentile", "_max": "m
 
 
 def write_report(folder: Path, examples: Sequence[Example | Scene] | None = None) -> Path:
-    """Writes the report of a run from its events and configuration.
+    """Write the report of a run from its events and configuration.
 
     A run that is unfinished, was interrupted or has no events yet gets a page that says so.
 
@@ -69,19 +61,21 @@ def write_report(folder: Path, examples: Sequence[Example | Scene] | None = None
     except (OSError, ValueError) as error:
         raise DataError(f"{source} cannot be read ({error}). Hint: restore it, or remove it.") from error
     run = _Run(read_events(folder / FILE) if (folder / FILE).exists() else [], config)
+    reason, shape = run.end.get("reason"), (run.domain.get("ways"), run.domain.get("shots"))
     page = render(
         "run.html",
-        **_head(run),
+        run=run,
+        title=_words(run.domain.get("source") or run.domain.get("kind") or "A run"),
+        shape=shape if all(isinstance(number, int) for number in shape) else None,
+        time=clock(run.seconds),
+        ended=REASONS.get(str(reason), reason) if run.end else "no end was recorded",
         results=_results(run),
-        results_title="Result" if run.evaluations else "Result so far",
         curves=_curves(run),
         tasks=[_drawn(i, example) for i, example in enumerate(examples or (), 1)],
         classes=bool(examples) and _shows_classes(examples[0]),
         numerics=_numerics(run),
         warnings=[text + (f" ({n} times)" if n > 1 else "") for text, n in Counter(run.warnings).items()],
-        trained_with=run.start.get("version"),
         versions=", ".join(f"{n} {v}" for n, v in installed_versions("jax", "numpy", "optax").items()),
-        config=config,
     )
     with disk_errors(f"{path} cannot be written", DataError):
         write_whole(path, page)
@@ -91,13 +85,13 @@ def write_report(folder: Path, examples: Sequence[Example | Scene] | None = None
 class _Run:
     """A run's events put in order: what a resumed run repeats replaces what was there."""
 
-    def __init__(self, events: Iterable[Mapping[str, Any]], config: Any) -> None:
+    def __init__(self, events: Iterable[JsonObject], config: object) -> None:
         domain = config.get("domain") if isinstance(config, dict) else None
         self.config, self.domain = config, domain if isinstance(domain, dict) else {}
         self.start, self.end, self.resumes, self.last = {}, {}, 0, 0
         self.warnings: list[str] = []
-        self.evaluations: dict[Any, Mapping[str, Any]] = {}
-        lines: dict[str, dict[int, Mapping[str, Any]]] = {"step": {}, "validation": {}}
+        self.evaluations: dict[tuple[object, object], JsonObject] = {}
+        lines: dict[str, dict[int, JsonObject]] = {"step": {}, "validation": {}}
         for event in events:
             kind, step = event["event"], event.get("step")
             self.last = self.last if step is None else step
@@ -121,12 +115,12 @@ class _Run:
         self.seconds = max((event.get("seconds") or 0.0) for event in timed)
 
     def column(self, name: str) -> np.ndarray:
-        """A number of every step event."""
+        """Return a number of every step event."""
         return _column(self.steps, name)
 
 
-def _column(events: Sequence[Mapping[str, Any]], *path: str) -> np.ndarray:
-    """One number of each event as float64, nan where there is none."""
+def _column(events: Sequence[JsonObject], *path: str) -> np.ndarray:
+    """Return one number of each event as float64, nan where there is none."""
     values = []
     for event in events:
         value: Any = event
@@ -137,48 +131,24 @@ def _column(events: Sequence[Mapping[str, Any]], *path: str) -> np.ndarray:
 
 
 def _words(name: object) -> str:
-    """A name in the JSON files as words."""
+    """Return a name in the JSON files as words."""
     text = str(name).removesuffix("Recipe").replace("_", " ")
     return text[:1].upper() + text[1:]
 
 
-def _head(run: _Run) -> dict[str, Any]:
-    """The page's title, what was learned, and how long it took."""
-    title = _words(run.domain.get("source") or run.domain.get("kind") or "A run")
-    count, ways, shots = run.start.get("parameters"), run.domain.get("ways"), run.domain.get("shots")
-    about = "A starting point" + (f" of {count:,} parameters" if isinstance(count, int) else "")
-    if isinstance(ways, int) and isinstance(shots, int):
-        title += f", {ways}-way {shots}-shot"
-        each = "one example" if shots == 1 else f"{shots} examples"
-        about += f" from which a network learns to classify {ways} new classes, from {each} of each."
-    else:
-        about += " from which a new task is learned in a few steps."
-    total, reason = run.start.get("steps"), run.end.get("reason")
-    facts = {
-        "Steps": f"{run.last:,}" + (f" of {total:,}" if total else ""),
-        "Training time": clock(run.seconds),
-        "Tasks per step": run.start.get("tasks"),
-        "Devices": run.start.get("devices"),
-        "Ended": REASONS.get(str(reason), reason) if run.end else "no end was recorded",
-        "Resumed": {0: None, 1: "once"}.get(run.resumes, f"{run.resumes} times"),
-    }
-    known = {name: value for name, value in facts.items() if value is not None}
-    return {"title": title, "about": about, "facts": known if run.start or run.steps else {}}
-
-
-def _results(run: _Run) -> list[dict[str, Any]]:
-    """The scores after and before adaptation beside the baselines, for each evaluated data set."""
+def _results(run: _Run) -> list[dict[str, object]]:
+    """Return the scores after and before adaptation beside the baselines, for each evaluated data set."""
     own = run.domain.get("source")
     found = sorted(run.evaluations.values(), key=lambda e: (e.get("split") != "test", e.get("data") != own))
     found = found or [{"split": "validation", **event} for event in run.validations[-1:]]
     return [_result(run, event) for event in found]
 
 
-def _result(run: _Run, event: Mapping[str, Any]) -> dict[str, Any]:
-    """One evaluation: its title, and a bar for each score."""
+def _result(run: _Run, event: JsonObject) -> dict[str, object]:
+    """Return one evaluation: its title, and a bar for each score."""
     name, inductive = run.headline, f"{run.headline}_inductive"
     scores, before, others = (event.get(part) or {} for part in ("scores", "before", "baselines"))
-    both, percent = inductive in scores, "accuracy" in run.headline
+    both, percent = inductive in scores, "accuracy" in name
     note = "query images are normalised with their own statistics, as in the literature" if both else ""
     rows = [("After adaptation" + ", transductive" * both, note, scores, "ci95", name)]
     note = "normalised with the support images only, so no prediction depends on other queries"
@@ -192,24 +162,15 @@ def _result(run: _Run, event: Mapping[str, Any]) -> dict[str, Any]:
     for label, note, values, widths, key in rows:
         value, half = values[key], (event.get(widths) or {}).get(key)
         low, share, high = (min(max(((value or 0) + s * (half or 0)) / top, 0), 1) for s in (-1, 0, 1))
-        bars.append(
-            {
-                "label": label,
-                "note": note,
-                "share": f"{share:.2%}",
-                "interval": (f"{low:.2%}", f"{high - low:.2%}") if half else None,
-                "value": score_text(name, value, half).replace("+-", "±"),
-            }
-        )
-    title = _words(name) + (f" on {_words(event['data']).lower()}" if event.get("data") else "")
-    title += f", {event.get('tasks')} tasks of the {event.get('split')} split"
-    title += f", seed {event['seed']}" if event.get("seed") is not None else ""
+        interval = (f"{low:.2%}", f"{high - low:.2%}") if half else None
+        bar = {"label": label, "note": note, "share": f"{share:.2%}", "interval": interval}
+        bars.append({**bar, "value": score_text(name, value, half).replace("+-", "±")})
     better = "Higher" if run.start.get("higher_is_better", percent) else "Lower"
-    return {"title": title, "better": better, "bars": bars}
+    return {"score": _words(name), "event": event, "better": better, "bars": bars}
 
 
 def _curves(run: _Run) -> dict[str, list[Markup]] | None:
-    """Training and validation scores by steps and by time, as charts and tables."""
+    """Return training and validation scores by steps and by time, as charts and tables."""
     if not run.steps and not run.validations:
         return None
     figures, checks = [], run.validations
@@ -229,8 +190,8 @@ def _curves(run: _Run) -> dict[str, list[Markup]] | None:
     return {"figures": figures, "tables": [_table("training", columns), _table("validation", checked)]}
 
 
-def _numerics(run: _Run) -> dict[str, Any] | None:
-    """How accurately the inner and the linear problems were solved; None where nothing is known."""
+def _numerics(run: _Run) -> dict[str, object] | None:
+    """Return how accurately the inner and linear problems were solved; None where nothing is known."""
     figures, sentences = [], []
     names = ("step", *KINDS, *(f"{n}_steps{of}" for n in ("inner", "linear") for of in SPREAD))
     columns = {name: run.column(name) for name in names}
@@ -241,6 +202,7 @@ def _numerics(run: _Run) -> dict[str, Any] | None:
             smooth, style = kind in ("log", "percent"), "column" if kind == "column" else "a"
             line = Line("", columns["step"], columns[name], style, smooth=smooth)
             figures.append(figure(title, note, [line], "step", kind))
+    styles = dict(zip(SPREAD, "adbc", strict=True))
     for name in ("inner_steps", "linear_steps"):
         words, known = name.replace("_", " "), {of: columns[f"{name}{of}"] for of in SPREAD}
         known = {of: y for of, y in known.items() if np.isfinite(y).any()}
@@ -250,34 +212,30 @@ def _numerics(run: _Run) -> dict[str, Any] | None:
         if np.ptp(ends) < 1e-6:
             sentences.append(f"Every task took {ends[0]:g} {words}.")
         else:
-            styles = {"": "a", "_median": "d", "_p90": "b", "_max": "c"}
             lines = [Line(SPREAD[of], columns["step"], y, styles[of]) for of, y in known.items()]
-            figures.append(
-                figure(_words(words), "per task, over the tasks of each logged step", lines, "step")
-            )
+            note = "per task, over the tasks of each logged step"
+            figures.append(figure(_words(words), note, lines, "step"))
     if not any(figures) and not sentences:
         return None
     return {"figures": figures, "sentences": sentences, "table": _table("numerics", columns)}
 
 
 def _shows_classes(example: Example | Scene) -> bool:
-    """Whether a picture has a row for each class; else it has curves, or the domain's own images."""
+    """Return whether a picture has a row for each class; else it has curves, or the domain's own images."""
     return isinstance(example, Example) and np.ndim(example.query) > 2
 
 
 def _drawn(number: int, example: Example | Scene) -> Markup:
-    """One task's picture."""
+    """Return one task's picture: rows of images, curves, or the domain's own scene."""
     if isinstance(example, Scene):
-        return _scene(number, example)
-    return _classes(number, example) if _shows_classes(example) else _curve(number, example)
+        return _scene(f"Task {number}: {example.title}", example)
+    return (_classes if _shows_classes(example) else _curve)(f"Task {number}", example)
 
 
-def _scene(number: int, scene: Scene) -> Markup:
-    """A scene as a chart of its lines, or its images side by side."""
-    title = f"Task {number}: {scene.title}"
+def _scene(title: str, scene: Scene) -> Markup:
+    """Return a scene as a chart of its lines, or its images side by side."""
     if scene.images:
-        images = [(_png(image, f"{title}, {name}", 132), name) for name, image in scene.images.items()]
-        return render("images.html", title=title, note=scene.note, images=images)
+        return render("images.html", title=title, note=scene.note, images=scene.images, png=_png)
     styles = {"best": "c", "before": "d", "after": "a"}
     lines = [
         Line(name, np.ravel(x), np.ravel(y), styles.get(name, "point"))
@@ -286,35 +244,34 @@ def _scene(number: int, scene: Scene) -> Markup:
     return figure(title, f" {scene.note}" if scene.note else "", lines, scene.x_name)
 
 
-def _classes(number: int, example: Example) -> Markup:
-    """A classification task: a row for each class, its support images and its queries."""
-    truth, given, known = (
-        np.asarray(a) for a in (example.query_labels, example.predicted, example.support_labels)
-    )
-    support, query = np.asarray(example.support), np.asarray(example.query)
-    probabilities = None if example.probabilities is None else np.asarray(example.probabilities)
-    rows = []
-    for label in np.unique(np.concatenate([known, truth])):
-        name, queries = _class(label), []
-        for i in np.flatnonzero(truth == label):
-            verdict, sign = ("correct", "✓") if given[i] == label else ("wrong", "✗")
-            share = "" if probabilities is None else f"{100 * float(probabilities[i, int(given[i])]):.0f} %"
-            alt = f"query of class {name}, predicted {_class(given[i])} {share}, {verdict}"
-            tile = {"image": _png(query[i], alt), "answer": f"{sign} {_class(given[i])}"}
-            queries.append(tile | {"verdict": verdict, "share": share})
-        shots = [_png(support[i], f"example of class {name}") for i in np.flatnonzero(known == label)]
-        rows.append({"name": name, "shots": shots, "queries": queries})
-    title = f"Task {number}: {int((truth == given).sum())} of {truth.size} correct"
-    return render("classes.html", title=title, rows=rows, coloured=query.ndim == 4 and query.shape[-1] == 3)
+def _classes(title: str, example: Example) -> Markup:
+    """Return a classification task: a row for each class, its support images and its queries."""
+    arrays = (example.query_labels, example.predicted, example.support_labels, example.support, example.query)
+    truth, given, known, support, query = map(np.asarray, arrays)
+    shares = ["" for _ in given]
+    if example.probabilities is not None:
+        chosen = np.asarray(example.probabilities)[np.arange(given.size), given.astype(int)]
+        shares = [f"{100 * share:.0f} %" for share in chosen.astype(float)]
+    rows = [
+        {
+            "name": _class(label),
+            "shots": support[known == label],
+            "queries": [(query[i], _class(given[i]), shares[i]) for i in np.flatnonzero(truth == label)],
+        }
+        for label in np.unique(np.concatenate([known, truth]))
+    ]
+    title += f": {int((truth == given).sum())} of {truth.size} correct"
+    coloured = query.ndim == 4 and query.shape[-1] == 3
+    return render("classes.html", title=title, rows=rows, coloured=coloured, png=_png)
 
 
-def _class(label: Any) -> str:
-    """A class's letter, or its number where letters run out."""
+def _class(label: float) -> str:
+    """Return a class's letter, or its number where letters run out."""
     return chr(65 + int(label)) if 0 <= int(label) < 26 else str(int(label))
 
 
 def _png(image: ArrayLike, alt: str, width: int = 52) -> Markup:
-    """An image as a data URI, so many pixels wide; one channel is drawn dark on light, 1 = ink."""
+    """Return an image as a data URI, so many pixels wide; one channel is drawn dark on light, 1 = ink."""
     from PIL import Image
 
     pixels = np.nan_to_num(np.clip(np.asarray(image, np.float64), 0, 1))
@@ -327,24 +284,19 @@ def _png(image: ArrayLike, alt: str, width: int = 52) -> Markup:
     return image_tag.format(alt, width, width, data)
 
 
-def _curve(number: int, example: Example) -> Markup:
-    """A regression task: its points, and the curves before and after adaptation."""
-    x = np.ravel(example.query)
+def _curve(title: str, example: Example) -> Markup:
+    """Return a regression task: its points, and the curves before and after adaptation."""
+    x, true = np.ravel(example.query), example.query_labels
     order = np.argsort(x)
-    curves = {
-        "true": (example.query_labels, "c"),
-        "before": (example.before, "d"),
-        "after": (example.predicted, "a"),
-    }
-    lines = [
-        Line(n, x[order], np.ravel(y)[order], style) for n, (y, style) in curves.items() if y is not None
-    ]
+    curves = {"true": (true, "c"), "before": (example.before, "d"), "after": (example.predicted, "a")}
+    known = {name: (np.ravel(y)[order], style) for name, (y, style) in curves.items() if y is not None}
+    lines = [Line(name, x[order], y, style) for name, (y, style) in known.items()]
     lines.append(Line("support", np.ravel(example.support), np.ravel(example.support_labels), "point"))
-    return figure(f"Task {number}", "", lines, "input")
+    return figure(title, "", lines, "input")
 
 
 def _table(name: str, columns: Mapping[str, np.ndarray]) -> Markup:
-    """Numbers as a folded table, thinned evenly where there are very many."""
+    """Return numbers as a folded table, thinned evenly where there are very many."""
     columns = {name: column for name, column in columns.items() if np.isfinite(column).any()}
     if not columns:
         return Markup("")

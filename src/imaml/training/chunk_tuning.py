@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -24,15 +24,15 @@ from ..core.machine import processor, user_cache
 from ..core.recipes import to_json
 from ..core.version import __version__
 from ..domains.base import in_step
+from ..storage.atomic import write_json
 from .cost import prepare
 
-AUTO = "auto"
 STEPS = 3  # that each chunk is timed by
 SHARE = 0.5  # of the free memory that a chunk may take
 
 
 def settled(config: Config, say: Callable[[str], None] = lambda line: None) -> Config:
-    """Replaces ``chunk="auto"`` by the fastest chunk on this machine.
+    """Replace ``chunk="auto"`` by the fastest chunk on this machine.
 
     Compiles a meta-step for one, four and all tasks at once, and times a few steps of each. The user's cache
     keeps the result for the same step on the same machine.
@@ -50,44 +50,49 @@ def settled(config: Config, say: Callable[[str], None] = lambda line: None) -> C
         >>> settled(override(preset("sinusoid"), "method.chunk", "2")).method.chunk
         2
     """
-    if config.method.chunk != AUTO:
+    if config.method.chunk != "auto":
         return config
-    file, key = _file(), _key(config)
+    file, key = user_cache() / "chunks.json", _key(config)
     known = _known(file)
-    if key in known:
-        chunk, found = known[key]["chunk"], known[key]["milliseconds"]
-    else:
-        found = {str(each): _milliseconds(_with(config, each)) for each in _candidates(config)}
+    if key not in known:
+        found = {str(each): _milliseconds(with_chunk(config, each)) for each in _candidates(config)}
         usable = {name: ms for name, ms in found.items() if ms is not None}
         best = min(usable, key=lambda name: usable[name], default="1")
-        chunk = None if best == "None" else int(best)
-        _keep(file, known | {key: {"chunk": chunk, "milliseconds": found}})
-    times = ", ".join(
-        f"{_said(n)} {'too large' if ms is None else f'{ms:.1f} ms'}" for n, ms in found.items()
-    )
-    say(f"chunk={chunk}: a step takes {times}")
-    return _with(config, chunk)
+        known[key] = {"chunk": None if best == "None" else int(best), "milliseconds": found}
+        with contextlib.suppress(OSError):  # a cache that cannot be written is none
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, known)
+    chunk, found = known[key]["chunk"], known[key]["milliseconds"]
+    times = [
+        f"{'all' if name == 'None' else name} at once {'too large' if ms is None else f'{ms:.1f} ms'}"
+        for name, ms in found.items()
+    ]
+    say(f"chunk={chunk}: a step takes {', '.join(times)}")
+    return with_chunk(config, chunk)
 
 
-def _said(name: str) -> str:
-    """A chunk in words."""
-    return "all at once" if name == "None" else f"{name} at once"
+def with_chunk(config: Config, chunk: int | Literal["auto"] | None) -> Config:
+    """Return the configuration with a chunk.
 
+    Args:
+        config: The configuration.
+        chunk: Tasks worked on at once, or None for all.
 
-def _with(config: Config, chunk: int | None) -> Config:
-    """The configuration with a chunk."""
+    Returns:
+        The changed configuration.
+    """
     return replace(config, method=replace(config.method, chunk=chunk))
 
 
 def _candidates(config: Config) -> list[int | None]:
-    """One task, four, and all of a device's at once."""
+    """Return one task, four, and all of a device's at once."""
     tasks = in_step(config.domain.build(), config.training.tasks)
     share = tasks // jax.device_count() if tasks % jax.device_count() == 0 else tasks
     return [*(chunk for chunk in (1, 4) if chunk < share), None]
 
 
 def _milliseconds(config: Config) -> float | None:
-    """The shortest time of a step, or None if it would take too much memory."""
+    """Return the shortest time of a step, or None if it would take too much memory."""
     step, (domain, state, key), _ = prepare(config)
     compiled = step.lower(domain, state, key).compile()
     room, wanted = _room(), compiled.memory_analysis()
@@ -102,7 +107,7 @@ def _milliseconds(config: Config) -> float | None:
 
 
 def _room() -> int:
-    """Free bytes on a device, 0 where unknown."""
+    """Return the free bytes on a device, 0 where unknown."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -112,32 +117,18 @@ def _room() -> int:
 
 
 def _key(config: Config) -> str:
-    """A digest of the step and the machine."""
+    """Return a digest of the step and the machine."""
     training = config.training
-    parts = [to_json(config.domain), to_json(_with(config, None).method), to_json(config.optimiser)]
+    parts = [to_json(config.domain), to_json(with_chunk(config, None).method), to_json(config.optimiser)]
     parts += [training.tasks, __version__, jax.__version__, processor()]
     parts += [jax.device_count(), jax.devices()[0].device_kind]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _file() -> Path:
-    """Where results are cached."""
-    return user_cache() / "chunks.json"
-
-
 def _known(file: Path) -> dict[str, Any]:
-    """What was measured before; nothing if the file cannot be read."""
+    """Return what was measured before; nothing if the file cannot be read."""
     try:
         known = json.loads(file.read_text())
         return {k: v for k, v in known.items() if set(v) == {"chunk", "milliseconds"}}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
-
-
-def _keep(file: Path, known: dict[str, Any]) -> None:
-    """Writes the cache; does nothing where that is not possible."""
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(known))
-        os.replace(part, file)

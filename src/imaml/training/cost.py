@@ -6,22 +6,27 @@ import contextlib
 import math
 import statistics
 import time
+import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.stages import Wrapped
 
 from ..config.run import Config
+from ..core.tree import Tree
+from ..domains.base import Domain
 from .experiment import assemble
+from .step import mesh_size
 from .step_statistics import Window
 
 
-@dataclass(frozen=True)
-class Flops:
+class Flops(NamedTuple):
     """FLOPs of the matrix products and convolutions of one call; a multiply and an add are two.
 
     Attributes:
@@ -30,11 +35,11 @@ class Flops:
     """
 
     flops: int
-    unbounded: int = 0
+    unbounded: int
 
 
-def count_flops(function: Callable, *arguments: Any) -> Flops:
-    """Counts the FLOPs of ``function(*arguments)`` from shapes alone: nothing is compiled or run.
+def count_flops(function: Callable[..., object], *arguments: Tree) -> Flops:
+    """Count the FLOPs of ``function(*arguments)`` from shapes alone: nothing is compiled or run.
 
     A product (m, k) by (k, n) is 2 m k n. A scan counts its length times. A while loop counts as often as it
     can run at most: the smallest whole number with which its condition compares a counter (``step < 5``).
@@ -55,17 +60,15 @@ def count_flops(function: Callable, *arguments: Any) -> Flops:
         >>> count_flops(lambda a: jax.lax.fori_loop(0, 10, lambda _, b: a @ (a.T @ b), a), a).flops
         720
     """
-    traced = function.trace if hasattr(function, "trace") else jax.jit(function).trace
-    return _count(traced(*arguments).jaxpr.jaxpr)
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(program: Any) -> Flops:
-    """The FLOPs of a jaxpr."""
+def _count(program: Jaxpr) -> Flops:
+    """Count the FLOPs of a program, those of the programs within it as often as they run."""
     flops = unbounded = 0
     for equation in program.eqns:
         name, params = equation.primitive.name, equation.params
-        inside = [_count(inner) for inner in _inner(params)]
-        times, loose = 1, 0
+        inside, times = [_count(inner) for inner in _inner(equation)], 1
         if name == "dot_general":
             flops += _product(equation)
         elif name == "conv_general_dilated":
@@ -73,85 +76,80 @@ def _count(program: Any) -> Flops:
         elif name == "scan":
             times = params["length"]
         elif name == "while":
-            rounds = _rounds(params)
-            times, loose = 1 if rounds is None else rounds, int(rounds is None)
+            times = _rounds(params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr, params["cond_nconsts"])
         elif name == "cond":
-            inside = [max(inside, key=lambda part: part.flops)]
+            inside = [max(inside)]
         elif name == "shard_map":
             times = params["mesh"].size
-        flops += times * sum(part.flops for part in inside)
-        unbounded += loose + sum(part.unbounded for part in inside)
+        flops += (1 if times is None else times) * sum(part.flops for part in inside)
+        unbounded += (times is None) + sum(part.unbounded for part in inside)
     return Flops(flops, unbounded)
 
 
-def _inner(params: dict[str, Any]) -> list[Any]:
-    """The programs within an equation's parameters; a custom rule's derivative is no part of the call."""
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            program = getattr(item, "jaxpr", item)
-            if hasattr(program, "eqns"):
-                found.append(program)
-    return found
+def _inner(equation: JaxprEqn) -> list[Jaxpr]:
+    """Return the programs in an equation's parameters, without the derivative of a custom rule."""
+    values = [
+        v for value in equation.params.values() for v in (value if type(value) in (tuple, list) else [value])
+    ]
+    programs = [getattr(value, "jaxpr", value) for value in values]  # some are closed over constants
+    return [program for program in programs if isinstance(program, Jaxpr)]
 
 
-def _product(equation: Any) -> int:
-    """2 * outputs * contracted length."""
+def _type(variable: Var | Literal) -> ShapedArray:
+    return typing.cast(ShapedArray, variable.aval)
+
+
+def _product(equation: JaxprEqn) -> int:
+    """Return 2 * outputs * contracted length."""
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    left = _type(equation.invars[0]).shape
+    return 2 * math.prod(_type(equation.outvars[0]).shape) * math.prod(left[axis] for axis in contracted)
 
 
-def _convolution(equation: Any) -> int:
-    """2 * outputs * (kernel's area * inputs of a group)."""
-    kernel = equation.invars[1].aval.shape
+def _convolution(equation: JaxprEqn) -> int:
+    """Return 2 * outputs * (kernel's area * inputs of a group)."""
+    kernel = _type(equation.invars[1]).shape
     filters = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // filters
+    return 2 * math.prod(_type(equation.outvars[0]).shape) * math.prod(kernel) // filters
 
 
 # What hands on a flag, or a number, unchanged or for many tasks at once.
-_PASSING = {
-    "convert_element_type",
-    "broadcast_in_dim",
-    "reshape",
-    "squeeze",
-    "copy",
-    "reduce_or",
-    "reduce_max",
-}
+_SHAPED = ("broadcast_in_dim", "reshape", "squeeze")
+_PASSING = (*_SHAPED, "convert_element_type", "copy", "reduce_or", "reduce_max")
 
 
-def _rounds(params: dict[str, Any]) -> int | None:
-    """The smallest whole number that what keeps a while loop going compares a counter with, or None.
+def _rounds(condition: Jaxpr, body: Jaxpr, constants: int) -> int | None:
+    """Return the most rounds of a while loop: the smallest whole number that bounds a counter, or None.
 
-    Followed is the flag alone, through the condition and, where it is carried, through the body: other
-    comparisons, such as those of an index with 0, say nothing of the rounds.
+    Only the flag that keeps the loop going is followed, through the condition and, where it is carried,
+    through the body: other comparisons, such as those of an index with 0, say nothing of the rounds.
     """
-    condition, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
 
-    def carried(variable: Any) -> list[int]:
-        place = condition.invars.index(variable) - params["cond_nconsts"]
+    def carried(variable: Var) -> list[int]:
+        place = condition.invars.index(variable) - constants
         return _bounds(body, body.outvars[place], lambda _: []) if place >= 0 else []
 
     return min(_bounds(condition, condition.outvars[0], carried), default=None)
 
 
-def _bounds(program: Any, flag: Any, outside: Callable[[Any], list[int]]) -> list[int]:
-    """The whole numbers that a flag compares with; outside: those of a flag that is no result in here."""
+def _made(program: Jaxpr, variable: Var | Literal) -> JaxprEqn | None:
+    """Return the equation that a variable is a result of; None for a constant and for an input."""
+    return next((each for each in program.eqns if any(variable is out for out in each.outvars)), None)
+
+
+def _bounds(program: Jaxpr, flag: Var | Literal, outside: Callable[[Var], list[int]]) -> list[int]:
+    """Return the whole numbers that a flag compares with; outside: those of a flag that is an input."""
     if isinstance(flag, Literal):
         return []
-    equation = next((e for e in program.eqns if flag in e.outvars), None)
-    if equation is None:
+    if (equation := _made(program, flag)) is None:
         return outside(flag)
     name, given = equation.primitive.name, equation.invars
-    if name in ("lt", "gt") and jnp.issubdtype(given[0].aval.dtype, jnp.integer):
+    if name in ("lt", "gt") and jnp.issubdtype(_type(given[0]).dtype, jnp.integer):
         bound = _constant(program, given[1] if name == "lt" else given[0])
         return [] if bound is None else [bound]
-    if name in _PASSING:
-        return _bounds(program, given[0], outside)
-    if name == "and":
+    if name in _PASSING or name == "and":
         return [bound for part in given for bound in _bounds(program, part, outside)]
-    inner = _inner(equation.params)
+    inner = _inner(equation)
     if len(inner) == 1 and len(inner[0].invars) == len(given):  # a function called
         called = inner[0]
         back = lambda v: _bounds(program, given[called.invars.index(v)], outside)  # noqa: E731
@@ -159,18 +157,18 @@ def _bounds(program: Any, flag: Any, outside: Callable[[Any], list[int]]) -> lis
     return []
 
 
-def _constant(program: Any, variable: Any) -> int | None:
-    """The whole number that a variable is, or None where the program does not say."""
+def _constant(program: Jaxpr, variable: Var | Literal) -> int | None:
+    """Return the whole number that a variable is, or None where the program does not say."""
     if isinstance(variable, Literal):
         return int(variable.val) if jnp.ndim(variable.val) == 0 else None
-    equation = next((e for e in program.eqns if variable in e.outvars), None)
+    equation = _made(program, variable)
     if equation is None or equation.primitive.name not in _PASSING:
         return None
     return _constant(program, equation.invars[0])
 
 
 def matmul_rate(sizes: tuple[int, ...] = (512, 1024, 2048), repeats: int = 4) -> float:
-    """Measures the best rate of float32 matrix products of all devices together.
+    """Measure the best rate of float32 matrix products of all devices together.
 
     Takes about a second on a laptop. No other program should be running.
 
@@ -205,31 +203,29 @@ class Cost:
     Attributes:
         parameters: Number of meta-parameters.
         flops: FLOPs of a step; see `Flops`.
-        unbounded: While loops with an unknown number of rounds; see `Flops`.
+        unbounded_loops: While loops with an unknown number of rounds; see `Flops`.
         temporary_bytes: Memory of one device beside inputs and outputs, as compiled.
         peak_bytes: Peak memory while stepping: of the process on a CPU, else of the devices; 0 if unknown.
         devices: Devices that share the tasks.
-        rate: FLOP/s of matrix products; see `matmul_rate`.
-        compile_s: Seconds for tracing and compiling.
-        first_call_s: Seconds for these and the first step.
+        matmul_flops_per_second: The rate of matrix products; see `matmul_rate`.
+        first_call_s: Seconds for tracing, compiling and the first step.
         milliseconds: Times of the steps.
     """
 
     parameters: int
     flops: int
-    unbounded: int
+    unbounded_loops: int
     temporary_bytes: int
     peak_bytes: int
     devices: int
-    rate: float
-    compile_s: float
+    matmul_flops_per_second: float
     first_call_s: float
     milliseconds: tuple[float, ...]
 
     @property
     def floor_ms(self) -> float:
         """Milliseconds of the products alone, at the machine's rate."""
-        return 1e3 * self.flops / self.rate
+        return 1e3 * self.flops / self.matmul_flops_per_second
 
     @property
     def median_ms(self) -> float:
@@ -241,37 +237,25 @@ class Cost:
         """The share of the machine's rate that the median step reaches."""
         return self.floor_ms / self.median_ms
 
-    def to_json(self) -> dict[str, Any]:
-        """The cost as JSON values.
-
-        Returns:
-            The figures by name.
-        """
-        return {
-            "parameters": self.parameters,
-            "flops": self.flops,
-            "unbounded_loops": self.unbounded,
-            "temporary_bytes": self.temporary_bytes,
-            "peak_bytes": self.peak_bytes,
-            "devices": self.devices,
-            "matmul_flops_per_second": self.rate,
-            "floor_ms": self.floor_ms,
+    def to_json(self) -> dict[str, object]:
+        """Return the figures by name, as JSON values."""
+        figures = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "milliseconds"}
+        times = {
             "ms_median": self.median_ms,
             "ms_min": min(self.milliseconds),
             "ms_max": max(self.milliseconds),
-            "first_call_s": self.first_call_s,
-            "fraction_of_rate": self.fraction,
         }
+        return {**figures, **times, "floor_ms": self.floor_ms, "fraction_of_rate": self.fraction}
 
 
 def forget_peak() -> None:
-    """Resets the peak memory of the process, where the system can (Linux)."""
+    """Reset the peak memory of the process, where the system can (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """Peak memory: of the devices, or on a CPU of the process since `forget_peak`.
+    """Return the peak memory: of the devices, or on a CPU of the process since `forget_peak`.
 
     Returns:
         Bytes, 0 if unknown.
@@ -290,8 +274,8 @@ def peak_bytes() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
-def prepare(config: Config, estimate: bool = True) -> tuple[Callable, tuple[Any, Any, jax.Array], int]:
-    """The training step of a configuration, and what it is called with first.
+def prepare(config: Config, estimate: bool = True) -> tuple[Wrapped, tuple[Domain, Tree, jax.Array], int]:
+    """Return the training step of a configuration, and what it is called with first.
 
     Args:
         config: The configuration.
@@ -307,12 +291,11 @@ def prepare(config: Config, estimate: bool = True) -> tuple[Callable, tuple[Any,
         True
     """
     experiment = assemble(config)
-    mesh = experiment.method.mesh
-    return experiment.step(estimate=estimate), experiment.begin(), 1 if mesh is None else mesh.size
+    return experiment.step(estimate=estimate), experiment.begin(), mesh_size(experiment.method.mesh)
 
 
 def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
-    """Measures the cost of a configuration's meta-step on this machine.
+    """Measure the cost of a configuration's meta-step on this machine.
 
     Compiles the step and times it. Nothing is written, and what is learned is discarded.
 
@@ -335,16 +318,16 @@ def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
         1761
     """
     rate = matmul_rate()
-    step, (domain, state, key), devices = prepare(config)
-    counted = count_flops(prepare(config, estimate=False)[0], domain, state, key)
+    experiment = assemble(config)
+    step, (domain, state, key) = experiment.step(), experiment.begin()
+    counted = count_flops(experiment.step(estimate=False), domain, state, key)
     began = time.perf_counter()
     compiled = step.lower(domain, state, key).compile()
-    compile_s = time.perf_counter() - began
     state, _ = jax.block_until_ready(compiled(domain, state, key))
     first_call_s = time.perf_counter() - began
     forget_peak()
     taken: list[float] = []
-    summing: list[float] = []  # what a line of the journal takes, of which each step has its share
+    summing: list[float] = []  # what a line of the log takes, of which each step has its share
     window, every = Window(), config.training.log_every
     end = time.perf_counter() + seconds
     while len(taken) < steps or time.perf_counter() < end:
@@ -360,13 +343,11 @@ def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
     share = statistics.median(summing) if summing else 0.0
     return Cost(
         sum(leaf.size for leaf in jax.tree.leaves(state["theta"])),
-        counted.flops,
-        counted.unbounded,
-        compiled.memory_analysis().temp_size_in_bytes,
+        *counted,
+        compiled.memory_analysis().temp_size_in_bytes,  # type: ignore[union-attr]
         peak_bytes(),
-        devices,
+        mesh_size(experiment.method.mesh),
         rate,
-        compile_s,
         first_call_s,
         tuple(each + share for each in taken),
     )

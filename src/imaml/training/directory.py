@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
+import tempfile
 from pathlib import Path
-from typing import Any
 
 from ..config.run import PYTHON, Config, load_config
 from ..core.errors import ConfigError
 from ..core.recipes import to_json
+from ..storage.atomic import disk_errors, is_leftover, write_json
 from .journal import FILE
 
 MAY_CHANGE = {
-    "domain.": ("data",),
-    "method.": ("new_task",),
-    "training.": (
-        "minutes",
-        "patience",
-        "gradient_below",
-        "checkpoint_every",
-        "keep",
-        "log_every",
-        "test_tasks",
-    ),
+    "domain.": "data",
+    "method.": "new_task",
+    "training.": "minutes patience gradient_below checkpoint_every keep log_every test_tasks",
 }
 
 
 def check_new(folder: Path) -> None:
-    """Creates the directory of a new run.
+    """Create the directory of a new run.
 
     The files of a run that was killed before its first step may be in it: they have no config.json yet.
 
@@ -40,26 +31,20 @@ def check_new(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file. Hint: choose a directory for the run (--out).")
-    try:
-        found = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-        saved = {entry.name for entry in (folder / "checkpoints").glob("step-*")}
-        if found - {FILE, "checkpoints", "config.json.part"} or saved - {"step-00000000"}:
-            raise ConfigError(
-                f"{folder} exists and is not empty. Hint: resume the run in it (--resume), or choose another "
-                "directory (--out)."
-            )
+    with disk_errors(f"{folder} cannot be written", ConfigError):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / "config.json.part"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
+        found = {entry.name for entry in folder.iterdir() if not is_leftover(entry.name)}
+        saved = {entry.name for entry in (folder / "checkpoints").glob("step-*")}
+        tempfile.TemporaryFile(dir=folder).close()
+    if found - {FILE, "checkpoints"} or saved - {"step-00000000"}:
         raise ConfigError(
-            f"{folder} cannot be written ({error.strerror}). Hint: choose another (--out)."
-        ) from error
+            f"{folder} exists and is not empty. Hint: resume the run in it (--resume), or choose another "
+            "directory (--out)."
+        )
 
 
 def write_config(folder: Path, described: Config | str) -> None:
-    """Writes config.json, whole or not at all; from then on the run can be resumed.
+    """Write config.json, whole or not at all; from then on the run can be resumed.
 
     Args:
         folder: The run directory.
@@ -69,16 +54,37 @@ def write_config(folder: Path, described: Config | str) -> None:
         ConfigError: If the file cannot be written.
     """
     content = {"kind": PYTHON, "reason": described} if isinstance(described, str) else to_json(described)
-    file, part = folder / "config.json", folder / "config.json.part"
+    with disk_errors(f"{folder / 'config.json'} cannot be written", ConfigError):
+        write_json(folder / "config.json", content, indent=2)
+
+
+def read_config(folder: Path) -> Config:
+    """Read the configuration of a run.
+
+    Args:
+        folder: The run directory.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: If it holds no run, or one without a configuration.
+    """
+    return load_config(_content(folder), str(folder / "config.json"))
+
+
+def _content(folder: Path) -> str:
+    """Return the text of config.json."""
     try:
-        part.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(part, file)
+        return (folder / "config.json").read_text(errors="replace")
     except OSError as error:
-        raise ConfigError(f"{file} cannot be written ({error.strerror}). Hint: make it writable.") from error
+        raise ConfigError(
+            f"resume: expected a run in {folder}, got no config.json. Hint: omit resume to start a run there."
+        ) from error
 
 
 def check_resumable(folder: Path, described: Config | str) -> None:
-    """Checks that a directory holds a run of a configuration.
+    """Check that a directory holds a run of a configuration.
 
     Args:
         folder: The run directory.
@@ -87,27 +93,20 @@ def check_resumable(folder: Path, described: Config | str) -> None:
     Raises:
         ConfigError: If it holds no run, or one of another configuration.
     """
-    file = folder / "config.json"
-    try:
-        text = file.read_text()
-    except OSError as error:
-        raise ConfigError(
-            f"resume: expected a run in {folder}, got no config.json. Hint: omit resume to start a run there."
-        ) from error
     if isinstance(described, str):
-        if f'"kind": "{PYTHON}"' not in text:
-            raise ConfigError(f"resume: {folder} was started with another configuration: now {described}.")
-        return
-    difference = first_difference(to_json(load_config(text, str(file))), to_json(described))
-    if difference:
+        same, difference = f'"kind": "{PYTHON}"' in _content(folder), f"now {described}"
+    else:
+        difference = first_difference(to_json(read_config(folder)), to_json(described))
+        same = difference is None
+    if not same:
         raise ConfigError(
-            f"resume: {folder} was started with another configuration: {difference}. Leave that as it was, "
-            "or start a new run from what this one has learned (--from)."
+            f"resume: {folder} was started with another configuration: {difference}. Hint: leave that as it "
+            "was, or start a new run from what this one has learned (--from)."
         )
 
 
-def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """Compares two configurations.
+def first_difference(old: object, new: object, path: str = "") -> str | None:
+    """Compare two configurations.
 
     Where the data are, when a run stops early, how often it writes and how new tasks are solved may change,
     as no step depends on them.
@@ -121,11 +120,7 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
         A phrase on the first field in which they differ, or None.
     """
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(set(old) | set(new)):
-            if name in MAY_CHANGE.get(path, ()):
-                continue
-            found = first_difference(old.get(name), new.get(name), f"{path}{name}.")
-            if found:
-                return found
-        return None
+        names = sorted({*old, *new}.difference(MAY_CHANGE.get(path, "").split()))
+        found = (first_difference(old.get(name), new.get(name), f"{path}{name}.") for name in names)
+        return next(filter(None, found), None)
     return None if old == new else f"{path.rstrip('.')} was {old!r} and is now {new!r}"

@@ -12,29 +12,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
+from jax.stages import Wrapped
 
 from ..core import tree
 from ..core.compile import whole_program
 from ..core.errors import ConfigError
-from ..core.statistics import mean_intervals
-from ..core.validation import not_one_of
+from ..core.statistics import NORMAL_QUANTILE, mean_intervals, paired_differences
+from ..core.tree import Tree
+from ..core.validation import require_number, require_one_of, require_whole
 from ..domains.base import SPLITS, Domain, require_domain
 from ..meta.gradient import AXIS, MetaGradient
+from .journal import json_values
+from .step import mesh_size
 
 BATCH = 64  # tasks in a call, so that memory stays bounded and progress can be shown
+Progress = Callable[[int, int], None]  # (tasks done, tasks)
 
 
 class Learned(Protocol):
     """What can be evaluated: `imaml.Run`, what `imaml.load` returns, or anything like them."""
 
     @property
-    def theta(self) -> Any:
+    def theta(self) -> Tree:
         """The meta-parameters, the moving average where one is kept."""
         ...
 
     @property
     def method(self) -> MetaGradient:
-        """Adapts to each task."""
+        """The method that adapts to each task."""
         ...
 
     @property
@@ -89,46 +94,39 @@ class Evaluation:
     held_out: bool = True
     unscored: Mapping[str, int] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """The evaluation as JSON values.
+    def to_json(self) -> dict[str, object]:
+        """Return the evaluation as JSON values.
 
         Returns:
             The figures by name: `accuracy`, `accuracy_ci95`, `accuracy_inductive`, `before`, ...
         """
-        flat: dict[str, Any] = {}
-        for name in self.scores:
-            flat[name] = self.scores[name]
-            flat[f"{name}_ci95"] = self.ci95[name]
-        flat["before"] = self.before[self.headline]
-        flat["before_ci95"] = self.before_ci95[self.headline]
-        flat["before_scores"] = dict(self.before)
-        flat["baselines"] = dict(self.baselines)
-        flat["baselines_ci95"] = dict(self.baselines_ci95)
+        name, flat = self.headline, {}
+        for score, mean in self.scores.items():
+            flat |= {score: mean, f"{score}_ci95": self.ci95[score]}
+        flat |= {"before": self.before[name], "before_ci95": self.before_ci95[name]}
+        flat |= {"before_scores": self.before, "baselines": self.baselines}
+        flat["baselines_ci95"] = self.baselines_ci95
         if self.number is not None:
             flat |= {"different_tasks": self.different, "held_out": self.held_out}
         flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
         if self.unscored:
-            flat["unscored"] = dict(self.unscored)
-        flat |= {
-            "score": self.scores[self.headline],
-            "better": "higher" if self.higher_is_better else "lower",
-        }
-        flat["paired"] = {name: list(pair) for name, pair in self.paired().items()}
-        return valid(flat)
+            flat["unscored"] = self.unscored
+        better = "higher" if self.higher_is_better else "lower"
+        flat |= {"score": self.scores[name], "better": better, "paired": self.paired()}
+        return json_values(flat)
 
     def paired(self) -> dict[str, tuple[float, float]]:
-        """Compares the headline with each baseline's, task by task.
+        """Compare the headline with each baseline's, task by task.
 
         Returns:
             Mean differences and half-widths of their 95 % intervals, by name.
         """
-        own = self.values[self.headline]
-        gaps = {name: own - values for name, values in self.baseline_values.items()}
-        means, widths = mean_intervals(gaps, self.number)
-        return {name: (means[name], widths[name]) for name in gaps}
+        own = dict.fromkeys(self.baseline_values, self.values[self.headline])
+        means, widths = paired_differences(own, self.baseline_values, self.number)
+        return {name: (means[name], widths[name]) for name in means}
 
     def beside(self, others: Mapping[str, Evaluation]) -> Evaluation:
-        """Adds the scores of other runs on the same tasks to the baselines.
+        """Add the scores of other runs on the same tasks to the baselines.
 
         Args:
             others: Evaluations by name.
@@ -139,25 +137,28 @@ class Evaluation:
         Raises:
             ConfigError: If the tasks are not the same, or a baseline has that name.
         """
-        means, widths = dict(self.baselines), dict(self.baselines_ci95)
-        values, unscored = dict(self.baseline_values), dict(self.unscored)
         for name, other in others.items():
-            paired(self, other)
-            if name in means:
+            paired(self, other)  # refuses other tasks
+            if name in self.baselines:
                 raise ConfigError(
                     f"evaluate: expected a name that no baseline has, got {name!r}. Hint: choose another."
                 )
-            means[name], widths[name] = other.scores[other.headline], other.ci95[other.headline]
-            values[name] = other.values[other.headline]
-            if other.failed:
-                unscored[name] = other.failed
+
+        def added(own: Mapping[str, Any], group: str) -> dict[str, Any]:
+            return {**own, **{name: getattr(other, group)[other.headline] for name, other in others.items()}}
+
         return replace(
-            self, baselines=means, baselines_ci95=widths, baseline_values=values, unscored=unscored
+            self,
+            baselines=added(self.baselines, "scores"),
+            baselines_ci95=added(self.baselines_ci95, "ci95"),
+            baseline_values=added(self.baseline_values, "values"),
+            unscored={**self.unscored, **{n: other.failed for n, other in others.items() if other.failed}},
         )
 
     def __str__(self) -> str:
-        """A few lines of text: before, after, baselines, each with its interval."""
-        percent = "accuracy" in self.headline
+        """Return a few lines of text: before, after, baselines, each with its interval."""
+        name, inductive = self.headline, f"{self.headline}_inductive"
+        percent, gaps = "accuracy" in name, self.paired()
 
         def show(mean: float, half: float) -> str:
             if not np.isfinite(mean):
@@ -166,55 +167,36 @@ class Evaluation:
                 return f"{100 * mean:.2f} % +- {100 * half:.2f}"
             return f"{mean:.4f} +- {half:.4f}" if np.isfinite(half) else f"{mean:.4f} (one task: no interval)"
 
-        name = self.headline
-        lines = [f"{self.tasks} tasks never seen in training ({self.split} split, seed {self.seed})"]
+        what = f"{self.tasks} tasks never seen in training"
         if self.number is not None:
-            lines = [f"{self.tasks} draws from {self.different} tasks ({self.split} split, seed {self.seed})"]
+            what = f"{self.tasks} draws from {self.different} task{'s' * (self.different != 1)}"
+        lines = [f"{what} ({self.split} split, seed {self.seed})"]
         if not self.held_out:
             lines[0] += "; none was held out for that split: these are tasks of training"
         facts = [(f"{name} before adaptation", self.before[name], self.before_ci95[name])]
-        inductive = f"{name}_inductive"
+        kinds = {name: "after adaptation"}
         if inductive in self.scores:
-            facts.append((f"{name} after, transductive", self.scores[name], self.ci95[name]))
-            facts.append((f"{name} after, inductive", self.scores[inductive], self.ci95[inductive]))
-        else:
-            facts.append((f"{name} after adaptation", self.scores[name], self.ci95[name]))
-        gaps = self.paired()
+            kinds = {name: "after, transductive", inductive: "after, inductive"}
+        facts += [(f"{name} {words}", self.scores[kind], self.ci95[kind]) for kind, words in kinds.items()]
         for other, mean in self.baselines.items():
             facts.append((other.replace("_", " "), mean, self.baselines_ci95[other]))
             if np.isfinite(gaps[other][1]):
-                facts.append((f"  {name} less that, paired", *gaps[other]))
-        width = max(len(what) for what, _, _ in facts)
-        lines += [f"  {what:<{width}}  {show(mean, half)}" for what, mean, half in facts]
+                facts.append((f"  {name} minus this, paired", *gaps[other]))
+        width = max(len(label) for label, _, _ in facts)
+        lines += [f"  {label:<{width}}  {show(mean, half)}" for label, mean, half in facts]
         if self.failed:
             counted = "counted as wrong in every accuracy, and " if percent else ""
             lines.append(
                 f"  {self.failed} of {self.tasks} tasks failed numerically: {counted}excluded from every loss"
             )
         for other, count in self.unscored.items():
-            what = "before adaptation" if other == "before" else other.replace("_", " ")
-            lines.append(f"  {what}: {count} of {self.tasks} tasks have no finite score")
+            label = "before adaptation" if other == "before" else other.replace("_", " ")
+            lines.append(f"  {label}: {count} of {self.tasks} tasks have no finite score")
         return "\n".join(lines)
 
 
-def valid(value: Any) -> Any:
-    """Replaces numbers that are not finite by None, as JSON has none.
-
-    Args:
-        value: JSON values.
-
-    Returns:
-        The same with None where a number was not finite.
-    """
-    if isinstance(value, dict):
-        return {name: valid(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [valid(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 def same_tasks(domain: Domain, other: Domain, split: str) -> bool:
-    """Compares the first tasks that two domains draw.
+    """Compare the first tasks that two domains draw.
 
     Args:
         domain: A domain.
@@ -228,16 +210,14 @@ def same_tasks(domain: Domain, other: Domain, split: str) -> bool:
         jax.device_get(whole_program(lambda key, d=d: d.sample(key, split))(task_keys(0, 0, 1)[0]))
         for d in (domain, other)
     )
-    if jax.tree.structure(first) != jax.tree.structure(second):
-        return False
-    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs)
+    same = jax.tree.structure(first) == jax.tree.structure(second)
+    return same and all(jax.tree.leaves(jax.tree.map(np.array_equal, first, second)))
 
 
 def score(
-    domain: Any, method: MetaGradient, theta: Any, keys: Array, split: str
+    domain: Domain, method: MetaGradient, theta: Tree, keys: Array, split: str
 ) -> dict[str, dict[str, Array]]:
-    """Scores the tasks that are drawn with ``keys``.
+    """Score the tasks that are drawn with ``keys``.
 
     Args:
         domain: Where tasks come from.
@@ -253,7 +233,7 @@ def score(
 
     def one(key: Array) -> dict[str, dict[str, Array]]:
         drawn = domain.draw(key, split)
-        task, number = domain.gather(drawn), domain.number(drawn)
+        task, number = domain.gather(drawn), domain.number(drawn)  # type: ignore[attr-defined]
         phi, solution = method.adapt(theta, task.support, key)
         both = jax.tree.map(lambda *pair: jnp.stack(pair), phi, method.mean(theta))
         scores = lax.map(lambda given: domain.metrics(given, task), both)  # compiled once for the two
@@ -263,8 +243,8 @@ def score(
         return {
             "after": after,
             "before": before,
-            "baselines": domain.baselines(task),
-            "calibration": domain.calibration(phi, task),
+            "baselines": domain.baselines(task),  # type: ignore[attr-defined]
+            "calibration": domain.calibration(phi, task),  # type: ignore[attr-defined]
             "finite": sound,
             "number": {} if number is None else {"task": number},
         }
@@ -273,8 +253,8 @@ def score(
     return lax.map(one, keys, batch_size=None if chunk == 1 else chunk)
 
 
-def over_devices(run: Callable, mesh: Mesh | None) -> Callable:
-    """Compiles a function of (domain, theta, keys), its keys shared between the devices of a mesh.
+def over_devices(run: Callable[..., Tree], mesh: Mesh | None) -> Wrapped:
+    """Compile a function of (domain, theta, keys), its keys shared between the devices of a mesh.
 
     Args:
         run: The function; its results have a leading axis of keys.
@@ -292,7 +272,7 @@ def over_devices(run: Callable, mesh: Mesh | None) -> Callable:
 
 
 def task_keys(seed: int, start: int, count: int) -> Array:
-    """Makes the keys of tasks, the same for every method.
+    """Make the keys of tasks, the same for every method.
 
     Args:
         seed: The seed of all tasks.
@@ -307,8 +287,8 @@ def task_keys(seed: int, start: int, count: int) -> Array:
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(method: MetaGradient, split: str, mesh: Mesh | None) -> Callable:
-    """Compiles the scores of a method; see `score`.
+def compiled(method: MetaGradient, split: str, mesh: Mesh | None) -> Wrapped:
+    """Compile the scores of a method; see `score`.
 
     Args:
         method: Adapts to each task.
@@ -328,9 +308,9 @@ def evaluate(
     split: str = "test",
     tasks: int = 1000,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluates what a run has learned, on random tasks of a split.
+    """Evaluate what a run has learned, on random tasks of a split.
 
     The same seed gives the same tasks for every run, so that differences can be paired through `values`.
 
@@ -350,21 +330,21 @@ def evaluate(
     """
     domain = run.domain if domain is None else domain
     require_domain("evaluate", domain)
-    asked = {"split": split, "tasks": tasks, "seed": seed, "progress": progress}
-    return evaluate_theta(domain, run.method, run.theta, **asked)
+    found = domain, run.method, run.theta
+    return evaluate_theta(*found, split=split, tasks=tasks, seed=seed, progress=progress)
 
 
 def evaluate_theta(
     domain: Domain,
     method: MetaGradient,
-    theta: Any,
+    theta: Tree,
     *,
     split: str = "test",
     tasks: int = 1000,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluates given meta-parameters; see `evaluate`.
+    """Evaluate given meta-parameters; see `evaluate`.
 
     Args:
         domain: Where tasks come from.
@@ -381,17 +361,11 @@ def evaluate_theta(
     Raises:
         ConfigError: If an argument is not accepted.
     """
-    if split not in SPLITS:
-        raise ConfigError(not_one_of("split", split, SPLITS))
-    if isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 2:
-        raise ConfigError(
-            f"evaluate: expected a whole number of at least 2 (an interval needs two), got tasks={tasks!r}."
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"evaluate: expected a whole number from 0 below 2**32, got seed={seed!r}.")
-    mesh = method.mesh
-    batch = BATCH * (mesh.size if mesh is not None else 1)
-    batch = min(batch, -(-tasks // (mesh.size if mesh else 1)) * (mesh.size if mesh else 1))
+    require_one_of("evaluate", "split", split, SPLITS)
+    require_whole("evaluate", 2, tasks=tasks)  # an interval needs two
+    require_number("evaluate", 0, 2**32, kind=int, seed=seed)
+    mesh, size = method.mesh, mesh_size(method.mesh)
+    batch = min(BATCH * size, -(-tasks // size) * size)
     run = compiled(method, split, mesh)
     parts = []
     for start in range(0, tasks, batch):
@@ -428,7 +402,7 @@ def evaluate_theta(
 
 
 def _without(scores: Mapping[str, np.ndarray], failed: np.ndarray) -> dict[str, np.ndarray]:
-    """The scores with those of failed tasks (booleans, (tasks,)) 0 in accuracies and NaN in all others."""
+    """Return the scores, those of failed tasks (booleans, (tasks,)) 0 in accuracies and else NaN."""
     return {
         name: np.where(failed, 0.0 if "accuracy" in name else np.nan, values)
         for name, values in scores.items()
@@ -438,7 +412,7 @@ def _without(scores: Mapping[str, np.ndarray], failed: np.ndarray) -> dict[str, 
 def _calibration(
     parts: Mapping[str, np.ndarray], good: np.ndarray
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Expected calibration errors of all tasks' predictions together, with 95 % intervals.
+    """Return expected calibration errors of all tasks' predictions together, with 95 % intervals.
 
     The mean over predictions of |accuracy - confidence|, by bins of confidence (Guo et al. 2017, eq. 3). An
     interval is 1.96 standard deviations over bootstrap samples of the tasks.
@@ -446,23 +420,24 @@ def _calibration(
     count = int(good.sum())
     if not count:  # a multinomial has at least one outcome
         return dict.fromkeys(parts, np.nan), dict.fromkeys(parts, np.nan)
-    errors, widths = {}, {}
+    # How often each task is in each of 200 samples with replacement: (samples, tasks).
     draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), 200)
 
     def error(sums: np.ndarray) -> np.ndarray:
+        # A bin's sums are of rows, confidence and accuracy: (..., bins, 3).
         rows = np.maximum(sums[..., 0].sum(-1), 1)
         return np.abs(sums[..., 2] - sums[..., 1]).sum(-1) / rows
 
-    for name, column in parts.items():
-        kept = column[good]
-        errors[name] = float(error(kept.sum(0)))
-        samples = np.einsum("st,tbc->sbc", draws, kept)
-        widths[name] = float(1.96 * error(samples).std(ddof=1))
-    return errors, widths
+    kept = {name: column[good] for name, column in parts.items()}
+    samples = {name: error(np.einsum("st,tbc->sbc", draws, column)) for name, column in kept.items()}
+    return (
+        {name: float(error(column.sum(0))) for name, column in kept.items()},
+        {name: float(NORMAL_QUANTILE * found.std(ddof=1)) for name, found in samples.items()},
+    )
 
 
 def paired(first: Evaluation, second: Evaluation, name: str | None = None) -> tuple[float, float]:
-    """Compares two evaluations on the same tasks.
+    """Compare two evaluations on the same tasks.
 
     Args:
         first: An evaluation.
@@ -485,6 +460,6 @@ def paired(first: Evaluation, second: Evaluation, name: str | None = None) -> tu
         raise ConfigError(
             "paired: expected evaluations on the same tasks (same split, tasks and seed), got different ones."
         )
-    difference = first.values[name] - second.values[name]
-    means, widths = mean_intervals({name: difference}, first.number)
+    own, other = ({name: each.values[name]} for each in (first, second))
+    means, widths = paired_differences(own, other, first.number)
     return means[name], widths[name]

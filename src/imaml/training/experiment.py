@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 from optax import GradientTransformation
 
 from ..config.method import MethodRecipe
@@ -21,12 +20,13 @@ from ..config.run import Config
 from ..config.training import Training
 from ..core.errors import ConfigError
 from ..core.recipes import to_json
+from ..core.tree import Tree
 from ..core.validation import not_one_of
 from ..domains.base import Domain, in_step
 from ..meta.gradient import MetaGradient
 from .directory import check_new, check_resumable
 from .loop import Loop, Run
-from .step import devices_mesh, initial_state, make_step
+from .step import State, devices_mesh, initial_state, make_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,26 +51,11 @@ class Experiment:
 
     @functools.cached_property
     def tasks(self) -> int:
-        """The tasks in each step."""
+        """The number of tasks in each step."""
         return in_step(self.domain, self.training.tasks)
 
-    def initial_state(self, key: Array, start: Any = None) -> dict[str, Any]:
-        """Makes the state of step 0.
-
-        Args:
-            key: For fresh meta-parameters.
-            start: Meta-parameters to start from, or None for fresh ones.
-
-        Returns:
-            A tree of arrays.
-
-        Raises:
-            ConfigError: If the shapes of ``start`` do not fit, or it is not finite.
-        """
-        return initial_state(self.domain, self.method, self.outer.transform, key, self.outer.average, start)
-
-    def begin(self, start: Any = None) -> tuple[Domain, dict[str, Any], Array]:
-        """Makes the arguments of the first step, placed on the devices.
+    def begin(self, start: Tree = None) -> tuple[Domain, State, Array]:
+        """Make the arguments of the first step, placed on the devices.
 
         Args:
             start: Meta-parameters to start from, or None for fresh ones.
@@ -82,14 +67,16 @@ class Experiment:
             ConfigError: If the shapes of ``start`` do not fit, or it is not finite.
         """
         fresh, key = jax.random.split(jax.random.key(self.training.seed))
-        arguments = self.domain, self.initial_state(fresh, start), key
+        transform, average = self.outer.transform, self.outer.average
+        state = initial_state(self.domain, self.method, transform, fresh, average, start)
+        arguments = self.domain, state, key
         if self.method.mesh is None:
             return arguments
         # Placed once: the second step finds what the first compiled, and data are not copied at each.
         return jax.device_put(arguments, NamedSharding(self.method.mesh, PartitionSpec()))
 
-    def step(self, certify: bool = False, estimate: bool = True) -> Callable:
-        """Makes the jitted training step.
+    def step(self, certify: bool = False, estimate: bool = True) -> Wrapped:
+        """Make the jitted training step.
 
         Args:
             certify: Whether the errors of the meta-gradients are bounded.
@@ -110,10 +97,10 @@ class Experiment:
         *,
         out: str | Path | None = None,
         resume: bool = False,
-        start: Any = None,
+        start: Tree = None,
         progress: bool | None = None,
     ) -> Run:
-        """Runs the experiment.
+        """Run the experiment.
 
         Args:
             out: The run directory, or None to write nothing.
@@ -129,21 +116,21 @@ class Experiment:
             NumericalError: If no task of a step is usable, or one is not and the policy is "raise".
             CheckpointError: If the run is to be resumed and no checkpoint is sound.
         """
-        if resume and out is None:
+        directory = None if out is None else Path(out)
+        if resume and directory is None:
             raise ConfigError("train: out: expected the run directory with resume=True, got None.")
         if resume and start is not None:
             raise ConfigError(
                 "train: start: expected None with resume=True, which continues from a checkpoint, got "
                 "meta-parameters."
             )
-        directory = None if out is None else Path(out)
         if directory is not None:
             check_resumable(directory, self.config or self.reason) if resume else check_new(directory)
         return Loop(self, directory).run(resume, start, progress)
 
 
 def assemble(config: Config, domain: Domain | None = None) -> Experiment:
-    """Builds the objects of a configuration, once.
+    """Build the objects of a configuration, once.
 
     Args:
         config: The configuration.
@@ -161,7 +148,7 @@ def assemble(config: Config, domain: Domain | None = None) -> Experiment:
         >>> assemble(preset("sinusoid")).tasks
         25
     """
-    built: Any = config.domain.build() if domain is None else domain
+    built = config.domain.build() if domain is None else domain
     mesh = devices_mesh(in_step(built, config.training.tasks))
     method = config.method.build(built, mesh)
     config = dataclasses.replace(config, domain=built.recipe)  # it knows the layout of its data
@@ -175,11 +162,11 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    start: Any = None,
+    start: Tree = None,
     progress: bool | None = None,
-    **options: Any,
+    **options: object,
 ) -> Run:
-    """Learns meta-parameters on a domain's training tasks.
+    """Learn meta-parameters on a domain's training tasks.
 
     A run of recipes alone (a domain of this package, `imaml.config.Method`, `imaml.Optimiser`) stores its
     configuration, so that `imaml.load` and the command line can use and resume it. A run with a method made
@@ -219,10 +206,9 @@ def train(
         2
     """
     known = [f.name for f in dataclasses.fields(Training)]
-    for name in options:
-        if name not in known:
-            raise ConfigError(not_one_of("train: option", name, known))
-    training = Training(**options)
+    for name in options.keys() - known:
+        raise ConfigError(not_one_of("train: option", name, known))
+    training = Training(**options)  # type: ignore[arg-type]
     optimiser = Optimiser() if optimiser is None else optimiser
     transform = outer(optimiser, training.steps)
     method = made(method, domain, devices_mesh(in_step(domain, training.tasks)))
@@ -232,9 +218,9 @@ def train(
 
 
 def _described(
-    domain: Domain, method: MetaGradient, optimiser: Any, training: Training
+    domain: Domain, method: MetaGradient, optimiser: Optimiser | GradientTransformation, training: Training
 ) -> tuple[Config | None, str]:
-    """The configuration of the recipes that objects were built from, or None and the reason."""
+    """Return the configuration of the recipes that objects were built from, or None and the reason."""
     origin = method.origin
     if origin is None:
         return None, (
@@ -243,7 +229,7 @@ def _described(
         )
     if origin.domain != domain.recipe:
         return None, "the method was built on another domain"
-    config = Config(domain.recipe, origin.method, optimiser, training)
+    config = Config(domain.recipe, origin.method, optimiser, training)  # type: ignore[arg-type]
     try:
         to_json(config)
     except ConfigError as error:

@@ -21,10 +21,13 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 from ..core.errors import ConfigError, DataError
 from ..core.streams import note, on_terminal
+from ..storage.atomic import disk_errors
+
+JsonObject: TypeAlias = dict[str, Any]  # JSON values by name
 
 FILE = "events.jsonl"
 PLAIN_SECONDS = 10.0  # between two plain lines about steps
@@ -67,30 +70,23 @@ class Journal:
         minutes: float | None = None,
         append: bool = False,
     ) -> None:
-        """Opens the file and, on a terminal, the live line."""
+        """Open the file and, on a terminal, the live line."""
         self._path = None if folder is None else Path(folder) / FILE
         self._file: TextIO | None = None
         words = _Words(total, minutes)
-        try:
+        with disk_errors(f"{self._path} cannot be written", ConfigError):
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 if append and self._path.exists():
-                    text = self._path.read_bytes()
-                    events, length = _split(text)
-                    if length < len(text):
-                        os.truncate(self._path, length)
+                    events, length = _split(self._path.read_bytes())
+                    os.truncate(self._path, length)
                     for event in events:
                         words.learn(event or {})
                 self._file = self._path.open("a" if append else "w", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"{self._path} cannot be written ({error.strerror}). Hint: choose another directory, or make "
-                "this one writable."
-            ) from error
         self._display = _Display(words, progress is not False)
 
-    def write(self, event: str, /, **fields: Any) -> None:
-        """Writes an event to the file, flushed, and shows it.
+    def write(self, event: str, /, **fields: object) -> None:
+        """Write an event to the file, flushed, and show it.
 
         A float that is not finite is written as null, so that every line is valid JSON. The list "nonfinite"
         then has its name, with dots for nested ones.
@@ -103,38 +99,33 @@ class Journal:
             DataError: If the file cannot be written, as on a full disk.
         """
         lost: list[str] = []
-        record = {"event": event, "time": round(time.time(), 3)}
-        record |= {name: _json(value, name, lost) for name, value in fields.items()}
+        record = {"event": event, "time": round(time.time(), 3), **json_values(fields, lost)}
         if lost:
             record["nonfinite"] = lost
         if self._file is not None:
-            try:
+            with disk_errors(f"{self._path} cannot be written", DataError):
                 self._file.write(json.dumps(record, allow_nan=False) + "\n")
                 self._file.flush()
-            except OSError as error:
-                raise DataError(
-                    f"{self._path} cannot be written ({error.strerror}). Hint: free space, then resume."
-                ) from error
         self._display.show(record)
 
     def close(self) -> None:
-        """Ends the live line and closes the file. A second call does nothing."""
+        """End the live line and close the file. A second call does nothing."""
         self._display.close()
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def __enter__(self) -> Journal:
-        """The journal itself."""
+        """Return the log itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes it."""
+        """Close it."""
         self.close()
 
 
-def read_events(path: Path | str) -> list[dict[str, Any]]:
-    """Reads the log of a run.
+def read_events(path: Path | str) -> list[JsonObject]:
+    """Read the log of a run.
 
     If a killed process left the last line half written, that line is dropped, and a warning event at the end
     of the list says so.
@@ -170,8 +161,8 @@ def read_events(path: Path | str) -> list[dict[str, Any]]:
     return kept
 
 
-def _split(text: bytes) -> tuple[list[dict[str, Any] | None], int]:
-    """The events of a file up to its last valid line (None: a damaged one), and how many bytes they are."""
+def _split(text: bytes) -> tuple[list[JsonObject | None], int]:
+    """Return the events up to the last valid line (None: a damaged one), and how many bytes they are."""
     lines = text.split(b"\n")[:-1]
     events = [_parse(line) for line in lines]
     while events and events[-1] is None:
@@ -179,8 +170,8 @@ def _split(text: bytes) -> tuple[list[dict[str, Any] | None], int]:
     return events, sum(len(line) + 1 for line in lines[: len(events)])
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The event that a line holds, or None."""
+def _parse(line: bytes) -> JsonObject | None:
+    """Return the event that a line holds, or None."""
     try:
         value = json.loads(line)
     except ValueError:
@@ -188,22 +179,33 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None
 
 
-def _json(value: Any, name: str, lost: list[str]) -> Any:
-    """The value as JSON holds it; the names of floats that are not finite join `lost`."""
+def json_values(value: Any, lost: list[str] | None = None, name: str = "") -> Any:
+    """Return a value as strict JSON holds it, with None for a float that is not finite.
+
+    Args:
+        value: A number, an array, a text, a path, or a mapping or list of these.
+        lost: Receives the names of floats that are not finite, with dots for nested ones.
+        name: What the value is called in there.
+
+    Returns:
+        JSON values.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _json(item, f"{name}.{key}", lost) for key, item in value.items()}
+        below = f"{name}." if name else ""
+        return {str(key): json_values(item, lost, f"{below}{key}") for key, item in value.items()}
     if hasattr(value, "tolist"):  # arrays and scalars of NumPy and JAX
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_json(item, f"{name}.{index}", lost) for index, item in enumerate(value)]
+        return [json_values(item, lost, f"{name}.{index}") for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
-        lost.append(name)
+        if lost is not None:
+            lost.append(name)
         return None
     return str(value) if isinstance(value, Path) else value
 
 
 def clock(seconds: float) -> str:
-    """Formats a duration.
+    """Format a duration.
 
     Args:
         seconds: The duration.
@@ -218,7 +220,7 @@ def clock(seconds: float) -> str:
 
 
 def score_text(name: str, value: float | None, ci95: float | None = None) -> str:
-    """Formats a score, accuracies in percent.
+    """Format a score, accuracies in percent.
 
     Args:
         name: The name of the score.
@@ -236,12 +238,12 @@ def score_text(name: str, value: float | None, ci95: float | None = None) -> str
 
 
 def _percent(share: float) -> str:
-    """A share as percent, to two digits; 1,200 and not 1.2e+03."""
+    """Return a share as percent, to two digits; 1,200 and not 1.2e+03."""
     return f"{float(f'{100 * share:.2g}'):,.10g} %"
 
 
-def _error(event: Mapping[str, Any]) -> list[str]:
-    """What is known of the meta-gradient's error, in words: certified before estimated."""
+def _error(event: JsonObject) -> list[str]:
+    """Return what is known of the meta-gradient's error, in words: certified before estimated."""
     bound, estimate = event.get("error_bound"), event.get("error_estimate")
     if event.get("certified"):
         share = f"{100 * event['certified']:.0f} % of tasks certified"
@@ -262,12 +264,12 @@ class _Words:
         self.total, self.minutes, self.headline = total, minutes, ""
         self.recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
-    def learn(self, event: Mapping[str, Any]) -> None:
+    def learn(self, event: JsonObject) -> None:
         if event.get("event") == "start":
             self.headline, self.total = event.get("headline") or "", self.total or event.get("steps")
 
-    def step(self, event: Mapping[str, Any]) -> list[str]:
-        """The parts of a line about a step, the most important first."""
+    def step(self, event: JsonObject) -> list[str]:
+        """Return the parts of a line about a step, the most important first."""
         step, seconds = event.get("step", 0), event.get("seconds") or 0.0
         parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
         self.recent.append((step, seconds))
@@ -280,15 +282,15 @@ class _Words:
             parts += [f"{clock(min(left))} left"] if left else []
         parts += [f"failed tasks {event['failed']:g}"] if event.get("failed") else []
         parts += [f"{name} {score_text(name, event[name])}" for name in ("loss", "accuracy") if name in event]
-        kinds = [kind for kind in ("inner", "linear") if event.get(f"{kind}_residual") is not None]
-        if kinds:
-            parts.append("residuals: " + ", ".join(f"{k} {event[f'{k}_residual']:.0e}" for k in kinds))
+        found = {kind: event.get(f"{kind}_residual") for kind in ("inner", "linear")}
+        residuals = [f"{kind} {value:.0e}" for kind, value in found.items() if value is not None]
+        parts += [f"residuals: {', '.join(residuals)}"] if residuals else []
         curved = event.get("negative_curvature")
         parts += [f"negative curvature {100 * curved:.0f} %"] if curved is not None else []
         return parts + _error(event)
 
-    def line(self, event: Mapping[str, Any]) -> str | None:
-        """An event other than a step as one line; None for one that is not shown."""
+    def line(self, event: JsonObject) -> str | None:
+        """Return an event other than a step as one line; None for one that is not shown."""
         kind, get, at = event["event"], event.get, f"step {event.get('step')}"
         if kind == "start":
             counts = {"steps": "steps", "tasks": "tasks a step", "parameters": "parameters"}
@@ -320,38 +322,32 @@ class _Display:
             from rich.console import Console
             from rich.live import Live
 
-            self.parts = ["preparing the first step (compiling)"]
-            self.console = Console(stderr=True, highlight=False, markup=False)
-            self.live = Live(
-                console=self.console,
-                get_renderable=self.foot,
-                transient=True,
-                redirect_stdout=on_terminal(sys.stdout),
-            )
+            console, both = Console(stderr=True, highlight=False, markup=False), on_terminal(sys.stdout)
+            self.live = Live(console=console, transient=True, redirect_stdout=both)
             self.live.start()
+            self.foot("preparing the first step (compiling)")
 
-    def foot(self) -> Any:
-        """The live line: as many parts as fit the terminal's width."""
+    def foot(self, *parts: str) -> None:
+        """Show the live line, cut where the terminal ends."""
         from rich.text import Text
 
-        text, *rest = self.parts
-        for part in rest:
-            if len(text) + 2 + len(part) < self.console.width:
-                text += "  " + part
-        return Text(text, style="cyan", no_wrap=True, overflow="ellipsis")
+        assert self.live is not None
+        self.live.update(Text("  ".join(parts), style="cyan", no_wrap=True, overflow="ellipsis"))
 
-    def show(self, event: Mapping[str, Any]) -> None:
+    def show(self, event: JsonObject) -> None:
         self.words.learn(event)
         if event["event"] == "step":
-            self.parts, now = self.words.step(event), time.monotonic()
-            if self.live is None and self.visible and now - self.last >= PLAIN_SECONDS:
+            parts, now = self.words.step(event), time.monotonic()
+            if self.live is not None:
+                self.foot(*parts)
+            elif self.visible and now - self.last >= PLAIN_SECONDS:
                 self.last = now
-                note("  ".join(self.parts))
+                note("  ".join(parts))
             return
         line = self.words.line(event)
         if self.live is not None and line is not None:
             style = {"validation": "bold", "warning": "yellow"}.get(event["event"], "")
-            self.console.print(line, style=style, soft_wrap=True)
+            self.live.console.print(line, style=style, soft_wrap=True)
         elif line is not None and (self.visible or event["event"] == "warning"):
             note(line)
         if event["event"] == "end":

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jax.stages import Wrapped
 
 from ..config.run import Config
 from ..core.errors import ConfigError, NumericalError
 from ..core.interrupts import Interrupted, Interrupts
+from ..core.tree import Tree
 from ..core.version import __version__
 from ..domains.base import Domain
 from ..meta.gradient import MetaGradient
@@ -24,6 +25,7 @@ from ..storage.checkpoint import Checkpoints
 from .directory import write_config
 from .evaluation import Evaluation, evaluate_theta
 from .journal import Journal
+from .step import Report, State, mesh_size
 from .step_statistics import Window
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Run:
         last: The latest validation, or None.
     """
 
-    theta: Any
+    theta: Tree
     domain: Domain
     method: MetaGradient
     config: Config | None
@@ -56,8 +58,8 @@ class Run:
     folder: Path | None = None
     last: Evaluation | None = None
 
-    def adapt(self, x: Any, y: Any = None) -> Predictor:
-        """Adapts to a new task; see `imaml.load(...).adapt`.
+    def adapt(self, x: Tree, y: Tree = None) -> Predictor:
+        """Adapt to a new task; see `imaml.load(...).adapt`.
 
         Args:
             x: Inputs of the support set.
@@ -92,7 +94,7 @@ class Loop:
     """
 
     def __init__(self, experiment: Experiment, directory: Path | None) -> None:
-        """Makes the steps, which are compiled when first called."""
+        """Make the steps, which are compiled when first called."""
         self.experiment, self.directory = experiment, directory
         self.training = training = experiment.training
         self.checkpoints = (
@@ -106,12 +108,13 @@ class Loop:
         self.failing = 0  # steps with failed tasks
         self.spent = 0.0  # seconds of training before this call
         self.flat = False  # whether the meta-gradient's norm has fallen below its threshold
+        self.fresh = True  # whether the parameters of step 0 are random ones
         self.saved = -1  # the step of the newest checkpoint
-        self.compiled: list[Callable] = []  # the steps that this call has compiled
+        self.compiled: list[Wrapped] = []  # the steps that this call has compiled
         self.owed = False  # whether a validation was interrupted, and is due when the run goes on
 
-    def run(self, resume: bool, start: Any, progress: bool | None) -> Run:
-        """Takes the steps.
+    def run(self, resume: bool, start: Tree, progress: bool | None) -> Run:
+        """Take the steps.
 
         Args:
             resume: Whether to continue from the newest sound checkpoint.
@@ -126,7 +129,9 @@ class Loop:
         """
         experiment, training, directory = self.experiment, self.training, self.directory
         self.domain, state, self.key = experiment.begin(start)
-        self.step.eval_shape(self.domain, state, self.key)  # what does not fit is told before writing
+        # What does not fit is told before anything is written.
+        self.step.eval_shape(self.domain, state, self.key)  # type: ignore[attr-defined]
+        described, self.fresh = experiment.config or experiment.reason, start is None
         shown = {"progress": progress, "total": training.steps, "minutes": training.minutes}
         # From the directory's first file to its last, so that every interrupt leaves a run to be resumed.
         with Interrupts(progress is not False) as self.interrupts:
@@ -135,33 +140,26 @@ class Loop:
                 self.began = time.monotonic()
                 state = self._resumed(state) if resume else self._started(state)
                 if directory is not None:
-                    write_config(directory, experiment.config or experiment.reason)
+                    write_config(directory, described)
                 state, reason = self._steps(state)
                 count = int(state["step"])
                 journal.write("end", step=count, reason=reason, seconds=self._seconds())
             theta = self._theta(state)
             if directory is not None:
                 kept = experiment.method.start(theta)
-                save(directory / "artefact.safetensors", kept, experiment.config or experiment.reason)
+                untrained = self.fresh and count == 0
+                save(directory / "artefact.safetensors", kept, described, untrained)
             self.interrupts.answered = reason == "interrupted"
-        return Run(
-            theta,
-            experiment.domain,
-            experiment.method,
-            experiment.config,
-            count,
-            reason,
-            directory,
-            self.last,
-        )
+        made = experiment.domain, experiment.method, experiment.config
+        return Run(theta, *made, count, reason, directory, self.last)
 
-    def _theta(self, state: dict) -> Any:
-        """The meta-parameters, the moving average where one is kept."""
+    def _theta(self, state: State) -> Tree:
+        """Return the meta-parameters, the moving average where one is kept."""
         return state["average"] if self.experiment.outer.average else state["theta"]
 
-    def _started(self, state: dict) -> dict:
-        """The state that a new run begins with."""
-        mesh, domain = self.experiment.method.mesh, self.experiment.domain
+    def _started(self, state: State) -> State:
+        """Return the state that a new run begins with."""
+        domain, devices = self.experiment.domain, mesh_size(self.experiment.method.mesh)
         self.journal.write(
             "start",
             version=__version__,
@@ -170,31 +168,31 @@ class Loop:
             parameters=sum(leaf.size for leaf in jax.tree.leaves(state["theta"])),
             headline=domain.headline,
             higher_is_better=domain.higher_is_better,
-            devices=f"{1 if mesh is None else mesh.size} x {jax.devices()[0].platform}",
+            devices=f"{devices} x {jax.devices()[0].platform}",
         )
         self._save(state, 0)  # so that a run can be resumed from its first moment, whatever it starts from
         return state
 
-    def _resumed(self, state: dict) -> dict:
-        """The state of the newest sound checkpoint; state: one of the same shapes."""
+    def _resumed(self, state: State) -> State:
+        """Return the state of the newest sound checkpoint; state: one of the same shapes."""
         assert self.checkpoints is not None
         restored = self.checkpoints.restore(state)
-        for sentence in restored.skipped:
-            self.journal.write("warning", message=sentence)
-        note = restored.note
-        self.spent = float(note["seconds"])
-        self.best = math.nan if note["best"] is None else note["best"]
-        self.stale, self.flat, self.saved = int(note["stale"]), bool(note["flat"]), restored.step
-        self.window.norms = [float(norm) for norm in note["norms"]]
-        self.owed = bool(note.get("owed"))  # not in checkpoints of earlier versions
+        note, warned = restored.note, restored.skipped
+        self.spent, self.best = note["seconds"], math.nan if note["best"] is None else note["best"]
+        self.stale, self.flat, self.window.norms = note["stale"], note["flat"], note["norms"]
+        # Not in checkpoints of earlier versions.
+        self.owed, self.fresh = note.get("owed", False), note.get("fresh", True)
+        self.saved = restored.step
         if self.experiment.config is None:
-            reason = self.experiment.reason
-            message = f"Whether the configuration is that of the interrupted run cannot be checked: {reason}."
+            unknown = "Whether the configuration is that of the interrupted run cannot be checked"
+            warned = [*warned, f"{unknown}: {self.experiment.reason}."]
+        for message in warned:
             self.journal.write("warning", message=message)
         self.journal.write("resume", step=restored.step)
         return restored.state
 
-    def _steps(self, state: dict) -> tuple[dict, str]:
+    def _steps(self, state: State) -> tuple[State, str]:
+        """Take the steps that are left; return the last state, and why the run is over."""
         count = int(state["step"])
         try:
             if self.owed:
@@ -225,7 +223,7 @@ class Loop:
         return state, reason
 
     def _over(self, count: int) -> str | None:
-        """Why the run is over after `count` steps, or None; a resumed run that was over still is."""
+        """Return why the run is over after `count` steps, or None; a resumed run that was over still is."""
         training = self.training
         if count >= training.steps:
             return "steps"
@@ -237,8 +235,8 @@ class Loop:
             return "minutes"
         return None
 
-    def _advance(self, state: dict, count: int) -> tuple[dict, dict]:
-        """One step; failed tasks are dealt with by the method's policy before the new state is taken."""
+    def _advance(self, state: State, count: int) -> tuple[State, Report]:
+        """Take one step; failed tasks are dealt with by the method's policy before the new state is taken."""
         began = time.monotonic()
         every = self.training.certify_every
         step = self.certifying if every and (count + 1) % every == 0 else self.step
@@ -261,13 +259,13 @@ class Loop:
                 self.journal.write("warning", message=f"{message} ({self.failing} such steps so far.)")
         if not np.isfinite(np.asarray(report["gradient_norm"])):
             raise NumericalError(
-                f"step {count + 1}: the meta-gradient is not finite although every task's is; lower the "
-                "learning rate, or set --optimiser.clip."
+                f"step {count + 1}: expected a finite meta-gradient, as every task's is, got another. "
+                "Hint: lower the learning rate, or set --optimiser.clip."
             )
         return new, report
 
-    def _compile(self, step: Callable, state: dict) -> None:
-        """Compiles a step, so that calling it does not; Interrupted where an interrupt came meanwhile.
+    def _compile(self, step: Wrapped, state: State) -> None:
+        """Compile a step, so that calling it does not; Interrupted where an interrupt came meanwhile.
 
         Traced and lowered here, where JAX's configuration contexts hold, and compiled in another thread:
         within XLA this one could not answer an interrupt. JAX finds the executable again in the call.
@@ -278,8 +276,8 @@ class Loop:
                 lowered = lower(self.domain, state, self.key)
             self.interrupts.wait_for(lowered.compile)
 
-    def _after(self, state: dict, report: dict, count: int) -> None:
-        """Writes what is due after a step."""
+    def _after(self, state: State, report: Report, count: int) -> None:
+        """Write what is due after a step."""
         training = self.training
         self.window.add(report)
         if count % training.log_every == 0 or count == training.steps:
@@ -293,8 +291,8 @@ class Loop:
         if training.validate_every and (count % training.validate_every == 0 or count == training.steps):
             self._validate(state, count)
 
-    def _validate(self, state: dict, count: int) -> None:
-        """Scores the meta-parameters on the validation tasks."""
+    def _validate(self, state: State, count: int) -> None:
+        """Score the meta-parameters on the validation tasks."""
         began, domain, method = time.monotonic(), self.experiment.domain, self.experiment.method
         drawn = {"split": "validation", "tasks": self.training.validation_tasks, "seed": VALIDATION_SEED}
         self.owed = True
@@ -306,27 +304,18 @@ class Loop:
         better = not math.isnan(score) and (math.isnan(self.best) or sign * score > sign * self.best)
         self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
         self.began += time.monotonic() - began  # a validation is no training time
-        self.journal.write(
-            "validation",
-            step=count,
-            seconds=self._seconds(),
-            scores=dict(result.scores),
-            ci95=dict(result.ci95),
-            before=dict(result.before),
-            tasks=result.tasks,
-            failed=result.failed,
-            best=better,
-        )
+        found = {name: getattr(result, name) for name in ("scores", "ci95", "before", "tasks", "failed")}
+        self.journal.write("validation", step=count, seconds=self._seconds(), **found, best=better)
 
     def _seconds(self) -> float:
         return self.spent + time.monotonic() - self.began
 
-    def _save(self, state: dict, count: int) -> None:
+    def _save(self, state: State, count: int) -> None:
+        """Save a checkpoint, unless there is one of this step."""
         if self.checkpoints is None or self.saved == count:
             return
-        best = None if math.isnan(self.best) else self.best
-        note = {"seconds": self._seconds(), "best": best, "stale": self.stale, "flat": self.flat}
-        note["owed"] = self.owed
+        note = {"seconds": self._seconds(), "best": None if math.isnan(self.best) else self.best}
+        note |= {"stale": self.stale, "flat": self.flat, "owed": self.owed, "fresh": self.fresh}
         self.checkpoints.save(count, state, {**note, "norms": self.window.norms})
         self.saved = count
         self.journal.write("checkpoint", step=count)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +10,22 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 from optax import GradientTransformation
 
 from ..core import tree
 from ..core.compile import whole_program
 from ..core.errors import ConfigError
+from ..core.tree import Tree
 from ..domains.base import Domain, sample_many
 from ..meta.gradient import AXIS, MetaGradient
 
+State: TypeAlias = dict[str, Tree]  # "theta", "optimiser", "average" and "step"
+Report: TypeAlias = dict[str, Tree]  # "gradient_norm" and "metrics"
+
 
 def devices_mesh(tasks: int) -> Mesh | None:
-    """Makes a mesh over as many devices as can share the tasks evenly.
+    """Make a mesh over as many devices as can share the tasks evenly.
 
     Args:
         tasks: Tasks in each step.
@@ -35,6 +39,11 @@ def devices_mesh(tasks: int) -> Mesh | None:
     return Mesh(np.array(found), (AXIS,)) if len(found) > 1 else None
 
 
+def mesh_size(mesh: Mesh | None) -> int:
+    """Return how many devices share the tasks: one without a mesh."""
+    return 1 if mesh is None else mesh.size
+
+
 def make_step(
     method: MetaGradient,
     transform: GradientTransformation,
@@ -42,8 +51,8 @@ def make_step(
     average: float,
     every: int = 1,
     last: int = 0,
-) -> Callable:
-    """Makes the training step: samples tasks, computes the meta-gradient, updates the meta-parameters.
+) -> Wrapped:
+    """Make the training step: samples tasks, computes the meta-gradient, updates the meta-parameters.
 
     Tasks come from ``fold_in(key, step)``, so a step draws the same tasks whatever came before. If no task is
     usable or the meta-gradient is not finite, the state stays as it was; the caller then raises.
@@ -62,12 +71,13 @@ def make_step(
         meta-gradient, "gradient_norm", and the method's "metrics".
     """
 
-    def spread(drawn: Any) -> Any:
+    def spread(drawn: Tree) -> Tree:
         if method.mesh is None:
             return drawn
         return jax.lax.with_sharding_constraint(drawn, NamedSharding(method.mesh, PartitionSpec(AXIS)))
 
-    def step(domain: Any, state: dict[str, Any], key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    def step(domain: Domain, state: State, key: Array) -> tuple[State, Report]:
+        # The keys depend on the step alone.
         sample_key, method_key = jax.random.split(jax.random.fold_in(key, state["step"]))
         batch = sample_many(domain, sample_key, "train", tasks, spread)
         number = state["step"] + 1
@@ -79,9 +89,9 @@ def make_step(
         theta = optax.apply_updates(state["theta"], updates)
         new = {"theta": theta, "optimiser": memory, "average": {}}
         if average:
-            new["average"] = jax.tree.map(
-                lambda a, t: average * a + (1 - average) * t, state["average"], theta
-            )
+            decayed = lambda a, t: average * a + (1 - average) * t  # noqa: E731
+            new["average"] = jax.tree.map(decayed, state["average"], theta)
+        # A step without a usable task leaves the state as it was.
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, {k: state[k] for k in new})
         kept["step"] = state["step"] + good.astype(jnp.int32)
         return kept, {"gradient_norm": size, "metrics": metrics}
@@ -95,9 +105,9 @@ def initial_state(
     transform: GradientTransformation,
     key: Array,
     average: float,
-    start: Any = None,
-) -> dict[str, Any]:
-    """Makes the state of step 0.
+    start: Tree = None,
+) -> State:
+    """Make the state of step 0.
 
     Args:
         domain: Gives fresh parameters of its network.
@@ -125,8 +135,8 @@ def initial_state(
     }
 
 
-def check_theta(start: Any, fresh: Any) -> None:
-    """Checks meta-parameters to start from.
+def check_theta(start: Tree, fresh: Tree) -> None:
+    """Check meta-parameters to start from.
 
     Args:
         start: The meta-parameters.

@@ -376,7 +376,25 @@ def test_the_command_line_learns_adapts_and_predicts(trained, tmp_path, capsys):
     assert np.sqrt(np.mean((answers - truth) ** 2)) < 40  # of targets that spread by about 60
     assert main(adapt) == 0
     out = capsys.readouterr()
-    assert len(out.out.splitlines()) == 4
+    head, *printed = (line.split("\t") for line in out.out.splitlines())
+    assert head == ["row", "who", "score"]
+    assert [line[:2] for line in printed] == [[str(number), "someone"] for number in (1, 2, 3, 4)]
+    assert [float(line[2]) for line in printed] == pytest.approx(answers, rel=1e-4)
+    assert main([*adapt, "--uncertainty"]) in (0, 2)  # 2 if the run has learned no noise
+    if shown := capsys.readouterr().out:
+        assert shown.splitlines()[0].split("\t") == ["row", "who", "score", "90 % interval"]
+    for name in ("support", "query"):  # rows that do not say whose they are
+        table = [line.partition(",")[2] for line in (tmp_path / f"{name}.csv").read_text().splitlines()]
+        (tmp_path / f"nameless-{name}.csv").write_text("\n".join(table))
+    nameless = [word.replace("=" + str(tmp_path) + "/", f"={tmp_path}/nameless-") for word in adapt]
+    assert main(nameless) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "row",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
     assert "root mean squared error from the column 'score'" in out.err
     predictor = imaml.load(run).adapt(str(tmp_path / "support.csv"))
     columns = read_table(tmp_path / "query.csv").columns

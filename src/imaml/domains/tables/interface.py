@@ -147,6 +147,9 @@ class TablesInterface(DomainBase):
     ) -> Answers:
         """Return an answer for each row of the query; its note says how far they are from its target column.
 
+        The first line names the columns: the row's number in the query, its task if the rows say it, the
+        answer, and how sure it is.
+
         Raises:
             DataError: If the query has rows of another task than the support.
         """
@@ -169,7 +172,11 @@ class TablesInterface(DomainBase):
             for row, p in zip(rows, predictor.predict_proba(query, uncertainty), strict=True):
                 row["probability"] = round(float(p.max()), 6)
                 row["probabilities"] = {c: round(float(v), 6) for c, v in zip(target.levels, p, strict=True)}
-        return Answers(rows, [self._line(row) for row in rows], about, lambda: self._judged(query, found))
+        head = ["row", *([str(self.recipe.task)] if whose else []), target.name]
+        head += ["probability"] if target.levels else []
+        head += [f"{LEVEL:.0%} interval".replace("%", " %")] if "level" in about else []
+        lines = [self._line({**row, "row": "\t".join([str(row["row"]), *whose])}) for row in rows]
+        return Answers(rows, ["\t".join(head), *lines], about, lambda: self._judged(query, found))
 
     def _line(self, row: dict[str, Any]) -> str:
         """An answer as text."""
