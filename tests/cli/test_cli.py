@@ -165,6 +165,8 @@ BAD = {
     "path and then an option": ([*TRAIN, "--method.strength", "--steps=1"], "expected a value, got none"),
     "flag with value": ([*TRAIN, "--resume=perhaps"], "--resume: expected true or false, got 'perhaps'"),
     "steps no number": ([*TRAIN, "--steps=many"], "--steps: expected a whole number, got 'many'"),
+    "half a step": ([*TRAIN, "--steps=1.5"], "--steps: expected a whole number, got '1.5'"),
+    "half a task": (["evaluate", RUN, "--tasks=2.5"], "--tasks: expected a whole number, got '2.5'"),
     "steps below zero": ([*TRAIN, "--steps=-1"], "steps: expected"),
     "no tasks": ([*TRAIN, "--tasks=0"], "tasks=0"),
     "seed too large": ([*TRAIN, "--seed=99999999999"], "below 4294967296"),

@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 from cyclopts import exceptions as wrong
 
 from ..core.errors import ConfigError
@@ -50,10 +50,16 @@ def at_least(least: int) -> Callable[[type, int | None], None]:
     return check
 
 
+def whole(kind: type, tokens: Sequence[Token]) -> int:
+    """Convert an option's text to a whole number; Cyclopts would round 1.5 to 2."""
+    return int(tokens[0].value)
+
+
 Flag = Annotated[bool, Parameter(negative=(), allow_repeating=True, show_default=False)]
-Count = Annotated[int, Parameter(validator=at_least(0))]
-Positive = Annotated[int, Parameter(validator=at_least(1))]
-Several = Annotated[int, Parameter(validator=at_least(2))]  # an interval needs two
+Count = Annotated[int, Parameter(validator=at_least(0), converter=whole)]
+Positive = Annotated[int, Parameter(validator=at_least(1), converter=whole)]
+Several = Annotated[int, Parameter(validator=at_least(2), converter=whole)]  # an interval needs two
+Whole = Annotated[int | None, Parameter(converter=whole)]
 Names = Annotated[list[str] | None, Parameter(negative=())]
 Changes = Annotated[Sequence[Change], Parameter(parse=False)]
 
@@ -259,9 +265,12 @@ def explain(error: wrong.CycloptsError) -> str:
             expected, got = argument.name, "nothing"
         case wrong.CoercionError() if token and argument:
             kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-            known = [str(choice) for choice in typing.get_args(error.target_type)]
+            target = error.target_type
+            if type(None) in typing.get_args(target):
+                target = typing.get_args(target)[0]
+            known = [str(choice) for choice in typing.get_args(target)]
             what = token.keyword or argument.name
-            expected = kinds.get(error.target_type or str, f"one of {', '.join(known)}")
+            expected = kinds.get(target or str, f"one of {', '.join(known)}")
         case wrong.ValidationError() if argument:
             return f"{argument.name}: {error.exception_message}"
         case wrong.UnusedCliTokensError():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from ..core.errors import ConfigError, ImamlError
 from ..core.interrupts import STATUS
 from ..core.streams import note, on_terminal
-from .options import DEFAULT, Changes, Flag, Names, configure
+from .options import DEFAULT, Changes, Flag, Names, Whole, configure
 from .startup import factorises, prepare_jax
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ def train_command(
     preset: str | None = None,
     /,
     *,
-    steps: int | None = None,
-    tasks: int | None = None,
-    seed: int | None = None,
+    steps: Whole = None,
+    tasks: Whole = None,
+    seed: Whole = None,
     minutes: float | None = None,
     data: str | None = None,
     task: str | None = None,

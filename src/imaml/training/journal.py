@@ -243,18 +243,26 @@ def _percent(share: float) -> str:
 
 
 def _error(event: JsonObject) -> list[str]:
-    """Return what is known of the meta-gradient's error, in words: certified before estimated."""
+    """Return what is known of the meta-gradient's error, in words: certified before estimated.
+
+    An unknown error is no part of the line: the line at the end counts the steps where it was unknown.
+    """
     bound, estimate = event.get("error_bound"), event.get("error_estimate")
     if event.get("certified"):
         share = f"{100 * event['certified']:.0f} % of tasks certified"
         return [f"gradient error at most {_percent(bound)}, {share}" if bound is not None else share]
-    if estimate is not None:
-        doubt = event.get("error_unreliable") or 0.0
-        share = f"{100 * doubt:.0f} % of tasks"
-        if doubt >= 0.5:  # a number would say more than is known
-            return [f"gradient error unknown (inner solve too rough to tell for {share})"]
-        return [f"gradient error about {_percent(estimate)}" + f", unreliable for {share}" * (doubt >= 0.005)]
-    return ["gradient error unknown"] if "error_estimate" in event else []
+    if estimate is None or _error_unknown(event):
+        return []
+    doubt = event.get("error_unreliable") or 0.0
+    share = f", unreliable for {100 * doubt:.0f} % of tasks" if doubt >= 0.005 else ""
+    return [f"gradient error about {_percent(estimate)}{share}"]
+
+
+def _error_unknown(event: JsonObject) -> bool:
+    """Return whether a step was asked for its error and has neither a bound nor a reliable estimate."""
+    if "error_estimate" not in event or event.get("certified"):
+        return False
+    return event["error_estimate"] is None or (event.get("error_unreliable") or 0.0) >= 0.5
 
 
 class _Words:
@@ -263,10 +271,14 @@ class _Words:
     def __init__(self, total: int | None, minutes: float | None) -> None:
         self.total, self.minutes, self.headline = total, minutes, ""
         self.recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        self.logged = self.unknown = 0  # logged steps, and those of unknown gradient error
 
     def learn(self, event: JsonObject) -> None:
         if event.get("event") == "start":
             self.headline, self.total = event.get("headline") or "", self.total or event.get("steps")
+        if event.get("event") == "step":
+            self.logged += 1
+            self.unknown += _error_unknown(event)
 
     def step(self, event: JsonObject) -> list[str]:
         """Return the parts of a line about a step, the most important first."""
@@ -309,7 +321,13 @@ class _Words:
         if kind == "end":
             after = "" if get("seconds") is None else f" after {clock(event['seconds'])} of training"
             at += f" of {self.total}" if self.total and get("reason") not in ("steps", "failed") else ""
-            return f"ended at {at}{after}: {REASONS.get(get('reason', ''), get('reason'))}"
+            ended = f"ended at {at}{after}: {REASONS.get(get('reason', ''), get('reason'))}"
+            if not self.unknown:
+                return ended
+            return (
+                f"{ended}; meta-gradient error unknown in {self.unknown} of {self.logged} logged steps, as the "
+                "inner solves end far from a solution (docs/certificates.md)"
+            )
         return {"resume": f"resumed at {at}", "warning": f"warning: {get('message')}"}.get(kind)
 
 
