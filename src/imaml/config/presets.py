@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..core.errors import ConfigError
 from ..core.validation import not_one_of
@@ -11,7 +12,7 @@ from ..domains.control.mazes import MazesRecipe
 from ..domains.control.navigation import NavigationRecipe
 from ..domains.control.plants import PlantsRecipe
 from ..domains.fewshot.domain import FewShotRecipe
-from ..domains.generative.densities import DensitiesRecipe
+from ..domains.generative.densities import DensitiesRecipe, Family
 from ..domains.generative.generation import GenerationRecipe
 from ..domains.generative.imitation import ImitationRecipe
 from ..domains.generative.restoration import RestorationRecipe
@@ -86,7 +87,7 @@ def _steered(domain: NavigationRecipe | CartsRecipe, linear: BiCGStab | GMRES) -
     )
 
 
-def _imitation(family: str) -> Config:
+def _imitation(family: Family) -> Config:
     return Config(
         ImitationRecipe(family),
         IMAMLRecipe(strength=0.1, inner=ExtraGradient(0.03, steps=60), linear=BiCGStab(steps=15)),
@@ -115,7 +116,7 @@ def _generation() -> Config:
     )
 
 
-def _restoration(damage: str) -> Config:
+def _restoration(damage: Literal["half", "noise"]) -> Config:
     solver = CG(steps=10)
     return Config(
         RestorationRecipe(damage=damage),

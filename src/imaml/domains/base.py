@@ -92,8 +92,8 @@ class Predicts(Protocol):
         """Return class probabilities, ``(n, classes)``."""
         ...
 
-    def predict_interval(self, x: object, level: float = 0.9) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return means and the ends of intervals, each ``(n,)``."""
+    def predict_interval(self, x: object, level: float = 0.9) -> Tree:
+        """Return means and the ends of intervals, a tuple with ``mean``, ``low`` and ``high``."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, ParamSpec, Protocol, Self, TypeVar
@@ -147,4 +148,6 @@ def builder(recipe: Callable[P, Builds[D]]) -> Callable[P, D]:
     def build(*fields: P.args, **named: P.kwargs) -> D:
         return recipe(*fields, **named).build()
 
+    built = inspect.signature(recipe.build).return_annotation  # type: ignore[attr-defined]
+    build.__signature__ = inspect.signature(recipe).replace(return_annotation=built)  # type: ignore[attr-defined]
     return build

@@ -317,8 +317,8 @@ class LinearGaussian(RegressionDomain):
 
     def scenes(self, before: Array, after: Array, task: Task) -> list[Scene]:
         """Return the query's predictions over its targets."""
-        predictions = (self.forward(phi, task.query.inputs) for phi in (before, after))
-        return [compared("predicted rows", task.query.targets, *predictions, "target")]
+        first, then = (self.forward(phi, task.query.inputs) for phi in (before, after))
+        return [compared("predicted rows", task.query.targets, first, then, "target")]
 
     def _solve(self, support: Points, strength: float, right: Array) -> Array:
         """Return (H + strength I)^-1 right, with H = X^T X / n of the support."""

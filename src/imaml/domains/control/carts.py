@@ -212,7 +212,7 @@ class Carts(ActorCriticDomain):
         note = f"it falls at 12 degrees; up for {up}, of {self.recipe.horizon}"
         return [Scene("angle of the pole, degrees", note, lines, "time, s")]
 
-    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Tree]:
         """Return rewards of 1, and the log probabilities of random pushes."""
         return _of_random_pushes(len(next(iter(arrays.values()))))
 
@@ -316,7 +316,7 @@ def _episode(
         state = following
 
 
-def _of_random_pushes(count: int) -> dict[str, np.ndarray]:
+def _of_random_pushes(count: int) -> dict[str, Tree]:
     """Return the rewards and the log probabilities of random pushes."""
     chances = np.full(count, -np.log(PUSHES), np.float32)
     return {"rewards": np.ones(count, np.float32), "chances": chances}
@@ -335,10 +335,8 @@ def _episodes(
         left = np.arange(len(steps), 0, -1)
         gains.extend((1 - discount**left) / (1 - discount))
     states, pushes, following = (np.array(part[:count]) for part in zip(*rows, strict=True))
-    transitions = Transitions(
-        states=states, actions=pushes.astype(np.int32), following=following, **_of_random_pushes(count)
-    )
-    return transitions, np.array(gains[:count], np.float32)
+    seen: Tree = {"states": states, "actions": pushes.astype(np.int32), "following": following}
+    return Transitions(**seen, **_of_random_pushes(count)), np.array(gains[:count], np.float32)
 
 
 @functools.lru_cache(maxsize=4)
@@ -357,9 +355,8 @@ def _drive(recipe: CartsRecipe) -> Carts:
     features = _features(query.states)
     rows, targets = (part[: recipe.training] for part in (features, gains))
     fit = np.linalg.lstsq(rows.reshape(-1, rows.shape[-1]), targets.ravel(), rcond=None)[0]
-    return Carts(
-        *jax.tree.map(jnp.asarray, (support, Driven(query, gains - features @ fit, physics))), recipe
-    )
+    driven = Driven(query, gains - features @ fit, physics)
+    return Carts(*jax.tree.map(jnp.asarray, (support, driven)), recipe=recipe)
 
 
 def _features(states: np.ndarray) -> np.ndarray:
