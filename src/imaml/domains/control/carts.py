@@ -38,9 +38,8 @@ from .actor_critic import ActorCritic, ActorCriticDomain, ActorCriticRecipe, Tra
 if TYPE_CHECKING:
     from gymnasium.envs.classic_control.cartpole import CartPoleEnv  # type: ignore[import-not-found]
 
-SCALES = np.array(
-    [2.4, 3.0, 12 * np.pi / 180, 3.0], np.float32
-)  # of a state: the first and third end an episode
+# Scales of a state. An episode ends where its first or third entry is beyond 1 of them.
+SCALES = np.array([2.4, 3.0, 12 * np.pi / 180, 3.0], np.float32)
 RANGES = {"length": (0.25, 1.0), "masspole": (0.05, 0.3), "gravity": (7.0, 13.0), "force_mag": (6.0, 14.0)}
 PUSHES = 2
 

@@ -281,10 +281,9 @@ class Mazes(EquilibriumDomain):
         for name, each in {**values, "true": best}.items():
             images[name] = np.clip(np.asarray(each) / max(float(best.max()), 1e-6), 0, 1)
         images |= {"path before": self._path(before, process), "path after": self._path(after, process)}
+        images = {name: image.reshape(shape) for name, image in images.items()}
         note = f"return of the greedy policy: {self.change(before, after, task, '.2f')}"
-        return [
-            Scene("values of cells", note, images={n: image.reshape(shape) for n, image in images.items()})
-        ]
+        return [Scene("values of cells", note, images=images)]
 
     def _path(self, phi: Tree, process: Process) -> np.ndarray:
         """Return the cells (cells,) that the greedy policy visits by likeliest moves, darker the later."""

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from ...core.fields import NonNegativeFloat, PositiveFloat, PositiveInt
 from ...core.recipes import recipe
@@ -142,14 +142,9 @@ class Plants(RegressionDomain):
         return NetworkLoss(self.recipe.network)
 
     @property
-    def planner(self) -> ILQR:
-        """Iterative LQR with the accelerations of a model with parameters phi."""
-        return _optimiser(self.recipe, True)
-
-    @property
     def true(self) -> ILQR:
         """Iterative LQR with the true accelerations of a plant with given physics."""
-        return _optimiser(self.recipe, False)
+        return _optimiser(self.recipe, modelled=False)
 
     def _start(self, dtype: DTypeLike) -> tuple[Array, Array]:
         """Return the first state of plans, and the controls that planning starts from."""
@@ -168,7 +163,7 @@ class Plants(RegressionDomain):
             The plan, a `Trajectory`, with the status of its solution. Its derivative is exact at a solution.
         """
         start, guess = self._start(phi["layer1"]["kernel"].dtype)
-        optimiser = self.planner
+        optimiser = _optimiser(self.recipe, modelled=True)
         found = lax.stop_gradient(optimiser(phi, start, guess))
         controls = optimiser.through(phi, start, found.value)
         states = optimiser.rollout(phi, start, controls)
@@ -206,7 +201,7 @@ class Plants(RegressionDomain):
         low, high = (jnp.array(bound, jnp.float32) for bound in (kind.lowest, kind.highest))
         return Plant(low + (high - low) * jax.random.uniform(physics, low.shape, jnp.float32), seen)
 
-    def _points(self, states: Array, controls: Array, physics: Array, noise: Array) -> Points:
+    def _points(self, states: Array, controls: Array, physics: Array, noise: ArrayLike = 0.0) -> Points:
         """Return scaled accelerations at states (n, 2 d) under controls (n, m), with noise (n, d)."""
         kind = self.recipe.kind
         inputs = jax.vmap(kind.features)(states, controls)
@@ -223,6 +218,7 @@ class Plants(RegressionDomain):
         """Return the task of a plant: runs under random controls to learn from, and states elsewhere."""
         recipe, kind = self.recipe, self.recipe.kind
         begin, push, noise, elsewhere, others = jax.random.split(indices.key, 5)
+        # The support: runs under random controls, with noisy accelerations.
         size = (recipe.walks, recipe.length, kind.actuators)
         controls = kind.most * jax.random.uniform(push, size, jnp.float32, -1, 1)
         true = self.true
@@ -231,10 +227,10 @@ class Plants(RegressionDomain):
         states, controls = (part.reshape(-1, part.shape[-1]) for part in (runs, controls))
         errors = recipe.noise * jax.random.normal(noise, (states.shape[0], kind.freedoms), jnp.float32)
         support = self._points(states, controls, indices.physics, errors)
+        # The query: random states and controls, with exact accelerations.
         there = self._states(elsewhere, recipe.queries)
         others = kind.most * jax.random.uniform(others, (recipe.queries, kind.actuators), jnp.float32, -1, 1)
-        none = jnp.zeros((recipe.queries, kind.freedoms), jnp.float32)
-        return Task(support, Flight(self._points(there, others, indices.physics, none), indices.physics))
+        return Task(support, Flight(self._points(there, others, indices.physics), indices.physics))
 
     def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
         """Return the true cost of the adapted model's plan, whether it converged, and the model's error."""

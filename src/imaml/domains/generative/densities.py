@@ -287,10 +287,12 @@ class Densities(EnergyDomain):
         The estimate's bandwidth is that of the most likely leave-one-out predictions of the support.
         """
         seen, points = task.support.points, task.query.cloud.points
+        # -log N(x; mean, C) = 1/2 (x - mean)^T C^-1 (x - mean) + 1/2 log det(2 pi C)
         mean, covariance = normal_fit(seen, 1e-3)
         away, count = points - mean, seen.shape[0]
         far = jnp.sum(away * jnp.linalg.solve(covariance, away.T).T, -1)
         normal = 0.5 * (far + jnp.linalg.slogdet(2 * jnp.pi * covariance)[1])
+        # The kernel density estimate of each point from the others, for a range of bandwidths.
         others = jnp.array([[j for j in range(count) if j != i] for i in range(count)])
 
         def left_out(width: Array) -> Array:

@@ -109,14 +109,9 @@ class GenerationRecipe(CharactersRecipe, AdversarialRecipe):
     @property
     def players(self) -> Players:
         """The generator and the discriminator."""
-        pixels = self.side**2
-        return Players(
-            Sketches(MLP((self.latent, *self.generator, pixels)), self.side),
-            MLP((pixels, *self.discriminator, 1), "softplus"),
-            self.penalty,
-            self.weight,
-            bounded=True,
-        )
+        generator = Sketches(MLP((self.latent, *self.generator, self.side**2)), self.side)
+        discriminator = MLP((self.side**2, *self.discriminator, 1), "softplus")
+        return Players(generator, discriminator, self.penalty, self.weight, bounded=True)
 
 
 generation = builder(GenerationRecipe)
