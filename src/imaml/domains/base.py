@@ -86,12 +86,15 @@ class Predicts(Protocol):
 
     def predict(self, x: object) -> np.ndarray:
         """Return the predictions for query data."""
+        ...
 
     def predict_proba(self, x: object, uncertainty: bool = False) -> np.ndarray:
         """Return class probabilities, ``(n, classes)``."""
+        ...
 
     def predict_interval(self, x: object, level: float = 0.9) -> Tree:
         """Return means and the ends of intervals, a tuple with ``mean``, ``low`` and ``high``."""
+        ...
 
 
 class DomainBase:

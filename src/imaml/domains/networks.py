@@ -23,9 +23,11 @@ class Network(Protocol):
 
     def init(self, key: Array) -> Tree:
         """Return fresh parameters."""
+        ...
 
     def forward(self, parameters: Tree, inputs: Array, statistics: Tree = None) -> tuple[Array, Tree]:
         """Return the outputs, and the statistics that they were computed with."""
+        ...
 
 
 @dataclass(frozen=True)
