@@ -232,7 +232,7 @@ class Mazes(EquilibriumDomain):
         cells = jnp.arange(side**2)
         over = maze.holes | (cells == maze.goal)
         # The cell that each move leads to; one stays before walls and edges.
-        down, right = jnp.array(MOVES).T
+        down, right = jnp.array(MOVES).T[:, None]  # (1, 4) each
         row, column = cells[:, None] // side + down, cells[:, None] % side + right
         inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
         there = jnp.where(inside, row * side + column, cells[:, None])
