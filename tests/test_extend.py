@@ -15,10 +15,9 @@ from imaml.report.run_page import write_report
 
 FILE = ROOT / "docs" / "extend" / "my_domain.py"
 ELSEWHERE = f"""
-import runpy, sys
-sys.argv = ["my_domain.py", "none"]
-found = runpy.run_path({str(FILE)!r}, run_name="my_domain")
-import imaml
+import sys
+sys.path.insert(0, {str(FILE.parent)!r})
+import imaml, my_domain
 learner = imaml.load(sys.stdin.read())
 print(learner.adapt([[0.0], [0.5], [1.0]], [[1.0], [0.61], [0.37]]).predict([[1.5]])[0, 0])
 """

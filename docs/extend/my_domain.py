@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,10 @@ from jax import Array
 
 import imaml
 from imaml.config import Method
+from imaml.core.fields import PositiveInt
+from imaml.core.tree import Tree
 from imaml.domains.arrays import Field
-from imaml.problems.losses import joined
+from imaml.domains.base import cut, split_key
 
 
 class Measured(NamedTuple):
@@ -29,7 +31,7 @@ class Error:
 
     network: imaml.MLP
 
-    def __call__(self, phi: Any, batch: Measured) -> Array:
+    def __call__(self, phi: Tree, batch: Measured) -> Array:
         """Return the loss."""
         return 0.5 * jnp.mean(jnp.square(self.network.forward(phi, batch.times)[0] - batch.temperatures))
 
@@ -37,15 +39,20 @@ class Error:
 @imaml.recipe("domain")
 @dataclass(frozen=True)
 class CoolingRecipe(imaml.DomainRecipe):
-    """The recipe: numbers and names only, so that it goes to JSON."""
+    """The recipe: numbers and names only, so that it goes to JSON. The types of fields are checked."""
 
-    shots: int = 5
-    queries: int = 10
-    hidden: int = 16
+    shots: PositiveInt = 5
+    queries: PositiveInt = 10
+    hidden: PositiveInt = 16
 
     def build(self) -> Cooling:
         """Return the domain."""
         return Cooling(self)
+
+    @property
+    def network(self) -> imaml.MLP:
+        """The network from times to temperatures."""
+        return imaml.MLP((1, self.hidden, 1), "tanh")
 
 
 class Cup(NamedTuple):
@@ -62,41 +69,24 @@ class Cooling(imaml.DomainBase):
 
     recipe: CoolingRecipe
 
-    headline: ClassVar[str] = "loss"
-    higher_is_better: ClassVar[bool] = False
     support_type: ClassVar[type] = Measured
 
     # What is learned ----------------------------------------------------------------------------------------
 
     @property
     def loss(self) -> Error:
-        """The loss of a batch."""
-        return Error(imaml.MLP((1, self.recipe.hidden, 1), "tanh"))
+        """The loss of a batch; the inner problem adds the regularisation."""
+        return Error(self.recipe.network)
 
-    def init(self, key: Array) -> Any:
-        """Return fresh parameters of the network."""
-        return self.loss.network.init(key)
-
-    def problem(self, strength: Any, adapt: Any = None, **options: Any) -> imaml.Problem:
-        """Return the inner problem: the loss, and the regularisation if there is a strength."""
-        if strength is None:
-            return imaml.plain(self.loss, adapt)
-        return imaml.proximal(self.loss, strength, adapt, **options)
-
-    def query_loss(self, phi: Any, theta: Any, batch: Measured) -> Array:
-        """Return the loss that meta-learning minimises."""
-        return self.loss(phi, batch)
-
-    def shared_loss(self, theta: Any, batch: Measured) -> Array:
-        """Return the loss of one network for all tasks, for transfer learning."""
-        return self.loss(theta, batch)
+    def metrics(self, phi: Tree, task: imaml.Task) -> dict[str, Array]:
+        """Return the scores of adapted parameters; the headline, "loss" by default, is one of them."""
+        return {"loss": self.loss(phi, task.query)}
 
     # Where tasks come from ----------------------------------------------------------------------------------
 
     def draw(self, key: Array, split: str) -> Cup:
         """Return the indices of one random task. Each split has random numbers of its own."""
-        salt = ("train", "validation", "test").index(split)
-        rate, times = jax.random.split(jax.random.fold_in(key, salt))
+        rate, times = jax.random.split(split_key(key, split))
         count = self.recipe.shots + self.recipe.queries
         return Cup(
             jax.random.uniform(rate, (), minval=0.5, maxval=2), 2 * jax.random.uniform(times, (count, 1))
@@ -104,35 +94,16 @@ class Cooling(imaml.DomainBase):
 
     def gather(self, indices: Cup) -> imaml.Task:
         """Return the task that indices mean."""
-        shots = self.recipe.shots
-        whole = Measured(indices.times, jnp.exp(-indices.rate * indices.times))
-        return imaml.Task(
-            *(Measured(*(part[cut] for part in whole)) for cut in (slice(shots), slice(shots, None)))
-        )
-
-    def whole(self, support: Measured, query: Measured) -> Measured:
-        """Return all of a task's data as one batch."""
-        return joined(support, query)
-
-    def metrics(self, phi: Any, task: imaml.Task) -> dict[str, Array]:
-        """Return the scores of adapted parameters; the headline is one of them."""
-        return {"loss": self.loss(phi, task.query)}
+        measured = Measured(indices.times, jnp.exp(-indices.rate * indices.times))
+        return imaml.Task(*cut(measured, self.recipe.shots))
 
     # A user's own tasks -------------------------------------------------------------------------------------
 
     def support_fields(self) -> dict[str, Field]:
-        """Return what support data are: two columns of numbers."""
+        """Return what support data are: two columns of numbers. Query data are like the first."""
         return {"times": Field((1,)), "temperatures": Field((1,))}
 
-    def query_field(self) -> Field:
-        """Return what query data are: a column of times."""
-        return Field((1,))
-
-    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
-        """Return the network's outputs for times ``(n, 1)``."""
-        return self.loss.network.forward(phi, rows)[0]
-
-    def scenes(self, before: Any, after: Any, task: imaml.Task) -> list[imaml.Scene]:
+    def scenes(self, before: Tree, after: Tree, task: imaml.Task) -> list[imaml.Scene]:
         """Return what the report shows of a task."""
         times = jnp.linspace(0, 2, 50)[:, None]
         lines = {

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ..core.errors import DataError
 
-WORDS = {"float": "numbers", "int": "whole numbers", "bool": "booleans"}
-DTYPES = {"float": np.float32, "int": np.int32, "bool": np.bool_}
+KINDS = {  # what messages call them, what is accepted, and what an array becomes
+    "float": ("numbers", np.number, np.float32),
+    "int": ("whole numbers", np.integer, np.int32),
+    "bool": ("booleans", np.bool_, np.bool_),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Field:
     below: int | None = None
     rows: str = "n"
 
-    def check(self, values: Any, name: str) -> np.ndarray:
+    def check(self, values: object, name: str) -> np.ndarray:
         """Return values as an array of this field's shape and kind.
 
         Args:
@@ -55,16 +60,16 @@ class Field:
         )
         if not fits or not array.size:
             raise DataError(f"{name}: expected shape {wanted}, got {array.shape}.")
-        kinds = {"float": jnp.number, "int": jnp.integer, "bool": jnp.bool_}
-        if not jnp.issubdtype(array.dtype, kinds[self.kind]) or array.dtype.kind == "c":
-            raise DataError(f"{name}: expected {WORDS[self.kind]}, got dtype {array.dtype}.")
+        words, accepted, dtype = KINDS[self.kind]
+        if not jnp.issubdtype(array.dtype, accepted) or array.dtype.kind == "c":
+            raise DataError(f"{name}: expected {words}, got dtype {array.dtype}.")
         if self.below is not None and (array.min() < 0 or array.max() >= self.below):
             raise DataError(
                 f"{name}: expected whole numbers from 0 to {self.below - 1}, got {array.min()} to "
                 f"{array.max()}."
             )
         with np.errstate(over="ignore"):
-            array = array.astype(DTYPES[self.kind])
+            array = array.astype(dtype)
         if not np.all(np.isfinite(array)):
             raise DataError(
                 f"{name}: expected finite numbers that float32 can hold, got "
@@ -73,7 +78,7 @@ class Field:
         return array
 
 
-def given(x: Any, y: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def given(x: object, y: object, names: tuple[str, ...]) -> dict[str, object]:
     """Return a user's arrays by the names of a batch's fields.
 
     Args:
@@ -87,8 +92,8 @@ def given(x: Any, y: Any, names: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         DataError: If there is a name that is no field, or a ``y`` beside named arrays.
     """
-    named = x if isinstance(x, Mapping) else x._asdict() if hasattr(x, "_asdict") else None
-    if named is None:
+    named = x._asdict() if hasattr(x, "_asdict") else x  # type: ignore[attr-defined]
+    if not isinstance(named, Mapping):
         return dict(zip(names, (x,) if y is None else (x, y), strict=False))
     unknown = [name for name in named if name not in names]
     if unknown or y is not None:
@@ -99,9 +104,9 @@ def given(x: Any, y: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 def require_fields(
     fields: Mapping[str, Field],
-    arrays: Mapping[str, Any],
-    completed: Callable[[dict[str, np.ndarray]], Mapping[str, Any]],
-) -> dict[str, Any]:
+    arrays: Mapping[str, object],
+    completed: Callable[[dict[str, np.ndarray]], Mapping[str, ArrayLike]],
+) -> dict[str, jax.Array]:
     """Return the checked arrays of a support batch.
 
     Args:

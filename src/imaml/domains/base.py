@@ -24,21 +24,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 from zipfile import BadZipFile
 
 import jax
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from ..core.errors import ConfigError, DataError
 from ..core.tree import Tree
-from ..problems.base import Problem, Task
+from ..core.validation import require_one_of
+from ..problems.base import Loss, Problem, Task
+from ..problems.losses import joined
+from ..problems.proximal import Adapt, equilibrium, plain, proximal
+from ..problems.proximal import Field as VectorField
 from .arrays import Field, given, require_fields
+from .networks import Network
+from .recipes import DomainRecipe
 from .scenes import Example, Scene
 
 SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
+Strength = Tree  # a positive number, a tree of them, `learned(...)`, or None for no regularisation
+Json = dict[str, object]  # the fields of a JSON object
 
 
 class Encoded(NamedTuple):
@@ -63,9 +72,9 @@ class Answers(NamedTuple):
         note: Returns a phrase on how many predictions were right; empty if the query does not say.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Json]
     lines: list[str]
-    about: Mapping[str, Any] = MappingProxyType({})
+    about: Mapping[str, object] = MappingProxyType({})
     note: Callable[[], str] = str
 
 
@@ -75,103 +84,16 @@ class Predicts(Protocol):
     phi: Tree
     classes: np.ndarray | None
 
-    def predict(self, x: Any) -> Any:
+    def predict(self, x: object) -> np.ndarray:
         """Return the predictions for query data."""
         ...
 
-    def predict_proba(self, x: Any, uncertainty: bool = False) -> np.ndarray:
+    def predict_proba(self, x: object, uncertainty: bool = False) -> np.ndarray:
         """Return class probabilities, ``(n, classes)``."""
         ...
 
-    def predict_interval(self, x: Any, level: float = 0.9) -> Any:
-        """Return means and the ends of intervals, each ``(n,)``."""
-        ...
-
-
-@runtime_checkable
-class Domain(Protocol):
-    """A family of tasks with a network to learn them by; `DomainBase` implements all but the abstract part.
-
-    A new domain subclasses `DomainBase`, which says what each method does.
-    """
-
-    @property
-    def recipe(self) -> Any:
-        """The recipe that this domain was built from."""
-        ...
-
-    @property
-    def headline(self) -> str:
-        """The metric that a validation is judged by."""
-        ...
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether more of the headline is better."""
-        ...
-
-    def init(self, key: Array) -> Tree:
-        """Return fresh parameters of the network."""
-        ...
-
-    def problem(self, strength: Any, adapt: Any = None) -> Problem:
-        """Return the inner problem of a task."""
-        ...
-
-    def whole(self, support: Any, query: Any) -> Any:
-        """Return all of a task's data as one batch."""
-        ...
-
-    def wide(self, key: Array) -> Tree:
-        """Return fresh parameters for joint learning."""
-        ...
-
-    def narrow(self, theta: Tree) -> Tree:
-        """Return where a new task starts after joint learning."""
-        ...
-
-    def joint_loss(self, theta: Tree, batch: Any, grouped: bool = False) -> Array:
-        """Return the loss of joint learning."""
-        ...
-
-    def draw(self, key: Array, split: str) -> Any:
-        """Return the indices of one random task."""
-        ...
-
-    def gather(self, indices: Any) -> Task:
-        """Return the task that indices mean."""
-        ...
-
-    def sample(self, key: Array, split: str) -> Task:
-        """Return one random task."""
-        ...
-
-    def query_loss(self, phi: Tree, theta: Tree, batch: Any) -> Array:
-        """Return the loss that meta-learning minimises."""
-        ...
-
-    def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
-        """Return the scores of adapted parameters."""
-        ...
-
-    def encode(self, x: Any, y: Any = None) -> Encoded:
-        """Return a user's support data as a batch."""
-        ...
-
-    def encode_query(self, x: Any) -> Any:
-        """Return query data as rows for `forward`."""
-        ...
-
-    def forward(self, phi: Tree, rows: Any, statistics: Any = None) -> Array:
-        """Return the outputs for encoded rows."""
-        ...
-
-    def decode(self, outputs: np.ndarray, x: Any) -> Any:
-        """Return outputs as predictions in the user's units."""
-        ...
-
-    def examples(self, before: Tree, predictor: Predicts, task: Task) -> Sequence[Example | Scene]:
-        """Return what the report shows of a task."""
+    def predict_interval(self, x: object, level: float = 0.9) -> Tree:
+        """Return means and the ends of intervals, a tuple with ``mean``, ``low`` and ``high``."""
         ...
 
 
@@ -179,24 +101,33 @@ class DomainBase:
     """The base of a domain: what every caller may ask of it, with defaults.
 
     A subclass is a frozen dataclass and a pytree (`jax.tree_util.register_static` if it holds no arrays). It
-    defines the fields ``recipe``, ``headline`` and ``higher_is_better``, and the methods `init`, `problem`,
-    `whole`, `draw`, `gather`, `query_loss`, `metrics` and `baselines`. To be used on a user's own tasks it
-    also defines `support_fields`, `query_field` and `forward`.
+    has a field ``recipe`` and defines `draw`, `gather` and `metrics`. If one network learns the tasks by one
+    loss, it defines ``network`` in the recipe and `loss` here; else it overrides `init`, `problem`,
+    `query_loss` and `shared_loss`. To be used on a user's own tasks it also defines `support_fields`.
 
     Attributes:
+        recipe: The recipe that the domain was built from.
+        headline: The metric that a validation is judged by.
+        higher_is_better: Whether more of the headline is better.
         support_type: The NamedTuple class of support batches.
+        convex: Whether `loss` is convex in the parameters.
+        actions: How many actions predictions choose from; 0 if predictions are not actions.
     """
 
-    recipe: Any
-    support_type: ClassVar[Callable[..., Any]]
+    recipe: DomainRecipe
+    headline: ClassVar[str] = "loss"
+    higher_is_better: ClassVar[bool] = False
+    support_type: ClassVar[Callable[..., Tree]]
+    convex: ClassVar[bool] = False
+    actions: ClassVar[int] = 0
 
     # Tasks ------------------------------------------------------------------------------------------------
 
-    def draw(self, key: Array, split: str) -> Any:
+    def draw(self, key: Array, split: str) -> Tree:
         """Return the indices of one random task of a split, a tree of small arrays."""
         raise NotImplementedError
 
-    def gather(self, indices: Any) -> Task:
+    def gather(self, indices: Tree) -> Task:
         """Return the task that ``indices`` mean."""
         raise NotImplementedError
 
@@ -204,11 +135,24 @@ class DomainBase:
         """Return one random task of a split."""
         return self.gather(self.draw(key, split))
 
+    @staticmethod
+    def whole(support: Tree, query: Tree) -> Tree:
+        """Return all of a task's data as one batch, for methods that learn from it unsplit.
+
+        Args:
+            support: The support batch.
+            query: The query batch: one like the support batch, or a tuple whose first item is one.
+
+        Returns:
+            One batch, with the support's rows first.
+        """
+        return joined(support, query if isinstance(query, type(support)) else query[0])
+
     def size(self, split: str) -> int | None:
         """Return how many tasks a split has, or None if tasks are drawn without end."""
         return None
 
-    def draws(self, key: Array, split: str, count: int) -> Any:
+    def draws(self, key: Array, split: str, count: int) -> Tree | None:
         """Return the indices of ``count`` tasks, of which none comes twice before all have come.
 
         Returns:
@@ -216,7 +160,7 @@ class DomainBase:
         """
         return None
 
-    def number(self, indices: Any) -> Array | None:
+    def number(self, indices: Tree) -> Array | None:
         """Return which task was drawn, or None if no task comes twice. Equal ones are not independent."""
         return None
 
@@ -226,9 +170,41 @@ class DomainBase:
 
     # Learning ---------------------------------------------------------------------------------------------
 
+    @property
+    def network(self) -> Network:
+        """The network that learns the tasks: the recipe's."""
+        return self.recipe.network
+
+    @property
+    def loss(self) -> Loss:
+        """The loss ``(phi, batch) -> scalar`` of the inner problem, without its regularisation; hashable."""
+        raise NotImplementedError
+
     def init(self, key: Array) -> Tree:
         """Return fresh parameters of the network."""
-        raise NotImplementedError
+        return self.network.init(key)
+
+    def problem(self, strength: Strength, adapt: Adapt = None, curvature: str = "hessian") -> Problem:
+        """Return the inner problem of a task.
+
+        Args:
+            strength: The regularisation strength; None for no regularisation.
+            adapt: Which parameters a task adapts; see `imaml.proximal`.
+            curvature: "hessian" or "gauss-newton"; see `imaml.proximal`.
+
+        Returns:
+            The problem: `loss` on the support batch plus ``strength/2 |phi - theta|^2``.
+
+        Raises:
+            ConfigError: If an argument is not valid.
+        """
+        if strength is None:
+            return plain(self.loss, adapt)
+        return proximal(self.loss, strength, adapt, curvature=curvature, convex=self.convex)
+
+    def query_loss(self, phi: Tree, theta: Tree, batch: Tree) -> Array:
+        """Return the loss that meta-learning minimises, of adapted parameters on a query batch; a scalar."""
+        return self.loss(phi, batch)
 
     def wide(self, key: Array) -> Tree:
         """Return fresh parameters for joint learning: those of the same network."""
@@ -238,11 +214,11 @@ class DomainBase:
         """Return where a new task starts after joint learning: at ``theta`` itself."""
         return theta
 
-    def shared_loss(self, theta: Tree, batch: Any) -> Array:
+    def shared_loss(self, theta: Tree, batch: Tree) -> Array:
         """Return the loss of one network for all tasks, a scalar."""
-        raise NotImplementedError
+        return self.loss(theta, batch)
 
-    def joint_loss(self, theta: Tree, batch: Any, grouped: bool = False) -> Array:
+    def joint_loss(self, theta: Tree, batch: Tree, grouped: bool = False) -> Array:
         """Return the loss of joint learning, `shared_loss`.
 
         Args:
@@ -265,7 +241,11 @@ class DomainBase:
 
     # Scores -----------------------------------------------------------------------------------------------
 
-    def measure(self, phi: Tree, theta: Tree, batch: Any) -> dict[str, Array]:
+    def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
+        """Return the scores of adapted parameters, scalars by name; the headline is one of them."""
+        raise NotImplementedError
+
+    def measure(self, phi: Tree, theta: Tree, batch: Tree) -> dict[str, Array]:
         """Return what training logs beside the loss, by name: scalars of a query batch."""
         return {}
 
@@ -283,22 +263,22 @@ class DomainBase:
         """Return what each array of a support batch must be, by name, in the batch's order."""
         raise ConfigError(
             f"adapt: expected a domain that encodes data, got {type(self).__name__}. Hint: define "
-            "support_fields, query_field and forward (docs/extend/domain.md)."
+            "support_type and support_fields (docs/extend/domain.md)."
         )
 
     def query_field(self) -> Field:
-        """Return what the query array must be."""
-        raise NotImplementedError
+        """Return what the query array must be: like the first array of a support batch."""
+        return next(iter(self.support_fields().values()))
 
-    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    def completed(self, arrays: dict[str, np.ndarray]) -> Mapping[str, ArrayLike]:
         """Return the arrays that a support may leave out, by name, such as random noise."""
         return {}
 
-    def asked(self, query: Any) -> Any:
-        """Return the part of a sampled query batch that `encode_query` takes."""
-        return query[0]
+    def asked(self, query: Tree) -> Array:
+        """Return the part of a sampled query batch that `encode_query` takes: its first array."""
+        return jax.tree.leaves(query)[0]
 
-    def encode(self, x: Any, y: Any = None) -> Encoded:
+    def encode(self, x: object, y: object = None) -> Encoded:
         """Return a user's support data as a batch of the inner problem.
 
         Args:
@@ -315,9 +295,9 @@ class DomainBase:
         """
         fields = self.support_fields()
         arrays = require_fields(fields, given(x, y, tuple(fields)), self.completed)
-        return Encoded(self.support_type(**arrays))
+        return Encoded(self.support_type(**arrays), np.arange(self.actions) if self.actions else None)
 
-    def encode_query(self, x: Any) -> Any:
+    def encode_query(self, x: Tree) -> Tree:
         """Return query data as rows for `forward`: an array, or a tree of arrays, with one row a prediction.
 
         Args:
@@ -331,12 +311,12 @@ class DomainBase:
         """
         return self.query_field().check(self.asked(x) if hasattr(x, "_fields") else x, "x")
 
-    def statistics(self, phi: Tree, support: Any) -> Any:
+    def statistics(self, phi: Tree, support: Tree) -> Tree:
         """Return what `forward` needs of the whole support set, computed once a task; None for nothing."""
         return None
 
-    def forward(self, phi: Tree, rows: Any, statistics: Any = None) -> Array:
-        """Return the outputs for encoded rows.
+    def forward(self, phi: Tree, rows: Tree, statistics: Tree = None) -> Array:
+        """Return the outputs for encoded rows: those of the network.
 
         Args:
             phi: Adapted parameters.
@@ -346,9 +326,9 @@ class DomainBase:
         Returns:
             Outputs ``(n, ...)``; logits, if predictions are classes.
         """
-        raise NotImplementedError
+        return self.network.forward(phi, rows, statistics)[0]
 
-    def decode(self, outputs: np.ndarray, x: Any) -> Any:
+    def decode(self, outputs: np.ndarray, x: Tree) -> np.ndarray:
         """Return outputs as predictions in the user's units: the outputs themselves.
 
         Args:
@@ -360,7 +340,7 @@ class DomainBase:
         """
         return outputs
 
-    def query_batch(self, rows: Any) -> Any:
+    def query_batch(self, rows: Tree) -> Tree:
         """Return encoded rows as a batch of the likelihood, for `Predictor.posterior`, with blank targets.
 
         Raises:
@@ -371,13 +351,13 @@ class DomainBase:
             "Hint: use predict."
         )
 
-    def posterior_form(self, support: Any) -> dict[str, Any]:
+    def posterior_form(self, support: Tree) -> dict[str, Tree]:
         """Return the options of `imaml.posterior` for a task of this domain."""
         return {}
 
     # Files ------------------------------------------------------------------------------------------------
 
-    def read(self, path: str | Path, query: bool = False) -> Any:
+    def read(self, path: str | Path, query: bool = False) -> Tree:
         """Return a file's content as `encode`, or for a query as `encode_query`, takes it.
 
         Args:
@@ -402,7 +382,7 @@ class DomainBase:
             raise DataError(f"{path}: expected one array, got {', '.join(arrays) or 'none'}.")
         return next(iter(arrays.values()))
 
-    def answers(self, predictor: Predicts, support: Any, query: Any, uncertainty: bool = False) -> Answers:
+    def answers(self, predictor: Predicts, support: Tree, query: Tree, uncertainty: bool = False) -> Answers:
         """Return a predictor's answers to a query that `read` returned.
 
         Args:
@@ -419,7 +399,7 @@ class DomainBase:
         lines = ["\t".join([str(i + 1), *(f"{v}" for v in np.ravel(one))]) for i, one in enumerate(found)]
         return Answers(rows, lines)
 
-    def query_rows(self, query: Any) -> np.ndarray:
+    def query_rows(self, query: Tree) -> np.ndarray:
         """Return a sampled query batch as one array that `encode_query` takes.
 
         Args:
@@ -468,12 +448,86 @@ class DomainBase:
         """Return pictures of a task at parameters before and after adaptation."""
         return []
 
-    def summary(self, theta: Tree, problem: Problem) -> tuple[dict[str, Any], str]:
+    def change(self, before: Tree, after: Tree, task: Task, form: str, metric: str = "") -> str:
+        """Return a score before and after adaptation as text, such as "0.31 to 0.87".
+
+        Args:
+            before: The parameters before adaptation.
+            after: The adapted parameters.
+            task: The task.
+            form: The format of a score, such as ".2f".
+            metric: Which score of `metrics`; by default the headline.
+
+        Returns:
+            The text.
+        """
+        scores = [float(self.metrics(phi, task)[metric or self.headline]) for phi in (before, after)]
+        return " to ".join(format(score, form) for score in scores)
+
+    def summary(self, theta: Tree, problem: Problem) -> tuple[Json, str]:
         """Return what theta itself says about the tasks, as JSON fields and as text; nothing by default."""
         return {}, ""
 
 
-def require_domain(owner: str, domain: Any) -> None:
+Domain = DomainBase  # the interface is the base class
+
+
+class EquilibriumDomain(DomainBase):
+    """The base of a domain whose inner problem is the zero of a vector field, which is no gradient.
+
+    A subclass defines `field`.
+    """
+
+    @property
+    def field(self) -> VectorField:
+        """The vector field ``(phi, batch) -> a tree like phi`` of the inner problem; hashable."""
+        raise NotImplementedError
+
+    def problem(self, strength: Strength, adapt: Adapt = None, curvature: str = "hessian") -> Problem:
+        """Return the problem ``field(phi, support) + strength (phi - theta) = 0``.
+
+        Args:
+            strength: The regularisation strength; None for no regularisation.
+            adapt: Which parameters a task adapts; see `imaml.equilibrium`.
+            curvature: "hessian", as a field that is no gradient has no Gauss-Newton matrix.
+
+        Returns:
+            The problem.
+
+        Raises:
+            ConfigError: If an argument is not valid.
+        """
+        require_one_of("domain", "curvature", curvature, ("hessian",))
+        return equilibrium(self.field, strength, adapt)
+
+
+def split_key(key: Array, split: str) -> Array:
+    """Return the random key of a split, so that no two splits share random numbers.
+
+    Args:
+        key: A random key.
+        split: Which split.
+
+    Returns:
+        The key.
+    """
+    return jax.random.fold_in(key, SPLITS.index(split))
+
+
+def cut(batch: T, shots: int) -> tuple[T, T]:
+    """Cut a batch into a support and a query batch.
+
+    Args:
+        batch: A tree of arrays ``(rows, ...)``.
+        shots: How many rows the support batch has.
+
+    Returns:
+        The first ``shots`` rows, and the others.
+    """
+    return jax.tree.map(lambda leaf: leaf[:shots], batch), jax.tree.map(lambda leaf: leaf[shots:], batch)
+
+
+def require_domain(owner: str, domain: object) -> None:
     """Check that an argument is a domain.
 
     Args:
@@ -485,12 +539,12 @@ def require_domain(owner: str, domain: Any) -> None:
     """
     if not isinstance(domain, DomainBase):
         raise ConfigError(
-            f"{owner}: domain={domain!r}; accepted is a domain, such as imaml.characters(), or a subclass of "
-            "imaml.DomainBase."
+            f"{owner}: domain: expected a domain, such as imaml.characters(), got {domain!r}. Hint: a "
+            "domain of your own subclasses imaml.DomainBase."
         )
 
 
-def in_step(domain: Any, tasks: int) -> int:
+def in_step(domain: Domain, tasks: int) -> int:
     """Return how many tasks a step of training has.
 
     Args:
@@ -508,13 +562,13 @@ def in_step(domain: Any, tasks: int) -> int:
     size = domain.size("train")
     if size is None:
         raise ConfigError(
-            f"training: tasks=0 means every training task, and {type(domain).__name__} draws new ones "
-            "without end; accepted is a whole number of at least 1."
+            "training: tasks: expected a whole number of at least 1, got 0. Hint: tasks=0 means every "
+            f"training task, and {type(domain).__name__} draws tasks without end."
         )
     return size
 
 
-def sample_many(domain: Any, key: Array, split: str, count: int, place: Callable[[T], T]) -> Task:
+def sample_many(domain: Domain, key: Array, split: str, count: int, place: Callable[[T], T]) -> Task:
     """Return ``count`` tasks of a split.
 
     Args:

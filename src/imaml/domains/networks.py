@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.errors import ConfigError
-from ..core.validation import require_whole
+from ..core.fields import Checked, PositiveInt
+from ..core.tree import Tree
 
 EPSILON = 1e-5  # added to variances, as is usual
+Parameters = dict[str, dict[str, Array]]  # of each layer, by name
+
+
+class Network(Protocol):
+    """A network; `MLP` and `Conv4` are two."""
+
+    def init(self, key: Array) -> Tree:
+        """Return fresh parameters."""
+        ...
+
+    def forward(self, parameters: Tree, inputs: Array, statistics: Tree = None) -> tuple[Array, Tree]:
+        """Return the outputs, and the statistics that they were computed with."""
+        ...
 
 
 @dataclass(frozen=True)
-class Conv4:
+class Conv4(Checked):
     """The four-layer convolutional network of few-shot learning, with strided convolutions.
 
     Four modules of 3 x 3 convolution (stride 2, padding 1), batch normalisation and ReLU, then a linear head:
@@ -33,29 +48,36 @@ class Conv4:
     >>> logits, _ = network.forward(network.init(jax.random.key(0)), jax.numpy.zeros((3, 28, 28, 1)))
     >>> logits.shape
     (3, 5)
+
+    Args:
+        ways: Classes, the number of outputs.
+        filters: Filters of each layer.
+        side: Pixels of an image's side.
+        channels: Channels of an image.
+
+    Raises:
+        ConfigError: If a field is out of its range.
     """
 
-    ways: int
-    filters: int = 64
-    side: int = 28
-    channels: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuses sizes that make no sense (ConfigError)."""
-        require_whole(
-            "Conv4", 1, ways=self.ways, filters=self.filters, side=self.side, channels=self.channels
-        )
+    ways: PositiveInt
+    filters: PositiveInt = 64
+    side: PositiveInt = 28
+    channels: PositiveInt = 1
 
     @property
     def features(self) -> int:
-        """How many numbers the head sees."""
-        side = self.side
-        for _ in range(4):
-            side = (side + 1) // 2
-        return side * side * self.filters
+        """The number of inputs of the head."""
+        return (-(-self.side // 16)) ** 2 * self.filters  # each of four layers halves the side, rounded up
 
-    def init(self, key: Array) -> dict[str, dict[str, Array]]:
-        """Parameters, float32: He-normal kernels (filters, 9 channels), unit scales, zero biases and head."""
+    def init(self, key: Array) -> Parameters:
+        """Return fresh parameters, float32: He-normal kernels, unit scales, zero biases and a zero head.
+
+        Args:
+            key: A random key.
+
+        Returns:
+            For each layer its kernel ``(filters, 9 channels)``, scale and bias; for the head kernel and bias.
+        """
         parameters = {}
         channels = self.channels
         for layer, layer_key in enumerate(jax.random.split(key, 4), start=1):
@@ -72,24 +94,31 @@ class Conv4:
         }
         return parameters
 
-    def forward(self, parameters: Any, images: Array, statistics: Any = None) -> tuple[Array, Any]:
-        """Logits (n, ways) for images (n, side, side, channels), and each layer's mean and variance used.
+    def forward(self, parameters: Parameters, inputs: Array, statistics: Tree = None) -> tuple[Array, Tree]:
+        """Return logits, and the mean and variance that each layer was normalised by.
 
-        statistics: None to normalise by this batch's own, or what an earlier call returned (inductive use:
-        the support set's).
+        Args:
+            parameters: As `init` returns them.
+            inputs: Images ``(n, side, side, channels)``.
+            statistics: None to normalise by this batch's own statistics, or what an earlier call returned
+                (inductive use: the support set's).
+
+        Returns:
+            Logits ``(n, ways)``, and a pair ``(mean, variance)``, each ``(filters,)``, for each layer.
         """
         used = []
-        hidden = images
+        hidden = inputs
         for layer in range(4):
             module = parameters[f"conv{layer + 1}"]
             hidden = _convolve(hidden, module["kernel"])
-            if statistics is None:
+            if statistics is None:  # the variance is E[x^2] - E[x]^2, which rounding may make negative
                 mean = hidden.mean((0, 1, 2))
                 variance = jnp.square(hidden).mean((0, 1, 2)) - jnp.square(mean)
                 variance = jnp.maximum(variance, 0)
             else:
                 mean, variance = statistics[layer]
             used.append((mean, variance))
+            # scale (x - mean) / sqrt(variance + EPSILON) + bias, as one product and one sum for each channel
             scale = module["scale"] * lax.rsqrt(variance + EPSILON)
             hidden = jax.nn.relu(hidden * scale + (module["bias"] - mean * scale))
         flat = hidden.reshape(hidden.shape[0], -1)
@@ -97,7 +126,7 @@ class Conv4:
 
 
 def _convolve(x: Array, kernel: Array) -> Array:
-    """The convolution (n, h, w, c) -> (n, (h+1)//2, (w+1)//2, filters) with a kernel (filters, 9 c).
+    """Return the convolution (n, h, w, c) -> (n, (h+1)//2, (w+1)//2, filters) with a kernel (filters, 9 c).
 
     Behind the barrier XLA on a CPU computes the product's gradient in rows, before it is transposed for that
     of the kernel; without, it computes normalisation and activation anew in columns, which takes longer.
@@ -108,7 +137,7 @@ def _convolve(x: Array, kernel: Array) -> Array:
 
 
 def _patches(x: Array) -> Array:
-    """The 3 x 3 neighbourhoods at stride 2, padding 1: (n, h, w, c) -> (n, (h+1)//2, (w+1)//2, 9 c)."""
+    """Return 3 x 3 neighbourhoods at stride 2, padding 1: (n, h, w, c) -> (n, (h+1)//2, (w+1)//2, 9 c)."""
     n, h, w, c = x.shape
     rows, columns = (h + 1) // 2, (w + 1) // 2
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -121,43 +150,39 @@ def _patches(x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(Checked):
     """A multilayer perceptron; for sinusoids 1-40-40-1 with ReLU, as in MAML (Finn et al. 2017, section 5.1).
 
-    sizes: numbers of units, input first. activation: a name in `jax.nn`, or "identity".
+    Args:
+        sizes: The numbers of units, input first.
+        activation: What is applied after each layer but the last.
+
+    Raises:
+        ConfigError: If there are fewer than two sizes, or a field is not valid.
     """
 
-    sizes: tuple[int, ...]
-    activation: str = "relu"
+    sizes: tuple[PositiveInt, ...]
+    activation: Literal["relu", "tanh", "gelu", "silu", "softplus", "identity"] = "relu"
 
     def __post_init__(self) -> None:
-        """Refuses sizes that make no sense (ConfigError)."""
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
         if len(self.sizes) < 2:
             raise ConfigError(
-                f"MLP: sizes={self.sizes!r}; accepted are at least two numbers, input and output."
-            )
-        require_whole("MLP", 1, **{f"sizes[{i}]": size for i, size in enumerate(self.sizes)})
-        if self.activation not in ("relu", "tanh", "gelu", "silu", "softplus", "identity"):
-            raise ConfigError(
-                f"MLP: activation={self.activation!r}; accepted: relu, tanh, gelu, silu, softplus, identity."
+                f"MLP: sizes: expected at least two numbers, of inputs and outputs, got {self.sizes!r}."
             )
 
-    def init(self, key: Array) -> dict[str, dict[str, Array]]:
-        """Parameters, float32: He-normal kernels (in, out) and zero biases."""
-        keys = jax.random.split(key, len(self.sizes) - 1)
-        parameters = {}
-        for layer, (layer_key, n, m) in enumerate(
-            zip(keys, self.sizes[:-1], self.sizes[1:], strict=True), start=1
-        ):
+    def init(self, key: Array) -> Parameters:
+        """Return fresh parameters, float32: for each layer a He-normal kernel (in, out) and a zero bias."""
+        parameters, keys = {}, jax.random.split(key, len(self.sizes) - 1)
+        for layer, (layer_key, (n, m)) in enumerate(zip(keys, pairwise(self.sizes), strict=True), start=1):
             kernel = jax.random.normal(layer_key, (n, m), jnp.float32) * (2 / n) ** 0.5
             parameters[f"layer{layer}"] = {"kernel": kernel, "bias": jnp.zeros(m, jnp.float32)}
         return parameters
 
-    def forward(self, parameters: Any, inputs: Array, statistics: Any = None) -> tuple[Array, Any]:
-        """Outputs (n, sizes[-1]) for inputs (n, sizes[0]); statistics pass through untouched."""
-        activate = (
-            (lambda x: x) if self.activation == "identity" else getattr(jax.nn, self.activation, jnp.tanh)
-        )
+    def forward(self, parameters: Parameters, inputs: Array, statistics: Tree = None) -> tuple[Array, Tree]:
+        """Return outputs (n, sizes[-1]) for inputs (n, sizes[0]), and the statistics unchanged."""
+        activate = getattr(jax.nn, self.activation)
         hidden = inputs
         for layer in range(1, len(self.sizes)):
             module = parameters[f"layer{layer}"]

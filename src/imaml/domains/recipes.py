@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, ParamSpec, Protocol, Self, TypeVar
 
 from ..core.errors import ConfigError
 from ..core.fields import Checked
+from .networks import Network
+
+if TYPE_CHECKING:
+    from .base import DomainBase
+
+P = ParamSpec("P")
+D = TypeVar("D", covariant=True)
 
 
 class DomainRecipe(Checked):
@@ -17,17 +27,19 @@ class DomainRecipe(Checked):
     Attributes:
         reads_table: Whether its tasks come from a table with named columns.
         factorises: Whether its own computations may factorise matrices.
+        network: The network that learns the tasks, if there is one.
     """
 
     owner: ClassVar[str] = "domain"
     reads_table: ClassVar[bool] = False
     factorises: ClassVar[bool] = True
+    network: Network
 
-    def build(self) -> Any:
+    def build(self) -> DomainBase:
         """Return the domain, with its data read."""
         raise NotImplementedError
 
-    def without_data(self) -> Any:
+    def without_data(self) -> DomainBase:
         """Return the domain without its data: enough to adapt to a user's own tasks and to predict."""
         return self.build()
 
@@ -106,3 +118,36 @@ class ReadsData(DomainRecipe):
     def restored(self, stored: Self) -> Self:
         """Return this recipe with the stored path."""
         return replace(self, data=stored.data)  # type: ignore[type-var]
+
+
+class Builds(Protocol[D]):
+    """A recipe that builds a domain."""
+
+    def build(self) -> D:
+        """Return the domain."""
+        ...
+
+
+def builder(recipe: Callable[P, Builds[D]]) -> Callable[P, D]:
+    """Return the function that builds a domain from the fields of its recipe.
+
+    Args:
+        recipe: The class of the recipe.
+
+    Returns:
+        A function with the signature and the docstring of the class.
+
+    Example:
+        >>> from imaml.domains.regression import SinusoidRecipe
+        >>> sinusoid = builder(SinusoidRecipe)
+        >>> sinusoid(shots=5) == SinusoidRecipe(shots=5).build()
+        True
+    """
+
+    @functools.wraps(recipe, updated=())
+    def build(*fields: P.args, **named: P.kwargs) -> D:
+        return recipe(*fields, **named).build()
+
+    built = inspect.signature(recipe.build).return_annotation  # type: ignore[attr-defined]
+    build.__signature__ = inspect.signature(recipe).replace(return_annotation=built)  # type: ignore[attr-defined]
+    return build

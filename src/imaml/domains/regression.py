@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..core.errors import ConfigError, DataError
+from ..core.fields import NonNegativeFloat, PositiveInt
 from ..core.recipes import recipe
-from ..core.validation import require_whole
-from ..problems.base import Problem, Task
+from ..core.tree import Tree
+from ..problems.base import Task
 from ..problems.likelihoods import Gaussian
-from ..problems.losses import joined
-from ..problems.proximal import plain, proximal
 from .arrays import Field, given
-from .base import DomainBase, Encoded, Predicts
+from .base import DomainBase, Encoded, Predicts, cut, split_key
+from .losses import CompositeLoss
 from .networks import MLP
-from .recipes import DomainRecipe
+from .recipes import DomainRecipe, builder
 from .scenes import Example, Scene, compared
 
 
@@ -35,40 +34,56 @@ class Points(NamedTuple):
     inputs: Array
     targets: Array
 
-    def task(self, shots: int) -> Task:
-        """The task whose support is the first `shots` rows, and whose query is the rest."""
-        support, query = (Points(*(part[cut] for part in self)) for cut in (slice(shots), slice(shots, None)))
-        return Task(support, query)
 
+class SquaredError(CompositeLoss):
+    """The base of half the mean squared error of a model, ``(phi, batch) -> scalar``."""
 
-def _half_mean_square(outputs: Array, batch: Points) -> Array:
-    return 0.5 * jnp.mean(jnp.square(outputs - batch.targets))
+    likelihood: ClassVar[Gaussian] = Gaussian()
+
+    def cost(self, outputs: Array, batch: Points) -> Array:
+        """Return half the mean squared error of outputs, a scalar."""
+        return 0.5 * jnp.mean(jnp.square(outputs - batch.targets))
 
 
 @dataclass(frozen=True)
-class NetworkLoss:
-    """Half the mean squared error of a network, (phi, batch) -> scalar; hashable."""
+class NetworkLoss(SquaredError):
+    """Half the mean squared error of a network; hashable."""
 
     network: MLP
-    likelihood: ClassVar[Gaussian] = Gaussian()
 
-    def outputs(self, phi: Any, batch: Points) -> Array:
-        """The network's outputs, shaped like the targets."""
+    def outputs(self, phi: Tree, batch: Points) -> Array:
+        """Return the network's outputs, shaped like the targets."""
         return self.network.forward(phi, batch.inputs)[0]
 
-    def cost(self, outputs: Array, batch: Points) -> Array:
-        """The loss of outputs, a scalar."""
-        return _half_mean_square(outputs, batch)
 
-    def __call__(self, phi: Any, batch: Points) -> Array:
-        """The loss of parameters `phi` on `batch`."""
-        return self.cost(self.outputs(phi, batch), batch)
+@dataclass(frozen=True)
+class LinearLoss(SquaredError):
+    """Half the mean squared error of a linear model without intercept; phi is its weights ``(features,)``."""
+
+    def outputs(self, phi: Array, batch: Points) -> Array:
+        """Return the model's outputs, shaped like the targets."""
+        return batch.inputs @ phi
+
+
+class RegressionDomain(DomainBase):
+    """The base of domains whose rows are inputs and targets; a subclass defines `support_fields`."""
+
+    support_type: ClassVar[type] = Points
+
+    def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
+        """Return the mean squared error on the query rows."""
+        return {"loss": 2 * self.query_loss(phi, None, task.query)}
+
+    def query_batch(self, rows: Array) -> Points:
+        """Return inputs as a batch with blank targets."""
+        target = self.support_fields()["targets"]
+        return Points(rows, jnp.zeros((len(rows), *target.shape), rows.dtype))  # type: ignore[arg-type]
 
 
 @recipe("domain")
 @dataclass(frozen=True)
 class SinusoidRecipe(DomainRecipe):
-    """The recipe of a sinusoid domain.
+    """Regression of sinusoids from a few points, the field's smallest standard problem.
 
     Args:
         shots: Points of a support set.
@@ -77,19 +92,28 @@ class SinusoidRecipe(DomainRecipe):
 
     Raises:
         ConfigError: If a field is out of its range.
+
+    Example:
+        >>> import imaml, jax
+        >>> imaml.sinusoid(shots=5).sample(jax.random.key(0), "train").support.inputs.shape
+        (5, 1)
     """
 
-    shots: int = 10
-    queries: int = 10
-    hidden: int = 40
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        require_whole("domain", 1, shots=self.shots, queries=self.queries, hidden=self.hidden)
+    shots: PositiveInt = 10
+    queries: PositiveInt = 10
+    hidden: PositiveInt = 40
 
     def build(self) -> Sinusoid:
-        """The domain."""
+        """Return the domain."""
         return Sinusoid(self)
+
+    @property
+    def network(self) -> MLP:
+        """The network that learns these tasks: 1-40-40-1 with ReLU by default."""
+        return MLP((1, self.hidden, self.hidden, 1))
+
+
+sinusoid = builder(SinusoidRecipe)
 
 
 class Wave(NamedTuple):
@@ -98,7 +122,7 @@ class Wave(NamedTuple):
     Attributes:
         amplitude: A scalar.
         phase: A scalar.
-        inputs: Where it is seen, ``(shots + queries,)``.
+        inputs: Where it is observed, ``(shots + queries,)``.
     """
 
     amplitude: Array
@@ -108,48 +132,19 @@ class Wave(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Sinusoid(DomainBase):
+class Sinusoid(RegressionDomain):
     """Waves a sin(x + p) with a in [0.1, 5], p in [0, pi], x in [-5, 5] (Finn et al. 2017, section 5.1)."""
 
     recipe: SinusoidRecipe
 
-    headline: ClassVar[str] = "loss"
-    higher_is_better: ClassVar[bool] = False
-    support_type: ClassVar[type] = Points
-
     @property
-    def network(self) -> MLP:
-        """The network that learns these tasks: 1-40-40-1 with ReLU by default."""
-        return MLP((1, self.recipe.hidden, self.recipe.hidden, 1))
-
-    def init(self, key: Array) -> Any:
-        """Fresh parameters of the network."""
-        return self.network.init(key)
-
-    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
-        """Half the mean squared error on the support + strength/2 |phi - theta|^2; no anchor for None."""
-        loss = NetworkLoss(self.network)
-        if strength is None:
-            return plain(loss, adapt)
-        return proximal(loss, strength, adapt, curvature=curvature)
-
-    @staticmethod
-    def whole(support: Points, query: Points) -> Points:
-        """All of a task's points as one batch, for methods that learn from it unsplit."""
-        return joined(support, query)
-
-    def shared_loss(self, theta: Any, batch: Points) -> Array:
-        """Half the mean squared error of one function for all tasks, a scalar."""
-        return NetworkLoss(self.network)(theta, batch)
-
-    def query_loss(self, phi: Any, theta: Any, batch: Points) -> Array:
-        """Half the mean squared error on the query points, a scalar."""
-        return NetworkLoss(self.network)(phi, batch)
+    def loss(self) -> NetworkLoss:
+        """Half the mean squared error of the network."""
+        return NetworkLoss(self.recipe.network)
 
     def draw(self, key: Array, split: str) -> Wave:
-        """The numbers of one random wave; each split has a stream of its own."""
-        salt = ("train", "validation", "test").index(split)
-        a, p, x = jax.random.split(jax.random.fold_in(key, salt), 3)
+        """Return the numbers of one random wave."""
+        a, p, x = jax.random.split(split_key(key, split), 3)
         number = self.recipe.shots + self.recipe.queries
         return Wave(
             jax.random.uniform(a, (), jnp.float32, 0.1, 5.0),
@@ -158,23 +153,22 @@ class Sinusoid(DomainBase):
         )
 
     def gather(self, indices: Wave) -> Task:
-        """The task of a wave: its first points are the support."""
+        """Return the task of a wave: its first points are the support."""
         targets = indices.amplitude * jnp.sin(indices.inputs + indices.phase)
-        points = Points(indices.inputs[:, None], targets[:, None])
-        return points.task(self.recipe.shots)
-
-    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
-        """The mean squared error on the query points."""
-        return {"loss": 2 * self.query_loss(phi, None, task.query)}
+        return Task(*cut(Points(indices.inputs[:, None], targets[:, None]), self.recipe.shots))
 
     def baselines(self, task: Task) -> dict[str, Array]:
-        """The mean squared error of the support's mean, and of its nearest point."""
+        """Return the mean squared error of the support's mean, and of its nearest point."""
         support, query = task
         mean = jnp.mean(jnp.square(query.targets - support.targets.mean()))
         nearest = support.targets[jnp.argmin(jnp.abs(query.inputs - support.inputs.T), axis=1)]
         return {"support_mean": mean, "nearest_point": jnp.mean(jnp.square(query.targets - nearest))}
 
-    def encode(self, x: Any, y: Any = None) -> Encoded:
+    def support_fields(self) -> dict[str, Field]:
+        """Return what inputs ``(n, 1)`` and targets ``(n, 1)`` are."""
+        return {name: Field((1,)) for name in Points._fields}
+
+    def encode(self, x: object, y: object = None) -> Encoded:
         """Return points as a batch.
 
         Args:
@@ -186,90 +180,50 @@ class Sinusoid(DomainBase):
             The batch.
 
         Raises:
-            DataError: If inputs or targets are missing, do not fit together, or are no finite numbers.
+            DataError: If inputs or targets are missing, do not fit together, or are not finite numbers.
         """
-        arrays = given(x, y, Points._fields)
-        inputs, targets = (_column(arrays.get(name), name) for name in Points._fields)
-        if inputs.size != targets.size:
-            raise DataError(
-                f"adapt: expected as many targets as inputs, got {targets.size} and {inputs.size}."
-            )
-        return Encoded(Points(jnp.asarray(inputs.reshape(-1, 1)), jnp.asarray(targets.reshape(-1, 1))))
+        return super().encode({name: _column(part) for name, part in given(x, y, Points._fields).items()})
 
-    def encode_query(self, x: Any) -> np.ndarray:
+    def encode_query(self, x: Tree) -> np.ndarray:
         """Return inputs ``(n,)`` or ``(n, 1)`` as ``(n, 1)``."""
-        return _column(x.inputs if isinstance(x, Points) else x, "x").reshape(-1, 1)
+        return super().encode_query(_column(x))
 
-    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
-        """Return the network's outputs ``(n, 1)``."""
-        return self.network.forward(phi, rows, statistics)[0]
-
-    def decode(self, outputs: np.ndarray, x: Any) -> np.ndarray:
+    def decode(self, outputs: np.ndarray, x: Tree) -> np.ndarray:
         """Return outputs in the shape of the inputs."""
         return outputs.reshape(np.shape(x.inputs if isinstance(x, Points) else x))
 
-    def query_batch(self, rows: Array) -> Points:
-        """Return inputs as a batch with blank targets."""
-        return Points(rows, jnp.zeros_like(rows))
-
-    def examples(self, before: Any, predictor: Predicts, task: Task) -> list[Example]:
+    def examples(self, before: Tree, predictor: Predicts, task: Task) -> list[Example]:
         """Return the curve over [-5, 5], predicted before and after adaptation."""
         line = np.linspace(-5, 5, 101, dtype=np.float32)
-        support, query = jax.device_get(task)
+        support = jax.device_get(task.support)
+        # The true curve is a sin(x) + b cos(x), fitted to all points by least squares.
+        design = lambda x: np.column_stack([np.sin(x), np.cos(x)]).astype(np.float64)  # noqa: E731
+        inputs, targets = jax.device_get(self.whole(*task))
+        weights = np.linalg.lstsq(design(inputs[:, 0]), targets[:, 0], rcond=None)[0]
         return [
             Example(
                 support=support.inputs,
                 support_labels=support.targets,
                 query=line,
-                query_labels=_through(
-                    np.concatenate([support.inputs, query.inputs]),
-                    np.concatenate([support.targets, query.targets]),
-                    line,
-                ),
+                query_labels=design(line) @ weights,
                 predicted=predictor.predict(line),
-                before=np.asarray(self.network.forward(before, jnp.asarray(line[:, None]))[0])[:, 0],
+                before=np.asarray(self.forward(before, jnp.asarray(line[:, None])))[:, 0],
             )
         ]
 
 
-def _column(values: Any, name: str) -> np.ndarray:
-    """Values as float32 (n,) or (n, 1); DataError for anything else."""
+def _column(values: object) -> object:
+    """Return numbers ``(n,)`` as a column ``(n, 1)``; anything else as it is, for `Field` to check."""
     try:
-        shape = (1,) if np.ndim(values) == 2 else ()
-    except ValueError:  # rows of different lengths, which `check` refuses
-        shape = ()
-    return Field(shape).check(values, name)
-
-
-def _through(inputs: np.ndarray, targets: np.ndarray, line: np.ndarray) -> np.ndarray:
-    """The sinusoid a sin(x) + b cos(x) through points (n, 1), by least squares, at `line`."""
-    design = lambda x: np.column_stack([np.sin(x), np.cos(x)]).astype(np.float64)  # noqa: E731
-    return design(line) @ np.linalg.lstsq(design(inputs[:, 0]), targets[:, 0], rcond=None)[0]
-
-
-def sinusoid(shots: int = 10, queries: int = 10, hidden: int = 40) -> Sinusoid:
-    """Return sinusoid regression from `shots` points, the field's smallest standard problem.
-
-    Args:
-        shots: Points of a support set.
-        queries: Points of a query set.
-        hidden: Units of each of the two hidden layers.
-
-    Returns:
-        The domain.
-
-    Example:
-        >>> import imaml, jax
-        >>> imaml.sinusoid(shots=5).sample(jax.random.key(0), "train").support.inputs.shape
-        (5, 1)
-    """
-    return SinusoidRecipe(shots, queries, hidden).build()
+        return np.reshape(values, (-1, 1)) if np.ndim(values) == 1 else values  # type: ignore[arg-type]
+    except ValueError:  # rows of different lengths
+        return values
 
 
 @recipe("domain")
 @dataclass(frozen=True)
 class LinearGaussianRecipe(DomainRecipe):
-    """The recipe of a linear-Gaussian domain.
+    """Linear tasks with Gaussian weights and noise.
 
     Args:
         features: Inputs of a row.
@@ -282,23 +236,18 @@ class LinearGaussianRecipe(DomainRecipe):
         ConfigError: If a field is out of its range.
     """
 
-    features: int = 5
-    shots: int = 8
-    queries: int = 8
-    noise: float = 0.1
-    spread: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        require_whole("domain", 1, features=self.features, shots=self.shots, queries=self.queries)
-        for name in ("noise", "spread"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < np.inf:
-                raise ConfigError(f"domain: {name}={value!r}; accepted is a finite number of at least 0.")
+    features: PositiveInt = 5
+    shots: PositiveInt = 8
+    queries: PositiveInt = 8
+    noise: NonNegativeFloat = 0.1
+    spread: NonNegativeFloat = 1.0
 
     def build(self) -> LinearGaussian:
-        """The domain."""
+        """Return the domain."""
         return LinearGaussian(self)
+
+
+linear_gaussian = builder(LinearGaussianRecipe)
 
 
 class Line(NamedTuple):
@@ -315,28 +264,9 @@ class Line(NamedTuple):
     noise: Array
 
 
-@dataclass(frozen=True)
-class LinearLoss:
-    """Half the mean squared error of a linear model without intercept, (phi, batch) -> scalar."""
-
-    likelihood: ClassVar[Gaussian] = Gaussian()
-
-    def outputs(self, phi: Array, batch: Points) -> Array:
-        """The model's outputs, shaped like the targets."""
-        return batch.inputs @ phi
-
-    def cost(self, outputs: Array, batch: Points) -> Array:
-        """The loss of outputs, a scalar."""
-        return _half_mean_square(outputs, batch)
-
-    def __call__(self, phi: Array, batch: Points) -> Array:
-        """The loss of weights `phi` (features,) on `batch`."""
-        return self.cost(self.outputs(phi, batch), batch)
-
-
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class LinearGaussian(DomainBase):
+class LinearGaussian(RegressionDomain):
     """Linear tasks y = x.w + noise with w ~ N(1, spread^2 I): the oracle, everything in closed form.
 
     With H = X^T X / n and c = X^T y / n of the support, the inner solution is (H + s I)^-1 (c + s theta), and
@@ -345,39 +275,21 @@ class LinearGaussian(DomainBase):
 
     recipe: LinearGaussianRecipe
 
-    headline: ClassVar[str] = "loss"
-    higher_is_better: ClassVar[bool] = False
-    support_type: ClassVar[type] = Points
+    convex: ClassVar[bool] = True
+
+    @property
+    def loss(self) -> LinearLoss:
+        """Half the mean squared error of the linear model."""
+        return LinearLoss()
 
     def init(self, key: Array) -> Array:
-        """Zero weights (features,)."""
+        """Return zero weights ``(features,)``."""
         return jnp.zeros(self.recipe.features)
 
-    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
-        """Half the mean squared error on the support + strength/2 |phi - theta|^2; no anchor for None."""
-        loss = LinearLoss()
-        if strength is None:
-            return plain(loss, adapt)
-        return proximal(loss, strength, adapt, curvature=curvature, convex=True)
-
-    @staticmethod
-    def whole(support: Points, query: Points) -> Points:
-        """All of a task's points as one batch, for methods that learn from it unsplit."""
-        return joined(support, query)
-
-    def shared_loss(self, theta: Any, batch: Points) -> Array:
-        """Half the mean squared error of one function for all tasks, a scalar."""
-        return LinearLoss()(theta, batch)
-
-    def query_loss(self, phi: Array, theta: Any, batch: Points) -> Array:
-        """Half the mean squared error on the query rows, a scalar."""
-        return LinearLoss()(phi, batch)
-
     def draw(self, key: Array, split: str) -> Line:
-        """The numbers of one random task; each split has a stream of its own."""
+        """Return the numbers of one random task."""
         recipe = self.recipe
-        salt = ("train", "validation", "test").index(split)
-        w, x, e = jax.random.split(jax.random.fold_in(key, salt), 3)
+        w, x, e = jax.random.split(split_key(key, split), 3)
         number = recipe.shots + recipe.queries
         return Line(
             1.0 + recipe.spread * jax.random.normal(w, (recipe.features,)),
@@ -386,16 +298,12 @@ class LinearGaussian(DomainBase):
         )
 
     def gather(self, indices: Line) -> Task:
-        """The task of a line: its first rows are the support."""
+        """Return the task of a line: its first rows are the support."""
         points = Points(indices.inputs, indices.inputs @ indices.weights + indices.noise)
-        return points.task(self.recipe.shots)
-
-    def metrics(self, phi: Array, task: Task) -> dict[str, Array]:
-        """The mean squared error on the query rows."""
-        return {"loss": 2 * self.query_loss(phi, None, task.query)}
+        return Task(*cut(points, self.recipe.shots))
 
     def baselines(self, task: Task) -> dict[str, Array]:
-        """The mean squared error of the task's own least squares (minimum norm)."""
+        """Return the mean squared error of the task's own least squares (minimum norm)."""
         weights = jnp.linalg.lstsq(task.support.inputs, task.support.targets)[0]
         return {"least_squares": 2 * self.query_loss(weights, None, task.query)}
 
@@ -403,24 +311,22 @@ class LinearGaussian(DomainBase):
         """Return what inputs ``(n, features)`` and targets ``(n,)`` are."""
         return {"inputs": Field((self.recipe.features,)), "targets": Field()}
 
-    def query_field(self) -> Field:
-        """Return what inputs ``(n, features)`` are."""
-        return Field((self.recipe.features,))
-
-    def forward(self, phi: Array, rows: Array, statistics: Any = None) -> Array:
+    def forward(self, phi: Array, rows: Array, statistics: None = None) -> Array:
         """Return the predicted targets ``(n,)``."""
         return rows @ phi
-
-    def query_batch(self, rows: Array) -> Points:
-        """Return inputs as a batch with blank targets."""
-        return Points(rows, jnp.zeros(len(rows), rows.dtype))
 
     def scenes(self, before: Array, after: Array, task: Task) -> list[Scene]:
         """Return the query's predictions over its targets."""
         first, then = (self.forward(phi, task.query.inputs) for phi in (before, after))
         return [compared("predicted rows", task.query.targets, first, then, "target")]
 
-    def solution(self, theta: Array, support: Points, strength: Any) -> Array:
+    def _solve(self, support: Points, strength: float, right: Array) -> Array:
+        """Return (H + strength I)^-1 right, with H = X^T X / n of the support."""
+        inputs = support.inputs
+        matrix = inputs.T @ inputs / inputs.shape[0] + strength * jnp.eye(inputs.shape[1])
+        return jnp.linalg.solve(matrix, right)
+
+    def solution(self, theta: Array, support: Points, strength: float) -> Array:
         """Return the inner solution in closed form.
 
         Args:
@@ -432,10 +338,9 @@ class LinearGaussian(DomainBase):
             Weights ``(features,)``.
         """
         rows = support.targets.shape[0]
-        matrix = support.inputs.T @ support.inputs / rows + strength * jnp.eye(theta.shape[0])
-        return jnp.linalg.solve(matrix, support.inputs.T @ support.targets / rows + strength * theta)
+        return self._solve(support, strength, support.inputs.T @ support.targets / rows + strength * theta)
 
-    def meta_gradient(self, theta: Array, task: Task, strength: Any) -> Array:
+    def meta_gradient(self, theta: Array, task: Task, strength: float) -> Array:
         """Return one task's meta-gradient in closed form; that of several tasks is the mean.
 
         Args:
@@ -447,21 +352,5 @@ class LinearGaussian(DomainBase):
             The meta-gradient ``(features,)``.
         """
         support, query = task
-        rows = support.targets.shape[0]
-        matrix = support.inputs.T @ support.inputs / rows + strength * jnp.eye(theta.shape[0])
         error = query.inputs @ self.solution(theta, support, strength) - query.targets
-        return strength * jnp.linalg.solve(matrix, query.inputs.T @ error / query.targets.shape[0])
-
-
-def linear_gaussian(features: int = 5, shots: int = 8, **options: Any) -> LinearGaussian:
-    """Return linear tasks with Gaussian weights and noise.
-
-    Args:
-        features: Inputs of a row.
-        shots: Rows of a support set.
-        **options: The other fields of `LinearGaussianRecipe`.
-
-    Returns:
-        The domain.
-    """
-    return LinearGaussianRecipe(features, shots, **options).build()
+        return strength * self._solve(support, strength, query.inputs.T @ error / query.targets.shape[0])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from ..core.errors import DataError
 
@@ -29,24 +29,26 @@ class Example:
         DataError: If the parts do not fit together.
     """
 
-    support: Any
-    support_labels: Any
-    query: Any
-    query_labels: Any
-    predicted: Any
-    probabilities: Any = None
-    before: Any = None
+    support: ArrayLike
+    support_labels: ArrayLike
+    query: ArrayLike
+    query_labels: ArrayLike
+    predicted: ArrayLike
+    probabilities: ArrayLike | None = None
+    before: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
         for name in ("support_labels", "query_labels", "predicted", "probabilities", "before"):
             value, whole = getattr(self, name), "support" if name == "support_labels" else "query"
-            came, shape = np.shape(value), np.shape(getattr(self, whole))
-            if value is not None and came[:1] != shape[:1]:
-                raise DataError(f"Example: {name} has shape {came}, {whole} {shape}; give one for each.")
+            found, shape = np.shape(value), np.shape(getattr(self, whole))
+            if value is not None and found[:1] != shape[:1]:
+                raise DataError(
+                    f"Example: {name}: expected {shape[:1]} rows, as {whole} has, got {found[:1]}."
+                )
         shape = np.shape(self.query)
         if len(shape) < 3 and shape[1:] not in ((), (1,)):
-            raise DataError(f"Example: query has shape {shape}; accepted are images or (m, 1) inputs.")
+            raise DataError(f"Example: query: expected images or inputs (m, 1), got shape {shape}.")
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,12 @@ class Scene:
 
     title: str
     note: str = ""
-    lines: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike]] = field(default_factory=dict)
     x_name: str = ""
-    images: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def compared(title: str, true: Any, before: Any, after: Any, name: str) -> Scene:
+def compared(title: str, true: ArrayLike, before: ArrayLike, after: ArrayLike, name: str) -> Scene:
     """Return a scene of predictions before and after adaptation, drawn over the true targets.
 
     Args:

@@ -52,7 +52,8 @@ def test_transitions_are_steps_of_the_environment_and_rewards_are_summed_to_the_
     assert goes_on.any()
     assert not goes_on.all()  # an episode ended, and another began
     cart, random = carts.cart_of(PHYSICS), np.random.default_rng(0)
-    states, _, following, gains = carts._episodes(cart, random, 50, 0.9)
+    transitions, gains = carts._episodes(cart, random, 50, 0.9)
+    states, following = transitions.states, transitions.following
     for row in range(49):
         onward = gains[row + 1] if np.array_equal(states[row + 1], following[row]) else 0.0
         np.testing.assert_allclose(gains[row], 1 + 0.9 * onward, rtol=1e-5)

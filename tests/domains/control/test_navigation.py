@@ -8,6 +8,7 @@ import pytest
 import imaml
 from helpers.differences import check_meta_gradient, in_double
 from imaml.domains.control.actor_critic import ActorCritic, Transitions
+from imaml.domains.control.navigation import NavigationRecipe
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 DISCOUNT = 0.7
@@ -16,15 +17,17 @@ REWARDS = np.array([0.3, -1.0])  # of arriving
 LOGITS = np.array([[0.4, -0.3], [-0.8, 0.5]])
 
 
-def chance(actor, states, actions):
-    return jax.nn.log_softmax(actor)[states, actions]
+class TwoStates(ActorCritic):
+    """A table of logits, and a table of values."""
+
+    def log_chance(self, actor, states, actions):
+        return jax.nn.log_softmax(actor)[states, actions]
+
+    def value(self, critic, states):
+        return critic[states]
 
 
-def value(critic, states):
-    return critic[states]
-
-
-FIELD = ActorCritic(chance, value, DISCOUNT)
+FIELD = TwoStates(NavigationRecipe(discount=DISCOUNT))
 
 
 def walked(count, seed=0):

@@ -1,8 +1,8 @@
-"""Actor and critic on transitions of another policy mu, as an inner problem: what domains of control share.
+"""Actor and critic on transitions of another policy mu, as an inner problem: the base of two domains.
 
-Transitions are of a policy that moves at random, so they do not depend on theta. The inner problem is the
-stationary pair of an actor pi and a critic V near theta's (Konda, Tsitsiklis 2000; off-policy by weights:
-Degris et al. 2012),
+Transitions are of a policy that acts at random, so they do not depend on theta. The inner problem is the
+stationary pair of an actor pi and a critic V near theta's (Konda, Tsitsiklis 2000; off-policy by importance
+weights: Degris et al. 2012),
 
     A_i = r_i + gamma V(x'_i) - V(x_i),     w_i = pi(u_i | x_i) / mu(u_i | x_i)
     F_actor  = - mean_i A_i dw_i/d actor                 +  strength (actor - theta's)
@@ -13,28 +13,29 @@ Neither descends the other's loss, and the critic's target is held fixed: dF/dph
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ...core.validation import require_one_of
-from ...problems.base import Problem
-from ...problems.proximal import equilibrium
-from ..base import DomainBase
+from ...core.fields import Fraction, PositiveInt
+from ...core.tree import Tree
+from ..arrays import Field
+from ..base import EquilibriumDomain
+from ..networks import MLP
+from ..recipes import DomainRecipe
 
 
 class Transitions(NamedTuple):
     """Transitions of a policy, leaves ``(n, ...)``.
 
     Attributes:
-        states: Where from.
-        actions: By what.
+        states: The states.
+        actions: The actions taken there.
         rewards: ``(n,)``.
-        following: Where to.
+        following: The states that followed.
         chances: The log probabilities of the actions under that policy, ``(n,)``.
     """
 
@@ -45,70 +46,114 @@ class Transitions(NamedTuple):
     chances: Array
 
 
-@dataclass(frozen=True)
-class ActorCritic:
-    """The field ``({"actor", "critic"}, transitions) -> alike``, zero where both are stationary; hashable.
+class ActorCriticRecipe(DomainRecipe):
+    """The base of recipes with an actor and a critic; a subclass has the fields ``discount`` and ``hidden``.
 
     Attributes:
-        chance: ``(actor, states, actions)`` -> log probabilities ``(n,)``.
-        value: ``(critic, states)`` -> values ``(n,)``.
         discount: The discount gamma.
+        hidden: Units of the hidden layers of both networks.
+        state_size: How many numbers a state has.
+        actor_outputs: How many numbers the actor returns for a state.
     """
 
-    chance: Callable[[Any, Array, Array], Array]
-    value: Callable[[Any, Array], Array]
-    discount: float
+    discount: Fraction
+    hidden: tuple[PositiveInt, ...]
+    state_size: ClassVar[int]
+    actor_outputs: ClassVar[int] = 2
 
-    def weights(self, actor: Any, batch: Transitions) -> Array:
-        """Return how much likelier the actor makes each action than the policy that took it, w ``(n,)``."""
-        return jnp.exp(self.chance(actor, batch.states, batch.actions) - batch.chances)
+    @property
+    def actor(self) -> MLP:
+        """The network from states to what the policy is made of."""
+        return MLP((self.state_size, *self.hidden, self.actor_outputs), "tanh")
 
-    def advantages(self, critic: Any, batch: Transitions) -> Array:
-        """A (n,), the temporal differences."""
+    @property
+    def critic(self) -> MLP:
+        """The network from states to values."""
+        return MLP((self.state_size, *self.hidden, 1), "tanh")
+
+
+@dataclass(frozen=True)
+class ActorCritic:
+    """The vector field ``({"actor", "critic"}, transitions) -> a tree like the first``; hashable.
+
+    It is zero where both are stationary. A subclass defines `log_chance`.
+
+    Attributes:
+        recipe: The domain's recipe.
+    """
+
+    recipe: ActorCriticRecipe
+
+    def log_chance(self, actor: Tree, states: Array, actions: Array) -> Array:
+        """Return the policy's log probabilities of actions in states, ``(n,)``."""
+        raise NotImplementedError
+
+    def value(self, critic: Tree, states: Array) -> Array:
+        """Return the critic's values of states, ``(n,)``."""
+        return self.recipe.critic.forward(critic, states)[0][:, 0]
+
+    def weights(self, actor: Tree, batch: Transitions) -> Array:
+        """Return the importance weights of the actions, w ``(n,)``."""
+        return jnp.exp(self.log_chance(actor, batch.states, batch.actions) - batch.chances)
+
+    def advantages(self, critic: Tree, batch: Transitions) -> Array:
+        """Return the temporal differences, A ``(n,)``."""
         here, there = self.value(critic, batch.states), self.value(critic, batch.following)
-        return batch.rewards + self.discount * there - here
+        return batch.rewards + self.recipe.discount * there - here
 
-    def __call__(self, phi: Any, batch: Transitions) -> Any:
-        """F without its anchor."""
+    def __call__(self, phi: Tree, batch: Transitions) -> Tree:
+        """Return F without its regularisation, a tree like ``phi``."""
         count = batch.rewards.shape[0]
-        weights, pull = jax.vjp(lambda actor: self.weights(actor, batch), phi["actor"])
+        weights, weights_vjp = jax.vjp(lambda actor: self.weights(actor, batch), phi["actor"])
         advantages = self.advantages(phi["critic"], batch)
-        _, back = jax.vjp(lambda critic: self.value(critic, batch.states), phi["critic"])
-        return {"actor": pull(-advantages / count)[0], "critic": back(-weights * advantages / count)[0]}
+        _, values_vjp = jax.vjp(lambda critic: self.value(critic, batch.states), phi["critic"])
+        return {
+            "actor": weights_vjp(-advantages / count)[0],
+            "critic": values_vjp(-weights * advantages / count)[0],
+        }
 
-    def surrogate(self, phi: Any, batch: Transitions) -> Array:
-        """A scalar whose gradient is the field."""
+    def surrogate(self, phi: Tree, batch: Transitions) -> Array:
+        """Return a scalar whose gradient is the field."""
         advantages = lax.stop_gradient(self.advantages(phi["critic"], batch))
         weights = self.weights(phi["actor"], batch)
         values = self.value(phi["critic"], batch.states)
         return -jnp.mean(advantages * weights) - jnp.mean(lax.stop_gradient(weights) * advantages * values)
 
 
-class Steered(DomainBase):
-    """What domains of actor and critic do alike, by `field` and their recipe's `actor` and `critic`."""
+class ActorCriticDomain(EquilibriumDomain):
+    """The base of domains with an actor and a critic; a subclass defines `field`."""
 
-    recipe: Any
+    recipe: ActorCriticRecipe
     headline: ClassVar[str] = "return"
     higher_is_better: ClassVar[bool] = True
     support_type: ClassVar[type] = Transitions
 
-    def asked(self, query: Any) -> Array:
-        """Return the states of the query's transitions."""
-        return query.transitions.states
+    @property
+    def field(self) -> ActorCritic:
+        """The vector field of the inner problem."""
+        raise NotImplementedError
 
-    def init(self, key: Array) -> Any:
-        """Fresh parameters of both networks."""
+    def init(self, key: Array) -> Tree:
+        """Return fresh parameters of both networks."""
         actor, critic = jax.random.split(key)
         return {"actor": self.recipe.actor.init(actor), "critic": self.recipe.critic.init(critic)}
 
-    def problem(self: Any, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
-        """The anchored stationary pair on a support's transitions; no anchor for None.
-
-        ConfigError for curvature="gauss-newton": what is no gradient has none.
-        """
-        require_one_of("actor and critic", "curvature", curvature, ("hessian",))
-        return equilibrium(self.field, strength, adapt)
-
-    def shared_loss(self: Any, theta: Any, batch: Transitions) -> Array:
-        """A scalar whose gradient is the field, of one pair of networks for all tasks."""
+    def shared_loss(self, theta: Tree, batch: Transitions) -> Array:
+        """Return a scalar whose gradient is the field, of one pair of networks for all tasks."""
         return self.field.surrogate(theta, batch)
+
+    def support_fields(self) -> dict[str, Field]:
+        """Return what transitions are: states and actions as the domain's recipe has them."""
+        state = Field((self.recipe.state_size,))
+        action = Field((), "int", self.actions) if self.actions else Field((self.recipe.actor_outputs,))
+        return {
+            "states": state,
+            "actions": action,
+            "rewards": Field(),
+            "following": state,
+            "chances": Field(),
+        }
+
+    def forward(self, phi: Tree, rows: Array, statistics: None = None) -> Array:
+        """Return the actor's outputs ``(n, actor_outputs)`` in states ``(n, state_size)``."""
+        return self.recipe.actor.forward(phi["actor"], rows)[0]

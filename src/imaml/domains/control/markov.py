@@ -11,9 +11,13 @@ from jax import Array, lax
 
 
 class Process(NamedTuple):
-    """Probabilities of moves, (states, actions, states), and what is had for entering a state, (states,).
+    """A finite Markov decision process.
 
-    over: booleans (states,), states that give nothing more and are not left. start: probabilities (states,).
+    Attributes:
+        moves: Probabilities of moves, ``(states, actions, states)``.
+        entering: The reward for entering a state, ``(states,)``.
+        over: States that are never left and give no more rewards, booleans ``(states,)``.
+        start: The probabilities of the first state, ``(states,)``.
     """
 
     moves: Array
@@ -28,7 +32,7 @@ class Process(NamedTuple):
 
 
 class Walks(NamedTuple):
-    """Transitions, each (n,): state, action, reward, the following state, whether the walk ended there."""
+    """Transitions, each ``(n,)``: state, action, reward, following state, whether the walk ended there."""
 
     states: Array
     actions: Array
@@ -37,7 +41,14 @@ class Walks(NamedTuple):
     ended: Array
 
     def as_process(self, like: Process) -> Process:
-        """The process as the walks show it: by counts; where nothing was seen, one stays."""
+        """Return the process that the walks show, by counts; an action that was never taken does nothing.
+
+        Args:
+            like: A process of as many states and actions, whose first state is as likely.
+
+        Returns:
+            The process.
+        """
         shape, dtype = like.moves.shape, like.moves.dtype
         seen = jnp.zeros(shape, dtype).at[self.states, self.actions, self.following].add(1)
         entering = jnp.zeros(shape[0], dtype).at[self.following].max(self.rewards)
@@ -78,6 +89,7 @@ def value_of(process: Process, policy: Array, discount: float) -> Array:
     """
     moves = discount * jnp.einsum("sa,sat->st", policy, process.moves)
     values = jnp.sum(policy * process.gains, 1)
+    # The sum of discount^t r over t >= terms is below rounding; k doublings sum the first 2^k terms.
     terms = math.log(float(jnp.finfo(moves.dtype).eps) * (1 - discount) / 10) / math.log(discount)
     for _ in range(max(1, math.ceil(math.log2(terms)))):
         values, moves = values + moves @ values, moves @ moves
@@ -104,7 +116,7 @@ def optimal(process: Process, discount: float, steps: int = 200) -> Array:
 
 
 def walk(key: Array, process: Process, walks: int, length: int) -> Walks:
-    """Return random walks, one after another: uniform actions; one that ends begins anew.
+    """Return random walks, one after another, with uniform actions; a walk that ends starts again.
 
     Args:
         key: A random key.

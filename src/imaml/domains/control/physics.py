@@ -19,16 +19,33 @@ Accelerations = Callable[[Array, Array, Array, Array], Array]
 
 
 def pendulum(positions: Array, velocities: Array, controls: Array, physics: Array) -> Array:
-    """Angle from upright, rad; torque, N m; physics: mass (kg), length (m), friction (N m s)."""
+    """Return a pendulum's acceleration.
+
+    Args:
+        positions: The angle from upright, rad.
+        velocities: Its rate.
+        controls: The torque, N m.
+        physics: Mass (kg), length (m), friction (N m s).
+
+    Returns:
+        ``(1,)``.
+    """
     mass, length, friction = physics
     inertia = mass * length**2
     return GRAVITY / length * jnp.sin(positions) + (controls - friction * velocities) / inertia
 
 
 def cart_pole(positions: Array, velocities: Array, controls: Array, physics: Array) -> Array:
-    """Place (m) and angle from upright (rad); force, N; physics: masses of cart and pole (kg), length (m).
+    """Return the accelerations of a cart with a pole, whose mass is at its end.
 
-    The pole's mass is at its end, at `length`.
+    Args:
+        positions: Place (m) and angle from upright (rad).
+        velocities: Their rates.
+        controls: The force on the cart, N.
+        physics: Masses of cart and pole (kg), length of the pole (m).
+
+    Returns:
+        ``(2,)``.
     """
     cart, pole, length = physics
     sine, cosine = jnp.sin(positions[1]), jnp.cos(positions[1])
@@ -38,9 +55,16 @@ def cart_pole(positions: Array, velocities: Array, controls: Array, physics: Arr
 
 
 def quadrotor(positions: Array, velocities: Array, controls: Array, physics: Array) -> Array:
-    """Place (m, m) and tilt (rad); thrusts over those of hovering at 1 kg, N; physics: mass, inertia, drag.
+    """Return the accelerations of a quadrotor in a vertical plane, two rotors 0.25 m from its middle.
 
-    Two rotors 0.25 m from the middle, in a vertical plane; mass in kg, inertia in kg m^2, drag in N s / m.
+    Args:
+        positions: Place (m, m) and tilt (rad).
+        velocities: Their rates.
+        controls: Thrusts above those that hold 1 kg, N.
+        physics: Mass (kg), inertia (kg m^2), drag (N s / m).
+
+    Returns:
+        ``(3,)``.
     """
     mass, inertia, drag = physics
     tilt, thrusts = positions[2], controls + GRAVITY / 2
@@ -58,10 +82,21 @@ def quadrotor(positions: Array, velocities: Array, controls: Array, physics: Arr
 class Kind:
     """One kind of plant.
 
-    angles: which positions are angles. begin, goal: positions at the begin and at the end; both at rest.
-    weights: of the squared distance to the goal, positions and velocities. effort: of squared controls. most:
-    the control limit. accelerations: typical, by which they are scaled. lowest, highest: physics, each task's
-    own between these. around, speeds: how far positions and velocities of the data reach. seconds: of a step.
+    Attributes:
+        move: Returns accelerations.
+        angles: Which positions are angles.
+        begin: The first positions, at rest.
+        goal: The wanted positions, at rest.
+        weights: Weights of the squared distances to the goal, positions and velocities.
+        effort: The weight of squared controls.
+        most: The control limit.
+        accelerations: Typical accelerations, by which they are scaled.
+        lowest: The least physics of a task.
+        highest: The largest physics of a task.
+        around: The largest positions of the data.
+        speeds: The largest velocities of the data.
+        actuators: The number of controls.
+        seconds: The length of a step.
     """
 
     move: Accelerations
@@ -81,11 +116,11 @@ class Kind:
 
     @property
     def freedoms(self) -> int:
-        """d, how many positions there are."""
+        """The number d of positions."""
         return len(self.angles)
 
     def features(self, state: Array, control: Array) -> Array:
-        """What a model sees: positions (of angles sine and cosine), velocities and controls, scaled."""
+        """Return a model's inputs: positions (sine and cosine of angles), velocities and controls, scaled."""
         d = self.freedoms
         positions, velocities = state[:d], state[d:]
         angles = np.array(self.angles)
@@ -96,21 +131,21 @@ class Kind:
 
     @property
     def inputs(self) -> int:
-        """How many features there are."""
+        """The number of features."""
         return 2 * self.freedoms + sum(self.angles) + self.actuators
 
     def accelerate(self, state: Array, control: Array, physics: Array) -> Array:
-        """The true accelerations, (d,)."""
+        """Return the true accelerations ``(d,)``."""
         return self.move(state[: self.freedoms], state[self.freedoms :], control, physics)
 
     def onward(self, state: Array, acceleration: Array) -> Array:
-        """The state a step later."""
+        """Return the state a step later."""
         d = self.freedoms
         velocities = state[d:] + self.seconds * acceleration
         return jnp.concatenate([state[:d] + self.seconds * velocities, velocities])
 
     def distance(self, state: Array) -> Array:
-        """The weighted squared distance to the goal; of angles 2 (1 - cos)."""
+        """Return the weighted squared distance to the goal; 2 (1 - cos) for angles."""
         d = self.freedoms
         away = state[:d] - jnp.array(self.goal, state.dtype)
         squares = jnp.where(np.array(self.angles), 2 * (1 - jnp.cos(away)), jnp.square(away))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from ..scenes import Example
 from .episodes import Labelled
 from .images import Drawings, read_image_folder
 
+if TYPE_CHECKING:
+    from .domain import FewShotRecipe
+
 ROUNDING = 1e-5  # how far pixels may lie outside [0, 1]: 400 times less than a grey level of 8 bits
 
 
@@ -31,6 +34,7 @@ class FewShotInterface(DomainBase):
     depends on its neighbours in the batch.
     """
 
+    recipe: FewShotRecipe
     support_type: ClassVar[type] = Labelled
 
     @property

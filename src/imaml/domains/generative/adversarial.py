@@ -1,8 +1,8 @@
-"""A generator against a discriminator, as an inner problem: what domains of imitation have in common.
+"""A generator against a discriminator, as an inner problem: the base of domains of imitation.
 
 The inner problem is the simultaneous stationary point of both players, near theta (Goodfellow et al. 2014,
-the non-saturating losses; with the gradient penalty of Mescheder et al. 2018, eq. 9, which makes the game
-turn inwards):
+the non-saturating losses; with the gradient penalty of Mescheder et al. 2018, eq. 9, which makes simultaneous
+gradient descent converge):
 
     generator      weight mean softplus(-D(G(z)))
     discriminator  mean softplus(D(G(z))) + mean softplus(-D(x)) + penalty/2 mean |dD/dx|^2
@@ -15,19 +15,22 @@ task: the kernel two-sample statistic (Gretton et al. 2012, eq. 3, without its d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
-from ...core.validation import require_one_of, require_whole
-from ...problems.base import Problem
-from ...problems.proximal import equilibrium
+from ...core.fields import PositiveInt
+from ...core.tree import Tree
+from ...core.validation import require_whole
+from ...problems.base import Task
+from ...problems.losses import joined
 from ..arrays import Field
-from ..base import DomainBase
-from ..networks import MLP
+from ..base import EquilibriumDomain
+from ..networks import MLP, Network
+from ..recipes import DomainRecipe
 
 
 class Samples(NamedTuple):
@@ -44,70 +47,74 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Players:
-    """The field of the game, ``({"generator", "discriminator"}, samples) -> alike``; hashable.
+    """The vector field of the game, ``({"generator", "discriminator"}, samples) -> a tree like the first``.
+
+    It is hashable.
 
     Attributes:
-        generator: Latent points to points, an `MLP` or alike.
-        discriminator: Points to one number, large for true ones.
-        penalty: Of the discriminator's slope at points.
-        weight: Of the generator's loss; that of the discriminator is 1.
+        generator: The network from latent points to points.
+        discriminator: The network from points to one number, large for true points.
+        penalty: The weight of the discriminator's squared slope at points.
+        weight: The weight of the generator's loss; that of the discriminator's is 1.
         bounded: Whether points lie between 0 and 1, as ink does.
     """
 
-    generator: Any
+    generator: Network
     discriminator: MLP
     penalty: float
     weight: float = 1.0
     bounded: bool = False
 
-    @property
-    def dimension(self) -> int:
-        """How many numbers a point has."""
-        return self.discriminator.sizes[0]
-
-    def init(self, key: Array) -> Any:
-        """Fresh parameters of both networks."""
+    def init(self, key: Array) -> Tree:
+        """Return fresh parameters of both networks."""
         generator, discriminator = jax.random.split(key)
         return {
             "generator": self.generator.init(generator),
             "discriminator": self.discriminator.init(discriminator),
         }
 
-    def made(self, generator: Any, latents: Array) -> Array:
-        """The generator's points (m, d)."""
+    def made(self, generator: Tree, latents: Array) -> Array:
+        """Return the generator's points ``(m, d)`` for latent points ``(m, latent)``."""
         points = self.generator.forward(generator, latents)[0]
         return jax.nn.sigmoid(points) if self.bounded else points
 
-    def judged(self, discriminator: Any, points: Array) -> Array:
-        """The discriminator's numbers (n,)."""
+    def judged(self, discriminator: Tree, points: Array) -> Array:
+        """Return the discriminator's numbers ``(n,)`` for points ``(n, d)``."""
         return self.discriminator.forward(discriminator, points)[0][:, 0]
 
-    def fooling(self, generator: Any, discriminator: Any, batch: Samples) -> Array:
-        """What the generator minimises, a scalar."""
+    def fooling(self, generator: Tree, discriminator: Tree, batch: Samples) -> Array:
+        """Return the generator's loss, a scalar."""
         taken = self.judged(discriminator, self.made(generator, batch.latents))
         return self.weight * jnp.mean(jax.nn.softplus(-taken))
 
-    def telling(self, generator: Any, discriminator: Any, batch: Samples) -> Array:
-        """What the discriminator minimises, a scalar."""
+    def telling(self, generator: Tree, discriminator: Tree, batch: Samples) -> Array:
+        """Return the discriminator's loss, a scalar."""
         false = jnp.mean(jax.nn.softplus(self.judged(discriminator, self.made(generator, batch.latents))))
         true = jnp.mean(jax.nn.softplus(-self.judged(discriminator, batch.points)))
         slopes = jax.grad(lambda x: jnp.sum(self.judged(discriminator, x)))(batch.points)
         return false + true + 0.5 * self.penalty * jnp.mean(jnp.sum(jnp.square(slopes), -1))
 
-    def told_apart(self, phi: Any, batch: Samples) -> Array:
-        """The share of points that the discriminator takes for what they are, a scalar: 1/2 by chance."""
+    def told_apart(self, phi: Tree, batch: Samples) -> Array:
+        """Return the discriminator's accuracy on true and generated points, a scalar: 1/2 by chance."""
         made = self.made(phi["generator"], batch.latents)
         right = self.judged(phi["discriminator"], batch.points) > 0
         wrong = self.judged(phi["discriminator"], made) > 0
         return (0.5 * (jnp.mean(right) + jnp.mean(~wrong))).astype(made.dtype)
 
-    def __call__(self, phi: Any, batch: Samples) -> Any:
-        """F without its anchor."""
+    def __call__(self, phi: Tree, batch: Samples) -> Tree:
+        """Return F without its regularisation: each player's own slope, a tree like ``phi``."""
         generator, discriminator = phi["generator"], phi["discriminator"]
         return {
             "generator": jax.grad(self.fooling)(generator, discriminator, batch),
             "discriminator": jax.grad(self.telling, argnums=1)(generator, discriminator, batch),
         }
+
+    def surrogate(self, phi: Tree, batch: Samples) -> Array:
+        """Return a scalar whose gradient is the field."""
+        held = lax.stop_gradient(phi)
+        return self.fooling(phi["generator"], held["discriminator"], batch) + self.telling(
+            held["generator"], phi["discriminator"], batch
+        )
 
 
 def two_samples(left: Array, right: Array, widths: tuple[float, ...]) -> Array:
@@ -138,70 +145,97 @@ def two_samples(left: Array, right: Array, widths: tuple[float, ...]) -> Array:
     return within(left) + within(right) - 2 * jnp.mean(kernel(left, right))
 
 
-class Adversarial(DomainBase):
-    """What domains of imitation do alike, by their recipe's `players` and the `widths` of their kernels."""
+class AdversarialRecipe(DomainRecipe):
+    """The base of recipes with a generator and a discriminator; a subclass has the field ``latent``.
 
-    recipe: Any
+    Attributes:
+        latent: The number of entries of a latent point.
+        players: The generator and the discriminator.
+    """
+
+    latent: PositiveInt
+    players: Players
+
+
+class AdversarialDomain(EquilibriumDomain):
+    """The base of domains of imitation, by their recipe's players.
+
+    Attributes:
+        widths: The standard deviations of the two-sample statistic's kernels.
+    """
+
+    recipe: AdversarialRecipe
     headline: ClassVar[str] = "mmd"
-    higher_is_better: ClassVar[bool] = False
     widths: ClassVar[tuple[float, ...]]
     support_type: ClassVar[type] = Samples
 
     @property
     def field(self) -> Players:
-        """What the inner problem goes against."""
+        """The vector field of the inner problem."""
         return self.recipe.players
 
-    def init(self, key: Array) -> Any:
-        """Fresh parameters of both networks."""
+    def init(self, key: Array) -> Tree:
+        """Return fresh parameters of both networks."""
         return self.field.init(key)
 
-    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
-        """The anchored game on a support's points; no anchor for None.
-
-        ConfigError for curvature="gauss-newton": what is no gradient has none.
-        """
-        require_one_of("a game", "curvature", curvature, ("hessian",))
-        return equilibrium(self.field, strength, adapt)
-
     @staticmethod
-    def whole(support: Samples, query: Any) -> Samples:
-        """All points of a task as one batch, for methods that learn from it unsplit."""
-        points = jnp.concatenate([support.points, query.points])
-        return Samples(points, jnp.concatenate([support.latents, query.latents]))
+    def whole(support: Samples, query: Samples) -> Samples:
+        """Return all points of a task as one batch."""
+        return joined(support, Samples(query.points, query.latents))
 
-    def shared_loss(self, theta: Any, batch: Samples) -> Array:
-        """A scalar whose gradient is the field, of one pair of players for all tasks."""
-        held = jax.lax.stop_gradient(theta)
-        return self.field.fooling(theta["generator"], held["discriminator"], batch) + self.field.telling(
-            held["generator"], theta["discriminator"], batch
-        )
+    def shared_loss(self, theta: Tree, batch: Samples) -> Array:
+        """Return a scalar whose gradient is the field, of one pair of players for all tasks."""
+        return self.field.surrogate(theta, batch)
 
-    def query_loss(self, phi: Any, theta: Any, batch: Any) -> Array:
-        """The two-sample statistic of the generator's points and the query's."""
-        return two_samples(self.field.made(phi["generator"], batch.latents), batch.points, self.widths)
+    def distance(self, points: Array, query: Samples) -> Array:
+        """Return the two-sample statistic of points and the query's.
 
-    def measure(self, phi: Any, theta: Any, batch: Any) -> dict[str, Array]:
-        """The two-sample statistic; for a method's `measure`."""
+        Args:
+            points: ``(m, d)``.
+            query: The query batch.
+
+        Returns:
+            A scalar.
+        """
+        return two_samples(points, query.points, self.widths)
+
+    def query_loss(self, phi: Tree, theta: Tree, batch: Samples) -> Array:
+        """Return the two-sample statistic of the generator's points and the query's."""
+        return self.distance(self.forward(phi, batch.latents), batch)
+
+    def measure(self, phi: Tree, theta: Tree, batch: Samples) -> dict[str, Array]:
+        """Return the two-sample statistic."""
         return {"mmd": self.query_loss(phi, theta, batch)}
+
+    def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
+        """Return the two-sample statistic on the query, and the discriminator's accuracy there."""
+        told_apart = self.field.told_apart(phi, task.query)
+        return {**self.measure(phi, None, task.query), "told_apart": told_apart}
 
     def support_fields(self) -> dict[str, Field]:
         """Return what points ``(n, d)`` and latent points ``(m, latent)`` are."""
-        return {"points": Field((self.field.dimension,)), "latents": self.query_field()}
+        return {"points": Field(self.field.discriminator.sizes[:1]), "latents": self.query_field()}
 
     def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
         """Return as many latent points as there are points, the same for the same number."""
         return {"latents": self.latents(len(next(iter(arrays.values()))))}
 
     def latents(self, count: int) -> Array:
-        """Return standard normal latent points ``(count, latent)``, the same for the same number."""
+        """Return standard normal latent points, the same for the same number.
+
+        Args:
+            count: How many.
+
+        Returns:
+            ``(count, latent)``.
+        """
         return jax.random.normal(jax.random.key(0), (count, self.recipe.latent), jnp.float32)
 
     def query_field(self) -> Field:
         """Return what latent points are."""
         return Field((self.recipe.latent,), rows="m")
 
-    def encode_query(self, x: Any) -> np.ndarray:
+    def encode_query(self, x: Tree) -> np.ndarray:
         """Return latent points.
 
         Args:
@@ -215,10 +249,10 @@ class Adversarial(DomainBase):
             return np.asarray(self.latents(x))
         return super().encode_query(x)
 
-    def asked(self, query: Any) -> Array:
+    def asked(self, query: Samples) -> Array:
         """Return the query's latent points."""
         return query.latents
 
-    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
-        """Return the generator's points ``(m, d)``."""
+    def forward(self, phi: Tree, rows: Array, statistics: None = None) -> Array:
+        """Return the generator's points ``(m, d)`` for latent points."""
         return self.field.made(phi["generator"], rows)

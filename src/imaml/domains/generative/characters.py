@@ -1,41 +1,92 @@
-"""Tasks that are one character each, a few of its drawings shrunk to rows of pixels; sheets of such rows."""
+"""Tasks that are one character each, with drawings shrunk to rows of pixels: the base of two domains."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..fewshot.domain import FewShot
+from ...core.fields import PositiveInt
+from ...core.tree import Tree
+from ..base import DomainBase, Encoded
+from ..fewshot.domain import FewShot, FewShotRecipe
 from ..fewshot.episodes import Indices
+from ..recipes import ReadsData
 
-SOURCES = ("characters", "omniglot")
-SIDES = (7, 14, 28)  # what 28 pixels are averaged to
+Source = Literal["characters", "omniglot"]
+Side = Literal[7, 14, 28]  # what 28 pixels are averaged to
 
 
 class Character(NamedTuple):
-    """Drawings of a character and of others, an episode of few-shot learning; a key for what is random."""
+    """The indices of a task: drawings of characters, an episode of few-shot learning, and a key."""
 
     episode: Indices
     key: Array
 
 
-def draw(drawings: FewShot, key: Array, split: str) -> Character:
-    """Return the indices of one random character.
+class CharactersRecipe(ReadsData):
+    """The base of recipes whose tasks are characters; a subclass has the fields below.
 
-    Args:
-        drawings: The few-shot domain that it is of.
-        key: A random key.
-        split: Which split.
-
-    Returns:
-        The character.
+    Attributes:
+        source: Procedural "characters", or "omniglot".
+        shots: Drawings of a support set.
+        queries: Drawings of a query set.
+        side: Pixels of a drawing's side.
     """
-    episode, rest = jax.random.split(key)
-    return Character(drawings.draw(episode, split), rest)
+
+    source: Source
+    shots: PositiveInt
+    queries: PositiveInt
+    side: Side
+
+    def drawings(self, ways: int) -> FewShot:
+        """Return the few-shot domain that drawings are taken from.
+
+        Args:
+            ways: How many characters an episode has.
+
+        Returns:
+            The domain, with its data read.
+        """
+        return FewShotRecipe(self.source, ways, self.shots, self.queries, data=self.data).build()
+
+
+class CharactersDomain(DomainBase):
+    """The base of domains whose tasks are characters.
+
+    Attributes:
+        drawings: The few-shot domain that drawings are taken from.
+    """
+
+    drawings: FewShot
+    recipe: CharactersRecipe
+
+    def draw(self, key: Array, split: str) -> Character:
+        """Return the indices of one random character."""
+        episode, rest = jax.random.split(key)
+        return Character(self.drawings.draw(episode, split), rest)
+
+    def encode(self, x: Tree, y: object = None) -> Encoded:
+        """Return drawings as a batch.
+
+        Args:
+            x: Drawings ``(n, side, side)``, ``(n, 28, 28)`` or ``(n, side^2)``, 1 = ink; or a sampled support
+                batch; or a mapping to its arrays.
+            y: The batch's second array; by default drawn at random.
+
+        Returns:
+            The batch.
+        """
+        named = hasattr(x, "_fields") or isinstance(x, Mapping)
+        return super().encode(x if named else rows_of(x, self.recipe.side), y)
+
+    def decode(self, outputs: np.ndarray, x: Tree) -> np.ndarray:
+        """Return drawings ``(n, side, side)``."""
+        return outputs.reshape(-1, self.recipe.side, self.recipe.side)
 
 
 def shrunk(images: Array, side: int) -> Array:
@@ -52,7 +103,7 @@ def shrunk(images: Array, side: int) -> Array:
     return images.reshape(-1, side, parts, side, parts).mean((2, 4)).reshape(-1, side**2)
 
 
-def rows_of(drawings: Any, side: int) -> Any:
+def rows_of(drawings: Tree, side: int) -> Tree:
     """Return drawings as rows of pixels.
 
     Args:
@@ -74,19 +125,16 @@ def rows_of(drawings: Any, side: int) -> Any:
     return np.asarray(shrunk(jnp.asarray(array), side)) if array.shape[1:] == (28, 28) else array
 
 
-def sheet(drawings: Array, side: int, columns: int = 4) -> np.ndarray:
-    """Return drawings side by side on one sheet.
+def sheet(drawings: Array, side: int) -> np.ndarray:
+    """Return the first 16 drawings as one image, four in a row.
 
     Args:
         drawings: ``(n, side^2)``.
         side: Pixels a side.
-        columns: Drawings in a row; at most ``columns^2`` are shown.
 
     Returns:
         An image.
     """
-    shown = np.asarray(drawings)[: columns**2]
-    rows = -(-len(shown) // columns)
-    filled = np.zeros((rows * columns, side, side))
-    filled[: len(shown)] = np.clip(shown, 0, 1).reshape(-1, side, side)
-    return filled.reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, columns * side)
+    shown = np.clip(np.asarray(drawings, np.float64)[:16], 0, 1)
+    filled = np.pad(shown, ((0, -len(shown) % 4), (0, 0))).reshape(-1, 4, side, side)
+    return filled.swapaxes(1, 2).reshape(-1, 4 * side)

@@ -1,46 +1,45 @@
 """Densities in the plane from few points, each task's by an energy: p(x) is in proportion to exp(-E(x; phi)).
 
-The inner problem fits the energy's parameters phi to a task's points by denoising score matching (Vincent
-2011, eq. 11), which needs no normaliser, and keeps them near theta:
-
-    loss = 1/2 mean |e + sigma s(x + sigma e; phi)|^2,   s = -dE/dx,   e standard normal, drawn once
-
-The plane is small enough to integrate exp(-E) on a grid, so that the likelihood of points that were held out,
-which judges phi, is exact (judge="likelihood"; "score" takes the loss above on them).
+The inner problem fits the energy's parameters phi to a task's points by denoising score matching, near theta
+(see `imaml.domains.generative.score_matching`). The plane is small enough to integrate exp(-E) on a grid, so
+the likelihood of held-out points, which judges phi, is exact (judge="likelihood"; "score" takes the loss of
+score matching on them).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
 
 from ...core.fields import PositiveFloat, PositiveInt, SeveralInt
 from ...core.recipes import recipe
-from ...problems.base import Problem, Task
-from ...problems.proximal import plain, proximal
+from ...core.tree import Tree
+from ...problems.base import Task
 from ..arrays import Field
-from ..base import DomainBase
+from ..base import cut, split_key
 from ..networks import MLP
-from ..recipes import DomainRecipe
+from ..recipes import builder
 from ..scenes import Scene
+from .score_matching import EnergyDomain, EnergyRecipe, ScoreMatching
 
 Family = Literal["curves", "modes"]
-REACH = 3.0  # of the square that densities live in, to either side
+REACH = 3.0  # densities are in the square from -REACH to REACH
 PIECES = 128  # normal distributions along a curve
-CELLS = 64  # a side, of pictures
-BANDWIDTHS = 16  # tried by the kernel density estimate
+CELLS = 64  # cells of a picture's side
+BANDWIDTHS = 16  # bandwidths that the kernel density estimate tries
 
 
 @recipe("domain")
 @dataclass(frozen=True)
-class DensitiesRecipe(DomainRecipe):
-    """The recipe of a domain of densities.
+class DensitiesRecipe(EnergyRecipe):
+    """Densities of one family in the plane.
 
     Args:
         family: "curves", points near closed curves of two to four lobes, or "modes", four normal
@@ -48,14 +47,20 @@ class DensitiesRecipe(DomainRecipe):
         shots: Points of a support set.
         queries: Points of a query set.
         noises: How many times each point is blurred for score matching.
-        sigma: By how much.
+        sigma: The standard deviation of the blur.
         spread: The standard deviation around curve or mode.
-        grid: Cells a side, where likelihoods are integrated.
+        grid: Cells of a side of the grid that likelihoods are integrated on.
         hidden: Units of the energy's hidden layers.
         judge: "likelihood" or "score".
 
     Raises:
         ConfigError: If a field is out of its range.
+
+    Example:
+        >>> import imaml, jax
+        >>> domain = imaml.densities("modes", shots=5)
+        >>> domain.sample(jax.random.key(0), "train").support.points.shape
+        (5, 2)
     """
 
     family: Family = "curves"
@@ -69,64 +74,59 @@ class DensitiesRecipe(DomainRecipe):
     judge: Literal["likelihood", "score"] = "likelihood"
 
     def build(self) -> Densities:
-        """The domain."""
+        """Return the domain."""
         return Densities(self)
 
     @property
     def network(self) -> MLP:
-        """The energy of a point, but for a bowl around the middle of the square."""
+        """The network from a point to its energy, without the quadratic term."""
         return MLP((2, *self.hidden, 1), "silu")
+
+    @property
+    def energy(self) -> Energy:
+        """The energy, which is the inner loss as well."""
+        return Energy(self.network, self.sigma)
+
+
+densities = builder(DensitiesRecipe)
 
 
 class Cloud(NamedTuple):
-    """Points (n, 2), and the noise (n, m, 2), standard normal, that each is blurred by m times."""
+    """Points ``(n, 2)``, and standard normal noise ``(n, m, 2)``: each point is blurred m times."""
 
     points: Array
     noise: Array
 
 
 class Held(NamedTuple):
-    """A query: points with noise, and the centres (k, 2) of the true density's equal normal parts."""
+    """A query batch: points with noise, and the centres ``(k, 2)`` of the true density's normal parts."""
 
     cloud: Cloud
     centres: Array
 
 
 class Shape(NamedTuple):
-    """A true density: its centres (k, 2), and the key of the points that are seen."""
+    """The indices of a density: its centres ``(k, 2)``, and the key of its points."""
 
     centres: Array
     key: Array
 
 
 @dataclass(frozen=True)
-class Energy:
-    """E(x; phi), and the loss of score matching, (phi, batch) -> scalar; hashable."""
+class Energy(ScoreMatching):
+    """E(x; phi) = f(x; phi) + |x|^2 / (2 REACH^2), with f a network; hashable."""
 
-    network: MLP
-    sigma: float
-
-    def at(self, phi: Any, points: Array) -> Array:
-        """Energies (n,) of points (n, 2)."""
-        bowl = 0.5 * jnp.sum(jnp.square(points), -1) / REACH**2
-        return self.network.forward(phi, points)[0][:, 0] + bowl
-
-    def outputs(self, phi: Any, batch: Cloud) -> Array:
-        """Return sigma dE/dx at blurred points, ``(n, m, 2)``."""
-        blurred = (batch.points[:, None] + self.sigma * batch.noise).reshape(-1, 2)
-        slopes = jax.grad(lambda x: jnp.sum(self.at(phi, x)))(blurred)
-        return self.sigma * slopes.reshape(batch.noise.shape)
+    def at(self, phi: Tree, points: Array) -> Array:
+        """Return the energies ``(n,)`` of points ``(n, 2)``."""
+        quadratic = 0.5 * jnp.sum(jnp.square(points), -1) / REACH**2
+        return self.network.forward(phi, points)[0][:, 0] + quadratic
 
     def cost(self, outputs: Array, batch: Cloud) -> Array:
-        """Half the squared distance of the outputs from the noise, the mean over blurred points."""
+        """Return half the squared distance of the outputs from the noise, the mean over blurred points."""
         return 0.5 * jnp.mean(jnp.sum(jnp.square(outputs - batch.noise), -1))
 
-    def __call__(self, phi: Any, batch: Cloud) -> Array:
-        """The loss of score matching of parameters `phi` on `batch`."""
-        return self.cost(self.outputs(phi, batch), batch)
 
-
-def logs_of_mixture(points: Array, centres: Array, spread: Any) -> Array:
+def logs_of_mixture(points: Array, centres: Array, spread: ArrayLike) -> Array:
     """Return the log density of equal normal distributions.
 
     Args:
@@ -142,47 +142,70 @@ def logs_of_mixture(points: Array, centres: Array, spread: Any) -> Array:
     return jax.nn.logsumexp(-apart, axis=1) - norm
 
 
+def normal_fit(points: Array, ridge: float) -> tuple[Array, Array]:
+    """Return the mean and the covariance of points.
+
+    Args:
+        points: ``(n, 2)``.
+        ridge: A number that is added to the covariance's diagonal.
+
+    Returns:
+        The mean ``(2,)`` and the covariance ``(2, 2)``.
+    """
+    mean = points.mean(0)
+    away = points - mean
+    return mean, away.T @ away / points.shape[0] + ridge * jnp.eye(2, dtype=points.dtype)
+
+
+def dots(points: Array, radius: int = 0) -> np.ndarray:
+    """Return an image of the square with points in it.
+
+    Args:
+        points: ``(n, 2)``; those outside the square are not drawn.
+        radius: How many cells a dot covers to each side of its middle.
+
+    Returns:
+        An image ``(CELLS, CELLS)``, 1 where a point is.
+    """
+    image = np.zeros((CELLS, CELLS))
+    places = np.rint((np.asarray(points) + REACH) * (CELLS - 1) / (2 * REACH)).astype(int)
+    for column, row in places[np.all((places >= radius) & (places < CELLS - radius), axis=1)]:
+        image[CELLS - 1 - row - radius : CELLS - row + radius, column - radius : column + radius + 1] = 1
+    return image
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Densities(DomainBase):
+class Densities(EnergyDomain):
     """Densities in the square [-3, 3]^2 around curves or modes, to be learned from a few points of each."""
 
     recipe: DensitiesRecipe
 
     headline: ClassVar[str] = "nll"
-    higher_is_better: ClassVar[bool] = False
     support_type: ClassVar[type] = Cloud
 
-    @property
-    def energy(self) -> Energy:
-        """The energy, which is the inner loss as well."""
-        return Energy(self.recipe.network, self.recipe.sigma)
+    def logs(self, phi: Tree, points: Array) -> Array:
+        """Return log p(x; phi), exact up to the grid's resolution.
 
-    def init(self, key: Array) -> Any:
-        """Fresh parameters of the network."""
-        return self.recipe.network.init(key)
+        Args:
+            phi: The energy's parameters.
+            points: ``(n, 2)``.
 
-    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
-        """The loss of score matching on the support + strength/2 |phi - theta|^2; no anchor for None."""
-        if strength is None:
-            return plain(self.energy, adapt)
-        return proximal(self.energy, strength, adapt, curvature=curvature)
+        Returns:
+            ``(n,)``.
+        """
+        return self.forward(phi, points, self.normaliser(phi, points.dtype))
 
-    @staticmethod
-    def whole(support: Cloud, query: Held) -> Cloud:
-        """All points of a task as one batch, for methods that learn from it unsplit."""
-        return Cloud(*(jnp.concatenate(pair) for pair in zip(support, query.cloud, strict=True)))
+    def normaliser(self, phi: Tree, dtype: DTypeLike) -> Array:
+        """Return the log of the integral of exp(-E) over the square, a sum over the middles of its cells.
 
-    def shared_loss(self, theta: Any, batch: Cloud) -> Array:
-        """The loss of one energy for all tasks, a scalar."""
-        return self.energy(theta, batch)
+        Args:
+            phi: The energy's parameters.
+            dtype: The dtype of points.
 
-    def logs(self, phi: Any, points: Array) -> Array:
-        """Return log p(x; phi), ``(n,)``, at points ``(n, 2)``; exact, as exp(-E) is summed over the grid."""
-        return -self.energy.at(phi, points) - self.normaliser(phi, points.dtype)
-
-    def normaliser(self, phi: Any, dtype: Any) -> Array:
-        """The log of the integral of exp(-E) over the square, a scalar: a sum over the grid."""
+        Returns:
+            A scalar.
+        """
         cells, width = self.recipe.grid, 2 * REACH / self.recipe.grid
         line = -REACH + width * (jnp.arange(cells, dtype=dtype) + 0.5)
         grid = jnp.stack(jnp.meshgrid(line, line), -1).reshape(-1, 2)
@@ -192,39 +215,31 @@ class Densities(DomainBase):
         """Return what points ``(n, 2)`` and their noise ``(n, m, 2)`` are."""
         return {"points": Field((2,)), "noise": Field((None, 2))}
 
-    def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
-        """Return standard normal noise, the same for the same number of points."""
-        count = len(next(iter(arrays.values())))
-        return {"noise": jax.random.normal(jax.random.key(0), (count, self.recipe.noises, 2), jnp.float32)}
-
-    def query_field(self) -> Field:
-        """Return what points ``(n, 2)`` are."""
-        return Field((2,))
-
-    def asked(self, query: Held) -> Array:
-        """Return the held-out points."""
-        return query.cloud.points
-
-    def statistics(self, phi: Any, support: Cloud) -> Array:
+    def statistics(self, phi: Tree, support: Cloud) -> Array:
         """Return the log of the normaliser."""
         return self.normaliser(phi, support.points.dtype)
 
-    def forward(self, phi: Any, rows: Array, statistics: Any = None) -> Array:
+    def forward(self, phi: Tree, rows: Array, statistics: Array | None = None) -> Array:
         """Return log densities ``(n,)`` at points ``(n, 2)``."""
-        return self.logs(phi, rows) if statistics is None else -self.energy.at(phi, rows) - statistics
+        logarithm = self.normaliser(phi, rows.dtype) if statistics is None else statistics
+        return -self.energy.at(phi, rows) - logarithm
 
-    def query_loss(self, phi: Any, theta: Any, batch: Held) -> Array:
-        """Minus the mean log likelihood of the held-out points, nats; or their score matching's loss."""
+    def query_loss(self, phi: Tree, theta: Tree, batch: Held) -> Array:
+        """Return minus the mean log likelihood of held-out points, nats; or their loss of score matching."""
         if self.recipe.judge == "score":
             return self.energy(phi, batch.cloud)
-        return -jnp.mean(self.logs(phi, batch.cloud.points))
+        return self.measure(phi, theta, batch)["nll"]
+
+    def measure(self, phi: Tree, theta: Tree, batch: Held) -> dict[str, Array]:
+        """Return minus the mean log likelihood of held-out points, nats."""
+        return {"nll": -jnp.mean(self.logs(phi, batch.cloud.points))}
 
     def draw(self, key: Array, split: str) -> Shape:
-        """One random density; each split has a stream of its own."""
-        salt = ("train", "validation", "test").index(split)
-        place, lobes, form, seen = jax.random.split(jax.random.fold_in(key, salt), 4)
+        """Return one random density."""
+        place, lobes, form, seen = jax.random.split(split_key(key, split), 4)
         if self.recipe.family == "modes":
             return Shape(jax.random.uniform(place, (4, 2), jnp.float32, -2, 2), seen)
+        # A closed curve: its distance from the middle is a cosine of the angle, of two to four lobes.
         middle = jax.random.uniform(place, (2,), jnp.float32, -0.5, 0.5)
         radius, depth, phase = jax.random.uniform(form, (3,), jnp.float32)
         angles = 2 * jnp.pi * jnp.arange(PIECES, dtype=jnp.float32) / PIECES
@@ -233,63 +248,51 @@ class Densities(DomainBase):
         return Shape(middle + far[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1), seen)
 
     def gather(self, indices: Shape) -> Task:
-        """The task of a density: points to learn from, and others."""
+        """Return the task of a density: points to learn from, and others."""
         recipe = self.recipe
         which, around, noise = jax.random.split(indices.key, 3)
         count = recipe.shots + recipe.queries
         parts = jax.random.randint(which, (count,), 0, indices.centres.shape[0])
         points = indices.centres[parts] + recipe.spread * jax.random.normal(around, (count, 2), jnp.float32)
         cloud = Cloud(points, jax.random.normal(noise, (count, recipe.noises, 2), jnp.float32))
-        support, query = (
-            Cloud(*(leaf[cut] for leaf in cloud)) for cut in (slice(recipe.shots), slice(recipe.shots, None))
-        )
+        support, query = cut(cloud, recipe.shots)
         return Task(support, Held(query, indices.centres))
 
-    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Minus the mean log likelihood of held-out points, nats, and how far it is above the truth's."""
-        points, centres = task.query.cloud.points, task.query.centres
-        found = -jnp.mean(self.logs(phi, points))
-        return {
-            "nll": found,
-            "excess": found + jnp.mean(logs_of_mixture(points, centres, self.recipe.spread)),
-        }
+    def _true_loss(self, query: Held) -> Array:
+        """Return minus the mean log likelihood of held-out points by the true density."""
+        return -jnp.mean(logs_of_mixture(query.cloud.points, query.centres, self.recipe.spread))
 
-    def scenes(self, before: Any, after: Any, task: Task) -> list[Scene]:
-        """Densities over the square: the true one, the points, and the energy's before and after."""
+    def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
+        """Return minus the mean log likelihood of held-out points, nats, and its excess over the truth's."""
+        found = self.measure(phi, None, task.query)["nll"]
+        return {"nll": found, "excess": found - self._true_loss(task.query)}
+
+    def scenes(self, before: Tree, after: Tree, task: Task) -> list[Scene]:
+        """Return densities over the square: the true one, the points, and the energy's before and after."""
         line = np.linspace(-REACH, REACH, CELLS, dtype=np.float32)
         grid = jnp.stack(jnp.meshgrid(line, line[::-1]), -1).reshape(-1, 2)
-        logs = {"true": logs_of_mixture(grid, task.query.centres, self.recipe.spread)}
-        logs |= {"before": self.logs(before, grid), "after": self.logs(after, grid)}
-        most = float(jnp.exp(logs["true"].max()))
+        true = logs_of_mixture(grid, task.query.centres, self.recipe.spread)
+        logs = {"true": true, "before": self.logs(before, grid), "after": self.logs(after, grid)}
         images = {
-            name: np.clip(np.exp(np.asarray(each)) / most, 0, 1).reshape(CELLS, CELLS)
+            name: np.clip(np.exp(np.asarray(each)) / float(jnp.exp(true.max())), 0, 1).reshape(CELLS, CELLS)
             for name, each in logs.items()
         }
-        seen = np.zeros((CELLS, CELLS))
-        places = np.rint((np.asarray(task.support.points) + REACH) * (CELLS - 1) / (2 * REACH)).astype(int)
-        inside = places[np.all((places > 0) & (places < CELLS - 1), axis=1)]
-        for column, row in inside:
-            seen[CELLS - 1 - row - 1 : CELLS - row + 1, column - 1 : column + 2] = 1
-        shown = {"true": images["true"], "seen": seen, "before": images["before"], "after": images["after"]}
-        gone = " to ".join(f"{float(self.metrics(phi, task)['nll']):.2f}" for phi in (before, after))
-        return [Scene("a density", f"minus mean log likelihood of other points: {gone}", images=shown)]
-
-    def measure(self, phi: Any, theta: Any, batch: Held) -> dict[str, Array]:
-        """Minus the mean log likelihood; for a method's `measure`."""
-        return {"nll": -jnp.mean(self.logs(phi, batch.cloud.points))}
+        shown = {"true": images.pop("true"), "seen": dots(task.support.points, 1), **images}
+        note = f"minus mean log likelihood of other points: {self.change(before, after, task, '.2f')}"
+        return [Scene("a density", note, images=shown)]
 
     def baselines(self, task: Task) -> dict[str, Array]:
-        """The nll of a normal distribution, a kernel density estimate, and the true density.
+        """Return the nll of a normal distribution, a kernel density estimate, and the true density.
 
         The estimate's bandwidth is that of the most likely leave-one-out predictions of the support.
         """
         seen, points = task.support.points, task.query.cloud.points
-        count = seen.shape[0]
-        middle = seen.mean(0)
-        spread = (seen - middle).T @ (seen - middle) / count + 1e-3 * jnp.eye(2, dtype=seen.dtype)
-        away = points - middle
-        far = jnp.sum(away * jnp.linalg.solve(spread, away.T).T, -1)
-        normal = 0.5 * (far + jnp.linalg.slogdet(2 * jnp.pi * spread)[1])
+        # -log N(x; mean, C) = 1/2 (x - mean)^T C^-1 (x - mean) + 1/2 log det(2 pi C)
+        mean, covariance = normal_fit(seen, 1e-3)
+        away, count = points - mean, seen.shape[0]
+        far = jnp.sum(away * jnp.linalg.solve(covariance, away.T).T, -1)
+        normal = 0.5 * (far + jnp.linalg.slogdet(2 * jnp.pi * covariance)[1])
+        # The kernel density estimate of each point from the others, for a range of bandwidths.
         others = jnp.array([[j for j in range(count) if j != i] for i in range(count)])
 
         def left_out(width: Array) -> Array:
@@ -301,24 +304,5 @@ class Densities(DomainBase):
         return {
             "normal": jnp.mean(normal),
             "kernels": -jnp.mean(logs_of_mixture(points, seen, width)),
-            "true": -jnp.mean(logs_of_mixture(points, task.query.centres, self.recipe.spread)),
+            "true": self._true_loss(task.query),
         }
-
-
-def densities(family: Family = "curves", **options: Any) -> Densities:
-    """Return densities of one family in the plane.
-
-    Args:
-        family: "curves" or "modes".
-        **options: The other fields of `DensitiesRecipe`.
-
-    Returns:
-        The domain.
-
-    Example:
-        >>> import imaml, jax
-        >>> domain = imaml.densities("modes", shots=5)
-        >>> domain.sample(jax.random.key(0), "train").support.points.shape
-        (5, 2)
-    """
-    return DensitiesRecipe(family, **options).build()

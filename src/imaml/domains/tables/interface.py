@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from ..scenes import Scene, compared
 from .files import Table, read_table, table_of
 from .layout import Column
 from .mixed_model import learned_prior, prior_text
+
+if TYPE_CHECKING:
+    from .domain import TablesRecipe
 
 LEVEL = 0.9  # of the intervals
 
@@ -63,6 +66,7 @@ def rows_of(rows: Any, source: str) -> Table:
 class TablesInterface(DomainBase):
     """The part of `Tables` that meets a user's data."""
 
+    recipe: TablesRecipe
     support_type: ClassVar[type] = Rows
 
     @property
