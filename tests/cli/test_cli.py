@@ -197,7 +197,7 @@ BAD = {
     # data
     "data for characters": ([*TRAIN, "--data={root}/data"], "expected a run that reads data"),
     "data not said": (IMAGES, "Pass --data PATH"),
-    "data missing": ([*IMAGES, "--data={root}/nowhere"], "no such folder"),
+    "data missing": ([*IMAGES, "--data={root}/nowhere"], "No such file"),
     "class with one image": ([*IMAGES, "--data={root}/thin"], "a.png|1 image|images"),
     "ways above classes": (
         instead(IMAGES, "--data={root}/data", "--domain.ways=4"),
@@ -243,11 +243,11 @@ BAD = {
     "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "expected an .npz or .npy file"),
     "support empty": (instead(ADAPT, "--support={root}/empty"), "is empty"),
     "support class empty": (instead(ADAPT, "--support={root}/hollow"), "'k0' is empty"),
-    "support missing": (instead(ADAPT, "--support={root}/nowhere"), "no such folder"),
+    "support missing": (instead(ADAPT, "--support={root}/nowhere"), "No such file"),
     "support corrupt": (instead(ADAPT, "--support={root}/corrupt"), "k1/a.png"),
-    "support above ways": (instead(ADAPT, "--support={root}/four"), "4 different ones"),
+    "support above ways": (instead(ADAPT, "--support={root}/four"), "different ones, as in training, got 4"),
     "support of one class": (instead(ADAPT, "--support={root}/one"), "all are k0"),
-    "query missing": (instead(ADAPT, "--query={root}/nowhere"), "no such folder"),
+    "query missing": (instead(ADAPT, "--query={root}/nowhere"), "No such file"),
 }
 
 
@@ -381,7 +381,7 @@ def test_other_bad_calls_from_python(learner, place):
             waves.adapt(x, y)
     fitted = waves.adapt([0.0, 1.0], [0.0, 1.0])
     assert fitted.predict([0.5, 0.7]).shape == (2,)
-    with pytest.raises(ConfigError, match="predicts numbers"):
+    with pytest.raises(ConfigError, match="predict_proba: expected classes, got numbers"):
         fitted.predict_proba([0.5])
     with pytest.raises(ConfigError, match="did you mean 'test'"):
         imaml.evaluate(learner, split="tst")
