@@ -78,11 +78,14 @@ class FewShotRecipe(ReadsData):
     def __post_init__(self) -> None:
         """Check the fields (ConfigError)."""
         super().__post_init__()
-        for name, most in (("distortion", 2), ("within", 0 if self.source == "characters" else 1)):
-            if getattr(self, name) > most:
+        most: dict[str, float] = {"distortion": 2, "within": 1}  # a distortion of 2 is unreadable
+        if self.source == "characters":  # which belong to no alphabet
+            most |= {"within": 0, "ways": min(last - first for first, last in DRAWN_CLASSES.values())}
+        for name, limit in most.items():
+            value = getattr(self, name)
+            if value > limit:
                 raise ConfigError(
-                    f"domain: {name}: expected at most {most} for {self.source}, got {getattr(self, name)!r}."
-                    " Hint: characters belong to no alphabet; a distortion of 2 is unreadable."
+                    f"domain: {name}: expected at most {limit} for {self.source}, got {value!r}."
                 )
 
     def build(self) -> FewShot:
@@ -104,13 +107,14 @@ class FewShotRecipe(ReadsData):
     def _whole(self) -> FewShot:
         """The domain with all classes of its splits."""
         if self.source == "characters":
-            return characters_of(self)
+            splits = {name: jnp.arange(*ends, dtype=jnp.int32) for name, ends in DRAWN_CLASSES.items()}
+            return FewShot(None, None, None, None, splits, 0, self)
         if self.source == "omniglot":
             return table_of(self, omniglot_data.read(self.data, split=self.split))
         if self.data is None:
             raise DataError(
                 f"{self.source}: expected images, got no path. Hint: pass --data PATH, a folder with "
-                " train/, val/ and test/ and in each a folder of images for every class."
+                "train/, val/ and test/ and in each a folder of images for every class."
             )
         network = self.network
         return table_of(self, read_split_folders(self.data, side=network.side, channels=network.channels))
@@ -414,24 +418,6 @@ def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:
             f"domain: within={recipe.within!r}: expected a group (an alphabet) of at least {recipe.ways} "
             f"training classes (the ways), got {most} in the largest. Hint: set --domain.within=0."
         )
-
-
-def characters_of(recipe: FewShotRecipe) -> FewShot:
-    """Return the domain of procedural handwriting, drawn on the device when needed.
-
-    Args:
-        recipe: The recipe.
-
-    Returns:
-        The domain.
-    """
-    fewest = min(last - first for first, last in DRAWN_CLASSES.values())
-    if recipe.ways > fewest:
-        raise ConfigError(
-            f"domain: ways: expected at most {fewest}, the smallest split's classes, got {recipe.ways}."
-        )
-    splits = {name: jnp.arange(*ends, dtype=jnp.int32) for name, ends in DRAWN_CLASSES.items()}
-    return FewShot(None, None, None, None, splits, 0, recipe)
 
 
 def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:

@@ -67,8 +67,8 @@ class Images:
         first, count = _integers("first", self.first), _integers("count", self.count)
         names, groups = tuple(map(str, self.names)), tuple(map(str, self.groups))
         lengths = {"first": len(first), "count": len(count), "names": len(names), "groups": len(groups)}
-        if len(set(lengths.values())) != 1 or not names:
-            raise DataError(f"Images: expected one entry a class, and at least one class, got {lengths}.")
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"Images: expected one entry a class, got {lengths}.")
         _require_distinct("names", names)
         _check_rows(first, count, names, len(pixels))
         splits = _checked_splits(self.splits, count, names)

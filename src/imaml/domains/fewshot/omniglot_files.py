@@ -210,7 +210,7 @@ def _opener(location: Path) -> Iterator[Callable[[str], bytes]]:
 
 def _packed_png(content: bytes) -> np.ndarray:
     """One drawing's bits, uint8 (1379,), 1 = ink; upstream's files have ink = 0."""
-    with open_image(content, "the drawing", formats=("PNG",)) as image:
+    with open_image(content, formats=("PNG",)) as image:
         if image.size != (SIDE, SIDE):
             raise DataError(f"expected {SIDE} x {SIDE} pixels, got {image.size[0]} x {image.size[1]}")
         return np.packbits(np.asarray(image.convert("L")) < 128)

@@ -77,7 +77,6 @@ def regular_file(file: str | Path) -> os.stat_result:
 @contextlib.contextmanager
 def open_image(
     content: str | Path | bytes,
-    name: str | None = None,
     *,
     formats: Sequence[str] = tuple(FORMATS),
     padded: bool = False,
@@ -88,7 +87,6 @@ def open_image(
 
     Args:
         content: The path of a file, or a file's bytes.
-        name: What messages call it; by default the path.
         formats: Pillow's names of the formats accepted. The file's content decides, not its suffix.
         padded: Whether the image will be padded to a square, so that the square's pixels count.
 
@@ -101,8 +99,7 @@ def open_image(
     """
     from PIL import Image
 
-    if name is None:
-        name = "the image" if isinstance(content, bytes) else str(content)
+    name = "the image" if isinstance(content, bytes) else str(content)
     if not isinstance(content, bytes):
         regular_file(content)
     with warnings.catch_warnings():

@@ -377,11 +377,8 @@ class Tables(TablesInterface):
 
     def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
         """Return the headline, and the mean loss of the query's rows."""
-        outputs = self.loss.outputs(phi, task.query)
-        return {
-            self.headline: self._scored(outputs, task.query),
-            "loss": self.query_loss(phi, None, task.query),
-        }
+        headline = self._scored(self.loss.outputs(phi, task.query), task.query)
+        return {self.headline: headline, "loss": self.query_loss(phi, None, task.query)}
 
     def baselines(self, task: Task) -> dict[str, Array]:
         """Return scores of least squares for all tasks, for this task alone (least norm), and of the mean."""

@@ -200,11 +200,9 @@ class TablesInterface(DomainBase):
         if not self.classes:
             parts = [self.decode(part, None) for part in (targets, *(out[kept] for out in outputs))]
             return [compared("predicted rows", *parts, self.target.name)]
-        chances = [np.asarray(jax.nn.softmax(out))[kept, targets] for out in outputs]
-        lines = {
-            name: (np.arange(len(kept)), chance)
-            for name, chance in zip(("before", "after"), chances, strict=True)
-        }
+        rows = np.arange(len(kept))
+        first, last = ((rows, np.asarray(jax.nn.softmax(out))[kept, targets]) for out in outputs)
+        lines = {"before": first, "after": last}
         return [Scene("probability of the true class", self.target.name, lines, "row")]
 
     def summary(self, theta: Tree, problem: Problem) -> tuple[dict[str, object], str]:

@@ -140,9 +140,7 @@ def _numbers_of(table: Table, name: str, what: str, rows: np.ndarray) -> Column:
         return Column(name, None, float(values[0]), 1.0)  # not std(): rounding may leave it just above 0
     mean, scale = float(values.mean()), float(values.std())
     if scale < float(FLOAT32.tiny):  # in float32 it is 0, and with it every score in the target's units
-        wanted = (
-            f"a standard deviation of at least {FLOAT32.tiny:.4g}, as in float32, not {scale:.4g}"
-        )
+        wanted = f"a standard deviation of at least {FLOAT32.tiny:.4g} (it is {scale:.4g}), as float32 holds"
         hint = "give the column in a smaller unit."
         raise table.refused(name, places[np.argmax(np.abs(values))], wanted, hint)
     # If half of a column standardises to one number, some cell is out of scale. Differences that are rounding
