@@ -274,10 +274,12 @@ class FewShot(FewShotInterface):
         """
         assert self.groups is not None
         share_key, group_key, class_key = jax.random.split(key, 3)
+        # classes sorted by group: where the group of each begins, and how many classes it has
         groups = self.groups[ids]
         order = jnp.argsort(groups)
         begin = jnp.searchsorted(groups[order], groups[order], side="left")
         size = jnp.searchsorted(groups[order], groups[order], side="right") - begin
+        # the group of a random class among those of groups large enough, then classes of that group
         enough = size >= self.recipe.ways
         one = jax.random.choice(group_key, ids.shape[0], p=enough / enough.sum())
         chosen = ids[order[begin[one] + distinct(class_key, size[one], self.recipe.ways)]]
@@ -286,6 +288,7 @@ class FewShot(FewShotInterface):
     def gather(self, indices: Indices) -> Task:
         """Return the episode: a Task of two `Labelled`, class by class in the order of ``classes``."""
         recipe = self.recipe
+        # (ways, shots + queries, side, side, channels), in [0, 1]
         if self.pixels is None or self.first is None:
             images = strokes.draws(indices.classes, indices.examples, chunk=16)[..., None]
         else:
@@ -294,6 +297,7 @@ class FewShot(FewShotInterface):
         images = jax.vmap(turn)(images, indices.turns)
         if indices.maps is not None:
             images = jax.vmap(distortion.warp)(images, indices.maps)
+        # the first images of each class are its support set
         shape = (-1, *images.shape[2:])
         labels = jnp.arange(recipe.ways, dtype=jnp.int32)
         support = images[:, : recipe.shots].reshape(shape)

@@ -226,7 +226,7 @@ class Drawings(NamedTuple):
 def read_image_folder(path: str | Path, side: int = 28, channels: int = 1, flat: bool = False) -> Drawings:
     """Read the images of a folder.
 
-    They come in the order of `image_files`, which says what is refused; `read_image` says how one is read.
+    They come in the order of `image_files`; `read_image` says how one is read.
 
     Args:
         path: The folder.
@@ -395,7 +395,7 @@ def _listing(folder: Path, expected: str = "a folder that can be listed") -> lis
 
 
 def _images_in(folder: Path) -> list[Path]:
-    # A FIFO or a broken link with an image's name is kept, for `read_image` to refuse it by its name.
+    # A FIFO or a broken link with an image's name is kept: `read_image` raises an error with its name.
     return [entry for entry in _listing(folder) if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
 
 

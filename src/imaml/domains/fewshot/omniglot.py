@@ -142,12 +142,12 @@ def read(
     require_number("omniglot", 1, SIDE + 1, kind=int, side=side)
     source = open_source(locate(path))
     drawings = source.drawings
-    _refuse_problems(source, contradictions(drawings))
+    _require_none(source, contradictions(drawings))
     ids, first, count = np.unique([drawing.id for drawing in drawings], return_index=True, return_counts=True)
 
     def decoded() -> np.ndarray:
         packed, problems = source.decode()
-        _refuse_problems(source, problems)
+        _require_none(source, problems)
         if complete and content_digest(packed) != CONTENT_SHA256:
             found = f"{len(ids):,} and {len(packed):,}, or others (complete=False reads them all the same)"
             whole = f"Omniglot's {CHARACTERS:,} characters and {CHARACTERS * DRAWERS:,} drawings"
@@ -328,7 +328,7 @@ def _within(path: Path) -> Path | None:
     return None
 
 
-def _refuse_problems(source: Source, problems: list[str]) -> None:
+def _require_none(source: Source, problems: list[str]) -> None:
     if problems:
         more = f" and {len(problems) - 1:,} more problems" if len(problems) > 1 else ""
         found = f"this problem: {problems[0]}{more} (imaml data check omniglot {source.path} lists them)"

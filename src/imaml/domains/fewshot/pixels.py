@@ -1,6 +1,6 @@
 """One image file or array as numbers: opening, decoding, polarity, shrinking by area average.
 
-`open_image` is the one place where the package opens an image: it says what is refused before any pixel is
+`open_image` is the one place where the package opens an image: it checks files and sizes before any pixel is
 decoded.
 """
 
@@ -87,14 +87,14 @@ def open_image(
 
     Args:
         content: The path of a file, or a file's bytes.
-        formats: Pillow's names of the formats accepted. The file's content decides, not its suffix.
+        formats: Pillow's names of the formats that it may have. The file's content decides, not its suffix.
         padded: Whether the image will be padded to a square, so that the square's pixels count.
 
     Yields:
         The image. Its pixels are decoded when asked for, inside the ``with`` block.
 
     Raises:
-        DataError: If it is no regular file, in no accepted format, damaged, wider or higher than
+        DataError: If it is no regular file, in none of the formats, damaged, wider or higher than
             ``MOST_SIDE``, or has more than ``MOST_PIXELS``.
     """
     from PIL import Image
@@ -204,7 +204,7 @@ def read_image(file: str | Path, side: int = 28, channels: int = 1) -> np.ndarra
     Raises:
         DataError: If the file is no regular file, is damaged or in another format, or is too large: more than
             10,000 pixels a side, or 40 million in all (of a drawing, after padding). It names the file.
-        ConfigError: If ``side`` or ``channels`` is not accepted.
+        ConfigError: If ``side`` is below 1, or ``channels`` is neither 1 nor 3.
     """
     require_one_of("read_image", "channels", channels, (1, 3))
     require_whole("read_image", 1, side=side)

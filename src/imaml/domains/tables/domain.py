@@ -182,6 +182,7 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
     for name in (*features, recipe.target):
         if name not in recipe.texts:
             table.numeric(name, "a column")  # so that a cell in doubt is reported before anything else
+    # The tasks in the order of the file, their splits, and what is learned from rows of training tasks alone.
     names = list(dict.fromkeys(groups.tolist()))
     number = {name: i for i, name in enumerate(names)}
     splits = recipe.layout.splits if recipe.layout else ()

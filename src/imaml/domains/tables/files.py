@@ -55,7 +55,7 @@ class Table:
         cells = self.columns[name]
         for row, cell in enumerate(cells):
             if cell.strip().lower() in MISSING:
-                raise self.refused(name, row, "a value", "fill the cell, or leave the row out.")
+                raise self.cell_error(name, row, "a value", "fill the cell, or leave the row out.")
         return cells
 
     def numbers(self, name: str, what: str) -> np.ndarray:
@@ -77,10 +77,10 @@ class Table:
         for row in np.flatnonzero(~(np.abs(values) <= float(most))):  # of NaN, too
             wanted = f"a number between -{most:.4g} and {most:.4g}, the range of float32"
             hint = "write numbers such as 12.5, with a point; give large ones in a larger unit."
-            raise self.refused(name, row, wanted, hint)
+            raise self.cell_error(name, row, wanted, hint)
         return values
 
-    def refused(self, name: str, row: int | np.integer, expected: str, hint: str) -> DataError:
+    def cell_error(self, name: str, row: int | np.integer, expected: str, hint: str) -> DataError:
         """Return the error on one cell.
 
         Args:
@@ -114,7 +114,7 @@ class Table:
         if any(are) and not all(are):
             wanted = f"a finite number, as {sum(are)} of {len(are)} cells are"
             hint = f"correct it, or say --domain.texts={name} for a column of categories."
-            raise self.refused(name, are.index(False), wanted, hint)
+            raise self.cell_error(name, are.index(False), wanted, hint)
         return all(are)
 
 

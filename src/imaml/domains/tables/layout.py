@@ -61,7 +61,9 @@ class Column:
         for row, cell in enumerate(cells):
             if cell not in self.levels:
                 levels = f"one of the training tasks' values, {some_of(self.levels)}"
-                raise table.refused(self.name, row, levels, "leave such rows out, or train on tasks with it.")
+                raise table.cell_error(
+                    self.name, row, levels, "leave such rows out, or train on tasks with it."
+                )
         return np.array([self.levels.index(cell) for cell in cells], np.int64)
 
     def code(self, table: Table) -> np.ndarray:
@@ -86,7 +88,7 @@ class Column:
         codes = (table.numbers(self.name, what) - self.mean) / self.scale
         for row in np.flatnonzero(np.abs(codes) > float(FLOAT32.max)):
             near = f"{self.mean:.4g} +- {FLOAT32.max:.4g} times {self.scale:.4g}, the standard deviation"
-            raise table.refused(
+            raise table.cell_error(
                 self.name, row, f"a number in {near} of the training tasks", "correct the cell."
             )
         return codes[:, None]
@@ -136,13 +138,13 @@ def _numbers_of(table: Table, name: str, what: str, rows: np.ndarray) -> Column:
             if number != Decimal(cells[begin]) and number == number.to_integral_value():
                 wanted = f"a number that differs from {cells[begin]!r}, row {begin + 1}, within 16 digits"
                 hint = "subtract from the column what all its numbers have in common."
-                raise table.refused(name, row, wanted, hint)
+                raise table.cell_error(name, row, wanted, hint)
         return Column(name, None, float(values[0]), 1.0)  # not std(): rounding may leave it just above 0
     mean, scale = float(values.mean()), float(values.std())
     if scale < float(FLOAT32.tiny):  # in float32 it is 0, and with it every score in the target's units
         wanted = f"a standard deviation of at least {FLOAT32.tiny:.4g} (it is {scale:.4g}), as float32 holds"
         hint = "give the column in a smaller unit."
-        raise table.refused(name, places[np.argmax(np.abs(values))], wanted, hint)
+        raise table.cell_error(name, places[np.argmax(np.abs(values))], wanted, hint)
     # If half of a column standardises to one number, some cell is out of scale. Differences that are rounding
     # errors, of zeros too, are no loss.
     low, high = np.quantile(values, (0.25, 0.75), method="nearest")
@@ -153,7 +155,7 @@ def _numbers_of(table: Table, name: str, what: str, rows: np.ndarray) -> Column:
             f"a number on the scale of {low:.4g} to {high:.4g}, half of all, which become equal in float32"
         )
         hint = "correct the cell, or take the column's logarithm."
-        raise table.refused(name, places[np.argmax(np.abs(values - mean))], wanted, hint)
+        raise table.cell_error(name, places[np.argmax(np.abs(values - mean))], wanted, hint)
     return Column(name, None, mean, scale)
 
 
