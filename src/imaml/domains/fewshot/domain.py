@@ -188,8 +188,10 @@ class FewShot(FewShotInterface):
     @staticmethod
     def whole(support: Labelled, query: Labelled) -> Labelled:
         """Return all of a task's images as one batch."""
-        pairs = zip(support._replace(reference=None), query._replace(reference=None), strict=True)
-        return Labelled(*(None if a is None or b is None else jnp.concatenate([a, b]) for a, b in pairs))
+        images, labels = (jnp.concatenate(pair) for pair in zip(support[:2], query[:2], strict=True))
+        if support.classes is None or query.classes is None:
+            return Labelled(images, labels)
+        return Labelled(images, labels, classes=jnp.concatenate([support.classes, query.classes]))
 
     def wide(self, key: Array) -> Tree:
         """Return parameters of the network with an output for every class, for joint learning."""

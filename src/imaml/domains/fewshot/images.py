@@ -359,7 +359,7 @@ def _class_ids(what: str, values: ArrayLike, names: Sequence[str]) -> np.ndarray
     ids = _integers(what, values)
     if ids.min() < 0 or ids.max() >= len(names):
         raise DataError(f"{what}: expected ids from 0 to {len(names) - 1}, got {ids.min()} to {ids.max()}.")
-    _require_distinct(what, [names[i] for i in ids])
+    _require_distinct(what, [names[i] for i in ids.tolist()])
     return ids
 
 

@@ -199,7 +199,7 @@ class TablesInterface(DomainBase):
         targets = np.asarray(task.query.targets)[kept]
         if not self.classes:
             parts = [self.decode(part, None) for part in (targets, *(out[kept] for out in outputs))]
-            return [compared("predicted rows", *parts, self.target.name)]
+            return [compared("predicted rows", *parts, name=self.target.name)]
         rows = np.arange(len(kept))
         first, last = ((rows, np.asarray(jax.nn.softmax(out))[kept, targets]) for out in outputs)
         lines = {"before": first, "after": last}
