@@ -149,7 +149,7 @@ def check_images(x: ArrayLike, network: Conv4, name: str) -> np.ndarray:
         images = np.asarray(x)
     except ValueError as error:
         raise DataError(f"{name}: expected one array, got images of different shapes.") from error
-    expected = f"floats in [0, 1], 1 = ink, of shape (n, {side}, {side}, {channels})"
+    expected = f"floats in [0, 1], 1 = ink, of shape (n, {side}, {side}, {channels}), n at least 1"
     if images.ndim == 3 and channels == 1:
         images = images[..., None]
     if images.shape[1:] != (side, side, channels) or not images.size:
