@@ -355,7 +355,7 @@ def _check_rows(first: np.ndarray, count: np.ndarray, names: Sequence[str], rows
             raise DataError(f"classes {names[one]!r} and {names[two]!r}: expected no common rows, got some.")
 
 
-def _class_ids(what: str, values: ArrayLike, names: Sequence[str]) -> np.ndarray:
+def _class_ids(what: str, values: ArrayLike, names: tuple[str, ...]) -> np.ndarray:
     ids = _integers(what, values)
     if ids.min() < 0 or ids.max() >= len(names):
         raise DataError(f"{what}: expected ids from 0 to {len(names) - 1}, got {ids.min()} to {ids.max()}.")
@@ -364,7 +364,7 @@ def _class_ids(what: str, values: ArrayLike, names: Sequence[str]) -> np.ndarray
 
 
 def _checked_splits(
-    splits: Mapping[str, ArrayLike], count: np.ndarray, names: Sequence[str]
+    splits: Mapping[str, ArrayLike], count: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
     for split in splits:
         if split not in SPLITS:
