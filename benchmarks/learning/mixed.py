@@ -22,7 +22,7 @@ from benchmarks.harness import HERE, benchmark, say
 from benchmarks.peers import environments
 from imaml.cli.main import main as command
 from imaml.domains.tables.files import read_table
-from imaml.domains.tables.mixed_model import prior_of
+from imaml.domains.tables.mixed_model import learned_prior
 
 TRUTH = {"mean": [3.0, -2.0], "covariance": [[4.0, 0.5], [0.5, 1.0]], "noise_variance": 0.25}
 EFFECTS = 20  # groups whose effects are compared: each number of rows is compiled anew
@@ -52,7 +52,7 @@ def ours(path, group, target, feature, out):
     if status:
         raise SystemExit(f"imaml train ended with status {status}")
     learned = imaml.load(out)
-    prior = prior_of(learned)
+    prior = learned_prior(learned.config.domain, learned.theta, learned.method.problem)
     mean = np.array(list(prior["mean"].values()))
     table = read_table(path)
     names, x, y = np.array(table.columns[group]), table.numbers(feature, ""), table.numbers(target, "")

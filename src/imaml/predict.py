@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from .bayes.laplace import Laplace, posterior, summed
 from .config.method import MethodRecipe
@@ -49,7 +50,7 @@ class Learner:
     source: str = "memory"
 
     @functools.cached_property
-    def domain(self) -> Any:
+    def domain(self) -> DomainBase:
         """The domain that it was trained on. Its data are read when it is first asked for."""
         return self.config.domain.build()
 
@@ -58,7 +59,7 @@ class Learner:
         """The method, with the problem and the inner solver that adapting uses."""
         return self.config.method.build(self.config.domain.without_data())
 
-    def adapt(self, x: Any, y: Any = None) -> Predictor:
+    def adapt(self, x: Tree, y: ArrayLike | None = None) -> Predictor:
         """Adapt to a new task.
 
         What the support data are depends on the domain; see its `encode`:
@@ -91,7 +92,7 @@ class Learner:
         """
         return adapt(self.theta, self.config, x, y)
 
-    def read(self, path: str | Path, flat: bool = False) -> Any:
+    def read(self, path: str | Path, flat: bool = False) -> Tree:
         """Read files as `adapt` and `predict` take them.
 
         Args:
@@ -133,22 +134,21 @@ def load(path: str | Path) -> Learner:
     file = path / "artefact.safetensors" if path.is_dir() else path
     arrays, description = read_artefact(file)
     if description.get("format") != FORMAT:
-        raise ArtefactError(f"{file}: format {description.get('format')!r}; accepted is {FORMAT!r}.")
+        raise ArtefactError(f"{file}: expected format {FORMAT!r}, got {description.get('format')!r}.")
     if description.get("config") is None:
         raise ArtefactError(
-            f"{file}: comes from a run that has no JSON form ({description.get('reason')}), so its network "
-            "is not known here; use it in the Python session that made it, or train with an imaml.Optimiser "
-            "on one of imaml's domains."
+            f"{file}: expected a run with a JSON form, got none ({description.get('reason')}). Hint: use it "
+            "in the Python session that made it, or train with an imaml.Optimiser on one of imaml's domains."
         )
     try:
         config = from_json(description["config"])
     except ConfigError as error:
         raise ArtefactError(
-            f"{file}: its configuration is not understood ({error}); it was written by imaml "
-            f"{description.get('version')}, this is {__version__}."
+            f"{file}: expected a configuration of imaml {__version__}, got one of imaml "
+            f"{description.get('version')} ({error})."
         ) from error
     if not isinstance(config, Config):
-        raise ArtefactError(f"{file}: holds the configuration of a {type(config).__name__}, not of a run.")
+        raise ArtefactError(f"{file}: expected the configuration of a run, got a {type(config).__name__}.")
     theta = unflatten_names(like_theta(config), arrays)
     if description.get("untrained"):
         warnings.warn(
@@ -161,9 +161,7 @@ def load(path: str | Path) -> Learner:
 
 
 def _with_data(config: Config, file: Path) -> Config:
-    """The config with where its data are and how they are split, which only a run's directory knows."""
-    if not file.is_file():
-        return config
+    """The config with the place and the splits of its data, which only a run's directory knows."""
     try:
         stored = load_config(file.read_text(), str(file)).domain
     except (OSError, ConfigError):
@@ -183,13 +181,13 @@ def save(path: str | Path, theta: Tree, config: Config | str, untrained: bool = 
         config: The run's configuration, or the reason why it has none.
         untrained: Whether theta is as it was at step 0, so that `load` warns.
     """
-    description: dict[str, Any] = {"format": FORMAT, "version": __version__}
-    if untrained:
-        description["untrained"] = True
     if isinstance(config, str):
-        description |= {"config": None, "reason": config}
+        run: dict[str, object] = {"config": None, "reason": config}
     else:
-        description["config"] = to_json(replace(config, domain=config.domain.published()))
+        run = {"config": to_json(replace(config, domain=config.domain.published()))}
+    if untrained:
+        run["untrained"] = True
+    description = {"format": FORMAT, "version": __version__, **run}
     write_artefact(path, flatten_names(jax.device_get(theta)), description)
 
 
@@ -227,16 +225,16 @@ class Predictor:
         recipe: The recipe of the domain that the task is of.
         statistics: What the domain's `forward` needs of the support set.
         support: The encoded support set.
-        known: Makes the task's posterior, or None.
+        known: Returns the task's posterior.
     """
 
     phi: Tree
     classes: np.ndarray | None
     solution: Solution
     recipe: DomainRecipe
-    statistics: Any = None
-    support: Any = None
-    known: Callable[[], Laplace] | None = None
+    statistics: Tree
+    support: Tree
+    known: Callable[[], Laplace]
 
     @functools.cached_property
     def domain(self) -> DomainBase:
@@ -250,13 +248,9 @@ class Predictor:
         Classes have the regularisation strength as their prior. For numbers the run must have learned their
         noise; else ConfigError.
         """
-        if self.known is None:
-            raise ConfigError(
-                "posterior: this predictor was made without one; use imaml.load(...).adapt(...)."
-            )
         return self.known()
 
-    def predict(self, x: Any) -> Any:
+    def predict(self, x: Tree) -> np.ndarray:
         """Predict.
 
         Args:
@@ -275,7 +269,7 @@ class Predictor:
             return self.classes[np.argmax(self.predict_proba(x), axis=1)]
         return self.domain.decode(self._outputs(self.domain.encode_query(x)), x)
 
-    def predict_interval(self, x: Any, level: float = 0.9) -> Interval:
+    def predict_interval(self, x: Tree, level: float = 0.9) -> Interval:
         """Predict targets with intervals, noise included.
 
         Intervals are those of Laplace's posterior of the task's parameters (`imaml.posterior`), so they are
@@ -294,21 +288,17 @@ class Predictor:
             NumericalError: If an interval is NaN or infinite.
         """
         if self.classes is not None:
-            raise ConfigError("predict_interval: this artefact predicts classes; use predict_proba.")
+            raise ConfigError("predict_interval: expected numbers, got classes. Hint: use predict_proba.")
         require_number("predict_interval", 0, 1, open=True, level=level)
         rows = self.domain.query_batch(jnp.asarray(self.domain.encode_query(x)))
         mean, variance = (
             np.asarray(part, np.float64) for part in jax.device_get(self.posterior.predict(rows))
         )
         half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance)
-        low, middle, high = (
-            np.ravel(self.domain.decode(part, x)) for part in (mean - half, mean, mean + half)
-        )
-        if not np.all(np.isfinite(high)):
-            raise NumericalError("predict_interval: an interval is NaN or infinite.")
-        return Interval(middle, low, high)
+        parts = [np.ravel(self.domain.decode(part, x)) for part in (mean, mean - half, mean + half)]
+        return Interval(*(_finite("predict_interval", part) for part in parts))
 
-    def predict_proba(self, x: Any, uncertainty: bool = False) -> np.ndarray:
+    def predict_proba(self, x: Tree, uncertainty: bool = False) -> np.ndarray:
         """Predict class probabilities.
 
         Args:
@@ -326,35 +316,33 @@ class Predictor:
             NumericalError: If a probability is NaN or infinite.
         """
         if self.classes is None:
-            raise ConfigError("predict_proba: this artefact predicts numbers, not classes; use predict.")
+            raise ConfigError("predict_proba: expected classes, got numbers. Hint: use predict.")
         rows = self.domain.encode_query(x)
         if not uncertainty:
             return self._outputs(rows, len(self.classes))
-        known = functools.partial(_probable, self.recipe, len(self.classes), self.posterior, self.support)
-        return self._finite(np.concatenate([np.asarray(known(row[None])) for row in rows]))
+        of = functools.partial(_probable, self.recipe, len(self.classes), self.posterior, self.support)
+        return _finite("predict_proba", np.concatenate([np.asarray(of(row[None])) for row in rows]))
 
-    def _outputs(self, rows: Any, ways: int | None = None) -> np.ndarray:
+    def _outputs(self, rows: Tree, ways: int | None = None) -> np.ndarray:
         # Row by row through one program: in a batched product a row may round otherwise beside other rows.
         one = functools.partial(_answer, self.recipe, ways, self.phi, self.statistics)
         count = len(jax.tree.leaves(rows)[0])
         each = (jax.tree.map(lambda leaf, i=i: leaf[i], rows) for i in range(count))
-        return self._finite(np.stack(jax.device_get([one(row) for row in each])))
+        return _finite("predict", np.stack(jax.device_get([one(row) for row in each])))
 
-    @staticmethod
-    def _finite(answers: np.ndarray) -> np.ndarray:
-        if not np.all(np.isfinite(answers)):
-            raise NumericalError(
-                f"predict: {int((~np.isfinite(answers)).sum())} answers are NaN or infinite."
-            )
-        return answers
+
+def _finite(what: str, predictions: np.ndarray) -> np.ndarray:
+    if not np.all(np.isfinite(predictions)):
+        raise NumericalError(f"{what}: expected finite predictions, got NaN or infinity.")
+    return predictions
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _probable(recipe: DomainRecipe, ways: int, posterior: Laplace, support: Any, rows: Array) -> Array:
-    """Class probabilities (n, ways) by a posterior."""
+def _probable(recipe: DomainRecipe, ways: int, posterior: Laplace, support: Tree, rows: Array) -> Array:
+    """Class probabilities (n, ways) by a posterior, whose likelihood takes all of the support set."""
     domain = recipe.without_data()
 
-    def outputs(phi: Tree, batch: Any) -> Array:
+    def outputs(phi: Tree, batch: Tree) -> Array:
         rows, support = batch
         return domain.forward(phi, rows, domain.statistics(phi, support))[:, :ways]
 
@@ -362,27 +350,37 @@ def _probable(recipe: DomainRecipe, ways: int, posterior: Laplace, support: Any,
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _answer(recipe: DomainRecipe, ways: int | None, phi: Tree, statistics: Any, row: Any) -> Array:
-    """The answer to one row: probabilities (ways,), or for ways=None the outputs."""
+def _answer(recipe: DomainRecipe, ways: int | None, phi: Tree, statistics: Tree, row: Tree) -> Array:
+    """The answer to one row: probabilities (ways,), or the outputs if ``ways`` is None."""
     rows = jax.tree.map(lambda leaf: leaf[None], row)
     outputs = recipe.without_data().forward(phi, rows, statistics)[0]
     return outputs if ways is None else jax.nn.softmax(outputs[:ways])
 
 
+class _Programs(NamedTuple):
+    """The compiled functions of a method on a domain."""
+
+    solve: Callable[[Tree, Tree], tuple[Tree, Solution, Tree]]  # (theta, support) -> phi, ..., statistics
+    posterior: Callable[[Tree, Tree, Tree], Laplace]  # (phi, theta, support) -> of the parameters at phi
+
+
 @functools.lru_cache(maxsize=32)
-def _solver(recipe: MethodRecipe, kind: DomainRecipe) -> Callable[[Tree, Any], tuple[Tree, Solution, Any]]:
-    """The compiled (theta, support) -> (phi, Solution, statistics) of a method on a domain."""
+def _programs(recipe: MethodRecipe, kind: DomainRecipe) -> _Programs:
     domain = kind.without_data()
     method = recipe.build(domain)
 
-    def run(theta: Tree, support: Any) -> tuple[Tree, Solution, Any]:
+    def solve(theta: Tree, support: Tree) -> tuple[Tree, Solution, Tree]:
         phi, solution = method.adapt(theta, support)
         return phi, solution, domain.statistics(phi, support)
 
-    return whole_program(run)
+    def posterior_at(phi: Tree, theta: Tree, support: Tree) -> Laplace:
+        problem, prior = summed((method.new_task or method).problem, theta, support)
+        return posterior(problem, phi, prior, support, **domain.posterior_form(support))
+
+    return _Programs(whole_program(solve), whole_program(posterior_at))
 
 
-def adapt(theta: Tree, config: Config, x: Any, y: Any = None) -> Predictor:
+def adapt(theta: Tree, config: Config, x: Tree, y: ArrayLike | None = None) -> Predictor:
     """Adapt meta-parameters to a new task; see `Learner.adapt`.
 
     Args:
@@ -400,21 +398,9 @@ def adapt(theta: Tree, config: Config, x: Any, y: Any = None) -> Predictor:
     """
     recipe = config.domain.published()  # so that one program serves the same domain on other data
     support, classes = config.domain.without_data().encode(x, y)
-    phi, solution, statistics = _solver(config.method, recipe)(theta, support)
+    programs = _programs(config.method, recipe)
+    phi, solution, statistics = programs.solve(theta, support)
     if not np.isfinite(np.asarray(solution.stats.residual)):
-        raise NumericalError(f"adapt: the inner solve ended in NaN or infinity. {solution.status.advice}")
-    known = functools.partial(_knower(config.method, recipe), phi, theta, support)
+        raise NumericalError(f"adapt: expected a finite inner solution, got NaN. {solution.status.advice}")
+    known = functools.partial(programs.posterior, phi, theta, support)
     return Predictor(phi, classes, solution, recipe, statistics, support, known)
-
-
-@functools.lru_cache(maxsize=32)
-def _knower(recipe: MethodRecipe, kind: DomainRecipe) -> Callable[[Tree, Tree, Any], Laplace]:
-    """The compiled (phi, theta, support) -> posterior of the problem that phi solves, a sum over rows."""
-    domain = kind.without_data()
-    method = recipe.build(domain)
-
-    def run(phi: Tree, theta: Tree, support: Any) -> Laplace:
-        problem, prior = summed((method.new_task or method).problem, theta, support)
-        return posterior(problem, phi, prior, support, **domain.posterior_form(support))
-
-    return whole_program(run)

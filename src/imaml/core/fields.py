@@ -59,7 +59,10 @@ def expected(hint: object, value: object) -> str:
     if origin is tuple:
         if not isinstance(value, tuple):
             return "a tuple"
-        found = [expected(arguments[0], item) for item in value]
+        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(hints) != len(value):
+            return f"a tuple of {len(hints)}"
+        found = list(map(expected, hints, value))
         return f"a tuple, each item {next(filter(None, found))}" if any(found) else ""
     if hint in (int, float):
         interval = next((mark for mark in marks if isinstance(mark, Interval)), Interval())

@@ -63,36 +63,45 @@ def test_table_is_what_was_given_and_read_only():
 
 
 BAD_TABLES = {
-    "float pixels": ({"pixels": np.zeros((18, 4, 5, 1))}, "pixels are float64; accepted is uint8.*np.rint"),
+    "float pixels": ({"pixels": np.zeros((18, 4, 5, 1))}, "pixels: expected uint8 .*got float64.*np.rint"),
     "no channel axis": (
         {"pixels": np.zeros((18, 4, 5), np.uint8)},
-        r"shape \(18, 4, 5\); accepted is .*add a last",
+        r"pixels: expected .*got uint8 \(18, 4, 5\)\..*add a last",
     ),
-    "no rows": ({"pixels": np.zeros((0, 4, 5, 1), np.uint8)}, r"shape \(0, 4, 5, 1\); accepted"),
-    "float counts": ({"count": np.full(6, 3.0)}, "count is float64 of shape .*one integer a class"),
-    "one name too few": ({"names": tuple("abcde")}, "'names': 5.*accepted is one a class"),
+    "no rows": ({"pixels": np.zeros((0, 4, 5, 1), np.uint8)}, r"got uint8 \(0, 4, 5, 1\)"),
+    "float counts": ({"count": np.full(6, 3.0)}, r"count: expected integers .*got float64 \(6,\)"),
+    "one name too few": ({"names": tuple("abcde")}, "expected one entry a class.*got .*'names': 5"),
     "no classes": (
         {"names": (), "groups": (), "first": np.zeros(0, int), "count": np.zeros(0, int)},
-        "at least one",
+        r"first: expected integers \(n,\), at least one",
     ),
-    "a name twice": ({"names": tuple("abcdea")}, "class name 'a' came twice; accepted are unique"),
+    "a name twice": ({"names": tuple("abcdea")}, "names: expected each class once, got 'a' 2 times"),
     "rows beyond the table": (
         {"count": np.array([3, 3, 3, 3, 3, 4])},
-        "class 'f' has 4 images from row 15.*18",
+        "class 'f': expected .*18 rows, got 4 from row 15",
     ),
-    "shared rows": ({"first": np.array([0, 2, 6, 9, 12, 15])}, "classes 'a' and 'b' share rows"),
+    "shared rows": (
+        {"first": np.array([0, 2, 6, 9, 12, 15])},
+        "classes 'a' and 'b': expected no common rows",
+    ),
     "overlapping splits": (
         {"splits": {"train": [0, 1], "test": [1, 2]}},
-        "class 'b' is in the splits 'train' and 'test'; accepted are splits without a class in common",
+        "class 'b': expected it in one split, got 'train' and 'test'",
     ),
-    "a class twice in a split": ({"splits": {"train": [0, 0]}}, "'train', 'a' came twice"),
-    "a split of unknown name": ({"splits": {"val": [0]}}, "'val'; accepted are train, validation, test"),
-    "an id too high": ({"splits": {"train": [6]}}, "from 6 to 6; accepted is 0 to 5"),
-    "a negative id": ({"splits": {"train": [-1]}}, "from -1 to -1; accepted is 0 to 5"),
-    "an empty split": ({"splits": {"train": []}}, "leave an empty split out"),
+    "a class twice in a split": (
+        {"splits": {"train": [0, 0]}},
+        "split 'train': expected each class once, got 'a' 2 times",
+    ),
+    "a split of unknown name": (
+        {"splits": {"val": [0]}},
+        "splits: expected one of test, train, validation, got 'val'",
+    ),
+    "an id too high": ({"splits": {"train": [6]}}, "expected ids from 0 to 5, got 6 to 6"),
+    "a negative id": ({"splits": {"train": [-1]}}, "expected ids from 0 to 5, got -1 to -1"),
+    "an empty split": ({"splits": {"train": []}}, "split 'train': expected integers .*at least one"),
     "a class with one image": (
         {"count": np.array([3, 1, 3, 3, 3, 3])},
-        "class 'b' of the split 'train' has 1 image; accepted are at least 2.*add one or drop",
+        "class 'b': expected at least 2 images.* 'train', got 1.*add one or drop",
     ),
 }
 
@@ -113,22 +122,10 @@ def test_with_splits_replaces_adds_and_removes():
     made = table().with_splits(train=[0], test=None)
     assert list(made.splits) == ["train", "validation"]
     assert made.ids("train").tolist() == [0]
-    with pytest.raises(DataError, match="no split 'test' but train, validation: choose one"):
+    with pytest.raises(DataError, match="split: expected one of train, validation, got 'test'"):
         made.ids("test")
-    with pytest.raises(DataError, match="class 'e' is in the splits 'train' and 'validation'"):
+    with pytest.raises(DataError, match="class 'e': expected it in one split, got 'train' and 'validation'"):
         made.with_splits(train=[4])
-
-
-def test_subset_renumbers_classes_and_splits():
-    whole = table()
-    part = whole.subset([5, 1])
-    assert part.names == ("f", "b")
-    assert part.groups == ("three", "one")
-    assert {name: ids.tolist() for name, ids in part.splits.items()} == {"train": [1], "test": [0]}
-    for new, old in enumerate((5, 1)):
-        np.testing.assert_array_equal(part.of(new), whole.of(old))
-    with pytest.raises(DataError, match="accepted is 0 to 5"):
-        whole.subset([6])
 
 
 def test_by_group_keeps_groups_whole_and_repeats_by_seed():
@@ -142,9 +139,6 @@ def test_by_group_keeps_groups_whole_and_repeats_by_seed():
         np.testing.assert_array_equal(chosen, by_group(made, fraction=1 / 3, seed=seed)[0])
         seen.add(made.groups[chosen[0]])
     assert seen == {"one", "two", "three"}
-    chosen, rest = by_group(made, names=["two"])
-    assert chosen.tolist() == [2, 3]
-    assert rest.tolist() == [0, 1, 4, 5]
 
 
 def test_by_group_leaves_something_on_each_side():
@@ -156,11 +150,8 @@ def test_by_group_leaves_something_on_each_side():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"names": ["four"]}, DataError, "no group 'four' in split 'train'; accepted are one, two"),
-        ({"split": "test", "fraction": 0.5}, DataError, "split 'test' has one group, 'three'"),
-        ({"fraction": 1.0}, ConfigError, "fraction is 1.0; accepted is a number between 0 and 1"),
-        ({}, ConfigError, "either names or a fraction"),
-        ({"names": ["one"], "fraction": 0.5}, ConfigError, "not both"),
+        ({"split": "test", "fraction": 0.5}, DataError, "expected two groups or more in 'test', got three"),
+        ({"fraction": 1.0}, ConfigError, "fraction: expected .*above 0 and below 1, got 1.0"),
     ],
 )
 def test_by_group_refuses(arguments, error, message):
@@ -329,20 +320,23 @@ def empty(tmp_path):
 BAD_FOLDERS = {
     "missing": (
         lambda path: path / "no",
-        "no: no such folder; accepted is a folder with one folder of images",
+        "no: expected a folder with one folder of images .*got an error .No such",
     ),
-    "a file": (a_file, "1.png is a file; accepted is a folder"),
-    "empty": (empty, "nothing is empty; accepted"),
-    "flat where classes are wanted": (made("1.png"), "holds images directly .*1.png.*name being the class"),
-    "classes and loose images": (made("a/1.png", "2.png"), "both folders .*a.* and images .*2.png.*: move"),
-    "an empty class": (with_empty_class, "class 'b' is empty; accepted .*: add images or remove"),
+    "a file": (a_file, "1.png: expected a folder .*got an error .Not a directory"),
+    "empty": (empty, "nothing: expected a folder .*got nothing"),
+    "flat where classes are wanted": (made("1.png"), "got 1.png. Hint: .*belong in a folder named after"),
+    "classes and loose images": (made("a/1.png", "2.png"), "got 2.png, a. Hint: .*nothing else beside"),
+    "an empty class": (
+        with_empty_class,
+        "expected images of the class 'b', got nothing. Hint: add images or remove",
+    ),
     "a truncated image": (
         truncated,
         "1.png: expected a whole PNG, JPEG, .*cannot be read .*truncated.*Hint: replace the file or remove",
     ),
     "text called .png": (
         text_as_png,
-        "1.png: expected a whole PNG.* got a file that is damaged or of another",
+        "1.png: expected a whole PNG.* got one that is damaged or of another",
     ),
     "float pixels, NaN": (
         wide_pixels,
@@ -478,10 +472,10 @@ def sparse(path):
 
 
 NO_FILES = {
-    "FIFO": (fifo, "expected a regular file, got a FIFO"),
-    "device": (device, "expected a regular file, got a device"),
+    "FIFO": (fifo, "expected a regular file, got a .*FIFO"),
+    "device": (device, "expected a regular file, got a .*device"),
     "folder": (lambda path: path.mkdir(), "expected a regular file, got a folder"),
-    "socket": (listening, "expected a regular file, got a socket"),
+    "socket": (listening, "expected a regular file, got a .*socket"),
     "broken link": (lambda path: path.symlink_to("nowhere"), "got an error .No such file"),
     "loop": (lambda path: path.symlink_to(path.name), "got an error .Too many levels"),
     "huge": (sparse, "expected an image file of at most 268,435,456 bytes, got 268,435,457"),
@@ -539,10 +533,11 @@ def test_what_a_decoder_stumbles_over_is_an_error_of_ours(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"channels": 2}, "channels is 2"), ({"side": 0}, "side is 0")]
+    ("arguments", "message"),
+    [({"channels": 2}, "channels: expected one of 1, 3"), ({"side": 0}, "side: expected")],
 )
 def test_bad_size_is_refused(arguments, message, tmp_path):
-    with pytest.raises(ConfigError, match=f"{message}; accepted is"):
+    with pytest.raises(ConfigError, match=message):
         read_image(tmp_path / "1.png", **arguments)
 
 
@@ -626,17 +621,20 @@ def csv_of(text):
 
 
 BAD_SPLITS = {
-    "missing": (lambda path: path / "no", "no such folder; accepted is train/, val/ and test/"),
-    "no train": (made("other/a/1.png"), "has no train/ and no train.csv but other; accepted"),
-    "a class in two splits": (leak, "class 'train-a' is in the splits 'train' and 'test'; .*: remove it"),
-    "a class with one image": (single, "class 'lonely' of the split 'train' has 1 image"),
+    "missing": (lambda path: path / "no", "expected train/, val/ and test/ .*got an error .No such"),
+    "no train": (made("other/a/1.png"), "expected train/, val/ and test/ .*got other"),
+    "a class in two splits": (
+        leak,
+        "class 'train-a': expected it in one split, got 'train' and 'test'.*remove it",
+    ),
+    "a class with one image": (single, "class 'lonely': expected at least 2 images"),
     "csv with a file that is not there": (
         lost_file,
-        r"train.csv, line 3 names 2.jpg, but there is no .*images",
+        r"train.csv, line 3: expected .*got .'2.jpg', 'x'., and .*images/2.jpg is no file",
     ),
-    "csv without labels": (csv_of(b"filename,label\n1.jpg\n"), "line 2 is '1.jpg'; accepted is the header"),
-    "csv without lines": (csv_of(b"filename,label\n"), "names no images; accepted"),
-    "csv of bytes": (csv_of(b"\xff\xfe\x00"), "train.csv cannot be read"),
+    "csv without labels": (csv_of(b"filename,label\n1.jpg\n"), "line 2: expected the header .*got .'1.jpg'."),
+    "csv without lines": (csv_of(b"filename,label\n"), "expected the header .*got no images"),
+    "csv of bytes": (csv_of(b"\xff\xfe\x00"), "train.csv: expected the header .*got an error"),
 }
 
 

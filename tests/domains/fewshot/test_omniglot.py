@@ -148,11 +148,11 @@ def test_seeds_draw_other_splits(split, tmp_path, small):
 
 
 def test_side_and_split_are_checked(tmp_path):
-    with pytest.raises(ConfigError, match="split is 'vinyal'; accepted are vinyals, background, random"):
+    with pytest.raises(ConfigError, match="split: expected one of background, random, vinyals, got 'vinyal'"):
         omniglot.read(tmp_path, "vinyal")
     for side in (0, 106, 28.0, True):
         with pytest.raises(
-            ConfigError, match=r"side is .*; accepted is a whole number of pixels from 1 to 105"
+            ConfigError, match=r"side: expected a whole number of at least 1 and below 106, got"
         ):
             omniglot.read(tmp_path, side=side)
 
@@ -174,7 +174,8 @@ def test_a_second_read_decodes_nothing_and_damage_is_noticed(form, tmp_path, sma
 def test_a_part_of_omniglot_is_refused_unless_asked_for(tmp_path):
     path = write_folders(tmp_path / "data")
     with pytest.raises(
-        DataError, match=r"not the whole of Omniglot.*15 of 1,623 .* 45 of 32,460 .*complete=False"
+        DataError,
+        match=r"expected Omniglot's 1,623 characters and 32,460 drawings, got 15 and 45,.*complete=False",
     ):
         omniglot.read(path)
     assert not (tmp_path / "cache/imaml/tables").exists()
@@ -279,68 +280,77 @@ def npz(**changes):
 BAD_DATA = {
     "missing": (
         lambda path: path,
-        r"data: no such file or folder; accepted is a folder with images_background.zip",
+        r"data: expected a folder with images_background.zip .*got no such file or folder",
     ),
     "empty folder": (
         lambda path: (path.mkdir(), path)[1],
-        r"is empty; accepted .*imaml data get",
+        r"expected a folder .*got nothing. Hint: .*imaml data get",
     ),
     "a folder of other things": (
         lambda path: (write_folders(path / "x/y"), path)[1],
-        "holds no Omniglot but x; acc",
+        "expected a folder .*got x. Hint",
     ),
-    "one set of two": (one_set, "has no images_evaluation.zip and no folder images_evaluation; accepted"),
+    "one set of two": (one_set, "got no images_evaluation.zip and no folder images_evaluation"),
     "a truncated drawing": (truncated_png, r"0001_01.png cannot be read .*imaml data check omniglot"),
-    "a drawing of another size": (small_png, "0001_01.png cannot be read .28 x 28 pixels where 105 x 105"),
+    "a drawing of another size": (
+        small_png,
+        "0001_01.png cannot be read .expected 105 x 105 pixels, got 28 x 28",
+    ),
     "a truncated zip": (
         truncated_zip,
-        "images_background.zip cannot be read as a zip file.*accepted.*imaml data get",
+        "images_background.zip: expected a zip file, got an error.*imaml data get",
     ),
     "a zip with a bit flipped": (flipped_zip, r"images_background.zip: .*\.png cannot be read"),
     "a zip of something else": (
         other_zip,
-        r"images_evaluation.zip holds no .*NNNN_MM.png but holiday/beach.png; acc",
+        r"images_evaluation.zip: expected .*NNNN_MM.png, got holiday/beach.png",
     ),
     "a zip with something huge": (bomb, "0001_01.png cannot be read .larger than 1 MB"),
-    "a class with one drawing": (single_drawing, "'Alphabet_0/character02' of the split 'train' has 1 image"),
+    "a class with one drawing": (single_drawing, "'Alphabet_0/character02': expected at least 2 images"),
     "an id in two folders": (two_owners, r"0001_09.png has the id of Alphabet_0/character01"),
-    "drawings twice": (twice, r"has the id and drawer of .* \(and 35 more problems\)"),
+    "drawings twice": (twice, r"has the id and drawer of .* and 35 more problems"),
     "an id beyond the last": (odd_id, "has id 1624 and drawer 1; ids go to 1,623"),
-    "a text file": (text_file, "omniglot.npz cannot be read as an .npz file .*accepted is a folder"),
-    "a truncated npz": (truncated_npz, "omniglot.npz cannot be read as an .npz file"),
-    "a .npy file": (npy_file, "omniglot.npz cannot be read as an .npz file"),
-    "a pickle in an npz": (pickled, "omniglot.npz cannot be read as an .npz file .*allow_pickle=False"),
+    "a text file": (text_file, "omniglot.npz: expected an .npz file .*got an error"),
+    "a truncated npz": (truncated_npz, "omniglot.npz: expected an .npz file .*got an error"),
+    "a .npy file": (npy_file, "omniglot.npz: expected an .npz file .*got an error"),
+    "a pickle in an npz": (pickled, "omniglot.npz: expected an .npz file .*allow_pickle=False"),
     "no array char_id": (
         npz(char_id=None),
-        "has no array 'char_id'; accepted are npz files with images, label",
+        "expected an .npz file with the arrays images, label, .*got an error .'char_id is not",
     ),
-    "no array images": (npz(images=None), "has no array 'images'; accepted"),
+    "no array images": (
+        npz(images=None),
+        "expected an .npz file with the arrays .*got an error .'images is not",
+    ),
     "images unpacked": (
         npz(images=lambda a: np.zeros((45, 105, 105), np.uint8)),
-        r"\(45, 105, 105\); .* \(45, 1379\)",
+        r"expected images .*\(45, 1379\), got uint8 \(45, 105, 105\)",
     ),
     "images of floats": (
         npz(images=lambda a: a.astype(np.float32)),
-        "images is float32 .*; accepted is uint8",
+        "expected images .*uint8 .*got float32",
     ),
-    "a drawing too few": (npz(images=lambda a: a[1:]), r"images is uint8 of shape \(44, 1379\)"),
+    "a drawing too few": (npz(images=lambda a: a[1:]), r"expected images .*got uint8 \(44, 1379\)"),
     "drawers of another length": (
         npz(drawer=lambda a: a[1:]),
-        r"drawer is uint8 of shape \(44,\); .*long as label",
+        r"expected drawer .*as long as label, got uint8 of shape \(44,\)",
     ),
     "ids of floats": (
         npz(char_id=lambda a: a * 1.0),
-        "char_id is float64 .*one dimension of integers, as long as",
+        "expected char_id of kind integer.*got float64",
     ),
     "two-dimensional labels": (
         npz(label=lambda a: a[:, None]),
-        r"label is int16 of shape \(45, 1\); accepted is one",
+        r"expected label .*got int16 of shape \(45, 1\)",
     ),
     "labels beyond the characters": (
         npz(label=lambda a: a + 1),
-        "label goes from 1 to 15; accepted is 0 to 14",
+        "expected label from 0 to 14, got 1 to 15",
     ),
-    "no labels": (npz(label=lambda a: a[:0], drawer=lambda a: a[:0]), r"label is int16 of shape \(0,\)"),
+    "no labels": (
+        npz(label=lambda a: a[:0], drawer=lambda a: a[:0]),
+        r"expected label .*got int16 of shape \(0,\)",
+    ),
     "ids twice": (npz(char_id=lambda a: a * 0 + 7), "has the id and drawer of"),
     "drawers from 0": (npz(drawer=lambda a: a - 1), "has id .* and drawer 0"),
 }
@@ -356,7 +366,7 @@ def test_bad_data_is_refused(case, tmp_path):
 @pytest.mark.parametrize("case", [case for case in BAD_DATA if case not in ("missing", "empty folder")])
 def test_check_reports_damage_and_never_raises(case, tmp_path):
     if case == "a folder of other things":
-        with pytest.raises(DataError, match="holds no Omniglot"):
+        with pytest.raises(DataError, match=r"expected a folder .*got x"):
             omniglot.check(BAD_DATA[case][0](tmp_path / "data"))
         return
     report = omniglot.check(BAD_DATA[case][0](tmp_path / "data"))
@@ -384,7 +394,7 @@ def test_check_names_identical_drawings_and_a_digest_that_differs(tmp_path):
 
 def test_locate_looks_where_it_says(tmp_path, monkeypatch):
     with pytest.raises(
-        DataError, match=r"not in .*here/data, .*cache/imaml \(IMAML_DATA is not set\).*data get omni"
+        DataError, match=r"here/data, .*cache/imaml \(IMAML_DATA is not set\): expected .*data get omni"
     ):
         omniglot.locate()
     assert "not found" in omniglot.listing()
@@ -438,7 +448,7 @@ def test_get_fetches_verifies_and_then_leaves_alone(tmp_path, upstream):
 def test_get_refuses_truncated_archives_and_keeps_nothing(tmp_path, upstream):
     cut(upstream.archives / "images_evaluation.zip")
     with pytest.raises(
-        DataError, match=r"images_evaluation.zip gave [\d,]+ bytes with MD5 .*accepted is .*try again"
+        DataError, match=r"images_evaluation.zip: expected a file with MD5 .*, got .*try again"
     ):
         omniglot.get(tmp_path / "got", fetch=upstream)
     assert list((tmp_path / "got").iterdir()) == []
@@ -447,7 +457,7 @@ def test_get_refuses_truncated_archives_and_keeps_nothing(tmp_path, upstream):
 def test_get_refuses_other_drawings_and_keeps_nothing(tmp_path, upstream, monkeypatch):
     monkeypatch.setattr(omniglot, "CONTENT_SHA256", "0" * 64)
     with pytest.raises(
-        DataError, match=r"do not hold the drawings known as Omniglot \(15 characters.*nothing was kept"
+        DataError, match=r"expected the drawings known as Omniglot, got 15 characters.*Nothing was kept"
     ):
         omniglot.get(tmp_path / "got", fetch=upstream)
     assert list((tmp_path / "got").iterdir()) == []
@@ -465,7 +475,8 @@ def connection_lost(url, file):
 @pytest.mark.parametrize("fetch", [no_network, connection_lost])
 def test_get_without_a_network_is_one_clear_error(fetch, tmp_path):
     with pytest.raises(
-        DataError, match=r"cannot be fetched \((Name|Connection).*nothing was kept: see to the network"
+        DataError,
+        match=r"expected a download to .*got an error .*(Name|Connection).*Hint: check",
     ):
         omniglot.get(tmp_path / "got", fetch=fetch)
     assert list((tmp_path / "got").iterdir()) == []
@@ -474,7 +485,8 @@ def test_get_without_a_network_is_one_clear_error(fetch, tmp_path):
 def test_get_into_an_unwritable_place(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        DataError, match=r"file/got cannot be written .*: give one with imaml data get omniglot DIR"
+        DataError,
+        match=r"expected a download to .*file/got, got an error \(.*Not a directory",
     ):
         omniglot.get(tmp_path / "file/got", fetch=no_network)
 
@@ -493,7 +505,7 @@ needs_omniglot = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """The table of the real Omniglot."""
-    return omniglot.read(REAL, cache=False)
+    return omniglot.read(REAL, complete=False)
 
 
 @needs_omniglot

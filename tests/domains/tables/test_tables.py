@@ -53,26 +53,42 @@ def made(file, **options):
 
 HEAD = "who,day,score\n"
 BAD = {
-    "no such file": (None, {}, "expected a file, got none"),
-    "empty": ("", {}, "has 0 lines"),
-    "a header alone": (HEAD, {}, "has 1 lines"),
-    "one column": ("who;day;score\na;1;2\n", {}, "has one column, 'who;day;score'"),
-    "a target that is the task": (None, {"target": "who"}, "task and target are both 'who'"),
-    "ragged": (HEAD + "a,1,2\na,1\n", {}, "row 2: 2 cells where the header has 3"),
+    "no such file": (None, {}, "expected a .csv, .tsv or .parquet file, got none"),
+    "empty": ("", {}, "got 0 lines"),
+    "a header alone": (HEAD, {}, "got 1 lines"),
+    "one column": ("who;day;score\na;1;2\n", {}, "got one column, 'who;day;score'"),
+    "a target that is the task": (None, {"target": "who"}, "got 'who' for both"),
+    "ragged": (HEAD + "a,1,2\na,1\n", {}, "row 2: expected 3 cells, as in the header, got 2"),
     "a decimal comma": (HEAD + "a,1,2,5\n", {}, "a comma within a cell needs quotes"),
-    "a quoted decimal comma": (HEAD + 'a,1,2\na,2,"2,5"\n', {}, "row 2, column 'score': '2,5' is no finite"),
-    "a stray word": (HEAD + "a,1,2\na,x,3\na,2,3\n", {}, "column 'day': 'x' is no finite number, but 2 of 3"),
-    "a missing cell": (HEAD + "a,1,2\na,,3\n", {}, "row 2, column 'day': the cell is missing"),
-    "not a number": (HEAD + "a,1,2\na,2,nan\n", {}, "row 2, column 'score': the cell is missing ('nan')"),
-    "infinite": (HEAD + "a,1,2\na,2,inf\n", {}, "'inf' is no finite number"),
-    "a name twice": ("who,day,day\na,1,2\n", {}, "column 3 is named 'day'"),
-    "no name": ("who,,score\na,1,2\n", {}, "column 2 is named ''"),
-    "one task": (HEAD + "a,1,2\na,2,3\n", {}, "all rows are of one task, 'a'"),
-    "few tasks": (HEAD + "a,1,2\na,2,3\nb,1,2\nb,2,3\n", {}, "2 tasks are too few for shares of 0.2"),
+    "a quoted decimal comma": (
+        HEAD + 'a,1,2\na,2,"2,5"\n',
+        {},
+        "row 2, column 'score': expected a finite number, as 1 of 2 cells are, got '2,5'",
+    ),
+    "a stray word": (
+        HEAD + "a,1,2\na,x,3\na,2,3\n",
+        {},
+        "column 'day': expected a finite number, as 2 of 3 cells are, got 'x'",
+    ),
+    "a missing cell": (HEAD + "a,1,2\na,,3\n", {}, "row 2, column 'day': expected a value, got ''"),
+    "not a number": (HEAD + "a,1,2\na,2,nan\n", {}, "row 2, column 'score': expected a value, got 'nan'"),
+    "infinite": (HEAD + "a,1,2\na,2,inf\n", {}, "expected a finite number, as 1 of 2 cells are, got 'inf'"),
+    "a name twice": ("who,day,day\na,1,2\n", {}, "column 3: expected a name of its own, got 'day'"),
+    "no name": ("who,,score\na,1,2\n", {}, "column 2: expected a name of its own, got ''"),
+    "one task": (
+        HEAD + "a,1,2\na,2,3\n",
+        {},
+        "0.2 (validation) and 0.2 (test), got 1",
+    ),
+    "few tasks": (
+        HEAD + "a,1,2\na,2,3\nb,1,2\nb,2,3\n",
+        {},
+        "enough for shares of 0.2 (validation) and 0.2 (test), got 2",
+    ),
     "one row": (
         HEAD + "".join(f"{w},{d},{d}\n" for w in "abcdef" for d in range(2 if w != "c" else 1)),
         {},
-        "task 'c' has one row",
+        "expected at least 2 rows of each task, one of them for its query set, got 1 of 'c'",
     ),
     "no such task": (
         lines(),
@@ -81,16 +97,16 @@ BAD = {
     ),
     "no such target": (lines(), {"target": "scor"}, "did you mean 'score'?"),
     "no such feature": (lines(), {"features": ("days",)}, "did you mean 'day'?"),
-    "the target as feature": (lines(), {"features": ("score",)}, "accepted are columns other than the task"),
+    "the target as feature": (lines(), {"features": ("score",)}, "expected columns other than the task"),
     "texts that are no categories": (
         HEAD + "".join(f"{w},{w}{d},{d}\n" for w in "abcdef" for d in range(3)),
         {},
         "different texts in",
     ),
-    "not set": (lines(), {"task": None}, "a run on a table needs --task"),
-    "shares": (lines(), {"validation": 0.5, "test": 0.5}, "leave no tasks for training"),
+    "not set": (lines(), {"task": None}, "expected --task for a run on a table"),
+    "shares": (lines(), {"validation": 0.5, "test": 0.5}, "to leave tasks for training"),
     "holdout": (lines(), {"holdout": "lst"}, "did you mean 'last'?"),
-    "shots of none": (lines(), {"holdout": "none", "shots": 3}, "where all rows are support"),
+    "shots of none": (lines(), {"holdout": "none", "shots": 3}, "as all rows are support"),
     "option": (lines(), {"hiden": (3,)}, "did you mean 'hidden'?"),
 }
 
@@ -109,12 +125,12 @@ def test_what_is_wrong_with_a_table_is_said(case, tmp_path):
 
 def test_files_that_are_no_text_or_no_table_are_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"who,day\n\xff\xfe,1\n")
-    with pytest.raises(DataError, match="no UTF-8 text"):
+    with pytest.raises(DataError, match="expected CSV in UTF-8"):
         read_table(tmp_path / "a.csv")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"pyarrow|no Parquet table"):
+    with pytest.raises(DataError, match=r"pyarrow|a Parquet table"):
         read_table(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="accepted is a mapping from column names"):
+    with pytest.raises(DataError, match="expected a mapping from column names"):
         table_of([1, 2], "x")
     with pytest.raises(DataError, match="columns of one length"):
         table_of({"a": [1], "b": [1, 2]}, "x")
@@ -232,7 +248,7 @@ def test_standardisation_is_learned_from_training_tasks_alone(file):
 
 def test_levels_that_training_did_not_have_are_refused(file):
     predictor_rows = {"day": [1], "group": ["c"]}
-    with pytest.raises(DataError, match="'c' was not among the training tasks' values, a, b"):
+    with pytest.raises(DataError, match="expected one of the training tasks' values, a, b, got 'c'"):
         made(file).recipe.layout.code(table_of(predictor_rows, "x"))
 
 
@@ -251,8 +267,8 @@ def test_coefficients_in_the_tables_units_are_those_of_least_squares():
     mean, spread = layout.in_units(standard, covariance)
     np.testing.assert_allclose(mean, np.linalg.lstsq(plain, y, rcond=None)[0], rtol=1e-9)
     np.testing.assert_allclose(spread, np.linalg.inv(plain.T @ plain), rtol=1e-8, atol=1e-12)
-    with pytest.raises(ConfigError, match="the target is a class"):
-        Layout((), Column("y", ("a", "b"))).in_units([0.0])
+    with pytest.raises(ConfigError, match="expected a target of numbers"):
+        Layout((), Column("y", ("a", "b"))).in_units([0.0], [[1.0]])
 
 
 # --- tasks -----------------------------------------------------------------------------------------------
@@ -422,13 +438,13 @@ def test_rows_of_several_tasks_are_not_learned_from_as_one(trained, tmp_path, ca
     assert adapt("one.csv", "rest.csv")[0] == 0
     status, said = adapt("both.csv", "rest.csv")
     assert status == 2
-    assert "both.csv: has rows of 2 tasks ('who': p0, p1); accepted are rows of one" in said
+    assert "both.csv: expected rows of one task, got 2 ('who': p0, p1)" in said
     status, said = adapt("one.csv", "other.csv")
     assert status == 2
     assert "other.csv with rows of other tasks" in said
     status, said = adapt("one.csv", ".")
     assert status == 2
-    assert "is a folder; accepted is a file, .csv" in said
+    assert "expected a .csv, .tsv or .parquet file, got a folder" in said
     (tmp_path / "nothing.csv").write_text("when\n1\n2\n")
     status, said = adapt("one.csv", "nothing.csv")
     assert status == 2
@@ -450,20 +466,20 @@ def test_an_artefact_names_no_task_and_scores_on_the_same_ones(trained, tmp_path
     assert first["rmse"] == second["rmse"]
     assert first["different_tasks"] <= 20
     assert score(alone) == 2
-    assert "a run on a table needs --data" in capsys.readouterr().err
+    assert "expected --data FILE.csv for a run on a table" in capsys.readouterr().err
     other = tmp_path / "other.csv"
     other.write_text(lines(people=13))
     copy = shutil.copytree(run, tmp_path / "copy")
     config = (run / "config.json").read_text()
     (copy / "config.json").write_text(config.replace(str(file), str(other)))
     assert main(["train", "--resume", f"--out={copy}", "--steps=40", "--quiet"]) == 2
-    assert "are not those that this run began with" in capsys.readouterr().err
+    assert "expected the tasks that this run began with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "tables"], "a run on a table needs --data FILE.csv"),
+        (["train", "tables"], "expected --data FILE.csv for a run on a table"),
         (["train", "sinusoid", "--task=who"], "--task: expected a preset that reads a table, got sinusoid"),
         (["train", "tables", "--domain.hidden=a"], "a list such as 1,2, each a whole number"),
         (["train", "sinusoid", "--data=x"], "preset that reads images or a table"),
@@ -479,7 +495,7 @@ def test_a_recipe_goes_to_json_with_its_layout(file):
     recipe = made(file, hidden=(4, 3)).recipe
     assert from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
     assert recipe.without_data().recipe.network.sizes == (2, 4, 3, 1)
-    with pytest.raises(ConfigError, match="has read no table yet"):
+    with pytest.raises(ConfigError, match="expected a recipe that has read its table"):
         _ = TablesRecipe().network
     assert jnp.shape(imaml.tables(recipe.data, "who", "score", hidden=(4,)).pooled) == (3, 1)
 
@@ -536,9 +552,10 @@ def test_tables_evidence_recovers_what_was_simulated(groups, least, most, tmp_pa
     (tmp_path / "rows.csv").write_text("\n".join(rows))
     words = [f"--data={tmp_path / 'rows.csv'}", "--task=who", "--target=y", f"--out={tmp_path / 'run'}"]
     assert main(["train", "tables-evidence", *words, "--quiet", "--training.test_tasks=0"]) == 0
-    from imaml.domains.tables.mixed_model import prior_of
+    from imaml.domains.tables.mixed_model import learned_prior
 
-    prior = prior_of(imaml.load(tmp_path / "run"))
+    learned = imaml.load(tmp_path / "run")
+    prior = learned_prior(learned.config.domain, learned.theta, learned.method.problem)
     errors = (np.array(list(prior["mean"].values())) - truth) / np.sqrt(np.diag(spread) / groups)
     assert np.all(np.abs(errors) < 3.5), errors  # of at least that standard error
     free = sizes.sum() - 2 * groups

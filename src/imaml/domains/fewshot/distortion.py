@@ -23,10 +23,12 @@ ROTATION, STRETCH, SHEAR, SHIFT = 0.1, 0.08, 0.1, 0.08
 
 
 class Maps(NamedTuple):
-    """From points of a distorted image to points of the original; (down, across) from the middle.
+    """Maps from points of a distorted image to points of the original; (down, across) from the middle.
 
-    drawing: a matrix and a shift, (..., 2, 3). shape: a matrix and the coefficients of the three squares
-    down^2, down * across and across^2, (..., 2, 5), applied after it.
+    Attributes:
+        drawing: A matrix and a shift, ``(..., 2, 3)``.
+        shape: A matrix and the coefficients of down^2, down * across and across^2, ``(..., 2, 5)``, applied
+            after it.
     """
 
     drawing: Array
@@ -47,9 +49,11 @@ def draw(key: Array, ways: int, each: int, amount: float) -> Maps:
     """
     task_key, bend_key, drawing_key, shift_key = jax.random.split(key, 4)
     deviations = (amount * TASK_ROTATION, amount * TASK_STRETCH, amount * TASK_SHEAR)
+    # the task's map, shared by its classes: a matrix, and bends by squares of coordinates
     matrices = _matrices(task_key, (), *deviations)
     bends = amount * TASK_BEND * jax.random.normal(bend_key, (2, 3), jnp.float32)
     shape = jnp.concatenate([matrices, bends], axis=-1)
+    # each drawing's own: a matrix and a shift
     matrices = _matrices(drawing_key, (ways, each), amount * ROTATION, amount * STRETCH, amount * SHEAR)
     shifts = amount * SHIFT * jax.random.normal(shift_key, (ways, each, 2, 1), jnp.float32)
     drawing = jnp.concatenate([matrices, shifts], axis=-1)
@@ -66,6 +70,7 @@ def warp(images: Array, maps: Maps) -> Array:
     Returns:
         Images of the same shape.
     """
+    # where each pixel of the result comes from
     number, side, _, channels = images.shape
     middle = (side - 1) / 2
     axis = (jnp.arange(side, dtype=jnp.float32) - middle) / (side / 2)
@@ -75,6 +80,7 @@ def warp(images: Array, maps: Maps) -> Array:
     squares = jnp.stack([points[:, 0] ** 2, points[:, 0] * points[:, 1], points[:, 1] ** 2], axis=1)
     points = jnp.einsum("nij,njp->nip", maps.shape, jnp.concatenate([points, squares], axis=1))
     source = jnp.clip(points * (side / 2) + middle, -1.0, side)  # a border of 0 lies at both ends
+    # the mean of the four pixels around it, weighted by their nearness
     corner = jnp.floor(source)
     high = source - corner
     low = 1 - high
@@ -94,7 +100,7 @@ def _matrices(key: Array, shape: tuple[int, ...], rotation: float, stretch: floa
     angle, down, across, slant = jnp.moveaxis(jax.random.normal(key, (*shape, 4), jnp.float32), -1, 0)
     angle, slant = rotation * angle, shear * slant
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    turn = jnp.stack([jnp.stack([cos, -sin], -1), jnp.stack([sin, cos], -1)], -2)
+    turn = jnp.stack([cos, -sin, sin, cos], -1).reshape(*shape, 2, 2)
     tall, wide = jnp.exp(stretch * down), jnp.exp(stretch * across)
-    rest = jnp.stack([jnp.stack([tall, slant], -1), jnp.stack([jnp.zeros_like(tall), wide], -1)], -2)
+    rest = jnp.stack([tall, slant, jnp.zeros_like(tall), wide], -1).reshape(*shape, 2, 2)
     return jnp.einsum("...ij,...jk->...ik", turn, rest)

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from ...core.errors import ConfigError, DataError
+from ...core.fields import NonNegativeFloat, PositiveInt, SeveralInt
 from ...core.recipes import recipe
+from ...core.tree import Tree
+from ...core.validation import not_one_of
 from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical
-from ...problems.proximal import plain, proximal
+from ...problems.proximal import Adapt, plain, proximal
 from ..networks import Conv4
 from ..recipes import ReadsData
 from . import distortion, strokes
+from . import omniglot as omniglot_data
 from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, distinct, then, turn
-from .images import Images
+from .images import SPLITS, Images, read_split_folders
 from .interface import FewShotInterface
 
-SOURCES = ("characters", "omniglot", "mini-imagenet", "images")
-OMNIGLOT_SPLITS = ("vinyals", "background", "random")
-NORMALISATIONS = ("transductive", "inductive")
 DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (22_000, 26_000)}
 DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
 
@@ -57,59 +59,37 @@ class FewShotRecipe(ReadsData):
         ConfigError: If a field is out of its range.
     """
 
-    source: str = "characters"
-    ways: int = 5
-    shots: int = 1
-    queries: int = 5
-    normalisation: str = "transductive"
+    source: Literal["characters", "omniglot", "mini-imagenet", "images"] = "characters"
+    ways: SeveralInt = 5
+    shots: PositiveInt = 1
+    queries: PositiveInt = 5
+    normalisation: Literal["transductive", "inductive"] = "transductive"
     rotations: bool = True
     symmetries: bool = False
-    distortion: float = 0.0
-    within: float = 0.0
-    split: str = "vinyals"
+    distortion: NonNegativeFloat = 0.0
+    within: NonNegativeFloat = 0.0
+    split: Literal["vinyals", "background", "random"] = "vinyals"
     data: str | None = None
-    filters: int = 64
+    filters: PositiveInt = 64
     limits: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     factorises: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        if self.source not in SOURCES:
-            raise ConfigError(f"domain: source={self.source!r}; accepted: {', '.join(SOURCES)}.")
-        if self.normalisation not in NORMALISATIONS:
-            raise ConfigError(
-                f"domain: normalisation={self.normalisation!r}; accepted: {', '.join(NORMALISATIONS)}."
-            )
-        if self.split not in OMNIGLOT_SPLITS:
-            raise ConfigError(f"domain: split={self.split!r}; accepted: {', '.join(OMNIGLOT_SPLITS)}.")
-        for name in ("rotations", "symmetries"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"domain: {name}={getattr(self, name)!r}; accepted: true, false.")
-        amount = self.distortion
-        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= 2:
-            raise ConfigError(
-                f"domain: distortion={amount!r}; accepted is a number from 0 (none) to 2 (unreadable)."
-            )
-        share = self.within
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ConfigError(
-                f"domain: within={share!r}; accepted is a number from 0 to 1, a share of tasks."
-            )
-        if share and self.source == "characters":
-            raise ConfigError(
-                f"domain: within={share!r} with source='characters'; accepted is 0, as characters that are "
-                "drawn on the fly belong to no alphabet."
-            )
-        for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("filters", 1)):
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
+        most: dict[str, float] = {"distortion": 2, "within": 1}  # a distortion of 2 is unreadable
+        if self.source == "characters":  # which belong to no alphabet
+            most |= {"within": 0, "ways": min(last - first for first, last in DRAWN_CLASSES.values())}
+        for name, limit in most.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if value > limit:
                 raise ConfigError(
-                    f"domain: {name}={value!r}; accepted is a whole number of at least {least}."
+                    f"domain: {name}: expected at most {limit} for {self.source}, got {value!r}."
                 )
 
     def build(self) -> FewShot:
-        """The domain, with its data read."""
+        """Return the domain, with its data read."""
         domain = replace(self, limits=())._whole()
         for split, classes in self.limits:
             domain = domain.limited(split, classes)
@@ -125,18 +105,16 @@ class FewShotRecipe(ReadsData):
         return replace(self, source=source, data=path, limits=())
 
     def _whole(self) -> FewShot:
+        """The domain with all classes of its splits."""
         if self.source == "characters":
-            return characters_of(self)
+            splits = {name: jnp.arange(*ends, dtype=jnp.int32) for name, ends in DRAWN_CLASSES.items()}
+            return FewShot(None, None, None, None, splits, 0, self)
         if self.source == "omniglot":
-            from . import omniglot as reader
-
-            return table_of(self, reader.read(reader.locate(self.data), split=self.split))
-        from .images import read_split_folders
-
+            return table_of(self, omniglot_data.read(self.data, split=self.split))
         if self.data is None:
             raise DataError(
-                f"{self.source}: where are they? Pass --data PATH, a folder with train/, val/ and test/ and "
-                "in each a folder of images for every class."
+                f"{self.source}: expected images, got no path. Hint: pass --data PATH, a folder with "
+                "train/, val/ and test/ and in each a folder of images for every class."
             )
         network = self.network
         return table_of(self, read_split_folders(self.data, side=network.side, channels=network.channels))
@@ -174,25 +152,34 @@ class FewShot(FewShotInterface):
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
 
-    def init(self, key: Array) -> Any:
-        """Fresh parameters of the network."""
+    def init(self, key: Array) -> Tree:
+        """Return fresh parameters of the network."""
         return self.network.init(key)
 
-    def loss(self, phi: Any, batch: Labelled) -> Array:
-        """The mean cross-entropy on a batch normalised as the recipe says, a scalar."""
+    def loss(self, phi: Tree, batch: Labelled) -> Array:
+        """Return the mean cross-entropy on a batch normalised as the recipe says, a scalar."""
         return cross_entropy(self.logits(phi, batch), batch.labels)
 
-    def logits(self, phi: Any, batch: Labelled, inductive: bool | None = None) -> Array:
-        """Logits (n, ways). inductive: by the reference's statistics; by default as the recipe says."""
+    def logits(self, phi: Tree, batch: Labelled, inductive: bool | None = None) -> Array:
+        """Return logits ``(n, ways)``.
+
+        Args:
+            phi: The network's parameters.
+            batch: The images.
+            inductive: Whether to normalise by the statistics of the batch's reference instead of its own; by
+                default as the recipe says.
+
+        Returns:
+            The logits.
+        """
         if inductive is None:
             inductive = self.recipe.normalisation == "inductive"
-        if batch.reference is None or not inductive:
-            return self.network.forward(phi, batch.images)[0]
-        _, statistics = self.network.forward(phi, batch.reference)
+        reference = batch.reference if inductive else None
+        statistics = None if reference is None else self.network.forward(phi, reference)[1]
         return self.network.forward(phi, batch.images, statistics)[0]
 
-    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
-        """Cross-entropy on the support set + strength/2 |phi - theta|^2; without an anchor for None."""
+    def problem(self, strength: Tree, adapt: Adapt = None, curvature: str = "hessian") -> Problem:
+        """Return the problem of the support set's mean cross-entropy; unanchored if ``strength`` is None."""
         loss = SupportLoss(self.network)
         if strength is None:
             return plain(loss, adapt)
@@ -200,54 +187,58 @@ class FewShot(FewShotInterface):
 
     @staticmethod
     def whole(support: Labelled, query: Labelled) -> Labelled:
-        """All of a task's images as one batch, for methods that learn from it unsplit."""
-        images = jnp.concatenate([support.images, query.images])
-        labels = jnp.concatenate([support.labels, query.labels])
+        """Return all of a task's images as one batch."""
+        images, labels = (jnp.concatenate(pair) for pair in zip(support[:2], query[:2], strict=True))
         if support.classes is None or query.classes is None:
             return Labelled(images, labels)
         return Labelled(images, labels, classes=jnp.concatenate([support.classes, query.classes]))
 
-    def wide(self, key: Array) -> Any:
-        """Fresh parameters of the network with an output for every class, for joint learning."""
+    def wide(self, key: Array) -> Tree:
+        """Return parameters of the network with an output for every class, for joint learning."""
         if self.groups is None and self.recipe.source != "characters":
-            raise ConfigError(
-                "wide: joint learning needs the domain's data, to know how many classes it has."
-            )
+            raise ConfigError("wide: expected a domain with its data, which say how many classes there are.")
         classes = DRAWN_CLASSES["train"][1] if self.groups is None else self.groups.shape[0]
         return replace(self.network, ways=classes).init(key)
 
-    def narrow(self, theta: Any) -> Any:
-        """The network's parameters with a fresh head for a new task, all zeros."""
+    def narrow(self, theta: Tree) -> Tree:
+        """Return the network's parameters with a fresh head for a new task, all zeros."""
         head = jax.eval_shape(self.init, jax.random.key(0))["head"]
         return {**theta, "head": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), head)}
 
-    def joint_loss(self, theta: Any, batch: Labelled, grouped: bool = False) -> Array:
-        """The mean cross-entropy of telling all classes apart, or those of an image's own group; a scalar.
+    def joint_loss(self, theta: Tree, batch: Labelled, grouped: bool = False) -> Array:
+        """Return the mean cross-entropy of telling all classes apart, or those of an image's own group.
 
-        theta: as `wide` makes it. A group's outputs are then a head of its own on the shared body. Groups are
-        those of the table, such as alphabets, and every fifty of the characters drawn on the fly.
+        A group's outputs are then a head of its own on the shared body. Groups are those of the table, such
+        as alphabets, and every fifty of the characters drawn on the fly.
+
+        Args:
+            theta: Parameters as `wide` returns them.
+            batch: Images with the numbers of their classes in the domain.
+            grouped: Whether to tell apart the classes of an image's own group only.
+
+        Returns:
+            A scalar.
         """
         assert batch.classes is not None
-        if grouped:
-            return cross_entropy(self._in_group(theta, batch), batch.classes)
-        return cross_entropy(self.network.forward(theta, batch.images)[0], batch.classes)
+        logits = self._in_group(theta, batch) if grouped else self.network.forward(theta, batch.images)[0]
+        return cross_entropy(logits, batch.classes)
 
     def _groups(self, classes: int) -> Array:
         """The number of each class's group, (classes,)."""
         return jnp.arange(classes, dtype=jnp.int32) // 50 if self.groups is None else self.groups
 
-    def _in_group(self, theta: Any, batch: Labelled) -> Array:
+    def _in_group(self, theta: Tree, batch: Labelled) -> Array:
         """Logits of wide parameters, (n, classes), minus infinity outside an image's own group."""
         logits = self.network.forward(theta, batch.images)[0]
         groups = self._groups(logits.shape[1])
         return jnp.where(groups[None] == groups[batch.classes][:, None], logits, -jnp.inf)
 
-    def query_loss(self, phi: Any, theta: Any, batch: Labelled) -> Array:
-        """The mean cross-entropy on the query batch, a scalar."""
+    def query_loss(self, phi: Tree, theta: Tree, batch: Labelled) -> Array:
+        """Return the mean cross-entropy on the query batch, a scalar."""
         return self.loss(phi, batch)
 
     def draw(self, key: Array, split: str) -> Indices:
-        """Indices of one random episode: distinct classes, distinct images of each.
+        """Return the indices of one random episode: distinct classes, distinct images of each.
 
         Only training tasks are turned, mirrored and distorted.
         """
@@ -256,7 +247,7 @@ class FewShot(FewShotInterface):
         training = split == "train"
         turned = recipe.rotations and training
         class_key, example_key = jax.random.split(key)
-        number = ids.shape[0] * (4 if turned else 1)
+        number = ids.shape[0] * (4 if turned else 1)  # each quarter turn of a class is a class of its own
         virtual = distinct(class_key, number, recipe.ways)
         classes, turns = ids[virtual % ids.shape[0]], virtual // ids.shape[0]
         if recipe.within and training:
@@ -268,7 +259,7 @@ class FewShot(FewShotInterface):
             share = DRAWINGS // wanted  # each from a range of its own, so that no two are the same drawing
             examples = jax.random.randint(example_key, (recipe.ways, wanted), 0, share, jnp.int32)
             examples = examples + share * jnp.arange(wanted, dtype=jnp.int32)[None]
-        else:
+        else:  # the images of the least scores, of which those that a class does not have are the largest
             scores = jax.random.uniform(example_key, (recipe.ways, self.most), jnp.float32)
             scores = jnp.where(jnp.arange(self.most)[None] < self.counts[classes][:, None], scores, 2.0)
             examples = jnp.argsort(scores, axis=1)[:, :wanted]
@@ -285,18 +276,21 @@ class FewShot(FewShotInterface):
         """
         assert self.groups is not None
         share_key, group_key, class_key = jax.random.split(key, 3)
+        # classes sorted by group: where the group of each begins, and how many classes it has
         groups = self.groups[ids]
         order = jnp.argsort(groups)
         begin = jnp.searchsorted(groups[order], groups[order], side="left")
         size = jnp.searchsorted(groups[order], groups[order], side="right") - begin
+        # the group of a random class among those of groups large enough, then classes of that group
         enough = size >= self.recipe.ways
         one = jax.random.choice(group_key, ids.shape[0], p=enough / enough.sum())
         chosen = ids[order[begin[one] + distinct(class_key, size[one], self.recipe.ways)]]
         return jnp.where(jax.random.uniform(share_key) < self.recipe.within, chosen, others)
 
     def gather(self, indices: Indices) -> Task:
-        """The episode that indices mean: Task of two `Labelled`, class by class in the order of `classes`."""
+        """Return the episode: a Task of two `Labelled`, class by class in the order of ``classes``."""
         recipe = self.recipe
+        # (ways, shots + queries, side, side, channels), in [0, 1]
         if self.pixels is None or self.first is None:
             images = strokes.draws(indices.classes, indices.examples, chunk=16)[..., None]
         else:
@@ -305,6 +299,7 @@ class FewShot(FewShotInterface):
         images = jax.vmap(turn)(images, indices.turns)
         if indices.maps is not None:
             images = jax.vmap(distortion.warp)(images, indices.maps)
+        # the first images of each class are its support set
         shape = (-1, *images.shape[2:])
         labels = jnp.arange(recipe.ways, dtype=jnp.int32)
         support = images[:, : recipe.shots].reshape(shape)
@@ -315,8 +310,8 @@ class FewShot(FewShotInterface):
             Labelled(query, query_labels, support, indices.classes[query_labels]),
         )
 
-    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
-        """Accuracy and mean cross-entropy on the query set, transductive and inductive."""
+    def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
+        """Return accuracy and mean cross-entropy on the query set, transductive and inductive."""
         query = task.query
         scores = {}
         for suffix, inductive in (("", False), ("_inductive", True)):
@@ -325,13 +320,13 @@ class FewShot(FewShotInterface):
             scores["loss" + suffix] = cross_entropy(logits, query.labels)
         return scores
 
-    def calibration(self, phi: Any, task: Task) -> dict[str, Array]:
-        """How sure the answers to the query set are, and how often right: see `confidences`, (bins, 3)."""
+    def calibration(self, phi: Tree, task: Task) -> dict[str, Array]:
+        """Return what calibration errors are made of, ``(bins, 3)``; see `confidences`."""
         query = task.query
         parts = {"calibration_error": False, "calibration_error_inductive": True}
         return {name: confidences(self.logits(phi, query, way), query.labels) for name, way in parts.items()}
 
-    def trade_off(self, theta: Any, tasks: int = 1000, seed: int = 0) -> dict[str, Any]:
+    def trade_off(self, theta: Tree, tasks: int = 1000, seed: int = 0) -> dict[str, object]:
         """Return how well joint learning serves each group of training classes, on random training tasks.
 
         A prediction is the largest output of an image's own group.
@@ -358,18 +353,18 @@ class FewShot(FewShotInterface):
         quartiles = np.quantile(list(shares.values()), [0, 0.25, 0.5, 0.75, 1]).tolist()
         return {"accuracy": shares, "least_quartiles_most": quartiles, "images": int(right.size)}
 
-    def measure(self, phi: Any, theta: Any, batch: Labelled) -> dict[str, Array]:
-        """The accuracy on a query batch, normalised as in training; for a method's `measure`."""
+    def measure(self, phi: Tree, theta: Tree, batch: Labelled) -> dict[str, Array]:
+        """Return the accuracy on a query batch, normalised as in training."""
         return {"accuracy": accuracy(self.logits(phi, batch), batch.labels)}
 
     def baselines(self, task: Task) -> dict[str, Array]:
-        """The accuracy of the nearest support image in pixels."""
+        """Return the accuracy of the nearest support image in pixels."""
         support, query = (part.images.reshape(part.images.shape[0], -1) for part in task)
         distances = jnp.square(query[:, None] - support[None]).sum(-1)
         nearest = task.support.labels[jnp.argmin(distances, axis=1)]
         return {"pixel_nearest_neighbour": jnp.mean((nearest == task.query.labels).astype(jnp.float32))}
 
-    def limited(self, split: str, classes: Any) -> FewShot:
+    def limited(self, split: str, classes: ArrayLike) -> FewShot:
         """Return the same domain with only some of a split's classes.
 
         The recipe records it: what is trained on a part is resumed and evaluated on that part.
@@ -385,13 +380,13 @@ class FewShot(FewShotInterface):
             ConfigError: If there are fewer classes than ways, or some that the split has not.
         """
         if split not in self.splits:
-            raise ConfigError(f"limited: split={split!r}; accepted: {', '.join(self.splits)}.")
+            raise ConfigError(not_one_of("limited: split", split, self.splits))
         chosen = np.unique(np.asarray(classes, np.int32))
         unknown = np.setdiff1d(chosen, np.asarray(self.splits[split]))
         if chosen.size < self.recipe.ways or unknown.size:
             raise ConfigError(
-                f"limited: {chosen.size} classes of which {unknown.size} are not in the {split} split; "
-                f"accepted are at least {self.recipe.ways} (the ways) of its {self.splits[split].shape[0]}."
+                f"limited: expected at least {self.recipe.ways} (the ways) classes of the {split} split, got "
+                f"{chosen.size}, of which {unknown.size} are not in it."
             )
         if split == "train" and self.recipe.within:
             _require_group(self.recipe, np.asarray(self.groups)[chosen])
@@ -402,51 +397,33 @@ class FewShot(FewShotInterface):
 
 @dataclass(frozen=True)
 class SupportLoss:
-    """The loss of a task's support set, (phi, batch) -> scalar; hashable, so that a Problem made of it is."""
+    """The loss of a task's support set, (phi, batch) -> scalar; hashable, so that a problem of it is, too."""
 
     network: Conv4
     likelihood: ClassVar[Categorical] = Categorical()
     averages: ClassVar[bool] = True
 
-    def outputs(self, phi: Any, batch: Labelled) -> Array:
-        """Logits (n, ways) of the batch normalised by its own statistics."""
+    def outputs(self, phi: Tree, batch: Labelled) -> Array:
+        """Return logits ``(n, ways)`` of the batch, normalised by its own statistics."""
         return self.network.forward(phi, batch.images)[0]
 
     def cost(self, outputs: Array, batch: Labelled) -> Array:
-        """The mean cross-entropy of logits."""
+        """Return the mean cross-entropy of logits."""
         return cross_entropy(outputs, batch.labels)
 
-    def __call__(self, phi: Any, batch: Labelled) -> Array:
-        """The mean cross-entropy of the batch normalised by its own statistics."""
+    def __call__(self, phi: Tree, batch: Labelled) -> Array:
+        """Return the mean cross-entropy of the batch, normalised by its own statistics."""
         return self.cost(self.outputs(phi, batch), batch)
 
 
 def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:
-    """Refuses training classes of which no group has enough for a task of its own (DataError)."""
+    """Check that some group of training classes has enough for a task of its own (DataError)."""
     most = int(np.unique(groups, return_counts=True)[1].max(initial=0))
     if most < recipe.ways:
         raise DataError(
-            f"domain: within={recipe.within!r} asks for tasks within one group (an alphabet), and the largest"
-            f" of the train split has {most} classes; a task needs {recipe.ways} ways. Set --domain.within=0."
+            f"domain: within={recipe.within!r}: expected a group (an alphabet) of at least {recipe.ways} "
+            f"training classes (the ways), got {most} in the largest. Hint: set --domain.within=0."
         )
-
-
-def characters_of(recipe: FewShotRecipe) -> FewShot:
-    """Return the domain of procedural handwriting, drawn on the device when needed.
-
-    Args:
-        recipe: The recipe.
-
-    Returns:
-        The domain.
-    """
-    fewest = min(last - first for first, last in DRAWN_CLASSES.values())
-    if recipe.ways > fewest:
-        raise ConfigError(
-            f"domain: ways={recipe.ways}; accepted are at most {fewest}, the smallest split's classes."
-        )
-    splits = {name: jnp.arange(*ends, dtype=jnp.int32) for name, ends in DRAWN_CLASSES.items()}
-    return FewShot(None, None, None, None, splits, 0, recipe)
 
 
 def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
@@ -464,27 +441,23 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
     """
     wanted = recipe.shots + recipe.queries
     splits = {}
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         ids = np.asarray(table.splits.get(name, ()), np.int32)
-        short = [i for i in ids if table.count[i] < wanted]
-        if short:
-            raise DataError(
-                f"class {table.names[short[0]]!r} of the {name} split has {table.count[short[0]]} images; a "
-                f"task needs {wanted} of each ({recipe.shots} shots + {recipe.queries} queries). Lower "
-                "--domain.shots or --domain.queries, or add images."
-            )
         if ids.size < recipe.ways:
             raise DataError(
-                f"the {name} split has {ids.size} classes; a task needs {recipe.ways} ways. Lower "
-                "--domain.ways, or add classes."
+                f"{name} split: expected at least {recipe.ways} classes (the ways), got {ids.size}. Hint: "
+                "lower --domain.ways, or add classes."
+            )
+        least = ids[np.argmin(table.count[ids])]
+        if table.count[least] < wanted:
+            raise DataError(
+                f"class {table.names[least]!r} of the {name} split: expected at least {wanted} images (shots "
+                f"and queries), got {table.count[least]}. Hint: lower --domain.shots or --domain.queries."
             )
         splits[name] = jnp.asarray(ids)
-    side, channels = recipe.network.side, recipe.network.channels
-    if table.pixels.shape[1:] != (side, side, channels):
-        raise DataError(
-            f"images are {table.pixels.shape[1:]}; the network of {recipe.source} takes "
-            f"{(side, side, channels)}."
-        )
+    expected = (recipe.network.side, recipe.network.side, recipe.network.channels)
+    if table.image_shape != expected:
+        raise DataError(f"images: expected {expected} for {recipe.source}, got {table.image_shape}.")
     most = int(table.count.max())
     groups = np.unique(table.groups, return_inverse=True)[1].astype(np.int32)
     if recipe.within:
@@ -493,7 +466,7 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
     return FewShot(*arrays, splits=splits, most=most, recipe=recipe)
 
 
-def characters(ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
+def characters(ways: int = 5, shots: int = 1, **options: object) -> FewShot:
     """Return tasks of procedural handwriting: random characters, 28 x 28, of thousands of classes.
 
     The default normalisation is inductive, so that what is learned can be used on one image at a time.
@@ -513,10 +486,10 @@ def characters(ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
         >>> task.query.images.shape
         (10, 28, 28, 1)
     """
-    return FewShotRecipe("characters", ways, shots, **{"normalisation": "inductive", **options}).build()
+    return replace(FewShotRecipe("characters", ways, shots, normalisation="inductive"), **options).build()
 
 
-def omniglot(ways: int = 5, shots: int = 1, data: str | None = None, **options: Any) -> FewShot:
+def omniglot(ways: int = 5, shots: int = 1, data: str | None = None, **options: object) -> FewShot:
     """Return tasks of Omniglot's 1,623 handwritten characters, 28 x 28 (Lake et al. 2015).
 
     Args:
@@ -529,10 +502,10 @@ def omniglot(ways: int = 5, shots: int = 1, data: str | None = None, **options: 
     Returns:
         The domain.
     """
-    return FewShotRecipe("omniglot", ways, shots, data=data, **options).build()
+    return replace(FewShotRecipe("omniglot", ways, shots, data=data), **options).build()
 
 
-def mini_imagenet(data: str, ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
+def mini_imagenet(data: str, ways: int = 5, shots: int = 1, **options: object) -> FewShot:
     """Return tasks of mini-ImageNet, 84 x 84 x 3, from its usual folder layout.
 
     Args:
@@ -544,11 +517,11 @@ def mini_imagenet(data: str, ways: int = 5, shots: int = 1, **options: Any) -> F
     Returns:
         The domain.
     """
-    options = {"rotations": False, "filters": 32, **options}
-    return FewShotRecipe("mini-imagenet", ways, shots, data=data, **options).build()
+    recipe = FewShotRecipe("mini-imagenet", ways, shots, rotations=False, data=data, filters=32)
+    return replace(recipe, **options).build()
 
 
-def image_tasks(table: Images, ways: int = 5, shots: int = 1, **options: Any) -> FewShot:
+def image_tasks(table: Images, ways: int = 5, shots: int = 1, **options: object) -> FewShot:
     """Return tasks over your own table of 28 x 28 drawings.
 
     Args:
@@ -560,4 +533,4 @@ def image_tasks(table: Images, ways: int = 5, shots: int = 1, **options: Any) ->
     Returns:
         The domain.
     """
-    return table_of(FewShotRecipe("images", ways, shots, **options), table)
+    return table_of(replace(FewShotRecipe("images", ways, shots), **options), table)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from ...core.errors import DataError
 from ...core.tree import Tree
@@ -27,8 +29,12 @@ if TYPE_CHECKING:
 ROUNDING = 1e-5  # how far pixels may lie outside [0, 1]: 400 times less than a grey level of 8 bits
 
 
+Statistics = Sequence[tuple[Array, Array]]  # each layer's mean and variance
+Support = ArrayLike | Labelled | Drawings
+
+
 class FewShotInterface(DomainBase):
-    """The part of `FewShot` that meets a user's data.
+    """The part of `FewShot` that reads a user's data and answers in the user's terms.
 
     Answers are inductive: query images are normalised by the support set's statistics, so that no answer
     depends on its neighbours in the batch.
@@ -42,7 +48,7 @@ class FewShotInterface(DomainBase):
         """The network that learns these tasks."""
         return self.recipe.network
 
-    def encode(self, x: Any, y: Any = None) -> Encoded:
+    def encode(self, x: Support, y: ArrayLike | None = None) -> Encoded:
         """Return a user's support images and labels as a batch.
 
         Args:
@@ -60,22 +66,22 @@ class FewShotInterface(DomainBase):
             x, y = x.images, x.labels
         images = check_images(x, self.network, "x")
         classes, labels = check_labels(y, images.shape[0], self.network.ways)
-        _warn_where_alike(images, classes, labels)
+        _warn_if_ambiguous(images, classes, labels)
         return Encoded(Labelled(jnp.asarray(images), jnp.asarray(labels, jnp.int32)), classes)
 
-    def encode_query(self, x: Any) -> np.ndarray:
+    def encode_query(self, x: Support) -> np.ndarray:
         """Return images as ``(n, side, side, channels)``; see `check_images`."""
         return check_images(x.images if isinstance(x, Labelled | Drawings) else x, self.network, "x")
 
-    def statistics(self, phi: Tree, support: Labelled) -> Any:
+    def statistics(self, phi: Tree, support: Labelled) -> Statistics:
         """Return the statistics that support images are normalised by, layer by layer."""
         return self.network.forward(phi, support.images)[1]
 
-    def forward(self, phi: Tree, rows: Array, statistics: Any = None) -> Array:
+    def forward(self, phi: Tree, rows: Array, statistics: Statistics | None = None) -> Array:
         """Return logits ``(n, ways)`` for images, normalised by ``statistics``."""
         return self.network.forward(phi, rows, statistics)[0]
 
-    def posterior_form(self, support: Labelled) -> dict[str, Any]:
+    def posterior_form(self, support: Labelled) -> dict[str, object]:
         """Return the options of a low-rank posterior, whose rank is at most that of the curvature."""
         return {"form": "low-rank", "rank": support.labels.shape[0] * (self.network.ways - 1)}
 
@@ -90,15 +96,18 @@ class FewShotInterface(DomainBase):
         probabilities = predictor.predict_proba(query.images, uncertainty)
         assert predictor.classes is not None
         classes = [str(c) for c in predictor.classes]
-        rows: list[dict[str, Any]] = [
-            {"file": str(file), "class": classes[int(np.argmax(p))], "probability": round(float(p.max()), 6)}
+        rows = [
+            {
+                "file": str(file),
+                "class": classes[int(np.argmax(p))],
+                "probability": round(float(p.max()), 6),
+                "probabilities": {c: round(float(v), 6) for c, v in zip(classes, p, strict=True)},
+            }
             for file, p in zip(query.files, probabilities, strict=True)
         ]
         lines = [f"{row['file']}\t{row['class']}\t{row['probability']:.3f}" for row in rows]
         right = sum(row["class"] == label for row, label in zip(rows, query.labels, strict=True))
         note = f"{right} of {len(rows)} as their folders are named" * (set(query.labels) <= set(classes))
-        for row, p in zip(rows, probabilities, strict=True):
-            row["probabilities"] = {c: round(float(v), 6) for c, v in zip(classes, p, strict=True)}
         return Answers(rows, lines, {"classes": classes, "normalisation": "inductive"}, lambda: note)
 
     def write(self, task: Task, out: Path) -> tuple[int, int]:
@@ -120,19 +129,11 @@ class FewShotInterface(DomainBase):
         """Return the task's images with the classes that were predicted."""
         support, query = jax.device_get(task)
         probabilities = predictor.predict_proba(query.images)
-        return [
-            Example(
-                support=support.images,
-                support_labels=support.labels,
-                query=query.images,
-                query_labels=query.labels,
-                predicted=np.argmax(probabilities, axis=1),
-                probabilities=probabilities,
-            )
-        ]
+        predicted = np.argmax(probabilities, axis=1)
+        return [Example(*support[:2], *query[:2], predicted=predicted, probabilities=probabilities)]
 
 
-def check_images(x: Any, network: Conv4, name: str) -> np.ndarray:
+def check_images(x: ArrayLike, network: Conv4, name: str) -> np.ndarray:
     """Return images as float32 ``(n, side, side, channels)`` in [0, 1].
 
     Args:
@@ -151,38 +152,31 @@ def check_images(x: Any, network: Conv4, name: str) -> np.ndarray:
     try:
         images = np.asarray(x)
     except ValueError as error:
-        raise DataError(f"{name}: the images have different shapes; accepted is one array.") from error
-    if not (np.issubdtype(images.dtype, np.floating) or images.dtype == bool):
-        raise DataError(
-            f"{name}: dtype {images.dtype}; accepted are floats in [0, 1], 1 = ink (divide 8-bit images by "
-            "255, and turn dark ink on light paper round: 1 - x / 255)."
-        )
-    accepted = f"(n, {side}, {side}, {channels})" + (f" or (n, {side}, {side})" if channels == 1 else "")
+        raise DataError(f"{name}: expected one array, got images of different shapes.") from error
+    expected = f"floats in [0, 1], 1 = ink, of shape (n, {side}, {side}, {channels}), n at least 1"
     if images.ndim == 3 and channels == 1:
         images = images[..., None]
-    if images.ndim != 4 or images.shape[1:] != (side, side, channels) or images.shape[0] == 0:
-        raise DataError(f"{name}: shape {np.shape(x)}; accepted is {accepted} with n of at least 1.")
+    if images.shape[1:] != (side, side, channels) or not images.size:
+        raise DataError(f"{name}: expected {expected}, got shape {np.shape(x)}.")
+    if images.dtype == bool:
+        return images.astype(np.float32)
+    hint = "Hint: divide 8-bit images by 255, and invert dark ink on light paper, 1 - x / 255"
+    if not np.issubdtype(images.dtype, np.floating):
+        raise DataError(f"{name}: expected {expected}, got dtype {images.dtype}. {hint}.")
     # Checked before the cast to float32, in which a value of 1e300 would be infinite.
-    if not np.all(np.isfinite(images)):
+    rounding = max(ROUNDING, 4 * float(np.finfo(images.dtype).eps))
+    low, high = images.min(), images.max()
+    if not (low >= -rounding and high <= 1 + rounding):  # as of NaN, too
+        # str of a NumPy number has as many digits as tell it from its neighbours, so never "1" here.
         raise DataError(
-            f"{name}: {int((~np.isfinite(images)).sum())} pixels are NaN or infinite; accepted are floats in "
-            "[0, 1]: leave those images out, or mend them."
+            f"{name}: expected {expected} (give or take {rounding:.1g} of rounding), got values from {low!s} "
+            f"to {high!s}. {hint}; clip what a resampling filter has overshot."
         )
-    if images.dtype != bool:
-        rounding = max(ROUNDING, 4 * float(np.finfo(images.dtype).eps))
-        low, high = images.min(), images.max()
-        if low < -rounding or high > 1 + rounding:
-            # str of a NumPy number has as many digits as tell it from its neighbours, so never "1" here.
-            raise DataError(
-                f"{name}: expected floats in [0, 1], 1 = ink (give or take {rounding:.1g} of rounding), got "
-                f"values from {low!s} to {high!s}. Hint: divide 8-bit images by 255; clip what a resampling "
-                "filter has overshot."
-            )
     return np.clip(images.astype(np.float32), 0, 1)
 
 
-def _warn_where_alike(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> None:
-    """Warns where support images do not tell classes apart, as a solve of them ends well all the same.
+def _warn_if_ambiguous(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> None:
+    """Warn if support images do not tell classes apart, as the inner solve converges all the same.
 
     Images are compared as 8 bits, so that rounding makes no difference. A blank image leaves nothing to
     normalise by (a variance of 0), and any query image is then answered with a probability near 1.
@@ -190,17 +184,14 @@ def _warn_where_alike(images: np.ndarray, classes: np.ndarray, labels: np.ndarra
     coded = np.rint(255 * images).astype(np.uint8)
     spread = coded.max((1, 2)).astype(int) - coded.min((1, 2))
     blank = spread.max(-1) <= 1  # one grey level: a blank page after averaging
-    of: dict[bytes, set[int]] = {}
+    owners: dict[bytes, set[int]] = {}
     for image, label in zip(coded, labels.tolist(), strict=True):
-        of.setdefault(image.tobytes(), set()).add(label)
-    shared = np.array([len(of[image.tobytes()]) > 1 for image in coded])
-    numbers = range(len(classes))
-    empty = [str(classes[k]) for k in numbers if blank[labels == k].all()]
-    twins = [
-        str(classes[k])
-        for k in numbers
-        if (shared | blank)[labels == k].all() and not blank[labels == k].all()
-    ]
+        owners.setdefault(image.tobytes(), set()).add(label)
+    shared = np.array([len(owners[image.tobytes()]) > 1 for image in coded])
+    mine = [labels == k for k in range(len(classes))]
+    empty = [str(c) for c, rows in zip(classes, mine, strict=True) if blank[rows].all()]
+    useless = [str(c) for c, rows in zip(classes, mine, strict=True) if (shared | blank)[rows].all()]
+    twins = [name for name in useless if name not in empty]
     found = []
     if len(empty) > 1:
         found.append(f"{len(empty)} classes of {len(classes)} have only blank images ({some_of(empty)})")
@@ -219,7 +210,7 @@ def _warn_where_alike(images: np.ndarray, classes: np.ndarray, labels: np.ndarra
         )
 
 
-def check_labels(y: Any, count: int, ways: int) -> tuple[np.ndarray, np.ndarray]:
+def check_labels(y: ArrayLike | None, count: int, ways: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct labels, sorted, and each row's number among them.
 
     Args:
@@ -238,17 +229,15 @@ def check_labels(y: Any, count: int, ways: int) -> tuple[np.ndarray, np.ndarray]
         classes, numbers = np.unique(labels, return_inverse=True)
     except (TypeError, ValueError) as error:
         raise DataError(
-            "y: labels cannot be compared; accepted are numbers, or texts, one an image."
+            f"y: expected numbers or texts, got labels that cannot be sorted ({error})."
         ) from error
     if labels.shape != (count,):
-        raise DataError(f"y: shape {labels.shape}; accepted is one label for each of {count} support images.")
+        raise DataError(f"y: expected a label for each of {count} support images, got shape {labels.shape}.")
     if np.issubdtype(labels.dtype, np.floating) and not np.all(np.isfinite(labels)):
-        raise DataError("y: a label is NaN or infinite; accepted are whole numbers, or texts.")
-    if len(classes) < 2:
-        raise DataError(f"labels: all are {classes[0]!s}; accepted are 2 to {ways} different ones.")
-    if len(classes) > ways:
+        raise DataError("y: expected whole numbers or texts, got a label that is NaN or infinite.")
+    if not 2 <= len(classes) <= ways:
         raise DataError(
-            f"labels: {len(classes)} different ones; this artefact was trained to tell {ways} classes apart "
-            f"and accepts 2 to {ways}. Train one with --domain.ways={len(classes)}."
+            f"labels: expected 2 to {ways} different ones, as in training, got {len(classes)} "
+            f"({some_of(classes.astype(str).tolist())}). Hint: for more, train with --domain.ways=N."
         )
     return classes, numbers

@@ -9,36 +9,37 @@ bit for bit, and are verified by one digest over the drawings themselves.
     table.ids("test")                                   # 423 class ids
 """
 
+import http.client
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from imaml.core.errors import ConfigError, DataError
-from imaml.core.machine import user_cache
-from imaml.core.validation import lacks, some_of
-from imaml.domains.fewshot.images import SPLITS as TASK_SPLITS
-from imaml.domains.fewshot.images import Images, cached_array, shuffled
-from imaml.domains.fewshot.omniglot_files import (
-    ACCEPTED,
-    ADVICE,
+from ...core.errors import DataError
+from ...core.machine import user_cache
+from ...core.validation import require_number, require_one_of, some_of
+from .images import SPLITS as TASK_SPLITS
+from .images import Images, cached_array, shuffled
+from .omniglot_files import (
     CHARACTERS,
     DRAWERS,
-    HELP,
+    FORMS,
     SIDE,
     Source,
     content_digest,
     contradictions,
     file_digest,
+    not_omniglot,
     open_source,
     parts_of,
 )
-from imaml.domains.fewshot.pixels import area_average
+from .pixels import area_average
 
 SPLITS = ("vinyals", "background", "random")
 
@@ -57,10 +58,18 @@ UPSTREAM = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found: `ok`, and as text one fact a line.
+    """What `check` found; as text, one fact a line.
 
-    digest: SHA-256 of the drawings, None where not all could be read; duplicates: pairs of identical drawings
-    (upstream has one such pair); problems: what is wrong; notes: what is merely known.
+    Attributes:
+        path: Where the data are.
+        kind: Their form, such as "zip files".
+        alphabets: How many alphabets there are.
+        characters: How many characters.
+        drawings: How many drawings.
+        digest: SHA-256 of the drawings, None if not all could be read.
+        duplicates: Pairs of identical drawings (upstream has one such pair).
+        problems: What is wrong.
+        notes: What is merely known.
     """
 
     path: Path
@@ -75,11 +84,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every drawing is there and as upstream has it."""
+        """Whether all drawings are there, and are those of upstream."""
         return self.digest == CONTENT_SHA256 and not self.problems
 
     def __str__(self) -> str:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
         verdict = "complete and intact" if self.ok else "NOT as upstream has it"
         lines = [
             f"{self.path} ({self.kind}): {verdict}",
@@ -102,12 +111,11 @@ def read(
     side: int = 28,
     seed: int = 0,
     complete: bool = True,
-    cache: bool = True,
 ) -> Images:
-    """Omniglot as a table: 20 drawings of each character, area-averaged to side x side, 255 = ink.
+    """Read Omniglot as a table: 20 drawings of each character, 255 = ink.
 
-    Classes come in ascending upstream id (class id + 1 is the upstream id); names are ALPHABET/characterNN,
-    groups the alphabets. path: as for `locate`. Splits, always disjoint:
+    Classes come in ascending upstream id (class id + 1 is the upstream id). Their names are
+    ALPHABET/characterNN, their groups the alphabets. Splits are disjoint:
 
     - "vinyals": 1,028 train, 172 validation, 423 test characters of Vinyals et al. 2016, alphabets kept whole
       but for one. The list, `vinyals_split.txt`, is pytorch-meta's (MIT licence), from prototypical-networks.
@@ -115,32 +123,38 @@ def read(
       alphabets, 5 drawn by the seed are validation and 25 train.
     - "random": 1,200/423 characters drawn by the seed, 100 of the 1,200 being validation: 1,100/100/423.
 
-    complete: refuse anything but the whole of Omniglot, verified by its digest; False reads what is there,
-    and a split is what is left of it. cache: keep the resized table of a verified source in `user_cache()`.
-    Errors: `DataError` for data, `ConfigError` for an unknown split or side.
+    Args:
+        path: As for `locate`.
+        split: Which of these splits.
+        side: Pixels a side, to which drawings are averaged.
+        seed: Draws the split.
+        complete: Whether to accept only the whole of Omniglot, verified by its digest, and to keep the
+            resized table in `user_cache()`. Otherwise what is there is read, and a split is what is left.
+
+    Returns:
+        The table.
+
+    Raises:
+        DataError: If the data are not Omniglot, or are damaged.
+        ConfigError: If the split is not known, or the side is not in 1 to 105.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"split is {split!r}; accepted are {', '.join(SPLITS)}")
-    if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= SIDE:
-        raise ConfigError(f"side is {side!r}; accepted is a whole number of pixels from 1 to {SIDE}")
+    require_one_of("omniglot", "split", split, SPLITS)
+    require_number("omniglot", 1, SIDE + 1, kind=int, side=side)
     source = open_source(locate(path))
     drawings = source.drawings
-    _refuse_problems(source, contradictions(drawings))
+    _require_none(source, contradictions(drawings))
     ids, first, count = np.unique([drawing.id for drawing in drawings], return_index=True, return_counts=True)
 
     def decoded() -> np.ndarray:
         packed, problems = source.decode()
-        _refuse_problems(source, problems)
+        _require_none(source, problems)
         if complete and content_digest(packed) != CONTENT_SHA256:
-            raise DataError(
-                f"{source.path} is not the whole of Omniglot as upstream has it: it holds {len(ids):,} of "
-                f"{CHARACTERS:,} characters, {len(packed):,} of {CHARACTERS * DRAWERS:,} drawings, and their "
-                f"digest differs; {ADVICE}. "
-                "To read a part on purpose: imaml.domains.fewshot.omniglot.read(path, complete=False)"
-            )
+            found = f"{len(ids):,} and {len(packed):,}, or others (complete=False reads them all the same)"
+            whole = f"Omniglot's {CHARACTERS:,} characters and {CHARACTERS * DRAWERS:,} drawings"
+            raise not_omniglot(source.path, found, whole)
         return _resized(packed, side)
 
-    if cache and complete:
+    if complete:
         pixels = cached_array(f"omniglot-{CONTENT_SHA256[:8]}-{source.fingerprint()[:32]}-{side}", decoded)
     else:
         pixels = decoded()
@@ -166,22 +180,18 @@ def locate(data: str | Path | None = None) -> Path:
     Raises:
         DataError: If none is found.
     """
-    if data is not None:
-        path = Path(data).expanduser()
-        if not path.exists():
-            raise DataError(f"{path}: no such file or folder; {HELP}")
-        found = _within(path)
-        if found is None:
-            raise DataError(f"{path} {lacks('Omniglot', sorted(path.iterdir()))}; {HELP}")
-        return found
-    for place in _places():
-        if place.exists() and (found := _within(place)) is not None:
+    places = _places() if data is None else [Path(data).expanduser()]
+    for place in places:
+        if (found := _within(place)) is not None:
             return found
-    raise DataError(f"Omniglot is not in {_places_text()}, where it was looked for; {HELP}")
+    if data is None:
+        raise not_omniglot(_places_text(), "none")
+    held = some_of(sorted(places[0].iterdir())) if places[0].exists() else "no such file or folder"
+    raise not_omniglot(places[0], held)
 
 
 def listing() -> str:
-    """What data can be read and where it is looked for, as lines of text."""
+    """Return what data can be read and where imaml looks for them, as lines of text."""
     try:
         found = f"found: {locate()}"
     except DataError:
@@ -190,12 +200,26 @@ def listing() -> str:
 characters     drawn as they are needed; no data
 omniglot       {found}
                looked for in {_places_text()}, or --data PATH
-               {ACCEPTED}
+               expected is {FORMS}
 mini-imagenet  only with --data PATH: train/, val/ and test/ with a folder of images for each class,
                or train.csv, val.csv and test.csv beside images/"""
 
 
-def get(folder: str | Path | None = None, fetch: Callable[[str, Path], None] | None = None) -> Path:
+def fetched(url: str, file: Path) -> None:
+    """Download a file, giving up after 60 silent seconds.
+
+    Args:
+        url: Where it is.
+        file: Where to write it.
+
+    Raises:
+        OSError: If it cannot be downloaded or written.
+    """
+    with urllib.request.urlopen(url, timeout=60) as response, file.open("wb") as stream:
+        shutil.copyfileobj(response, stream)
+
+
+def get(folder: str | Path | None = None, fetch: Callable[[str, Path], None] = fetched) -> Path:
     """Download upstream's two archives, unless they are there and intact.
 
     Archives are fetched beside their place, verified by MD5 and by the digest of all their drawings, and only
@@ -203,8 +227,7 @@ def get(folder: str | Path | None = None, fetch: Callable[[str, Path], None] | N
 
     Args:
         folder: By default `user_cache()`/omniglot.
-        fetch: ``fetch(url, file)`` writes the file or raises OSError; by default urllib, giving up after 60
-            silent seconds.
+        fetch: ``fetch(url, file)`` writes the file or raises OSError.
 
     Returns:
         The folder.
@@ -215,34 +238,32 @@ def get(folder: str | Path | None = None, fetch: Callable[[str, Path], None] | N
     folder = Path(folder).expanduser() if folder is not None else user_cache() / "omniglot"
     if all((folder / name).is_file() for name in ARCHIVE_MD5) and check(folder).ok:
         return folder
+    elsewhere = "or copy both archives from another machine and give their folder with --data PATH"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=folder, prefix=".part-"))
-    except OSError as error:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as made:
+            part = Path(made)
+            for name, md5 in ARCHIVE_MD5.items():
+                fetch(UPSTREAM + name, part / name)
+                if (found := file_digest(part / name, "md5")) != md5:
+                    raise DataError(
+                        f"{UPSTREAM}{name}: expected a file with MD5 {md5}, got {found}. Hint: try again, "
+                        f"{elsewhere}. Nothing was kept."
+                    )
+            report = check(part)
+            if not report.ok:
+                raise DataError(
+                    f"{UPSTREAM}: expected the drawings known as Omniglot, got {report.characters:,} "
+                    f"characters, {report.drawings:,} drawings, digest {report.digest}, problems: "
+                    f"{some_of(report.problems, 1)}. Hint: compare with another copy. Nothing was kept."
+                )
+            for name in ARCHIVE_MD5:
+                os.replace(part / name, folder / name)
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(
-            f"{folder} cannot be written ({error.strerror}); accepted is a writable folder: "
-            "give one with imaml data get omniglot DIR"
+            f"{UPSTREAM}: expected a download to {folder}, got an error ({getattr(error, 'reason', error)}). "
+            f"Hint: check the network and the space there, {elsewhere}. Nothing was kept."
         ) from None
-    try:
-        for name, md5 in ARCHIVE_MD5.items():
-            _fetch_verified(fetch or _fetch, UPSTREAM + name, part / name, md5)
-        report = check(part)
-        if not report.ok:
-            raise DataError(
-                f"the archives from {UPSTREAM} do not hold the drawings known as Omniglot "
-                f"({report.characters:,} characters, {report.drawings:,} drawings, digest "
-                f"{report.digest}, problems: {some_of(report.problems, 1)}); nothing was kept: "
-                "compare with another copy before using them"
-            )
-        for name in ARCHIVE_MD5:
-            os.replace(part / name, folder / name)
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot be written ({error.strerror}); nothing was kept: free some space or give "
-            "another folder with imaml data get omniglot DIR"
-        ) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
@@ -277,7 +298,11 @@ def check(path: str | Path | None = None) -> Report:
     names = {drawing.name for drawing in source.drawings}
     alphabets = {name.rpartition("/")[0] for name in names}
     counts = (len(alphabets), len(names), len(packed))
-    notes = tuple(_archive_notes(place))
+    notes = tuple(
+        f"{name}: MD5 {'as' if file_digest(place / name, 'md5') == md5 else 'other than'} torchvision has it"
+        for name, md5 in ARCHIVE_MD5.items()
+        if (place / name).is_file()
+    )
     return Report(place, source.kind, *counts, digest, tuple(duplicates), tuple(problems), notes)
 
 
@@ -287,9 +312,8 @@ def _places() -> list[Path]:
 
 
 def _places_text() -> str:
-    return ", ".join(map(str, _places())) + (
-        "" if os.environ.get("IMAML_DATA") else " (IMAML_DATA is not set)"
-    )
+    unset = "" if os.environ.get("IMAML_DATA") else " (IMAML_DATA is not set)"
+    return ", ".join(map(str, _places())) + unset
 
 
 def _within(path: Path) -> Path | None:
@@ -304,13 +328,11 @@ def _within(path: Path) -> Path | None:
     return None
 
 
-def _refuse_problems(source: Source, problems: list[str]) -> None:
+def _require_none(source: Source, problems: list[str]) -> None:
     if problems:
-        more = f" (and {len(problems) - 1:,} more problems)" if len(problems) > 1 else ""
-        raise DataError(
-            f"{source.path}: {problems[0]}{more}; accepted is Omniglot as upstream has it: "
-            f"imaml data check omniglot {source.path} lists what is wrong; {ADVICE}"
-        )
+        more = f" and {len(problems) - 1:,} more problems" if len(problems) > 1 else ""
+        found = f"this problem: {problems[0]}{more} (imaml data check omniglot {source.path} lists them)"
+        raise not_omniglot(source.path, found, "Omniglot as upstream has it")
 
 
 def _resized(packed: np.ndarray, side: int) -> np.ndarray:
@@ -344,36 +366,3 @@ def _vinyals() -> np.ndarray:
     """Upstream id - 1 -> 0 train, 1 validation, 2 test."""
     text = resources.files("imaml.domains.fewshot").joinpath("vinyals_split.txt").read_text(encoding="utf-8")
     return np.array([int(digit) for line in text.splitlines() if not line.startswith("#") for digit in line])
-
-
-def _archive_notes(place: Path) -> Iterator[str]:
-    for name, md5 in ARCHIVE_MD5.items():
-        if (place / name).is_file():
-            same = file_digest(place / name, "md5") == md5
-            yield f"{name}: MD5 {'as torchvision has it' if same else 'other than torchvision has it'}"
-
-
-def _fetch(url: str, file: Path) -> None:
-    import urllib.request
-
-    with urllib.request.urlopen(url, timeout=60) as response, file.open("wb") as stream:
-        shutil.copyfileobj(response, stream)
-
-
-def _fetch_verified(fetch: Callable[[str, Path], None], url: str, file: Path, md5: str) -> None:
-    import http.client
-
-    elsewhere = "copy both archives from another machine and give their folder with --data PATH"
-    try:
-        fetch(url, file)
-        found = file_digest(file, "md5")
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise DataError(
-            f"{url} cannot be fetched ({reason}); nothing was kept: see to the network, or {elsewhere}"
-        ) from None
-    if found != md5:
-        raise DataError(
-            f"{url} gave {file.stat().st_size:,} bytes with MD5 {found}; accepted is {md5}; nothing was "
-            f"kept: try again, or {elsewhere}"
-        )

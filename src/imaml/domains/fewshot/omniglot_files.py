@@ -14,30 +14,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imaml.core.errors import DataError
-from imaml.core.validation import some_of
-from imaml.domains.fewshot.pixels import open_image
+from ...core.errors import DataError
+from ...core.validation import some_of
+from .pixels import open_image
 
 SIDE, CHARACTERS, DRAWERS = 105, 1623, 20
 
 SETS = ("images_background", "images_evaluation")
 _PACKED = (SIDE * SIDE + 7) // 8
 _FILE = re.compile(r"(?:^|/)([^/]+)/character(\d+)/(\d{4})_(\d{2})\.png$")
-_ARRAYS = (
-    "label",
-    "drawer",
-    "char_alphabet",
-    "char_number",
-    "char_id",
-    "char_is_evaluation",
-    "alphabet_name",
-)
-ACCEPTED = (
-    "accepted is a folder with images_background.zip and images_evaluation.zip (or both unpacked), "
-    "or an omniglot.npz"
-)
-ADVICE = "give its place with --data PATH, or download it with: imaml data get omniglot"
-HELP = f"{ACCEPTED}; {ADVICE}"
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX)")
+# By name: the kind of entries, the array that is as long, and the array whose entries they number.
+_ARRAYS = {
+    "label": (np.integer, "label", "char_id"),
+    "drawer": (np.integer, "label", None),
+    "char_alphabet": (np.integer, "char_id", "alphabet_name"),
+    "char_number": (np.integer, "char_id", None),
+    "char_id": (np.integer, "char_id", None),
+    "char_is_evaluation": (np.bool_, "char_id", None),
+    "alphabet_name": (np.str_, "alphabet_name", None),
+}
+FORMS = "a folder with images_background.zip and images_evaluation.zip (or both unpacked), or omniglot.npz"
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -63,6 +60,23 @@ class Source:
     fingerprint: Callable[[], str]  # SHA-256 of the files' bytes
 
 
+def not_omniglot(path: Path | str, found: str, expected: str = FORMS) -> DataError:
+    """Return the error on data that are not Omniglot.
+
+    Args:
+        path: Where they are.
+        found: What was found.
+        expected: What was expected.
+
+    Returns:
+        The error, which says how to get Omniglot.
+    """
+    return DataError(
+        f"{path}: expected {expected}, got {found}. Hint: give its place with --data PATH, or download it "
+        "with: imaml data get omniglot."
+    )
+
+
 def parts_of(folder: Path) -> dict[str, Path]:
     """Return the sets of drawings in a folder.
 
@@ -72,13 +86,9 @@ def parts_of(folder: Path) -> dict[str, Path]:
     Returns:
         A set's name to its zip file, or else to its unpacked folder.
     """
-    parts = {}
-    for name in SETS:
-        if (folder / f"{name}.zip").is_file():
-            parts[name] = folder / f"{name}.zip"
-        elif (folder / name).is_dir():
-            parts[name] = folder / name
-    return parts
+    places = {name: (folder / f"{name}.zip", folder / name) for name in SETS}
+    found = {name: next(filter(Path.exists, either), None) for name, either in places.items()}
+    return {name: place for name, place in found.items() if place is not None}
 
 
 def open_source(path: Path) -> Source:
@@ -91,14 +101,14 @@ def open_source(path: Path) -> Source:
         The source.
 
     Raises:
-        DataError: If there are none; says what to do.
+        DataError: If there are none.
     """
     if path.is_file():
         return _open_npz(path)
     parts = parts_of(path)
     for name in SETS:
         if name not in parts:
-            raise DataError(f"{path} has no {name}.zip and no folder {name}; {HELP}")
+            raise not_omniglot(path, f"no {name}.zip and no folder {name}")
     return _open_files(path, parts)
 
 
@@ -111,21 +121,21 @@ def contradictions(drawings: list[Drawing]) -> list[str]:
     Returns:
         One sentence each.
     """
-    problems, seen = [], {}
-    name_of: dict[int, str] = {}
-    id_of: dict[str, int] = {}
+    problems: list[str] = []
+    first: dict[object, object] = {}
     for drawing in drawings:
         where = f"{drawing.file.name}: {drawing.member}"
         if not (1 <= drawing.id <= CHARACTERS and 1 <= drawing.drawer <= DRAWERS):
             problems.append(
                 f"{where} has id {drawing.id} and drawer {drawing.drawer}; ids go to {CHARACTERS:,}"
             )
-        if (first := seen.setdefault((drawing.id, drawing.drawer), where)) != where:
-            problems.append(f"{where} has the id and drawer of {first}")
-        if (name := name_of.setdefault(drawing.id, drawing.name)) != drawing.name:
-            problems.append(f"{where} has the id of {name}")
-        if (number := id_of.setdefault(drawing.name, drawing.id)) != drawing.id:
-            problems.append(f"{where} is of the character with id {number}")
+        for key, value, what in (
+            ((drawing.id, drawing.drawer), where, "the id and drawer"),
+            (drawing.id, drawing.name, "the id"),
+            (drawing.name, drawing.id, "the character"),
+        ):
+            if (other := first.setdefault(key, value)) != value:
+                problems.append(f"{where} has {what} of {other}")
     return problems
 
 
@@ -136,9 +146,7 @@ def _open_files(path: Path, parts: dict[str, Path]) -> Source:
         members = _members(location)
         matches = [match for member in members if (match := _FILE.search(member))]
         if not matches:
-            raise DataError(
-                f"{location} holds no ALPHABET/characterNN/NNNN_MM.png but {some_of(members)}; {HELP}"
-            )
+            raise not_omniglot(location, some_of(members), "drawings ALPHABET/characterNN/NNNN_MM.png")
         drawings += [
             Drawing(int(m[3]), int(m[4]), f"{m[1]}/character{m[2]}", part == SETS[1], location, m.string)
             for m in matches
@@ -168,22 +176,20 @@ def _open_files(path: Path, parts: dict[str, Path]) -> Source:
 
 
 def _members(location: Path) -> list[str]:
-    """Names of all files inside an archive or a folder, with forward slashes, without hidden ones."""
+    """Names of all that is inside an archive or a folder, with forward slashes, without what is hidden."""
     if location.is_dir():
-        names = [file.relative_to(location).as_posix() for file in location.rglob("*") if file.is_file()]
+        names = [file.relative_to(location).as_posix() for file in location.rglob("*")]
     else:
         with _opened_zip(location) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
-    return sorted(
-        name for name in names if not any(step.startswith((".", "__MACOSX")) for step in name.split("/"))
-    )
+            names = archive.namelist()
+    return sorted(name for name in names if not _HIDDEN.search(name))
 
 
 def _opened_zip(location: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(location)
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DataError(f"{location} cannot be read as a zip file ({error}); {HELP}") from None
+        raise not_omniglot(location, f"an error ({error})", "a zip file") from None
 
 
 @contextlib.contextmanager
@@ -204,9 +210,9 @@ def _opener(location: Path) -> Iterator[Callable[[str], bytes]]:
 
 def _packed_png(content: bytes) -> np.ndarray:
     """One drawing's bits, uint8 (1379,), 1 = ink; upstream's files have ink = 0."""
-    with open_image(content, "the drawing", formats=("PNG",)) as image:
+    with open_image(content, formats=("PNG",)) as image:
         if image.size != (SIDE, SIDE):
-            raise DataError(f"{image.size[0]} x {image.size[1]} pixels where {SIDE} x {SIDE} are accepted")
+            raise DataError(f"expected {SIDE} x {SIDE} pixels, got {image.size[0]} x {image.size[1]}")
         return np.packbits(np.asarray(image.convert("L")) < 128)
 
 
@@ -216,28 +222,15 @@ def _open_npz(path: Path) -> Source:
     label, drawer: one entry a drawing; char_*: one a character, label being its index; alphabet_name: one an
     alphabet, char_alphabet being its index. `images`, by far the largest, is read only where it is needed.
     """
-    arrays = _npz_arrays(path, _ARRAYS)
-    for name, array in arrays.items():
-        kinds = {"alphabet_name": "U", "char_is_evaluation": "b"}.get(name, "iu")
-        like = {"drawer": "label", "label": "label", "alphabet_name": "alphabet_name"}.get(name, "char_id")
-        if (
-            array.ndim != 1
-            or array.dtype.kind not in kinds
-            or array.size != arrays[like].size
-            or not array.size
-        ):
-            kind = {"U": "names", "b": "truth values", "iu": "integers"}[kinds]
-            raise DataError(
-                f"{path}: the array {name} is {array.dtype} of shape {array.shape}; accepted is one "
-                f"dimension of {kind}, as long as {like}; {ADVICE}"
-            )
-    for name, indexed in (("label", "char_id"), ("char_alphabet", "alphabet_name")):
-        low, high, length = arrays[name].min(), arrays[name].max(), arrays[indexed].size
-        if low < 0 or high >= length:
-            raise DataError(
-                f"{path}: {name} goes from {low} to {high}; accepted is 0 to {length - 1}, an index of "
-                f"{indexed}; {ADVICE}"
-            )
+    arrays = _npz_arrays(path, tuple(_ARRAYS))
+    for name, (kind, like, numbered) in _ARRAYS.items():
+        array, shape = arrays[name], arrays[like].shape
+        if not np.issubdtype(array.dtype, kind) or array.ndim != 1 or array.shape != shape or not array.size:
+            found = f"{array.dtype} of shape {array.shape}"
+            raise not_omniglot(path, found, f"{name} of kind {kind.__name__}, (n,), as long as {like}")
+        if numbered and not 0 <= array.min() <= array.max() < arrays[numbered].size:
+            found = f"{array.min()} to {array.max()}"
+            raise not_omniglot(path, found, f"{name} from 0 to {arrays[numbered].size - 1}")
     alphabets = arrays["alphabet_name"][arrays["char_alphabet"]].tolist()
     numbers, ids = arrays["char_number"].tolist(), arrays["char_id"].tolist()
     names = [f"{alphabet}/character{number:02d}" for alphabet, number in zip(alphabets, numbers, strict=True)]
@@ -250,31 +243,24 @@ def _open_npz(path: Path) -> Source:
     def decode() -> tuple[np.ndarray, list[str]]:
         images = _npz_arrays(path, ("images",))["images"]
         if images.dtype != np.uint8 or images.shape != (len(drawings), _PACKED):
-            raise DataError(
-                f"{path}: the array images is {images.dtype} of shape {images.shape}; accepted is uint8 "
-                f"({len(drawings)}, {_PACKED}), packed bits of {SIDE} x {SIDE} pixels; {ADVICE}"
-            )
+            expected = f"images of packed bits, uint8 {len(drawings), _PACKED}"
+            raise not_omniglot(path, f"{images.dtype} {images.shape}", expected)
         return images[[int(drawing.member) for drawing in drawings]], []
 
     return Source(path, "npz file", drawings, decode, lambda: file_digest(path))
 
 
 def _npz_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    missing: list[str] = []
     try:
-        with zipfile.ZipFile(path) as archive:
-            missing += [name for name in names if f"{name}.npy" not in archive.namelist()]
-        if not missing:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in names}
-    except _DAMAGE as error:
-        raise DataError(f"{path} cannot be read as an .npz file ({error}); {HELP}") from None
-    needed = ", ".join(("images", *_ARRAYS))
-    raise DataError(f"{path} has no array {missing[0]!r}; accepted are npz files with {needed}; {ADVICE}")
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (*_DAMAGE, TypeError) as error:  # TypeError: one array, in a .npy file
+        expected = f"an .npz file with the arrays {', '.join(('images', *_ARRAYS))}"
+        raise not_omniglot(path, f"an error ({error})", expected) from None
 
 
 def content_digest(packed: np.ndarray) -> str:
-    """The SHA-256 of packed drawings, hexadecimal; see CONTENT_SHA256 in `imaml.domains.fewshot.omniglot`."""
+    """Return the SHA-256 of packed drawings, hexadecimal; see CONTENT_SHA256 in `omniglot`."""
     return hashlib.sha256(np.ascontiguousarray(packed).data).hexdigest()
 
 
@@ -288,5 +274,4 @@ def file_digest(file: Path, algorithm: str = "sha256") -> str:
     Returns:
         Hexadecimal digits.
     """
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+    return hashlib.new(algorithm, file.read_bytes(), usedforsecurity=False).hexdigest()

@@ -1,6 +1,6 @@
 """One image file or array as numbers: opening, decoding, polarity, shrinking by area average.
 
-`open_image` is the one place where the package opens an image: it says what is refused before any pixel is
+`open_image` is the one place where the package opens an image: it checks files and sizes before any pixel is
 decoded.
 """
 
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imaml.core.errors import ConfigError, DataError
+from ...core.errors import DataError
+from ...core.validation import require_one_of, require_whole
+from ...storage.atomic import reason
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,18 +40,11 @@ MOST_SIDE = 10_000  # pixels of width or height
 MOST_PIXELS = 40_000_000  # in all, of a drawing after padding to a square: about 1 GB while it is read
 MOST_BYTES = 1 << 28  # of a file: 40 million pixels of 4 channels, uncompressed, have 160 MB
 
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a FIFO (named pipe)",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 
 
 def regular_file(file: str | Path) -> os.stat_result:
-    """What the system knows of an image file, without opening it.
+    """Return what the system knows of an image file, without opening it.
 
     Args:
         file: The path; symbolic links are followed.
@@ -64,15 +59,12 @@ def regular_file(file: str | Path) -> os.stat_result:
     try:
         status = os.stat(file)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{file}: expected an image file, got an error ({reason}). Hint: check the path and that it may "
-            "be read."
+            f"{file}: expected an image file, got an error ({reason(error)}). Hint: check the path."
         ) from None
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise DataError(
-            f"{file}: expected a regular file, got {kind}. Hint: save the image as a file, or remove this."
+            f"{file}: expected a regular file, got a folder, FIFO (named pipe), socket or device."
         )
     if status.st_size > MOST_BYTES:
         raise DataError(
@@ -85,7 +77,6 @@ def regular_file(file: str | Path) -> os.stat_result:
 @contextlib.contextmanager
 def open_image(
     content: str | Path | bytes,
-    name: str | None = None,
     *,
     formats: Sequence[str] = tuple(FORMATS),
     padded: bool = False,
@@ -96,21 +87,19 @@ def open_image(
 
     Args:
         content: The path of a file, or a file's bytes.
-        name: What messages call it; by default the path.
-        formats: Pillow's names of the formats accepted. The file's content decides, not its suffix.
+        formats: Pillow's names of the formats that it may have. The file's content decides, not its suffix.
         padded: Whether the image will be padded to a square, so that the square's pixels count.
 
     Yields:
         The image. Its pixels are decoded when asked for, inside the ``with`` block.
 
     Raises:
-        DataError: If it is no regular file, in no accepted format, damaged, wider or higher than
+        DataError: If it is no regular file, in none of the formats, damaged, wider or higher than
             ``MOST_SIDE``, or has more than ``MOST_PIXELS``.
     """
     from PIL import Image
 
-    if name is None:
-        name = "the image" if isinstance(content, bytes) else str(content)
+    name = "the image" if isinstance(content, bytes) else str(content)
     if not isinstance(content, bytes):
         regular_file(content)
     with warnings.catch_warnings():
@@ -134,33 +123,27 @@ def open_image(
             raise DataError(
                 f"{name}: expected an image of at most {most:,} pixels, got more. Hint: shrink it first."
             ) from None
-        except Image.UnidentifiedImageError:
-            raise DataError(
-                f"{name}: expected a whole {_either(formats)} image, got a file that is damaged or of "
-                "another format. Hint: replace the file or remove it."
-            ) from None
         except Exception as error:
             # Of a damaged file Pillow's decoders raise what they stumble over, such as struct.error, KeyError
             # or OverflowError beside the documented OSError and SyntaxError.
+            unknown = isinstance(error, Image.UnidentifiedImageError)
+            found = "is damaged or of another format" if unknown else f"cannot be read ({error})"
+            whole = READABLE if len(formats) == len(FORMATS) else " or ".join(formats)
             raise DataError(
-                f"{name}: expected a whole {_either(formats)} image, got one that cannot be read ({error}). "
-                "Hint: replace the file or remove it."
+                f"{name}: expected a whole {whole} image, got one that {found}. Hint: replace the file or "
+                "remove it."
             ) from None
 
 
-def _either(formats: Sequence[str]) -> str:
-    return READABLE if len(formats) == len(FORMATS) else " or ".join(formats)
-
-
 def _check_size(name: str, width: int, height: int, padded: bool) -> None:
-    """Refuses, before anything is allocated, sizes that are 0 or beyond the limits (DataError)."""
+    """Check, before anything is allocated, that a size is not 0 and within the limits (DataError)."""
     pixels = max(width, height) ** 2 if padded else width * height
     if 0 < width <= MOST_SIDE and 0 < height <= MOST_SIDE and pixels <= MOST_PIXELS:
         return
-    square = f", {pixels:,} pixels when padded to a square" if padded else f", {pixels:,} pixels"
     raise DataError(
         f"{name}: expected 1 to {MOST_SIDE:,} pixels a side and at most {MOST_PIXELS:,} in all, got "
-        f"{width:,} x {height:,}{square}. Hint: shrink or crop the image first."
+        f"{width:,} x {height:,}, {pixels:,} pixels{' when padded to a square' * padded}. Hint: shrink it "
+        "or crop it first."
     )
 
 
@@ -202,43 +185,37 @@ def area_average(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def read_image(file: str | Path, side: int = 28, channels: int = 1) -> np.ndarray:
-    """One image file as float32 in [0, 1]: (side, side) for one channel, (side, side, 3) for three.
+    """Read one image file.
 
-    One channel is a drawing: 1 = ink; inverted when the median of its border is bright (dark ink on light
+    One channel is a drawing: 1 = ink; inverted if the median of its border is bright (dark ink on light
     paper); padded with its paper to a square, never squashed. Three channels are a photograph: brightness as
     it is, squashed to a square, as is the custom for mini-ImageNet. Grey, colour, palette, transparent, 1-bit
-    and 16-bit files are read; EXIF rotations are followed; the first frame of an animation counts; contrast
+    and 16-bit files are read. EXIF rotations are followed. Of an animation the first frame counts. Contrast
     is not stretched. Formats: PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM, by the file's content.
 
     Args:
         file: The image file.
-        side: Pixels of width and height of what is returned.
+        side: Pixels a side of what is returned.
         channels: 1 for a drawing, 3 for a photograph.
 
     Returns:
-        The pixels.
+        float32 in [0, 1], ``(side, side)`` for one channel, ``(side, side, 3)`` for three.
 
     Raises:
         DataError: If the file is no regular file, is damaged or in another format, or is too large: more than
             10,000 pixels a side, or 40 million in all (of a drawing, after padding). It names the file.
-        ConfigError: If ``side`` or ``channels`` is not accepted.
+        ConfigError: If ``side`` is below 1, or ``channels`` is neither 1 nor 3.
     """
-    if channels not in (1, 3):
-        raise ConfigError(f"channels is {channels}; accepted is 1 (drawings, 1 = ink) or 3 (photographs)")
-    if side < 1:
-        raise ConfigError(f"side is {side}; accepted is a positive number of pixels")
+    require_one_of("read_image", "channels", channels, (1, 3))
+    require_whole("read_image", 1, side=side)
     pixels = _decode(file, "L" if channels == 1 else "RGB")
     if channels == 3:
         return np.clip(np.moveaxis(area_average(np.moveaxis(pixels, -1, 0), side), 0, -1), 0, 1)
     if np.median(_border(pixels)) > 0.5:
         np.subtract(1, pixels, out=pixels)
-    height, width = pixels.shape
-    top, left = max(width - height, 0), max(height - width, 0)
-    pixels = np.pad(
-        pixels,
-        ((top // 2, top - top // 2), (left // 2, left - left // 2)),
-        constant_values=np.median(_border(pixels)),
-    )
+    missing = [max(pixels.shape) - size for size in pixels.shape]
+    margins = [(number // 2, number - number // 2) for number in missing]
+    pixels = np.pad(pixels, margins, constant_values=np.median(_border(pixels)))
     return np.clip(area_average(pixels, side), 0, 1)
 
 

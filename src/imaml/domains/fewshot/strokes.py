@@ -16,7 +16,7 @@ Everything is a pure function of counters: drawing `d` of character `c` is the s
 wherever it is made, up to float32 rounding. Do not use it as a test set: it is a training set that costs
 nothing, and what it is worth shows on real handwriting.
 
-    from imaml.domains import strokes
+    from imaml.domains.fewshot import strokes
     sheet = jax.jit(strokes.draws)(jnp.arange(5), jnp.tile(jnp.arange(20), (5, 1)))    # (5, 20, 28, 28)
 """
 
@@ -80,38 +80,62 @@ _ONE, _MIRROR = np.array([1, 0], np.float32), np.array([1, -1], np.float32)  # c
 
 
 class Strokes(NamedTuple):
-    """A skeleton, in pixels, its origin in the middle of the image."""
+    """A skeleton, in pixels, its origin in the middle of the image.
 
-    vertices: Array  # (STROKES, SEGMENTS + 1, 2), as (x, y) with y downwards
-    bend: Array  # (STROKES, SEGMENTS), radians by which the arc between two vertices turns
-    number: Array  # (STROKES,), how many of the arcs are there
+    Attributes:
+        vertices: ``(STROKES, SEGMENTS + 1, 2)``, as (x, y) with y downwards.
+        bend: The angles in radians by which the arcs between vertices turn, ``(STROKES, SEGMENTS)``.
+        number: How many of the arcs are there, ``(STROKES,)``.
+    """
+
+    vertices: Array
+    bend: Array
+    number: Array
 
 
 def draw(character: Array, drawing: Array, seed: int = 0) -> Array:
-    """Image (28, 28) of one drawing of one character: float32 in [0, 1], 1 = ink, row 0 at the top.
+    """Return one drawing of one character.
 
-    `character`, `drawing`: int32 scalars, traced or not; any value names one. `seed` names a world of other
-    characters. Not for many images at once: `draws` makes the same ones in less time and memory.
+    For many images at once use `draws`, which makes the same ones in less time and memory.
 
-    >>> jax.jit(draw)(7, 0).shape
-    (28, 28)
+    Args:
+        character: The character, an int32 scalar, traced or not; any value names one.
+        drawing: The drawing, likewise.
+        seed: Names a world of other characters.
+
+    Returns:
+        Float32 ``(28, 28)`` in [0, 1], 1 = ink, row 0 at the top.
+
+    Example:
+        >>> jax.jit(draw)(7, 0).shape
+        (28, 28)
     """
     key, hands = _keys(character, seed)
     return drawn_by(jax.random.fold_in(hands, drawing), character_strokes(key))
 
 
 def draws(characters: Array, drawings: Array, seed: int = 0, chunk: int = 64) -> Array:
-    """Images (..., d, 28, 28) of the drawings (..., d) of characters (...); each is as `draw` makes it.
-
-    A skeleton is made once a character, and images `chunk` at a time: what is needed besides the images stays
-    in a CPU's cache. On a GPU or TPU take a chunk of thousands.
+    """Return drawings of characters, each as `draw` makes it.
 
         images = jax.jit(draws)(jnp.arange(5), jnp.tile(jnp.arange(20), (5, 1)))    # (5, 20, 28, 28)
+
+    Args:
+        characters: The characters, int32 ``(...)``.
+        drawings: The drawings of each, int32 ``(..., d)``.
+        seed: Names a world of other characters.
+        chunk: How many images to draw at a time. A small chunk stays in a CPU's cache; on a GPU or TPU take
+            thousands.
+
+    Returns:
+        Images ``(..., d, 28, 28)``.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
     """
     if drawings.shape[:-1] != characters.shape:
         raise ValueError(
-            f"drawings must have the shape of characters and one axis more; characters came with "
-            f"{characters.shape}, drawings with {drawings.shape}."
+            f"drawings: expected the shape of characters, {characters.shape}, and one axis more, got "
+            f"{drawings.shape}."
         )
     keys, hands = jax.vmap(_keys, (0, None))(characters.reshape(-1), seed)
     skeletons = jax.vmap(character_strokes)(keys)
@@ -127,11 +151,17 @@ def draws(characters: Array, drawings: Array, seed: int = 0, chunk: int = 64) ->
 
 
 def character_strokes(key: Array) -> Strokes:
-    """Skeleton of a random character, about 18 pixels high or wide and centred.
+    """Return the skeleton of a random character, about 18 pixels high or wide and centred.
 
     Strokes are laid down one after another, each in one of three relations to an earlier one: hanging on it
     by a point, joining two points, lying beside it. A quarter of them repeat the stroke before, as it is or
     mirrored. (Lake et al. 2015 have "independent, at start, at end, along".)
+
+    Args:
+        key: A random key.
+
+    Returns:
+        The skeleton.
     """
     # one flat draw: several, or one of two axes, compile seconds longer; never 0, so that ndtri is finite
     rows, columns = 9 + 7 * PROPOSALS, 3 * SEGMENTS + 2
@@ -207,7 +237,15 @@ def character_strokes(key: Array) -> Strokes:
 
 
 def drawn_by(key: Array, strokes: Strokes) -> Array:
-    """Image (28, 28) of the skeleton as one hand draws it, with the hand's pen."""
+    """Return the skeleton as one hand draws it, with the hand's pen.
+
+    Args:
+        key: A random key, which names the hand.
+        strokes: The skeleton.
+
+    Returns:
+        The image, ``(28, 28)``.
+    """
     vertices, bend, number = strokes
     normal = jax.random.normal(key, (27 + STROKES * (3 * SEGMENTS + 4),), jnp.float32)
     wave, shake = normal[7:27].reshape(4, 5), normal[27:].reshape(STROKES, -1)
@@ -232,12 +270,21 @@ def drawn_by(key: Array, strokes: Strokes) -> Array:
 
 
 def trace(strokes: Strokes) -> tuple[Array, Array]:
-    """Points (POINTS, 2) equally spaced along all the ink, and their spacing in pixels."""
+    """Return points equally spaced along all the ink.
+
+    Args:
+        strokes: The skeleton.
+
+    Returns:
+        The points ``(POINTS, 2)``, and their spacing in pixels.
+    """
+    # the length of each arc, chord / sinc(bend / 2), 0 for arcs that are not there
     ink = jnp.arange(SEGMENTS, dtype=jnp.int32)[None] < strokes.number[:, None]
     begin = strokes.vertices[:, :-1].reshape(-1, 2)
     chord = strokes.vertices[:, 1:].reshape(-1, 2) - begin
     bend = strokes.bend.reshape(-1)
     length = jnp.where(ink.reshape(-1), jnp.sqrt(jnp.sum(chord**2, 1) + 1e-6) / _sinc(bend / 2), 0.0)
+    # each point's arc by its distance along all arcs, and the share of that arc before it
     end = jnp.cumsum(length)
     spacing = end[-1] / POINTS
     pen = (jnp.arange(POINTS, dtype=jnp.float32) + 0.5) * spacing
@@ -248,12 +295,20 @@ def trace(strokes: Strokes) -> tuple[Array, Array]:
 
 
 def render(points: Array, weights: Array, width: Array) -> Array:
-    """Image (SIDE, SIDE) of ink at points (n, 2), each weighing the pixels of line that it stands for.
+    """Return the image of ink at points.
 
     A point is a round blot: along each axis (1 - d^2 / (8 width^2))^4, nearly a Gaussian of deviation `width`
     but 0 beyond 2.8 widths. So the image is one matrix product, of factors (SIDE, n) and (n, SIDE), and no
     table of distances from pixels to points is made. With s the ink laid down (about 1 in the middle of a
     long line) a pixel darkens to 1 - exp(-(GAIN s)^2). Points more than about 1.5 widths apart show as beads.
+
+    Args:
+        points: The points, ``(n, 2)``.
+        weights: The length of line in pixels that each stands for, ``(n,)``.
+        width: The deviation of the pen, in pixels.
+
+    Returns:
+        The image, ``(SIDE, SIDE)``.
     """
     pixels = jnp.arange(SIDE, dtype=jnp.float32)
     reach = jnp.sqrt(8.0) * width
@@ -274,6 +329,7 @@ def _primitive(kind: Array, many: Array, heading: Array, hand: Array, noise: Arr
     share = np.cumsum(_PRIMITIVES[:, 0]) / np.sum(_PRIMITIVES[:, 0])
     row = jnp.asarray(_PRIMITIVES[:, 1:], jnp.float32)[jnp.sum(kind > jnp.asarray(share[:-1], jnp.float32))]
     fewest, most, flip, shrink, chorded = row[0], row[1], row[8], row[9], row[10]
+    # the row's numbers for each segment, A and B in turn
     number = jnp.int32(fewest + jnp.floor(many * (most - fewest + 1.0)))
     step = jnp.arange(SEGMENTS, dtype=jnp.int32)
     bend, turn, length = row[2:8].reshape(2, 3)[step % 2].T
@@ -285,6 +341,7 @@ def _primitive(kind: Array, many: Array, heading: Array, hand: Array, noise: Arr
     turn = jnp.deg2rad(jnp.where(turn == 0, 0.0, turn + 7.0 * noise[1])) * sense
     length = length * shrink ** step.astype(jnp.float32) * jnp.exp(0.22 * noise[2])
     turn = jnp.where(step == 0, 0.0, turn)
+    # chords one after another, then the whole turned to its heading
     middle = jnp.cumsum(turn + bend) - bend / 2  # direction of each chord
     chord = (length * _sinc(bend / 2))[:, None] * jnp.stack([jnp.cos(middle), jnp.sin(middle)], 1)
     vertices = jnp.concatenate([jnp.zeros((1, 2), jnp.float32), jnp.cumsum(chord, 0)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,18 @@ import numpy as np
 from jax import Array
 
 from ...core.errors import ConfigError, DataError
-from ...core.recipes import recipe
-from ...core.validation import not_one_of, require_number, require_one_of, require_whole
+from ...core.fields import Fraction, NonNegativeInt, PositiveInt
+from ...core.recipes import from_json, recipe
+from ...core.tree import Tree
 from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical, Gaussian
-from ...problems.proximal import plain, proximal
+from ...problems.proximal import Adapt, plain, proximal
 from ..base import SPLITS
 from ..networks import MLP
 from ..recipes import ReadsData
 from .files import Table, read_table
 from .interface import Rows, TablesInterface
 from .layout import Layout, column_of
-
-HOLDOUTS = ("random", "last", "none")
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,18 @@ class RowsLoss:
         """What rows are: numbers with Gaussian noise, or classes."""
         return Categorical() if self.classes else Gaussian()
 
-    def outputs(self, phi: Any, batch: Rows) -> Array:
-        """The network's outputs, (n, outputs)."""
+    def outputs(self, phi: Tree, batch: Rows) -> Array:
+        """Return the network's outputs, ``(n, outputs)``."""
         return self.network.forward(phi, batch.inputs)[0]
 
     def cost(self, outputs: Array, batch: Rows) -> Array:
-        """The loss of outputs, a scalar."""
+        """Return the loss of outputs, a scalar."""
         if self.classes:
-            chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), batch.labels[:, None], 1)[:, 0]
-            return -jnp.sum(batch.weights * chosen)
+            return Categorical().cost(outputs, batch)
         return 0.5 * jnp.sum(batch.weights * jnp.square(outputs - batch.targets)[:, 0])
 
-    def __call__(self, phi: Any, batch: Rows) -> Array:
-        """The loss of parameters `phi` on `batch`."""
+    def __call__(self, phi: Tree, batch: Rows) -> Array:
+        """Return the loss of parameters ``phi`` on ``batch``."""
         return self.cost(self.outputs(phi, batch), batch)
 
 
@@ -88,45 +86,39 @@ class TablesRecipe(ReadsData):
     target: str | None = None
     features: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
-    hidden: tuple[int, ...] = ()
-    holdout: str = "random"
-    shots: int | None = None
-    validation: float = 0.2
-    test: float = 0.2
-    seed: int = 0
+    hidden: tuple[PositiveInt, ...] = ()
+    holdout: Literal["random", "last", "none"] = "random"
+    shots: PositiveInt | None = None
+    validation: Fraction = 0.2
+    test: Fraction = 0.2
+    seed: NonNegativeInt = 0
     layout: Layout | None = None
 
     reads_table: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses what makes no sense (ConfigError)."""
-        require_one_of("domain", "holdout", self.holdout, HOLDOUTS)
-        require_number("domain", 0, 1, validation=self.validation, test=self.test)
-        require_whole("domain", 0, seed=self.seed)
-        require_whole("domain", 1, **{f"hidden[{i}]": units for i, units in enumerate(self.hidden)})
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
         if self.task is not None and self.task == self.target:
             raise ConfigError(
-                f"domain: task and target are both {self.task!r}; accepted are two columns: whose rows are a "
-                "task, and what is asked."
+                f"domain: expected a column for task (whose rows are a task) and another for target (what is "
+                f"predicted), got {self.task!r} for both."
             )
         if self.validation + self.test >= 1:
             raise ConfigError(
-                f"domain: validation={self.validation:g} and test={self.test:g} leave no tasks for training; "
-                "accepted are shares whose sum is below 1."
+                "domain: expected validation and test with a sum below 1, to leave tasks for training, got "
+                f"{self.validation:g} and {self.test:g}."
             )
-        if self.shots is not None:
-            require_whole("domain", 1, shots=self.shots)
-            if self.holdout == "none":
-                raise ConfigError(
-                    f"domain: shots={self.shots} with holdout='none', where all rows are support; leave it "
-                    "out."
-                )
+        if self.shots is not None and self.holdout == "none":
+            raise ConfigError(
+                f"domain: shots: expected None with holdout='none', as all rows are support, got {self.shots}"
+            )
 
     @property
     def fixed(self) -> Layout:
-        """The layout; ConfigError where no table was read yet."""
+        """The layout; ConfigError if no table was read yet."""
         if self.layout is None:
-            raise ConfigError("domain: this recipe has read no table yet; recipe.build() does.")
+            raise ConfigError("domain: expected a recipe that has read its table. Hint: use recipe.build().")
         return self.layout
 
     @property
@@ -144,20 +136,19 @@ class TablesRecipe(ReadsData):
 
     def published(self) -> TablesRecipe:
         """Return this recipe without the path and the names of tasks, which may be people."""
-        layout = None if self.layout is None else replace(self.layout, splits=())
-        return replace(self, data=None, layout=layout)
+        return replace(self, data=None, layout=self.layout and replace(self.layout, splits=()))
 
     def restored(self, stored: TablesRecipe) -> TablesRecipe:
         """Return this recipe with the stored path and splits."""
         return replace(self, data=stored.data, layout=stored.layout)
 
     def build(self) -> Tables:
-        """The domain, its table read and checked; DataError for what does not fit."""
+        """Return the domain, its table read and checked; DataError if it does not fit."""
         for name, option in (("data", "--data FILE.csv"), ("task", "--task"), ("target", "--target")):
             if getattr(self, name) is None:
                 raise ConfigError(
-                    f"domain: {name} is not set; a run on a table needs {option}, as in imaml train tables "
-                    "--data FILE.csv --task COLUMN --target COLUMN."
+                    f"domain: {name}: expected {option} for a run on a table, got None. Hint: imaml train "
+                    "tables --data FILE.csv --task COLUMN --target COLUMN."
                 )
         return build(self, read_table(str(self.data)))
 
@@ -185,76 +176,65 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
     features = recipe.features or tuple(n for n in table.columns if n not in (recipe.task, recipe.target))
     if not features or {recipe.task, recipe.target} & set(features):
         raise ConfigError(
-            f"domain: features={', '.join(features) or 'none'}; accepted are columns other than the task "
-            f"{recipe.task!r} and the target {recipe.target!r}, one at least."
+            f"domain: features: expected columns other than the task {recipe.task!r} and the target "
+            f"{recipe.target!r}, one at least, got {', '.join(features) or 'none'}."
         )
     for name in (*features, recipe.target):
         if name not in recipe.texts:
-            table.numeric(name, "a column")  # what is in doubt is told before anything is made of it
-    names, first, counts = np.unique(groups, return_index=True, return_counts=True)
-    order = np.argsort(first)  # as the file has them
-    names, counts = names[order], counts[order]
+            table.numeric(name, "a column")  # so that a cell in doubt is reported before anything else
+    # The tasks in the order of the file, their splits, and what is learned from rows of training tasks alone.
+    names = list(dict.fromkeys(groups.tolist()))
+    number = {name: i for i, name in enumerate(names)}
     splits = recipe.layout.splits if recipe.layout else ()
     splits = splits or _split(recipe, names, table.source)
+    training = np.isin(groups, splits[0])
     if recipe.layout is None:
-        training = np.isin(groups, splits[0])
         columns = tuple(column_of(table, n, "a feature", training, n in recipe.texts) for n in features)
         target = column_of(table, recipe.target, "the target", training, recipe.target in recipe.texts)
-        recipe = replace(recipe, layout=Layout(columns, target, splits))
+        recipe = replace(recipe, layout=Layout(columns, target))
     layout = replace(recipe.fixed, splits=splits)
-    recipe = replace(recipe, layout=layout)
-    known = {name for split in layout.splits for name in split}
-    if known != set(names.tolist()):
-        strange = sorted(known ^ set(names.tolist()))
+    strange = sorted({name for split in splits for name in split} ^ set(names))
+    if strange:
         raise DataError(
-            f"{table.source}: the tasks are not those that this run began with ({strange[0]!r} is only in "
-            "one of both); go on with the table as it was, or begin a new run with --from."
+            f"{table.source}: expected the tasks that this run began with, got others ({strange[0]!r}, ...). "
+            "Hint: continue with the table as it was, or begin a new run with --from."
         )
-    least = 1 if recipe.holdout == "none" else 2
-    if counts.min() < least:
-        few = str(names[counts.argmin()])
-        raise DataError(
-            f"{table.source}: task {few!r} has one row; accepted are at least 2, one to learn from and one "
-            "to be asked about; leave it out, or say --domain.holdout=none."
-        )
-    inputs, targets = layout.code(table), layout.targets(table)
+    # Tasks are padded to the length of the longest with copies of their first rows.
     places = [np.flatnonzero(groups == name) for name in names]
-    most = int(counts.max())
-    padded = np.stack([np.concatenate([p, np.repeat(p[:1], most - len(p))]) for p in places])
-    number = {name: i for i, name in enumerate(names.tolist())}
-    tasks_of = {
-        split: jnp.asarray([number[name] for name in group], jnp.int32)
-        for split, group in zip(SPLITS, splits, strict=True)
-    }
+    counts = np.array([len(rows) for rows in places])
+    if counts.min() < 2 and recipe.holdout != "none":
+        raise DataError(
+            f"{table.source}: expected at least 2 rows of each task, one of them for its query set, got 1 of "
+            f"{names[counts.argmin()]!r}. Hint: leave it out, or say --domain.holdout=none."
+        )
+    padded = np.stack([np.append(rows, np.repeat(rows[:1], counts.max() - len(rows))) for rows in places])
+    inputs, targets = layout.code(table), layout.targets(table)
     kind = np.float32 if layout.target.levels is None else np.int32
-    pooled = _pooled(inputs, targets, np.isin(groups, splits[0]), layout)
     return Tables(
         jnp.asarray(inputs[padded], jnp.float32),
         jnp.asarray(targets[padded].astype(kind)),
         jnp.asarray(counts, jnp.int32),
-        tasks_of,
-        jnp.asarray(pooled, jnp.float32),
-        recipe,
+        {
+            split: jnp.asarray([number[name] for name in group], jnp.int32)
+            for split, group in zip(SPLITS, splits, strict=True)
+        },
+        jnp.asarray(_pooled(inputs, targets, training, layout), jnp.float32),
+        replace(recipe, layout=layout),
     )
 
 
-def _split(recipe: TablesRecipe, names: np.ndarray, source: str) -> tuple[Any, Any, Any]:
-    """The names of each split's tasks: shares rounded, one task at least where a share is asked for."""
-    if len(names) < 2:
+def _split(recipe: TablesRecipe, names: list[str], source: str) -> tuple[tuple[str, ...], ...]:
+    """The names of each split's tasks: shares rounded, one task at least if a share is asked for."""
+    shares = (recipe.validation, recipe.test)
+    sizes = [max(1, round(share * len(names))) if share else 0 for share in shares]
+    if len(names) <= max(1, sum(sizes)):
         raise DataError(
-            f"{source}, column {recipe.task!r}: all rows are of one task, {str(names[0])!r}; accepted are "
-            "several."
-        )
-    asked = {"validation": recipe.validation, "test": recipe.test}
-    sizes = [max(1, round(share * len(names))) if share else 0 for share in asked.values()]
-    if sum(sizes) >= len(names):
-        raise DataError(
-            f"{source}: {len(names)} tasks are too few for shares of {recipe.validation:g} for validation "
-            f"and {recipe.test:g} for test; set --domain.validation=0 or --domain.test=0, or bring more."
+            f"{source}, column {recipe.task!r}: expected several tasks, enough for shares of {shares[0]:g} "
+            f"(validation) and {shares[1]:g} (test), got {len(names)}. Hint: lower the shares, or add tasks."
         )
     mixed = np.random.default_rng(recipe.seed).permutation(names).tolist()
-    ends = np.cumsum([len(names) - sum(sizes), *sizes])
-    return tuple(mixed[: ends[0]]), tuple(mixed[ends[0] : ends[1]]), tuple(mixed[ends[1] :])
+    first, last = len(names) - sum(sizes), len(names) - sizes[1]
+    return tuple(mixed[:first]), tuple(mixed[first:last]), tuple(mixed[last:])
 
 
 def _pooled(inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray, layout: Layout) -> np.ndarray:
@@ -279,7 +259,7 @@ class Drawn(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Tables(TablesInterface):
-    """The tasks of a table.
+    """The tasks of a table; all arrays are None in a domain without data.
 
     Attributes:
         inputs: Coded inputs ``(tasks, n, inputs)``, padded.
@@ -290,11 +270,11 @@ class Tables(TablesInterface):
         recipe: The recipe.
     """
 
-    inputs: Any
-    targets: Any
-    counts: Any
-    splits: Any
-    pooled: Any
+    inputs: Tree
+    targets: Tree
+    counts: Tree
+    splits: Tree
+    pooled: Tree
     recipe: TablesRecipe = field(metadata={"static": True})
 
     @property
@@ -312,32 +292,32 @@ class Tables(TablesInterface):
         """The loss of a task's rows, a sum."""
         return RowsLoss(self.recipe.network, self.classes)
 
-    def init(self, key: Array) -> Any:
-        """Fresh parameters of the network; zeros for a linear model."""
+    def init(self, key: Array) -> Tree:
+        """Return fresh parameters of the network; zeros for a linear model."""
         made = self.recipe.network.init(key)
         return made if self.recipe.hidden else jax.tree.map(jnp.zeros_like, made)
 
-    def problem(self, strength: Any, adapt: Any = None, curvature: str = "hessian") -> Problem:
-        """The loss of the support's rows + strength/2 |phi - theta|^2; no anchor for None."""
+    def problem(self, strength: Tree, adapt: Adapt = None, curvature: str = "hessian") -> Problem:
+        """Return the problem of the loss of the support's rows; unanchored if ``strength`` is None."""
         if strength is None:
             return plain(self.loss, adapt)
         return proximal(self.loss, strength, adapt, curvature=curvature, convex=not self.recipe.hidden)
 
     @staticmethod
     def whole(support: Rows, query: Rows) -> Rows:
-        """All of a task's rows as one batch: each once, also where it is in both."""
+        """Return all of a task's rows as one batch: each once, even if it is in both."""
         return support._replace(weights=jnp.maximum(support.weights, query.weights))
 
-    def shared_loss(self, theta: Any, batch: Rows) -> Array:
-        """The loss of one function for all tasks, a scalar."""
+    def shared_loss(self, theta: Tree, batch: Rows) -> Array:
+        """Return the loss of one network for all tasks, a scalar."""
         return self.loss(theta, batch)
 
-    def query_loss(self, phi: Any, theta: Any, batch: Rows) -> Array:
-        """The mean over the query's rows of the loss, a scalar."""
+    def query_loss(self, phi: Tree, theta: Tree, batch: Rows) -> Array:
+        """Return the mean over the query's rows of the loss, a scalar."""
         return self.loss(phi, batch) / jnp.maximum(jnp.sum(batch.weights), 1)
 
     def _numbers(self, split: str) -> Array:
-        """The tasks of a split; where none was held out for it, those of training."""
+        """The tasks of a split; if none was held out for it, those of training."""
         chosen = self.splits[split]
         return chosen if chosen.size else self.splits["train"]
 
@@ -349,13 +329,13 @@ class Tables(TablesInterface):
         return jnp.argsort(jnp.where(known, jax.random.uniform(key, rows.shape), 2.0 + rows))
 
     def draw(self, key: Array, split: str) -> Drawn:
-        """One random task of a split, with its rows in random order."""
+        """Return the indices of one random task of a split, its rows in random order."""
         which, how = jax.random.split(key)
         task = jax.random.choice(which, self._numbers(split))
         return Drawn(task, self._order(task, how))
 
     def draws(self, key: Array, split: str, count: int) -> Drawn:
-        """So many tasks at once, leaves (count, ...): every task of the split before any comes twice."""
+        """Return the indices of ``count`` tasks: every task of the split before any comes twice."""
         which, how = jax.random.split(key)
         numbers = self._numbers(split)
         rounds = -(-count // numbers.size)
@@ -364,19 +344,19 @@ class Tables(TablesInterface):
         return Drawn(tasks, jax.vmap(self._order)(tasks, jax.random.split(how, count)))
 
     def size(self, split: str) -> int:
-        """How many tasks a split has."""
+        """Return how many tasks a split has."""
         return int(self._numbers(split).size)
 
     def held_out(self, split: str) -> bool:
-        """Whether a split has tasks of its own; else those of training stand in for them."""
+        """Return whether a split has tasks of its own; else those of training stand in for them."""
         return bool(self.splits[split].size)
 
     def number(self, indices: Drawn) -> Array:
-        """Which task was drawn: draws of the same one are not independent."""
+        """Return which task was drawn: draws of the same one are not independent."""
         return indices.task
 
     def gather(self, indices: Drawn) -> Task:
-        """The task: its rows in that order, of which the first are the support."""
+        """Return the task: its rows in the order drawn, of which the first are the support."""
         count, order = self.counts[indices.task], indices.order
         inputs, targets = (part[indices.task][order] for part in (self.inputs, self.targets))
         place = jnp.arange(order.size)
@@ -396,16 +376,13 @@ class Tables(TablesInterface):
         squares = jnp.sum(query.weights * jnp.square(outputs - query.targets)[:, 0])
         return self.recipe.fixed.target.scale * jnp.sqrt(squares / rows)
 
-    def metrics(self, phi: Any, task: Task) -> dict[str, Array]:
-        """The headline, and the mean loss of the query's rows."""
-        outputs = self.loss.outputs(phi, task.query)
-        return {
-            self.headline: self._scored(outputs, task.query),
-            "loss": self.query_loss(phi, None, task.query),
-        }
+    def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
+        """Return the headline, and the mean loss of the query's rows."""
+        headline = self._scored(self.loss.outputs(phi, task.query), task.query)
+        return {self.headline: headline, "loss": self.query_loss(phi, None, task.query)}
 
     def baselines(self, task: Task) -> dict[str, Array]:
-        """One least-squares model for all tasks, one for this task alone (least norm), the support's mean."""
+        """Return scores of least squares for all tasks, for this task alone (least norm), and of the mean."""
         support, query = task
         ones = jnp.ones_like(support.inputs[:, :1])
         design = lambda rows: jnp.concatenate([ones, rows.inputs], 1)  # noqa: E731
@@ -422,7 +399,7 @@ class Tables(TablesInterface):
         return {name: self._scored(answers, query) for name, answers in found.items()}
 
 
-def tables(data: str, task: str, target: str, **options: Any) -> Tables:
+def tables(data: str, task: str, target: str, **options: object) -> Tables:
     r"""Return the tasks of a table in a file.
 
     Args:
@@ -442,8 +419,5 @@ def tables(data: str, task: str, target: str, **options: Any) -> Tables:
         >>> imaml.tables(str(file), "who", "score").inputs.shape
         (10, 4, 1)
     """
-    known = TablesRecipe.__dataclass_fields__
-    for name in options:
-        if name not in known:
-            raise ConfigError(not_one_of("tables: option", name, known))
-    return TablesRecipe(data, task, target, **options).build()
+    fields = {"data": data, "task": task, "target": target, **options}
+    return from_json({"kind": "TablesRecipe", **fields}).build()

@@ -1,9 +1,10 @@
-"""How a user's rows become a task of a table, and how answers come back in the table's units."""
+"""The encoding of a user's rows, and answers in the table's units."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax import Array
 
 from ...core.errors import DataError
 from ...core.tree import Tree
+from ...core.validation import some_of
 from ...problems.base import Problem, Task
 from ..arrays import Field
 from ..base import Answers, DomainBase, Encoded, Predicts
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .domain import TablesRecipe
 
 LEVEL = 0.9  # of the intervals
+Cells = Table | str | Path | Mapping[str, Iterable[object]]
 
 
 class Rows(NamedTuple):
@@ -45,7 +48,7 @@ class Rows(NamedTuple):
         return self.targets
 
 
-def rows_of(rows: Any, source: str) -> Table:
+def rows_of(rows: Cells, source: str) -> Table:
     """Return rows as a table.
 
     Args:
@@ -58,8 +61,6 @@ def rows_of(rows: Any, source: str) -> Table:
     Raises:
         DataError: If the rows cannot be read.
     """
-    if isinstance(rows, Table):
-        return rows
     return read_table(rows) if isinstance(rows, str | Path) else table_of(rows, source)
 
 
@@ -89,7 +90,7 @@ class TablesInterface(DomainBase):
         """Return what a row of coded inputs is."""
         return Field((self.recipe.fixed.inputs,))
 
-    def encode(self, x: Any, y: Any = None) -> Encoded:
+    def encode(self, x: Cells | Rows, y: Iterable[object] | None = None) -> Encoded:
         """Return a user's rows as a batch.
 
         Args:
@@ -106,30 +107,29 @@ class TablesInterface(DomainBase):
         if isinstance(x, Rows):
             return Encoded(super().encode(x, y).support, classes)
         table, layout, task = rows_of(x, "x"), self.recipe.fixed, self.recipe.task
-        if len(whose := self._tasks_of(table)) > 1:
+        if len(tasks := self._tasks_of(table)) > 1:
             raise DataError(
-                f"{table.source}: has rows of {len(whose)} tasks ({task!r}: {', '.join(whose[:3])}"
-                f"{', ...' if len(whose) > 3 else ''}); accepted are rows of one, which is learned from."
+                f"{table.source}: expected rows of one task, got {len(tasks)} ({task!r}: {some_of(tasks)})."
             )
         if y is not None:
-            columns = {**table.columns, layout.target.name: table_of({"y": list(y)}, "y").columns["y"]}
+            columns = {**table.columns, layout.target.name: table_of({"y": y}, "y").columns["y"]}
             table = table_of(columns, table.source)
         kind = np.int32 if self.classes else np.float32
         inputs, targets = layout.code(table).astype(np.float32), layout.targets(table).astype(kind)
         ones = jnp.ones(table.rows, jnp.float32)
         return Encoded(Rows(jnp.asarray(inputs), jnp.asarray(targets), ones), classes)
 
-    def encode_query(self, x: Any) -> np.ndarray:
+    def encode_query(self, x: Cells | Rows) -> np.ndarray:
         """Return the coded inputs ``(n, inputs)`` of rows, given as `encode` takes them."""
         if isinstance(x, Rows):
             return super().encode_query(x)
         return self.recipe.fixed.code(rows_of(x, "x")).astype(np.float32)
 
-    def forward(self, phi: Tree, rows: Array, statistics: Any = None) -> Array:
+    def forward(self, phi: Tree, rows: Array, statistics: None = None) -> Array:
         """Return the network's outputs ``(n, outputs)`` for coded inputs."""
         return self.recipe.network.forward(phi, rows)[0]
 
-    def decode(self, outputs: np.ndarray, x: Any) -> np.ndarray:
+    def decode(self, outputs: np.ndarray, x: object) -> np.ndarray:
         """Return outputs ``(n, 1)`` as targets ``(n,)`` in the table's units, float64."""
         return self.target.mean + self.target.scale * outputs[:, 0].astype(np.float64)
 
@@ -143,7 +143,7 @@ class TablesInterface(DomainBase):
         return read_table(path)
 
     def _tasks_of(self, table: Table) -> list[str]:
-        """Whose rows a table has, if it says so."""
+        """The tasks that a table has rows of, if it has a column of tasks."""
         return list(dict.fromkeys(map(str, table.columns.get(str(self.recipe.task), ()))))
 
     def answers(
@@ -157,32 +157,32 @@ class TablesInterface(DomainBase):
         Raises:
             DataError: If the query has rows of another task than the support.
         """
-        whose = dict.fromkeys([*self._tasks_of(support), *self._tasks_of(query)])
-        if len(whose) > 1:
+        tasks = list(dict.fromkeys([*self._tasks_of(support), *self._tasks_of(query)]))
+        if len(tasks) > 1:
             raise DataError(
                 f"query: expected rows of the task in {support.source}, got {query.source} with rows of "
-                f"other tasks ({self.recipe.task!r}: {', '.join(list(whose)[:3])}). Hint: keep one task's "
-                "rows, or leave out that column."
+                f"other tasks ({self.recipe.task!r}: {some_of(tasks, 3)}). Hint: keep one task's rows, or "
+                "leave out that column."
             )
         target, found = self.target, predictor.predict(query)
-        rows: list[dict[str, Any]] = [{"row": i + 1, target.name: _plain(a)} for i, a in enumerate(found)]
-        about: dict[str, Any] = {"target": target.name}
-        if uncertainty and target.levels is None:
-            about = {"level": LEVEL, **about}
-            interval = predictor.predict_interval(query, LEVEL)
-            for row, low, high in zip(rows, interval.low, interval.high, strict=True):
-                row |= {"low": _plain(low), "high": _plain(high)}
+        rows: list[dict[str, object]] = [{"row": i, target.name: _plain(a)} for i, a in enumerate(found, 1)]
+        about: dict[str, object] = {"target": target.name}
         if target.levels is not None:
             for row, p in zip(rows, predictor.predict_proba(query, uncertainty), strict=True):
                 row["probability"] = round(float(p.max()), 6)
                 row["probabilities"] = {c: round(float(v), 6) for c, v in zip(target.levels, p, strict=True)}
-        head = ["row", *([str(self.recipe.task)] if whose else []), target.name]
+        elif uncertainty:
+            about = {"level": LEVEL, **about}
+            interval = predictor.predict_interval(query, LEVEL)
+            for row, low, high in zip(rows, interval.low, interval.high, strict=True):
+                row |= {"low": _plain(low), "high": _plain(high)}
+        head = ["row", *([str(self.recipe.task)] if tasks else []), target.name]
         head += ["probability"] if target.levels else []
         head += [f"{LEVEL:.0%} interval".replace("%", " %")] if "level" in about else []
-        lines = [self._line({**row, "row": "\t".join([str(row["row"]), *whose])}) for row in rows]
+        lines = [self._line({**row, "row": "\t".join([str(row["row"]), *tasks])}) for row in rows]
         return Answers(rows, ["\t".join(head), *lines], about, lambda: self._judged(query, found))
 
-    def _line(self, row: dict[str, Any]) -> str:
+    def _line(self, row: dict[str, object]) -> str:
         """An answer as text."""
         answer = row[self.target.name]
         more = f"\t{row['probability']:.3f}" if "probability" in row else ""
@@ -197,7 +197,7 @@ class TablesInterface(DomainBase):
         if self.classes:
             right = sum(a == b for a, b in zip(found, table.columns[name], strict=True))
             return f"{right} of {table.rows} as the column {name!r} has them"
-        errors = found - self.target.numbers(table, "the target")
+        errors = found - table.numbers(name, "the target")
         return f"root mean squared error from the column {name!r}: {np.sqrt(np.mean(errors**2)):.6g}"
 
     def scenes(self, before: Tree, after: Tree, task: Task) -> list[Scene]:
@@ -209,21 +209,19 @@ class TablesInterface(DomainBase):
         outputs = [np.asarray(self.forward(phi, task.query.inputs)) for phi in (before, after)]
         targets = np.asarray(task.query.targets)[kept]
         if not self.classes:
-            true, first, then = (
-                self.decode(part, None) for part in (targets, *(out[kept] for out in outputs))
-            )
-            return [compared("predicted rows", true, first, then, self.target.name)]
-        chances = [np.asarray(jax.nn.softmax(out))[kept, targets] for out in outputs]
+            parts = [self.decode(part, None) for part in (targets, *(out[kept] for out in outputs))]
+            return [compared("predicted rows", *parts, name=self.target.name)]
         rows = np.arange(len(kept))
-        lines = {"before": (rows, chances[0]), "after": (rows, chances[1])}
+        first, last = ((rows, np.asarray(jax.nn.softmax(out))[kept, targets]) for out in outputs)
+        lines = {"before": first, "after": last}
         return [Scene("probability of the true class", self.target.name, lines, "row")]
 
-    def summary(self, theta: Tree, problem: Problem) -> tuple[dict[str, Any], str]:
+    def summary(self, theta: Tree, problem: Problem) -> tuple[dict[str, object], str]:
         """Return the learned prior of a linear model's coefficients; nothing for other models."""
         prior = learned_prior(self.recipe, theta, problem)
         return ({}, "") if prior is None else ({"prior": prior}, prior_text(prior))
 
 
-def _plain(answer: Any) -> str | float:
+def _plain(answer: str | float) -> str | float:
     """An answer as a JSON value."""
     return str(answer) if isinstance(answer, str) else round(float(answer), 9)

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ...core import tree
 from ...core.tree import Tree
 from ...problems.base import Problem
 from ...problems.precision import Theta
 
+if TYPE_CHECKING:
+    from .domain import TablesRecipe
 
-def prior_of(learned: Any) -> dict[str, Any] | None:
-    """Return what a run has learned of a linear model, in the units of the table; see `learned_prior`.
 
-    Args:
-        learned: What `imaml.load` returns.
+class Prior(TypedDict):
+    """A prior over a linear model's coefficients, in the units of the table.
 
-    Returns:
-        The prior, or None for a run on no table.
+    Attributes:
+        mean: The mean of each coefficient by name, intercept first.
+        covariance: Their covariance.
+        noise_variance: The residual variance; None if none was learned.
     """
-    return learned_prior(learned.config.domain, learned.theta, learned.method.problem)
+
+    mean: dict[str, float]
+    covariance: list[list[float]]
+    noise_variance: float | None
 
 
-def learned_prior(recipe: Any, theta: Tree, problem: Problem) -> dict[str, Any] | None:
+def learned_prior(recipe: TablesRecipe, theta: Tree, problem: Problem) -> Prior | None:
     """Return the learned prior of a linear model's coefficients, in the units of the table.
 
     With `tables-evidence` these are the fixed effects, the random effects' covariance, and the residual
@@ -39,21 +43,17 @@ def learned_prior(recipe: Any, theta: Tree, problem: Problem) -> dict[str, Any] 
         problem: The inner problem.
 
     Returns:
-        ``{"mean": {"intercept": m, ...}, "covariance": [[...]], "noise_variance": v}``, intercept first. The
-        noise variance is None if none was learned. None for a model that is not linear or predicts classes.
+        The prior; None for a model that is not linear or predicts classes.
     """
-    if not recipe.reads_table or recipe.hidden or recipe.fixed.target.levels is not None:
-        return None
     layout = recipe.fixed
-    if problem.kind != "proximal":
+    if recipe.hidden or layout.target.levels is not None or problem.kind != "proximal":
         return None
     theta = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), theta)
     adapted = problem.split(problem.mean(theta))
     mean, _ = tree.ravel(adapted)
     precision = problem.precision(adapted, theta)
     covariance = jax.vmap(precision.inverse, in_axes=1, out_axes=1)(jnp.eye(mean.size, dtype=mean.dtype))
-    found, spread = layout.in_units(np.asarray(mean), np.asarray(covariance))
-    assert spread is not None
+    found, spread = layout.in_units(mean, covariance)
     noise = theta.log_noise if isinstance(theta, Theta) else None
     return {
         "mean": dict(zip(layout.names, found.tolist(), strict=True)),
@@ -62,11 +62,11 @@ def learned_prior(recipe: Any, theta: Tree, problem: Problem) -> dict[str, Any] 
     }
 
 
-def prior_text(prior: dict[str, Any]) -> str:
+def prior_text(prior: Prior) -> str:
     """Return the prior as text: each coefficient's mean and standard deviation over tasks, and the noise.
 
     Args:
-        prior: What `learned_prior` returned.
+        prior: The prior.
 
     Returns:
         A few lines.
