@@ -81,8 +81,15 @@ class Answers(NamedTuple):
 class Predicts(Protocol):
     """What a domain may ask of a predictor; `imaml.Predictor` is one."""
 
-    phi: Tree
-    classes: np.ndarray | None
+    @property
+    def phi(self) -> Tree:
+        """The adapted parameters."""
+        ...
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """What the outputs stand for, if predictions are classes."""
+        ...
 
     def predict(self, x: object) -> np.ndarray:
         """Return the predictions for query data."""

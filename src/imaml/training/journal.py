@@ -325,7 +325,7 @@ class _Words:
             if not self.unknown:
                 return ended
             return (
-                f"{ended}; meta-gradient error unknown in {self.unknown} of {self.logged} logged steps, as the "
+                f"{ended}; meta-gradient error unknown in {self.unknown} of {self.logged} logged steps, as "
                 "inner solves end far from a solution (docs/certificates.md)"
             )
         return {"resume": f"resumed at {at}", "warning": f"warning: {get('message')}"}.get(kind)
