@@ -27,5 +27,5 @@ def examples(run: Run | Learner, number: int = 4) -> list[Example | Scene]:
     for index in range(number):
         task = sample(run.domain, jax.random.fold_in(jax.random.key(7), index))
         predictor = run.adapt(task.support)
-        made += run.domain.examples(before, predictor, task)  # type: ignore[arg-type]
+        made += run.domain.examples(before, predictor, task)
     return made

@@ -233,7 +233,7 @@ def score(
 
     def one(key: Array) -> dict[str, dict[str, Array]]:
         drawn = domain.draw(key, split)
-        task, number = domain.gather(drawn), domain.number(drawn)  # type: ignore[attr-defined]
+        task, number = domain.gather(drawn), domain.number(drawn)
         phi, solution = method.adapt(theta, task.support, key)
         both = jax.tree.map(lambda *pair: jnp.stack(pair), phi, method.mean(theta))
         scores = lax.map(lambda given: domain.metrics(given, task), both)  # compiled once for the two
@@ -243,8 +243,8 @@ def score(
         return {
             "after": after,
             "before": before,
-            "baselines": domain.baselines(task),  # type: ignore[attr-defined]
-            "calibration": domain.calibration(phi, task),  # type: ignore[attr-defined]
+            "baselines": domain.baselines(task),
+            "calibration": domain.calibration(phi, task),
             "finite": sound,
             "number": {} if number is None else {"task": number},
         }
@@ -396,7 +396,7 @@ def evaluate_theta(
         baseline_values=baselines,
         different=tasks if number is None else len(np.unique(number)),
         number=number,
-        held_out=domain.held_out(split),  # type: ignore[attr-defined]
+        held_out=domain.held_out(split),
         unscored={name: count for name, count in unscored.items() if count},
     )
 
