@@ -115,7 +115,7 @@ def test_the_proximal_gradient_is_a_recipe_of_the_command_line():
 
 def test_without_an_anchor_of_numbers_there_is_no_proximal_step():
     solver = imaml.ProximalGradient(0.2, steps=1)
-    with pytest.raises(imaml.StructureError, match="the problem is plain; accepted are proximal and equil"):
+    with pytest.raises(imaml.StructureError, match=r"expected a proximal or equilibrium .*got plain"):
         solver(imaml.plain(loss), jnp.zeros(3), BATCH)
     mixed = imaml.proximal(loss, imaml.learned(1.0, "dense"))
     with pytest.raises(imaml.StructureError, match="got a matrix, learned per='dense'"):
@@ -208,8 +208,11 @@ def test_phi0_is_where_it_starts():
             lambda: imaml.ProximalGradient("fast", steps=1),
             "ProximalGradient: learning_rate: expected .*, got 'fast'",
         ),
-        (lambda: imaml.Descent(optax.sgd(0.1)), "when should it stop"),
-        (lambda: imaml.Descent("adam", steps=1), "'adam' is no Optax transform; pass one such as"),
+        (lambda: imaml.Descent(optax.sgd(0.1)), "expected steps=, tolerance="),
+        (
+            lambda: imaml.Descent("adam", steps=1),
+            "expected an Optax transform, got 'adam'. Hint: pass one",
+        ),
     ],
 )
 def test_refusals(make, message):

@@ -213,7 +213,7 @@ REFUSED = {
     ),
     "no anchor": (
         lambda: imaml.proximal(loss, imaml.learned(1.0)).residual(PHI, THETA, BATCH),
-        r"expected a Theta\(mean, log_strength\).*got dict.*problem\.parameters\(mean\)",
+        r"expected a Theta with log_strength.*got dict.*problem\.parameters\(mean\)",
     ),
     "adapt unknown": (
         lambda: imaml.proximal(loss, 1.0, adapt="tail").init(THETA, BATCH),

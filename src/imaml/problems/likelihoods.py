@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 from ..core.errors import ConfigError
 from ..core.tree import PyTree
 from ..core.validation import require_number
-from .precision import Learned, Theta
+from .precision import Learned, Theta, logs_in
 
 
 def weights_of(batch: PyTree, rows: int, dtype: DTypeLike) -> Array:
@@ -289,12 +289,7 @@ class NegativeLogLikelihood:
         """
         if not isinstance(self.noise, Learned):
             return self
-        if getattr(theta, "log_noise", None) is None:
-            raise ConfigError(
-                "likelihood: expected a Theta with log_noise, as the noise variance is learned, got "
-                f"{type(theta).__name__}. Hint: make it with problem.parameters(mean)."
-            )
-        return replace(self, noise=jnp.exp(theta.log_noise))
+        return replace(self, noise=jnp.exp(logs_in("likelihood", theta, "log_noise")))
 
     def parameters(self, theta: PyTree) -> PyTree:
         """Theta with the logarithm of the initial noise variance, if that is learned.
@@ -307,7 +302,7 @@ class NegativeLogLikelihood:
         """
         if not isinstance(self.noise, Learned):
             return theta
-        known = theta if isinstance(theta, Theta) else Theta(theta)
+        known = Theta.of(theta)
         return known._replace(log_noise=self.noise.logs(known.mean))
 
     def rows(self, outputs: Array, batch: PyTree) -> Array:

@@ -24,7 +24,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import PyTree, Selection
+from ..core.tree import Selection, Tree
 from ..core.validation import require_whole
 from .matrices import Factored, LowRank, Precision, Strengths
 
@@ -53,10 +53,39 @@ class Theta(NamedTuple):
         0.0
     """
 
-    mean: PyTree
-    log_strength: PyTree = None
-    log_rate: PyTree = None
-    log_noise: PyTree = None
+    mean: Tree
+    log_strength: Tree = None
+    log_rate: Tree = None
+    log_noise: Tree = None
+
+    @classmethod
+    def of(cls, theta: Tree) -> Theta:
+        """Return meta-parameters as a `Theta`, whose mean they are if they are none yet."""
+        return theta if isinstance(theta, Theta) else cls(theta)
+
+
+def logs_in(owner: str, theta: Tree, name: str, maker: str = "problem.parameters(mean)") -> Tree:
+    """Return the logarithms of a learned quantity from theta.
+
+    Args:
+        owner: Who needs them, for the message.
+        theta: The meta-parameters.
+        name: The field of `Theta`, such as "log_strength".
+        maker: What makes such a theta, for the message.
+
+    Returns:
+        The logarithms.
+
+    Raises:
+        ConfigError: If theta does not hold them.
+    """
+    logs = getattr(theta, name, None)
+    if logs is None:
+        raise ConfigError(
+            f"{owner}: theta: expected a Theta with {name}, which is learned, got {type(theta).__name__}. "
+            f"Hint: make it with {maker}."
+        )
+    return logs
 
 
 class Spread(NamedTuple):
@@ -90,7 +119,7 @@ class Learned:
         """Whether there is one number for every parameter, and no matrix."""
         return self.per in ("all", "leaf", "parameter")
 
-    def logs(self, adapted: PyTree) -> PyTree:
+    def logs(self, adapted: Tree) -> Tree:
         """The initial logarithms.
 
         Args:
@@ -124,7 +153,7 @@ class Learned:
         start = jax.random.normal(jax.random.key(0), (flat.size, rank), flat.dtype)
         return Spread(jnp.full(flat.size, value, flat.dtype), (0.01 * self.initial / rank) ** 0.5 * start)
 
-    def values(self, logs: PyTree, adapted: PyTree) -> PyTree:
+    def values(self, logs: Tree, adapted: Tree) -> Tree:
         """The learned values.
 
         Args:
@@ -138,7 +167,7 @@ class Learned:
             return jax.tree.map(lambda _: jnp.exp(logs), adapted)
         return jax.tree.map(lambda _, log: jnp.exp(log), adapted, logs)
 
-    def precision(self, logs: PyTree, adapted: PyTree) -> Precision:
+    def precision(self, logs: Tree, adapted: Tree) -> Precision:
         """The precision for given logarithms.
 
         Args:
@@ -154,7 +183,7 @@ class Learned:
             return LowRank(jnp.exp(logs.log_diagonal), logs.factor)
         return Strengths(self.values(logs, adapted), adapted)
 
-    def fitted(self, second: Array, adapted: PyTree) -> PyTree:
+    def fitted(self, second: Array, adapted: Tree) -> Tree:
         """The logarithms of the precision that fits second moments about the mean, by maximum likelihood.
 
         ```
@@ -218,7 +247,7 @@ def learned(initial: float, per: str = "leaf", rank: int = 5) -> Learned:
     return Learned(float(initial), per, rank)
 
 
-def spread_over(strength: PyTree, phi: PyTree, adapt: Selection) -> PyTree:
+def spread_over(strength: Tree, phi: Tree, adapt: Selection) -> Tree:
     """A strength as a tree like phi.
 
     Args:
@@ -243,7 +272,7 @@ def spread_over(strength: PyTree, phi: PyTree, adapt: Selection) -> PyTree:
             f"leaf or each parameter, {tree.shapes(phi)}, got {tree.shapes(strength)}."
         )
 
-    def fit(value: PyTree, leaf: PyTree) -> Array:
+    def fit(value: Tree, leaf: Tree) -> Array:
         if jnp.shape(value) not in ((), jnp.shape(leaf)):
             raise ConfigError(
                 "strength: expected for each leaf one number, or an array of the parameter's shape, "

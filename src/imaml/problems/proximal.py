@@ -19,7 +19,7 @@ from ..core.validation import require_function, require_one_of, require_scalar
 from .base import ALL, CURVATURES, Loss, Problem, check_lipschitz, declared, guarded
 from .losses import HalfSquares, composed, gauss_newton_slope
 from .matrices import Precision, Strengths
-from .precision import Learned, spread_over
+from .precision import Learned, logs_in, spread_over
 
 Field = Callable[[PyTree, PyTree], PyTree]  # (phi, batch) -> a tree like phi
 Adapt = str | Sequence[str] | Set[str] | Mapping[str, Any] | Callable[[PyTree], PyTree] | Selection | None
@@ -74,12 +74,7 @@ class Proximal(Problem):
         """P, from the fixed strength or from theta; see `Problem.precision`."""
         if self.learns is None:
             return Strengths(spread_over(self.strength, phi, self.adapt), phi)
-        if getattr(theta, "log_strength", None) is None:
-            raise ConfigError(
-                "theta: expected a Theta(mean, log_strength), as this problem learns its strength, got "
-                f"{type(theta).__name__}. Hint: make it with problem.parameters(mean)."
-            )
-        return self.learns.precision(theta.log_strength, phi)
+        return self.learns.precision(logs_in("proximal", theta, "log_strength"), phi)
 
     def curvature_floor(self, phi: PyTree, theta: PyTree) -> Array | None:
         """The least strength, if the loss is declared convex or A is a Gauss-Newton matrix."""
