@@ -26,14 +26,14 @@ from jax import Array
 from ..core import tree
 from ..core.content import ByContent
 from ..core.errors import ConfigError, StructureError
-from ..core.tree import PyTree, Selection
+from ..core.tree import Selection, Tree
 from ..core.validation import require_number
 from .matrices import Precision, Strengths
 from .precision import Learned, Theta
 
 Key = Array | None  # a random key, if one is given
-Loss = Callable[[PyTree, PyTree], Array]  # (phi, batch) -> scalar
-Start = Callable[[PyTree, PyTree, Array | None], PyTree]  # (theta, batch, key) -> phi
+Loss = Callable[[Tree, Tree], Array]  # (phi, batch) -> scalar
+Start = Callable[[Tree, Tree, Array | None], Tree]  # (theta, batch, key) -> phi
 ALL = Selection()  # a task adapts every leaf
 CURVATURES = ("hessian", "gauss-newton")
 
@@ -46,8 +46,8 @@ class Task(NamedTuple):
         query: What the learned parameters are scored on, any pytree.
     """
 
-    support: PyTree
-    query: PyTree
+    support: Tree
+    query: Tree
 
 
 class Problem(ByContent):
@@ -95,7 +95,7 @@ class Problem(ByContent):
     has_objective: ClassVar[bool] = False
     structure: str
     loss: Any = None  # each kind declares its own
-    strength: PyTree = None
+    strength: Tree = None
     adapt: Selection = ALL
     learns: Learned | None = None
     convex: bool = False
@@ -126,7 +126,7 @@ class Problem(ByContent):
         """Whether the problem depends on more of theta than its mean: a learned strength, or noise."""
         return self.learns is not None or isinstance(getattr(self.loss, "noise", None), Learned)
 
-    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+    def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """F(phi, theta, batch), zero at the solution.
 
         Args:
@@ -139,7 +139,35 @@ class Problem(ByContent):
         """
         raise NotImplementedError
 
-    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array | None:
+    def guarded(self, compute: Callable[[], Tree], phi: Tree) -> Tree:
+        """Call a user's function that must return something shaped like phi.
+
+        Args:
+            compute: Calls the user's function.
+            phi: A tree of the shape that is expected.
+
+        Returns:
+            What `compute` returned.
+
+        Raises:
+            ConfigError: If it fails, or returns another structure or other shapes; with a hint on `init`.
+        """
+        advice = "Hint: phi starts at what `init` returned; check its shapes."
+        if self.start is None:
+            advice = (
+                "Hint: phi starts at theta by default; where a task's parameters are shaped otherwise, pass "
+                "init=(theta, batch, key) -> phi."
+            )
+        what = f"{self.kind}: expected a result shaped like phi, {tree.shapes(phi)}, got"
+        try:
+            result = compute()
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            raise ConfigError(f"{what} an error: {error}. {advice}") from error
+        if not tree.same(result, phi):
+            raise ConfigError(f"{what} {tree.shapes(result)}. {advice}")
+        return result
+
+    def objective(self, phi: Tree, theta: Tree, batch: Tree) -> Array | None:
         """The scalar whose gradient is F.
 
         Args:
@@ -152,7 +180,7 @@ class Problem(ByContent):
         """
         return None
 
-    def slope(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+    def slope(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """F as a program whose derivative in phi is the objective's Hessian.
 
         The derivative of `residual` is the Gauss-Newton matrix if the problem has Gauss-Newton curvature.
@@ -169,7 +197,7 @@ class Problem(ByContent):
             return self.residual(phi, theta, batch)
         return jax.grad(lambda p: self.objective(p, theta, batch))(phi)
 
-    def init(self, theta: PyTree, batch: PyTree, key: Key = None) -> PyTree:
+    def init(self, theta: Tree, batch: Tree, key: Key = None) -> Tree:
         """Where the inner solver starts.
 
         Args:
@@ -184,7 +212,7 @@ class Problem(ByContent):
             return self.start(theta, batch, key)
         return self.adapt.split(self.mean(theta))[0]
 
-    def parameters(self, mean: PyTree) -> PyTree:
+    def parameters(self, mean: Tree) -> Tree:
         """Theta for a given mean.
 
         Args:
@@ -197,7 +225,7 @@ class Problem(ByContent):
         learns = getattr(self.loss, "parameters", None)
         return theta if learns is None else learns(theta)
 
-    def loss_at(self, theta: PyTree) -> PyTree:
+    def loss_at(self, theta: Tree) -> Tree:
         """The loss (phi, batch) -> scalar at a theta, which may hold a learned noise variance.
 
         Args:
@@ -209,7 +237,7 @@ class Problem(ByContent):
         given = getattr(self.loss, "given", None)
         return self.loss if given is None else given(theta)
 
-    def mean(self, theta: PyTree) -> PyTree:
+    def mean(self, theta: Tree) -> Tree:
         """The part of theta that is shaped like the full tree of a task's parameters.
 
         Args:
@@ -220,7 +248,7 @@ class Problem(ByContent):
         """
         return theta.mean if isinstance(theta, Theta) else theta
 
-    def split(self, phi: PyTree) -> PyTree:
+    def split(self, phi: Tree) -> Tree:
         """The adapted parameters of a full tree.
 
         Args:
@@ -231,7 +259,7 @@ class Problem(ByContent):
         """
         return self.adapt.split(phi)[0]
 
-    def full(self, phi: PyTree, theta: PyTree) -> PyTree:
+    def full(self, phi: Tree, theta: Tree) -> Tree:
         """The full tree that losses take.
 
         Args:
@@ -245,7 +273,7 @@ class Problem(ByContent):
             return phi
         return self.adapt.join(phi, self.adapt.split(self.mean(theta))[1])
 
-    def displacement(self, phi: PyTree, theta: PyTree) -> PyTree:
+    def displacement(self, phi: Tree, theta: Tree) -> Tree:
         """The difference phi - theta of the adapted parameters.
 
         Args:
@@ -257,7 +285,7 @@ class Problem(ByContent):
         """
         return tree.minus(phi, self.split(self.mean(theta)))
 
-    def precision(self, phi: PyTree, theta: PyTree) -> Precision:
+    def precision(self, phi: Tree, theta: Tree) -> Precision:
         """The precision P of the term P (phi - theta).
 
         Args:
@@ -275,7 +303,7 @@ class Problem(ByContent):
             f"precision: expected an anchored problem, got {self.kind}. Hint: use proximal(loss, strength)."
         )
 
-    def strengths(self, phi: PyTree, theta: PyTree) -> PyTree:
+    def strengths(self, phi: Tree, theta: Tree) -> Tree:
         """The strength of every adapted parameter.
 
         Args:
@@ -296,7 +324,7 @@ class Problem(ByContent):
             f"per={getattr(self.learns, 'per', None)!r}. Hint: use problem.precision(phi, theta)."
         )
 
-    def anchor_diagonal(self, phi: PyTree, theta: PyTree) -> PyTree:
+    def anchor_diagonal(self, phi: Tree, theta: Tree) -> Tree:
         """The diagonal that the anchor adds to the loss's curvature.
 
         Args:
@@ -308,7 +336,7 @@ class Problem(ByContent):
         """
         return self.strengths(phi, theta) if self.diagonal else None
 
-    def curvature_floor(self, phi: PyTree, theta: PyTree) -> Array | None:
+    def curvature_floor(self, phi: Tree, theta: Tree) -> Array | None:
         """A lower bound of the eigenvalues of A that holds at every phi.
 
         Args:
@@ -320,7 +348,7 @@ class Problem(ByContent):
         """
         return None
 
-    def least_strength(self, phi: PyTree, theta: PyTree) -> Array | None:
+    def least_strength(self, phi: Tree, theta: Tree) -> Array | None:
         """A lower bound of the eigenvalues of P, which a loss's curvature is added to.
 
         Args:
@@ -332,7 +360,7 @@ class Problem(ByContent):
         """
         return None
 
-    def coupling_norm(self, phi: PyTree, theta: PyTree) -> Array | None:
+    def coupling_norm(self, phi: Tree, theta: Tree) -> Array | None:
         """The spectral norm of dF/dtheta, where it is known without a product.
 
         Args:
@@ -344,7 +372,7 @@ class Problem(ByContent):
         """
         return None
 
-    def hessian_lipschitz(self, batch: PyTree) -> Array | None:
+    def hessian_lipschitz(self, batch: Tree) -> Array | None:
         """The declared Lipschitz constant of the loss's Hessian.
 
         Args:
@@ -368,7 +396,7 @@ def _unflatten(rest: Problem, leaves: tuple) -> Problem:
     return replace(rest, **dict(zip(rest.leaves, leaves, strict=True))) if leaves else rest  # type: ignore[type-var]
 
 
-def declared(owner: str, constant: float | Callable[[PyTree], PyTree], batch: PyTree) -> Array:
+def declared(owner: str, constant: float | Callable[[Tree], Tree], batch: Tree) -> Array:
     """A declared constant as a scalar, or what a declared function returns for a batch.
 
     Args:
@@ -403,39 +431,6 @@ def check_lipschitz(owner: str, constant: object) -> None:
     """
     if constant is not None and not callable(constant):
         require_number(owner, 0, lipschitz=constant)
-
-
-def guarded(kind: str, start: Start | None, compute: Callable[[], PyTree], phi: PyTree) -> PyTree:
-    """A user's function that must return something shaped like phi; its errors get advice on `init`.
-
-    Args:
-        kind: The name in messages.
-        start: The problem's own `init` function, or None.
-        compute: Calls the user's function.
-        phi: A tree of the shape that is wanted.
-
-    Returns:
-        What `compute` returned.
-
-    Raises:
-        ConfigError: If it fails, or returns another structure or other shapes.
-    """
-    advice = (
-        "Hint: phi starts at theta by default; where a task's parameters are shaped otherwise, pass "
-        "init=(theta, batch, key) -> phi."
-        if start is None
-        else "Hint: phi starts at what `init` returned; check its shapes."
-    )
-    try:
-        result = compute()
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ConfigError(f"{kind}: failed at phi = {tree.shapes(phi)}: {error}. {advice}") from error
-    if not tree.same(result, phi):
-        raise ConfigError(
-            f"{kind}: expected a result shaped like phi, {tree.shapes(phi)}, got {tree.shapes(result)}. "
-            f"{advice}"
-        )
-    return result
 
 
 def require_anchor(problem: Problem) -> None:

@@ -26,12 +26,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ..core.errors import ConfigError
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..core.validation import require_number
 from .precision import Learned, Theta, logs_in
 
 
-def weights_of(batch: PyTree, rows: int, dtype: DTypeLike) -> Array:
+def weights_of(batch: Tree, rows: int, dtype: DTypeLike) -> Array:
     """How many times each row counts.
 
     Args:
@@ -56,7 +56,7 @@ def weights_of(batch: PyTree, rows: int, dtype: DTypeLike) -> Array:
     return jnp.asarray(weights, dtype)
 
 
-def _field(batch: PyTree, name: str, kind: str) -> Array:
+def _field(batch: Tree, name: str, kind: str) -> Array:
     """A field of the batch; ConfigError where there is none."""
     value = getattr(batch, name, None)
     if value is None:
@@ -80,7 +80,7 @@ class Gaussian:
 
     kind: ClassVar[str] = "gaussian"
 
-    def cost(self, outputs: Array, batch: PyTree, noise: Array) -> Array:
+    def cost(self, outputs: Array, batch: Tree, noise: Array) -> Array:
         """The negative log likelihood -sum_i w_i log p(y_i | z_i), constants included.
 
         Args:
@@ -96,7 +96,7 @@ class Gaussian:
         weights = weights_of(batch, squares.shape[0], squares.dtype)
         return 0.5 * jnp.sum(weights * (jnp.sum(squares, 1) / noise + columns * jnp.log(2 * math.pi * noise)))
 
-    def errors(self, outputs: Array, batch: PyTree) -> Array:
+    def errors(self, outputs: Array, batch: Tree) -> Array:
         """The squared errors.
 
         Args:
@@ -117,7 +117,7 @@ class Gaussian:
             )
         return by_row(jnp.square(outputs - targets))
 
-    def half(self, outputs: Array, batch: PyTree, noise: Array, vector: Array) -> Array:
+    def half(self, outputs: Array, batch: Tree, noise: Array, vector: Array) -> Array:
         """The product B^T v, where B B^T is the second derivative of `cost` in the outputs.
 
         Args:
@@ -147,7 +147,7 @@ class Categorical:
 
     kind: ClassVar[str] = "categorical"
 
-    def cost(self, outputs: Array, batch: PyTree, noise: Array | None = None) -> Array:
+    def cost(self, outputs: Array, batch: Tree, noise: Array | None = None) -> Array:
         """The negative log likelihood -sum_i w_i log p(label_i | z_i).
 
         Args:
@@ -162,7 +162,7 @@ class Categorical:
         chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), labels[:, None], axis=1)[:, 0]
         return -jnp.sum(weights_of(batch, chosen.shape[0], chosen.dtype) * chosen)
 
-    def half(self, outputs: Array, batch: PyTree, noise: Array | None, vector: Array) -> Array:
+    def half(self, outputs: Array, batch: Tree, noise: Array | None, vector: Array) -> Array:
         """The product B^T v, where B B^T = w (diag(p) - p p^T) is the second derivative of `cost`.
 
         ```
@@ -202,12 +202,10 @@ class DeclaredLoss(Protocol):
     @property
     def likelihood(self) -> Gaussian | Categorical:
         """The distribution of a row."""
-        ...
 
     @property
-    def outputs(self) -> Callable[[PyTree, PyTree], Array]:
+    def outputs(self) -> Callable[[Tree, Tree], Array]:
         """The model, (phi, batch) -> outputs."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -229,7 +227,7 @@ class NegativeLogLikelihood:
         """The distribution of a row."""
         return self.model.likelihood
 
-    def outputs(self, phi: PyTree, batch: PyTree) -> Array:
+    def outputs(self, phi: Tree, batch: Tree) -> Array:
         """The model's outputs.
 
         Args:
@@ -241,7 +239,7 @@ class NegativeLogLikelihood:
         """
         return self.model.outputs(phi, batch)
 
-    def cost(self, outputs: Array, batch: PyTree) -> Array:
+    def cost(self, outputs: Array, batch: Tree) -> Array:
         """The sum over rows for given outputs.
 
         Args:
@@ -253,7 +251,7 @@ class NegativeLogLikelihood:
         """
         return self.likelihood.cost(outputs, batch, self.variance)
 
-    def __call__(self, phi: PyTree, batch: PyTree) -> Array:
+    def __call__(self, phi: Tree, batch: Tree) -> Array:
         """The sum over rows at given parameters.
 
         Args:
@@ -275,7 +273,7 @@ class NegativeLogLikelihood:
             )
         return self.noise
 
-    def given(self, theta: PyTree) -> NegativeLogLikelihood:
+    def given(self, theta: Tree) -> NegativeLogLikelihood:
         """The loss with the learned noise variance taken from theta.
 
         Args:
@@ -291,7 +289,7 @@ class NegativeLogLikelihood:
             return self
         return replace(self, noise=jnp.exp(logs_in("likelihood", theta, "log_noise")))
 
-    def parameters(self, theta: PyTree) -> PyTree:
+    def parameters(self, theta: Tree) -> Tree:
         """Theta with the logarithm of the initial noise variance, if that is learned.
 
         Args:
@@ -305,7 +303,7 @@ class NegativeLogLikelihood:
         known = Theta.of(theta)
         return known._replace(log_noise=self.noise.logs(known.mean))
 
-    def rows(self, outputs: Array, batch: PyTree) -> Array:
+    def rows(self, outputs: Array, batch: Tree) -> Array:
         """The number of rows, each counted by its weight.
 
         Args:
@@ -332,7 +330,7 @@ class NegativeLogLikelihood:
         if isinstance(self.likelihood, Categorical):
             return query_loss
 
-        def mean(phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+        def mean(phi: Tree, theta: Tree, batch: Tree) -> Array:
             outputs = self.outputs(phi, batch)
             return self.given(theta).cost(outputs, batch) / jnp.maximum(self.rows(outputs, batch), 1)
 

@@ -19,7 +19,7 @@ from jax import Array
 from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from ..core import tree
-from ..core.tree import PyTree
+from ..core.tree import Tree
 
 
 class Precision(Protocol):
@@ -28,7 +28,7 @@ class Precision(Protocol):
     Its root R has R^T R = P. Vectors are flat, ``(n,)``, unless said otherwise.
     """
 
-    def pull(self, displacement: PyTree) -> PyTree:
+    def pull(self, displacement: Tree) -> Tree:
         """The product P d.
 
         Args:
@@ -37,7 +37,6 @@ class Precision(Protocol):
         Returns:
             P d, a tree like it.
         """
-        ...
 
     def inverse(self, vector: Array) -> Array:
         """The product P^-1 v, differentiable in P.
@@ -48,7 +47,6 @@ class Precision(Protocol):
         Returns:
             P^-1 v.
         """
-        ...
 
     def root(self, vector: Array) -> Array:
         """The product R v.
@@ -59,7 +57,6 @@ class Precision(Protocol):
         Returns:
             R v.
         """
-        ...
 
     def unroot(self, vector: Array) -> Array:
         """The product R^-1 v: a draw from the prior if v is standard normal.
@@ -70,7 +67,6 @@ class Precision(Protocol):
         Returns:
             R^-1 v.
         """
-        ...
 
     def unroot_transposed(self, vector: Array) -> Array:
         """The product R^-T v.
@@ -81,7 +77,6 @@ class Precision(Protocol):
         Returns:
             R^-T v.
         """
-        ...
 
     def log_determinant(self) -> Array:
         """The log-determinant, differentiable in P.
@@ -89,7 +84,6 @@ class Precision(Protocol):
         Returns:
             The logarithm of |P|, a scalar.
         """
-        ...
 
     def least(self) -> Array:
         """A lower bound of the eigenvalues.
@@ -97,7 +91,6 @@ class Precision(Protocol):
         Returns:
             The bound, a scalar.
         """
-        ...
 
     def matrix(self) -> Array:
         """The matrix P.
@@ -105,7 +98,6 @@ class Precision(Protocol):
         Returns:
             ``(n, n)``.
         """
-        ...
 
     def variances(self) -> Array:
         """The diagonal of P^-1.
@@ -113,7 +105,6 @@ class Precision(Protocol):
         Returns:
             ``(n,)``.
         """
-        ...
 
     def part(self, chosen: np.ndarray) -> Precision:
         """The precision of some parameters where the others are known.
@@ -124,7 +115,24 @@ class Precision(Protocol):
         Returns:
             A precision over the chosen ones.
         """
-        ...
+
+
+class _Matrix(Precision):
+    """What precisions over flat vectors have in common; a subclass defines `product` and the rest."""
+
+    def product(self, vector: Array) -> Array:
+        """P v."""
+        raise NotImplementedError
+
+    def pull(self, displacement: Tree) -> Tree:
+        """P d."""
+        flat, unravel = tree.ravel(displacement)
+        return unravel(self.product(flat))
+
+    def part(self, chosen: np.ndarray) -> Precision:
+        """The precision of some."""
+        some = np.flatnonzero(chosen)
+        return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
 
 
 @jax.tree_util.register_dataclass
@@ -137,15 +145,15 @@ class Strengths:
         like: The adapted parameters, of which only structure and shapes matter.
     """
 
-    values: PyTree
-    like: PyTree
+    values: Tree
+    like: Tree
 
     @property
     def flat(self) -> Array:
         """The diagonal, (n,)."""
         return tree.ravel(tree.spread(self.values, self.like))[0]
 
-    def pull(self, displacement: PyTree) -> PyTree:
+    def pull(self, displacement: Tree) -> Tree:
         """P d."""
         return jax.tree.map(jnp.multiply, self.values, displacement)
 
@@ -187,7 +195,7 @@ class Strengths:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Factored:
+class Factored(_Matrix):
     """The precision P = L L^T.
 
     Attributes:
@@ -196,10 +204,9 @@ class Factored:
 
     lower: Array
 
-    def pull(self, displacement: PyTree) -> PyTree:
-        """P d."""
-        flat, unravel = tree.ravel(displacement)
-        return unravel(self.lower @ (self.lower.T @ flat))
+    def product(self, vector: Array) -> Array:
+        """P v."""
+        return self.lower @ (self.lower.T @ vector)
 
     def inverse(self, vector: Array) -> Array:
         """P^-1 v."""
@@ -236,15 +243,10 @@ class Factored:
         identity = jnp.eye(self.lower.shape[0], dtype=self.lower.dtype)
         return jnp.sum(jnp.square(solve_triangular(self.lower, identity, lower=True)), 0)
 
-    def part(self, chosen: np.ndarray) -> Factored:
-        """The precision of some."""
-        some = np.flatnonzero(chosen)
-        return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(_Matrix):
     """The precision P = diag(s) + W W^T.
 
     Attributes:
@@ -255,10 +257,9 @@ class LowRank:
     diagonal: Array
     factor: Array
 
-    def pull(self, displacement: PyTree) -> PyTree:
-        """P d."""
-        flat, unravel = tree.ravel(displacement)
-        return unravel(self.diagonal * flat + self.factor @ (self.factor.T @ flat))
+    def product(self, vector: Array) -> Array:
+        """P v."""
+        return self.diagonal * vector + self.factor @ (self.factor.T @ vector)
 
     def _core(self) -> tuple[Array, Array]:
         """S^-1 W and I + W^T S^-1 W, which by Woodbury's formula give P^-1."""
@@ -327,7 +328,7 @@ class LowRank:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Updated:
+class Updated(_Matrix):
     """The precision R^T (I + U diag(k) U^T) R, an update of another along a few directions.
 
     Attributes:
@@ -344,16 +345,10 @@ class Updated:
         """(I + U diag(k) U^T)^power v."""
         return vector + self.basis @ (((1 + self.values) ** power - 1) * (self.basis.T @ vector))
 
-    def pull(self, displacement: PyTree) -> PyTree:
-        """P d."""
-        flat, unravel = tree.ravel(displacement)
-        _, back = jax.vjp(self.root, flat)
-        return unravel(back(self.root(flat))[0])
-
-    def root_matrix(self) -> Array:
-        """R with R^T R = P, (n, n)."""
-        identity = jnp.eye(self.basis.shape[0], dtype=self.basis.dtype)
-        return jax.vmap(self.root, in_axes=1, out_axes=1)(identity)
+    def product(self, vector: Array) -> Array:
+        """P v."""
+        image, back = jax.vjp(self.root, vector)
+        return back(image)[0]
 
     def inverse(self, vector: Array) -> Array:
         """P^-1 v."""
@@ -381,7 +376,8 @@ class Updated:
 
     def matrix(self) -> Array:
         """P, (n, n)."""
-        root = self.root_matrix()
+        identity = jnp.eye(self.basis.shape[0], dtype=self.basis.dtype)
+        root = jax.vmap(self.root, in_axes=1, out_axes=1)(identity)
         return root.T @ root
 
     def variances(self) -> Array:
@@ -389,11 +385,6 @@ class Updated:
         directions = jax.vmap(self.base.unroot, in_axes=1, out_axes=1)(self.basis)
         shares = self.values / (1 + self.values)
         return self.base.variances() - jnp.sum(jnp.square(directions) * shares[None], 1)
-
-    def part(self, chosen: np.ndarray) -> Factored:
-        """The precision of some."""
-        some = np.flatnonzero(chosen)
-        return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
 
 
 def log_determinant(matrix: Array) -> Array:

@@ -14,7 +14,7 @@ Strengths are precisions where the loss is a sum of negative log likelihoods; se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,12 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from ..core import tree
 from ..core.errors import ConfigError
+from ..core.fields import Checked, PositiveFloat, PositiveInt
 from ..core.tree import Selection, Tree
-from ..core.validation import require_whole
 from .matrices import Factored, LowRank, Precision, Strengths
 
-PER = ("all", "leaf", "parameter", "dense", "low-rank")
+Per = Literal["all", "leaf", "parameter", "dense", "low-rank"]
+PER: tuple[Per, ...] = get_args(Per)
 DENSE_MOST = 2_000  # parameters that a dense precision is learned for: 32 MB in float64
 
 
@@ -101,7 +102,7 @@ class Spread(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Learned:
+class Learned(Checked):
     """A strength, an inner learning rate or a noise variance that is learned with theta; made by `learned`.
 
     Attributes:
@@ -110,9 +111,10 @@ class Learned:
         rank: The rank, for ``per="low-rank"``.
     """
 
-    initial: float
-    per: str
-    rank: int = 5
+    initial: PositiveFloat
+    per: Per
+    rank: PositiveInt = 5
+    owner: ClassVar[str] = "learned"
 
     @property
     def diagonal(self) -> bool:
@@ -237,14 +239,8 @@ def learned(initial: float, per: str = "leaf", rank: int = 5) -> Learned:
         >>> problem.parameters(jnp.zeros(2)).log_strength.shape
         (2, 2)
     """
-    if isinstance(initial, bool) or not isinstance(initial, (int, float, np.number)):
-        raise ConfigError(f"learned: initial: expected a positive number, got {initial!r}.")
-    if not 0 < float(initial) < float("inf"):
-        raise ConfigError(f"learned: initial: expected a positive finite number, got {initial!r}.")
-    if per not in PER:
-        raise ConfigError(f"learned: per: expected {', '.join(map(repr, PER))}, got {per!r}.")
-    require_whole("learned", 1, rank=rank)
-    return Learned(float(initial), per, rank)
+    number = isinstance(initial, (int, np.number)) and not isinstance(initial, bool)
+    return Learned(float(initial) if number else initial, cast(Per, per), rank)
 
 
 def spread_over(strength: Tree, phi: Tree, adapt: Selection) -> Tree:
@@ -261,15 +257,15 @@ def spread_over(strength: Tree, phi: Tree, adapt: Selection) -> Tree:
     Raises:
         ConfigError: If the strength fits neither the leaves of phi nor their shapes.
     """
-    cast = lambda value, leaf: jnp.asarray(value, jnp.result_type(leaf))  # noqa: E731
+    found, structure = strength, jax.tree.structure(phi)
     if jax.tree.structure(strength) == jax.tree.structure(0) and jnp.ndim(strength) == 0:
-        return jax.tree.map(lambda leaf: cast(strength, leaf), phi)
-    if jax.tree.structure(strength) != jax.tree.structure(phi) and adapt.choice is not None:
-        strength = adapt.split(strength)[0]
-    if jax.tree.structure(strength) != jax.tree.structure(phi):
+        found = jax.tree.map(lambda _: strength, phi)
+    elif jax.tree.structure(strength) != structure and adapt.choice is not None:
+        found = adapt.split(strength)[0]
+    if jax.tree.structure(found) != structure:
         raise ConfigError(
             "strength: expected one number, or a tree like the adapted parameters with one number for each "
-            f"leaf or each parameter, {tree.shapes(phi)}, got {tree.shapes(strength)}."
+            f"leaf or each parameter, {tree.shapes(phi)}, got {tree.shapes(found)}."
         )
 
     def fit(value: Tree, leaf: Tree) -> Array:
@@ -278,6 +274,6 @@ def spread_over(strength: Tree, phi: Tree, adapt: Selection) -> Tree:
                 "strength: expected for each leaf one number, or an array of the parameter's shape, "
                 f"{jnp.shape(leaf)}, got shape {jnp.shape(value)}."
             )
-        return cast(value, leaf)
+        return jnp.asarray(value, jnp.result_type(leaf))
 
-    return jax.tree.map(fit, strength, phi)
+    return jax.tree.map(fit, found, phi)
