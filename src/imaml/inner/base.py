@@ -146,7 +146,7 @@ class Stepping(Checked, Solver, Generic[M]):
     most: ClassVar[int] = 10_000
 
     def __post_init__(self) -> None:
-        """Check the fields, and that it is told when to stop (ConfigError)."""
+        """Check the fields, and that it has something to stop at (ConfigError)."""
         super().__post_init__()
         check_stopping(type(self).__name__, self.steps, self.tolerance)
 
@@ -352,7 +352,7 @@ def judged(solution: Solution, size: Array) -> Solution:
 
 
 def check_stopping(name: str, steps: int | None, tolerance: float | None, steps_name: str = "steps") -> None:
-    """Check that a solver is told when to stop.
+    """Check that a solver has something to stop at.
 
     Args:
         name: The solver's name, for the message.

@@ -1,4 +1,4 @@
-"""Inner solvers for games and other fields that turn: extragradient, and optimistic descent.
+"""Inner solvers for games and other fields that are no gradients: extragradient, and optimistic descent.
 
 Where players pull against each other, simultaneous gradient steps circle around the solution, or away from
 it. Both methods here step against the field as it will be rather than as it is.
@@ -38,7 +38,7 @@ class ExtraGradient(Rated[None]):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -74,7 +74,7 @@ class OptimisticDescent(Rated[_Before]):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp

@@ -37,7 +37,7 @@ class GradientDescent(Rated[None]):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -106,13 +106,13 @@ class GradientDescent(Rated[None]):
 
 
 def as_descent(solver: object) -> GradientDescent | None:
-    """Returns the solver where it is plain gradient descent.
+    """Return the solver if it is plain gradient descent.
 
     Args:
         solver: Any inner solver.
 
     Returns:
-        The same solver, or None where it is another one.
+        The same solver; None if it is another one.
     """
     return solver if isinstance(solver, GradientDescent) else None
 
@@ -136,7 +136,7 @@ class ProximalGradient(Rated[None]):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -174,7 +174,7 @@ class Descent(Stepping[Tree]):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
     >>> import imaml, optax, jax.numpy as jnp

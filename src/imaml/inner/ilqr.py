@@ -242,16 +242,12 @@ class ILQR:
 
         def step(state: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             about, control, change, gain = here
-            control = self._limited(control + change + gain @ (state - about))
+            control = jnp.clip(control + change + gain @ (state - about), self.low, self.high)
             following = self.dynamics(state, control, parameters)
             return following, (following, control)
 
         _, (after, used) = lax.scan(step, start, (states[:-1], controls, change, gains))
         return jnp.concatenate([start[None], after]), used
-
-    def _limited(self, controls: Array) -> Array:
-        """The controls, within the limits."""
-        return jnp.clip(controls, self.low, self.high)
 
     @_traced_once
     def cost(self, parameters: Tree, states: Array, controls: Array) -> Array:
@@ -362,7 +358,7 @@ class ILQR:
 
     def _begin(self, parameters: Tree, start: Array, guess: Array) -> _State:
         """The state before the first iteration."""
-        controls = self._limited(guess)
+        controls = jnp.clip(guess, self.low, self.high)
         states = self.rollout(parameters, start, controls)
         return _State(
             controls=controls,

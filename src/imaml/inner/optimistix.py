@@ -55,7 +55,7 @@ class _Wrapped(Checked, Solver):
     most: ClassVar[int] = 1000
 
     def __post_init__(self) -> None:
-        """Check the fields, and that it is told when to stop (ConfigError)."""
+        """Check the fields, and that it has something to stop at (ConfigError)."""
         super().__post_init__()
         check_stopping(type(self).__name__, self.steps, self.tolerance)
 
@@ -79,7 +79,7 @@ class _Wrapped(Checked, Solver):
         options: dict[str, object] = {}
         shape, none = jax.eval_shape(lambda phi: function(phi, None), task.start)
         state = backend.init(function, task.start, None, options, shape, none, tags)
-        # Optimistix' state holds functions beside arrays, and a loop carries arrays only.
+        # Optimistix' state holds functions as well as arrays, and a loop carries arrays only.
         arrays, rest = equinox.partition(state, equinox.is_array)
         most = self.steps or self.most
         threshold = 0.0 if self.tolerance is None else self.tolerance
@@ -124,7 +124,7 @@ class LBFGS(_Wrapped):
         memory: The number of pairs of steps and slopes kept.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -154,7 +154,7 @@ class NonlinearCG(_Wrapped):
         tolerance: The |F| to reach, or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -184,7 +184,7 @@ class LevenbergMarquardt(_Wrapped):
         tolerance: The |F| to reach, or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp

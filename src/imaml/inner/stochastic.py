@@ -33,7 +33,7 @@ class _Minibatch(Checked, Solver):
     needs_slope: ClassVar[bool] = False  # whether an epoch begins with F on all rows
 
     def __post_init__(self) -> None:
-        """Check the fields, and that it is told when to stop (ConfigError)."""
+        """Check the fields, and that it has something to stop at (ConfigError)."""
         super().__post_init__()
         check_stopping(type(self).__name__, self.epochs, self.tolerance, steps_name="epochs")
 
@@ -91,11 +91,11 @@ class SGD(_Minibatch):
         learning_rate: A positive number.
         rows: The rows of a minibatch.
         epochs: The number of epochs; with a tolerance, the most (by default 1,000).
-        tolerance: Stop where |F| on all rows is at most this, which is looked at after every epoch; or None.
+        tolerance: Stop where |F| on all rows is at most this, which is checked after every epoch; or None.
         decay: The decay of the rate, a number of at least 0.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -139,10 +139,10 @@ class SVRG(_Minibatch):
         learning_rate: A positive number.
         rows: The rows of a minibatch.
         epochs: The number of epochs; with a tolerance, the most (by default 1,000).
-        tolerance: Stop where |F| on all rows is at most this, which is looked at after every epoch; or None.
+        tolerance: Stop where |F| on all rows is at most this, which is checked after every epoch; or None.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp

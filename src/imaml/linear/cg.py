@@ -78,7 +78,7 @@ def _step(product: Product, inverse: Product, state: CGState) -> CGState:
     Departures from the textbook:
     - p.Ap <= 0 ends the iteration *before* the step, whose length would be of the wrong sign.
     - A step that is not finite is not taken either, so that x stays the last usable iterate.
-    - |r|^2 is kept beside r.z: with a preconditioner they differ, and the stopping test is on |r|.
+    - |r|^2 is kept as well as r.z: with a preconditioner they differ, and the stopping test is on |r|.
     - The residual is never recomputed as b - A x. That would take a product; the driver does it once, at the
       end, where a tolerance was asked for.
     """

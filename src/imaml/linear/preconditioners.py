@@ -69,7 +69,7 @@ class Nystrom(Checked, Solver):
 
     As a solver it gives x = (H_r + S)^-1 b with H_r of rank `rank`, by Woodbury's formula. It takes `rank`
     products, all at once, one more for the residual that it reports, and no steps. It is right where the
-    curvature has few large directions beside the anchor; otherwise its residual says how wrong it is.
+    curvature has few large directions; otherwise its residual says how wrong it is.
     `stats.steps` counts the products, and a first guess x0 has no effect.
 
     As `CG(precondition=Nystrom(rank))` it gives M^-1, with the least of the curvatures found for all others.

@@ -127,7 +127,7 @@ class Problem(ByContent):
         return self.learns is not None or isinstance(getattr(self.loss, "noise", None), Learned)
 
     def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
-        """F(phi, theta, batch), zero at the solution.
+        """Compute F(phi, theta, batch), which is zero at the solution.
 
         Args:
             phi: The adapted parameters.
@@ -168,7 +168,7 @@ class Problem(ByContent):
         return result
 
     def objective(self, phi: Tree, theta: Tree, batch: Tree) -> Array | None:
-        """The scalar whose gradient is F.
+        """Compute the scalar whose gradient is F.
 
         Args:
             phi: The adapted parameters.
@@ -181,7 +181,7 @@ class Problem(ByContent):
         return None
 
     def slope(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
-        """F as a program whose derivative in phi is the objective's Hessian.
+        """Compute F by a program whose derivative in phi is the objective's Hessian.
 
         The derivative of `residual` is the Gauss-Newton matrix if the problem has Gauss-Newton curvature.
 
@@ -198,7 +198,7 @@ class Problem(ByContent):
         return jax.grad(lambda p: self.objective(p, theta, batch))(phi)
 
     def init(self, theta: Tree, batch: Tree, key: Key = None) -> Tree:
-        """Where the inner solver starts.
+        """Choose where the inner solver starts.
 
         Args:
             theta: The meta-parameters.
@@ -213,7 +213,7 @@ class Problem(ByContent):
         return self.adapt.split(self.mean(theta))[0]
 
     def parameters(self, mean: Tree) -> Tree:
-        """Theta for a given mean.
+        """Make theta for a given mean.
 
         Args:
             mean: The full tree of parameters that tasks start at or are anchored to.
@@ -226,7 +226,7 @@ class Problem(ByContent):
         return theta if learns is None else learns(theta)
 
     def loss_at(self, theta: Tree) -> Tree:
-        """The loss (phi, batch) -> scalar at a theta, which may hold a learned noise variance.
+        """Return the loss (phi, batch) -> scalar at a theta, which may hold a learned noise variance.
 
         Args:
             theta: The meta-parameters.
@@ -238,7 +238,7 @@ class Problem(ByContent):
         return self.loss if given is None else given(theta)
 
     def mean(self, theta: Tree) -> Tree:
-        """The part of theta that is shaped like the full tree of a task's parameters.
+        """Return the part of theta that is shaped like the full tree of a task's parameters.
 
         Args:
             theta: The meta-parameters.
@@ -249,7 +249,7 @@ class Problem(ByContent):
         return theta.mean if isinstance(theta, Theta) else theta
 
     def split(self, phi: Tree) -> Tree:
-        """The adapted parameters of a full tree.
+        """Select the adapted parameters of a full tree.
 
         Args:
             phi: A full tree.
@@ -260,7 +260,7 @@ class Problem(ByContent):
         return self.adapt.split(phi)[0]
 
     def full(self, phi: Tree, theta: Tree) -> Tree:
-        """The full tree that losses take.
+        """Make the full tree that losses take.
 
         Args:
             phi: The adapted parameters.
@@ -274,7 +274,7 @@ class Problem(ByContent):
         return self.adapt.join(phi, self.adapt.split(self.mean(theta))[1])
 
     def displacement(self, phi: Tree, theta: Tree) -> Tree:
-        """The difference phi - theta of the adapted parameters.
+        """Compute the difference phi - theta of the adapted parameters.
 
         Args:
             phi: The adapted parameters.
@@ -286,7 +286,7 @@ class Problem(ByContent):
         return tree.minus(phi, self.split(self.mean(theta)))
 
     def precision(self, phi: Tree, theta: Tree) -> Precision:
-        """The precision P of the term P (phi - theta).
+        """Return the precision P of the term P (phi - theta).
 
         Args:
             phi: The adapted parameters, of which only structure and shapes matter.
@@ -304,7 +304,7 @@ class Problem(ByContent):
         )
 
     def strengths(self, phi: Tree, theta: Tree) -> Tree:
-        """The strength of every adapted parameter.
+        """Return the strength of every adapted parameter.
 
         Args:
             phi: The adapted parameters, of which only structure and shapes matter.
@@ -325,7 +325,7 @@ class Problem(ByContent):
         )
 
     def anchor_diagonal(self, phi: Tree, theta: Tree) -> Tree:
-        """The diagonal that the anchor adds to the loss's curvature.
+        """Return the diagonal that the anchor adds to the loss's curvature.
 
         Args:
             phi: The adapted parameters.
@@ -337,7 +337,7 @@ class Problem(ByContent):
         return self.strengths(phi, theta) if self.diagonal else None
 
     def curvature_floor(self, phi: Tree, theta: Tree) -> Array | None:
-        """A lower bound of the eigenvalues of A that holds at every phi.
+        """Bound the eigenvalues of A from below, at every phi.
 
         Args:
             phi: The adapted parameters.
@@ -349,7 +349,7 @@ class Problem(ByContent):
         return None
 
     def least_strength(self, phi: Tree, theta: Tree) -> Array | None:
-        """A lower bound of the eigenvalues of P, which a loss's curvature is added to.
+        """Bound the eigenvalues of P from below, which a loss's curvature is added to.
 
         Args:
             phi: The adapted parameters.
@@ -361,7 +361,7 @@ class Problem(ByContent):
         return None
 
     def coupling_norm(self, phi: Tree, theta: Tree) -> Array | None:
-        """The spectral norm of dF/dtheta, where it is known without a product.
+        """Return the spectral norm of dF/dtheta, where it is known without a product.
 
         Args:
             phi: The adapted parameters.
@@ -373,7 +373,7 @@ class Problem(ByContent):
         return None
 
     def hessian_lipschitz(self, batch: Tree) -> Array | None:
-        """The declared Lipschitz constant of the loss's Hessian.
+        """Return the declared Lipschitz constant of the loss's Hessian.
 
         Args:
             batch: The support set.
@@ -397,7 +397,7 @@ def _unflatten(rest: Problem, leaves: tuple) -> Problem:
 
 
 def declared(owner: str, constant: float | Callable[[Tree], Tree], batch: Tree) -> Array:
-    """A declared constant as a scalar, or what a declared function returns for a batch.
+    """Evaluate a declared constant on a batch.
 
     Args:
         owner: The name in the message.
@@ -420,7 +420,7 @@ def declared(owner: str, constant: float | Callable[[Tree], Tree], batch: Tree) 
 
 
 def check_lipschitz(owner: str, constant: object) -> None:
-    """Checks a declared Lipschitz constant.
+    """Check a declared Lipschitz constant.
 
     Args:
         owner: The name in the message.
@@ -434,7 +434,7 @@ def check_lipschitz(owner: str, constant: object) -> None:
 
 
 def require_anchor(problem: Problem) -> None:
-    """Checks that a problem's solution is a function of theta.
+    """Check that a problem's solution is a function of theta.
 
     Args:
         problem: The problem.

@@ -78,7 +78,7 @@ class Game(Problem):
 
 
 def stationary(objective: Objective, init: Start | None = None, structure: str = "spd") -> Stationary:
-    """The problem d/dphi objective(phi, theta, batch) = 0.
+    """Make the problem d/dphi objective(phi, theta, batch) = 0.
 
     Args:
         objective: (phi, theta, batch) -> scalar.
@@ -103,7 +103,7 @@ def stationary(objective: Objective, init: Start | None = None, structure: str =
 
 
 def fixed_point(update: Update, init: Start | None = None) -> FixedPoint:
-    """The problem phi = update(phi, theta, batch), whose structure is "general".
+    """Make the problem phi = update(phi, theta, batch), whose structure is "general".
 
     `GradientDescent(1.0, ...)` solves it by plain fixed-point iteration.
 
@@ -128,7 +128,7 @@ def fixed_point(update: Update, init: Start | None = None) -> FixedPoint:
 
 
 def game(loss_x: PlayerLoss, loss_y: PlayerLoss, init: Start | None = None) -> Game:
-    """The two-player game in which x minimises `loss_x` and y minimises `loss_y`; its structure is "general".
+    """Make the game in which x minimises `loss_x` and y minimises `loss_y`; its structure is "general".
 
     Args:
         loss_x: (x, y, theta, batch) -> scalar.

@@ -32,7 +32,7 @@ from .precision import Learned, Theta, logs_in
 
 
 def weights_of(batch: Tree, rows: int, dtype: DTypeLike) -> Array:
-    """How many times each row counts.
+    """Return how many times each row counts.
 
     Args:
         batch: A batch, perhaps with a field `weights` of shape ``(rows,)``.
@@ -81,7 +81,7 @@ class Gaussian:
     kind: ClassVar[str] = "gaussian"
 
     def cost(self, outputs: Array, batch: Tree, noise: Array) -> Array:
-        """The negative log likelihood -sum_i w_i log p(y_i | z_i), constants included.
+        """Compute the negative log likelihood -sum_i w_i log p(y_i | z_i), constants included.
 
         Args:
             outputs: z, shaped like ``batch.targets``, ``(n,)`` or ``(n, k)``.
@@ -97,7 +97,7 @@ class Gaussian:
         return 0.5 * jnp.sum(weights * (jnp.sum(squares, 1) / noise + columns * jnp.log(2 * math.pi * noise)))
 
     def errors(self, outputs: Array, batch: Tree) -> Array:
-        """The squared errors.
+        """Compute the squared errors.
 
         Args:
             outputs: z, shaped like ``batch.targets``.
@@ -118,7 +118,7 @@ class Gaussian:
         return by_row(jnp.square(outputs - targets))
 
     def half(self, outputs: Array, batch: Tree, noise: Array, vector: Array) -> Array:
-        """The product B^T v, where B B^T is the second derivative of `cost` in the outputs.
+        """Compute the product B^T v, where B B^T is the second derivative of `cost` in the outputs.
 
         Args:
             outputs: z, ``(n, k)``.
@@ -148,7 +148,7 @@ class Categorical:
     kind: ClassVar[str] = "categorical"
 
     def cost(self, outputs: Array, batch: Tree, noise: Array | None = None) -> Array:
-        """The negative log likelihood -sum_i w_i log p(label_i | z_i).
+        """Compute the negative log likelihood -sum_i w_i log p(label_i | z_i).
 
         Args:
             outputs: Logits z, ``(n, ways)``.
@@ -163,7 +163,7 @@ class Categorical:
         return -jnp.sum(weights_of(batch, chosen.shape[0], chosen.dtype) * chosen)
 
     def half(self, outputs: Array, batch: Tree, noise: Array | None, vector: Array) -> Array:
-        """The product B^T v, where B B^T = w (diag(p) - p p^T) is the second derivative of `cost`.
+        """Compute the product B^T v, where B B^T = w (diag(p) - p p^T) is the second derivative of `cost`.
 
         ```
         B = sqrt(w) (diag(sqrt(p)) - p sqrt(p)^T)        p = softmax(z)
@@ -185,7 +185,7 @@ class Categorical:
 
 
 def by_row(outputs: Array) -> Array:
-    """Outputs as a matrix.
+    """Make a matrix of outputs.
 
     Args:
         outputs: ``(n,)`` or ``(n, ...)``.
@@ -228,7 +228,7 @@ class NegativeLogLikelihood:
         return self.model.likelihood
 
     def outputs(self, phi: Tree, batch: Tree) -> Array:
-        """The model's outputs.
+        """Compute the model's outputs.
 
         Args:
             phi: The full tree of parameters.
@@ -240,7 +240,7 @@ class NegativeLogLikelihood:
         return self.model.outputs(phi, batch)
 
     def cost(self, outputs: Array, batch: Tree) -> Array:
-        """The sum over rows for given outputs.
+        """Compute the sum over rows for given outputs.
 
         Args:
             outputs: The model's outputs.
@@ -252,7 +252,7 @@ class NegativeLogLikelihood:
         return self.likelihood.cost(outputs, batch, self.variance)
 
     def __call__(self, phi: Tree, batch: Tree) -> Array:
-        """The sum over rows at given parameters.
+        """Compute the sum over rows at given parameters.
 
         Args:
             phi: The full tree of parameters.
@@ -274,7 +274,7 @@ class NegativeLogLikelihood:
         return self.noise
 
     def given(self, theta: Tree) -> NegativeLogLikelihood:
-        """The loss with the learned noise variance taken from theta.
+        """Return the loss with the learned noise variance taken from theta.
 
         Args:
             theta: The meta-parameters.
@@ -290,7 +290,7 @@ class NegativeLogLikelihood:
         return replace(self, noise=jnp.exp(logs_in("likelihood", theta, "log_noise")))
 
     def parameters(self, theta: Tree) -> Tree:
-        """Theta with the logarithm of the initial noise variance, if that is learned.
+        """Add the logarithm of the initial noise variance to theta, if that is learned.
 
         Args:
             theta: The mean, or a `Theta`.
@@ -304,7 +304,7 @@ class NegativeLogLikelihood:
         return known._replace(log_noise=self.noise.logs(known.mean))
 
     def rows(self, outputs: Array, batch: Tree) -> Array:
-        """The number of rows, each counted by its weight.
+        """Count the rows, each counted by its weight.
 
         Args:
             outputs: The model's outputs, ``(n, ...)``.
@@ -316,7 +316,7 @@ class NegativeLogLikelihood:
         return jnp.sum(weights_of(batch, outputs.shape[0], outputs.dtype))
 
     def score(self, query_loss: Callable) -> Callable:
-        """The validation loss: the mean negative log likelihood of a query row.
+        """Return the validation loss: the mean negative log likelihood of a query row.
 
         For categorical rows it is the query loss, which is a cross-entropy. For Gaussian rows a squared error
         would not depend on the noise variance, so the likelihood's own mean takes its place.
@@ -338,7 +338,7 @@ class NegativeLogLikelihood:
 
 
 def likelihood(loss: DeclaredLoss, noise: float | Learned | None = None) -> NegativeLogLikelihood:
-    """The negative log likelihood of a task's rows, a sum, of a loss that declares their distribution.
+    """Make the negative log likelihood of a task's rows, a sum, from a loss that declares their distribution.
 
     With `proximal`, the strength is the precision of a Gaussian prior, and the inner solution is the maximum
     a posteriori:
@@ -375,7 +375,7 @@ def likelihood(loss: DeclaredLoss, noise: float | Learned | None = None) -> Nega
     if not isinstance(declared, Gaussian | Categorical) or not hasattr(loss, "outputs"):
         raise ConfigError(
             "likelihood: loss: expected an object with outputs(phi, batch) and likelihood, imaml.Gaussian() "
-            f"or imaml.Categorical(), got {loss!r}. Hint: a mean loss alone does not say how many rows it is "
+            f"or imaml.Categorical(), got {loss!r}. Hint: a mean loss does not say how many rows it is "
             "a mean of."
         )
     if isinstance(declared, Categorical):

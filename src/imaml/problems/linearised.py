@@ -12,7 +12,7 @@ from .base import Problem
 
 
 def anchor_of(problem: Problem, adapted: Tree, theta: Tree) -> Tree:
-    """The diagonal that the anchor adds to the loss's curvature, without a derivative.
+    """Return the diagonal that the anchor adds to the loss's curvature, without a derivative.
 
     Args:
         problem: The problem.
@@ -28,7 +28,7 @@ def anchor_of(problem: Problem, adapted: Tree, theta: Tree) -> Tree:
 def solve_anchored(
     linear: LinearSolver, product: Matvec, right: Tree, structure: str, anchor: Tree
 ) -> Solution:
-    """Solves a linear system, and tells the solver of the anchor where it uses one.
+    """Solve a linear system, and tells the solver of the anchor where it uses one.
 
     Args:
         linear: The linear solver.
@@ -45,7 +45,7 @@ def solve_anchored(
 
 
 def refuse_system(linear: LinearSolver, problem: Problem) -> None:
-    """Checks that a linear solver accepts a problem's systems.
+    """Check that a linear solver accepts a problem's systems.
 
     Args:
         linear: The linear solver.

@@ -35,7 +35,7 @@ class HalfSquares:
     """The cost 1/2 |z|^2 of residuals z."""
 
     def __call__(self, residuals: Tree, batch: Tree) -> Array:
-        """The cost.
+        """Compute the cost.
 
         Args:
             residuals: z, any pytree.
@@ -55,7 +55,7 @@ class Composed:
     cost: Callable[[Tree, Tree], Array]
 
     def __call__(self, phi: Tree, batch: Tree) -> Array:
-        """The loss.
+        """Compute the loss.
 
         Args:
             phi: The model's parameters.
@@ -68,7 +68,7 @@ class Composed:
 
 
 def gauss_newton_slope(loss: Composite, phi: Tree, full: Callable[[Tree], Tree], batch: Tree) -> Tree:
-    """The loss's gradient at phi, as a program whose derivative in phi is the Gauss-Newton matrix.
+    """Compute the loss's gradient at phi by a program whose derivative in phi is the Gauss-Newton matrix.
 
     ```
     J(phi)^T cost'(outputs(phi))        J held fixed, so cost' times the outputs' curvature drops out
@@ -93,7 +93,7 @@ def gauss_newton_slope(loss: Composite, phi: Tree, full: Callable[[Tree], Tree],
 
 
 def composed(outputs: Callable[[Tree, Tree], Tree], cost: Callable[[Tree, Tree], Array]) -> Composed:
-    """The loss cost(outputs(phi, batch), batch), which declares what Gauss-Newton curvature needs to know.
+    """Make the loss cost(outputs(phi, batch), batch), which says what Gauss-Newton curvature needs to know.
 
     A loss object of your own with two such methods, `outputs` and `cost`, does as well.
 
@@ -120,7 +120,7 @@ def composed(outputs: Callable[[Tree, Tree], Tree], cost: Callable[[Tree, Tree],
 
 
 def joined(support: Tree, query: Tree) -> Tree:
-    """Both batches of a task as one.
+    """Join both batches of a task.
 
     Args:
         support: The support set; leaves ``(rows, ...)``.

@@ -29,7 +29,7 @@ class Precision(Protocol):
     """
 
     def pull(self, displacement: Tree) -> Tree:
-        """The product P d.
+        """Compute the product P d.
 
         Args:
             displacement: d, a tree like the adapted parameters.
@@ -39,7 +39,7 @@ class Precision(Protocol):
         """
 
     def inverse(self, vector: Array) -> Array:
-        """The product P^-1 v, differentiable in P.
+        """Compute the product P^-1 v, differentiable in P.
 
         Args:
             vector: v.
@@ -49,7 +49,7 @@ class Precision(Protocol):
         """
 
     def root(self, vector: Array) -> Array:
-        """The product R v.
+        """Compute the product R v.
 
         Args:
             vector: v.
@@ -59,7 +59,7 @@ class Precision(Protocol):
         """
 
     def unroot(self, vector: Array) -> Array:
-        """The product R^-1 v: a draw from the prior if v is standard normal.
+        """Compute the product R^-1 v: a draw from the prior if v is standard normal.
 
         Args:
             vector: v.
@@ -69,7 +69,7 @@ class Precision(Protocol):
         """
 
     def unroot_transposed(self, vector: Array) -> Array:
-        """The product R^-T v.
+        """Compute the product R^-T v.
 
         Args:
             vector: v.
@@ -79,35 +79,35 @@ class Precision(Protocol):
         """
 
     def log_determinant(self) -> Array:
-        """The log-determinant, differentiable in P.
+        """Compute the log-determinant, differentiable in P.
 
         Returns:
             The logarithm of |P|, a scalar.
         """
 
     def least(self) -> Array:
-        """A lower bound of the eigenvalues.
+        """Bound the eigenvalues from below.
 
         Returns:
             The bound, a scalar.
         """
 
     def matrix(self) -> Array:
-        """The matrix P.
+        """Compute the matrix P.
 
         Returns:
             ``(n, n)``.
         """
 
     def variances(self) -> Array:
-        """The diagonal of P^-1.
+        """Compute the diagonal of P^-1.
 
         Returns:
             ``(n,)``.
         """
 
     def part(self, chosen: np.ndarray) -> Precision:
-        """The precision of some parameters where the others are known.
+        """Return the precision of some parameters, given the others.
 
         Args:
             chosen: Which, ``(n,)`` booleans.
@@ -388,7 +388,7 @@ class Updated(_Matrix):
 
 
 def log_determinant(matrix: Array) -> Array:
-    """The log-determinant of a positive definite matrix by Cholesky's factor; differentiable.
+    """Compute the log-determinant of a positive definite matrix by Cholesky's factor; differentiable.
 
     Args:
         matrix: ``(n, n)``.

@@ -122,7 +122,7 @@ class Learned(Checked):
         return self.per in ("all", "leaf", "parameter")
 
     def logs(self, adapted: Tree) -> Tree:
-        """The initial logarithms.
+        """Return the initial logarithms.
 
         Args:
             adapted: The adapted parameters.
@@ -156,7 +156,7 @@ class Learned(Checked):
         return Spread(jnp.full(flat.size, value, flat.dtype), (0.01 * self.initial / rank) ** 0.5 * start)
 
     def values(self, logs: Tree, adapted: Tree) -> Tree:
-        """The learned values.
+        """Return the learned values.
 
         Args:
             logs: Their logarithms, a scalar or a tree.
@@ -170,7 +170,7 @@ class Learned(Checked):
         return jax.tree.map(lambda _, log: jnp.exp(log), adapted, logs)
 
     def precision(self, logs: Tree, adapted: Tree) -> Precision:
-        """The precision for given logarithms.
+        """Return the precision for given logarithms.
 
         Args:
             logs: The logarithms; see `Theta`.
@@ -186,7 +186,7 @@ class Learned(Checked):
         return Strengths(self.values(logs, adapted), adapted)
 
     def fitted(self, second: Array, adapted: Tree) -> Tree:
-        """The logarithms of the precision that fits second moments about the mean, by maximum likelihood.
+        """Fit the logarithms of the precision to second moments about the mean, by maximum likelihood.
 
         ```
         "all"  n / trace        "leaf"  its n / its trace        "parameter"  1 / diagonal        "dense"  ^-1
@@ -214,7 +214,7 @@ class Learned(Checked):
 
 
 def learned(initial: float, per: str = "leaf", rank: int = 5) -> Learned:
-    """A number that is learned with theta, as its logarithm, so that it stays positive.
+    """Declare a number that is learned with theta, as its logarithm, so that it stays positive.
 
     It is a strength of `proximal`, the learning rate of `GradientDescent`, or (``per="all"``) the noise
     variance of a `likelihood`. Theta is then a `Theta`, which `MetaGradient.init` makes, or
@@ -244,7 +244,7 @@ def learned(initial: float, per: str = "leaf", rank: int = 5) -> Learned:
 
 
 def spread_over(strength: Tree, phi: Tree, adapt: Selection) -> Tree:
-    """A strength as a tree like phi.
+    """Spread a strength over a tree like phi.
 
     Args:
         strength: One number, or a tree with one number for each leaf or each parameter.

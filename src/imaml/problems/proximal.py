@@ -153,7 +153,7 @@ def _anchored(problem: Problem, slope: Tree, phi: Tree, theta: Tree) -> Tree:
 
 
 def least_squares(residuals: Callable[[Tree, Tree], Tree], strength: Tree, adapt: Adapt = None) -> Proximal:
-    """The problem min_phi 1/2 |residuals(phi, batch)|^2 + strength/2 |phi - theta|^2.
+    """Make the problem min_phi 1/2 |residuals(phi, batch)|^2 + strength/2 |phi - theta|^2.
 
     Its curvature is Gauss-Newton's. `LevenbergMarquardt` needs such a problem.
 
@@ -178,7 +178,7 @@ def least_squares(residuals: Callable[[Tree, Tree], Tree], strength: Tree, adapt
 
 
 def _check_positive(strength: Tree) -> None:
-    """Raises ConfigError for strengths that are concrete and not positive and finite."""
+    """Raise ConfigError for strengths that are concrete and not positive and finite."""
     if not jax.tree.leaves(strength):
         raise ConfigError(
             f"strength: expected a positive number, a tree of them, or learned(...), got {strength!r}."
@@ -202,7 +202,7 @@ def proximal(
     convex: bool = False,
     lipschitz: float | Callable[[Tree], Tree] | None = None,
 ) -> Proximal:
-    """The paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi.
+    """Make the paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi.
 
     Its structure is "spd". That holds where the loss's curvature exceeds -strength at the solution; linear
     solvers report where they find that it does not.
@@ -254,7 +254,7 @@ def proximal(
 
 
 def plain(loss: Loss, adapt: Adapt = None) -> Plain:
-    """The inner problem without an anchor: minimise loss(phi, batch) from theta on, for MAML and its kin.
+    """Make the inner problem without an anchor: minimise loss(phi, batch) from theta on, as MAML does.
 
     Its solution depends on theta only through the path taken, so the implicit rule does not accept it; use
     `unrolled()` or `first_order()`.
@@ -279,7 +279,7 @@ def plain(loss: Loss, adapt: Adapt = None) -> Plain:
 
 
 def equilibrium(field: Field, strength: Tree, adapt: Adapt = None) -> Equilibrium:
-    """The anchored problem field(phi, batch) + strength (phi - theta) = 0; its structure is "general".
+    """Make the anchored problem field(phi, batch) + strength (phi - theta) = 0; its structure is "general".
 
     For learners that follow no gradient of one loss, such as temporal differences or the players of a game.
     The solution is stable if no eigenvalue of the field's derivative has a real part of -strength or less.
