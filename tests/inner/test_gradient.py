@@ -187,6 +187,14 @@ def test_a_start_at_the_solution_has_not_diverged():
     assert still.status.ending == imaml.Ending.STEPS_DONE
 
 
+def test_a_rate_may_be_traced_and_the_other_fields_are_checked():
+    """The derivative with respect to the rate of one step, phi = -rate F(0), is -F(0)."""
+    step = lambda rate: imaml.GradientDescent(rate, steps=1)(PROBLEM, jnp.zeros(3), BATCH).value  # noqa: E731
+    np.testing.assert_allclose(jax.jacfwd(step)(0.2), CURVATURE * TARGET, rtol=1e-14)
+    with pytest.raises(imaml.ConfigError, match="steps: expected .*, got 0"):
+        jax.jit(lambda rate: imaml.GradientDescent(rate, steps=0).learning_rate)(0.2)
+
+
 def test_phi0_is_where_it_starts():
     found = imaml.GradientDescent(0.1, tolerance=1e-6)(PROBLEM, jnp.zeros(3), BATCH, jnp.asarray(SOLUTION))
     assert int(found.stats.steps) == 0

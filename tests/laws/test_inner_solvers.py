@@ -297,6 +297,7 @@ def test_sgd_stops_in_a_ball_and_says_so_and_decay_shrinks_it():
 
 REFUSED = {
     "SGD without an end": (lambda: imaml.SGD(0.1, rows=1), "SGD: expected epochs=, tolerance="),
+    "no memory": (lambda: imaml.LBFGS(steps=1, memory=0), "LBFGS: memory: expected a whole number"),
     "no rows": (lambda: imaml.SVRG(0.1, rows=0, epochs=1), "SVRG: rows: expected a whole number"),
     "more rows than there are": (
         lambda: imaml.SGD(0.1, rows=13, epochs=1)(PROBLEMS["ridge"][0], VECTOR, BATCH),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -20,7 +21,7 @@ from ..problems.losses import Composed, HalfSquares
 from .base import Instance, Solver, check_stopping, to_tolerance
 
 PATIENCE = 30  # steps without a smaller |F| after which it stops
-Backend: TypeAlias = Any  # a solver of Optimistix, which is imported late as it takes long
+Backend: TypeAlias = Any  # a solver of Optimistix, which is imported in calls only, as it takes long
 Function = Callable[[Tree, None], tuple[Tree, None]]  # what Optimistix minimises, of phi and no arguments
 
 
@@ -59,8 +60,8 @@ class _Wrapped(Checked, Solver):
         super().__post_init__()
         check_stopping(type(self).__name__, self.steps, self.tolerance)
 
-    def _backend(self) -> Backend:
-        """The solver of Optimistix."""
+    def _backend(self, optimistix: ModuleType) -> Backend:
+        """The solver of Optimistix, given its module."""
         raise NotImplementedError
 
     def _function(self, task: Instance) -> Function:
@@ -73,8 +74,9 @@ class _Wrapped(Checked, Solver):
         The Solution is the point of least |F| seen: a trial of a line search may be worse than the last.
         """
         import equinox
+        import optimistix
 
-        backend, function = self._backend(), self._function(task)
+        backend, function = self._backend(optimistix), self._function(task)
         tags: frozenset[object] = frozenset()
         options: dict[str, object] = {}
         shape, none = jax.eval_shape(lambda phi: function(phi, None), task.start)
@@ -138,10 +140,8 @@ class LBFGS(_Wrapped):
 
     memory: PositiveInt = 10
 
-    def _backend(self) -> Backend:
+    def _backend(self, optimistix: ModuleType) -> Backend:
         """L-BFGS; its own tolerances of 0 are never reached."""
-        import optimistix
-
         return optimistix.LBFGS(0.0, 0.0, history_length=self.memory)
 
 
@@ -166,10 +166,8 @@ class NonlinearCG(_Wrapped):
         Nocedal and Wright (2006), Numerical optimization, section 5.2.
     """
 
-    def _backend(self) -> Backend:
+    def _backend(self, optimistix: ModuleType) -> Backend:
         """Nonlinear conjugate gradients."""
-        import optimistix
-
         return optimistix.NonlinearCG(0.0, 0.0)
 
 
@@ -196,10 +194,8 @@ class LevenbergMarquardt(_Wrapped):
         Nocedal and Wright (2006), Numerical optimization, section 10.3.
     """
 
-    def _backend(self) -> Backend:
+    def _backend(self, optimistix: ModuleType) -> Backend:
         """Levenberg-Marquardt."""
-        import optimistix
-
         return optimistix.LevenbergMarquardt(0.0, 0.0)
 
     def _function(self, task: Instance) -> Function:

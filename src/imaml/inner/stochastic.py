@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +16,17 @@ from ..core.solution import Solution
 from ..core.tree import Tree
 from .base import Instance, Solver, check_stopping, of_fixed_length, until
 
-Minibatches = Callable[[Array], Tree]  # a number -> the minibatch of an epoch
+
+class _Epoch(NamedTuple):
+    """Phi at the start of an epoch, and F there on all rows."""
+
+    snapshot: Tree
+    slope: Tree
 
 
 @dataclass(frozen=True)
 class _Minibatch(Checked, Solver):
-    """The base of solvers that see minibatches; a subclass defines `_epoch`."""
+    """The base of solvers that see minibatches; a subclass defines `_step`."""
 
     learning_rate: PositiveFloat
     rows: PositiveInt
@@ -37,10 +41,8 @@ class _Minibatch(Checked, Solver):
         super().__post_init__()
         check_stopping(type(self).__name__, self.epochs, self.tolerance, steps_name="epochs")
 
-    def _epoch(
-        self, task: Instance, phi: Tree, slope: Tree, part: Minibatches, length: int, done: Array
-    ) -> Tree:
-        """Phi after an epoch of `length` minibatches; slope: F on all rows; done: the minibatches before."""
+    def _step(self, task: Instance, rows: Tree, phi: Tree, epoch: _Epoch, count: Array) -> Tree:
+        """Phi after a step on a minibatch; count: the steps before."""
         raise NotImplementedError
 
     def _solve(self, task: Instance) -> Solution:
@@ -61,7 +63,9 @@ class _Minibatch(Checked, Solver):
             order = jax.random.permutation(jax.random.fold_in(key, number), count)
             chosen = lambda i: lax.dynamic_slice_in_dim(order, i * self.rows, self.rows)  # noqa: E731
             part = lambda i: jax.tree.map(lambda leaf: leaf[chosen(i)], task.batch)  # noqa: E731
-            return self._epoch(task, phi, slope, part, length, number * length)
+            epoch = _Epoch(phi, slope)
+            step = lambda i, p: self._step(task, part(i), p, epoch, number * length + i)  # noqa: E731
+            return lax.fori_loop(0, length, step, phi)
 
         if self.tolerance is not None:
             step = lambda slope, phi, number: (once(phi, slope, number), number + 1)  # noqa: E731
@@ -110,18 +114,11 @@ class SGD(_Minibatch):
 
     decay: NonNegativeFloat = 0.0
 
-    def _epoch(
-        self, task: Instance, phi: Tree, slope: Tree, part: Minibatches, length: int, done: Array
-    ) -> Tree:
-        """Take a step of rate_t on each minibatch."""
-
-        def step(i: Array, phi: Tree) -> Tree:
-            rows = part(i)
-            rate = self.learning_rate / (1 + self.decay * (done + i))
-            slope = task.problem.residual(phi, task.theta, rows)
-            return jax.tree.map(lambda p, g: p - jnp.asarray(rate, p.dtype) * g, phi, slope)
-
-        return lax.fori_loop(0, length, step, phi)
+    def _step(self, task: Instance, rows: Tree, phi: Tree, epoch: _Epoch, count: Array) -> Tree:
+        """Step by rate_t against F on the minibatch."""
+        rate = self.learning_rate / (1 + self.decay * count)
+        slope = task.problem.residual(phi, task.theta, rows)
+        return jax.tree.map(lambda p, g: p - jnp.asarray(rate, p.dtype) * g, phi, slope)
 
 
 @dataclass(frozen=True)
@@ -158,19 +155,12 @@ class SVRG(_Minibatch):
 
     needs_slope: ClassVar[bool] = True
 
-    def _epoch(
-        self, task: Instance, phi: Tree, slope: Tree, part: Minibatches, length: int, done: Array
-    ) -> Tree:
-        """Take a step on each minibatch; the snapshot is phi at the start."""
-        snapshot = phi
-
-        def step(i: Array, phi: Tree) -> Tree:
-            rows = part(i)
-            now, then = (task.problem.residual(p, task.theta, rows) for p in (phi, snapshot))
-            rate = lambda p: jnp.asarray(self.learning_rate, p.dtype)  # noqa: E731
-            return jax.tree.map(lambda p, c, w: p - rate(p) * (c + w), phi, tree.minus(now, then), slope)
-
-        return lax.fori_loop(0, length, step, phi)
+    def _step(self, task: Instance, rows: Tree, phi: Tree, epoch: _Epoch, count: Array) -> Tree:
+        """Step against the estimate whose variance is reduced."""
+        now, then = (task.problem.residual(p, task.theta, rows) for p in (phi, epoch.snapshot))
+        rate = lambda p: jnp.asarray(self.learning_rate, p.dtype)  # noqa: E731
+        change = tree.minus(now, then)
+        return jax.tree.map(lambda p, c, w: p - rate(p) * (c + w), phi, change, epoch.slope)
 
 
 def _row_count(name: str, batch: Tree, rows: int) -> int:
