@@ -191,7 +191,7 @@ def test_a_rate_may_be_traced_and_the_other_fields_are_checked():
     """The derivative with respect to the rate of one step, phi = -rate F(0), is -F(0)."""
     step = lambda rate: imaml.GradientDescent(rate, steps=1)(PROBLEM, jnp.zeros(3), BATCH).value  # noqa: E731
     np.testing.assert_allclose(jax.jacfwd(step)(0.2), CURVATURE * TARGET, rtol=1e-14)
-    with pytest.raises(imaml.ConfigError, match="steps: expected .*, got 0"):
+    with pytest.raises(imaml.ConfigError, match=r"steps: expected .*, got 0"):
         jax.jit(lambda rate: imaml.GradientDescent(rate, steps=0).learning_rate)(0.2)
 
 

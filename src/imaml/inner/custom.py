@@ -12,7 +12,6 @@ import numpy as np
 from jax import Array
 
 from ..core import tree
-from ..core.errors import ConfigError
 from ..core.fields import Checked, PositiveFloat
 from ..core.solution import Solution
 from ..core.tree import Tree
@@ -83,10 +82,7 @@ class External(_Given):
                 return float(value), np.asarray(slope, np.float64)
 
             found = np.asarray(self.function(evaluate, np.asarray(x0, np.float64)), flat.dtype)
-            if found.shape != flat.shape:
-                raise ConfigError(
-                    f"External: function: expected a result shaped like x0, {flat.shape}, got {found.shape}."
-                )
+            tree.require_like("External: function", found, x0, "x0")
             return found
 
         given, kind = (task.problem, task.theta, task.batch), jax.ShapeDtypeStruct(flat.shape, flat.dtype)
@@ -122,9 +118,5 @@ class Custom(_Given):
     def _solve(self, task: Instance) -> Solution:
         """Call the function."""
         phi = self.function(task.problem, task.theta, task.batch, task.start)
-        if not tree.same(phi, task.start):
-            raise ConfigError(
-                f"Custom: function: expected a result shaped like phi0, {tree.shapes(task.start)}, got "
-                f"{tree.shapes(phi)}."
-            )
+        tree.require_like("Custom: function", phi, task.start, "phi0")
         return self._judged(task, phi)

@@ -396,18 +396,14 @@ def flat_system(matvec: Matvec, b: Tree, x0: Tree | None = None) -> tuple[System
     flat, unravel = tree.ravel(b)
     if not jnp.issubdtype(flat.dtype, jnp.floating):
         raise ConfigError(f"linear system: b: expected floating-point numbers, got {flat.dtype}.")
-    for what, found in (("matvec(b)", jax.eval_shape(matvec, b)), ("x0", x0)):
-        if found is not None and not tree.same(found, b):
-            raise ConfigError(
-                f"linear system: {what}: expected a tree shaped like b, {tree.shapes(b)}, got "
-                f"{tree.shapes(found)}."
-            )
+    tree.require_like("linear system: matvec(b)", jax.eval_shape(matvec, b), b, "b")
     power = jnp.frexp(jnp.max(jnp.abs(flat), initial=0))[1]
     power = jnp.where(jnp.all(jnp.isfinite(flat)), power, 0)
     product = lambda x: tree.ravel(matvec(unravel(x)))[0]  # noqa: E731
     scaled = _times_power(flat, -power)
     start = jnp.zeros_like(flat)
     if x0 is not None:
+        tree.require_like("linear system: x0", x0, b, "b")
         start = _times_power(tree.ravel(x0)[0].astype(flat.dtype), -power)
     system = System(product, scaled, start, x0 is not None)
     return system, lambda x: unravel(_times_power(x, power))

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from ..core import tree
 from ..core.errors import ConfigError
 from ..core.tree import Tree
 from ..core.validation import require_number
@@ -110,11 +111,7 @@ class Gaussian:
             ConfigError: If outputs and targets differ in shape.
         """
         targets = _field(batch, "targets", self.kind)
-        if jnp.shape(targets) != jnp.shape(outputs):
-            raise ConfigError(
-                f"likelihood: expected outputs shaped like the targets, {jnp.shape(targets)}, got "
-                f"{jnp.shape(outputs)}."
-            )
+        tree.require_like("likelihood: outputs", outputs, targets, "the targets")
         return by_row(jnp.square(outputs - targets))
 
     def half(self, outputs: Array, batch: Tree, noise: Array, vector: Array) -> Array:
