@@ -70,6 +70,7 @@ class Problem(ByContent):
         anchored: Whether the solution depends on theta other than through where the solver starts.
         has_objective: Whether F is the gradient of a scalar, which `objective` returns.
         has_precision: Whether F has a term P (phi - theta), with P given by `precision`.
+        diagonal: Whether A is a loss's curvature plus a known diagonal, one strength for every parameter.
         loss: The loss (phi, batch) -> scalar, or the field, where there is one.
         strength: The regularisation strength, None where there is none or it is learned.
         adapt: Which leaves a task adapts.
@@ -92,7 +93,10 @@ class Problem(ByContent):
 
     kind: ClassVar[str]
     leaves: ClassVar[tuple[str, ...]] = ()
+    anchored: bool = True
     has_objective: ClassVar[bool] = False
+    has_precision: bool = False
+    diagonal: bool = False
     structure: str
     loss: Any = None  # each kind declares its own
     strength: Tree = None
@@ -105,21 +109,6 @@ class Problem(ByContent):
     def __init_subclass__(cls) -> None:
         """Makes the class a pytree."""
         jax.tree_util.register_pytree_node(cls, _flatten, _unflatten)
-
-    @property
-    def anchored(self) -> bool:
-        """Whether the solution depends on theta other than through where the solver starts."""
-        return True
-
-    @property
-    def has_precision(self) -> bool:
-        """Whether F has a term P (phi - theta), with P given by `precision`."""
-        return False
-
-    @property
-    def diagonal(self) -> bool:
-        """Whether A is a loss's curvature plus a known diagonal, one strength for every parameter."""
-        return False
 
     @property
     def learns_more(self) -> bool:

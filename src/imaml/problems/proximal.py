@@ -51,7 +51,7 @@ class Proximal(Problem):
     has_precision: ClassVar[bool] = True
 
     @property
-    def diagonal(self) -> bool:
+    def diagonal(self) -> bool:  # type: ignore[override]
         """Whether the anchor has one strength for every parameter, and is no matrix that mixes them."""
         return self.learns is None or self.learns.diagonal
 
@@ -127,7 +127,7 @@ class Equilibrium(Problem):
     structure: ClassVar[str] = "general"
 
     @property
-    def anchored(self) -> bool:
+    def anchored(self) -> bool:  # type: ignore[override]
         """Whether there is a strength."""
         return self.strength is not None
 
