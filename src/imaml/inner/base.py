@@ -215,6 +215,7 @@ def _fixed(task: Instance, memory: M, step: Step[M], steps: int) -> Solution:
     first = lax.stop_gradient(tree.norm(slope))
     state, halfway, returned = step(slope, task.start, memory), 1 + steps // 2, None
     if task.may_cycle and halfway < steps:
+        # The second half is measured: the length of its path, and where it leads.
         middle = lax.fori_loop(1, halfway, advance, state)
         before = lax.stop_gradient(task.size(middle[0]))
         walk = middle, jnp.zeros_like(before)

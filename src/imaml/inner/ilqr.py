@@ -378,6 +378,7 @@ class ILQR:
         """
         room = self._room(state.controls)
 
+        # The shift of Q_uu is relative to the mean trace of l_uu, so that it has the units of the cost.
         def sweep(curved: bool) -> tuple[Array, Array]:
             about = self._about(parameters, state.states, state.controls, curved)
             scale = jnp.maximum(jnp.mean(jnp.abs(jnp.trace(about.stages.uu, axis1=-2, axis2=-1))), 1e-12)
@@ -389,17 +390,20 @@ class ILQR:
             )
             return states, controls, self.cost(parameters, states, controls)
 
+        # Both sweeps, and a line search along each (Tassa et al. 2014, section II.F): all sizes at once. A sweep
+        # that met a Q_uu that is not positive has NaN among its gains, and offers nothing.
         change, gains = jax.tree.map(lambda *pair: jnp.stack(pair), sweep(False), sweep(True))
         positive = jnp.all(jnp.isfinite(gains), axis=(1, 2, 3))
         sizes = 0.4 ** jnp.arange(SIZES, dtype=state.cost.dtype)
         along = jax.vmap(jax.vmap(attempt, (0, None, None)), (None, 0, 0))(sizes, change, gains)
         states, controls, costs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), along)
         costs = jnp.where(jnp.isfinite(costs) & jnp.repeat(positive, SIZES), costs, jnp.inf)
-        # Near the solution J no longer tells steps apart, but its slope does.
+        # Near the solution all costs agree to rounding, so the smallest slope decides among the lowest.
         rounding = 8 * jnp.finfo(costs.dtype).eps * jnp.abs(state.cost)
         slopes = jax.vmap(lambda u: self._slope(parameters, start, u))(controls)
         best = jnp.argmin(jnp.where(costs <= jnp.min(costs) + rounding, slopes, jnp.inf))
         residual = slopes[best]
+        # It is taken where J falls, or where J stays and its slope falls; else the shift is raised.
         better = (costs[best] < state.cost - rounding) | (residual < state.residual)
         better = (costs[best] <= state.cost + rounding) & better
         keep = lambda new, old: jnp.where(better, new, old)  # noqa: E731
@@ -522,6 +526,7 @@ def _inverse(about: _Quadratic, free: Array, right: Array) -> Array:
     begin = about.end_xx, jnp.zeros_like(about.end_x)
     _, (k, gains) = lax.scan(back, begin, (about.stages, free, right), reverse=True)
 
+    # The solution starts at a change of the state of zero: du_t = k_t + gains_t dx_t.
     def forth(state: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
         fx, fu, k, gain = here
         control = k + gain @ state

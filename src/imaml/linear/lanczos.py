@@ -126,10 +126,12 @@ def krylov(product: Product, start: Array, steps: int) -> Krylov:
     tiny = 100 * jnp.finfo(start.dtype).eps
 
     def advance(count: Array, state: tuple[Krylov, Array, Array]) -> tuple[Krylov, Array, Array]:
+        # Row k is v_k, zero once the space is exhausted, so that products with all rows are those with v_1..v_k.
         found, vector, live = state
         basis = found.basis.at[count].set(jnp.where(live, vector, 0))
         image = product(vector)
         own = vector @ image
+        # Classical Gram-Schmidt, twice: as accurate as the modified one, in products of matrix and vector.
         rest = image - basis.T @ (basis @ image)
         rest = rest - basis.T @ (basis @ rest)
         length = jnp.linalg.norm(rest)

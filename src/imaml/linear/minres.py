@@ -141,6 +141,8 @@ class MINRES(Iterative[MINRESState]):
         Returns:
             The first state and the step.
         """
+        # v_1 = r / |r|. With the identity for the rotations before the first, and beta_1 = 0, the first step
+        # needs no case of its own.
         first = system.residual()
         size = jnp.linalg.norm(first)
         nothing = jnp.zeros_like(first)
