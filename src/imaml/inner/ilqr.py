@@ -390,8 +390,8 @@ class ILQR:
             )
             return states, controls, self.cost(parameters, states, controls)
 
-        # Both sweeps, and a line search along each (Tassa et al. 2014, section II.F): all sizes at once. A sweep
-        # that met a Q_uu that is not positive has NaN among its gains, and offers nothing.
+        # Both sweeps, and a line search along each, all sizes at once. A sweep that met a Q_uu that is not
+        # positive has NaN among its gains, and offers nothing.
         change, gains = jax.tree.map(lambda *pair: jnp.stack(pair), sweep(False), sweep(True))
         positive = jnp.all(jnp.isfinite(gains), axis=(1, 2, 3))
         sizes = 0.4 ** jnp.arange(SIZES, dtype=state.cost.dtype)

@@ -86,7 +86,7 @@ class _Wrapped(Checked, Solver):
         most = self.steps or self.most
         threshold = 0.0 if self.tolerance is None else self.tolerance
 
-        # It stops at the tolerance, after `most` steps, or where the best |F| has not improved for PATIENCE steps.
+        # It stops at the tolerance, after `most` steps, or after PATIENCE steps without a smaller |F|.
         def going(search: _Search) -> Array:
             return (search.size > threshold) & (search.steps < most) & (search.stale < PATIENCE)
 

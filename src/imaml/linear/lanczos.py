@@ -126,7 +126,7 @@ def krylov(product: Product, start: Array, steps: int) -> Krylov:
     tiny = 100 * jnp.finfo(start.dtype).eps
 
     def advance(count: Array, state: tuple[Krylov, Array, Array]) -> tuple[Krylov, Array, Array]:
-        # Row k is v_k, zero once the space is exhausted, so that products with all rows are those with v_1..v_k.
+        # Row k is v_k, or zero once the space is exhausted: products with all rows are those with v_1 .. v_k.
         found, vector, live = state
         basis = found.basis.at[count].set(jnp.where(live, vector, 0))
         image = product(vector)
