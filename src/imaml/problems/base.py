@@ -29,7 +29,7 @@ from ..core.errors import ConfigError, StructureError
 from ..core.tree import Selection, Tree
 from ..core.validation import require_number
 from .matrices import Precision, Strengths
-from .precision import Learned, Theta
+from .precision import Learned, Theta, spread_over
 
 Key = Array | None  # a random key, if one is given
 Loss = Callable[[Tree, Tree], Array]  # (phi, batch) -> scalar
@@ -282,15 +282,18 @@ class Problem(ByContent):
             theta: The meta-parameters, which may hold a learned strength.
 
         Returns:
-            The precision.
+            The precision; by default diag(strength).
 
         Raises:
             StructureError: If the problem has no such term.
             ConfigError: If the strength is learned and theta does not hold it, or does not fit phi.
         """
-        raise StructureError(
-            f"precision: expected an anchored problem, got {self.kind}. Hint: use proximal(loss, strength)."
-        )
+        if self.strength is None:
+            raise StructureError(
+                f"precision: expected a problem with a strength, got {self.kind}. Hint: use proximal(loss, "
+                "strength)."
+            )
+        return Strengths(spread_over(self.strength, phi, self.adapt), phi)
 
     def strengths(self, phi: Tree, theta: Tree) -> Tree:
         """Return the strength of every adapted parameter.

@@ -18,8 +18,8 @@ from ..core.tree import Selection, Tree
 from ..core.validation import require_function, require_one_of, require_scalar
 from .base import ALL, CURVATURES, Loss, Problem, check_lipschitz, declared
 from .losses import HalfSquares, composed, gauss_newton_slope
-from .matrices import Precision, Strengths
-from .precision import Learned, logs_in, spread_over
+from .matrices import Precision
+from .precision import Learned, logs_in
 
 Field = Callable[[Tree, Tree], Tree]  # (phi, batch) -> a tree like phi
 Adapt = str | Sequence[str] | Set[str] | Mapping[str, object] | Callable[[Tree], Tree] | Selection | None
@@ -73,7 +73,7 @@ class Proximal(Problem):
     def precision(self, phi: Tree, theta: Tree) -> Precision:
         """P, from the fixed strength or from theta; see `Problem.precision`."""
         if self.learns is None:
-            return Strengths(spread_over(self.strength, phi, self.adapt), phi)
+            return super().precision(phi, theta)
         return self.learns.precision(logs_in("proximal", theta, "log_strength"), phi)
 
     def curvature_floor(self, phi: Tree, theta: Tree) -> Array | None:
@@ -138,12 +138,6 @@ class Equilibrium(Problem):
         full = self.full(phi, theta)
         slope = self.split(self.guarded(lambda: self.loss(full, batch), full))
         return slope if self.strength is None else _anchored(self, slope, phi, theta)
-
-    def precision(self, phi: Tree, theta: Tree) -> Precision:
-        """diag(strength); see `Problem.precision`."""
-        if self.strength is None:
-            return super().precision(phi, theta)
-        return Strengths(spread_over(self.strength, phi, self.adapt), phi)
 
 
 def _anchored(problem: Problem, slope: Tree, phi: Tree, theta: Tree) -> Tree:
