@@ -52,6 +52,7 @@ class InnerSolver(Protocol):
         Returns:
             A Solution whose value is shaped like the problem's adapted parameters.
         """
+        ...
 
 
 class Instance(NamedTuple):

@@ -56,6 +56,7 @@ class LinearSolver(Protocol):
         Returns:
             A Solution whose value is shaped like `b`.
         """
+        ...
 
 
 class System(NamedTuple):
@@ -203,22 +204,27 @@ class State(Protocol):
     @property
     def x(self) -> Array:
         """The iterate, shape (n,)."""
+        ...
 
     @property
     def steps(self) -> Array:
         """The number of steps taken."""
+        ...
 
     @property
     def size(self) -> Array:
         """The norm of the residual, as the recursion believes it."""
+        ...
 
     @property
     def ended(self) -> Array:
         """Whether the solver cannot go on."""
+        ...
 
 
 S = TypeVar("S", bound=State)
-Iteration: TypeAlias = tuple[S, Callable[[S], S]]  # a first state, and the step from a state to the next
+T = TypeVar("T")
+Iteration: TypeAlias = tuple[T, Callable[[T], T]]  # a first state, and the step from a state to the next
 
 
 @dataclass(frozen=True)

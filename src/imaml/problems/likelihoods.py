@@ -199,10 +199,12 @@ class DeclaredLoss(Protocol):
     @property
     def likelihood(self) -> Gaussian | Categorical:
         """The distribution of a row."""
+        ...
 
     @property
     def outputs(self) -> Callable[[Tree, Tree], Array]:
         """The model, (phi, batch) -> outputs."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,12 @@ class Composite(Protocol):
     @property
     def outputs(self) -> Callable[[Tree, Tree], Tree]:
         """The model, (phi, batch) -> outputs."""
+        ...
 
     @property
     def cost(self) -> Callable[[Tree, Tree], Array]:
         """The cost, (outputs, batch) -> scalar, convex in the outputs."""
+        ...
 
 
 @dataclass(frozen=True)

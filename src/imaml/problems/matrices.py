@@ -10,7 +10,6 @@ Updated    R^T (I + U diag(k) U^T) R, with R^T R another precision
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,23 @@ from ..core import tree
 from ..core.tree import Tree
 
 
-class Precision(Protocol):
+class Precision:
     """A positive definite matrix P over the n adapted parameters.
 
-    Its root R has R^T R = P. Vectors are flat, ``(n,)``, unless said otherwise.
+    Its root R has R^T R = P. Vectors are flat, ``(n,)``, unless said otherwise. A subclass
+    defines the methods; `pull` and `part` by default follow from `product` and `matrix`.
     """
+
+    def product(self, vector: Array) -> Array:
+        """Compute the product P v of a flat vector.
+
+        Args:
+            vector: v.
+
+        Returns:
+            P v.
+        """
+        raise NotImplementedError
 
     def pull(self, displacement: Tree) -> Tree:
         """Compute the product P d.
@@ -37,6 +48,8 @@ class Precision(Protocol):
         Returns:
             P d, a tree like it.
         """
+        flat, unravel = tree.ravel(displacement)
+        return unravel(self.product(flat))
 
     def inverse(self, vector: Array) -> Array:
         """Compute the product P^-1 v, differentiable in P.
@@ -47,6 +60,7 @@ class Precision(Protocol):
         Returns:
             P^-1 v.
         """
+        raise NotImplementedError
 
     def root(self, vector: Array) -> Array:
         """Compute the product R v.
@@ -57,6 +71,7 @@ class Precision(Protocol):
         Returns:
             R v.
         """
+        raise NotImplementedError
 
     def unroot(self, vector: Array) -> Array:
         """Compute the product R^-1 v: a draw from the prior if v is standard normal.
@@ -67,6 +82,7 @@ class Precision(Protocol):
         Returns:
             R^-1 v.
         """
+        raise NotImplementedError
 
     def unroot_transposed(self, vector: Array) -> Array:
         """Compute the product R^-T v.
@@ -77,6 +93,7 @@ class Precision(Protocol):
         Returns:
             R^-T v.
         """
+        raise NotImplementedError
 
     def log_determinant(self) -> Array:
         """Compute the log-determinant, differentiable in P.
@@ -84,6 +101,7 @@ class Precision(Protocol):
         Returns:
             The logarithm of |P|, a scalar.
         """
+        raise NotImplementedError
 
     def least(self) -> Array:
         """Bound the eigenvalues from below.
@@ -91,6 +109,7 @@ class Precision(Protocol):
         Returns:
             The bound, a scalar.
         """
+        raise NotImplementedError
 
     def matrix(self) -> Array:
         """Compute the matrix P.
@@ -98,6 +117,7 @@ class Precision(Protocol):
         Returns:
             ``(n, n)``.
         """
+        raise NotImplementedError
 
     def variances(self) -> Array:
         """Compute the diagonal of P^-1.
@@ -105,6 +125,7 @@ class Precision(Protocol):
         Returns:
             ``(n,)``.
         """
+        raise NotImplementedError
 
     def part(self, chosen: np.ndarray) -> Precision:
         """Return the precision of some parameters, given the others.
@@ -115,29 +136,13 @@ class Precision(Protocol):
         Returns:
             A precision over the chosen ones.
         """
-
-
-class _Matrix(Precision):
-    """What precisions over flat vectors have in common; a subclass defines `product` and the rest."""
-
-    def product(self, vector: Array) -> Array:
-        """P v."""
-        raise NotImplementedError
-
-    def pull(self, displacement: Tree) -> Tree:
-        """P d."""
-        flat, unravel = tree.ravel(displacement)
-        return unravel(self.product(flat))
-
-    def part(self, chosen: np.ndarray) -> Precision:
-        """The precision of some."""
         some = np.flatnonzero(chosen)
         return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Strengths:
+class Strengths(Precision):
     """The diagonal precision P = diag(s).
 
     Attributes:
@@ -195,7 +200,7 @@ class Strengths:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Factored(_Matrix):
+class Factored(Precision):
     """The precision P = L L^T.
 
     Attributes:
@@ -246,7 +251,7 @@ class Factored(_Matrix):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LowRank(_Matrix):
+class LowRank(Precision):
     """The precision P = diag(s) + W W^T.
 
     Attributes:
@@ -328,7 +333,7 @@ class LowRank(_Matrix):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Updated(_Matrix):
+class Updated(Precision):
     """The precision R^T (I + U diag(k) U^T) R, an update of another along a few directions.
 
     Attributes:

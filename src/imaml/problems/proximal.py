@@ -131,7 +131,7 @@ class Equilibrium(Problem):
         """Whether there is a strength."""
         return self.strength is not None
 
-    has_precision = anchored
+    has_precision = anchored  # type: ignore[assignment]
 
     def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """The field plus strength (phi - theta); see `Problem.residual`."""
