@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import imaml
-from imaml.linear.base import Iterative, System
+from imaml.linear.base import Iteration, Iterative, System
 
 
 class DescentState(NamedTuple):
@@ -38,7 +37,7 @@ class SteepestDescent(Iterative[DescentState]):
         """Allow more steps than the default, 5 n + 50: it needs as many as the condition number is large."""
         return self.steps or 10_000
 
-    def iteration(self, system: System) -> tuple[DescentState, Callable[[DescentState], DescentState]]:
+    def iteration(self, system: System) -> Iteration[DescentState]:
         """Prepare the iteration; see `Iterative.iteration`."""
 
         def step(state: DescentState) -> DescentState:

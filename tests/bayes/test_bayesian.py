@@ -779,7 +779,7 @@ REFUSALS = {
     ),
     "targets of another shape": (
         lambda: PROBABLE.objective(MEAN, PROBABLE.parameters(MEAN), THREE._replace(targets=jnp.ones((3, 1)))),
-        r"outputs shaped like the targets, \(3, 1\), got \(3,\)",
+        r"like the targets, .*\(3, 1\), got .*\(3,\)",
     ),
     "weights of another shape": (
         lambda: PROBABLE.objective(MEAN, PROBABLE.parameters(MEAN), THREE._replace(weights=jnp.ones(2))),
@@ -863,7 +863,7 @@ REFUSALS = {
     ),
     "a few rows of a sum": (
         lambda: imaml.SGD(0.1, rows=1, epochs=1)(PROBABLE, PROBABLE.parameters(MEAN), THREE),
-        "problem's is a likelihood, which is a sum",
+        "a likelihood, which is a sum",
     ),
     "recipe: moments of low rank": (lambda: Method("moments", learned="low-rank"), "no step in closed form"),
     "recipe: moments, corrected": (

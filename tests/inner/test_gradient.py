@@ -115,7 +115,7 @@ def test_the_proximal_gradient_is_a_recipe_of_the_command_line():
 
 def test_without_an_anchor_of_numbers_there_is_no_proximal_step():
     solver = imaml.ProximalGradient(0.2, steps=1)
-    with pytest.raises(imaml.StructureError, match="the problem is plain; accepted are proximal and equil"):
+    with pytest.raises(imaml.StructureError, match=r"expected a proximal or equilibrium .*got plain"):
         solver(imaml.plain(loss), jnp.zeros(3), BATCH)
     mixed = imaml.proximal(loss, imaml.learned(1.0, "dense"))
     with pytest.raises(imaml.StructureError, match="got a matrix, learned per='dense'"):
@@ -187,6 +187,14 @@ def test_a_start_at_the_solution_has_not_diverged():
     assert still.status.ending == imaml.Ending.STEPS_DONE
 
 
+def test_a_rate_may_be_traced_and_the_other_fields_are_checked():
+    """The derivative with respect to the rate of one step, phi = -rate F(0), is -F(0)."""
+    step = lambda rate: imaml.GradientDescent(rate, steps=1)(PROBLEM, jnp.zeros(3), BATCH).value  # noqa: E731
+    np.testing.assert_allclose(jax.jacfwd(step)(0.2), CURVATURE * TARGET, rtol=1e-14)
+    with pytest.raises(imaml.ConfigError, match=r"steps: expected .*, got 0"):
+        jax.jit(lambda rate: imaml.GradientDescent(rate, steps=0).learning_rate)(0.2)
+
+
 def test_phi0_is_where_it_starts():
     found = imaml.GradientDescent(0.1, tolerance=1e-6)(PROBLEM, jnp.zeros(3), BATCH, jnp.asarray(SOLUTION))
     assert int(found.stats.steps) == 0
@@ -208,8 +216,11 @@ def test_phi0_is_where_it_starts():
             lambda: imaml.ProximalGradient("fast", steps=1),
             "ProximalGradient: learning_rate: expected .*, got 'fast'",
         ),
-        (lambda: imaml.Descent(optax.sgd(0.1)), "when should it stop"),
-        (lambda: imaml.Descent("adam", steps=1), "'adam' is no Optax transform; pass one such as"),
+        (lambda: imaml.Descent(optax.sgd(0.1)), "expected steps=, tolerance="),
+        (
+            lambda: imaml.Descent("adam", steps=1),
+            "expected an Optax transform, got 'adam'. Hint: pass one",
+        ),
     ],
 )
 def test_refusals(make, message):

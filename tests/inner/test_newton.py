@@ -102,10 +102,10 @@ def test_not_a_number_is_told():
     ("make", "words"),
     [
         (lambda: imaml.NewtonCG(steps=1, linear=imaml.Dense()), "linear: expected CG"),
-        (lambda: imaml.NewtonCG(steps=1, halvings=0), "halvings=0"),
+        (lambda: imaml.NewtonCG(steps=1, halvings=0), "halvings: expected .*, got 0"),
         (
             lambda: imaml.NewtonCG(steps=1)(imaml.fixed_point(lambda p, t, b: p), jnp.ones(1), None),
-            "fixed_point problem has none",
+            "minimises an objective, got fixed_point",
         ),
     ],
 )

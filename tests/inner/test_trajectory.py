@@ -125,7 +125,7 @@ def test_it_says_how_it_ended_and_refuses_what_makes_no_sense():
     run = jax.jit(lambda p: few(p, start, 0.1 * jnp.ones((40, 1))).status)
     assert run(p).ending.name == "OUT_OF_STEPS"
     assert run(p * jnp.nan).ending.name == "NOT_FINITE"
-    with pytest.raises(imaml.ConfigError, match="a low below high"):
+    with pytest.raises(imaml.ConfigError, match="low: expected a number below high=-1, got 1"):
         ILQR(plant.dynamics, plant.running, plant.final, 1, -1)
     with pytest.raises(imaml.ConfigError, match=r"steps: expected .*, got 0"):
         ILQR(plant.dynamics, plant.running, plant.final, steps=0)

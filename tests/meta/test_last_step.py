@@ -128,8 +128,8 @@ def test_what_has_no_such_derivative_is_refused(name):
 
 def test_newton_refuses_what_makes_no_sense():
     for make, says in (
-        (lambda: imaml.Newton(), "when should it stop"),
-        (lambda: imaml.Newton(steps=1, linear=3), "is no linear solver"),
+        (lambda: imaml.Newton(), "expected steps=, tolerance="),
+        (lambda: imaml.Newton(steps=1, linear=3), "linear: expected a linear solver"),
     ):
         with pytest.raises(imaml.ConfigError, match=says):
             make()

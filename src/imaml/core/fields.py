@@ -9,7 +9,7 @@
 
     MySolver(steps=0)  # ConfigError: MySolver: steps: expected a whole number of at least 1, got 0.
 
-A type may be a number type of this module, `int`, `float`, `bool`, `str`, a `Literal`, a registered recipe,
+A type may be a number type of this module, `int`, `float`, `bool`, `str`, a `Literal`, a dataclass,
 ``None``, a tuple of these or a union of these. Fields of other types are not checked.
 """
 
@@ -19,11 +19,10 @@ import functools
 import re
 import types
 import typing
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Annotated, ClassVar, Literal
 
 from .errors import ConfigError
-from .recipes import is_recipe
 from .validation import Interval, suggestion
 
 NonNegativeInt = Annotated[int, Interval(0)]
@@ -69,7 +68,7 @@ def expected(hint: object, value: object) -> str:
         return interval.expected(typing.cast(type, hint), value)
     if hint in _NAMES:
         return "" if isinstance(value, typing.cast(type, hint)) else _NAMES[hint]
-    if is_recipe(hint):
+    if is_dataclass(hint):
         kind = typing.cast(type, hint)
         return "" if isinstance(value, kind) else kind.__name__
     return ""

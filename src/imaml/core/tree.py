@@ -292,3 +292,19 @@ def same(left: PyTree, right: PyTree) -> bool:
         return False
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return all(jnp.shape(a) == jnp.shape(b) for a, b in pairs)
+
+
+def require_like(what: str, found: PyTree, like: PyTree, name: str) -> None:
+    """Check that a tree has the structure and the shapes of another.
+
+    Args:
+        what: What the tree is, for the message.
+        found: The tree.
+        like: The other tree.
+        name: The name of the other tree, for the message.
+
+    Raises:
+        ConfigError: If it has not.
+    """
+    if not same(found, like):
+        raise ConfigError(f"{what}: expected a tree shaped like {name}, {shapes(like)}, got {shapes(found)}.")

@@ -12,17 +12,35 @@ import numpy as np
 from jax import Array
 
 from ..core import tree
-from ..core.errors import ConfigError, StructureError
+from ..core.fields import Checked, PositiveFloat
 from ..core.solution import Solution
-from ..core.tree import PyTree
+from ..core.tree import Tree
+from ..core.validation import require_function
 from ..problems.base import Problem
-from .base import Solver, check_stopping, looked_at
+from .base import Instance, Solver, to_tolerance
 
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]  # x -> (value, gradient)
 
 
 @dataclass(frozen=True)
-class External(Solver):
+class _Given(Checked, Solver):
+    """The base of solvers that are a function, of which nothing but a solution is asked."""
+
+    function: Callable
+    tolerance: PositiveFloat
+
+    def __post_init__(self) -> None:
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
+        require_function(f"{type(self).__name__}: function", self.function)
+
+    def _judged(self, task: Instance, phi: Tree) -> Solution:
+        """The Solution of an answer of which nothing else is known."""
+        return to_tolerance(phi, jnp.asarray(1), task.size(phi), self.tolerance)
+
+
+@dataclass(frozen=True)
+class External(_Given):
     """A solver that JAX can neither differentiate nor trace: a function of NumPy arrays, run on the host.
 
     Only a solution is asked of it: the implicit rule has the meta-gradient from that alone. Under vmap it is
@@ -45,53 +63,35 @@ class External(Solver):
     """
 
     function: Callable[[Objective, np.ndarray], np.ndarray]
-    tolerance: float
     steps: ClassVar[None] = None
     reversible: ClassVar[bool] = False
+    minimises: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        check_stopping("External", None, self.tolerance)
-        if not callable(self.function):
-            raise ConfigError(f"External: {self.function!r} is no function (objective, x0) -> x.")
+    def _solve(self, task: Instance) -> Solution:
+        """Call the function on the host; the task goes there as arrays, as it may be traced."""
+        flat, unravel = tree.ravel(task.start)
 
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
-        if not problem.has_objective:
-            raise StructureError(
-                f"External: hands an objective to its function, and a {problem.kind} problem has none."
-            )
-        flat, unravel = tree.ravel(phi0)
-
-        def objective(x: Array, given: PyTree) -> tuple[Array, Array]:
+        @jax.jit
+        def objective(x: Array, given: tuple[Problem, Tree, Tree]) -> tuple[Array, Array]:
             problem, theta, batch = given
             return jax.value_and_grad(lambda v: problem.objective(unravel(v), theta, batch))(x)
 
-        compiled = jax.jit(objective)
-        given = (problem, theta, batch)
-
-        def host(x0: Array, given: PyTree) -> np.ndarray:
+        def host(x0: Array, given: tuple[Problem, Tree, Tree]) -> np.ndarray:
             def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
-                value, slope = compiled(jnp.asarray(x, flat.dtype), given)
+                value, slope = objective(jnp.asarray(x, flat.dtype), given)
                 return float(value), np.asarray(slope, np.float64)
 
             found = np.asarray(self.function(evaluate, np.asarray(x0, np.float64)), flat.dtype)
-            if found.shape != flat.shape:
-                raise ConfigError(
-                    f"External: the function returned shape {found.shape}; accepted is that of x0, "
-                    f"{flat.shape}."
-                )
+            tree.require_like("External: function", found, x0, "x0")
             return found
 
-        kind = jax.ShapeDtypeStruct(flat.shape, flat.dtype)
+        given, kind = (task.problem, task.theta, task.batch), jax.ShapeDtypeStruct(flat.shape, flat.dtype)
         phi = unravel(jax.pure_callback(host, kind, flat, given, vmap_method="sequential"))
-        return looked_at(problem, theta, batch, phi, self.tolerance)
+        return self._judged(task, phi)
 
 
 @dataclass(frozen=True)
-class Custom(Solver):
+class Custom(_Given):
     """Your own algorithm: a function (problem, theta, batch, phi0) -> phi that JAX can trace.
 
     Nothing but a solution is asked of it: how it got there is neither stored nor differentiated. For
@@ -113,25 +113,10 @@ class Custom(Solver):
         Array([0.5], dtype=float32)
     """
 
-    function: Callable[[Problem, PyTree, PyTree, PyTree], PyTree]
-    tolerance: float
+    function: Callable[[Problem, Tree, Tree, Tree], Tree]
 
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        check_stopping("Custom", None, self.tolerance)
-        if not callable(self.function):
-            raise ConfigError(
-                f"Custom: {self.function!r} is no function (problem, theta, batch, phi0) -> phi."
-            )
-
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
-        phi = self.function(problem, theta, batch, phi0)
-        if not tree.same(phi, phi0):
-            raise ConfigError(
-                f"Custom: the function returned {tree.shapes(phi)}; accepted is what is shaped like phi0, "
-                f"{tree.shapes(phi0)}."
-            )
-        return looked_at(problem, theta, batch, phi, self.tolerance)
+    def _solve(self, task: Instance) -> Solution:
+        """Call the function."""
+        phi = self.function(task.problem, task.theta, task.batch, task.start)
+        tree.require_like("Custom: function", phi, task.start, "phi0")
+        return self._judged(task, phi)

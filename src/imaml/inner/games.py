@@ -1,4 +1,4 @@
-"""Inner solvers for games and other fields that turn: extragradient, and optimistic descent.
+"""Inner solvers for games and other fields that are no gradients: extragradient, and optimistic descent.
 
 Where players pull against each other, simultaneous gradient steps circle around the solution, or away from
 it. Both methods here step against the field as it will be rather than as it is.
@@ -14,38 +14,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.recipes import recipe
-from ..core.solution import Solution
-from ..core.tree import PyTree
-from ..core.validation import require_number
-from ..problems.base import Problem
-from .base import Solver, check_stopping, iterate
+from ..core.tree import Tree
+from .base import Instance, Rated, Step
 
 
 class _Before(NamedTuple):
     """F at the step before, and whether there was one."""
 
-    slope: PyTree
+    slope: Tree
     known: Array
-
-
-@dataclass(frozen=True)
-class _Ahead(Solver):
-    """A rate, and when to stop."""
-
-    learning_rate: float
-    steps: int | None = None
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        name = type(self).__name__
-        check_stopping(name, self.steps, self.tolerance)
-        require_number(name, 0, open=True, learning_rate=self.learning_rate)
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
 @dataclass(frozen=True)
-class ExtraGradient(_Ahead):
+class ExtraGradient(Rated[None]):
     """The extragradient method, phi <- phi - rate F(phi - rate F(phi)); two evaluations of F a step.
 
     It converges for monotone F, as of convex-concave games, at rates below 1 / its Lipschitz constant.
@@ -56,7 +38,7 @@ class ExtraGradient(_Ahead):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -69,21 +51,19 @@ class ExtraGradient(_Ahead):
         Korpelevich (1976), The extragradient method for finding saddle points and other problems.
     """
 
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
+    def iteration(self, task: Instance) -> tuple[None, Step[None]]:
+        """Prepare the iteration; see `Stepping.iteration`."""
 
-        def step(slope: PyTree, phi: PyTree, memory: None) -> tuple[PyTree, None]:
+        def step(slope: Tree, phi: Tree, memory: None) -> tuple[Tree, None]:
             ahead = _against(phi, slope, self.learning_rate)
-            return _against(phi, problem.residual(ahead, theta, batch), self.learning_rate), memory
+            return _against(phi, task.residual(ahead), self.learning_rate), memory
 
-        return iterate(problem, theta, batch, phi0, None, step, self.steps, self.tolerance)
+        return None, step
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
 @dataclass(frozen=True)
-class OptimisticDescent(_Ahead):
+class OptimisticDescent(Rated[_Before]):
     """Optimistic descent, phi <- phi - rate (2 F - F before); one evaluation of F a step.
 
     It converges where `ExtraGradient` does, at rates below half of those.
@@ -94,7 +74,7 @@ class OptimisticDescent(_Ahead):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -107,22 +87,19 @@ class OptimisticDescent(_Ahead):
         Daskalakis et al. (2018), Training GANs with optimism.
     """
 
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
+    def iteration(self, task: Instance) -> tuple[_Before, Step[_Before]]:
+        """Prepare the iteration; see `Stepping.iteration`."""
 
-        def step(slope: PyTree, phi: PyTree, memory: _Before) -> tuple[PyTree, _Before]:
+        def step(slope: Tree, phi: Tree, memory: _Before) -> tuple[Tree, _Before]:
             # The first step has no F before it, and is one of gradient descent.
             change = jax.tree.map(
                 lambda now, then: jnp.where(memory.known, 2 * now - then, now), slope, memory.slope
             )
             return _against(phi, change, self.learning_rate), _Before(slope, jnp.asarray(True))
 
-        memory = _Before(jax.tree.map(jnp.zeros_like, phi0), jnp.asarray(False))
-        return iterate(problem, theta, batch, phi0, memory, step, self.steps, self.tolerance)
+        return _Before(jax.tree.map(jnp.zeros_like, task.start), jnp.asarray(False)), step
 
 
-def _against(phi: PyTree, slope: PyTree, rate: float) -> PyTree:
+def _against(phi: Tree, slope: Tree, rate: float) -> Tree:
     """A step against a slope."""
     return jax.tree.map(lambda p, g: p - rate * g, phi, slope)

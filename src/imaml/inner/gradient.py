@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jax.core import Tracer
 
 from ..core.errors import ConfigError, StructureError
+from ..core.fields import PositiveFloat, PositiveInt
 from ..core.recipes import recipe
-from ..core.solution import Solution
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..problems.base import Problem
-from ..problems.precision import Learned, Theta
-from .base import Solver, check_stopping, iterate
+from ..problems.precision import Learned, Theta, logs_in
+from .base import Instance, Rated, Step, Stepping
 
 if TYPE_CHECKING:
-    import optax  # takes long to import
+    from optax import GradientTransformation  # takes long to import
+else:
+    GradientTransformation = object
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
 @dataclass(frozen=True)
-class GradientDescent(Solver):
+class GradientDescent(Rated[None]):
     """Gradient descent, phi <- phi - learning_rate * F(phi, theta, batch).
 
     For a proximal problem that is the paper's inner loop (Algorithm 2, line 2). It converges for a
@@ -37,7 +37,7 @@ class GradientDescent(Solver):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -50,23 +50,18 @@ class GradientDescent(Solver):
         Li et al. (2017), Meta-SGD: learning to learn quickly for few-shot learning.
     """
 
-    learning_rate: float | Learned
-    steps: int | None = None
-    tolerance: float | None = None
+    learning_rate: PositiveFloat | Learned
 
     def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        check_stopping("GradientDescent", self.steps, self.tolerance)
-        rate = self.learning_rate
-        if not isinstance(rate, Learned):
-            check_rate("GradientDescent", rate, ", or learned(...)")
-        if isinstance(rate, Learned) and not rate.diagonal:
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
+        if isinstance(self.learning_rate, Learned) and not self.learning_rate.diagonal:
             raise ConfigError(
-                f"GradientDescent: a rate learned per={rate.per!r}; accepted is per 'all', 'leaf' or "
-                "'parameter', as a rate is no matrix."
+                "GradientDescent: learning_rate: expected learned(..., per='all', 'leaf' or 'parameter'), "
+                f"as a rate is no matrix, got per={self.learning_rate.per!r}."
             )
 
-    def parameters(self, problem: Problem, theta: PyTree) -> PyTree:
+    def parameters(self, problem: Problem, theta: Tree) -> Tree:
         """Add what this solver learns to theta.
 
         Args:
@@ -78,21 +73,19 @@ class GradientDescent(Solver):
         """
         if not isinstance(self.learning_rate, Learned):
             return theta
-        whole = theta if isinstance(theta, Theta) else Theta(theta)
+        whole = Theta.of(theta)
         return whole._replace(log_rate=self.learning_rate.logs(problem.split(whole.mean)))
 
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
-        rates = self.rates(theta, phi0)
+    def iteration(self, task: Instance) -> tuple[None, Step[None]]:
+        """Prepare the iteration; see `Stepping.iteration`."""
+        rates = self.rates(task.theta, task.start)
 
-        def step(slope: PyTree, phi: PyTree, memory: None) -> tuple[PyTree, None]:
+        def step(slope: Tree, phi: Tree, memory: None) -> tuple[Tree, None]:
             return jax.tree.map(lambda p, g, r: p - r * g, phi, slope, rates), memory
 
-        return iterate(problem, theta, batch, phi0, None, step, self.steps, self.tolerance)
+        return None, step
 
-    def rates(self, theta: PyTree, phi: PyTree) -> PyTree:
+    def rates(self, theta: Tree, phi: Tree) -> Tree:
         """Give the learning rate of every adapted parameter.
 
         Args:
@@ -108,45 +101,25 @@ class GradientDescent(Solver):
         rate = self.learning_rate
         if not isinstance(rate, Learned):
             return jax.tree.map(lambda _: rate, phi)
-        if getattr(theta, "log_rate", None) is None:
-            raise ConfigError(
-                "GradientDescent: the rate is learned, so theta must be a Theta with log_rate; it came as "
-                f"{type(theta).__name__}. Make it with inner.parameters(problem, theta)."
-            )
-        return rate.values(theta.log_rate, phi)
+        logs = logs_in("GradientDescent", theta, "log_rate", "inner.parameters(problem, theta)")
+        return rate.values(logs, phi)
 
 
 def as_descent(solver: object) -> GradientDescent | None:
-    """Returns the solver where it is plain gradient descent.
+    """Return the solver if it is plain gradient descent.
 
     Args:
         solver: Any inner solver.
 
     Returns:
-        The same solver, or None where it is another one.
+        The same solver; None if it is another one.
     """
     return solver if isinstance(solver, GradientDescent) else None
 
 
-def check_rate(name: str, rate: object, more: str = "") -> None:
-    """Check a learning rate.
-
-    Args:
-        name: The solver's name, for the message.
-        rate: The rate; a traced number passes.
-        more: What else is expected, for the message.
-
-    Raises:
-        ConfigError: If it is no positive number.
-    """
-    number = rate if isinstance(rate, (int, float)) and not isinstance(rate, bool) else 0
-    if not isinstance(rate, Tracer) and not 0 < number < float("inf"):
-        raise ConfigError(f"{name}: learning_rate: expected a finite number above 0{more}, got {rate!r}.")
-
-
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
 @dataclass(frozen=True)
-class ProximalGradient(Solver):
+class ProximalGradient(Rated[None]):
     """Proximal gradient descent: a step on the loss, then the anchor's exact proximal step.
 
         phi <- argmin_p strength/2 |p - theta|^2 + |p - (phi - learning_rate * grad loss(phi))|^2 / (2 rate)
@@ -163,7 +136,7 @@ class ProximalGradient(Solver):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -175,35 +148,24 @@ class ProximalGradient(Solver):
         Parikh and Boyd (2014), Proximal algorithms, section 4.2.
     """
 
-    learning_rate: float
-    steps: int | None = None
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        check_stopping("ProximalGradient", self.steps, self.tolerance)
-        check_rate("ProximalGradient", self.learning_rate)
-
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
-        if not problem.has_precision:
+    def iteration(self, task: Instance) -> tuple[None, Step[None]]:
+        """Prepare the iteration; see `Stepping.iteration`."""
+        if not task.problem.has_precision:
             raise StructureError(
-                f"ProximalGradient: the problem is {problem.kind}; accepted are proximal and equilibrium "
-                "problems, which have an anchor to step towards. Use GradientDescent."
+                "ProximalGradient: expected a proximal or equilibrium problem, which has an anchor, got "
+                f"{task.problem.kind}. Hint: use GradientDescent."
             )
         rate = self.learning_rate
-        shares = jax.tree.map(lambda s: rate / (1 + rate * s), problem.strengths(phi0, theta))
+        shares = jax.tree.map(lambda s: rate / (1 + rate * s), task.problem.strengths(task.start, task.theta))
 
-        def step(slope: PyTree, phi: PyTree, memory: None) -> tuple[PyTree, None]:
+        def step(slope: Tree, phi: Tree, memory: None) -> tuple[Tree, None]:
             return jax.tree.map(lambda p, g, share: p - share * g, phi, slope, shares), memory
 
-        return iterate(problem, theta, batch, phi0, None, step, self.steps, self.tolerance)
+        return None, step
 
 
 @dataclass(frozen=True)
-class Descent(Solver):
+class Descent(Stepping[Tree]):
     """Any Optax transform fed with F.
 
     Args:
@@ -212,7 +174,7 @@ class Descent(Solver):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
     >>> import imaml, optax, jax.numpy as jnp
@@ -222,28 +184,24 @@ class Descent(Solver):
     0.5
     """
 
-    transform: optax.GradientTransformation
-    steps: int | None = None
-    tolerance: float | None = None
+    transform: GradientTransformation
+    steps: PositiveInt | None = None
+    tolerance: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        check_stopping("Descent", self.steps, self.tolerance)
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
         if not (hasattr(self.transform, "init") and hasattr(self.transform, "update")):
             raise ConfigError(
-                f"Descent: {self.transform!r} is no Optax transform; pass one such as optax.adam(1e-2), "
-                "or use GradientDescent(learning_rate)."
+                f"Descent: transform: expected an Optax transform, got {self.transform!r}. Hint: pass one "
+                "such as optax.adam(1e-2), or use GradientDescent(learning_rate)."
             )
 
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
+    def iteration(self, task: Instance) -> tuple[Tree, Step[Tree]]:
+        """Prepare the iteration; see `Stepping.iteration`."""
 
-        def step(slope: PyTree, phi: PyTree, memory: PyTree) -> tuple[PyTree, PyTree]:
+        def step(slope: Tree, phi: Tree, memory: Tree) -> tuple[Tree, Tree]:
             updates, memory = self.transform.update(slope, memory, phi)
             return jax.tree.map(jnp.add, phi, updates), memory
 
-        return iterate(
-            problem, theta, batch, phi0, self.transform.init(phi0), step, self.steps, self.tolerance
-        )
+        return self.transform.init(task.start), step

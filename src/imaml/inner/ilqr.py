@@ -27,9 +27,10 @@ from jax import Array, lax
 from jax.scipy.linalg import cho_solve
 
 from ..core.errors import ConfigError, StructureError
-from ..core.solution import Ending, Solution, Stats, Status
-from ..core.tree import PyTree
+from ..core.solution import Ending, Solution
+from ..core.tree import Tree
 from ..core.validation import require_number, require_whole
+from .base import to_tolerance
 
 # Traced once where a program needs it more than once; the plant is static.
 _traced_once = functools.partial(jax.jit, static_argnums=0)
@@ -54,8 +55,8 @@ class Trajectory(NamedTuple):
     cost: Array
 
 
-class _Quadratic(NamedTuple):
-    """A linear-quadratic problem about a trajectory; leaves (T, ...), the last two for the end."""
+class _Stage(NamedTuple):
+    """A linear-quadratic problem at one time: the dynamics' Jacobians, and the cost's derivatives."""
 
     fx: Array
     fu: Array
@@ -64,6 +65,17 @@ class _Quadratic(NamedTuple):
     uu: Array
     x: Array
     u: Array
+
+    def ahead(self, vxx: Array) -> tuple[Array, Array, Array]:
+        """Q_xx, Q_ux and Q_uu, given the Hessian V'_xx of the value of the time after; see `_backward`."""
+        fx, fu = self.fx, self.fu
+        return self.xx + fx.T @ vxx @ fx, self.ux + fu.T @ vxx @ fx, self.uu + fu.T @ vxx @ fu
+
+
+class _Quadratic(NamedTuple):
+    """A linear-quadratic problem about a trajectory; leaves of `stages` are (T, ...)."""
+
+    stages: _Stage
     end_xx: Array
     end_x: Array
 
@@ -80,22 +92,7 @@ class _State(NamedTuple):
     stuck: Array
 
 
-class _Value(NamedTuple):
-    """The value function that a sweep has reached, its Hessian and slope, and whether all was convex."""
-
-    xx: Array
-    x: Array
-    positive: Array
-
-
-class _Boxed(NamedTuple):
-    """The state of the projected Newton method: the point, and which entries are free."""
-
-    k: Array
-    free: Array
-
-
-def _boxed(matrix: Array, vector: Array, low: Array, high: Array) -> _Boxed:
+def _boxed(matrix: Array, vector: Array, low: Array, high: Array) -> tuple[Array, Array]:
     """The argmin of k.matrix.k / 2 + vector.k over low <= k <= high, and which are free; projected Newton.
 
     Tassa, Mansard and Todorov (2014), section III.C. A fixed number of iterations instead of a line search
@@ -103,15 +100,15 @@ def _boxed(matrix: Array, vector: Array, low: Array, high: Array) -> _Boxed:
     """
     size = vector.shape[0]
 
-    def newton(_: Array, state: _Boxed) -> _Boxed:
-        k = state.k
+    def newton(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        k = state[0]
         slope = vector + matrix @ k
         free = ~(((k <= low) & (slope > 0)) | ((k >= high) & (slope < 0)))
         held = jnp.where(free, 0, k)
         new = held - _solve_free(matrix, vector + matrix @ held, free)
-        return _Boxed(jnp.clip(new, low, high), free)
+        return jnp.clip(new, low, high), free
 
-    begin = _Boxed(jnp.clip(jnp.zeros_like(vector), low, high), jnp.ones(size, bool))
+    begin = jnp.clip(jnp.zeros_like(vector), low, high), jnp.ones(size, bool)
     return lax.fori_loop(0, 2 * size + 1, newton, begin)
 
 
@@ -124,8 +121,14 @@ def _solve_free(matrix: Array, right: Array, free: Array) -> Array:
     return found.reshape(right.shape)
 
 
-def _backward(problem: _Quadratic, shift: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
-    """The Riccati sweep: k (T, m), gains (T, m, n), and whether every Q_uu was positive.
+def _followed(qxx: Array, qux: Array, quu: Array, gains: Array) -> Array:
+    """The Hessian of the value of a time whose controls follow the gains, symmetric but for rounding."""
+    vxx = qxx + gains.T @ quu @ gains + gains.T @ qux + qux.T @ gains
+    return 0.5 * (vxx + vxx.T)
+
+
+def _backward(problem: _Quadratic, shift: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """The Riccati sweep: k (T, m) and gains (T, m, n), NaN from the last time on whose Q_uu is not positive.
 
     Tassa, Mansard and Todorov (2014), equations 5 to 8, with V' the value of the time after:
 
@@ -137,27 +140,21 @@ def _backward(problem: _Quadratic, shift: Array, low: Array, high: Array) -> tup
     low, high: limits of k, (T, m).
     """
 
-    def step(after: _Value, here: tuple[_Quadratic, Array, Array]) -> tuple[_Value, tuple[Array, Array]]:
-        part, low, high = here
-        vxx, vx = after.xx, after.x
-        fx, fu = part.fx, part.fu
-        qx, qu = part.x + fx.T @ vx, part.u + fu.T @ vx
-        qxx, qux = part.xx + fx.T @ vxx @ fx, part.ux + fu.T @ vxx @ fx
-        quu = part.uu + fu.T @ vxx @ fu
-        size = quu.shape[0]
-        shifted = quu + shift * jnp.eye(size, dtype=quu.dtype)
+    def step(
+        after: tuple[Array, Array], here: tuple[_Stage, Array, Array]
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        vxx, vx = after
+        stage, low, high = here
+        qxx, qux, quu = stage.ahead(vxx)
+        qx, qu = stage.x + stage.fx.T @ vx, stage.u + stage.fu.T @ vx
+        shifted = quu + shift * jnp.eye(quu.shape[0], dtype=quu.dtype)
         k, free = _boxed(shifted, qu, low, high)
         gains = -_solve_free(shifted, qux, free)
-        # Cholesky's factor of a matrix that is not positive is NaN.
-        positive = after.positive & jnp.all(jnp.isfinite(gains))
         vx = qx + gains.T @ (quu @ k + qu) + qux.T @ k
-        vxx = qxx + gains.T @ quu @ gains + gains.T @ qux + qux.T @ gains
-        return _Value(0.5 * (vxx + vxx.T), vx, positive), (k, gains)
+        return (_followed(qxx, qux, quu, gains), vx), (k, gains)
 
-    ends = _Value(problem.end_xx, problem.end_x, jnp.array(True))
-    steps = _Quadratic(*problem[:7], None, None)  # type: ignore[arg-type]
-    first, (k, gains) = lax.scan(step, ends, (steps, low, high), reverse=True)
-    return k, gains, first.positive
+    ends = problem.end_xx, problem.end_x
+    return lax.scan(step, ends, (problem.stages, low, high), reverse=True)[1]
 
 
 @dataclass(frozen=True)
@@ -190,9 +187,9 @@ class ILQR:
         Amos et al. (2018), Differentiable MPC for end-to-end planning and control.
     """
 
-    dynamics: Callable[[Array, Array, PyTree], Array]
-    running: Callable[[Array, Array, PyTree], Array]
-    final: Callable[[Array, PyTree], Array]
+    dynamics: Callable[[Array, Array, Tree], Array]
+    running: Callable[[Array, Array, Tree], Array]
+    final: Callable[[Array, Tree], Array]
     low: float | None = None
     high: float | None = None
     steps: int = 100
@@ -203,10 +200,10 @@ class ILQR:
         require_whole("ILQR", 1, steps=self.steps)
         require_number("ILQR", 0, open=True, tolerance=self.tolerance)
         if self.low is not None and self.high is not None and not self.low < self.high:
-            raise ConfigError(f"ILQR: low={self.low!r} and high={self.high!r}; accepted is a low below high.")
+            raise ConfigError(f"ILQR: low: expected a number below high={self.high!r}, got {self.low!r}.")
 
     @_traced_once
-    def rollout(self, parameters: PyTree, start: Array, controls: Array) -> Array:
+    def rollout(self, parameters: Tree, start: Array, controls: Array) -> Array:
         """Simulate the plant.
 
         Args:
@@ -224,7 +221,7 @@ class ILQR:
 
         return jnp.concatenate([start[None], lax.scan(step, start, controls)[1]])
 
-    def follow(self, parameters: PyTree, start: Array, plan: Trajectory) -> tuple[Array, Array]:
+    def follow(self, parameters: Tree, start: Array, plan: Trajectory) -> tuple[Array, Array]:
         """Follow a plan that was made for another plant.
 
         Args:
@@ -235,30 +232,25 @@ class ILQR:
         Returns:
             The states (T + 1, n) and the controls (T, m).
         """
-        return self._corrected(
-            parameters, start, plan.states, plan.controls, jnp.zeros_like(plan.controls), plan.gains
-        )
+        unchanged = jnp.zeros_like(plan.controls)
+        return self._corrected(parameters, start, plan.states, plan.controls, unchanged, plan.gains)
 
     def _corrected(
-        self, parameters: PyTree, start: Array, states: Array, controls: Array, change: Array, gains: Array
+        self, parameters: Tree, start: Array, states: Array, controls: Array, change: Array, gains: Array
     ) -> tuple[Array, Array]:
         """The states and controls of u_t + change_t + gains_t (x_t - states_t), within the limits."""
 
         def step(state: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             about, control, change, gain = here
-            control = self._limited(control + change + gain @ (state - about))
+            control = jnp.clip(control + change + gain @ (state - about), self.low, self.high)
             following = self.dynamics(state, control, parameters)
             return following, (following, control)
 
         _, (after, used) = lax.scan(step, start, (states[:-1], controls, change, gains))
         return jnp.concatenate([start[None], after]), used
 
-    def _limited(self, controls: Array) -> Array:
-        """The controls, within the limits."""
-        return jnp.clip(controls, self.low, self.high)
-
     @_traced_once
-    def cost(self, parameters: PyTree, states: Array, controls: Array) -> Array:
+    def cost(self, parameters: Tree, states: Array, controls: Array) -> Array:
         """Compute the cost of a trajectory.
 
         Args:
@@ -269,10 +261,10 @@ class ILQR:
         Returns:
             J, a scalar.
         """
-        each = jax.vmap(lambda x, u: self.running(x, u, parameters))(states[:-1], controls)
+        each = jax.vmap(self.running, (0, 0, None))(states[:-1], controls, parameters)
         return jnp.sum(each) + self.final(states[-1], parameters)
 
-    def objective(self, parameters: PyTree, start: Array, controls: Array) -> Array:
+    def objective(self, parameters: Tree, start: Array, controls: Array) -> Array:
         """Compute the cost of controls.
 
         Args:
@@ -285,7 +277,7 @@ class ILQR:
         """
         return self.cost(parameters, self.rollout(parameters, start, controls), controls)
 
-    def __call__(self, parameters: PyTree, start: Array, guess: Array) -> Solution:
+    def __call__(self, parameters: Tree, start: Array, guess: Array) -> Solution:
         """Find a plan; not to be differentiated (see `controls`). Compile it with `jax.jit`.
 
         Args:
@@ -302,29 +294,24 @@ class ILQR:
         """
         if jnp.ndim(start) != 1 or jnp.ndim(guess) != 2:
             raise StructureError(
-                f"ILQR: start has shape {jnp.shape(start)} and guess {jnp.shape(guess)}; accepted are (n,) "
-                "and (T, m)."
+                "ILQR: expected a start of shape (n,) and a guess of shape (T, m), got "
+                f"{jnp.shape(start)} and {jnp.shape(guess)}."
             )
         parameters, start, guess = lax.stop_gradient((parameters, start, guess))
 
         def going(state: _State) -> Array:
             return (state.residual > self.tolerance) & (state.steps < self.steps) & ~state.stuck
 
-        end = lax.while_loop(
-            going,
-            lambda state: self._improve(parameters, start, state),
-            self._begin(parameters, start, guess),
-        )
+        advance = lambda state: self._improve(parameters, start, state)  # noqa: E731
+        end = lax.while_loop(going, advance, self._begin(parameters, start, guess))
         gains = self.feedback(parameters, end.states, end.controls)
         value = Trajectory(end.states, end.controls, gains, end.cost)
-        usable = jnp.isfinite(end.cost) & jnp.isfinite(end.residual)
-        code = jnp.where(end.stuck, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
-        code = jnp.where(end.residual <= self.tolerance, int(Ending.CONVERGED), code)
-        code = jnp.where(usable, code, int(Ending.NOT_FINITE))
-        return Solution(value, Stats(end.steps, end.residual, jnp.asarray(False)), Status(code))
+        failed = jnp.where(end.stuck, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
+        finite = jnp.isfinite(end.cost)
+        return to_tolerance(value, end.steps, end.residual, self.tolerance, failed, finite)
 
     @_traced_once
-    def feedback(self, parameters: PyTree, states: Array, controls: Array) -> Array:
+    def feedback(self, parameters: Tree, states: Array, controls: Array) -> Array:
         """Compute feedback gains about a trajectory; they may be differentiated.
 
         Args:
@@ -337,24 +324,20 @@ class ILQR:
             held at a limit, and at a time from which on the trajectory is no minimum of that problem.
         """
         about = self._about(parameters, states, controls, False)
-        slope = jax.grad(lambda u: self.objective(parameters, states[0], u))(controls)
-        free = self._free(controls, slope)
+        free = self._gradient(parameters, states[0], controls)[1]
 
-        def back(vxx: Array, here: tuple[_Quadratic, Array]) -> tuple[Array, Array]:
+        def back(vxx: Array, here: tuple[_Stage, Array]) -> tuple[Array, Array]:
             # The sweep of `_backward` without its linear terms, as the gains do not depend on them.
-            part, free = here
-            fx, fu = part.fx, part.fu
-            quu, qux = part.uu + fu.T @ vxx @ fu, part.ux + fu.T @ vxx @ fx
+            stage, free = here
+            qxx, qux, quu = stage.ahead(vxx)
             positive = jnp.all(jnp.isfinite(jnp.linalg.cholesky(quu)))
             safe = jnp.where(positive, quu, jnp.eye(free.size, dtype=quu.dtype))
             gains = -_solve_free(safe, qux, free & positive)
-            vxx = part.xx + fx.T @ vxx @ fx + gains.T @ quu @ gains + gains.T @ qux + qux.T @ gains
-            return 0.5 * (vxx + vxx.T), gains
+            return _followed(qxx, qux, quu, gains), gains
 
-        steps = _Quadratic(*about[:7], None, None)  # type: ignore[arg-type]
-        return lax.scan(back, about.end_xx, (steps, free), reverse=True)[1]
+        return lax.scan(back, about.end_xx, (about.stages, free), reverse=True)[1]
 
-    def iterated(self, parameters: PyTree, start: Array, guess: Array) -> Array:
+    def iterated(self, parameters: Tree, start: Array, guess: Array) -> Array:
         """Find the controls by all of `steps` iterations, differentiated through every one of them.
 
         It is what `controls` is compared with: its memory grows with the iterations.
@@ -373,9 +356,9 @@ class ILQR:
 
         return lax.scan(improve, self._begin(parameters, start, guess), None, self.steps)[0].controls
 
-    def _begin(self, parameters: PyTree, start: Array, guess: Array) -> _State:
+    def _begin(self, parameters: Tree, start: Array, guess: Array) -> _State:
         """The state before the first iteration."""
-        controls = self._limited(guess)
+        controls = jnp.clip(guess, self.low, self.high)
         states = self.rollout(parameters, start, controls)
         return _State(
             controls=controls,
@@ -387,7 +370,7 @@ class ILQR:
             stuck=jnp.asarray(False),
         )
 
-    def _improve(self, parameters: PyTree, start: Array, state: _State) -> _State:
+    def _improve(self, parameters: Tree, start: Array, state: _State) -> _State:
         """Two sweeps backwards, and the best of a line of steps forwards along each.
 
         One sweep is iterative LQR's own, without the curvature of the dynamics, whose steps are good far from
@@ -395,9 +378,10 @@ class ILQR:
         """
         room = self._room(state.controls)
 
-        def sweep(curved: bool) -> tuple[Array, ...]:
+        # The shift of Q_uu is relative to the mean trace of l_uu, so that it has the units of the cost.
+        def sweep(curved: bool) -> tuple[Array, Array]:
             about = self._about(parameters, state.states, state.controls, curved)
-            scale = jnp.maximum(jnp.mean(jnp.abs(jnp.trace(about.uu, axis1=-2, axis2=-1))), 1e-12)
+            scale = jnp.maximum(jnp.mean(jnp.abs(jnp.trace(about.stages.uu, axis1=-2, axis2=-1))), 1e-12)
             return _backward(about, state.shift * scale, *room)
 
         def attempt(size: Array, change: Array, gains: Array) -> tuple[Array, Array, Array]:
@@ -406,18 +390,20 @@ class ILQR:
             )
             return states, controls, self.cost(parameters, states, controls)
 
-        sweeps = jax.tree.map(lambda *pair: jnp.stack(pair), sweep(False), sweep(True))
-        change, gains, positive = sweeps
+        # Both sweeps, and a line search along each, all sizes at once. A sweep that met a Q_uu that is not
+        # positive has NaN among its gains, and offers nothing.
+        change, gains = jax.tree.map(lambda *pair: jnp.stack(pair), sweep(False), sweep(True))
+        positive = jnp.all(jnp.isfinite(gains), axis=(1, 2, 3))
         sizes = 0.4 ** jnp.arange(SIZES, dtype=state.cost.dtype)
         along = jax.vmap(jax.vmap(attempt, (0, None, None)), (None, 0, 0))(sizes, change, gains)
-        along = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), along)
-        states, controls, costs = along
+        states, controls, costs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), along)
         costs = jnp.where(jnp.isfinite(costs) & jnp.repeat(positive, SIZES), costs, jnp.inf)
-        # Near the solution J no longer tells steps apart, but its slope does.
+        # Near the solution all costs agree to rounding, so the smallest slope decides among the lowest.
         rounding = 8 * jnp.finfo(costs.dtype).eps * jnp.abs(state.cost)
         slopes = jax.vmap(lambda u: self._slope(parameters, start, u))(controls)
         best = jnp.argmin(jnp.where(costs <= jnp.min(costs) + rounding, slopes, jnp.inf))
         residual = slopes[best]
+        # It is taken where J falls, or where J stays and its slope falls; else the shift is raised.
         better = (costs[best] < state.cost - rounding) | (residual < state.residual)
         better = (costs[best] <= state.cost + rounding) & better
         keep = lambda new, old: jnp.where(better, new, old)  # noqa: E731
@@ -432,15 +418,16 @@ class ILQR:
         )
 
     @_traced_once
-    def _slope(self, parameters: PyTree, start: Array, controls: Array) -> Array:
+    def _slope(self, parameters: Tree, start: Array, controls: Array) -> Array:
         """The largest entry of dJ/du among the free controls."""
-        slope = jax.grad(lambda u: self.objective(parameters, start, u))(controls)
-        return jnp.max(jnp.abs(jnp.where(self._free(controls, slope), slope, 0)))
+        slope, free = self._gradient(parameters, start, controls)
+        return jnp.max(jnp.abs(jnp.where(free, slope, 0)))
 
-    def _free(self, controls: Array, slope: Array) -> Array:
-        """Which controls are not held at a limit by their slope."""
+    def _gradient(self, parameters: Tree, start: Array, controls: Array) -> tuple[Array, Array]:
+        """The gradient dJ/du, and which controls it does not hold at a limit."""
+        slope = jax.grad(lambda u: self.objective(parameters, start, u))(controls)
         low, high = self._room(controls)
-        return ~(((low >= 0) & (slope > 0)) | ((high <= 0) & (slope < 0)))
+        return slope, ~(((low >= 0) & (slope > 0)) | ((high <= 0) & (slope < 0)))
 
     def _room(self, controls: Array) -> tuple[Array, Array]:
         """How far controls may go down and up."""
@@ -449,15 +436,11 @@ class ILQR:
         return low - controls, high - controls
 
     @functools.partial(jax.jit, static_argnums=(0, 4))
-    def _about(self, parameters: PyTree, states: Array, controls: Array, curved: bool) -> _Quadratic:
+    def _about(self, parameters: Tree, states: Array, controls: Array, curved: bool) -> _Quadratic:
         """The linear-quadratic problem about a trajectory; curved: with the curvature of the dynamics."""
-
-        def joined(function: Callable) -> Callable:
-            return lambda x, u: function(x, u, parameters)
-
-        before = states[:-1]
-        fx, fu = jax.vmap(jax.jacfwd(joined(self.dynamics), (0, 1)))(before, controls)
-        x, u = jax.vmap(jax.grad(joined(self.running), (0, 1)))(before, controls)
+        before, times = states[:-1], (0, 0, None)
+        fx, fu = jax.vmap(jax.jacfwd(self.dynamics, (0, 1)), times)(before, controls, parameters)
+        x, u = jax.vmap(jax.grad(self.running, (0, 1)), times)(before, controls, parameters)
         end_x = jax.grad(self.final)(states[-1], parameters)
 
         def back(later: Array, here: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -471,9 +454,10 @@ class ILQR:
             return cost + costate @ self.dynamics(x, u, parameters) if curved else cost
 
         (xx, _), (ux, uu) = jax.vmap(jax.hessian(lagrangian, (0, 1)))(before, controls, costates)
-        return _Quadratic(fx, fu, xx, ux, uu, x, u, jax.hessian(self.final)(states[-1], parameters), end_x)
+        end_xx = jax.hessian(self.final)(states[-1], parameters)
+        return _Quadratic(_Stage(fx, fu, xx, ux, uu, x, u), end_xx, end_x)
 
-    def controls(self, parameters: PyTree, start: Array, guess: Array) -> Array:
+    def controls(self, parameters: Tree, start: Array, guess: Array) -> Array:
         """Find the optimal controls, to be differentiated in parameters and start, in either mode.
 
         The derivative is that of the solution, by one Riccati sweep, whatever iterations were taken. It is as
@@ -490,7 +474,7 @@ class ILQR:
         found: Trajectory = lax.stop_gradient(self(parameters, start, guess).value)
         return self.through(parameters, start, found)
 
-    def through(self, parameters: PyTree, start: Array, plan: Trajectory) -> Array:
+    def through(self, parameters: Tree, start: Array, plan: Trajectory) -> Array:
         """Make a function of parameters and start of the controls of a plan; see `controls`.
 
         Args:
@@ -503,8 +487,7 @@ class ILQR:
         """
         solved = lax.stop_gradient(plan.controls)
         fixed = lax.stop_gradient((parameters, start))
-        slope = jax.grad(lambda u: self.objective(fixed[0], fixed[1], u))(solved)
-        free = self._free(solved, slope)
+        free = self._gradient(*fixed, solved)[1]
 
         # The root of dJ/du = 0 in the controls that are free, which are taken as they are at the solution.
         def residual(controls: Array) -> Array:
@@ -530,25 +513,24 @@ def _inverse(about: _Quadratic, free: Array, right: Array) -> Array:
     """
 
     def back(
-        after: tuple[Array, Array], here: tuple[_Quadratic, Array, Array]
+        after: tuple[Array, Array], here: tuple[_Stage, Array, Array]
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         vxx, vx = after
-        part, free, wanted = here
-        fx, fu = part.fx, part.fu
-        qu, qux = fu.T @ vx - wanted, part.ux + fu.T @ vxx @ fx
-        quu = part.uu + fu.T @ vxx @ fu
+        stage, free, wanted = here
+        qxx, qux, quu = stage.ahead(vxx)
+        qu = stage.fu.T @ vx - wanted
         k, gains = -_solve_free(quu, qu, free), -_solve_free(quu, qux, free)
-        vxx = part.xx + fx.T @ vxx @ fx + qux.T @ gains
-        return (0.5 * (vxx + vxx.T), fx.T @ vx + qux.T @ k), (k, gains)
+        vxx = qxx + qux.T @ gains  # as Q_uu gains = -Q_ux among the free
+        return (0.5 * (vxx + vxx.T), stage.fx.T @ vx + qux.T @ k), (k, gains)
 
-    steps = _Quadratic(*about[:7], None, None)  # type: ignore[arg-type]
     begin = about.end_xx, jnp.zeros_like(about.end_x)
-    _, (k, gains) = lax.scan(back, begin, (steps, free, right), reverse=True)
+    _, (k, gains) = lax.scan(back, begin, (about.stages, free, right), reverse=True)
 
+    # The solution starts at a change of the state of zero: du_t = k_t + gains_t dx_t.
     def forth(state: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
         fx, fu, k, gain = here
         control = k + gain @ state
         return fx @ state + fu @ control, control
 
-    _, controls = lax.scan(forth, jnp.zeros_like(about.end_x), (about.fx, about.fu, k, gains))
+    _, controls = lax.scan(forth, jnp.zeros_like(about.end_x), (about.stages.fx, about.stages.fu, k, gains))
     return jnp.where(free, controls, right)

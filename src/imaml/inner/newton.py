@@ -11,24 +11,23 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core import tree
-from ..core.errors import ConfigError, StructureError
+from ..core.errors import ConfigError
+from ..core.fields import PositiveFloat, PositiveInt
 from ..core.loops import repeat_while
 from ..core.recipes import recipe
-from ..core.solution import Solution
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..linear.base import LinearSolver, Matvec
-from ..linear.cg import CG, require_cg
+from ..linear.cg import CG
 from ..linear.dense import Dense
-from ..problems.base import Problem
 from ..problems.linearised import anchor_of, refuse_system, solve_anchored
-from .base import Solver, check_stopping, iterate
+from .base import Instance, Step, Stepping
 
 SUFFICIENT = 1e-4  # Armijo: the share of the decrease that the slope promises (Nocedal and Wright, eq. 3.4)
 
 
 @recipe("inner", fresh={"steps": 5})
 @dataclass(frozen=True)
-class NewtonCG(Solver):
+class NewtonCG(Stepping[None]):
     """Truncated Newton, phi <- phi + a d with H d = -F by conjugate gradients (Hessian-free).
 
     Where CG meets negative curvature the direction is its iterate before that, or -F where there is none:
@@ -45,7 +44,7 @@ class NewtonCG(Solver):
         halvings: The most halvings of a step.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -58,52 +57,27 @@ class NewtonCG(Solver):
         Nocedal and Wright (2006), Numerical optimization, Algorithm 7.1.
     """
 
-    steps: int | None = None
+    steps: PositiveInt | None = None
     linear: CG = field(default_factory=lambda: CG(steps=5))
-    tolerance: float | None = None
-    halvings: int = 20
-    reversible: ClassVar[bool] = False  # whether reverse mode goes through its steps
+    tolerance: PositiveFloat | None = None
+    halvings: PositiveInt = 20
+    reversible: ClassVar[bool] = False
+    minimises: ClassVar[bool] = True
+    most: ClassVar[int] = 100
 
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        check_stopping("NewtonCG", self.steps, self.tolerance)
-        require_cg("NewtonCG", self.linear)
-        if isinstance(self.halvings, bool) or not isinstance(self.halvings, int) or self.halvings < 1:
-            raise ConfigError(
-                f"NewtonCG: halvings={self.halvings!r}; accepted is a whole number of at least 1."
-            )
+    def iteration(self, task: Instance) -> tuple[None, Step[None]]:
+        """Prepare the iteration; see `Stepping.iteration`."""
 
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
-        if not problem.has_objective:
-            raise StructureError(
-                f"NewtonCG searches along lines for less of an objective, and a {problem.kind} problem has "
-                "none; use GradientDescent, or another solver of F = 0."
-            )
+        def step(slope: Tree, phi: Tree, memory: None) -> tuple[Tree, None]:
+            # A direction of descent (Nocedal and Wright 2006, Algorithm 7.1): -F where CG took no step.
+            _, product = jax.linearize(task.residual, phi)
+            downhill = jax.tree.map(jnp.negative, slope)
+            found = self.linear(product, downhill, structure="spd")
+            nothing = found.stats.steps == 0
+            direction = jax.tree.map(lambda d, g: jnp.where(nothing, g, d), found.value, downhill)
+            return _searched(task.objective, phi, slope, direction, self.halvings), memory
 
-        def objective(phi: PyTree) -> Array:
-            value = problem.objective(phi, theta, batch)
-            assert value is not None
-            return value
-
-        def step(slope: PyTree, phi: PyTree, memory: None) -> tuple[PyTree, None]:
-            direction = self._direction(problem, phi, theta, batch, slope)
-            return _searched(objective, phi, slope, direction, self.halvings), memory
-
-        most = self.steps if self.tolerance is None else self.steps or 100
-        return iterate(problem, theta, batch, phi0, None, step, most, self.tolerance)
-
-    def _direction(
-        self, problem: Problem, phi: PyTree, theta: PyTree, batch: PyTree, slope: PyTree
-    ) -> PyTree:
-        """A direction of descent, shaped like phi (Nocedal and Wright 2006, Algorithm 7.1)."""
-        _, product = jax.linearize(lambda p: problem.residual(p, theta, batch), phi)
-        downhill = jax.tree.map(jnp.negative, slope)
-        solution = self.linear(product, downhill, structure="spd")
-        nothing = solution.stats.steps == 0
-        return jax.tree.map(lambda d, g: jnp.where(nothing, g, d), solution.value, downhill)
+        return None, step
 
 
 class _Length(NamedTuple):
@@ -113,9 +87,7 @@ class _Length(NamedTuple):
     halvings: Array
 
 
-def _searched(
-    objective: Callable[[PyTree], Array], phi: PyTree, slope: PyTree, direction: PyTree, most: int
-) -> PyTree:
+def _searched(objective: Callable[[Tree], Array], phi: Tree, slope: Tree, direction: Tree, most: int) -> Tree:
     """Phi after a step along a direction of descent, by backtracking (Armijo).
 
     The length a is halved from 1 until objective(phi + a d) <= objective(phi) + 1e-4 a F.d + noise. Two
@@ -138,7 +110,7 @@ def _searched(
 
 
 @dataclass(frozen=True)
-class Newton(Solver):
+class Newton(Stepping[None]):
     """Newton's method on F = 0, phi <- phi - A^-1 F with A = dF/dphi, for a problem of any structure.
 
     It has no line search. It converges only from near enough, quadratically with a `linear` that is exact,
@@ -152,7 +124,7 @@ class Newton(Solver):
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -161,34 +133,35 @@ class Newton(Solver):
         0.7391
     """
 
-    steps: int | None = None
+    steps: PositiveInt | None = None
     linear: LinearSolver = field(default_factory=Dense)
-    tolerance: float | None = None
+    tolerance: PositiveFloat | None = None
+    most: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        check_stopping("Newton", self.steps, self.tolerance)
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
         if not callable(self.linear):
-            raise ConfigError(f"Newton: {self.linear!r} is no linear solver; pass one such as Dense().")
+            raise ConfigError(
+                f"Newton: linear: expected a linear solver such as Dense(), got {self.linear!r}."
+            )
 
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
+    def iteration(self, task: Instance) -> tuple[None, Step[None]]:
+        """Prepare the iteration; see `Stepping.iteration`."""
+        problem = task.problem
         refuse_system(self.linear, problem)
 
-        def step(slope: PyTree, phi: PyTree, memory: None) -> tuple[PyTree, None]:
-            _, product = jax.linearize(lambda p: problem.residual(p, theta, batch), phi)
-            anchor = anchor_of(problem, phi, theta)
+        def step(slope: Tree, phi: Tree, memory: None) -> tuple[Tree, None]:
+            _, product = jax.linearize(task.residual, phi)
+            anchor = anchor_of(problem, phi, task.theta)
 
-            def solve(matvec: Matvec, b: PyTree) -> PyTree:
+            def solve(matvec: Matvec, b: Tree) -> Tree:
                 return solve_anchored(self.linear, matvec, b, problem.structure, anchor).value
 
             symmetric = problem.structure != "general"
             transposed = None if symmetric else solve
             # Derivatives go through the linear system itself, whatever `linear` did to solve it.
-            way = lax.custom_linear_solve(product, slope, solve, transposed, symmetric=symmetric)
-            return tree.minus(phi, way), memory
+            change = lax.custom_linear_solve(product, slope, solve, transposed, symmetric=symmetric)
+            return tree.minus(phi, change), memory
 
-        most = self.steps if self.tolerance is None else self.steps or 100
-        return iterate(problem, theta, batch, phi0, None, step, most, self.tolerance)
+        return None, step

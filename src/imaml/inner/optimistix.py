@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -12,16 +13,16 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import StructureError
+from ..core.fields import Checked, PositiveFloat, PositiveInt
 from ..core.loops import repeat_while
 from ..core.solution import Ending, Solution, Stats, Status
-from ..core.tree import PyTree
-from ..problems.base import Problem
+from ..core.tree import Tree
 from ..problems.losses import Composed, HalfSquares
-from .base import Solver, check_stopping
+from .base import Instance, Solver, check_stopping, to_tolerance
 
-DEFAULT_MOST = 1000
 PATIENCE = 30  # steps without a smaller |F| after which it stops
-Backend: TypeAlias = Any  # a solver of Optimistix, which is imported late as it takes long
+Backend: TypeAlias = Any  # a solver of Optimistix, which is imported in calls only, as it takes long
+Function = Callable[[Tree, None], tuple[Tree, None]]  # what Optimistix minimises, of phi and no arguments
 
 
 class _Search(NamedTuple):
@@ -36,29 +37,84 @@ class _Search(NamedTuple):
         stale: How many of the last ones brought no smaller |F|.
     """
 
-    phi: PyTree
-    arrays: PyTree
-    best: PyTree
+    phi: Tree
+    arrays: Tree
+    best: Tree
     size: Array
     steps: Array
     stale: Array
 
 
 @dataclass(frozen=True)
-class _Limited(Solver):
-    """What the three have in common: when they stop, and that reverse mode does not go through them."""
+class _Wrapped(Checked, Solver):
+    """The base of the solvers of Optimistix; a subclass defines `_backend`."""
 
-    steps: int | None = None
-    tolerance: float | None = None
+    steps: PositiveInt | None = None
+    tolerance: PositiveFloat | None = None
     reversible: ClassVar[bool] = False
+    minimises: ClassVar[bool] = True
+    most: ClassVar[int] = 1000
 
     def __post_init__(self) -> None:
-        """Check the limits; raises ConfigError."""
+        """Check the fields, and that it has something to stop at (ConfigError)."""
+        super().__post_init__()
         check_stopping(type(self).__name__, self.steps, self.tolerance)
+
+    def _backend(self, optimistix: ModuleType) -> Backend:
+        """The solver of Optimistix, given its module."""
+        raise NotImplementedError
+
+    def _function(self, task: Instance) -> Function:
+        """What that solver minimises; by default the objective."""
+        return lambda phi, _: (task.objective(phi), None)
+
+    def _solve(self, task: Instance) -> Solution:
+        """Take the solver's steps one by one, so that it stops by |F| as all of ours do.
+
+        The Solution is the point of least |F| seen: a trial of a line search may be worse than the last.
+        """
+        import equinox
+        import optimistix
+
+        backend, function = self._backend(optimistix), self._function(task)
+        tags: frozenset[object] = frozenset()
+        options: dict[str, object] = {}
+        shape, none = jax.eval_shape(lambda phi: function(phi, None), task.start)
+        state = backend.init(function, task.start, None, options, shape, none, tags)
+        # Optimistix' state holds functions as well as arrays, and a loop carries arrays only.
+        arrays, rest = equinox.partition(state, equinox.is_array)
+        most = self.steps or self.most
+        threshold = 0.0 if self.tolerance is None else self.tolerance
+
+        # It stops at the tolerance, after `most` steps, or after PATIENCE steps without a smaller |F|.
+        def going(search: _Search) -> Array:
+            return (search.size > threshold) & (search.steps < most) & (search.stale < PATIENCE)
+
+        def advance(search: _Search) -> _Search:
+            state = equinox.combine(search.arrays, rest)
+            phi, state, _ = backend.step(function, search.phi, None, options, state, tags)
+            size = task.size(phi)
+            better = size < search.size
+            return _Search(
+                phi=phi,
+                arrays=equinox.filter(state, equinox.is_array),
+                best=jax.tree.map(lambda a, b: jnp.where(better, a, b), phi, search.best),
+                size=jnp.where(better, size, search.size),
+                steps=search.steps + 1,
+                stale=jnp.where(better, 0, search.stale + 1),
+            )
+
+        begin = _Search(task.start, arrays, task.start, task.size(task.start), jnp.asarray(0), jnp.asarray(0))
+        end = repeat_while(going, advance, begin)
+        if self.tolerance is not None:
+            failed = jnp.where(end.stale < PATIENCE, int(Ending.OUT_OF_STEPS), int(Ending.STAGNATED))
+            return to_tolerance(end.best, end.steps, end.size, self.tolerance, failed)
+        code = jnp.where(jnp.isfinite(end.size), int(Ending.STEPS_DONE), int(Ending.NOT_FINITE))
+        return Solution(end.best, Stats(end.steps, end.size, jnp.asarray(False)), Status(code))
 
 
 @dataclass(frozen=True)
-class LBFGS(_Limited):
+class LBFGS(_Wrapped):
     """Limited-memory BFGS with a line search, through Optimistix.
 
     The line search compares values of the objective, so |F| below the root of the dtype's precision is mostly
@@ -71,7 +127,7 @@ class LBFGS(_Limited):
         memory: The number of pairs of steps and slopes kept.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -83,20 +139,15 @@ class LBFGS(_Limited):
         Nocedal and Wright (2006), Numerical optimization, Algorithm 7.5.
     """
 
-    memory: int = 10
+    memory: PositiveInt = 10
 
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
-        import optimistix
-
-        backend = optimistix.LBFGS(0.0, 0.0, history_length=self.memory)
-        return _minimised(self, backend, problem, theta, batch, phi0)
+    def _backend(self, optimistix: ModuleType) -> Backend:
+        """L-BFGS; its own tolerances of 0 are never reached."""
+        return optimistix.LBFGS(0.0, 0.0, history_length=self.memory)
 
 
 @dataclass(frozen=True)
-class NonlinearCG(_Limited):
+class NonlinearCG(_Wrapped):
     """Nonlinear conjugate gradients (Polak and Ribiere) with a line search, through Optimistix; see `LBFGS`.
 
     Args:
@@ -104,7 +155,7 @@ class NonlinearCG(_Limited):
         tolerance: The |F| to reach, or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -116,17 +167,13 @@ class NonlinearCG(_Limited):
         Nocedal and Wright (2006), Numerical optimization, section 5.2.
     """
 
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
-        import optimistix
-
-        return _minimised(self, optimistix.NonlinearCG(0.0, 0.0), problem, theta, batch, phi0)
+    def _backend(self, optimistix: ModuleType) -> Backend:
+        """Nonlinear conjugate gradients."""
+        return optimistix.NonlinearCG(0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt(_Limited):
+class LevenbergMarquardt(_Wrapped):
     """Levenberg-Marquardt, through Optimistix, for `least_squares(residuals, strength)`; see `LBFGS`.
 
     Each step factorises the Jacobian, so it is for problems of up to some thousand parameters.
@@ -136,7 +183,7 @@ class LevenbergMarquardt(_Limited):
         tolerance: The |F| to reach, or None for all steps.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -148,90 +195,23 @@ class LevenbergMarquardt(_Limited):
         Nocedal and Wright (2006), Numerical optimization, section 10.3.
     """
 
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
-        import optimistix
+    def _backend(self, optimistix: ModuleType) -> Backend:
+        """Levenberg-Marquardt."""
+        return optimistix.LevenbergMarquardt(0.0, 0.0)
 
-        loss = problem.loss
+    def _function(self, task: Instance) -> Function:
+        """The residuals of the loss and S^(1/2) (phi - theta); the objective is half their squares' sum."""
+        problem, loss = task.problem, task.problem.loss
         squares = isinstance(loss, Composed) and isinstance(loss.cost, HalfSquares)
         if not (squares and problem.has_precision):
             raise StructureError(
-                "LevenbergMarquardt: made for least_squares(residuals, strength); this problem is "
-                f"{problem.kind}. Use LBFGS or NewtonCG."
+                "LevenbergMarquardt: expected a problem made by least_squares(residuals, strength), got "
+                f"{problem.kind}. Hint: use LBFGS or NewtonCG."
             )
 
-        # The objective is half the sum of squares of the loss's residuals and of S^(1/2) (phi - theta).
-        def residuals(phi: PyTree, _: None) -> tuple[PyTree, None]:
-            apart = tree.ravel(problem.displacement(phi, theta))[0]
-            pull = problem.precision(phi, theta).root(apart)
-            return (loss.outputs(problem.full(phi, theta), batch), pull), None
+        def residuals(phi: Tree, _: None) -> tuple[Tree, None]:
+            away = tree.ravel(problem.displacement(phi, task.theta))[0]
+            pull = problem.precision(phi, task.theta).root(away)
+            return (loss.outputs(problem.full(phi, task.theta), task.batch), pull), None
 
-        backend = optimistix.LevenbergMarquardt(0.0, 0.0)
-        return _stepped(self, backend, residuals, problem, theta, batch, phi0)
-
-
-def _minimised(
-    recipe: _Limited, backend: Backend, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree
-) -> Solution:
-    """The Solution by one of Optimistix' minimisers."""
-    if not problem.has_objective:
-        raise StructureError(
-            f"{type(recipe).__name__} searches along lines for less of an objective, and a {problem.kind} "
-            "problem has none; use GradientDescent, or another solver of F = 0."
-        )
-    objective = lambda phi, _: (problem.objective(phi, theta, batch), None)  # noqa: E731
-    return _stepped(recipe, backend, objective, problem, theta, batch, phi0)
-
-
-def _stepped(
-    recipe: _Limited,
-    backend: Backend,
-    function: Callable[[PyTree, None], tuple[PyTree, None]],
-    problem: Problem,
-    theta: PyTree,
-    batch: PyTree,
-    phi0: PyTree,
-) -> Solution:
-    """The Solution of an Optimistix solver, taken step by step so that it stops by |F| as all of ours do.
-
-    What it returns is the point of least |F| seen: a trial of a line search may be worse than the one before.
-    """
-    import equinox
-
-    tags: frozenset[object] = frozenset()
-    options: dict[str, object] = {}
-    residual = lambda phi: tree.norm(problem.residual(phi, theta, batch))  # noqa: E731
-    shape, none = jax.eval_shape(lambda phi: function(phi, None), phi0)
-    state = backend.init(function, phi0, None, options, shape, none, tags)
-    # Optimistix' state holds functions beside arrays, and a loop carries arrays only.
-    arrays, rest = equinox.partition(state, equinox.is_array)
-    most = recipe.steps or DEFAULT_MOST
-    threshold = 0.0 if recipe.tolerance is None else recipe.tolerance
-
-    def going(search: _Search) -> Array:
-        return (search.size > threshold) & (search.steps < most) & (search.stale < PATIENCE)
-
-    def advance(search: _Search) -> _Search:
-        state = equinox.combine(search.arrays, rest)
-        phi, state, _ = backend.step(function, search.phi, None, options, state, tags)
-        size = residual(phi)
-        better = size < search.size
-        return _Search(
-            phi=phi,
-            arrays=equinox.filter(state, equinox.is_array),
-            best=jax.tree.map(lambda a, b: jnp.where(better, a, b), phi, search.best),
-            size=jnp.where(better, size, search.size),
-            steps=search.steps + 1,
-            stale=jnp.where(better, 0, search.stale + 1),
-        )
-
-    begin = _Search(phi0, arrays, phi0, residual(phi0), jnp.asarray(0), jnp.asarray(0))
-    end = repeat_while(going, advance, begin)
-    code = jnp.asarray(int(Ending.STEPS_DONE))
-    if recipe.tolerance is not None:
-        failed = jnp.where(end.stale < PATIENCE, int(Ending.OUT_OF_STEPS), int(Ending.STAGNATED))
-        code = jnp.where(end.size <= recipe.tolerance, int(Ending.CONVERGED), failed)
-    code = jnp.where(jnp.isfinite(end.size), code, int(Ending.NOT_FINITE))
-    return Solution(end.best, Stats(end.steps, end.size, jnp.asarray(False)), Status(code))
+        return residuals

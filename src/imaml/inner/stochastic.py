@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -12,28 +11,75 @@ from jax import Array, lax
 
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
-from ..core.loops import repeat_while
-from ..core.solution import Ending, Solution, Stats, Status
-from ..core.tree import PyTree
-from ..core.validation import require_number, require_whole
-from ..problems.base import Problem
-from .base import Solver, check_stopping, judged
-
-DEFAULT_MOST = 1000  # epochs
-# (phi, F on all rows, minibatch by number, minibatches, steps before) -> phi
-Epoch = Callable[[PyTree, PyTree, Callable[[Array], PyTree], int, Array], PyTree]
+from ..core.fields import Checked, NonNegativeFloat, PositiveFloat, PositiveInt
+from ..core.solution import Solution
+from ..core.tree import Tree
+from .base import Instance, Solver, check_stopping, of_fixed_length, until
 
 
-class _Epochs(NamedTuple):
-    """The state between epochs: phi, F there on all rows, and the number of epochs done."""
+class _Epoch(NamedTuple):
+    """Phi at the start of an epoch, and F there on all rows."""
 
-    phi: PyTree
-    slope: PyTree
-    number: Array
+    snapshot: Tree
+    slope: Tree
 
 
 @dataclass(frozen=True)
-class SGD(Solver):
+class _Minibatch(Checked, Solver):
+    """The base of solvers that see minibatches; a subclass defines `_step`."""
+
+    learning_rate: PositiveFloat
+    rows: PositiveInt
+    epochs: PositiveInt | None = None
+    tolerance: PositiveFloat | None = None
+    steps: ClassVar[None] = None
+    most: ClassVar[int] = 1000  # epochs
+    needs_slope: ClassVar[bool] = False  # whether an epoch begins with F on all rows
+
+    def __post_init__(self) -> None:
+        """Check the fields, and that it has something to stop at (ConfigError)."""
+        super().__post_init__()
+        check_stopping(type(self).__name__, self.epochs, self.tolerance, steps_name="epochs")
+
+    def _step(self, task: Instance, rows: Tree, phi: Tree, epoch: _Epoch, count: Array) -> Tree:
+        """Phi after a step on a minibatch; count: the steps before."""
+        raise NotImplementedError
+
+    def _solve(self, task: Instance) -> Solution:
+        """Repeat epochs; F on all rows is computed between them if there is a tolerance."""
+        name = type(self).__name__
+        if getattr(task.problem.loss, "summed", False):
+            raise StructureError(
+                f"{name}: expected a loss that is a mean over rows, got a likelihood, which is a sum. "
+                "Hint: use a solver of the whole batch, such as NewtonCG."
+            )
+        count = _row_count(name, task.batch, self.rows)
+        length = count // self.rows
+        key = jax.random.key(0) if task.key is None else task.key
+
+        # Every epoch has a permutation of its own, which depends on its number alone; the last rows that fill
+        # no minibatch are not seen in it.
+        def once(phi: Tree, slope: Tree, number: Array) -> Tree:
+            order = jax.random.permutation(jax.random.fold_in(key, number), count)
+            chosen = lambda i: lax.dynamic_slice_in_dim(order, i * self.rows, self.rows)  # noqa: E731
+            part = lambda i: jax.tree.map(lambda leaf: leaf[chosen(i)], task.batch)  # noqa: E731
+            epoch = _Epoch(phi, slope)
+            step = lambda i, p: self._step(task, part(i), p, epoch, number * length + i)  # noqa: E731
+            return lax.fori_loop(0, length, step, phi)
+
+        if self.tolerance is not None:
+            step = lambda slope, phi, number: (once(phi, slope, number), number + 1)  # noqa: E731
+            found = until(task, jnp.asarray(0), step, self.epochs or self.most, self.tolerance)
+            return replace(found, stats=replace(found.stats, steps=found.stats.steps * length))
+        assert self.epochs is not None
+        repeat = lambda i, phi: once(phi, task.residual(phi) if self.needs_slope else None, i)  # noqa: E731
+        first = task.size(task.start)
+        phi = lax.fori_loop(0, self.epochs, repeat, task.start)
+        return of_fixed_length(task, phi, self.epochs * length, first)
+
+
+@dataclass(frozen=True)
+class SGD(_Minibatch):
     """Stochastic gradient descent, phi <- phi - rate_t F(phi, theta, `rows` rows of the batch).
 
     Each epoch goes through a fresh permutation of the support set's rows, as many minibatches as fit. The
@@ -49,11 +95,11 @@ class SGD(Solver):
         learning_rate: A positive number.
         rows: The rows of a minibatch.
         epochs: The number of epochs; with a tolerance, the most (by default 1,000).
-        tolerance: Stop where |F| on all rows is at most this, which is looked at after every epoch; or None.
+        tolerance: Stop where |F| on all rows is at most this, which is checked after every epoch; or None.
         decay: The decay of the rate, a number of at least 0.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -66,36 +112,17 @@ class SGD(Solver):
         Robbins and Monro (1951), A stochastic approximation method.
     """
 
-    learning_rate: float
-    rows: int
-    epochs: int | None = None
-    tolerance: float | None = None
-    decay: float = 0.0
-    steps: ClassVar[None] = None
+    decay: NonNegativeFloat = 0.0
 
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        _check(self)
-        require_number("SGD", 0, decay=self.decay)
-
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
-
-        def step(phi: PyTree, part: PyTree, count: Array) -> PyTree:
-            rate = self.learning_rate / (1 + self.decay * count)
-            slope = problem.residual(phi, theta, part)
-            return jax.tree.map(lambda p, g: p - jnp.asarray(rate, p.dtype) * g, phi, slope)
-
-        def epoch(phi: PyTree, _: PyTree, parts: Callable, length: int, done: Array) -> PyTree:
-            return lax.fori_loop(0, length, lambda i, p: step(p, parts(i), done + i), phi)
-
-        return _epochs(self, problem, theta, batch, phi0, key, epoch)
+    def _step(self, task: Instance, rows: Tree, phi: Tree, epoch: _Epoch, count: Array) -> Tree:
+        """Step by rate_t against F on the minibatch."""
+        rate = self.learning_rate / (1 + self.decay * count)
+        slope = task.problem.residual(phi, task.theta, rows)
+        return jax.tree.map(lambda p, g: p - jnp.asarray(rate, p.dtype) * g, phi, slope)
 
 
 @dataclass(frozen=True)
-class SVRG(Solver):
+class SVRG(_Minibatch):
     """Stochastic variance-reduced gradients.
 
         phi <- phi - rate (F(phi, rows) - F(snapshot, rows) + F(snapshot, all))
@@ -109,10 +136,10 @@ class SVRG(Solver):
         learning_rate: A positive number.
         rows: The rows of a minibatch.
         epochs: The number of epochs; with a tolerance, the most (by default 1,000).
-        tolerance: Stop where |F| on all rows is at most this, which is looked at after every epoch; or None.
+        tolerance: Stop where |F| on all rows is at most this, which is checked after every epoch; or None.
 
     Raises:
-        ConfigError: If it is not told when to stop, or an argument is out of range.
+        ConfigError: If it has nothing to stop at, or an argument is out of range.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -126,111 +153,25 @@ class SVRG(Solver):
         reduction, option I.
     """
 
-    learning_rate: float
-    rows: int
-    epochs: int | None = None
-    tolerance: float | None = None
-    steps: ClassVar[None] = None
+    needs_slope: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        _check(self)
-
-    def _solve(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree, key: Array | None
-    ) -> Solution:
-        """See `Solver`."""
-
-        def epoch(phi: PyTree, whole: PyTree, parts: Callable, length: int, done: Array) -> PyTree:
-            snapshot = phi
-
-            def step(i: Array, phi: PyTree) -> PyTree:
-                rows = parts(i)
-                change = tree.minus(
-                    problem.residual(phi, theta, rows), problem.residual(snapshot, theta, rows)
-                )
-                return jax.tree.map(
-                    lambda p, c, w: p - jnp.asarray(self.learning_rate, p.dtype) * (c + w),
-                    phi, change, whole,
-                )  # fmt: skip
-
-            return lax.fori_loop(0, length, step, phi)
-
-        return _epochs(self, problem, theta, batch, phi0, key, epoch)
+    def _step(self, task: Instance, rows: Tree, phi: Tree, epoch: _Epoch, count: Array) -> Tree:
+        """Step against the estimate whose variance is reduced."""
+        now, then = (task.problem.residual(p, task.theta, rows) for p in (phi, epoch.snapshot))
+        rate = lambda p: jnp.asarray(self.learning_rate, p.dtype)  # noqa: E731
+        change = tree.minus(now, then)
+        return jax.tree.map(lambda p, c, w: p - rate(p) * (c + w), phi, change, epoch.slope)
 
 
-def _check(solver: SGD | SVRG) -> None:
-    """Check what both have in common; raises ConfigError."""
-    name = type(solver).__name__
-    check_stopping(name, solver.epochs, solver.tolerance, steps_name="epochs")
-    require_whole(name, 1, rows=solver.rows)
-    require_number(name, 0, open=True, learning_rate=solver.learning_rate)
-
-
-def _rows(name: str, batch: PyTree, rows: int) -> int:
+def _row_count(name: str, batch: Tree, rows: int) -> int:
     """How many rows a batch has; ConfigError where its leaves disagree, or it has fewer than asked for."""
     counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(counts) != 1 or counts == {()}:
         raise ConfigError(
-            f"{name}: takes rows of the support set, the leading axis of each of its arrays; it came as "
-            f"{tree.shapes(batch)}. Use a solver of the whole batch, such as GradientDescent."
+            f"{name}: expected a support set of rows, the leading axis of each of its arrays, got "
+            f"{tree.shapes(batch)}. Hint: use a solver of the whole batch, such as GradientDescent."
         )
     count = counts.pop()[0]
     if count < rows:
-        raise ConfigError(f"{name}: rows={rows}, and the support set has {count}; accepted are up to that.")
+        raise ConfigError(f"{name}: rows: expected at most {count}, the rows of the support set, got {rows}.")
     return count
-
-
-def _epochs(
-    solver: SGD | SVRG,
-    problem: Problem,
-    theta: PyTree,
-    batch: PyTree,
-    start: PyTree,
-    key: Array | None,
-    epoch: Epoch,
-) -> Solution:
-    """The Solution of repeating `epoch(phi, F on all rows, minibatches, their number, steps before)`."""
-    if getattr(problem.loss, "summed", False):
-        raise StructureError(
-            f"{type(solver).__name__}: takes the mean over a few rows for the loss of all, and this "
-            "problem's is a likelihood, which is a sum; use a solver of the whole batch, such as NewtonCG."
-        )
-    count = _rows(type(solver).__name__, batch, solver.rows)
-    length = count // solver.rows
-    key = jax.random.key(0) if key is None else key
-    residual = lambda phi: problem.residual(phi, theta, batch)  # noqa: E731
-
-    # Every epoch has a permutation of its own, which depends on its number alone; the last rows that fill no
-    # minibatch are not seen in it.
-    def once(phi: PyTree, whole: PyTree, number: Array) -> PyTree:
-        order = jax.random.permutation(jax.random.fold_in(key, number), count)
-        part = lambda i: lax.dynamic_slice_in_dim(order, i * solver.rows, solver.rows)  # noqa: E731
-        parts = lambda i: jax.tree.map(lambda leaf: leaf[part(i)], batch)  # noqa: E731
-        return epoch(phi, whole, parts, length, number * length)
-
-    first = residual(start)
-    if solver.tolerance is None:
-        assert solver.epochs is not None
-        whole = isinstance(solver, SVRG)
-        repeat = lambda i, phi: once(phi, residual(phi) if whole else None, i)  # noqa: E731
-        phi = lax.fori_loop(0, solver.epochs, repeat, start)
-        size = tree.norm(residual(phi))
-        steps = jnp.asarray(solver.epochs * length)
-        stats = Stats(steps, size, jnp.asarray(False), first=tree.norm(first))
-        return judged(Solution(phi, stats, Status(jnp.asarray(0))), size)
-    most, tolerance = solver.epochs or DEFAULT_MOST, solver.tolerance
-
-    def going(state: _Epochs) -> Array:
-        size = tree.norm(state.slope)
-        return (size > tolerance) & (state.number < most) & jnp.isfinite(size)
-
-    def advance(state: _Epochs) -> _Epochs:
-        phi = once(state.phi, state.slope, state.number)
-        return _Epochs(phi, residual(phi), state.number + 1)
-
-    end = repeat_while(going, advance, _Epochs(start, first, jnp.asarray(0)))
-    size = tree.norm(end.slope)
-    code = jnp.where(size <= tolerance, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
-    code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
-    return Solution(end.phi, Stats(end.number * length, size, jnp.asarray(False)), Status(code))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,13 @@ from jax.typing import DTypeLike
 
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
+from ..core.fields import Checked, PositiveFloat, PositiveInt
 from ..core.loops import repeat_while
 from ..core.recipes import kinds_of, register_all
 from ..core.solution import Ending, Solution, Stats, Status
-from ..core.tree import PyTree
+from ..core.tree import Tree
 
-Matvec = Callable[[PyTree], PyTree]
+Matvec = Callable[[Tree], Tree]
 Product = Callable[[Array], Array]  # a matvec over flat vectors
 STRUCTURES = ("spd", "symmetric", "general")
 
@@ -42,7 +43,7 @@ class LinearSolver(Protocol):
     accepts: ClassVar[tuple[str, ...]]
 
     def __call__(
-        self, matvec: Matvec, b: PyTree, x0: PyTree | None = None, *, structure: str = "spd"
+        self, matvec: Matvec, b: Tree, x0: Tree | None = None, *, structure: str = "spd"
     ) -> Solution:
         """Solve A x = b.
 
@@ -134,11 +135,11 @@ class Solver:
     def __call__(
         self,
         matvec: Matvec,
-        b: PyTree,
-        x0: PyTree | None = None,
+        b: Tree,
+        x0: Tree | None = None,
         *,
         structure: str | None = None,
-        anchor: PyTree | None = None,
+        anchor: Tree | None = None,
     ) -> Solution:
         """Solve A x = b.
 
@@ -160,14 +161,18 @@ class Solver:
         """
         structure = self.structure if structure is None else structure
         refuse_structure(self, structure)
+        name = type(self).__name__
         if x0 is not None and not self.takes_guess:
+            raise ConfigError(f"{name}: x0: expected None, as it starts at zero. Hint: leave x0 out.")
+        if self.uses_anchor and anchor is None:
             raise ConfigError(
-                f"{type(self).__name__}: x0: expected None, as the solver starts at zero. Hint: leave x0 out."
+                f"{name}: anchor: expected the diagonal that was added to the curvature, a tree like b, got "
+                "None. Hint: for a proximal problem it is the strengths."
             )
-        flat = flat_anchor(self, anchor, b) if self.uses_anchor else None
-        product, right, start, unravel = flat_problem(matvec, b, x0)
-        system = System(product, right, start, x0 is not None, structure, flat)
-        return _finish(system, self.run(system), self.accuracy(right.dtype), unravel)
+        system, unravel = flat_system(matvec, b, x0)
+        flat = tree.ravel(tree.spread(anchor, b))[0] if self.uses_anchor else None
+        system = system._replace(structure=structure, anchor=flat)
+        return _finish(system, self.run(system), self.accuracy(system.b.dtype), unravel)
 
     def run(self, system: System) -> Outcome:
         """Solve a flat, scaled system.
@@ -218,10 +223,12 @@ class State(Protocol):
 
 
 S = TypeVar("S", bound=State)
+T = TypeVar("T")
+Iteration: TypeAlias = tuple[T, Callable[[T], T]]  # a first state, and the step from a state to the next
 
 
 @dataclass(frozen=True)
-class Iterative(Solver, Generic[S]):
+class Iterative(Checked, Solver, Generic[S]):
     """The base of iterative solvers; a subclass defines `iteration`, a first state and a step.
 
     Attributes:
@@ -230,14 +237,10 @@ class Iterative(Solver, Generic[S]):
             down to rounding. With both None the tolerance is eps^(3/4) of the dtype.
     """
 
-    steps: int | None = None
-    tolerance: float | None = None
+    steps: PositiveInt | None = None
+    tolerance: PositiveFloat | None = None
 
-    def __post_init__(self) -> None:
-        """Check the limits; raises ConfigError."""
-        check_limits(type(self).__name__, self.steps, self.tolerance)
-
-    def iteration(self, system: System) -> tuple[S, Callable[[S], S]]:
+    def iteration(self, system: System) -> Iteration[S]:
         """Prepare the iteration.
 
         Args:
@@ -282,7 +285,17 @@ class Iterative(Solver, Generic[S]):
         Returns:
             The tolerance times |b|, a scalar.
         """
-        return _tolerance(self, b.dtype) * jnp.linalg.norm(b)
+        return self._tolerance(b.dtype) * jnp.linalg.norm(b)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether only the number of steps is given."""
+        return self.steps is not None and self.tolerance is None
+
+    def _tolerance(self, dtype: DTypeLike) -> float:
+        """The tolerance in force: as asked; rounding alone with fixed steps; eps^(3/4) with neither."""
+        eps = float(jnp.finfo(dtype).eps)
+        return self.tolerance or (eps if self.fixed else eps**0.75)
 
     def accuracy(self, dtype: DTypeLike) -> float | None:
         """Give the relative residual that counts as converged; see `Solver.accuracy`.
@@ -294,8 +307,7 @@ class Iterative(Solver, Generic[S]):
             Twice the tolerance, as the residual that the recursion carries along drifts from the true one;
             None where only `steps` was given.
         """
-        fixed = self.steps is not None and self.tolerance is None
-        return None if fixed else 2 * _tolerance(self, dtype)
+        return None if self.fixed else 2 * self._tolerance(dtype)
 
     def run(self, system: System) -> Outcome:
         """Iterate from the first guess until the solver stops; see `Solver.run`.
@@ -329,26 +341,6 @@ def iterate(state: S, step: Callable[[S], S], most: int, threshold: Array) -> S:
         return more & (state.size > threshold) & jnp.isfinite(state.size)
 
     return repeat_while(going, step, state)
-
-
-def check_limits(name: str, steps: int | None, tolerance: float | None) -> None:
-    """Check the limits of a solver.
-
-    Args:
-        name: The solver's name, for the message.
-        steps: The most steps, or None.
-        tolerance: The relative residual to reach, or None.
-
-    Raises:
-        ConfigError: If `steps` is no whole number of at least 1, or `tolerance` no positive number.
-    """
-    whole = isinstance(steps, int) and not isinstance(steps, bool)
-    if steps is not None and (not whole or steps < 1):
-        raise ConfigError(f"{name}: expected a whole number of at least 1, or None, got steps={steps!r}.")
-    if tolerance is not None:
-        number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
-        if not number or not 0 < tolerance < float("inf"):
-            raise ConfigError(f"{name}: expected a positive number, or None, got tolerance={tolerance!r}.")
 
 
 def refuse_structure(solver: LinearSolver | Solver, structure: str) -> None:
@@ -390,31 +382,7 @@ def uses_anchor(solver: LinearSolver) -> bool:
     return bool(getattr(solver, "uses_anchor", False))
 
 
-def flat_anchor(solver: Solver, anchor: PyTree | None, b: PyTree) -> Array:
-    """Flatten the anchor to a vector like b's.
-
-    Args:
-        solver: The solver that needs it, for the message.
-        anchor: A tree that broadcasts to `b`.
-        b: The right-hand side.
-
-    Returns:
-        The anchor, shape (n,).
-
-    Raises:
-        ConfigError: If `anchor` is None.
-    """
-    if anchor is None:
-        raise ConfigError(
-            f"{type(solver).__name__}: needs anchor=: expected the diagonal that was added to the curvature, "
-            "a tree of numbers like b, got None. Hint: of a proximal problem it is the strengths."
-        )
-    return tree.ravel(tree.spread(anchor, b))[0]
-
-
-def flat_problem(
-    matvec: Matvec, b: PyTree, x0: PyTree | None
-) -> tuple[Product, Array, Array, Callable[[Array], PyTree]]:
+def flat_system(matvec: Matvec, b: Tree, x0: Tree | None = None) -> tuple[System, Callable[[Array], Tree]]:
     """Flatten and scale a system.
 
     The right-hand side is scaled by a power of two, so without rounding, to entries of at most 1. Squares of
@@ -426,8 +394,7 @@ def flat_problem(
         x0: The first guess, shaped like `b`, or None for zero.
 
     Returns:
-        The product over flat vectors; the right-hand side and the first guess, scaled, of shape (n,); and the
-        function that makes a tree of a flat solution and undoes the scaling.
+        The system, and the function that makes a tree of a flat solution and undoes the scaling.
 
     Raises:
         ConfigError: If `b` is not of floating point, or `matvec(b)` or `x0` is not shaped like `b`.
@@ -435,26 +402,17 @@ def flat_problem(
     flat, unravel = tree.ravel(b)
     if not jnp.issubdtype(flat.dtype, jnp.floating):
         raise ConfigError(f"linear system: b: expected floating-point numbers, got {flat.dtype}.")
-    out = jax.eval_shape(matvec, b)
-    if not tree.same(out, b):
-        raise ConfigError(
-            f"linear system: matvec(b): expected a tree shaped like b, {tree.shapes(b)}, got "
-            f"{tree.shapes(out)}."
-        )
-    start = jnp.zeros_like(flat) if x0 is None else tree.ravel(x0)[0].astype(flat.dtype)
-    if start.shape != flat.shape:
-        raise ConfigError(
-            f"linear system: x0: expected a tree shaped like b, {tree.shapes(b)}, got {tree.shapes(x0)}."
-        )
+    tree.require_like("linear system: matvec(b)", jax.eval_shape(matvec, b), b, "b")
     power = jnp.frexp(jnp.max(jnp.abs(flat), initial=0))[1]
     power = jnp.where(jnp.all(jnp.isfinite(flat)), power, 0)
-    scaled, start = _times_power(flat, -power), start if x0 is None else _times_power(start, -power)
-    return (
-        lambda x: tree.ravel(matvec(unravel(x)))[0],
-        scaled,
-        start,
-        lambda x: unravel(_times_power(x, power)),
-    )
+    product = lambda x: tree.ravel(matvec(unravel(x)))[0]  # noqa: E731
+    scaled = _times_power(flat, -power)
+    start = jnp.zeros_like(flat)
+    if x0 is not None:
+        tree.require_like("linear system: x0", x0, b, "b")
+        start = _times_power(tree.ravel(x0)[0].astype(flat.dtype), -power)
+    system = System(product, scaled, start, x0 is not None)
+    return system, lambda x: unravel(_times_power(x, power))
 
 
 def _times_power(x: Array, power: Array) -> Array:
@@ -464,23 +422,13 @@ def _times_power(x: Array, power: Array) -> Array:
     return x * jnp.ldexp(one, half) * jnp.ldexp(one, power - half)
 
 
-def _tolerance(solver: Iterative, dtype: DTypeLike) -> float:
-    """The tolerance in force: as asked; rounding alone with fixed steps; eps^(3/4) with neither."""
-    eps = float(jnp.finfo(dtype).eps)
-    if solver.tolerance is not None:
-        return solver.tolerance
-    return eps if solver.steps is not None else eps**0.75
-
-
-def _true_residual(system: System, x: Array) -> Array:
-    """|b - A x| / |b|, 0 for b = 0."""
-    size = jnp.linalg.norm(system.b)
-    safe = jnp.where(size > 0, size, 1)
-    return jnp.where(size > 0, jnp.linalg.norm(system.b - system.product(x)) / safe, 0)
+def quotient(value: Array, size: Array) -> Array:
+    """Divide by a size that may be zero; the result is then zero, and derivatives stay finite."""
+    return jnp.where(size > 0, value / jnp.where(size > 0, size, 1), 0)
 
 
 def _finish(
-    system: System, outcome: Outcome, accuracy: float | None, unravel: Callable[[Array], PyTree]
+    system: System, outcome: Outcome, accuracy: float | None, unravel: Callable[[Array], Tree]
 ) -> Solution:
     """The Solution of an outcome: its value, its residual, and the status that follows from both."""
     # A value that is not finite would spread to the mean over tasks, so it becomes zero; the status says so.
@@ -488,7 +436,9 @@ def _finish(
     finite = tree.finite(unravel(outcome.x)) & jnp.all(jnp.isfinite(system.b))
     x = jnp.where(finite, outcome.x, 0)
     # The residual that a recursion carries along drifts from the true one, so one product more computes it.
-    residual = _true_residual(system, x) if outcome.residual is None else outcome.residual
+    residual = outcome.residual
+    if residual is None:
+        residual = quotient(jnp.linalg.norm(system.b - system.product(x)), jnp.linalg.norm(system.b))
     finite &= jnp.isfinite(residual) & outcome.finite
     residual = jnp.where(finite, residual, jnp.inf).astype(system.b.dtype)
     if accuracy is None:  # x = 0 has the residual 1, so an answer clearly above that is worse than none
@@ -497,11 +447,6 @@ def _finish(
         code = jnp.where(residual <= accuracy, int(Ending.CONVERGED), outcome.ending)
     code = jnp.where(outcome.final, outcome.ending, code)
     code = jnp.where(finite, code, outcome.nonfinite)
-    stats = Stats(
-        steps=jnp.asarray(outcome.steps),
-        residual=residual,
-        negative_curvature=jnp.asarray(outcome.negative),
-        lanczos=outcome.lanczos,
-        damping=outcome.damping,
-    )
+    steps, negative = jnp.asarray(outcome.steps), jnp.asarray(outcome.negative)
+    stats = Stats(steps, residual, negative, lanczos=outcome.lanczos, damping=outcome.damping)
     return Solution(unravel(x), stats, Status(code))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core.recipes import recipe
-from .base import STRUCTURES, Iterative, System
+from .base import STRUCTURES, Iteration, Iterative, System, quotient
 
 
 class BiCGStabState(NamedTuple):
@@ -73,7 +72,7 @@ class BiCGStab(Iterative[BiCGStabState]):
     accepts: ClassVar[tuple[str, ...]] = STRUCTURES
     structure: ClassVar[str] = "general"
 
-    def iteration(self, system: System) -> tuple[BiCGStabState, Callable[[BiCGStabState], BiCGStabState]]:
+    def iteration(self, system: System) -> Iteration[BiCGStabState]:
         """Prepare the iteration; see `Iterative.iteration`.
 
         Args:
@@ -109,8 +108,7 @@ class BiCGStab(Iterative[BiCGStabState]):
             half = state.residual - alpha * image
             t = system.product(half)
             # h = 0 is an exact answer half-way, as for A = I: then omega is 0, not the textbook's 0 / 0.
-            square = t @ t
-            omega = jnp.where(square > 0, (t @ half) / jnp.where(square > 0, square, 1), 0)
+            omega = quotient(t @ half, t @ t)
             x, residual = state.x + alpha * direction + omega * half, half - omega * t
             # rho = 0 or s.v = 0 breaks the method down: the step is not finite, and is not taken.
             good = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(residual))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -10,11 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..core import tree
-from ..core.errors import ConfigError
 from ..core.recipes import recipe
 from ..core.solution import Ending
-from ..core.tree import PyTree
-from .base import Iterative, Matvec, Outcome, Product, System, flat_problem, iterate
+from ..core.tree import Tree
+from .base import Iteration, Iterative, Matvec, Outcome, Product, System, flat_system, iterate, quotient
 from .preconditioners import Diagonal, Nystrom
 
 
@@ -54,11 +52,12 @@ class CGState(NamedTuple):
         return self.negative | self.broken
 
 
-def _begin(start: Array, residual: Array, most: int, inverse: Product) -> CGState:
-    """The state before the first step; inverse: r -> M^-1 r."""
-    turned, flag = inverse(residual), jnp.asarray(False)
-    return CGState(
-        x=start,
+def _iteration(system: System, most: int, inverse: Product) -> Iteration[CGState]:
+    """The state before the first step, and the step; inverse: r -> M^-1 r."""
+    residual, flag = system.residual(), jnp.asarray(False)
+    turned = inverse(residual)
+    begin = CGState(
+        x=system.start,
         residual=residual,
         direction=turned,
         weight=residual @ turned,
@@ -68,6 +67,7 @@ def _begin(start: Array, residual: Array, most: int, inverse: Product) -> CGStat
         broken=flag,
         coefficients=jnp.zeros((2, most), residual.dtype),
     )
+    return begin, lambda state: _step(system.product, inverse, state)
 
 
 def _step(product: Product, inverse: Product, state: CGState) -> CGState:
@@ -78,7 +78,7 @@ def _step(product: Product, inverse: Product, state: CGState) -> CGState:
     Departures from the textbook:
     - p.Ap <= 0 ends the iteration *before* the step, whose length would be of the wrong sign.
     - A step that is not finite is not taken either, so that x stays the last usable iterate.
-    - |r|^2 is kept beside r.z: with a preconditioner they differ, and the stopping test is on |r|.
+    - |r|^2 is kept as well as r.z: with a preconditioner they differ, and the stopping test is on |r|.
     - The residual is never recomputed as b - A x. That would take a product; the driver does it once, at the
       end, where a tolerance was asked for.
     """
@@ -113,8 +113,7 @@ def _unchanged(r: Array) -> Array:
     return r
 
 
-@dataclass(frozen=True)
-class Iterated:
+class Iterated(NamedTuple):
     """What `conjugate_gradients` returns.
 
     Attributes:
@@ -125,14 +124,14 @@ class Iterated:
         coefficients: (alpha, beta), each of shape (most,); see `Stats.lanczos`.
     """
 
-    value: PyTree
+    value: Tree
     steps: Array
     residual: Array
     negative: Array
     coefficients: tuple[Array, Array]
 
 
-def conjugate_gradients(matvec: Matvec, b: PyTree, most: int, threshold: Array) -> Iterated:
+def conjugate_gradients(matvec: Matvec, b: Tree, most: int, threshold: Array) -> Iterated:
     """Solve A x = b to an absolute accuracy that may be traced, unlike the tolerance of `CG`.
 
     Args:
@@ -144,13 +143,12 @@ def conjugate_gradients(matvec: Matvec, b: PyTree, most: int, threshold: Array) 
     Returns:
         The iterate as far as `most` steps get, starting at zero.
     """
-    product, flat, start, unravel = flat_problem(matvec, b, None)
+    system, unravel = flat_system(matvec, b)
     # The threshold in the units of the scaled system.
     scale = jnp.linalg.norm(tree.ravel(b)[0])
-    here = jnp.linalg.norm(flat)
+    here = jnp.linalg.norm(system.b)
     unit = jnp.where(scale > 0, here / jnp.where(scale > 0, scale, 1), 1)
-    state = _begin(start, flat, most, _unchanged)
-    end = iterate(state, lambda state: _step(product, _unchanged, state), most, threshold * unit)
+    end = iterate(*_iteration(system, most, _unchanged), most, threshold * unit)
     alpha, beta = end.coefficients
     return Iterated(unravel(end.x), end.steps, end.size / unit, end.negative, (alpha, beta))
 
@@ -192,14 +190,6 @@ class CG(Iterative[CGState]):
     precondition: Diagonal | Nystrom | None = None
     accepts: ClassVar[tuple[str, ...]] = ("spd",)
 
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        super().__post_init__()
-        if self.precondition is not None and not hasattr(self.precondition, "inverse"):
-            raise ConfigError(
-                f"CG: expected Diagonal(), Nystrom(rank) or None, got precondition={self.precondition!r}."
-            )
-
     @property
     def uses_anchor(self) -> bool:  # type: ignore[override]
         """Whether it needs the anchor: its preconditioner is made of it."""
@@ -210,7 +200,7 @@ class CG(Iterative[CGState]):
         """Whether its preconditioner factorises."""
         return self.precondition is not None and self.precondition.factorises
 
-    def iteration(self, system: System) -> tuple[CGState, Callable[[CGState], CGState]]:
+    def iteration(self, system: System) -> Iteration[CGState]:
         """Prepare the iteration; see `Iterative.iteration`.
 
         Args:
@@ -222,8 +212,7 @@ class CG(Iterative[CGState]):
         inverse = _unchanged
         if self.precondition is not None and system.anchor is not None:
             inverse = self.precondition.inverse(system.product, system.anchor)
-        state = _begin(system.start, system.residual(), self.most(system.b.size), inverse)
-        return state, lambda state: _step(system.product, inverse, state)
+        return _iteration(system, self.most(system.b.size), inverse)
 
     def outcome(self, system: System, state: CGState) -> Outcome:
         """Say how the iteration ended; see `Iterative.outcome`.
@@ -235,34 +224,18 @@ class CG(Iterative[CGState]):
         Returns:
             The Outcome. Its coefficients are None for a preconditioned system, as they are not of A itself.
         """
-        fixed = self.steps is not None and self.tolerance is None
-        size = jnp.linalg.norm(system.b)
-        relative = jnp.where(size > 0, state.size / jnp.where(size > 0, size, 1), 0)
+        relative = quotient(state.size, jnp.linalg.norm(system.b))
         # Where the recursion believes that it has converged, and the true residual says no, rounding has won.
         believed = state.size <= self.threshold(system.b)
         unreached = jnp.where(believed, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))
-        ending = int(Ending.STEPS_DONE) if fixed else unreached
+        ending = int(Ending.STEPS_DONE) if self.fixed else unreached
         return Outcome(
             x=state.x,
             steps=state.steps,
             ending=jnp.where(state.negative, int(Ending.NEGATIVE_CURVATURE), ending),
-            final=fixed | state.negative,
+            final=self.fixed | state.negative,
             finite=~state.broken & jnp.isfinite(state.square),
-            residual=relative if fixed else None,
+            residual=relative if self.fixed else None,
             negative=state.negative,
-            lanczos=(state.coefficients[0], state.coefficients[1]) if self.precondition is None else None,
+            lanczos=tuple(state.coefficients) if self.precondition is None else None,
         )
-
-
-def require_cg(owner: str, solver: object) -> None:
-    """Checks that a solver is CG, where its curvature test is needed.
-
-    Args:
-        owner: What messages call who needs it.
-        solver: The solver.
-
-    Raises:
-        ConfigError: If it is another one.
-    """
-    if not isinstance(solver, CG):
-        raise ConfigError(f"{owner}: linear: expected CG(...), for its curvature test, got {solver!r}.")

@@ -7,16 +7,16 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
+from ..core.fields import Checked, PositiveFloat, PositiveInt
 from ..core.recipes import recipe
 from ..core.solution import Ending
-from ..core.validation import require_number, require_whole
 from .base import Outcome, Solver, System
 from .lanczos import eigenpairs, krylov
 
 
 @recipe("linear")
 @dataclass(frozen=True)
-class DampedCG(Solver):
+class DampedCG(Checked, Solver):
     """The iterate of conjugate gradients for (A + d I) x = b, d the least that the Ritz values ask for.
 
     After `steps` of Lanczos from b, with Ritz values theta_1 <= theta_2 ... of A,
@@ -54,17 +54,12 @@ class DampedCG(Solver):
         Martens (2010), Deep learning via Hessian-free optimization, section 4.1, has damping.
     """
 
-    steps: int = 5
-    share: float = 0.5
+    steps: PositiveInt = 5
+    share: PositiveFloat = 0.5
     accepts: ClassVar[tuple[str, ...]] = ("spd",)
     factorises: ClassVar[bool] = True
     uses_anchor: ClassVar[bool] = True
     takes_guess: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        require_whole("DampedCG", 1, steps=self.steps)
-        require_number("DampedCG", 0, open=True, share=self.share)
 
     def run(self, system: System) -> Outcome:
         """Solve the damped system; see `Solver.run`.

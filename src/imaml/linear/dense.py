@@ -25,7 +25,7 @@ class Dense(Solver):
     """The exact solve by the whole matrix, n products and n^3 work: for tests and small problems.
 
     The matrix is made by `vmap` over the identity and factorised (LU). For symmetric structures its smallest
-    eigenvalue is computed, so `stats.negative_curvature` is the truth; the value is the exact solution all
+    eigenvalue is computed, so `stats.negative_curvature` is exact; the value is the exact solution all
     the same. A singular matrix ends as STAGNATED. Systems above 20,000 unknowns raise ConfigError.
 
     Example:

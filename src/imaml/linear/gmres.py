@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -10,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.fields import PositiveInt
 from ..core.loops import repeat_while
 from ..core.recipes import recipe
-from ..core.validation import require_whole
-from .base import STRUCTURES, Iterative, Product, System
+from .base import STRUCTURES, Iteration, Iterative, Product, System, quotient
 
 LEAST = 0.999  # a round of which more than this share of the residual is left has come to nothing
 
@@ -83,17 +82,12 @@ class GMRES(Iterative[GMRESState]):
         Saad and Schultz (1986), GMRES: a generalized minimal residual algorithm, Algorithm 4.
     """
 
-    restart: int = 50
+    restart: PositiveInt = 50
     accepts: ClassVar[tuple[str, ...]] = STRUCTURES
     structure: ClassVar[str] = "general"
     factorises: ClassVar[bool] = True  # a triangular solve by LAPACK
 
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        super().__post_init__()
-        require_whole("GMRES", 1, restart=self.restart)
-
-    def iteration(self, system: System) -> tuple[GMRESState, Callable[[GMRESState], GMRESState]]:
+    def iteration(self, system: System) -> Iteration[GMRESState]:
         """Prepare the iteration; a step is one round of at most `restart` products.
 
         Args:
@@ -177,9 +171,7 @@ def _grown(product: Product, r: Array, size: Array, threshold: Array, most: Arra
         rows = cos * turn[k] + sin * turn[k + 1], cos * turn[k + 1] - sin * turn[k]
         column = jnp.where(jnp.arange(width + 1) < k, column, 0).at[k].set(radius)
         new = _Basis(
-            vectors=vectors.at[k + 1].set(
-                rest / jnp.where(length > 0, length, 1) * (length > 0).astype(dtype)
-            ),
+            vectors=vectors.at[k + 1].set(quotient(rest, length)),
             triangle=state.triangle.at[:, k].set(column[:width]),
             turn=turn.at[k].set(rows[0]).at[k + 1].set(rows[1]),
             right=right.at[k].set(cos * right[k]).at[k + 1].set(-sin * right[k]),

@@ -106,16 +106,6 @@ class Krylov(NamedTuple):
     steps: Array
 
 
-class _Growing(NamedTuple):
-    """The state of Lanczos: a `Krylov` in the making, the next vector, and whether it goes on."""
-
-    basis: Array
-    vector: Array
-    diagonal: Array
-    off_diagonal: Array
-    live: Array
-
-
 def krylov(product: Product, start: Array, steps: int) -> Krylov:
     """Take steps of Lanczos with full reorthogonalisation.
 
@@ -135,30 +125,31 @@ def krylov(product: Product, start: Array, steps: int) -> Krylov:
     steps = min(steps, start.size)
     tiny = 100 * jnp.finfo(start.dtype).eps
 
-    def advance(count: Array, state: _Growing) -> _Growing:
-        basis = state.basis.at[count].set(jnp.where(state.live, state.vector, 0))
-        image = product(state.vector)
-        own = state.vector @ image
+    def advance(count: Array, state: tuple[Krylov, Array, Array]) -> tuple[Krylov, Array, Array]:
+        # Row k is v_k, or zero once the space is exhausted: products with all rows are those with v_1 .. v_k.
+        found, vector, live = state
+        basis = found.basis.at[count].set(jnp.where(live, vector, 0))
+        image = product(vector)
+        own = vector @ image
+        # Classical Gram-Schmidt, twice: as accurate as the modified one, in products of matrix and vector.
         rest = image - basis.T @ (basis @ image)
         rest = rest - basis.T @ (basis @ rest)
         length = jnp.linalg.norm(rest)
         # What is left is rounding where the Krylov space is closed under A.
-        more = state.live & (length > tiny * jnp.linalg.norm(image))
-        return _Growing(
+        more = live & (length > tiny * jnp.linalg.norm(image))
+        grown = Krylov(
             basis=basis,
-            vector=jnp.where(more, rest / jnp.where(more, length, 1), state.vector),
-            diagonal=state.diagonal.at[count].set(jnp.where(state.live, own, state.diagonal[0])),
-            off_diagonal=state.off_diagonal.at[count].set(jnp.where(more, length, 0)),
-            live=more,
+            diagonal=found.diagonal.at[count].set(jnp.where(live, own, found.diagonal[0])),
+            off_diagonal=found.off_diagonal.at[count].set(jnp.where(more, length, 0)),
+            steps=found.steps + live,
         )
+        return grown, jnp.where(more, rest / jnp.where(more, length, 1), vector), more
 
     unit = start / jnp.linalg.norm(start)
     nothing = jnp.zeros(steps, start.dtype)
-    basis = jnp.zeros((steps, start.size), start.dtype)
-    begin = _Growing(basis, unit, nothing, nothing, jnp.asarray(True))
-    end = lax.fori_loop(0, steps, advance, begin)
-    taken = jnp.sum(jnp.any(end.basis != 0, axis=1))
-    return Krylov(end.basis, end.diagonal, end.off_diagonal[:-1], taken)
+    begin = Krylov(jnp.zeros((steps, start.size), start.dtype), nothing, nothing, jnp.asarray(0))
+    end = lax.fori_loop(0, steps, advance, (begin, unit, jnp.asarray(True)))[0]
+    return end._replace(off_diagonal=end.off_diagonal[:-1])
 
 
 def share_unseen(size: int, steps: int, failure: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -11,7 +10,7 @@ from jax import Array
 
 from ..core.recipes import recipe
 from ..core.solution import Ending
-from .base import Iterative, Outcome, Product, System
+from .base import Iteration, Iterative, Outcome, Product, System
 
 
 class MINRESState(NamedTuple):
@@ -24,10 +23,7 @@ class MINRESState(NamedTuple):
         direction: w_k, by which x moved last.
         older: w_(k-1).
         beta: beta_(k+1), the norm of v_(k+1) before it was normalised.
-        cos: The cosine of the last Givens rotation.
-        sin: Its sine.
-        cos_old: The cosine of the rotation before that.
-        sin_old: Its sine.
+        rotations: The last two Givens rotations, the last first, each a cosine and a sine.
         right: The last entry of the rotated right-hand side; its size is |r|.
         scale: The largest row sum of the tridiagonal matrix seen, a measure of |A|.
         steps: The steps taken.
@@ -42,10 +38,7 @@ class MINRESState(NamedTuple):
     direction: Array
     older: Array
     beta: Array
-    cos: Array
-    sin: Array
-    cos_old: Array
-    sin_old: Array
+    rotations: tuple[tuple[Array, Array], tuple[Array, Array]]
     right: Array
     scale: Array
     steps: Array
@@ -59,7 +52,7 @@ class MINRESState(NamedTuple):
         return jnp.abs(self.right)
 
 
-def _step(product: Product, eps: float, state: MINRESState) -> MINRESState:
+def _step(product: Product, eps: float, s: MINRESState) -> MINRESState:
     """One step of Lanczos, and one Givens rotation of its tridiagonal matrix (Paige and Saunders 1975).
 
         alpha_k = v_k.A v_k           beta_(k+1) v_(k+1) = A v_k - alpha_k v_k - beta_k v_(k-1)
@@ -73,23 +66,23 @@ def _step(product: Product, eps: float, state: MINRESState) -> MINRESState:
     - An invariant space (beta_(k+1) = 0 but for rounding) ends the iteration with an exact answer in it.
       Where R's new entry is zero as well, A is singular there, and the step is not taken.
     """
-    s = state
+    (cos, sin), (cos_old, sin_old) = s.rotations
     image = product(s.vector) - s.beta * s.before
     alpha = s.vector @ image
     image = image - alpha * s.vector
     pivot = alpha - s.beta * s.beta / jnp.where(s.pivot > 0, s.pivot, 1)
     beta = jnp.linalg.norm(image)
     # The new column, turned by the rotation before the last, then by the last.
-    above = s.sin_old * s.beta
-    middle = s.cos_old * s.beta
-    upper = s.cos * middle + s.sin * alpha
-    corner = -s.sin * middle + s.cos * alpha
+    above = sin_old * s.beta
+    middle = cos_old * s.beta
+    upper = cos * middle + sin * alpha
+    corner = -sin * middle + cos * alpha
     # The new rotation, (corner, beta) -> (radius, 0).
     radius = jnp.hypot(corner, beta)
     scale = jnp.maximum(s.scale, jnp.abs(alpha) + s.beta + beta)
     solid = radius > 10 * eps * scale
     safe = jnp.where(solid, radius, 1)
-    cos, sin = corner / safe, beta / safe
+    rotation = cos, sin = corner / safe, beta / safe
     direction = (s.vector - upper * s.direction - above * s.older) / safe
     length = cos * s.right
     keep = lambda new, old: jnp.where(solid, new, old)  # noqa: E731
@@ -101,10 +94,7 @@ def _step(product: Product, eps: float, state: MINRESState) -> MINRESState:
         direction=keep(direction, s.direction),
         older=s.direction,
         beta=beta,
-        cos=cos,
-        sin=sin,
-        cos_old=s.cos,
-        sin_old=s.sin,
+        rotations=(rotation, s.rotations[0]),
         right=keep(-sin * s.right, s.right),
         scale=scale,
         steps=s.steps + 1,
@@ -142,7 +132,7 @@ class MINRES(Iterative[MINRESState]):
     accepts: ClassVar[tuple[str, ...]] = ("spd", "symmetric")
     structure: ClassVar[str] = "symmetric"
 
-    def iteration(self, system: System) -> tuple[MINRESState, Callable[[MINRESState], MINRESState]]:
+    def iteration(self, system: System) -> Iteration[MINRESState]:
         """Prepare the iteration; see `Iterative.iteration`.
 
         Args:
@@ -151,6 +141,8 @@ class MINRES(Iterative[MINRESState]):
         Returns:
             The first state and the step.
         """
+        # v_1 = r / |r|. With the identity for the rotations before the first, and beta_1 = 0, the first step
+        # needs no case of its own.
         first = system.residual()
         size = jnp.linalg.norm(first)
         nothing = jnp.zeros_like(first)
@@ -162,10 +154,7 @@ class MINRES(Iterative[MINRESState]):
             direction=nothing,
             older=nothing,
             beta=zero,
-            cos=one,
-            sin=zero,
-            cos_old=one,
-            sin_old=zero,
+            rotations=((one, zero), (one, zero)),
             right=size,
             scale=zero,
             steps=jnp.asarray(0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -10,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..core.errors import ConfigError
+from ..core.fields import PositiveFloat
 from ..core.recipes import recipe
-from .base import Iterative, Product, System
+from .base import Iteration, Iterative, Product, System
 
 POWER_ITERATIONS = 20
 MARGIN = 1.05  # power iterations find the largest eigenvalue from below
@@ -65,16 +64,8 @@ class Neumann(Iterative[NeumannState]):
         differentiation, Algorithm 3.
     """
 
-    scale: float | None = None
+    scale: PositiveFloat | None = None
     accepts: ClassVar[tuple[str, ...]] = ("spd", "general")
-
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        super().__post_init__()
-        if self.scale is not None and not 0 < self.scale < float("inf"):
-            raise ConfigError(
-                f"Neumann: expected a positive number, or None to estimate, got scale={self.scale!r}."
-            )
 
     def most(self, size: int) -> int:
         """Give the largest number of steps; see `Iterative.most`.
@@ -87,7 +78,7 @@ class Neumann(Iterative[NeumannState]):
         """
         return self.steps or 100_000
 
-    def iteration(self, system: System) -> tuple[NeumannState, Callable[[NeumannState], NeumannState]]:
+    def iteration(self, system: System) -> Iteration[NeumannState]:
         """Prepare the iteration; see `Iterative.iteration`.
 
         Args:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.fields import Checked, NonNegativeInt, PositiveInt
 from ..core.recipes import recipe
-from ..core.validation import require_whole
 from .base import Outcome, Product, Solver, System
 
 
@@ -64,12 +64,12 @@ class Sketch(NamedTuple):
 
 @recipe("linear", "preconditioner")
 @dataclass(frozen=True)
-class Nystrom(Solver):
+class Nystrom(Checked, Solver):
     """A from its largest directions, by the randomised Nystrom approximation; also a preconditioner.
 
     As a solver it gives x = (H_r + S)^-1 b with H_r of rank `rank`, by Woodbury's formula. It takes `rank`
     products, all at once, one more for the residual that it reports, and no steps. It is right where the
-    curvature has few large directions beside the anchor; otherwise its residual says how wrong it is.
+    curvature has few large directions; otherwise its residual says how wrong it is.
     `stats.steps` counts the products, and a first guess x0 has no effect.
 
     As `CG(precondition=Nystrom(rank))` it gives M^-1, with the least of the curvatures found for all others.
@@ -96,16 +96,11 @@ class Nystrom(Solver):
         Frangella, Tropp and Udell (2023), Randomized Nystrom preconditioning, equation 1.3.
     """
 
-    rank: int = 10
-    seed: int = 0
+    rank: PositiveInt = 10
+    seed: NonNegativeInt = 0
     accepts: ClassVar[tuple[str, ...]] = ("spd",)
     factorises: ClassVar[bool] = True
     uses_anchor: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the arguments; raises ConfigError."""
-        require_whole("Nystrom", 1, rank=self.rank)
-        require_whole("Nystrom", 0, seed=self.seed)
 
     def run(self, system: System) -> Outcome:
         """Solve with the sketch of the curvature; see `Solver.run`.

@@ -19,10 +19,11 @@ from jax import lax
 
 from ..core import tree
 from ..core.errors import StructureError
+from ..core.fields import Checked, PositiveFloat, PositiveInt
 from ..core.solution import Ending, Solution, Stats, Status
 from ..core.tree import PyTree
 from ..core.validation import require_number
-from ..inner.base import InnerSolver, check_stopping, start_of
+from ..inner.base import InnerSolver, start_of
 from ..linear.base import LinearSolver, refuse_structure
 from ..linear.cg import CG
 from ..problems.base import Key, Loss, Problem, Task
@@ -32,7 +33,7 @@ from .base import Learning, TaskGradient
 
 
 @dataclass(frozen=True)
-class ThenPulled:
+class ThenPulled(Checked):
     """Gradient descent on the loss alone, then one step towards theta, as in the published code.
 
     It takes `steps` steps on the loss from theta, then one on strength/2 |phi - theta|^2. The result solves
@@ -49,13 +50,8 @@ class ThenPulled:
         Array([0.25], dtype=float32)
     """
 
-    learning_rate: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError if a value is out of range."""
-        require_number("ThenPulled", 0, open=True, learning_rate=self.learning_rate)
-        check_stopping("ThenPulled", self.steps, None)
+    learning_rate: PositiveFloat
+    steps: PositiveInt
 
     def __call__(
         self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree = None, key: Key = None

@@ -26,14 +26,14 @@ from jax import Array
 from ..core import tree
 from ..core.content import ByContent
 from ..core.errors import ConfigError, StructureError
-from ..core.tree import PyTree, Selection
+from ..core.tree import Selection, Tree
 from ..core.validation import require_number
 from .matrices import Precision, Strengths
-from .precision import Learned, Theta
+from .precision import Learned, Theta, spread_over
 
 Key = Array | None  # a random key, if one is given
-Loss = Callable[[PyTree, PyTree], Array]  # (phi, batch) -> scalar
-Start = Callable[[PyTree, PyTree, Array | None], PyTree]  # (theta, batch, key) -> phi
+Loss = Callable[[Tree, Tree], Array]  # (phi, batch) -> scalar
+Start = Callable[[Tree, Tree, Array | None], Tree]  # (theta, batch, key) -> phi
 ALL = Selection()  # a task adapts every leaf
 CURVATURES = ("hessian", "gauss-newton")
 
@@ -46,8 +46,8 @@ class Task(NamedTuple):
         query: What the learned parameters are scored on, any pytree.
     """
 
-    support: PyTree
-    query: PyTree
+    support: Tree
+    query: Tree
 
 
 class Problem(ByContent):
@@ -70,6 +70,7 @@ class Problem(ByContent):
         anchored: Whether the solution depends on theta other than through where the solver starts.
         has_objective: Whether F is the gradient of a scalar, which `objective` returns.
         has_precision: Whether F has a term P (phi - theta), with P given by `precision`.
+        diagonal: Whether A is a loss's curvature plus a known diagonal, one strength for every parameter.
         loss: The loss (phi, batch) -> scalar, or the field, where there is one.
         strength: The regularisation strength, None where there is none or it is learned.
         adapt: Which leaves a task adapts.
@@ -92,10 +93,13 @@ class Problem(ByContent):
 
     kind: ClassVar[str]
     leaves: ClassVar[tuple[str, ...]] = ()
+    anchored: bool = True
     has_objective: ClassVar[bool] = False
+    has_precision: bool = False
+    diagonal: bool = False
     structure: str
     loss: Any = None  # each kind declares its own
-    strength: PyTree = None
+    strength: Tree = None
     adapt: Selection = ALL
     learns: Learned | None = None
     convex: bool = False
@@ -107,27 +111,12 @@ class Problem(ByContent):
         jax.tree_util.register_pytree_node(cls, _flatten, _unflatten)
 
     @property
-    def anchored(self) -> bool:
-        """Whether the solution depends on theta other than through where the solver starts."""
-        return True
-
-    @property
-    def has_precision(self) -> bool:
-        """Whether F has a term P (phi - theta), with P given by `precision`."""
-        return False
-
-    @property
-    def diagonal(self) -> bool:
-        """Whether A is a loss's curvature plus a known diagonal, one strength for every parameter."""
-        return False
-
-    @property
     def learns_more(self) -> bool:
         """Whether the problem depends on more of theta than its mean: a learned strength, or noise."""
         return self.learns is not None or isinstance(getattr(self.loss, "noise", None), Learned)
 
-    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
-        """F(phi, theta, batch), zero at the solution.
+    def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
+        """Compute F(phi, theta, batch), which is zero at the solution.
 
         Args:
             phi: The adapted parameters.
@@ -139,8 +128,36 @@ class Problem(ByContent):
         """
         raise NotImplementedError
 
-    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array | None:
-        """The scalar whose gradient is F.
+    def guarded(self, compute: Callable[[], Tree], phi: Tree) -> Tree:
+        """Call a user's function that must return something shaped like phi.
+
+        Args:
+            compute: Calls the user's function.
+            phi: A tree of the shape that is expected.
+
+        Returns:
+            What `compute` returned.
+
+        Raises:
+            ConfigError: If it fails, or returns another structure or other shapes; with a hint on `init`.
+        """
+        advice = "Hint: phi starts at what `init` returned; check its shapes."
+        if self.start is None:
+            advice = (
+                "Hint: phi starts at theta by default; where a task's parameters are shaped otherwise, pass "
+                "init=(theta, batch, key) -> phi."
+            )
+        what = f"{self.kind}: expected a result shaped like phi, {tree.shapes(phi)}, got"
+        try:
+            result = compute()
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            raise ConfigError(f"{what} an error: {error}. {advice}") from error
+        if not tree.same(result, phi):
+            raise ConfigError(f"{what} {tree.shapes(result)}. {advice}")
+        return result
+
+    def objective(self, phi: Tree, theta: Tree, batch: Tree) -> Array | None:
+        """Compute the scalar whose gradient is F.
 
         Args:
             phi: The adapted parameters.
@@ -152,8 +169,8 @@ class Problem(ByContent):
         """
         return None
 
-    def slope(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
-        """F as a program whose derivative in phi is the objective's Hessian.
+    def slope(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
+        """Compute F by a program whose derivative in phi is the objective's Hessian.
 
         The derivative of `residual` is the Gauss-Newton matrix if the problem has Gauss-Newton curvature.
 
@@ -169,8 +186,8 @@ class Problem(ByContent):
             return self.residual(phi, theta, batch)
         return jax.grad(lambda p: self.objective(p, theta, batch))(phi)
 
-    def init(self, theta: PyTree, batch: PyTree, key: Key = None) -> PyTree:
-        """Where the inner solver starts.
+    def init(self, theta: Tree, batch: Tree, key: Key = None) -> Tree:
+        """Choose where the inner solver starts.
 
         Args:
             theta: The meta-parameters.
@@ -184,8 +201,8 @@ class Problem(ByContent):
             return self.start(theta, batch, key)
         return self.adapt.split(self.mean(theta))[0]
 
-    def parameters(self, mean: PyTree) -> PyTree:
-        """Theta for a given mean.
+    def parameters(self, mean: Tree) -> Tree:
+        """Make theta for a given mean.
 
         Args:
             mean: The full tree of parameters that tasks start at or are anchored to.
@@ -197,8 +214,8 @@ class Problem(ByContent):
         learns = getattr(self.loss, "parameters", None)
         return theta if learns is None else learns(theta)
 
-    def loss_at(self, theta: PyTree) -> PyTree:
-        """The loss (phi, batch) -> scalar at a theta, which may hold a learned noise variance.
+    def loss_at(self, theta: Tree) -> Tree:
+        """Return the loss (phi, batch) -> scalar at a theta, which may hold a learned noise variance.
 
         Args:
             theta: The meta-parameters.
@@ -209,8 +226,8 @@ class Problem(ByContent):
         given = getattr(self.loss, "given", None)
         return self.loss if given is None else given(theta)
 
-    def mean(self, theta: PyTree) -> PyTree:
-        """The part of theta that is shaped like the full tree of a task's parameters.
+    def mean(self, theta: Tree) -> Tree:
+        """Return the part of theta that is shaped like the full tree of a task's parameters.
 
         Args:
             theta: The meta-parameters.
@@ -220,8 +237,8 @@ class Problem(ByContent):
         """
         return theta.mean if isinstance(theta, Theta) else theta
 
-    def split(self, phi: PyTree) -> PyTree:
-        """The adapted parameters of a full tree.
+    def split(self, phi: Tree) -> Tree:
+        """Select the adapted parameters of a full tree.
 
         Args:
             phi: A full tree.
@@ -231,8 +248,8 @@ class Problem(ByContent):
         """
         return self.adapt.split(phi)[0]
 
-    def full(self, phi: PyTree, theta: PyTree) -> PyTree:
-        """The full tree that losses take.
+    def full(self, phi: Tree, theta: Tree) -> Tree:
+        """Make the full tree that losses take.
 
         Args:
             phi: The adapted parameters.
@@ -245,8 +262,8 @@ class Problem(ByContent):
             return phi
         return self.adapt.join(phi, self.adapt.split(self.mean(theta))[1])
 
-    def displacement(self, phi: PyTree, theta: PyTree) -> PyTree:
-        """The difference phi - theta of the adapted parameters.
+    def displacement(self, phi: Tree, theta: Tree) -> Tree:
+        """Compute the difference phi - theta of the adapted parameters.
 
         Args:
             phi: The adapted parameters.
@@ -257,26 +274,29 @@ class Problem(ByContent):
         """
         return tree.minus(phi, self.split(self.mean(theta)))
 
-    def precision(self, phi: PyTree, theta: PyTree) -> Precision:
-        """The precision P of the term P (phi - theta).
+    def precision(self, phi: Tree, theta: Tree) -> Precision:
+        """Return the precision P of the term P (phi - theta).
 
         Args:
             phi: The adapted parameters, of which only structure and shapes matter.
             theta: The meta-parameters, which may hold a learned strength.
 
         Returns:
-            The precision.
+            The precision; by default diag(strength).
 
         Raises:
             StructureError: If the problem has no such term.
             ConfigError: If the strength is learned and theta does not hold it, or does not fit phi.
         """
-        raise StructureError(
-            f"precision: expected an anchored problem, got {self.kind}. Hint: use proximal(loss, strength)."
-        )
+        if self.strength is None:
+            raise StructureError(
+                f"precision: expected a problem with a strength, got {self.kind}. Hint: use proximal(loss, "
+                "strength)."
+            )
+        return Strengths(spread_over(self.strength, phi, self.adapt), phi)
 
-    def strengths(self, phi: PyTree, theta: PyTree) -> PyTree:
-        """The strength of every adapted parameter.
+    def strengths(self, phi: Tree, theta: Tree) -> Tree:
+        """Return the strength of every adapted parameter.
 
         Args:
             phi: The adapted parameters, of which only structure and shapes matter.
@@ -296,8 +316,8 @@ class Problem(ByContent):
             f"per={getattr(self.learns, 'per', None)!r}. Hint: use problem.precision(phi, theta)."
         )
 
-    def anchor_diagonal(self, phi: PyTree, theta: PyTree) -> PyTree:
-        """The diagonal that the anchor adds to the loss's curvature.
+    def anchor_diagonal(self, phi: Tree, theta: Tree) -> Tree:
+        """Return the diagonal that the anchor adds to the loss's curvature.
 
         Args:
             phi: The adapted parameters.
@@ -308,8 +328,8 @@ class Problem(ByContent):
         """
         return self.strengths(phi, theta) if self.diagonal else None
 
-    def curvature_floor(self, phi: PyTree, theta: PyTree) -> Array | None:
-        """A lower bound of the eigenvalues of A that holds at every phi.
+    def curvature_floor(self, phi: Tree, theta: Tree) -> Array | None:
+        """Bound the eigenvalues of A from below, at every phi.
 
         Args:
             phi: The adapted parameters.
@@ -320,8 +340,8 @@ class Problem(ByContent):
         """
         return None
 
-    def least_strength(self, phi: PyTree, theta: PyTree) -> Array | None:
-        """A lower bound of the eigenvalues of P, which a loss's curvature is added to.
+    def least_strength(self, phi: Tree, theta: Tree) -> Array | None:
+        """Bound the eigenvalues of P from below, which a loss's curvature is added to.
 
         Args:
             phi: The adapted parameters.
@@ -332,8 +352,8 @@ class Problem(ByContent):
         """
         return None
 
-    def coupling_norm(self, phi: PyTree, theta: PyTree) -> Array | None:
-        """The spectral norm of dF/dtheta, where it is known without a product.
+    def coupling_norm(self, phi: Tree, theta: Tree) -> Array | None:
+        """Return the spectral norm of dF/dtheta, where it is known without a product.
 
         Args:
             phi: The adapted parameters.
@@ -344,8 +364,8 @@ class Problem(ByContent):
         """
         return None
 
-    def hessian_lipschitz(self, batch: PyTree) -> Array | None:
-        """The declared Lipschitz constant of the loss's Hessian.
+    def hessian_lipschitz(self, batch: Tree) -> Array | None:
+        """Return the declared Lipschitz constant of the loss's Hessian.
 
         Args:
             batch: The support set.
@@ -368,8 +388,8 @@ def _unflatten(rest: Problem, leaves: tuple) -> Problem:
     return replace(rest, **dict(zip(rest.leaves, leaves, strict=True))) if leaves else rest  # type: ignore[type-var]
 
 
-def declared(owner: str, constant: float | Callable[[PyTree], PyTree], batch: PyTree) -> Array:
-    """A declared constant as a scalar, or what a declared function returns for a batch.
+def declared(owner: str, constant: float | Callable[[Tree], Tree], batch: Tree) -> Array:
+    """Evaluate a declared constant on a batch.
 
     Args:
         owner: The name in the message.
@@ -392,7 +412,7 @@ def declared(owner: str, constant: float | Callable[[PyTree], PyTree], batch: Py
 
 
 def check_lipschitz(owner: str, constant: object) -> None:
-    """Checks a declared Lipschitz constant.
+    """Check a declared Lipschitz constant.
 
     Args:
         owner: The name in the message.
@@ -405,41 +425,8 @@ def check_lipschitz(owner: str, constant: object) -> None:
         require_number(owner, 0, lipschitz=constant)
 
 
-def guarded(kind: str, start: Start | None, compute: Callable[[], PyTree], phi: PyTree) -> PyTree:
-    """A user's function that must return something shaped like phi; its errors get advice on `init`.
-
-    Args:
-        kind: The name in messages.
-        start: The problem's own `init` function, or None.
-        compute: Calls the user's function.
-        phi: A tree of the shape that is wanted.
-
-    Returns:
-        What `compute` returned.
-
-    Raises:
-        ConfigError: If it fails, or returns another structure or other shapes.
-    """
-    advice = (
-        "Hint: phi starts at theta by default; where a task's parameters are shaped otherwise, pass "
-        "init=(theta, batch, key) -> phi."
-        if start is None
-        else "Hint: phi starts at what `init` returned; check its shapes."
-    )
-    try:
-        result = compute()
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ConfigError(f"{kind}: failed at phi = {tree.shapes(phi)}: {error}. {advice}") from error
-    if not tree.same(result, phi):
-        raise ConfigError(
-            f"{kind}: expected a result shaped like phi, {tree.shapes(phi)}, got {tree.shapes(result)}. "
-            f"{advice}"
-        )
-    return result
-
-
 def require_anchor(problem: Problem) -> None:
-    """Checks that a problem's solution is a function of theta.
+    """Check that a problem's solution is a function of theta.
 
     Args:
         problem: The problem.

@@ -12,13 +12,13 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import PyTree
-from ..core.validation import require_function
-from .base import Problem, Start, guarded
+from ..core.tree import Tree
+from ..core.validation import require_function, require_one_of
+from .base import Problem, Start
 
-Objective = Callable[[PyTree, PyTree, PyTree], Array]  # (phi, theta, batch) -> scalar
-Update = Callable[[PyTree, PyTree, PyTree], PyTree]  # (phi, theta, batch) -> phi
-PlayerLoss = Callable[[PyTree, PyTree, PyTree, PyTree], Array]  # (x, y, theta, batch) -> scalar
+Objective = Callable[[Tree, Tree, Tree], Array]  # (phi, theta, batch) -> scalar
+Update = Callable[[Tree, Tree, Tree], Tree]  # (phi, theta, batch) -> phi
+PlayerLoss = Callable[[Tree, Tree, Tree, Tree], Array]  # (x, y, theta, batch) -> scalar
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,11 @@ class Stationary(Problem):
     kind: ClassVar[str] = "stationary"
     has_objective: ClassVar[bool] = True
 
-    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+    def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """The function's gradient; see `Problem.residual`."""
-        return guarded(self.kind, self.start, lambda: jax.grad(self.function)(phi, theta, batch), phi)
+        return self.guarded(lambda: jax.grad(self.function)(phi, theta, batch), phi)
 
-    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+    def objective(self, phi: Tree, theta: Tree, batch: Tree) -> Array:
         """The function's value; see `Problem.objective`."""
         return self.function(phi, theta, batch)
 
@@ -49,9 +49,9 @@ class FixedPoint(Problem):
     kind: ClassVar[str] = "fixed_point"
     structure: ClassVar[str] = "general"
 
-    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+    def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """What one update would change, negated; see `Problem.residual`."""
-        new = guarded(self.kind, self.start, lambda: self.update(phi, theta, batch), phi)
+        new = self.guarded(lambda: self.update(phi, theta, batch), phi)
         return jax.tree.map(jnp.subtract, phi, new)
 
 
@@ -65,7 +65,7 @@ class Game(Problem):
     kind: ClassVar[str] = "game"
     structure: ClassVar[str] = "general"
 
-    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+    def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """Each player's gradient in its own parameters; see `Problem.residual`."""
         if not (isinstance(phi, tuple) and len(phi) == 2):
             raise ConfigError(
@@ -74,11 +74,11 @@ class Game(Problem):
             )
         x, y = phi
         parts = (jax.grad(self.loss_x, argnums=0), jax.grad(self.loss_y, argnums=1))
-        return guarded(self.kind, self.start, lambda: tuple(part(x, y, theta, batch) for part in parts), phi)
+        return self.guarded(lambda: tuple(part(x, y, theta, batch) for part in parts), phi)
 
 
 def stationary(objective: Objective, init: Start | None = None, structure: str = "spd") -> Stationary:
-    """The problem d/dphi objective(phi, theta, batch) = 0.
+    """Make the problem d/dphi objective(phi, theta, batch) = 0.
 
     Args:
         objective: (phi, theta, batch) -> scalar.
@@ -98,15 +98,12 @@ def stationary(objective: Objective, init: Start | None = None, structure: str =
         Array([-2.], dtype=float32)
     """
     require_function("objective", objective)
-    if structure not in ("spd", "symmetric"):
-        raise ConfigError(
-            f"stationary: structure: expected 'spd' (a minimum) or 'symmetric' (a saddle), got {structure!r}."
-        )
+    require_one_of("stationary", "structure", structure, ("spd", "symmetric"))
     return Stationary(objective, init, structure)
 
 
 def fixed_point(update: Update, init: Start | None = None) -> FixedPoint:
-    """The problem phi = update(phi, theta, batch), whose structure is "general".
+    """Make the problem phi = update(phi, theta, batch), whose structure is "general".
 
     `GradientDescent(1.0, ...)` solves it by plain fixed-point iteration.
 
@@ -131,7 +128,7 @@ def fixed_point(update: Update, init: Start | None = None) -> FixedPoint:
 
 
 def game(loss_x: PlayerLoss, loss_y: PlayerLoss, init: Start | None = None) -> Game:
-    """The two-player game in which x minimises `loss_x` and y minimises `loss_y`; its structure is "general".
+    """Make the game in which x minimises `loss_x` and y minimises `loss_y`; its structure is "general".
 
     Args:
         loss_x: (x, y, theta, batch) -> scalar.

@@ -25,14 +25,15 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..core.validation import require_number
-from .precision import Learned, Theta
+from .precision import Learned, Theta, logs_in
 
 
-def weights_of(batch: PyTree, rows: int, dtype: DTypeLike) -> Array:
-    """How many times each row counts.
+def weights_of(batch: Tree, rows: int, dtype: DTypeLike) -> Array:
+    """Return how many times each row counts.
 
     Args:
         batch: A batch, perhaps with a field `weights` of shape ``(rows,)``.
@@ -56,7 +57,7 @@ def weights_of(batch: PyTree, rows: int, dtype: DTypeLike) -> Array:
     return jnp.asarray(weights, dtype)
 
 
-def _field(batch: PyTree, name: str, kind: str) -> Array:
+def _field(batch: Tree, name: str, kind: str) -> Array:
     """A field of the batch; ConfigError where there is none."""
     value = getattr(batch, name, None)
     if value is None:
@@ -80,8 +81,8 @@ class Gaussian:
 
     kind: ClassVar[str] = "gaussian"
 
-    def cost(self, outputs: Array, batch: PyTree, noise: Array) -> Array:
-        """The negative log likelihood -sum_i w_i log p(y_i | z_i), constants included.
+    def cost(self, outputs: Array, batch: Tree, noise: Array) -> Array:
+        """Compute the negative log likelihood -sum_i w_i log p(y_i | z_i), constants included.
 
         Args:
             outputs: z, shaped like ``batch.targets``, ``(n,)`` or ``(n, k)``.
@@ -96,8 +97,8 @@ class Gaussian:
         weights = weights_of(batch, squares.shape[0], squares.dtype)
         return 0.5 * jnp.sum(weights * (jnp.sum(squares, 1) / noise + columns * jnp.log(2 * math.pi * noise)))
 
-    def errors(self, outputs: Array, batch: PyTree) -> Array:
-        """The squared errors.
+    def errors(self, outputs: Array, batch: Tree) -> Array:
+        """Compute the squared errors.
 
         Args:
             outputs: z, shaped like ``batch.targets``.
@@ -110,15 +111,11 @@ class Gaussian:
             ConfigError: If outputs and targets differ in shape.
         """
         targets = _field(batch, "targets", self.kind)
-        if jnp.shape(targets) != jnp.shape(outputs):
-            raise ConfigError(
-                f"likelihood: expected outputs shaped like the targets, {jnp.shape(targets)}, got "
-                f"{jnp.shape(outputs)}."
-            )
+        tree.require_like("likelihood: outputs", outputs, targets, "the targets")
         return by_row(jnp.square(outputs - targets))
 
-    def half(self, outputs: Array, batch: PyTree, noise: Array, vector: Array) -> Array:
-        """The product B^T v, where B B^T is the second derivative of `cost` in the outputs.
+    def half(self, outputs: Array, batch: Tree, noise: Array, vector: Array) -> Array:
+        """Compute the product B^T v, where B B^T is the second derivative of `cost` in the outputs.
 
         Args:
             outputs: z, ``(n, k)``.
@@ -147,8 +144,8 @@ class Categorical:
 
     kind: ClassVar[str] = "categorical"
 
-    def cost(self, outputs: Array, batch: PyTree, noise: Array | None = None) -> Array:
-        """The negative log likelihood -sum_i w_i log p(label_i | z_i).
+    def cost(self, outputs: Array, batch: Tree, noise: Array | None = None) -> Array:
+        """Compute the negative log likelihood -sum_i w_i log p(label_i | z_i).
 
         Args:
             outputs: Logits z, ``(n, ways)``.
@@ -162,8 +159,8 @@ class Categorical:
         chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), labels[:, None], axis=1)[:, 0]
         return -jnp.sum(weights_of(batch, chosen.shape[0], chosen.dtype) * chosen)
 
-    def half(self, outputs: Array, batch: PyTree, noise: Array | None, vector: Array) -> Array:
-        """The product B^T v, where B B^T = w (diag(p) - p p^T) is the second derivative of `cost`.
+    def half(self, outputs: Array, batch: Tree, noise: Array | None, vector: Array) -> Array:
+        """Compute the product B^T v, where B B^T = w (diag(p) - p p^T) is the second derivative of `cost`.
 
         ```
         B = sqrt(w) (diag(sqrt(p)) - p sqrt(p)^T)        p = softmax(z)
@@ -185,7 +182,7 @@ class Categorical:
 
 
 def by_row(outputs: Array) -> Array:
-    """Outputs as a matrix.
+    """Make a matrix of outputs.
 
     Args:
         outputs: ``(n,)`` or ``(n, ...)``.
@@ -205,7 +202,7 @@ class DeclaredLoss(Protocol):
         ...
 
     @property
-    def outputs(self) -> Callable[[PyTree, PyTree], Array]:
+    def outputs(self) -> Callable[[Tree, Tree], Array]:
         """The model, (phi, batch) -> outputs."""
         ...
 
@@ -229,8 +226,8 @@ class NegativeLogLikelihood:
         """The distribution of a row."""
         return self.model.likelihood
 
-    def outputs(self, phi: PyTree, batch: PyTree) -> Array:
-        """The model's outputs.
+    def outputs(self, phi: Tree, batch: Tree) -> Array:
+        """Compute the model's outputs.
 
         Args:
             phi: The full tree of parameters.
@@ -241,8 +238,8 @@ class NegativeLogLikelihood:
         """
         return self.model.outputs(phi, batch)
 
-    def cost(self, outputs: Array, batch: PyTree) -> Array:
-        """The sum over rows for given outputs.
+    def cost(self, outputs: Array, batch: Tree) -> Array:
+        """Compute the sum over rows for given outputs.
 
         Args:
             outputs: The model's outputs.
@@ -253,8 +250,8 @@ class NegativeLogLikelihood:
         """
         return self.likelihood.cost(outputs, batch, self.variance)
 
-    def __call__(self, phi: PyTree, batch: PyTree) -> Array:
-        """The sum over rows at given parameters.
+    def __call__(self, phi: Tree, batch: Tree) -> Array:
+        """Compute the sum over rows at given parameters.
 
         Args:
             phi: The full tree of parameters.
@@ -275,8 +272,8 @@ class NegativeLogLikelihood:
             )
         return self.noise
 
-    def given(self, theta: PyTree) -> NegativeLogLikelihood:
-        """The loss with the learned noise variance taken from theta.
+    def given(self, theta: Tree) -> NegativeLogLikelihood:
+        """Return the loss with the learned noise variance taken from theta.
 
         Args:
             theta: The meta-parameters.
@@ -289,15 +286,10 @@ class NegativeLogLikelihood:
         """
         if not isinstance(self.noise, Learned):
             return self
-        if getattr(theta, "log_noise", None) is None:
-            raise ConfigError(
-                "likelihood: expected a Theta with log_noise, as the noise variance is learned, got "
-                f"{type(theta).__name__}. Hint: make it with problem.parameters(mean)."
-            )
-        return replace(self, noise=jnp.exp(theta.log_noise))
+        return replace(self, noise=jnp.exp(logs_in("likelihood", theta, "log_noise")))
 
-    def parameters(self, theta: PyTree) -> PyTree:
-        """Theta with the logarithm of the initial noise variance, if that is learned.
+    def parameters(self, theta: Tree) -> Tree:
+        """Add the logarithm of the initial noise variance to theta, if that is learned.
 
         Args:
             theta: The mean, or a `Theta`.
@@ -307,11 +299,11 @@ class NegativeLogLikelihood:
         """
         if not isinstance(self.noise, Learned):
             return theta
-        known = theta if isinstance(theta, Theta) else Theta(theta)
+        known = Theta.of(theta)
         return known._replace(log_noise=self.noise.logs(known.mean))
 
-    def rows(self, outputs: Array, batch: PyTree) -> Array:
-        """The number of rows, each counted by its weight.
+    def rows(self, outputs: Array, batch: Tree) -> Array:
+        """Count the rows, each counted by its weight.
 
         Args:
             outputs: The model's outputs, ``(n, ...)``.
@@ -323,7 +315,7 @@ class NegativeLogLikelihood:
         return jnp.sum(weights_of(batch, outputs.shape[0], outputs.dtype))
 
     def score(self, query_loss: Callable) -> Callable:
-        """The validation loss: the mean negative log likelihood of a query row.
+        """Return the validation loss: the mean negative log likelihood of a query row.
 
         For categorical rows it is the query loss, which is a cross-entropy. For Gaussian rows a squared error
         would not depend on the noise variance, so the likelihood's own mean takes its place.
@@ -337,7 +329,7 @@ class NegativeLogLikelihood:
         if isinstance(self.likelihood, Categorical):
             return query_loss
 
-        def mean(phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+        def mean(phi: Tree, theta: Tree, batch: Tree) -> Array:
             outputs = self.outputs(phi, batch)
             return self.given(theta).cost(outputs, batch) / jnp.maximum(self.rows(outputs, batch), 1)
 
@@ -345,7 +337,7 @@ class NegativeLogLikelihood:
 
 
 def likelihood(loss: DeclaredLoss, noise: float | Learned | None = None) -> NegativeLogLikelihood:
-    """The negative log likelihood of a task's rows, a sum, of a loss that declares their distribution.
+    """Make the negative log likelihood of a task's rows, a sum, from a loss that declares their distribution.
 
     With `proximal`, the strength is the precision of a Gaussian prior, and the inner solution is the maximum
     a posteriori:
@@ -382,7 +374,7 @@ def likelihood(loss: DeclaredLoss, noise: float | Learned | None = None) -> Nega
     if not isinstance(declared, Gaussian | Categorical) or not hasattr(loss, "outputs"):
         raise ConfigError(
             "likelihood: loss: expected an object with outputs(phi, batch) and likelihood, imaml.Gaussian() "
-            f"or imaml.Categorical(), got {loss!r}. Hint: a mean loss alone does not say how many rows it is "
+            f"or imaml.Categorical(), got {loss!r}. Hint: a mean loss does not say how many rows it is "
             "a mean of."
         )
     if isinstance(declared, Categorical):

@@ -6,13 +6,13 @@ from jax import lax
 
 from ..core.errors import StructureError
 from ..core.solution import Solution
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..linear.base import LinearSolver, Matvec, refuse_structure, uses_anchor
 from .base import Problem
 
 
-def anchor_of(problem: Problem, adapted: PyTree, theta: PyTree) -> PyTree:
-    """The diagonal that the anchor adds to the loss's curvature, without a derivative.
+def anchor_of(problem: Problem, adapted: Tree, theta: Tree) -> Tree:
+    """Return the diagonal that the anchor adds to the loss's curvature, without a derivative.
 
     Args:
         problem: The problem.
@@ -26,9 +26,9 @@ def anchor_of(problem: Problem, adapted: PyTree, theta: PyTree) -> PyTree:
 
 
 def solve_anchored(
-    linear: LinearSolver, product: Matvec, right: PyTree, structure: str, anchor: PyTree
+    linear: LinearSolver, product: Matvec, right: Tree, structure: str, anchor: Tree
 ) -> Solution:
-    """Solves a linear system, and tells the solver of the anchor where it uses one.
+    """Solve a linear system, and tells the solver of the anchor where it uses one.
 
     Args:
         linear: The linear solver.
@@ -45,7 +45,7 @@ def solve_anchored(
 
 
 def refuse_system(linear: LinearSolver, problem: Problem) -> None:
-    """Checks that a linear solver accepts a problem's systems.
+    """Check that a linear solver accepts a problem's systems.
 
     Args:
         linear: The linear solver.
@@ -55,14 +55,9 @@ def refuse_system(linear: LinearSolver, problem: Problem) -> None:
         StructureError: If the solver does not accept their structure, or needs strengths that they lack.
     """
     refuse_structure(linear, problem.structure)
-    if not uses_anchor(linear) or problem.diagonal:
-        return
-    if problem.learns is None:
+    if uses_anchor(linear) and not problem.diagonal:
+        got = f"a matrix, learned per={problem.learns.per!r}" if problem.learns else problem.kind
         raise StructureError(
-            f"{linear!r}: expected a problem made by proximal(loss, strength), whose strengths it needs, got "
-            f"{problem.kind}. Hint: use CG() without a preconditioner, GMRES or Dense."
+            f"{linear!r}: expected a problem made by proximal(loss, strength) with one strength for every "
+            f"parameter, got {got}. Hint: use CG() without a preconditioner, or Dense."
         )
-    raise StructureError(
-        f"{linear!r}: expected one strength for every parameter, got a matrix, learned "
-        f"per={problem.learns.per!r}. Hint: use CG() without a preconditioner, or Dense."
-    )

@@ -12,22 +12,22 @@ from jax import Array, lax
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..core.validation import require_function, require_scalar
 
-Join = Callable[[PyTree, PyTree], PyTree]  # (support, query) -> batch
+Join = Callable[[Tree, Tree], Tree]  # (support, query) -> batch
 
 
 class Composite(Protocol):
     """A loss that says what it is a cost of: loss(phi, batch) = cost(outputs(phi, batch), batch)."""
 
     @property
-    def outputs(self) -> Callable[[PyTree, PyTree], PyTree]:
+    def outputs(self) -> Callable[[Tree, Tree], Tree]:
         """The model, (phi, batch) -> outputs."""
         ...
 
     @property
-    def cost(self) -> Callable[[PyTree, PyTree], Array]:
+    def cost(self) -> Callable[[Tree, Tree], Array]:
         """The cost, (outputs, batch) -> scalar, convex in the outputs."""
         ...
 
@@ -36,8 +36,8 @@ class Composite(Protocol):
 class HalfSquares:
     """The cost 1/2 |z|^2 of residuals z."""
 
-    def __call__(self, residuals: PyTree, batch: PyTree) -> Array:
-        """The cost.
+    def __call__(self, residuals: Tree, batch: Tree) -> Array:
+        """Compute the cost.
 
         Args:
             residuals: z, any pytree.
@@ -53,11 +53,11 @@ class HalfSquares:
 class Composed:
     """A loss that is a convex cost of a model's outputs; made by `composed`."""
 
-    outputs: Callable[[PyTree, PyTree], PyTree]
-    cost: Callable[[PyTree, PyTree], Array]
+    outputs: Callable[[Tree, Tree], Tree]
+    cost: Callable[[Tree, Tree], Array]
 
-    def __call__(self, phi: PyTree, batch: PyTree) -> Array:
-        """The loss.
+    def __call__(self, phi: Tree, batch: Tree) -> Array:
+        """Compute the loss.
 
         Args:
             phi: The model's parameters.
@@ -69,10 +69,8 @@ class Composed:
         return self.cost(self.outputs(phi, batch), batch)
 
 
-def gauss_newton_slope(
-    loss: Composite, phi: PyTree, full: Callable[[PyTree], PyTree], batch: PyTree
-) -> PyTree:
-    """The loss's gradient at phi, as a program whose derivative in phi is the Gauss-Newton matrix.
+def gauss_newton_slope(loss: Composite, phi: Tree, full: Callable[[Tree], Tree], batch: Tree) -> Tree:
+    """Compute the loss's gradient at phi by a program whose derivative in phi is the Gauss-Newton matrix.
 
     ```
     J(phi)^T cost'(outputs(phi))        J held fixed, so cost' times the outputs' curvature drops out
@@ -96,10 +94,8 @@ def gauss_newton_slope(
     return pull(jax.grad(lambda z: require_scalar("cost", loss.cost(z, batch)))(value))[0]
 
 
-def composed(
-    outputs: Callable[[PyTree, PyTree], PyTree], cost: Callable[[PyTree, PyTree], Array]
-) -> Composed:
-    """The loss cost(outputs(phi, batch), batch), which declares what Gauss-Newton curvature needs to know.
+def composed(outputs: Callable[[Tree, Tree], Tree], cost: Callable[[Tree, Tree], Array]) -> Composed:
+    """Make the loss cost(outputs(phi, batch), batch), which says what Gauss-Newton curvature needs to know.
 
     A loss object of your own with two such methods, `outputs` and `cost`, does as well.
 
@@ -125,8 +121,8 @@ def composed(
     return Composed(outputs, cost)
 
 
-def joined(support: PyTree, query: PyTree) -> PyTree:
-    """Both batches of a task as one.
+def joined(support: Tree, query: Tree) -> Tree:
+    """Join both batches of a task.
 
     Args:
         support: The support set; leaves ``(rows, ...)``.

@@ -10,7 +10,6 @@ Updated    R^T (I + U diag(k) U^T) R, with R^T R another precision
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +18,29 @@ from jax import Array
 from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from ..core import tree
-from ..core.tree import PyTree
+from ..core.tree import Tree
 
 
-class Precision(Protocol):
+class Precision:
     """A positive definite matrix P over the n adapted parameters.
 
-    Its root R has R^T R = P. Vectors are flat, ``(n,)``, unless said otherwise.
+    Its root R has R^T R = P. Vectors are flat, ``(n,)``, unless said otherwise. A subclass
+    defines the methods; `pull` and `part` by default follow from `product` and `matrix`.
     """
 
-    def pull(self, displacement: PyTree) -> PyTree:
-        """The product P d.
+    def product(self, vector: Array) -> Array:
+        """Compute the product P v of a flat vector.
+
+        Args:
+            vector: v.
+
+        Returns:
+            P v.
+        """
+        raise NotImplementedError
+
+    def pull(self, displacement: Tree) -> Tree:
+        """Compute the product P d.
 
         Args:
             displacement: d, a tree like the adapted parameters.
@@ -37,10 +48,11 @@ class Precision(Protocol):
         Returns:
             P d, a tree like it.
         """
-        ...
+        flat, unravel = tree.ravel(displacement)
+        return unravel(self.product(flat))
 
     def inverse(self, vector: Array) -> Array:
-        """The product P^-1 v, differentiable in P.
+        """Compute the product P^-1 v, differentiable in P.
 
         Args:
             vector: v.
@@ -48,10 +60,10 @@ class Precision(Protocol):
         Returns:
             P^-1 v.
         """
-        ...
+        raise NotImplementedError
 
     def root(self, vector: Array) -> Array:
-        """The product R v.
+        """Compute the product R v.
 
         Args:
             vector: v.
@@ -59,10 +71,10 @@ class Precision(Protocol):
         Returns:
             R v.
         """
-        ...
+        raise NotImplementedError
 
     def unroot(self, vector: Array) -> Array:
-        """The product R^-1 v: a draw from the prior if v is standard normal.
+        """Compute the product R^-1 v: a draw from the prior if v is standard normal.
 
         Args:
             vector: v.
@@ -70,10 +82,10 @@ class Precision(Protocol):
         Returns:
             R^-1 v.
         """
-        ...
+        raise NotImplementedError
 
     def unroot_transposed(self, vector: Array) -> Array:
-        """The product R^-T v.
+        """Compute the product R^-T v.
 
         Args:
             vector: v.
@@ -81,42 +93,42 @@ class Precision(Protocol):
         Returns:
             R^-T v.
         """
-        ...
+        raise NotImplementedError
 
     def log_determinant(self) -> Array:
-        """The log-determinant, differentiable in P.
+        """Compute the log-determinant, differentiable in P.
 
         Returns:
             The logarithm of |P|, a scalar.
         """
-        ...
+        raise NotImplementedError
 
     def least(self) -> Array:
-        """A lower bound of the eigenvalues.
+        """Bound the eigenvalues from below.
 
         Returns:
             The bound, a scalar.
         """
-        ...
+        raise NotImplementedError
 
     def matrix(self) -> Array:
-        """The matrix P.
+        """Compute the matrix P.
 
         Returns:
             ``(n, n)``.
         """
-        ...
+        raise NotImplementedError
 
     def variances(self) -> Array:
-        """The diagonal of P^-1.
+        """Compute the diagonal of P^-1.
 
         Returns:
             ``(n,)``.
         """
-        ...
+        raise NotImplementedError
 
     def part(self, chosen: np.ndarray) -> Precision:
-        """The precision of some parameters where the others are known.
+        """Return the precision of some parameters, given the others.
 
         Args:
             chosen: Which, ``(n,)`` booleans.
@@ -124,12 +136,13 @@ class Precision(Protocol):
         Returns:
             A precision over the chosen ones.
         """
-        ...
+        some = np.flatnonzero(chosen)
+        return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Strengths:
+class Strengths(Precision):
     """The diagonal precision P = diag(s).
 
     Attributes:
@@ -137,15 +150,15 @@ class Strengths:
         like: The adapted parameters, of which only structure and shapes matter.
     """
 
-    values: PyTree
-    like: PyTree
+    values: Tree
+    like: Tree
 
     @property
     def flat(self) -> Array:
         """The diagonal, (n,)."""
         return tree.ravel(tree.spread(self.values, self.like))[0]
 
-    def pull(self, displacement: PyTree) -> PyTree:
+    def pull(self, displacement: Tree) -> Tree:
         """P d."""
         return jax.tree.map(jnp.multiply, self.values, displacement)
 
@@ -187,7 +200,7 @@ class Strengths:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Factored:
+class Factored(Precision):
     """The precision P = L L^T.
 
     Attributes:
@@ -196,10 +209,9 @@ class Factored:
 
     lower: Array
 
-    def pull(self, displacement: PyTree) -> PyTree:
-        """P d."""
-        flat, unravel = tree.ravel(displacement)
-        return unravel(self.lower @ (self.lower.T @ flat))
+    def product(self, vector: Array) -> Array:
+        """P v."""
+        return self.lower @ (self.lower.T @ vector)
 
     def inverse(self, vector: Array) -> Array:
         """P^-1 v."""
@@ -236,15 +248,10 @@ class Factored:
         identity = jnp.eye(self.lower.shape[0], dtype=self.lower.dtype)
         return jnp.sum(jnp.square(solve_triangular(self.lower, identity, lower=True)), 0)
 
-    def part(self, chosen: np.ndarray) -> Factored:
-        """The precision of some."""
-        some = np.flatnonzero(chosen)
-        return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Precision):
     """The precision P = diag(s) + W W^T.
 
     Attributes:
@@ -255,10 +262,9 @@ class LowRank:
     diagonal: Array
     factor: Array
 
-    def pull(self, displacement: PyTree) -> PyTree:
-        """P d."""
-        flat, unravel = tree.ravel(displacement)
-        return unravel(self.diagonal * flat + self.factor @ (self.factor.T @ flat))
+    def product(self, vector: Array) -> Array:
+        """P v."""
+        return self.diagonal * vector + self.factor @ (self.factor.T @ vector)
 
     def _core(self) -> tuple[Array, Array]:
         """S^-1 W and I + W^T S^-1 W, which by Woodbury's formula give P^-1."""
@@ -327,7 +333,7 @@ class LowRank:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Updated:
+class Updated(Precision):
     """The precision R^T (I + U diag(k) U^T) R, an update of another along a few directions.
 
     Attributes:
@@ -344,16 +350,10 @@ class Updated:
         """(I + U diag(k) U^T)^power v."""
         return vector + self.basis @ (((1 + self.values) ** power - 1) * (self.basis.T @ vector))
 
-    def pull(self, displacement: PyTree) -> PyTree:
-        """P d."""
-        flat, unravel = tree.ravel(displacement)
-        _, back = jax.vjp(self.root, flat)
-        return unravel(back(self.root(flat))[0])
-
-    def root_matrix(self) -> Array:
-        """R with R^T R = P, (n, n)."""
-        identity = jnp.eye(self.basis.shape[0], dtype=self.basis.dtype)
-        return jax.vmap(self.root, in_axes=1, out_axes=1)(identity)
+    def product(self, vector: Array) -> Array:
+        """P v."""
+        image, back = jax.vjp(self.root, vector)
+        return back(image)[0]
 
     def inverse(self, vector: Array) -> Array:
         """P^-1 v."""
@@ -381,7 +381,8 @@ class Updated:
 
     def matrix(self) -> Array:
         """P, (n, n)."""
-        root = self.root_matrix()
+        identity = jnp.eye(self.basis.shape[0], dtype=self.basis.dtype)
+        root = jax.vmap(self.root, in_axes=1, out_axes=1)(identity)
         return root.T @ root
 
     def variances(self) -> Array:
@@ -390,14 +391,9 @@ class Updated:
         shares = self.values / (1 + self.values)
         return self.base.variances() - jnp.sum(jnp.square(directions) * shares[None], 1)
 
-    def part(self, chosen: np.ndarray) -> Factored:
-        """The precision of some."""
-        some = np.flatnonzero(chosen)
-        return Factored(jnp.linalg.cholesky(self.matrix()[np.ix_(some, some)]))
-
 
 def log_determinant(matrix: Array) -> Array:
-    """The log-determinant of a positive definite matrix by Cholesky's factor; differentiable.
+    """Compute the log-determinant of a positive definite matrix by Cholesky's factor; differentiable.
 
     Args:
         matrix: ``(n, n)``.

@@ -14,7 +14,7 @@ Strengths are precisions where the loss is a sum of negative log likelihoods; se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,12 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import PyTree, Selection
-from ..core.validation import require_whole
+from ..core.fields import Checked, PositiveFloat, PositiveInt
+from ..core.tree import Selection, Tree
 from .matrices import Factored, LowRank, Precision, Strengths
 
-PER = ("all", "leaf", "parameter", "dense", "low-rank")
+Per = Literal["all", "leaf", "parameter", "dense", "low-rank"]
+PER: tuple[Per, ...] = get_args(Per)
 DENSE_MOST = 2_000  # parameters that a dense precision is learned for: 32 MB in float64
 
 
@@ -53,10 +54,39 @@ class Theta(NamedTuple):
         0.0
     """
 
-    mean: PyTree
-    log_strength: PyTree = None
-    log_rate: PyTree = None
-    log_noise: PyTree = None
+    mean: Tree
+    log_strength: Tree = None
+    log_rate: Tree = None
+    log_noise: Tree = None
+
+    @classmethod
+    def of(cls, theta: Tree) -> Theta:
+        """Return meta-parameters as a `Theta`, whose mean they are if they are none yet."""
+        return theta if isinstance(theta, Theta) else cls(theta)
+
+
+def logs_in(owner: str, theta: Tree, name: str, maker: str = "problem.parameters(mean)") -> Tree:
+    """Return the logarithms of a learned quantity from theta.
+
+    Args:
+        owner: Who needs them, for the message.
+        theta: The meta-parameters.
+        name: The field of `Theta`, such as "log_strength".
+        maker: What makes such a theta, for the message.
+
+    Returns:
+        The logarithms.
+
+    Raises:
+        ConfigError: If theta does not hold them.
+    """
+    logs = getattr(theta, name, None)
+    if logs is None:
+        raise ConfigError(
+            f"{owner}: theta: expected a Theta with {name}, which is learned, got {type(theta).__name__}. "
+            f"Hint: make it with {maker}."
+        )
+    return logs
 
 
 class Spread(NamedTuple):
@@ -72,7 +102,7 @@ class Spread(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Learned:
+class Learned(Checked):
     """A strength, an inner learning rate or a noise variance that is learned with theta; made by `learned`.
 
     Attributes:
@@ -81,17 +111,18 @@ class Learned:
         rank: The rank, for ``per="low-rank"``.
     """
 
-    initial: float
-    per: str
-    rank: int = 5
+    initial: PositiveFloat
+    per: Per
+    rank: PositiveInt = 5
+    owner: ClassVar[str] = "learned"
 
     @property
     def diagonal(self) -> bool:
         """Whether there is one number for every parameter, and no matrix."""
         return self.per in ("all", "leaf", "parameter")
 
-    def logs(self, adapted: PyTree) -> PyTree:
-        """The initial logarithms.
+    def logs(self, adapted: Tree) -> Tree:
+        """Return the initial logarithms.
 
         Args:
             adapted: The adapted parameters.
@@ -124,8 +155,8 @@ class Learned:
         start = jax.random.normal(jax.random.key(0), (flat.size, rank), flat.dtype)
         return Spread(jnp.full(flat.size, value, flat.dtype), (0.01 * self.initial / rank) ** 0.5 * start)
 
-    def values(self, logs: PyTree, adapted: PyTree) -> PyTree:
-        """The learned values.
+    def values(self, logs: Tree, adapted: Tree) -> Tree:
+        """Return the learned values.
 
         Args:
             logs: Their logarithms, a scalar or a tree.
@@ -138,8 +169,8 @@ class Learned:
             return jax.tree.map(lambda _: jnp.exp(logs), adapted)
         return jax.tree.map(lambda _, log: jnp.exp(log), adapted, logs)
 
-    def precision(self, logs: PyTree, adapted: PyTree) -> Precision:
-        """The precision for given logarithms.
+    def precision(self, logs: Tree, adapted: Tree) -> Precision:
+        """Return the precision for given logarithms.
 
         Args:
             logs: The logarithms; see `Theta`.
@@ -154,8 +185,8 @@ class Learned:
             return LowRank(jnp.exp(logs.log_diagonal), logs.factor)
         return Strengths(self.values(logs, adapted), adapted)
 
-    def fitted(self, second: Array, adapted: PyTree) -> PyTree:
-        """The logarithms of the precision that fits second moments about the mean, by maximum likelihood.
+    def fitted(self, second: Array, adapted: Tree) -> Tree:
+        """Fit the logarithms of the precision to second moments about the mean, by maximum likelihood.
 
         ```
         "all"  n / trace        "leaf"  its n / its trace        "parameter"  1 / diagonal        "dense"  ^-1
@@ -183,7 +214,7 @@ class Learned:
 
 
 def learned(initial: float, per: str = "leaf", rank: int = 5) -> Learned:
-    """A number that is learned with theta, as its logarithm, so that it stays positive.
+    """Declare a number that is learned with theta, as its logarithm, so that it stays positive.
 
     It is a strength of `proximal`, the learning rate of `GradientDescent`, or (``per="all"``) the noise
     variance of a `likelihood`. Theta is then a `Theta`, which `MetaGradient.init` makes, or
@@ -208,18 +239,12 @@ def learned(initial: float, per: str = "leaf", rank: int = 5) -> Learned:
         >>> problem.parameters(jnp.zeros(2)).log_strength.shape
         (2, 2)
     """
-    if isinstance(initial, bool) or not isinstance(initial, (int, float, np.number)):
-        raise ConfigError(f"learned: initial: expected a positive number, got {initial!r}.")
-    if not 0 < float(initial) < float("inf"):
-        raise ConfigError(f"learned: initial: expected a positive finite number, got {initial!r}.")
-    if per not in PER:
-        raise ConfigError(f"learned: per: expected {', '.join(map(repr, PER))}, got {per!r}.")
-    require_whole("learned", 1, rank=rank)
-    return Learned(float(initial), per, rank)
+    number = isinstance(initial, (int, np.number)) and not isinstance(initial, bool)
+    return Learned(float(initial) if number else initial, cast(Per, per), rank)
 
 
-def spread_over(strength: PyTree, phi: PyTree, adapt: Selection) -> PyTree:
-    """A strength as a tree like phi.
+def spread_over(strength: Tree, phi: Tree, adapt: Selection) -> Tree:
+    """Spread a strength over a tree like phi.
 
     Args:
         strength: One number, or a tree with one number for each leaf or each parameter.
@@ -232,23 +257,23 @@ def spread_over(strength: PyTree, phi: PyTree, adapt: Selection) -> PyTree:
     Raises:
         ConfigError: If the strength fits neither the leaves of phi nor their shapes.
     """
-    cast = lambda value, leaf: jnp.asarray(value, jnp.result_type(leaf))  # noqa: E731
+    found, structure = strength, jax.tree.structure(phi)
     if jax.tree.structure(strength) == jax.tree.structure(0) and jnp.ndim(strength) == 0:
-        return jax.tree.map(lambda leaf: cast(strength, leaf), phi)
-    if jax.tree.structure(strength) != jax.tree.structure(phi) and adapt.choice is not None:
-        strength = adapt.split(strength)[0]
-    if jax.tree.structure(strength) != jax.tree.structure(phi):
+        found = jax.tree.map(lambda _: strength, phi)
+    elif jax.tree.structure(strength) != structure and adapt.choice is not None:
+        found = adapt.split(strength)[0]
+    if jax.tree.structure(found) != structure:
         raise ConfigError(
             "strength: expected one number, or a tree like the adapted parameters with one number for each "
-            f"leaf or each parameter, {tree.shapes(phi)}, got {tree.shapes(strength)}."
+            f"leaf or each parameter, {tree.shapes(phi)}, got {tree.shapes(found)}."
         )
 
-    def fit(value: PyTree, leaf: PyTree) -> Array:
+    def fit(value: Tree, leaf: Tree) -> Array:
         if jnp.shape(value) not in ((), jnp.shape(leaf)):
             raise ConfigError(
                 "strength: expected for each leaf one number, or an array of the parameter's shape, "
                 f"{jnp.shape(leaf)}, got shape {jnp.shape(value)}."
             )
-        return cast(value, leaf)
+        return jnp.asarray(value, jnp.result_type(leaf))
 
-    return jax.tree.map(fit, strength, phi)
+    return jax.tree.map(fit, found, phi)

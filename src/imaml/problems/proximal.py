@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,15 @@ from jax.core import Tracer
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import PyTree, Selection
+from ..core.tree import Selection, Tree
 from ..core.validation import require_function, require_one_of, require_scalar
-from .base import ALL, CURVATURES, Loss, Problem, check_lipschitz, declared, guarded
+from .base import ALL, CURVATURES, Loss, Problem, check_lipschitz, declared
 from .losses import HalfSquares, composed, gauss_newton_slope
-from .matrices import Precision, Strengths
-from .precision import Learned, spread_over
+from .matrices import Precision
+from .precision import Learned, logs_in
 
-Field = Callable[[PyTree, PyTree], PyTree]  # (phi, batch) -> a tree like phi
-Adapt = str | Sequence[str] | Set[str] | Mapping[str, Any] | Callable[[PyTree], PyTree] | Selection | None
+Field = Callable[[Tree, Tree], Tree]  # (phi, batch) -> a tree like phi
+Adapt = str | Sequence[str] | Set[str] | Mapping[str, object] | Callable[[Tree], Tree] | Selection | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +38,12 @@ class Proximal(Problem):
     """
 
     loss: Loss = field()
-    strength: PyTree = None
+    strength: Tree = None
     adapt: Selection = ALL
     learns: Learned | None = None
     curvature: str = "hessian"
     convex: bool = False
-    lipschitz: float | Callable[[PyTree], PyTree] | None = None
+    lipschitz: float | Callable[[Tree], Tree] | None = None
     kind: ClassVar[str] = "proximal"
     leaves: ClassVar[tuple[str, ...]] = ("strength",)
     structure: ClassVar[str] = "spd"
@@ -51,11 +51,11 @@ class Proximal(Problem):
     has_precision: ClassVar[bool] = True
 
     @property
-    def diagonal(self) -> bool:
+    def diagonal(self) -> bool:  # type: ignore[override]
         """Whether the anchor has one strength for every parameter, and is no matrix that mixes them."""
         return self.learns is None or self.learns.diagonal
 
-    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+    def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """The loss's gradient plus P (phi - theta); see `Problem.residual`."""
         full, fit = lambda p: self.full(p, theta), self.loss_at(theta)
         if self.curvature == "gauss-newton":
@@ -64,38 +64,33 @@ class Proximal(Problem):
             slope = jax.grad(lambda p: require_scalar("loss", fit(full(p), batch)))(phi)
         return _anchored(self, slope, phi, theta)
 
-    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+    def objective(self, phi: Tree, theta: Tree, batch: Tree) -> Array:
         """loss(phi, batch) + 1/2 (phi - theta)^T P (phi - theta); see `Problem.objective`."""
         away = self.displacement(phi, theta)
         anchored = tree.dot(away, self.precision(phi, theta).pull(away))
         return self.loss_at(theta)(self.full(phi, theta), batch) + 0.5 * anchored
 
-    def precision(self, phi: PyTree, theta: PyTree) -> Precision:
+    def precision(self, phi: Tree, theta: Tree) -> Precision:
         """P, from the fixed strength or from theta; see `Problem.precision`."""
         if self.learns is None:
-            return Strengths(spread_over(self.strength, phi, self.adapt), phi)
-        if getattr(theta, "log_strength", None) is None:
-            raise ConfigError(
-                "theta: expected a Theta(mean, log_strength), as this problem learns its strength, got "
-                f"{type(theta).__name__}. Hint: make it with problem.parameters(mean)."
-            )
-        return self.learns.precision(theta.log_strength, phi)
+            return super().precision(phi, theta)
+        return self.learns.precision(logs_in("proximal", theta, "log_strength"), phi)
 
-    def curvature_floor(self, phi: PyTree, theta: PyTree) -> Array | None:
+    def curvature_floor(self, phi: Tree, theta: Tree) -> Array | None:
         """The least strength, if the loss is declared convex or A is a Gauss-Newton matrix."""
         return self.least_strength(phi, theta) if self.convex or self.curvature == "gauss-newton" else None
 
-    def least_strength(self, phi: PyTree, theta: PyTree) -> Array:
+    def least_strength(self, phi: Tree, theta: Tree) -> Array:
         """A lower bound of the eigenvalues of P; see `Problem.least_strength`."""
         return self.precision(phi, theta).least()
 
-    def coupling_norm(self, phi: PyTree, theta: PyTree) -> Array | None:
+    def coupling_norm(self, phi: Tree, theta: Tree) -> Array | None:
         """The largest strength, if theta enters F only there; see `Problem.coupling_norm`."""
         if self.adapt.choice is not None or self.learns_more or self.loss_at(theta) is not self.loss:
             return None
         return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(self.strengths(phi, theta))]))
 
-    def hessian_lipschitz(self, batch: PyTree) -> Array | None:
+    def hessian_lipschitz(self, batch: Tree) -> Array | None:
         """The declared constant on a batch; see `Problem.hessian_lipschitz`."""
         return None if self.lipschitz is None else declared("proximal", self.lipschitz, batch)
 
@@ -111,11 +106,11 @@ class Plain(Problem):
     anchored: ClassVar[bool] = False
     has_objective: ClassVar[bool] = True
 
-    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+    def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """The loss's gradient; see `Problem.residual`."""
         return jax.grad(lambda p: require_scalar("loss", self.loss(self.full(p, theta), batch)))(phi)
 
-    def objective(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+    def objective(self, phi: Tree, theta: Tree, batch: Tree) -> Array:
         """The loss; see `Problem.objective`."""
         return self.loss(self.full(phi, theta), batch)
 
@@ -125,45 +120,34 @@ class Equilibrium(Problem):
     """The anchored zero of a field, made by `equilibrium`: F = field(phi, batch) + strength (phi - theta)."""
 
     loss: Field = field()  # the field
-    strength: PyTree = None
+    strength: Tree = None
     adapt: Selection = ALL
     leaves: ClassVar[tuple[str, ...]] = ("strength",)
     kind: ClassVar[str] = "equilibrium"
     structure: ClassVar[str] = "general"
 
     @property
-    def anchored(self) -> bool:
+    def anchored(self) -> bool:  # type: ignore[override]
         """Whether there is a strength."""
         return self.strength is not None
 
-    @property
-    def has_precision(self) -> bool:
-        """Whether there is a strength."""
-        return self.strength is not None
+    has_precision = anchored  # type: ignore[assignment]
 
-    def residual(self, phi: PyTree, theta: PyTree, batch: PyTree) -> PyTree:
+    def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """The field plus strength (phi - theta); see `Problem.residual`."""
         full = self.full(phi, theta)
-        slope = self.split(guarded("equilibrium", None, lambda: self.loss(full, batch), full))
+        slope = self.split(self.guarded(lambda: self.loss(full, batch), full))
         return slope if self.strength is None else _anchored(self, slope, phi, theta)
 
-    def precision(self, phi: PyTree, theta: PyTree) -> Precision:
-        """diag(strength); see `Problem.precision`."""
-        if self.strength is None:
-            return super().precision(phi, theta)
-        return Strengths(spread_over(self.strength, phi, self.adapt), phi)
 
-
-def _anchored(problem: Problem, slope: PyTree, phi: PyTree, theta: PyTree) -> PyTree:
+def _anchored(problem: Problem, slope: Tree, phi: Tree, theta: Tree) -> Tree:
     """A slope plus P (phi - theta)."""
     pulled = problem.precision(phi, theta).pull(problem.displacement(phi, theta))
     return jax.tree.map(jnp.add, slope, pulled)
 
 
-def least_squares(
-    residuals: Callable[[PyTree, PyTree], PyTree], strength: PyTree, adapt: Adapt = None
-) -> Proximal:
-    """The problem min_phi 1/2 |residuals(phi, batch)|^2 + strength/2 |phi - theta|^2.
+def least_squares(residuals: Callable[[Tree, Tree], Tree], strength: Tree, adapt: Adapt = None) -> Proximal:
+    """Make the problem min_phi 1/2 |residuals(phi, batch)|^2 + strength/2 |phi - theta|^2.
 
     Its curvature is Gauss-Newton's. `LevenbergMarquardt` needs such a problem.
 
@@ -187,20 +171,16 @@ def least_squares(
     return proximal(composed(residuals, HalfSquares()), strength, adapt, curvature="gauss-newton")
 
 
-def _check_positive(strength: PyTree) -> None:
-    """Raises ConfigError for strengths that are concrete and not positive and finite."""
+def _check_positive(strength: Tree) -> None:
+    """Raise ConfigError for strengths that are concrete and not positive and finite."""
     if not jax.tree.leaves(strength):
         raise ConfigError(
             f"strength: expected a positive number, a tree of them, or learned(...), got {strength!r}."
         )
     for leaf in jax.tree.leaves(strength):
-        if isinstance(leaf, Tracer):
-            continue
-        try:
-            values = np.asarray(leaf, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"strength: expected a positive number, got {leaf!r}.") from error
-        if not np.all(np.isfinite(values) & (values > 0)):
+        values = np.ones(()) if isinstance(leaf, Tracer) else np.asarray(leaf)
+        number = jnp.issubdtype(values.dtype, np.number) or values.dtype == bool
+        if not (number and np.all(np.isfinite(values) & (values > 0))):
             raise ConfigError(
                 f"strength: expected positive finite numbers, got {leaf!r}. Hint: without an anchor there is "
                 "no implicit gradient; for that, use plain(loss) with unrolled() or first_order()."
@@ -209,14 +189,14 @@ def _check_positive(strength: PyTree) -> None:
 
 def proximal(
     loss: Loss,
-    strength: PyTree,
+    strength: Tree,
     adapt: Adapt = None,
     *,
     curvature: str = "hessian",
     convex: bool = False,
-    lipschitz: float | Callable[[PyTree], PyTree] | None = None,
+    lipschitz: float | Callable[[Tree], Tree] | None = None,
 ) -> Proximal:
-    """The paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi.
+    """Make the paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi.
 
     Its structure is "spd". That holds where the loss's curvature exceeds -strength at the solution; linear
     solvers report where they find that it does not.
@@ -268,7 +248,7 @@ def proximal(
 
 
 def plain(loss: Loss, adapt: Adapt = None) -> Plain:
-    """The inner problem without an anchor: minimise loss(phi, batch) from theta on, for MAML and its kin.
+    """Make the inner problem without an anchor: minimise loss(phi, batch) from theta on, as MAML does.
 
     Its solution depends on theta only through the path taken, so the implicit rule does not accept it; use
     `unrolled()` or `first_order()`.
@@ -292,8 +272,8 @@ def plain(loss: Loss, adapt: Adapt = None) -> Plain:
     return Plain(loss, Selection.of(adapt))
 
 
-def equilibrium(field: Field, strength: PyTree, adapt: Adapt = None) -> Equilibrium:
-    """The anchored problem field(phi, batch) + strength (phi - theta) = 0; its structure is "general".
+def equilibrium(field: Field, strength: Tree, adapt: Adapt = None) -> Equilibrium:
+    """Make the anchored problem field(phi, batch) + strength (phi - theta) = 0; its structure is "general".
 
     For learners that follow no gradient of one loss, such as temporal differences or the players of a game.
     The solution is stable if no eigenvalue of the field's derivative has a real part of -strength or less.
