@@ -49,7 +49,10 @@ class SteepestDescent(Iterative[DescentState]):
             length = jnp.where(positive, r @ r / jnp.where(positive, curvature, 1), 0)
             # Where A is not positive definite after all, x stays and the solve ends as BREAKDOWN.
             return DescentState(
-                state.x + length * r, r - length * image, state.steps + positive, ended=~positive
+                state.x + length * r,
+                r - length * image,
+                state.steps + positive.astype(state.steps.dtype),
+                ended=~positive,
             )
 
         return DescentState(system.start, system.residual(), jnp.asarray(0), jnp.asarray(False)), step

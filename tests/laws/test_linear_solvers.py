@@ -247,6 +247,27 @@ def test_bad_limits_raise_when_the_recipe_is_made(kind):
                 kind(**{field: value})
 
 
+# Systems on which the first step of many methods does not exist, and the direct answer of each.
+HARD = {
+    "minus the identity": (-np.eye(2), "symmetric"),
+    "opposite eigenvalues": (np.diag([1.0, -1.0]), "symmetric"),
+    "a quarter turn": (np.array([[0.0, -1.0], [1.0, 0.0]]), "general"),
+}
+
+
+@KINDS
+@pytest.mark.parametrize("hard", HARD)
+def test_steps_that_could_not_be_taken_are_not_reported_as_done(kind, hard):
+    """With a fixed number of steps: either they were taken, or the answer is exact, or the status says no."""
+    matrix, structure = HARD[hard]
+    if "steps" not in {field.name for field in dataclasses.fields(kind)} or structure not in kind.accepts:
+        pytest.skip("no steps, or not made for it")
+    b = jnp.ones(2)
+    found = solve(kind(steps=5), lambda x: matrix @ x, b, structure=structure)
+    exact = np.linalg.norm(b - matrix @ found.value) <= 1e-10 * np.linalg.norm(b)
+    assert exact or int(found.stats.steps) == 5 or not bool(found.status.ok)
+
+
 @KINDS
 def test_a_system_that_does_not_fit_raises(kind):
     solver = fresh(kind)

@@ -450,9 +450,10 @@ class MetaGradient(ByContent):
         if inner is not None and self.rule.needs_solution:
             used &= inner.status.code < int(Ending.DIVERGED)
         if linear is not None:
-            # So is a linear solve without a single step, or with an answer worse than zero.
+            # So is a linear solve without a single step, or with an answer no better than zero.
             no_step = linear.stats.negative_curvature & (linear.stats.steps == 0)
-            worse = (linear.status.code == int(Ending.BREAKDOWN)) & (linear.stats.residual > 1)
+            failed = jnp.isin(linear.status.code, jnp.array([int(Ending.BREAKDOWN), int(Ending.STAGNATED)]))
+            worse = failed & (linear.stats.residual >= 1)  # x = 0 has the residual 1
             spoilt = (linear.status.code >= int(Ending.DIVERGED)) | ~jnp.isfinite(linear.stats.residual)
             used &= ~no_step & ~worse & ~spoilt
         measures = {} if self.measure is None else self.measure(found.phi, theta, task.query)
