@@ -10,7 +10,7 @@
     MySolver(steps=0)  # ConfigError: MySolver: steps: expected a whole number of at least 1, got 0.
 
 A type may be a number type of this module, `int`, `float`, `bool`, `str`, a `Literal`, a registered recipe,
-``None``, a tuple of these or a union of these. Fields of other types are not checked.
+a `Callable`, ``None``, a tuple of these or a union of these. Fields of other types are not checked.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import functools
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, ClassVar, Literal
 
@@ -61,6 +62,8 @@ def expected(hint: object, value: object) -> str:
             return "a tuple"
         found = [expected(arguments[0], item) for item in value]
         return f"a tuple, each item {next(filter(None, found))}" if any(found) else ""
+    if origin is Callable:
+        return "" if callable(value) else "a function"
     if hint in (int, float):
         interval = next((mark for mark in marks if isinstance(mark, Interval)), Interval())
         return interval.expected(typing.cast(type, hint), value)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from .tree import PyTree
+from .tree import Tree
 
 
 class Ending(enum.IntEnum):
@@ -219,7 +219,7 @@ class Solution:
         status: How the solve ended.
     """
 
-    value: PyTree
+    value: Tree
     stats: Stats
     status: Status
 

@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from ..core import tree
 from ..core.solution import Certification, Solution
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..linear.lanczos import ritz
 from .certificate import sensitivity
 from .newton_step import Constants, Point, remaining_error
@@ -16,7 +16,7 @@ from .system import Case, System
 
 
 def error_estimate(
-    case: Case, system: System, solution: Solution, adapted: PyTree, wanted: bool | Array = True
+    case: Case, system: System, solution: Solution, adapted: Tree, wanted: bool | Array = True
 ) -> tuple[Array, Array]:
     """The error of the meta-gradient, estimated at one point nearer to the solution.
 
@@ -76,7 +76,7 @@ def error_estimate(
     return jnp.where(unknown, jnp.inf, estimate), code
 
 
-def _changes(case: Case, system: System, u: PyTree, adapted: PyTree) -> tuple[Array, Array]:
+def _changes(case: Case, system: System, u: Tree, adapted: Tree) -> tuple[Array, Array]:
     """How v - A u and the meta-gradient at fixed u change from phi to phi - e; see `error_estimate`."""
     if case.problem.structure == "general":
         image = system.product(system.residual)
@@ -110,7 +110,7 @@ def _changes(case: Case, system: System, u: PyTree, adapted: PyTree) -> tuple[Ar
     return jnp.linalg.norm(change), tree.norm(gradient_change)
 
 
-def _step(residual: PyTree, image: PyTree) -> PyTree:
+def _step(residual: Tree, image: Tree) -> Tree:
     """One step of conjugate gradients for A e = residual, from A residual; a tree like them.
 
     Without positive curvature along the residual, a step of the length that |A residual| suggests.
