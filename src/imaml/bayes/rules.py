@@ -21,8 +21,8 @@ from ..core.errors import StructureError
 from ..core.fields import PositiveInt
 from ..core.tree import Tree
 from ..inner.base import InnerSolver
-from ..meta.base import Learning, Ruling, TaskGradient
-from ..meta.implicit import ThroughSystem
+from ..meta.base import Learning, RuleBase, TaskGradient
+from ..meta.implicit import ImplicitBase
 from ..meta.system import outer_loss_of
 from ..problems.base import Key, Problem, Task
 from ..problems.likelihoods import weights_of
@@ -42,7 +42,7 @@ from .laplace import Form, posterior_precision
 
 
 @dataclass(frozen=True)
-class ByEvidence(ThroughSystem):
+class ByEvidence(ImplicitBase):
     """The rule of empirical Bayes: the gradient of a task's negative log evidence by Laplace's method.
 
     ```
@@ -95,7 +95,7 @@ class ByEvidence(ThroughSystem):
 
 
 @dataclass(frozen=True)
-class Averaged(ThroughSystem):
+class Averaged(ImplicitBase):
     """The rule of iBaML: the gradient of the validation loss averaged under the task's posterior.
 
     ```
@@ -177,7 +177,7 @@ class Statistics(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ByMoments(Ruling):
+class ByMoments(RuleBase):
     """The rule of expectation-maximisation: prior moments from posterior moments, in closed form.
 
     ```
@@ -243,7 +243,7 @@ class ByMoments(Ruling):
         if problem.learns is not None:
             full = problem.learns.per == "dense"
             around = spread.inverse(jnp.eye(first.size, dtype=first.dtype)) if full else spread.variances()
-            second = around + (first[:, None] * first[None, :] if full else jnp.square(first))
+            second = around + (jnp.outer(first, first) if full else jnp.square(first))
         loss = learning.query_loss(phi, theta, task.query)
         noise = self._noise(problem, phi, theta, batch, here, spread)
         statistics = Statistics(jnp.ones_like(first[0]), first, second, noise)
@@ -296,20 +296,17 @@ class ByMoments(Ruling):
         # Where every task failed, second is NaN. The fits take the identity in its place, as factorisations
         # of NaN need not end, and the result is NaN again.
         some = found.share > 0
+        less = lambda old, new: jnp.where(some, old - new, jnp.nan)  # noqa: E731
         if found.second is not None:
-            matrix = found.second.ndim == 2
-            own = found.first[:, None] * found.first[None, :] if matrix else jnp.square(found.first)
-            second = jnp.where(
-                some, found.second - own, jnp.eye(own.shape[0], dtype=own.dtype) if matrix else 1
-            )
+            own, valid = jnp.square(found.first), jnp.ones_like(found.first)
+            if found.second.ndim == 2:
+                own, valid = jnp.outer(found.first, found.first), jnp.eye(own.size, dtype=own.dtype)
+            second = jnp.where(some, found.second - own, valid)
             fitted = problem.learns.fitted(second, adapted)  # type: ignore[union-attr]
-            away = jax.tree.map(
-                lambda old, new: jnp.where(some, old - new, jnp.nan), theta.log_strength, fitted
-            )
-            change = change._replace(log_strength=away)
+            change = change._replace(log_strength=jax.tree.map(less, theta.log_strength, fitted))
         if found.noise is not None:
             variance = jnp.where(some, found.noise[0] / found.noise[1], 1)
-            change = change._replace(log_noise=jnp.where(some, theta.log_noise - jnp.log(variance), jnp.nan))
+            change = change._replace(log_noise=less(theta.log_noise, jnp.log(variance)))
         return change
 
     def _like(self, problem: Problem, theta: Tree) -> Statistics:

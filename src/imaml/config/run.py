@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from .. import bayes, domains, inner, linear, meta
 from ..core.errors import ConfigError
-from ..core.recipes import Role, from_json, parsed, recipe
+from ..core.recipes import Role, from_json, parsed, recipe, register_all
 from ..core.recipes import to_json as to_json
 from ..domains.fewshot.domain import FewShotRecipe
 from .method import MethodRecipe
@@ -22,8 +20,7 @@ PYTHON = "Python"  # the kind in the config.json of a run whose objects have no 
 
 # Recipes register where they are defined, so a configuration can name one only once its module is imported.
 for _package in (linear, inner, meta, bayes, domains):
-    for _module in pkgutil.walk_packages(_package.__path__, f"{_package.__name__}."):
-        importlib.import_module(_module.name)
+    register_all(_package)
 
 
 @recipe()

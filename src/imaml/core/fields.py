@@ -60,8 +60,15 @@ def expected(hint: object, value: object) -> str:
     if origin is tuple:
         if not isinstance(value, tuple):
             return "a tuple"
-        found = [expected(arguments[0], item) for item in value]
-        return f"a tuple, each item {next(filter(None, found))}" if any(found) else ""
+        alike = arguments[-1:] == (Ellipsis,)
+        kinds = arguments[:1] * len(value) if alike else arguments
+        if len(kinds) != len(value):
+            return f"a tuple of {len(kinds)} items"
+        found = [expected(kind, item) for kind, item in zip(kinds, value, strict=True)]
+        wrong = next((index for index, phrase in enumerate(found) if phrase), None)
+        if wrong is None:
+            return ""
+        return f"a tuple, {'each item' if alike else f'item {wrong}'} {found[wrong]}"
     if origin is Callable:
         return "" if callable(value) else "a function"
     if hint in (int, float):

@@ -128,11 +128,11 @@ class Estimator(Protocol):
         """
 
 
-class Ruling(Checked):
+class RuleBase(Checked):
     """A base of rules: a frozen dataclass whose fields are checked when it is made, with usual answers.
 
     Attributes:
-        owner: The name in messages.
+        owner: The name in messages; by default that of the class.
         needs_solution: Whether a task is excluded if its inner solve moved away from the solution.
     """
 
@@ -140,10 +140,10 @@ class Ruling(Checked):
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Check that the inner learning rate is fixed; see `Estimator.refuse`."""
-        refuse_learned_rate(inner, self.owner)
+        refuse_learned_rate(inner, self.owner or type(self).__name__)
 
 
-class Differentiated(Ruling):
+class Differentiated(RuleBase):
     """A base of rules whose meta-gradient is automatic differentiation of the query loss at `solution`."""
 
     def solution(

@@ -23,7 +23,7 @@ from ..linear.cg import CG
 from ..problems.base import Key, Problem, Task, require_anchor
 from ..problems.linearised import anchor_of, refuse_system, solve_anchored
 from .accuracy import Tightening, check_accuracy, until_accurate
-from .base import Flag, Learning, Ruling, StepNumber, TaskGradient
+from .base import Flag, Learning, RuleBase, StepNumber, TaskGradient
 from .certificate import Certificate, certificate_of, certified_from, key_of
 from .estimate import error_estimate, estimate_at
 from .newton_step import corrected, start
@@ -49,7 +49,7 @@ class Implied(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ThroughSystem(Ruling):
+class ImplicitBase(RuleBase):
     """A base of rules that solve the implicit rule's linear system; the fields are those of `Implicit`."""
 
     linear: LinearSolver = None  # type: ignore[assignment]  # __post_init__ replaces None
@@ -158,7 +158,7 @@ class ThroughSystem(Ruling):
 
 
 @dataclass(frozen=True)
-class Implicit(ThroughSystem):
+class Implicit(ImplicitBase):
     """The implicit rule: exact up to how well phi* and the linear system are solved.
 
     It is built on `lax.custom_root`: forward mode, reverse mode, second order, and derivatives in strength

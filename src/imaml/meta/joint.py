@@ -11,11 +11,11 @@ from ..core.tree import Tree
 from ..inner.base import InnerSolver
 from ..problems.base import Key, Loss, Problem, Task
 from ..problems.losses import Join, joined
-from .base import Learning, Ruling, TaskGradient
+from .base import Learning, RuleBase, TaskGradient
 
 
 @dataclass(frozen=True)
-class Jointly(Ruling):
+class Jointly(RuleBase):
     """The estimator of transfer and multi-task learning: the gradient of one loss on all of a task's data.
 
     Nothing is adapted in training; a new task is fine-tuned from the theta that results.

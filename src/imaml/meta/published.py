@@ -28,7 +28,7 @@ from ..linear.cg import CG
 from ..problems.base import Key, Loss, Problem, Task
 from ..problems.linearised import solve_anchored
 from ..problems.proximal import Proximal
-from .base import Learning, Ruling, TaskGradient
+from .base import Learning, RuleBase, TaskGradient
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ThenPulled(Checked):
 
 
 @dataclass(frozen=True)
-class AsReleased(Ruling):
+class AsReleased(RuleBase):
     """The rule of the published implementation, with `ThenPulled` as inner solver; for comparisons.
 
     Args:

@@ -17,11 +17,11 @@ from ..core.tree import Tree
 from ..inner.base import InnerSolver
 from ..problems.base import Key, Problem, Task, require_anchor
 from ..problems.losses import Join, joined
-from .base import Learning, Ruling, TaskGradient
+from .base import Learning, RuleBase, TaskGradient
 
 
 @dataclass(frozen=True)
-class OnAllData(Ruling):
+class OnAllData(RuleBase):
     """A base of estimators that adapt to all of a task's data.
 
     Args:
