@@ -277,7 +277,7 @@ def test_another_tree_is_refused(mismatch: str, saved: Checkpoints) -> None:
     with pytest.raises(CheckpointError) as caught:
         saved.restore(like)
     assert words in str(caught.value)
-    assert "use the configuration it came with" in str(caught.value)
+    assert "use its own configuration" in str(caught.value)
 
 
 REFUSED_STATES = {

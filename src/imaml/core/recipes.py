@@ -207,7 +207,7 @@ def parsed(text: str, where: str) -> Json:
 
     Args:
         text: The text.
-        where: Where it came from, for the message.
+        where: What holds the text, for the message.
 
     Returns:
         The JSON values.

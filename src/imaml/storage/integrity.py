@@ -104,26 +104,24 @@ def on_host(tree: Tree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
 
 
 def refuse_differences(
-    what: str, came: Mapping[str, Leaf], wanted: Mapping[str, Leaf], refusal: type[ImamlError]
+    what: str, found: Mapping[str, Leaf], wanted: Mapping[str, Leaf], refusal: type[ImamlError]
 ) -> None:
     """Checks that leaves agree in name, dtype and shape.
 
     Args:
         what: What the leaves are, the beginning of the message.
-        came: Arrays by name.
+        found: Arrays by name.
         wanted: Arrays by name.
         refusal: The error to raise.
 
     Raises:
         ImamlError: ``refusal``, if they differ.
     """
-    here, there = ({k: f"{a.dtype}{list(a.shape)}" for k, a in leaves.items()} for leaves in (came, wanted))
+    here, there = ({k: f"{a.dtype}{list(a.shape)}" for k, a in leaves.items()} for leaves in (found, wanted))
     if keys := [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]:
         told = [f"{k}: expected {there.get(k, 'nothing')}, got {here.get(k, 'nothing')}" for k in keys[:4]]
         told += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
-        raise refusal(
-            f"{what} is of another model: {'; '.join(told)}. Hint: use the configuration it came with."
-        )
+        raise refusal(f"{what} is of another model: {'; '.join(told)}. Hint: use its own configuration.")
 
 
 def refuse_non_finite(arrays: Mapping[str, np.ndarray], consequence: str) -> None:
