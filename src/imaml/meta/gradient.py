@@ -181,7 +181,7 @@ class MetaGradient(Checked, ByContent):
     def __post_init__(self) -> None:
         """Check the fields (ConfigError, StructureError)."""
         super().__post_init__()
-        example = "Solving(problem, inner), or None"
+        example = "a Solving(problem, inner) or None"
         for name, valid, expected in (
             ("problem", isinstance(self.problem, Problem), "one such as proximal(loss, strength)"),
             ("inner", callable(self.inner), "an inner solver such as GradientDescent(rate, steps=...)"),
