@@ -256,6 +256,7 @@ def curvature_at(
     chosen, rest = over.split(adapted)
     point, unravel = tree.ravel(chosen)
 
+    # The outputs as a function of the flat vector of chosen parameters, and v -> J v and v -> B^T J v.
     def place(vector: Array) -> Tree:
         return problem.full(over.join(unravel(vector), rest), theta)
 
@@ -267,6 +268,7 @@ def curvature_at(
     def half(vector: Array) -> Array:
         return jnp.ravel(loss.likelihood.half(outputs, batch, loss.variance, along(vector)))
 
+    # H v = J^T B B^T J v, or the derivative of the loss's gradient along v.
     if curvature == "gauss-newton":
         back = jax.linear_transpose(half, point)
         product = lambda vector: back(half(vector))[0]  # noqa: E731

@@ -42,6 +42,7 @@ def error_estimate(
         ESTIMATE_UNRELIABLE where |F|/m is more than half of |phi - theta|: so far the solution may be away.
     """
     problem, theta = case.problem, case.theta
+    # m, the smallest eigenvalue: by Ritz values, else by a quotient; at least the least strength is known.
     size = tree.norm(solution.value)
     right, residual = tree.norm(system.right), tree.norm(system.residual)
     smallest = tree.dot(solution.value, system.right) / jnp.where(size > 0, size**2, 1)  # Rayleigh's quotient
@@ -57,6 +58,7 @@ def error_estimate(
         smallest = jnp.minimum(smallest, least)
     negative |= ~(smallest > 0)
     smallest = jnp.where(negative, 1, smallest)
+    # Where |F|/m is a large part of the path from theta, the solution may be too far for an estimate.
     mean = problem.split(problem.mean(theta))
     path = tree.norm(tree.minus(adapted, mean) if tree.same(adapted, mean) else adapted)
     far = (residual > 0) & (residual / smallest > 0.5 * path)

@@ -180,21 +180,24 @@ def sampler(case: Case, failure: float, with_curvature: bool, probes: int = PROB
         slope = curved(adapted) if gauss_newton else here.product
 
         def probe(key: Array) -> tuple[Array, Array, Array, Array]:
+            # A step of the given length in a random direction; |first| / length undoes it in what follows.
             first, second = (jax.random.normal(k, flat.shape, flat.dtype) for k in jax.random.split(key))
             width = jnp.linalg.norm(first)
             step = unravel(length / width * first)
             at = jax.tree.map(jnp.add, adapted, step)
             there = case.system(at)
             per = lambda change: tree.norm(change) * width / length  # noqa: E731
+            # D(v - A u) along the step, and what F as computed adds to its linearisation, which is rounding.
             change = tree.minus(tree.minus(there.right, there.product(u)), mismatch)
             moved = tree.minus(tree.minus(there.residual, here.residual), slope(step))
             curvature = jnp.zeros_like(width)
-            if with_curvature:
+            if with_curvature:  # of F's derivative along the step, in a second direction
                 across = unravel(second)
                 new = curved(at) if gauss_newton else there.product
                 curvature = per(tree.minus(new(across), slope(across)))
             return per(change), per(tree.minus(there.gradient(u), gradient)), curvature, tree.norm(moved)
 
+        # The largest of a few probes times the factor bounds the norm with probability 1 - failure.
         found = lax.map(probe, jax.random.split(key, probes))
         system, gradient_change, curvature, off = (jnp.max(values) for values in found)
         return Rates(linear * system, linear * gradient_change, bilinear * curvature, 2 * off)
