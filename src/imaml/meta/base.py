@@ -126,6 +126,7 @@ class Estimator(Protocol):
         Returns:
             The task's meta-gradient and its statistics.
         """
+        ...
 
 
 class RuleBase(Checked):

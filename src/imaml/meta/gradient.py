@@ -19,6 +19,7 @@ from ..core import tree
 from ..core.content import ByContent
 from ..core.errors import ConfigError, NumericalError
 from ..core.fields import Checked, PositiveInt
+from ..core.recipes import Recipe
 from ..core.solution import Ending, Solution, Stats, Status, bounded
 from ..core.tree import Tree
 from ..inner.base import InnerSolver
@@ -123,8 +124,8 @@ class Origin(NamedTuple):
         domain: The recipe of the domain whose problem and losses it has.
     """
 
-    method: object
-    domain: object
+    method: Recipe
+    domain: Recipe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -448,7 +449,7 @@ class MetaGradient(Checked, ByContent):
 class Options(TypedDict, total=False):
     """The optional fields of `MetaGradient` that every method takes."""
 
-    policy: str
+    policy: Policy
     chunk: int | None
     mesh: Mesh | None
     measure: Measure | None

@@ -52,7 +52,7 @@ class Implied(NamedTuple):
 class ImplicitBase(RuleBase):
     """A base of rules that solve the implicit rule's linear system; the fields are those of `Implicit`."""
 
-    linear: LinearSolver = None  # type: ignore[assignment]  # __post_init__ replaces None
+    linear: LinearSolver | None = None
     _: KW_ONLY
     certify: bool | Certificate = False
     correct: bool = False
@@ -64,13 +64,16 @@ class ImplicitBase(RuleBase):
         super().__post_init__()
         if not isinstance(self.accuracy, Array):  # at a step of training it may be traced
             check_accuracy(self.owner, self.accuracy)
-        if self.linear is None and self.accuracy is not None:
-            object.__setattr__(self, "linear", CG(steps=200, tolerance=0.1))
-        if not callable(self.linear):
+        if not callable(self.linear) and (self.linear is not None or self.accuracy is None):
             raise ConfigError(
                 f"{self.owner}: linear: expected a linear solver such as CG(steps=5) or Dense(), got "
                 f"{self.linear!r}."
             )
+
+    @property
+    def solver(self) -> LinearSolver:
+        """The linear solver; conjugate gradients where only an accuracy is asked for."""
+        return CG(steps=200, tolerance=0.1) if self.linear is None else self.linear
 
     @property
     def certificate(self) -> Certificate | None:
@@ -80,7 +83,7 @@ class ImplicitBase(RuleBase):
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Check that the problem is anchored and that the linear solver accepts its systems."""
         require_anchor(problem)
-        refuse_system(self.linear, problem)
+        refuse_system(self.solver, problem)
         super().refuse(problem, inner)
         if problem.structure != "spd" and (self.correct or self.accuracy is not None):
             raise StructureError(
@@ -134,7 +137,7 @@ class ImplicitBase(RuleBase):
             The meta-gradient, and the adapted parameters that it is of.
         """
         system = case.system(adapted)
-        solution = system.solve(self.linear)  # A^T u = d outer / d phi
+        solution = system.solve(self.solver)  # A^T u = d outer / d phi
         # The meta-gradient there is direct - (dF/dtheta)^T u (paper, equation 6).
         point, key = start(case, system, solution, adapted), key_of(key, adapted)
         if self.accuracy is not None:
@@ -214,7 +217,7 @@ class Implicit(ImplicitBase):
 
         def solve_tangent(product: Matvec, b: Array) -> Array:
             def solve(matvec: Matvec, b: Array) -> Array:
-                return solve_anchored(self.linear, matvec, b, problem.structure, anchor).value
+                return solve_anchored(self.solver, matvec, b, problem.structure, anchor).value
 
             symmetric = problem.structure != "general"
             transposed = None if symmetric else solve

@@ -220,9 +220,11 @@ class JointDomain(Protocol):
 
     def query_loss(self, phi: Tree, theta: Tree, batch: Tree) -> Array:
         """The query loss of one task, a scalar."""
+        ...
 
     def joint_loss(self, theta: Tree, batch: Tree, grouped: bool = False) -> Array:
         """The loss of all classes at once, a scalar."""
+        ...
 
     def wide(self, key: Array) -> Tree:
         """Fresh parameters with an output for every class."""
