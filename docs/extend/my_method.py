@@ -10,46 +10,51 @@ et al. 2022, A contrastive rule for meta-learning; Scellier and Bengio 2017).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
 
 import imaml
-from imaml.meta.base import Learning, TaskGradient, refuse_learned_rate
+from imaml.core.fields import PositiveFloat
+from imaml.core.tree import Tree
+from imaml.meta.base import Learning, RuleBase, TaskGradient
+from imaml.meta.gradient import Options
+from imaml.meta.system import QueryLoss
 
 
 @dataclass(frozen=True)
-class Contrastive:
+class Contrastive(RuleBase):
     """The contrastive rule.
 
     Attributes:
         beta: The weight of the query loss in the second minimisation.
     """
 
-    beta: float = 1e-2
     needs_solution: ClassVar[bool] = True  # a task whose inner solve diverged is excluded
 
-    def refuse(self, problem: imaml.Problem, inner: Any) -> None:
-        """Raises StructureError for problems that the rule is not made for."""
+    beta: PositiveFloat = 1e-2
+
+    def refuse(self, problem: imaml.Problem, inner: imaml.InnerSolver) -> None:
+        """Check that the problem has an objective and an anchor, and the inner rate is fixed."""
         if not (problem.anchored and problem.has_objective):
             raise imaml.StructureError(
                 f"Contrastive: problem: expected one with an objective and an anchor, got {problem.kind}. "
                 "Hint: use proximal(loss, strength)."
             )
-        refuse_learned_rate(inner, "Contrastive")
+        super().refuse(problem, inner)
 
     def estimate(
-        self, learning: Learning, theta: Any, task: imaml.Task, key: jax.Array | None
+        self, learning: Learning, theta: Tree, task: imaml.Task, key: jax.Array | None
     ) -> TaskGradient:
-        """One task's meta-gradient and its statistics."""
+        """Estimate one task's meta-gradient."""
         problem, query_loss, inner = learning
         phi, found = learning.solved(theta, task.support, key)
 
-        def nudged(weight: float) -> Any:
-            """The derivative in theta of the minimum with the query loss added, `weight` times."""
+        def nudged(weight: float) -> Tree:
+            """Return the derivative in theta of the minimum with the query loss added, `weight` times."""
 
-            def objective(adapted: Any, theta: Any, task: imaml.Task) -> jax.Array:
+            def objective(adapted: Tree, theta: Tree, task: imaml.Task) -> jax.Array:
                 query = query_loss(problem.full(adapted, theta), theta, task.query)
                 return problem.objective(adapted, theta, task.support) + weight * query
 
@@ -62,8 +67,10 @@ class Contrastive:
         return TaskGradient(gradient, loss, phi, found.stats.residual, found)
 
 
-def contrastive_method(problem: imaml.Problem, query_loss: Any, *, inner: Any, **options: Any) -> Any:
-    """A method with the contrastive rule, to be used as `imaml.IMAML(...)` is."""
+def contrastive_method(
+    problem: imaml.Problem, query_loss: QueryLoss, *, inner: imaml.InnerSolver, **options: Unpack[Options]
+) -> imaml.MetaGradient:
+    """Make a method with the contrastive rule, to be used as `imaml.IMAML(...)` is."""
     return imaml.MetaGradient(problem, query_loss, inner=inner, rule=Contrastive(), **options)
 
 

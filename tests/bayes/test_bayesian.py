@@ -797,10 +797,10 @@ REFUSALS = {
         lambda: refused(imaml.moments(), linear_problem("all", adapt="slope")),
         "some that are shared",
     ),
-    "moments of another form": (lambda: imaml.moments("band"), "expected one of"),
+    "moments of another form": (lambda: imaml.moments("band"), "moments: form: expected one of"),
     "averages by low rank": (
         lambda: imaml.averaged(LINEAR, form="low-rank"),
-        "expected 'dense', 'rows' or 'diagonal'",
+        "averaged: form: expected one of 'dense', 'diagonal', 'rows', got 'low-rank'",
     ),
     "rows with a matrix": (
         lambda: shaped_of("dense", form="rows"),
@@ -828,7 +828,7 @@ REFUSALS = {
         lambda: imaml.posterior(
             PROBABLE, MEAN, PROBABLE.parameters(MEAN), THREE, form="diagonal", curvature="hessian"
         ),
-        "never negative",
+        "form='diagonal': expected .* curvature 'gauss-newton', got",
     ),
     "probabilities of numbers": (
         lambda: GAUSSIAN().probabilities(THREE),

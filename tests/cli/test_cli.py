@@ -180,7 +180,10 @@ BAD = {
     "neither true nor false": ([*TRAIN, "--domain.rotations=perhaps"], "true or false"),
     "one way": ([*TRAIN, "--domain.ways=1"], "ways: expected a whole number of at least 2, got 1"),
     "ways beyond characters": ([*TRAIN, "--domain.ways=2001"], "at most 2000"),
-    "no leaf of this name": ([*IMAGES, "--data={root}/data", "--method.adapt=haed"], "no leaf or branch"),
+    "no leaf of this name": (
+        [*IMAGES, "--data={root}/data", "--method.adapt=haed"],
+        "leaf or branch of theta: expected one of",
+    ),
     "patience without validation": ([*IMAGES, "--training.patience=2"], "validate_every=0"),
     # folders
     "resume without folder": (["train", "--resume"], "--resume: expected --out with a run directory"),

@@ -366,10 +366,10 @@ def test_float32_in_a_process_of_its_own():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"policy": "ignore"}, "policy: expected raise, warn, skip, got 'ignore'"),
+        ({"policy": "ignore"}, "policy: expected one of 'raise', 'warn', 'skip', got 'ignore'"),
         ({"chunk": 0}, "chunk: expected a whole number.*got 0"),
         ({"linear": None}, "linear: expected a linear solver.*got None"),
-        ({"inner": 3}, "inner: expected a function, got 3"),
+        ({"inner": 3}, "inner: expected an inner solver .*, got 3"),
         ({"problem": loss}, r"problem: expected one such as proximal\(loss, strength\)"),
         ({"problem": imaml.plain(loss)}, "expected a problem whose solution depends on theta"),
         ({"problem": imaml.fixed_point(loss)}, "CG: expected a system of structure spd, got 'general'"),

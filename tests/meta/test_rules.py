@@ -213,7 +213,9 @@ def test_first_order_follows_the_problem_s_own_start():
 
 
 def test_refusals():
-    with pytest.raises(imaml.StructureError, match=r"fixed number of steps, got .*tolerance=1e-06.*implicit"):
+    with pytest.raises(
+        imaml.StructureError, match=r"fixed number of steps.*, got .*tolerance=1e-06.*implicit"
+    ):
         imaml.solve(
             PROBLEM, THETA, SUPPORT, inner=imaml.GradientDescent(0.1, tolerance=1e-6), rule=imaml.unrolled()
         )

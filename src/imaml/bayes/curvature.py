@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,24 @@ import numpy as np
 from jax import Array, lax
 
 from ..core import tree
-from ..core.errors import ConfigError, StructureError
+from ..core.errors import StructureError
+from ..core.fields import Checked, PositiveInt, SeveralInt
 from ..core.recipes import recipe
-from ..core.tree import PyTree, Selection
-from ..core.validation import require_one_of, require_whole
+from ..core.tree import Selection, Tree
+from ..core.validation import require_one_of
 from ..linear.lanczos import eigenpairs, krylov
 from ..problems.base import CURVATURES, Key, Problem
 from ..problems.likelihoods import NegativeLogLikelihood, by_row
 from ..problems.matrices import Precision, log_determinant
 
+Curvature = Literal["hessian", "gauss-newton"]
 LARGE = 20_000  # parameters, from which vectors of their size are worked on one after another
 EXACT_MOST = 5_000  # the smaller of rows times outputs and parameters, for a determinant or a matrix in full
 
 
 @recipe()
 @dataclass(frozen=True)
-class Quadrature:
+class Quadrature(Checked):
     """Stochastic Lanczos quadrature for a log-determinant.
 
     ```
@@ -57,16 +59,11 @@ class Quadrature:
         Ubaru, Chen, Saad (2017), Fast estimation of tr(f(A)) via stochastic Lanczos quadrature.
     """
 
-    steps: int = 30
-    probes: int = 8
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError if a value is out of range."""
-        require_whole("Quadrature", 1, steps=self.steps)
-        require_whole("Quadrature", 2, probes=self.probes)  # a standard error needs two
+    steps: PositiveInt = 30
+    probes: SeveralInt = 8  # a standard error needs two
 
 
-def map_rows(function: Callable[[PyTree], PyTree], rows: PyTree, size: int) -> PyTree:
+def map_rows(function: Callable[[Tree], Tree], rows: Tree, size: int) -> Tree:
     """Applies a function to each of the rows and stacks the results.
 
     Large ones go one after another: under `vmap` each row of a convolutional network has kernels of its own,
@@ -116,7 +113,7 @@ class LocalCurvature:
     half: Callable[[Array], Array]
     product: Callable[[Array], Array]
     precision: Precision
-    place: Callable[[Array], PyTree]
+    place: Callable[[Array], Tree]
     gauss_newton: bool
 
     def rows(self) -> Array:
@@ -154,16 +151,8 @@ class LocalCurvature:
         """The diagonal of the Gauss-Newton matrix, by one product for every row and output.
 
         Returns:
-            ``(n,)``.
-
-        Raises:
-            ConfigError: If H is the Hessian.
+            ``(n,)``, never negative.
         """
-        if not self.gauss_newton:
-            raise ConfigError(
-                "posterior: form='diagonal': curvature: expected 'gauss-newton', whose diagonal takes one "
-                "product for every row and output and is never negative, got 'hessian'."
-            )
         back = jax.linear_transpose(self.half, self.point)
 
         def add(total: Array, row: Array) -> tuple[Array, None]:
@@ -237,9 +226,9 @@ def likelihood_of(owner: str, problem: Problem) -> NegativeLogLikelihood:
 def curvature_at(
     owner: str,
     problem: Problem,
-    adapted: PyTree,
-    theta: PyTree,
-    batch: PyTree,
+    adapted: Tree,
+    theta: Tree,
+    batch: Tree,
     curvature: str = "gauss-newton",
     over: Selection | None = None,
 ) -> LocalCurvature:
@@ -267,7 +256,8 @@ def curvature_at(
     chosen, rest = over.split(adapted)
     point, unravel = tree.ravel(chosen)
 
-    def place(vector: Array) -> PyTree:
+    # The outputs as a function of the flat vector of chosen parameters, and v -> J v and v -> B^T J v.
+    def place(vector: Array) -> Tree:
         return problem.full(over.join(unravel(vector), rest), theta)
 
     def outputs_at(vector: Array) -> Array:
@@ -278,6 +268,7 @@ def curvature_at(
     def half(vector: Array) -> Array:
         return jnp.ravel(loss.likelihood.half(outputs, batch, loss.variance, along(vector)))
 
+    # H v = J^T B B^T J v, or the derivative of the loss's gradient along v.
     if curvature == "gauss-newton":
         back = jax.linear_transpose(half, point)
         product = lambda vector: back(half(vector))[0]  # noqa: E731
@@ -290,7 +281,7 @@ def curvature_at(
     return LocalCurvature(point, outputs, along, half, product, precision, place, curvature == "gauss-newton")
 
 
-def _flags(mask: PyTree, adapted: PyTree) -> np.ndarray:
+def _flags(mask: Tree, adapted: Tree) -> np.ndarray:
     """The mask of leaves as one of parameters, (n,)."""
     pairs = zip(jax.tree.leaves(mask), jax.tree.leaves(adapted), strict=True)
     return np.concatenate([np.full(np.size(leaf), flag) for flag, leaf in pairs])
@@ -298,9 +289,9 @@ def _flags(mask: PyTree, adapted: PyTree) -> np.ndarray:
 
 def determinant(
     problem: Problem,
-    adapted: PyTree,
-    theta: PyTree,
-    batch: PyTree,
+    adapted: Tree,
+    theta: Tree,
+    batch: Tree,
     how: Quadrature | None = None,
     curvature: str = "gauss-newton",
     key: Key = None,

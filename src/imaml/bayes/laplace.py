@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import ConfigError
-from ..core.tree import PyTree, Selection
+from ..core.tree import Selection, Tree
 from ..core.validation import require_one_of, require_whole
 from ..linear.lanczos import eigenpairs, krylov
 from ..problems.base import Key, Problem
@@ -28,8 +28,9 @@ from ..problems.matrices import Factored, LowRank, Precision, Strengths, Updated
 from ..problems.proximal import Adapt, proximal
 from .curvature import LocalCurvature, Quadrature, curvature_at, determinant, likelihood_of, map_rows
 
-Outputs = Callable[[PyTree, PyTree], Array]  # (phi, batch) -> (n, k)
-FORMS = ("dense", "diagonal", "low-rank", "rows")
+Outputs = Callable[[Tree, Tree], Array]  # (phi, batch) -> (n, k)
+Form = Literal["dense", "diagonal", "low-rank", "rows"]
+FORMS = get_args(Form)
 
 
 class Predicted(NamedTuple):
@@ -70,20 +71,18 @@ class Laplace:
     """
 
     problem: Problem
-    theta: PyTree
-    adapted: PyTree
+    theta: Tree
+    adapted: Tree
     precision: Precision
     over: Selection = field(default=Selection(), metadata={"static": True})
 
-    def _place(self) -> tuple[Array, Callable[[Array], PyTree]]:
+    def _place(self) -> tuple[Array, Callable[[Array], Tree]]:
         """The mean as a flat vector, (n,), and how a vector becomes the full tree of parameters."""
         chosen, rest = self.over.split(self.adapted)
         point, unravel = tree.ravel(chosen)
         return point, lambda vector: self.problem.full(self.over.join(unravel(vector), rest), self.theta)
 
-    def _linear(
-        self, batch: PyTree, outputs: Outputs | None
-    ) -> tuple[Array, Callable[[Array], Array], Array]:
+    def _linear(self, batch: Tree, outputs: Outputs | None) -> tuple[Array, Callable[[Array], Array], Array]:
         """The outputs for a batch, (rows, k), their derivative v -> J v, and the mean as a flat vector."""
         loss = likelihood_of("posterior", self.problem)
         point, place = self._place()
@@ -91,7 +90,7 @@ class Laplace:
         value, along = jax.linearize(lambda vector: by_row(outputs(place(vector), batch)), point)
         return value, along, point
 
-    def variances(self) -> PyTree:
+    def variances(self) -> Tree:
         """The variance of every parameter.
 
         Returns:
@@ -110,7 +109,7 @@ class Laplace:
         roots = jax.vmap(self.precision.unroot_transposed)(jnp.eye(point.size, dtype=point.dtype))
         return roots @ roots.T
 
-    def sample(self, key: Array, count: int) -> PyTree:
+    def sample(self, key: Array, count: int) -> Tree:
         """Draws parameters.
 
         Args:
@@ -124,7 +123,7 @@ class Laplace:
         noise = jax.random.normal(key, (count, point.size), point.dtype)
         return jax.vmap(lambda eps: place(point + self.precision.unroot(eps)))(noise)
 
-    def outputs(self, batch: PyTree, outputs: Outputs | None = None) -> Predicted:
+    def outputs(self, batch: Tree, outputs: Outputs | None = None) -> Predicted:
         """The outputs for a batch by the linearised network, without noise.
 
         Args:
@@ -143,7 +142,7 @@ class Laplace:
         roots = roots.reshape(rows, columns, point.size)
         return Predicted(value, jnp.einsum("rip,rjp->rij", roots, roots))
 
-    def predict(self, batch: PyTree, outputs: Outputs | None = None) -> tuple[Array, Array]:
+    def predict(self, batch: Tree, outputs: Outputs | None = None) -> tuple[Array, Array]:
         """The distribution of new Gaussian rows.
 
         Args:
@@ -162,7 +161,7 @@ class Laplace:
         return found.mean, jnp.diagonal(found.covariance, axis1=1, axis2=2) + loss.given(self.theta).variance
 
     def probabilities(
-        self, batch: PyTree, *, samples: int | None = None, key: Key = None, outputs: Outputs | None = None
+        self, batch: Tree, *, samples: int | None = None, key: Key = None, outputs: Outputs | None = None
     ) -> Array:
         """The probabilities of new rows' classes.
 
@@ -231,21 +230,17 @@ def posterior_precision(here: LocalCurvature, form: str, rank: int = 20, key: Ke
     require_one_of("posterior", "form", form, FORMS)
     if form == "dense":
         return Factored(jnp.linalg.cholesky(here.precision.matrix() + here.matrix()))
-    if form == "diagonal":
-        if not isinstance(here.precision, Strengths):
-            raise ConfigError(
-                "posterior: form='diagonal': expected a strength learned per 'all', 'leaf' or 'parameter', "
-                "got a prior whose precision is a matrix. Hint: use form='dense' or 'low-rank'."
-            )
-        flat = here.precision.flat + here.diagonal()
-        return Strengths(flat, flat)
-    if form == "rows":
+    if form in ("diagonal", "rows"):
         if not (isinstance(here.precision, Strengths) and here.gauss_newton):
             raise ConfigError(
-                "posterior: form='rows': expected a strength per 'all', 'leaf' or 'parameter' and curvature "
-                "'gauss-newton', got a prior whose precision is a matrix, or curvature='hessian'."
+                f"posterior: form={form!r}: expected a strength per 'all', 'leaf' or 'parameter' and "
+                "curvature 'gauss-newton', got a prior whose precision is a matrix, or curvature='hessian'. "
+                "Hint: use form='dense' or 'low-rank'."
             )
-        return LowRank(here.precision.flat, here.rows().T)
+        if form == "rows":
+            return LowRank(here.precision.flat, here.rows().T)
+        flat = here.precision.flat + here.diagonal()
+        return Strengths(flat, flat)
     # "low-rank": the Ritz pairs of K, the curvature in units of the prior's.
     require_whole("posterior", 1, rank=rank)
     key = jax.random.key(0) if key is None else key
@@ -259,9 +254,9 @@ def posterior_precision(here: LocalCurvature, form: str, rank: int = 20, key: Ke
 
 def posterior(
     problem: Problem,
-    phi: PyTree,
-    theta: PyTree,
-    batch: PyTree,
+    phi: Tree,
+    theta: Tree,
+    batch: Tree,
     *,
     form: str = "dense",
     over: Adapt = None,
@@ -317,7 +312,7 @@ def posterior(
     return Laplace(problem, theta, adapted, posterior_precision(here, form, rank, key), over)
 
 
-def summed(problem: Problem, theta: PyTree, batch: PyTree) -> tuple[Problem, PyTree]:
+def summed(problem: Problem, theta: Tree, batch: Tree) -> tuple[Problem, Tree]:
     """The problem, and theta, with the loss as a sum of negative log likelihoods over the batch's rows.
 
     A problem whose loss is a *mean* over n rows of classes (it declares `averages = True`) has the same
@@ -355,7 +350,7 @@ def summed(problem: Problem, theta: PyTree, batch: PyTree) -> tuple[Problem, PyT
             "noise of numbers (methods evidence, moments and posterior)."
         )
     rows = batch.labels.shape[0] if averages else 1
-    strength: PyTree = problem.learns
+    strength: Tree = problem.learns
     if problem.learns is None:
         strength = jax.tree.map(lambda value: rows * value, problem.strength)
     elif problem.diagonal:
@@ -375,9 +370,9 @@ def summed(problem: Problem, theta: PyTree, batch: PyTree) -> tuple[Problem, PyT
 
 def log_evidence(
     problem: Problem,
-    phi: PyTree,
-    theta: PyTree,
-    batch: PyTree,
+    phi: Tree,
+    theta: Tree,
+    batch: Tree,
     *,
     determinant_by: Quadrature | None = None,
     curvature: str = "gauss-newton",

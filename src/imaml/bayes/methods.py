@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Literal, Unpack
 
 from ..inner.base import InnerSolver
 from ..linear.base import LinearSolver
@@ -11,7 +11,8 @@ from ..meta.gradient import MetaGradient, Options
 from ..meta.system import QueryLoss
 from ..problems.base import Problem
 from ..problems.losses import Join, joined
-from .curvature import Quadrature
+from .curvature import Curvature, Quadrature
+from .laplace import Form
 from .rules import averaged, evidence, moments
 
 
@@ -22,7 +23,7 @@ def EmpiricalBayes(
     inner: InnerSolver,
     linear: LinearSolver | None = None,
     determinant: Quadrature | None = None,
-    curvature: str = "gauss-newton",
+    curvature: Curvature = "gauss-newton",
     whole: Join = joined,
     correct: bool = False,
     accuracy: float | Tightening | None = None,
@@ -75,8 +76,8 @@ def ExpectationMaximisation(
     query_loss: QueryLoss,
     *,
     inner: InnerSolver,
-    form: str = "dense",
-    curvature: str = "gauss-newton",
+    form: Form = "dense",
+    curvature: Curvature = "gauss-newton",
     rank: int = 20,
     whole: Join = joined,
     **options: Unpack[Options],
@@ -127,8 +128,8 @@ def IBaML(
     inner: InnerSolver,
     linear: LinearSolver | None = None,
     samples: int = 4,
-    form: str = "dense",
-    curvature: str = "gauss-newton",
+    form: Literal["dense", "diagonal", "rows"] = "dense",
+    curvature: Curvature = "gauss-newton",
     correct: bool = False,
     accuracy: float | Tightening | None = None,
     **options: Unpack[Options],

@@ -9,166 +9,141 @@ averaged   the validation loss averaged under the task's posterior              
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ..core import tree
-from ..core.errors import ConfigError, StructureError
-from ..core.tree import PyTree
-from ..core.validation import require_one_of, require_whole
+from ..core.errors import StructureError
+from ..core.fields import PositiveInt
+from ..core.tree import Tree
 from ..inner.base import InnerSolver
-from ..linear.base import LinearSolver
-from ..meta.accuracy import Tightening
-from ..meta.base import Learning, TaskGradient, refuse_learned_rate
-from ..meta.certificate import Certificate
-from ..meta.implicit import Implicit, implicit
+from ..meta.base import Learning, RuleBase, TaskGradient
+from ..meta.implicit import ImplicitBase
 from ..meta.system import outer_loss_of
-from ..problems.base import CURVATURES, Key, Problem, Task
+from ..problems.base import Key, Problem, Task
 from ..problems.likelihoods import weights_of
 from ..problems.losses import Join, joined
 from ..problems.matrices import Precision
 from ..problems.precision import Learned, Theta
-from .curvature import LocalCurvature, Quadrature, curvature_at, determinant, likelihood_of, map_rows
-from .laplace import FORMS, posterior_precision
+from .curvature import (
+    Curvature,
+    LocalCurvature,
+    Quadrature,
+    curvature_at,
+    determinant,
+    likelihood_of,
+    map_rows,
+)
+from .laplace import Form, posterior_precision
 
 
 @dataclass(frozen=True)
-class ByEvidence:
-    """The gradient of the negative log evidence; made by `evidence(linear)`.
+class ByEvidence(ImplicitBase):
+    """The rule of empirical Bayes: the gradient of a task's negative log evidence by Laplace's method.
 
-    Attributes:
-        implicit: The implicit rule that it uses.
+    ```
+    -log p(rows | theta)  ~  objective(phi*, theta) + 1/2 log |P + H(phi*, theta)| - 1/2 log |P|
+    ```
+
+    It is differentiated through phi* by the implicit rule. The objective's slope is zero at phi*, so only the
+    determinant's passes through the linear system. It learns from all of a task's rows at once; the query
+    loss is not used. It is exact for linear-Gaussian models.
+
+    Args:
+        linear: The linear solver.
+        certify: See `implicit`.
+        correct: See `implicit`.
+        accuracy: See `implicit`.
+        estimating: See `implicit`.
         determinant: None for exactly, or a `Quadrature`.
-        curvature: The curvature H.
-        whole: Makes one batch of a task's support and query set.
+        curvature: The curvature H; the linear system's is the problem's.
+        whole: Makes one batch of a task's support and query set, (support, query) -> batch.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    References:
+        MacKay (1992); Bishop (2006), equation 4.137; Immer et al. (2021), Scalable marginal likelihood
+        estimation.
     """
 
-    implicit: Implicit
+    owner: ClassVar[str] = "evidence"
+
     determinant: Quadrature | None = None
-    curvature: str = "gauss-newton"
+    curvature: Curvature = "gauss-newton"
     whole: Join = joined
-    needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Checks that the loss is a sum of negative log likelihoods.
+        """Check that the loss is a sum of negative log likelihoods, and what `implicit` checks."""
+        likelihood_of(self.owner, problem)
+        super().refuse(problem, inner)
 
-        Args:
-            problem: The inner problem.
-            inner: The inner solver.
-
-        Raises:
-            StructureError: If it is not, or the implicit rule does not accept the problem.
-        """
-        likelihood_of("evidence", problem)
-        self.implicit.refuse(problem, inner)
-
-    def at_step(self, step: int | Array | None, estimate: bool | Array = True) -> ByEvidence:
-        """The rule at a step of training.
-
-        Args:
-            step: The step, from 0; None for the end of training.
-            estimate: Whether the error is estimated, a boolean that may be traced.
-
-        Returns:
-            The rule.
-        """
-        return replace(self, implicit=self.implicit.at_step(step, estimate))
-
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
-        """The gradient of objective(phi*) + 1/2 log |P + H(phi*)| - 1/2 log |P|, which is the loss.
-
-        Args:
-            learning: The problem, the query loss and the inner solver.
-            theta: The meta-parameters.
-            task: One task.
-            key: A random key, or None.
-
-        Returns:
-            The task's meta-gradient and its statistics.
-        """
+    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+        """Differentiate objective(phi*) + 1/2 log |P + H(phi*)| - 1/2 log |P|, which is the loss."""
         problem, batch = learning.problem, self.whole(*task)
 
-        def surprise(phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+        def surprise(phi: Tree, theta: Tree, batch: Tree) -> Array:
             adapted = problem.split(phi)
             raised = determinant(problem, adapted, theta, batch, self.determinant, self.curvature, key)
-            misfit: Any = problem.objective(adapted, theta, batch)
-            return misfit + 0.5 * raised.value
+            return problem.objective(adapted, theta, batch) + 0.5 * raised.value  # type: ignore[operator]
 
-        return self.implicit.under(outer_loss_of(surprise, theta, batch), learning, theta, batch, key)
+        return self.under(outer_loss_of(surprise, theta, batch), learning, theta, batch, key)
 
 
 @dataclass(frozen=True)
-class Averaged:
-    """The gradient of the validation loss under the posterior; made by `averaged(linear)`.
+class Averaged(ImplicitBase):
+    """The rule of iBaML: the gradient of the validation loss averaged under the task's posterior.
 
-    Attributes:
-        implicit: The implicit rule that it uses.
-        samples: Pairs of draws.
-        form: The posterior's form.
+    ```
+    E L(phi, query)        phi ~ N(phi*, (P + H)^-1), from the support rows
+    ```
+
+    The gradient passes through phi* by the implicit rule, and through the covariance directly. L is the mean
+    negative log likelihood of a query row if rows are Gaussian, which the noise variance is then part of,
+    else the query loss. The paper's posterior is a variational Gaussian; this one is Laplace's.
+
+    Args:
+        linear: The linear solver.
+        certify: See `implicit`.
+        correct: See `implicit`.
+        accuracy: See `implicit`.
+        estimating: See `implicit`.
+        samples: Pairs phi* +- S z; a quadratic L has no noise from its linear part.
+        form: Of the posterior: "dense", "rows" (the same, for many parameters and few rows; see `posterior`),
+            or "diagonal", whose draws are nearly the prior's where a task has few rows. No derivative passes
+            through "low-rank".
         curvature: The curvature H.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    References:
+        Zhang, Li, Gao, Giannakis (2023), Scalable Bayesian meta-learning through generalized implicit
+        gradients.
     """
 
-    implicit: Implicit
-    samples: int = 4
-    form: str = "dense"
-    curvature: str = "gauss-newton"
-    needs_solution: ClassVar[bool] = True
+    owner: ClassVar[str] = "averaged"
 
-    def __post_init__(self) -> None:
-        """Raises ConfigError if an argument is not valid."""
-        require_whole("averaged", 1, samples=self.samples)
-        if self.form not in ("dense", "diagonal", "rows"):
-            raise ConfigError(
-                "averaged: form: expected 'dense', 'rows' or 'diagonal', through which derivatives pass, "
-                f"got {self.form!r}."
-            )
+    samples: PositiveInt = 4
+    form: Literal["dense", "diagonal", "rows"] = "dense"
+    curvature: Curvature = "gauss-newton"
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Checks that the loss is a sum of negative log likelihoods.
+        """Check that the loss is a sum of negative log likelihoods, and what `implicit` checks."""
+        likelihood_of(self.owner, problem)
+        super().refuse(problem, inner)
 
-        Args:
-            problem: The inner problem.
-            inner: The inner solver.
-
-        Raises:
-            StructureError: If it is not, or the implicit rule does not accept the problem.
-        """
-        likelihood_of("averaged", problem)
-        self.implicit.refuse(problem, inner)
-
-    def at_step(self, step: int | Array | None, estimate: bool | Array = True) -> Averaged:
-        """The rule at a step of training.
-
-        Args:
-            step: The step, from 0; None for the end of training.
-            estimate: Whether the error is estimated, a boolean that may be traced.
-
-        Returns:
-            The rule.
-        """
-        return replace(self, implicit=self.implicit.at_step(step, estimate))
-
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
-        """The gradient of the mean validation loss at phi* + S z and phi* - S z, S S^T = (P + H)^-1.
-
-        Args:
-            learning: The problem, the query loss and the inner solver.
-            theta: The meta-parameters.
-            task: One task.
-            key: A random key, or None.
-
-        Returns:
-            The task's meta-gradient and its statistics.
-        """
+    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+        """Differentiate the mean loss at phi* + S z and phi* - S z, where S S^T = (P + H)^-1."""
         problem, support = learning.problem, task.support
         score = likelihood_of("averaged", problem).score(learning.query_loss)
         key = jax.random.key(0) if key is None else key
 
-        def under(phi: PyTree, theta: PyTree, query: PyTree) -> Array:
+        def under(phi: Tree, theta: Tree, query: Tree) -> Array:
             here = curvature_at("averaged", problem, problem.split(phi), theta, support, self.curvature)
             spread = posterior_precision(here, self.form)
             noise = jax.random.normal(key, (self.samples, here.point.size), here.point.dtype)
@@ -181,7 +156,7 @@ class Averaged:
             return jnp.mean(map_rows(pair, noise, here.point.size))
 
         outer = outer_loss_of(under, theta, task.query)
-        return self.implicit.under(outer, learning, theta, support, key)
+        return self.under(outer, learning, theta, support, key)
 
 
 class Statistics(NamedTuple):
@@ -202,40 +177,43 @@ class Statistics(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ByMoments:
-    """One step of expectation-maximisation; made by `moments()`.
+class ByMoments(RuleBase):
+    """The rule of expectation-maximisation: prior moments from posterior moments, in closed form.
 
-    Attributes:
-        form: The posterior's form.
+    ```
+    mean' = E phi        P'^-1 = E (phi - mean')(phi - mean')^T        noise' = E |y - z(phi)|^2 / numbers
+    ```
+
+    E is over tasks and their posteriors, and P'^-1 is averaged over what is learned as one number. The result
+    is theta - theta', in units of theta: plain SGD with a learning rate of 1 takes the step. It is the
+    gradient of no loss; for linear-Gaussian models no step lowers the evidence of the tasks it is taken on.
+    Precisions of low rank and shared parameters have no such step.
+
+    Args:
+        form: Of the posterior; see `posterior`.
         curvature: The curvature H.
         rank: The rank, for "low-rank".
-        whole: Makes one batch of a task's support and query set.
+        whole: Makes one batch of a task's support and query set, (support, query) -> batch.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    References:
+        Dempster, Laird, Rubin (1977); Laird, Ware (1982), Random-effects models for longitudinal data.
     """
 
-    form: str = "dense"
-    curvature: str = "gauss-newton"
-    rank: int = 20
-    whole: Join = joined
-    needs_solution: ClassVar[bool] = True
+    owner: ClassVar[str] = "moments"
 
-    def __post_init__(self) -> None:
-        """Raises ConfigError if an argument is not valid."""
-        require_one_of("moments", "form", self.form, FORMS)
-        require_one_of("moments", "curvature", self.curvature, CURVATURES)
-        require_whole("moments", 1, rank=self.rank)
+    form: Form = "dense"
+    _: KW_ONLY
+    curvature: Curvature = "gauss-newton"
+    rank: PositiveInt = 20
+    whole: Join = joined
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Checks that the problem has a step in closed form.
-
-        Args:
-            problem: The inner problem.
-            inner: The inner solver.
-
-        Raises:
-            StructureError: If it has none.
-        """
+        """Check that the problem has a step in closed form."""
         likelihood_of("moments", problem)
-        refuse_learned_rate(inner, "moments()")
+        super().refuse(problem, inner)
         per = None if problem.learns is None else problem.learns.per
         if per == "low-rank":
             raise StructureError(
@@ -253,18 +231,8 @@ class ByMoments:
                 "shared. Hint: adapt all, or use evidence(...)."
             )
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
-        """The posterior's moments about the prior's mean, `Statistics`, whose mean `combine` takes.
-
-        Args:
-            learning: The problem, the query loss and the inner solver.
-            theta: The meta-parameters.
-            task: One task.
-            key: A random key, or None.
-
-        Returns:
-            The task's meta-gradient and its statistics.
-        """
+    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+        """Compute the posterior's moments about the prior's mean, whose mean over tasks `combine` takes."""
         problem, batch = learning.problem, self.whole(*task)
         phi, found = learning.solved(theta, batch, key)
         # Moments about the prior's mean: phi* - mean, and the posterior's covariance plus its outer product.
@@ -275,7 +243,7 @@ class ByMoments:
         if problem.learns is not None:
             full = problem.learns.per == "dense"
             around = spread.inverse(jnp.eye(first.size, dtype=first.dtype)) if full else spread.variances()
-            second = around + (first[:, None] * first[None, :] if full else jnp.square(first))
+            second = around + (jnp.outer(first, first) if full else jnp.square(first))
         loss = learning.query_loss(phi, theta, task.query)
         noise = self._noise(problem, phi, theta, batch, here, spread)
         statistics = Statistics(jnp.ones_like(first[0]), first, second, noise)
@@ -284,9 +252,9 @@ class ByMoments:
     def _noise(
         self,
         problem: Problem,
-        phi: PyTree,
-        theta: PyTree,
-        batch: PyTree,
+        phi: Tree,
+        theta: Tree,
+        batch: Tree,
         here: LocalCurvature,
         spread: Precision,
     ) -> Array | None:
@@ -301,7 +269,7 @@ class ByMoments:
         around = loss.given(theta).variance * jnp.sum(jnp.square(spreads))
         return jnp.stack([jnp.sum(weights[:, None] * errors) + around, errors.shape[1] * jnp.sum(weights)])
 
-    def combine(self, problem: Problem, theta: PyTree, flat: Array) -> PyTree:
+    def combine(self, problem: Problem, theta: Tree, flat: Array) -> Tree:
         """Theta less the maximiser of the expected log likelihood, from the mean `Statistics` of tasks.
 
         ```
@@ -328,23 +296,20 @@ class ByMoments:
         # Where every task failed, second is NaN. The fits take the identity in its place, as factorisations
         # of NaN need not end, and the result is NaN again.
         some = found.share > 0
+        less = lambda old, new: jnp.where(some, old - new, jnp.nan)  # noqa: E731
         if found.second is not None:
-            matrix = found.second.ndim == 2
-            own = found.first[:, None] * found.first[None, :] if matrix else jnp.square(found.first)
-            second = jnp.where(
-                some, found.second - own, jnp.eye(own.shape[0], dtype=own.dtype) if matrix else 1
-            )
+            own, valid = jnp.square(found.first), jnp.ones_like(found.first)
+            if found.second.ndim == 2:
+                own, valid = jnp.outer(found.first, found.first), jnp.eye(own.size, dtype=own.dtype)
+            second = jnp.where(some, found.second - own, valid)
             fitted = problem.learns.fitted(second, adapted)  # type: ignore[union-attr]
-            away = jax.tree.map(
-                lambda old, new: jnp.where(some, old - new, jnp.nan), theta.log_strength, fitted
-            )
-            change = change._replace(log_strength=away)
+            change = change._replace(log_strength=jax.tree.map(less, theta.log_strength, fitted))
         if found.noise is not None:
             variance = jnp.where(some, found.noise[0] / found.noise[1], 1)
-            change = change._replace(log_noise=jnp.where(some, theta.log_noise - jnp.log(variance), jnp.nan))
+            change = change._replace(log_noise=less(theta.log_noise, jnp.log(variance)))
         return change
 
-    def _like(self, problem: Problem, theta: PyTree) -> Statistics:
+    def _like(self, problem: Problem, theta: Tree) -> Statistics:
         """Statistics of the right shapes."""
         flat = tree.ravel(problem.split(problem.mean(theta)))[0]
         second = None
@@ -355,120 +320,6 @@ class ByMoments:
         return Statistics(flat[0], flat, second, jnp.zeros(2, flat.dtype) if learned else None)
 
 
-class ImplicitOptions(TypedDict, total=False):
-    """The options that `implicit` takes in addition to its linear solver."""
-
-    certify: bool | Certificate
-    correct: bool
-    accuracy: float | Tightening | None
-
-
-def evidence(
-    linear: LinearSolver | None = None,
-    *,
-    determinant: Quadrature | None = None,
-    curvature: str = "gauss-newton",
-    whole: Join = joined,
-    **options: Unpack[ImplicitOptions],
-) -> ByEvidence:
-    """The rule of empirical Bayes: the gradient of a task's negative log evidence by Laplace's method.
-
-    ```
-    -log p(rows | theta)  ~  objective(phi*, theta) + 1/2 log |P + H(phi*, theta)| - 1/2 log |P|
-    ```
-
-    It is differentiated through phi* by the implicit rule. The objective's slope is zero at phi*, so only the
-    determinant's passes through the linear system. It learns from all of a task's rows at once; the query
-    loss is not used. It is exact for linear-Gaussian models.
-
-    Args:
-        linear: The linear solver.
-        determinant: None for exactly, or a `Quadrature`.
-        curvature: The curvature H; the linear system's is the problem's.
-        whole: Makes one batch of a task's support and query set, (support, query) -> batch.
-        **options: `certify`, `correct` and `accuracy`, of `implicit`.
-
-    Returns:
-        The rule.
-
-    Raises:
-        ConfigError: If an argument is not valid.
-
-    References:
-        MacKay (1992); Bishop (2006), equation 4.137; Immer et al. (2021), Scalable marginal likelihood
-        estimation.
-    """
-    require_one_of("evidence", "curvature", curvature, CURVATURES)
-    return ByEvidence(implicit(linear, **options), determinant, curvature, whole)
-
-
-def averaged(
-    linear: LinearSolver | None = None,
-    *,
-    samples: int = 4,
-    form: str = "dense",
-    curvature: str = "gauss-newton",
-    **options: Unpack[ImplicitOptions],
-) -> Averaged:
-    """The rule of iBaML: the gradient of the validation loss averaged under the task's posterior.
-
-    ```
-    E L(phi, query)        phi ~ N(phi*, (P + H)^-1), from the support rows
-    ```
-
-    The gradient passes through phi* by the implicit rule, and through the covariance directly. L is the mean
-    negative log likelihood of a query row if rows are Gaussian, which the noise variance is then part of,
-    else the query loss. The paper's posterior is a variational Gaussian; this one is Laplace's.
-
-    Args:
-        linear: The linear solver.
-        samples: Pairs phi* +- S z; a quadratic L has no noise from its linear part.
-        form: Of the posterior: "dense", "rows" (the same, for many parameters and few rows; see `posterior`),
-            or "diagonal", whose draws are nearly the prior's where a task has few rows.
-        curvature: The curvature H.
-        **options: `certify`, `correct` and `accuracy`, of `implicit`.
-
-    Returns:
-        The rule.
-
-    Raises:
-        ConfigError: If an argument is not valid.
-
-    References:
-        Zhang, Li, Gao, Giannakis (2023), Scalable Bayesian meta-learning through generalized implicit
-        gradients.
-    """
-    require_one_of("averaged", "curvature", curvature, CURVATURES)
-    return Averaged(implicit(linear, **options), samples, form, curvature)
-
-
-def moments(
-    form: str = "dense", *, curvature: str = "gauss-newton", rank: int = 20, whole: Join = joined
-) -> ByMoments:
-    """The rule of expectation-maximisation: prior moments from posterior moments, in closed form.
-
-    ```
-    mean' = E phi        P'^-1 = E (phi - mean')(phi - mean')^T        noise' = E |y - z(phi)|^2 / numbers
-    ```
-
-    E is over tasks and their posteriors, and P'^-1 is averaged over what is learned as one number. The result
-    is theta - theta', in units of theta: plain SGD with a learning rate of 1 takes the step. It is the
-    gradient of no loss; for linear-Gaussian models no step lowers the evidence of the tasks it is taken on.
-    Precisions of low rank and shared parameters have no such step.
-
-    Args:
-        form: Of the posterior; see `posterior`.
-        curvature: The curvature H.
-        rank: The rank, for "low-rank".
-        whole: Makes one batch of a task's support and query set, (support, query) -> batch.
-
-    Returns:
-        The rule.
-
-    Raises:
-        ConfigError: If an argument is not valid.
-
-    References:
-        Dempster, Laird, Rubin (1977); Laird, Ware (1982), Random-effects models for longitudinal data.
-    """
-    return ByMoments(form, curvature, rank, whole)
+evidence = ByEvidence
+averaged = Averaged
+moments = ByMoments

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config.run import Config
-from ..core.recipes import to_json
+from ..core.recipes import JsonObject, to_json
 from ..core.statistics import mean_intervals, paired_differences
 from ..domains.base import Domain
-from ..training.journal import JsonObject, clock, score_text
+from ..training.journal import clock, score_text
 from .variants import Row
 
 REFERENCE = "imaml"

@@ -13,7 +13,7 @@ from jax.stages import Wrapped as JitWrapped
 SOONER = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 
 
-def whole_program(function: Callable[..., Any]) -> JitWrapped:
+def whole_program(function: Callable) -> JitWrapped:
     """Compile a large program: `jax.jit`, on a CPU with the options `SOONER` where this XLA has them.
 
     Args:

@@ -10,7 +10,7 @@
     MySolver(steps=0)  # ConfigError: MySolver: steps: expected a whole number of at least 1, got 0.
 
 A type may be a number type of this module, `int`, `float`, `bool`, `str`, a `Literal`, a dataclass,
-``None``, a tuple of these or a union of these. Fields of other types are not checked.
+a `Callable`, ``None``, a tuple of these or a union of these. Fields of other types are not checked.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import functools
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -54,15 +55,22 @@ def expected(hint: object, value: object) -> str:
         found = [expected(choice, value) for choice in arguments]
         return " or ".join(dict.fromkeys(found)) if all(found) else ""
     if origin is Literal:
-        return "" if value in arguments else f"one of {', '.join(map(repr, arguments))}"
+        choices = ", ".join(map(repr, arguments))
+        return "" if value in arguments else f"one of {choices}" if len(arguments) > 1 else choices
     if origin is tuple:
         if not isinstance(value, tuple):
             return "a tuple"
-        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(hints) != len(value):
-            return f"a tuple of {len(hints)}"
-        found = list(map(expected, hints, value))
-        return f"a tuple, each item {next(filter(None, found))}" if any(found) else ""
+        alike = arguments[-1:] == (Ellipsis,)
+        kinds = arguments[:1] * len(value) if alike else arguments
+        if len(kinds) != len(value):
+            return f"a tuple of {len(kinds)} items"
+        found = [expected(kind, item) for kind, item in zip(kinds, value, strict=True)]
+        wrong = next((index for index, phrase in enumerate(found) if phrase), None)
+        if wrong is None:
+            return ""
+        return f"a tuple, {'each item' if alike else f'item {wrong}'} {found[wrong]}"
+    if origin is Callable:
+        return "" if callable(value) else "a function"
     if hint in (int, float):
         interval = next((mark for mark in marks if isinstance(mark, Interval)), Interval())
         return interval.expected(typing.cast(type, hint), value)

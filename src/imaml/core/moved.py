@@ -11,30 +11,21 @@ import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
+_NOW_IN = {  # names of modules that were in imaml.domains, by package
+    "domains.control": "actor_critic carts markov mazes navigation physics plants",
+    "domains.fewshot": "distortion episodes images omniglot omniglot_files pixels strokes",
+    "domains.generative": "adversarial densities generation imitation restoration",
+}
 MOVED = {
-    "imaml.domains.actor_critic": "imaml.domains.control.actor_critic",
-    "imaml.domains.adversarial": "imaml.domains.generative.adversarial",
-    "imaml.domains.carts": "imaml.domains.control.carts",
-    "imaml.domains.densities": "imaml.domains.generative.densities",
-    "imaml.domains.distortion": "imaml.domains.fewshot.distortion",
     "imaml.domains.drawings": "imaml.domains.generative.characters",
-    "imaml.domains.episodes": "imaml.domains.fewshot.episodes",
-    "imaml.domains.generation": "imaml.domains.generative.generation",
-    "imaml.domains.images": "imaml.domains.fewshot.images",
-    "imaml.domains.imitation": "imaml.domains.generative.imitation",
-    "imaml.domains.markov": "imaml.domains.control.markov",
-    "imaml.domains.mazes": "imaml.domains.control.mazes",
-    "imaml.domains.navigation": "imaml.domains.control.navigation",
-    "imaml.domains.omniglot": "imaml.domains.fewshot.omniglot",
-    "imaml.domains.omniglot_files": "imaml.domains.fewshot.omniglot_files",
-    "imaml.domains.physics": "imaml.domains.control.physics",
-    "imaml.domains.pixels": "imaml.domains.fewshot.pixels",
-    "imaml.domains.plants": "imaml.domains.control.plants",
-    "imaml.domains.restoration": "imaml.domains.generative.restoration",
-    "imaml.domains.strokes": "imaml.domains.fewshot.strokes",
     "imaml.domains.table_files": "imaml.domains.tables.files",
     "imaml.domains.table_layout": "imaml.domains.tables.layout",
     "imaml.errors": "imaml.core.errors",
+    **{
+        f"imaml.domains.{name}": f"imaml.{new}.{name}"
+        for new, names in _NOW_IN.items()
+        for name in names.split()
+    },
 }
 
 

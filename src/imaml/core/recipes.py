@@ -17,17 +17,21 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from .errors import ConfigError
 from .validation import not_one_of
 
 T = TypeVar("T")
+Json: TypeAlias = Any  # a JSON value: None, a bool, a number, a text, a list, or a dict with texts as keys
+JsonObject: TypeAlias = dict[str, Json]
+Fields: TypeAlias = Mapping[str, Any]  # the fields of a recipe, by name
+Recipe: TypeAlias = Any  # an instance of a registered class, or what one may hold
 
 _KINDS: dict[str, type] = {}
 _ROLES: dict[str, dict[str, type]] = {}
-_FRESH: dict[type, Callable[[], Any]] = {}
-_FORMER: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+_FRESH: dict[type, Fields] = {}
+_FORMER: dict[str, Callable[[Fields], Recipe]] = {}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Role:
     name: str
 
 
-def recipe(*roles: str, fresh: Mapping[str, Any] | None = None) -> Callable[[type[T]], type[T]]:
+def recipe(*roles: str, fresh: Fields | None = None) -> Callable[[type[T]], type[T]]:
     """Registers a frozen dataclass under its name, its `kind` in JSON.
 
     Args:
@@ -74,13 +78,13 @@ def recipe(*roles: str, fresh: Mapping[str, Any] | None = None) -> Callable[[typ
         _KINDS[kind.__name__] = kind
         for role in roles:
             _ROLES.setdefault(role, {})[kind.__name__] = kind
-        _FRESH[kind] = lambda: kind(**(fresh or {}))
+        _FRESH[kind] = fresh or {}
         return kind
 
     return register
 
 
-def former(kind: str) -> Callable[[Callable[[Mapping[str, Any]], T]], Callable[[Mapping[str, Any]], T]]:
+def former(kind: str) -> Callable[[Callable[[Fields], T]], Callable[[Fields], T]]:
     """Registers a function that reads a kind which saved files have, and which is no class any more.
 
     Args:
@@ -90,7 +94,7 @@ def former(kind: str) -> Callable[[Callable[[Mapping[str, Any]], T]], Callable[[
         The decorator of a function from the fields, by name, to a recipe of today.
     """
 
-    def register(read: Callable[[Mapping[str, Any]], T]) -> Callable[[Mapping[str, Any]], T]:
+    def register(read: Callable[[Fields], T]) -> Callable[[Fields], T]:
         _FORMER[kind] = read
         return read
 
@@ -140,10 +144,10 @@ def fresh(kind: type[T]) -> T:
     Returns:
         The instance, of the arguments that `recipe(fresh=...)` was given.
     """
-    return _FRESH[kind]()
+    return kind(**_FRESH[kind])
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: Recipe) -> Json:
     """Write a recipe as JSON values; each dataclass is an object with its kind.
 
     Args:
@@ -155,15 +159,18 @@ def to_json(value: Any) -> Any:
     Raises:
         ConfigError: If the value, or what it holds, is no recipe.
     """
-    if is_dataclass(value) and not isinstance(value, type) and is_recipe(type(value)):
+    if is_recipe(type(value)):
         content = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
         return {"kind": type(value).__name__, **content}
     if is_dataclass(value) or callable(value):
-        raise ConfigError(f"{value!r} has no JSON form; a raw Optax object is welcome from Python only.")
+        raise ConfigError(
+            f"to_json: expected a recipe, got {value!r}, which has no JSON form. Hint: use raw Optax "
+            "objects in Python only."
+        )
     return [to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
-def from_json(value: Any) -> Any:
+def from_json(value: Json) -> Recipe:
     """Read the recipe that `to_json` wrote.
 
     Args:
@@ -195,12 +202,12 @@ def from_json(value: Any) -> Any:
         raise ConfigError(f"config: {kind}: {error}.") from error
 
 
-def parsed(text: str, where: str) -> Any:
+def parsed(text: str, where: str) -> Json:
     """Read the JSON values in a text.
 
     Args:
         text: The text.
-        where: Where it came from, for the message.
+        where: What holds the text, for the message.
 
     Returns:
         The JSON values.
@@ -211,4 +218,6 @@ def parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{where} is no JSON ({error}); put back a copy, or begin a new run.") from error
+        raise ConfigError(
+            f"{where} is no JSON: {error}. Hint: restore a copy, or begin a new run."
+        ) from error

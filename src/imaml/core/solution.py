@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from .tree import PyTree
+from .tree import Tree
 
 
 class Ending(enum.IntEnum):
@@ -36,25 +36,23 @@ class Ending(enum.IntEnum):
 _ADVICE = {
     Ending.CONVERGED: "The residual is below the tolerance.",
     Ending.STEPS_DONE: "The asked number of steps was taken; the residual says how good the value is.",
-    Ending.DAMPED: "The system showed too little curvature, so (A + d I) u = b was solved instead, with d in "
-    "stats.damping: another system than was asked for; raise the strength or take more inner steps where it "
-    "should be the same.",
+    Ending.DAMPED: "The system showed too little curvature, so (A + d I) u = b was solved instead, with d "
+    "in stats.damping. Take more inner steps or raise the strength to solve the system asked for.",
     Ending.OUT_OF_STEPS: "The tolerance was not reached within the allowed steps; allow more steps, ask for "
     "less, or raise the strength (a better conditioned system).",
-    Ending.NEGATIVE_CURVATURE: "A direction of negative curvature was met, so the system is not positive "
-    "definite, and the solver stopped at the iterate before it; raise the strength, take more inner steps or "
-    "use a solver for indefinite systems (MINRES, GMRES, Dense), or Gauss-Newton curvature.",
+    Ending.NEGATIVE_CURVATURE: "A direction of negative curvature was met; the solver stopped at the "
+    "iterate before it. Take more inner steps, raise the strength, or use Gauss-Newton curvature, MINRES, "
+    "GMRES or Dense.",
     Ending.STAGNATED: "The residual stopped falling before the tolerance: the system is nearly singular or "
     "the tolerance is below what the precision gives; use float64, ask for less, or raise strength.",
     Ending.BREAKDOWN: "The method broke down (a division by nearly zero, or an answer worse than zero); use "
     "Dense, or GMRES with more steps.",
     Ending.DIVERGED: "The inner solve moved away from a solution: the residual is over ten times that at "
     "the start; lower the learning rate, or raise the strength.",
-    Ending.CYCLED: "The inner solve went around instead of towards a solution, as players of a game do: its "
-    "residual no longer fell; use ExtraGradient or OptimisticDescent, lower the learning rate, or raise the "
-    "strength.",
-    Ending.NOT_FINITE: "NaN or infinity appeared: the inner solve diverged or the data are not finite; lower "
-    "the learning rate, check the data, or raise the strength.",
+    Ending.CYCLED: "The inner solve went around instead of towards a solution, as players of a game do. Use "
+    "ExtraGradient or OptimisticDescent, lower the learning rate, or raise the strength.",
+    Ending.NOT_FINITE: "NaN or infinity appeared: the inner solve diverged or the data are not finite; "
+    "lower the learning rate, check the data, or raise the strength.",
 }
 
 
@@ -93,24 +91,22 @@ _CERTIFICATION_ADVICE = {
     "exactly or declared.",
     Certification.CERTIFIED: "The error is at most stats.error_bound with probability 1 - p, where p is the "
     "certificate's `failure`: the problem is quadratic, and random probes bound the norms in the bound.",
-    Certification.CERTIFIED_IF_SMOOTH: "The error is at most stats.error_bound with probability 1 - p under "
-    "the smoothness assumption of docs/certificates.md: close to the solution, derivatives are at most twice "
-    "as large as the probes found them. Declare lipschitz= for a bound without that assumption.",
+    Certification.CERTIFIED_IF_SMOOTH: "As CERTIFIED, under the smoothness assumption of "
+    "docs/certificates.md: derivatives near the solution are at most twice those sampled. Declare "
+    "lipschitz= to do without it.",
     Certification.ESTIMATED: "No certificate was asked for (certify=True); the error is only estimated, see "
     "stats.error_estimate.",
-    Certification.ESTIMATE_UNRELIABLE: "No certificate was asked for, and the inner residual is so large "
-    "that the solution may be further from phi than phi is from theta: the estimate may be far too small. "
-    "Take more inner steps, raise the strength, or ask for a certificate (certify=True).",
+    Certification.ESTIMATE_UNRELIABLE: "The inner residual is so large that the estimate may be far too "
+    "small. Take more inner steps, raise the strength, or ask for a bound (certify=True).",
     Certification.ABOVE_REQUEST: "The error bound is above the accuracy asked for; allow more inner or "
     "linear steps, ask for less, or use float64.",
-    Certification.SOLUTION_TOO_FAR: "Newton steps from the inner solution did not come close enough to a "
-    "solution for a bound; take more inner steps, raise the strength, or give Certificate(steps=...) more "
-    "products.",
-    Certification.CURVATURE_UNKNOWN: "The curvature has no lower bound above zero: the system is indefinite, "
-    "or Lanczos' bound is too loose; raise the strength, take more inner steps, use Gauss-Newton curvature, "
-    "declare convex=True where the loss is, or give Certificate(lanczos=...) more products.",
-    Certification.NO_BOUND: "A value was not finite, or the system is of a kind (a game, a fixed point, an F "
-    "that is no gradient) that has no error bound here; compare with Dense().",
+    Certification.SOLUTION_TOO_FAR: "Newton steps did not come close enough to a solution for a bound. Take "
+    "more inner steps, raise the strength, or give Certificate(steps=...) more products.",
+    Certification.CURVATURE_UNKNOWN: "The curvature has no known lower bound above zero. Take more inner "
+    "steps, raise the strength, use Gauss-Newton curvature, declare convex=True where the loss is, or give "
+    "Certificate(lanczos=...) more products.",
+    Certification.NO_BOUND: "A value was not finite, or the system is of a kind (a game, a fixed point, an "
+    "F that is no gradient) that has no error bound here; compare with Dense().",
 }
 
 
@@ -219,7 +215,7 @@ class Solution:
         status: How the solve ended.
     """
 
-    value: PyTree
+    value: Tree
     stats: Stats
     status: Status
 

@@ -14,13 +14,14 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from .errors import ConfigError
+from .validation import not_one_of
 
-PyTree: TypeAlias = Any  # nested containers of arrays; Python's type system has no type for them
-Tree = PyTree
+Tree: TypeAlias = Any  # nested containers of arrays; Python's type system has no type for them
+PyTree: TypeAlias = Tree
 LARGE = 1 << 18  # entries from which on a copy of each leaf costs less than one loop over all
 
 
-def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+def ravel(tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
     """Flatten a tree to one vector.
 
     Large leaves are written one after another: XLA makes a concatenation one loop that asks for every entry
@@ -43,7 +44,7 @@ def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
     return written, unravel
 
 
-def dot(left: PyTree, right: PyTree) -> Array:
+def dot(left: Tree, right: Tree) -> Array:
     """Compute the inner product of two trees.
 
     Args:
@@ -56,7 +57,7 @@ def dot(left: PyTree, right: PyTree) -> Array:
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: jnp.sum(a * b), left, right))
 
 
-def minus(left: PyTree, right: PyTree) -> PyTree:
+def minus(left: Tree, right: Tree) -> Tree:
     """Subtract a tree from another.
 
     Args:
@@ -69,7 +70,7 @@ def minus(left: PyTree, right: PyTree) -> PyTree:
     return jax.tree.map(jnp.subtract, left, right)
 
 
-def spread(values: PyTree, like: PyTree) -> PyTree:
+def spread(values: Tree, like: Tree) -> Tree:
     """Broadcast values to the leaves of a tree.
 
     Args:
@@ -83,7 +84,7 @@ def spread(values: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(full, values, like)
 
 
-def norm(tree: PyTree) -> Array:
+def norm(tree: Tree) -> Array:
     """Compute the Euclidean norm of a tree.
 
     Args:
@@ -95,7 +96,7 @@ def norm(tree: PyTree) -> Array:
     return jnp.sqrt(dot(tree, tree))
 
 
-def finite(tree: PyTree) -> Array:
+def finite(tree: Tree) -> Array:
     """Say whether every entry of a tree is finite.
 
     Args:
@@ -130,10 +131,10 @@ class Selection:
             `optax.masked`.
     """
 
-    choice: tuple[str, ...] | Callable[[PyTree], PyTree] | None = None
+    choice: tuple[str, ...] | Callable[[Tree], Tree] | None = None
 
     @classmethod
-    def of(cls, choice: PyTree) -> Selection:
+    def of(cls, choice: Tree) -> Selection:
         """Make the selection that a user's `adapt=` means.
 
         Args:
@@ -157,11 +158,11 @@ class Selection:
         if leaves and all(isinstance(leaf, (bool, np.bool_)) for _, leaf in leaves):
             return cls(tuple(name(path) for path, leaf in leaves if leaf))
         raise ConfigError(
-            f"adapt: {choice!r} is no selection of leaves. Accepted: None (all), a name such as 'head', a "
-            "tuple of names, a tree of booleans shaped like theta, or a function theta -> tree of booleans."
+            "adapt: expected None (all), a name such as 'head', a tuple of names, a tree of booleans shaped "
+            f"like theta, or a function theta -> tree of booleans, got {choice!r}."
         )
 
-    def mask(self, tree: PyTree) -> PyTree:
+    def mask(self, tree: Tree) -> Tree:
         """Make the mask of a tree.
 
         Args:
@@ -179,30 +180,23 @@ class Selection:
             names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
             for wanted in self.choice:
                 if not any(_below(leaf, wanted) for leaf in names):
-                    raise ConfigError(
-                        f"adapt: theta has no leaf or branch named {wanted!r}; its leaves are "
-                        f"{', '.join(names)}."
-                    )
-            choice = self.choice
-            mask = jax.tree_util.tree_map_with_path(
-                lambda p, _: any(_below(name(p), c) for c in choice), tree
-            )
+                    raise ConfigError(not_one_of("adapt: leaf or branch of theta", wanted, names))
+            flags = [any(_below(leaf, wanted) for wanted in self.choice) for leaf in names]
+            mask = jax.tree.structure(tree).unflatten(flags)
         else:
             prefix = self.choice(tree)
             try:
-                mask = jax.tree.map(
-                    lambda flag, branch: jax.tree.map(lambda _: bool(flag), branch), prefix, tree
-                )
+                mask = jax.tree.map(bool, jax.tree.broadcast(prefix, tree))
             except (ValueError, TypeError) as error:
                 raise ConfigError(
-                    "adapt: the function must return a tree of booleans shaped like theta, or a prefix of "
-                    f"it; it returned {prefix!r}."
+                    "adapt: expected a function that returns a tree of booleans shaped like theta, or a "
+                    f"prefix of it, got one that returns {prefix!r}."
                 ) from error
         if not any(jax.tree.leaves(mask)):
-            raise ConfigError("adapt: no leaf of theta is selected, so a task would have nothing to adapt.")
+            raise ConfigError("adapt: expected at least one leaf of theta, got a selection of none.")
         return mask
 
-    def split(self, tree: PyTree) -> tuple[PyTree, PyTree]:
+    def split(self, tree: Tree) -> tuple[Tree, Tree]:
         """Split a tree.
 
         Args:
@@ -218,7 +212,7 @@ class Selection:
         rest = jax.tree.map(lambda leaf, flag: None if flag else leaf, tree, mask)
         return chosen, rest
 
-    def join(self, chosen: PyTree, rest: PyTree) -> PyTree:
+    def join(self, chosen: Tree, rest: Tree) -> Tree:
         """Join the two parts that `split` made.
 
         Args:
@@ -239,7 +233,7 @@ def _below(leaf: str, branch: str) -> bool:
     return leaf == branch or leaf.startswith(branch + "/")
 
 
-def shapes(tree: PyTree) -> str:
+def shapes(tree: Tree) -> str:
     """Describe a tree's structure and shapes, for messages.
 
     Args:
@@ -256,7 +250,7 @@ def shapes(tree: PyTree) -> str:
     return "a tree of " + (", ".join(parts) or "nothing") + more
 
 
-def apart(left: PyTree, right: PyTree) -> str:
+def apart(left: Tree, right: Tree) -> str:
     """Describe where two trees' structures or shapes differ, for messages.
 
     Args:
@@ -278,7 +272,7 @@ def apart(left: PyTree, right: PyTree) -> str:
     return ("; ".join(parts[:4]) or "its structure") + ("; ..." if len(parts) > 4 else "")
 
 
-def same(left: PyTree, right: PyTree) -> bool:
+def same(left: Tree, right: Tree) -> bool:
     """Say whether two trees have the same structure and the same shapes.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +11,13 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import ConfigError
+from ..core.fields import Checked, PositiveFloat, PositiveFraction
 from ..core.recipes import recipe
 from ..core.solution import Certification, Ending, Solution, Stats, Status, bounded
-from ..core.tree import PyTree
-from ..core.validation import require_number
-from .certificate import (
-    Certificate,
-    bound_at,
-    facts_of,
-    guessed,
-    measured,
-    near_of,
-    root_of,
-    roughly,
-    sensitivity,
-)
-from .newton_step import Aim, Constants, Point, refine, remaining_error, start
+from ..core.validation import Interval, require_number
+from .base import StepNumber
+from .certificate import Certificate, certified, curvature_guess, sensitivity
+from .newton_step import Aim, Constants, Point, refine, remaining_error, roughly
 from .system import Case, System
 
 ROUNDS = 20
@@ -34,7 +26,7 @@ MOST = 1000  # steps of conjugate gradients in one solve
 
 @recipe()
 @dataclass(frozen=True)
-class Tightening:
+class Tightening(Checked):
     """An accuracy that tightens in training: max(last, first / (1 + step / pace)^power).
 
     Far from the optimum a rough meta-gradient suffices. Outer learning converges if the accuracies have a
@@ -54,20 +46,18 @@ class Tightening:
         Pedregosa (2016), Hyperparameter optimization with approximate gradient, Theorem 2 and section 4.
     """
 
-    first: float = 0.1
-    last: float = 1e-4
-    pace: float = 100.0
-    power: float = 2.0
+    first: PositiveFraction = 0.1
+    last: PositiveFraction = 1e-4
+    pace: PositiveFloat = 100.0
+    power: Annotated[float, Interval(1, open=True)] = 2.0
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if a value is out of range."""
-        require_number("Tightening", 0, below=1, open=True, first=self.first, last=self.last)
-        require_number("Tightening", 0, open=True, pace=self.pace)
-        require_number("Tightening", 1, open=True, power=self.power)
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
         if self.last > self.first:
             raise ConfigError(f"Tightening: last: expected at most first={self.first!r}, got {self.last!r}.")
 
-    def at(self, step: int | Array | None) -> float | Array:
+    def at(self, step: StepNumber) -> float | Array:
         """The accuracy at a step of training.
 
         Args:
@@ -101,8 +91,7 @@ def until_accurate(
     certificate: Certificate | None,
     case: Case,
     system: System,
-    solution: Solution,
-    adapted: PyTree,
+    begun: Point,
     key: Array,
 ) -> tuple[Point, Solution]:
     """Newton steps until the meta-gradient's error is at most `accuracy` times its norm.
@@ -116,54 +105,40 @@ def until_accurate(
         accuracy: What is asked for, relative to the norm of the meta-gradient.
         certificate: How the error is bounded, or None if no bound was asked for.
         case: The task.
-        system: The linear system at `adapted`.
-        solution: A rough solution of it.
-        adapted: The inner solution, the adapted parameters alone.
+        system: The linear system at the inner solution.
+        begun: The point of the inner solution and of a rough solution of the system.
         key: For the certificate's random probes.
 
     Returns:
         The point reached, and the linear Solution there: its steps count all products with A, the first
         solve's among them; its status is CONVERGED, or says why not.
     """
-    problem = case.problem
-    keys, dtype = jax.random.split(key, 3), system.loss.dtype
-    free = problem.convex and problem.coupling_norm(adapted, case.theta) is not None
-    begun = start(case, system, solution, adapted)
     asked = lambda point: accuracy * tree.norm(point.gradient)  # noqa: E731
-    rounds, bound = ROUNDS, None
-    if certificate is not None or free:
+    free = case.problem.convex and case.problem.coupling_norm(begun.adapted, case.theta) is not None
+    if certificate is not None or free:  # the bound decides when to stop
         recipe = replace(certificate or Certificate(), rounds=ROUNDS)
-        # With a certificate, the bound decides when to stop.
-        facts = facts_of(recipe, case, adapted, solution.value, keys[0])
-        aim = Aim(asked, guessed(case, facts), near_of(facts, dtype))
-        point = refine(case, begun, aim, measured(recipe, case, facts), MOST, rounds, root_of(dtype), keys[1])
-        bound, certified = bound_at(recipe, case, facts, point, keys[2])
-        estimate = remaining_error(point, aim.constants(point))
-        good = bounded(certified) & (bound <= asked(point))
-        above = bounded(certified) & ~good
-        certified = jnp.where(above, int(Certification.ABOVE_REQUEST), certified)
-    else:
-        # Without one, an estimate does.
+        point, constants, bound, certified_as = certified(recipe, case, begun, asked, MOST, key)
+        good = bounded(certified_as) & (bound <= asked(point))
+        above = bounded(certified_as) & ~good
+        certified_as = jnp.where(above, int(Certification.ABOVE_REQUEST), certified_as)
+        estimate = remaining_error(point, constants)
+    else:  # an estimate does
         constants = lambda point: _guess(case, system, point)  # noqa: E731
         aim = Aim(asked, constants, None)
-        point = refine(case, begun, aim, roughly(case), MOST, rounds, root_of(dtype), keys[1])
-        estimate = remaining_error(point, constants(point))
+        point = refine(case, begun, aim, roughly(case), MOST, ROUNDS, jax.random.split(key, 3)[1])
+        estimate, bound = remaining_error(point, constants(point)), None
         good = estimate <= asked(point)
-        certified = jnp.full(good.shape, int(Certification.ESTIMATED))
+        certified_as = jnp.full(good.shape, int(Certification.ESTIMATED))
     code = jnp.where(good, int(Ending.CONVERGED), int(Ending.OUT_OF_STEPS))
     code = jnp.where(point.negative, int(Ending.NEGATIVE_CURVATURE), code)
     code = jnp.where(tree.finite(point.gradient), code, int(Ending.NOT_FINITE))
     share = point.mismatch / jnp.where(point.size > 0, point.size, 1)
     stats = Stats(point.products, share, point.negative, error_estimate=estimate, error_bound=bound)
-    return point, Solution(point.u, stats, Status(code, certified))
+    return point, Solution(point.u, stats, Status(code, certified_as))
 
 
 def _guess(case: Case, system: System, point: Point) -> Constants:
     """The constants of an estimate at a point."""
-    mu = point.smallest
-    least = case.problem.least_strength(point.adapted, case.theta)
-    if least is not None:
-        mu = jnp.minimum(mu, least)
-    mu = jnp.where((mu > 0) & jnp.isfinite(mu), mu, 1)
+    mu = curvature_guess(case, point)
     known = case.problem.coupling_norm(point.adapted, case.theta)
     return Constants(mu, mu, sensitivity(system, point.u) if known is None else known)

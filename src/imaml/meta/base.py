@@ -8,20 +8,24 @@ import jax
 from jax import Array
 
 from ..core.errors import ConfigError, StructureError
+from ..core.fields import Checked
 from ..core.solution import Solution
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..inner.base import InnerSolver
 from ..problems.base import Key, Problem, Task
 from ..problems.precision import Learned
 from .system import QueryLoss
+
+Flag = bool | Array  # may be traced
+StepNumber = int | Array | None  # of training, from 0; None for its end
 
 
 class Rule(Protocol):
     """Makes the solution of a problem a differentiable function of theta and the batch."""
 
     def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
-    ) -> PyTree:
+        self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
+    ) -> Tree:
         """The adapted parameters at the solution.
 
         Args:
@@ -35,7 +39,6 @@ class Rule(Protocol):
         Returns:
             The adapted parameters, with the derivatives that the rule gives them.
         """
-        ...
 
 
 class TaskGradient(NamedTuple):
@@ -50,9 +53,9 @@ class TaskGradient(NamedTuple):
         linear: The linear Solution; None for rules that solve no linear system.
     """
 
-    gradient: PyTree
+    gradient: Tree
     loss: Array
-    phi: PyTree
+    phi: Tree
     residual: Array | None = None
     inner: Solution | None = None
     linear: Solution | None = None
@@ -71,7 +74,7 @@ class Learning(NamedTuple):
     query_loss: QueryLoss
     inner: InnerSolver
 
-    def solved(self, theta: PyTree, batch: PyTree, key: Key) -> tuple[PyTree, Solution]:
+    def solved(self, theta: Tree, batch: Tree, key: Key) -> tuple[Tree, Solution]:
         """Adapts to one batch.
 
         Args:
@@ -110,9 +113,8 @@ class Estimator(Protocol):
         Raises:
             StructureError: If it does not.
         """
-        ...
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """One task's meta-gradient.
 
         Args:
@@ -127,11 +129,26 @@ class Estimator(Protocol):
         ...
 
 
-class Differentiated:
+class RuleBase(Checked):
+    """A base of rules: a frozen dataclass whose fields are checked when it is made, with usual answers.
+
+    Attributes:
+        owner: The name in messages; by default that of the class.
+        needs_solution: Whether a task is excluded if its inner solve moved away from the solution.
+    """
+
+    needs_solution: ClassVar[bool] = True
+
+    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
+        """Check that the inner learning rate is fixed; see `Estimator.refuse`."""
+        refuse_learned_rate(inner, self.owner or type(self).__name__)
+
+
+class Differentiated(RuleBase):
     """A base of rules whose meta-gradient is automatic differentiation of the query loss at `solution`."""
 
     def solution(
-        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
+        self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
     ) -> Solution:
         """The inner Solution, whose value has the derivatives that the rule gives it.
 
@@ -149,16 +166,16 @@ class Differentiated:
         raise NotImplementedError
 
     def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
-    ) -> PyTree:
+        self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
+    ) -> Tree:
         """The adapted parameters, with the derivatives that the rule gives them; see `Rule`."""
         return self.solution(problem, inner, theta, batch, phi0, key).value
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
+    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """The gradient of the query loss through `solution`; see `Estimator.estimate`."""
         problem, query_loss, inner = learning
 
-        def outer(theta: PyTree) -> tuple[Array, tuple[PyTree, Solution]]:
+        def outer(theta: Tree) -> tuple[Array, tuple[Tree, Solution]]:
             start = problem.init(theta, task.support, key)
             found = self.solution(problem, inner, theta, task.support, start, key)
             phi = problem.full(found.value, theta)
@@ -166,6 +183,25 @@ class Differentiated:
 
         (loss, (phi, found)), gradient = jax.value_and_grad(outer, has_aux=True)(theta)
         return TaskGradient(gradient, loss, phi, found.stats.residual, found)
+
+
+def require_reversible(owner: str, argument: str, solver: InnerSolver, hint: str) -> None:
+    """Check that reverse mode can go through a solver's steps.
+
+    Args:
+        owner: The rule's name in the message.
+        argument: What the solver is to the rule.
+        solver: The solver.
+        hint: What to use instead.
+
+    Raises:
+        StructureError: If it cannot.
+    """
+    if not getattr(solver, "reversible", True) or getattr(solver, "tolerance", None) is not None:
+        raise StructureError(
+            f"{owner}: {argument}: expected a fixed number of steps that have a reverse mode, got "
+            f"{solver!r}. Hint: use {hint}."
+        )
 
 
 def refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
@@ -187,14 +223,14 @@ def refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
 
 def solve(
     problem: Problem,
-    theta: PyTree,
-    batch: PyTree,
+    theta: Tree,
+    batch: Tree,
     *,
     inner: InnerSolver,
     rule: Rule,
-    phi0: PyTree = None,
+    phi0: Tree = None,
     key: Key = None,
-) -> PyTree:
+) -> Tree:
     """Solves one task's inner problem, differentiably.
 
     Gradients with respect to `theta` and `batch` follow `rule`. For many tasks use `jax.vmap` over `batch`.

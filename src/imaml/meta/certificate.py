@@ -12,31 +12,30 @@ those over the ball of radius R about phi. Whether they are proved, sampled or d
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from ..core import tree
 from ..core.errors import ConfigError
+from ..core.fields import Checked, NonNegativeFloat, NonNegativeInt, PositiveFraction, PositiveInt, SeveralInt
 from ..core.solution import Certification
-from ..core.tree import PyTree
-from ..core.validation import require_number, require_whole
-from ..linear.lanczos import linear_factor, norm_bound, smallest_bound
-from ..problems.base import Key, check_lipschitz, declared
+from ..core.tree import Tree
+from ..linear.lanczos import norm_bound, smallest_bound
+from ..problems.base import Key, declared
 from .newton_step import (
     Aim,
     Constants,
-    Limits,
     Point,
     Rates,
     Sampler,
-    newton_round,
     radius,
     refine,
     remaining_error,
+    root_of,
     sampler,
 )
 from .polynomial import degree_of
@@ -47,7 +46,7 @@ ENTRIES = 1 << 20  # of a matrix that is formed to have its norm
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Checked):
     """How to bound a meta-gradient's error; `certify=True` means `Certificate()`.
 
     Newton steps are taken from phi, and the linear system is solved again after each, until the remaining
@@ -85,21 +84,13 @@ class Certificate:
         >>> rule = imaml.implicit(imaml.CG(steps=5), certify=imaml.Certificate(failure=1e-3))
     """
 
-    steps: int = 50
-    tolerance: float = 0.1
-    lanczos: int = 40
-    failure: float = 0.01
-    rounds: int = 10
-    dense: int = 256
-    lipschitz: float | Callable[[PyTree], PyTree] | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError if a value is out of range."""
-        require_whole("Certificate", 1, steps=self.steps, rounds=self.rounds)
-        require_whole("Certificate", 0, dense=self.dense)
-        require_whole("Certificate", 2, lanczos=self.lanczos)
-        require_number("Certificate", open=True, below=1, tolerance=self.tolerance, failure=self.failure)
-        check_lipschitz("Certificate", self.lipschitz)
+    steps: PositiveInt = 50
+    tolerance: PositiveFraction = 0.1
+    lanczos: SeveralInt = 40
+    failure: PositiveFraction = 0.01
+    rounds: PositiveInt = 10
+    dense: NonNegativeInt = 256
+    lipschitz: NonNegativeFloat | Callable[[Tree], Tree] | None = None
 
 
 def certificate_of(asked: bool | Certificate | None) -> Certificate | None:
@@ -116,8 +107,7 @@ def certificate_of(asked: bool | Certificate | None) -> Certificate | None:
     return Certificate() if asked else None
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """What is known of a task before any Newton step; None for what is not known.
 
     Attributes:
@@ -159,7 +149,7 @@ class Facts:
         return Certification.CERTIFIED if self.affine else Certification.CERTIFIED_IF_SMOOTH
 
 
-def facts_of(recipe: Certificate, case: Case, adapted: PyTree, u: PyTree, key: Array) -> Facts:
+def facts_of(recipe: Certificate, case: Case, adapted: Tree, u: Tree, key: Array) -> Facts:
     """Reads what holds everywhere from a task's programs and declarations.
 
     Args:
@@ -225,7 +215,7 @@ def facts_of(recipe: Certificate, case: Case, adapted: PyTree, u: PyTree, key: A
     )
 
 
-def _check_dtypes(adapted: PyTree, theta: PyTree) -> None:
+def _check_dtypes(adapted: Tree, theta: Tree) -> None:
     """Raises ConfigError for floats of several precisions: rounding is bounded by that of one."""
     leaves = [jnp.result_type(leaf) for leaf in jax.tree.leaves((adapted, theta))]
     names = sorted({dtype.name for dtype in leaves if jnp.issubdtype(dtype, jnp.inexact)})
@@ -236,7 +226,7 @@ def _check_dtypes(adapted: PyTree, theta: PyTree) -> None:
         )
 
 
-def key_of(key: Key, adapted: PyTree) -> Array:
+def key_of(key: Key, adapted: Tree) -> Array:
     """A certificate's random key.
 
     A fixed key would make the probes fail together in every task and run, so by default it depends on phi.
@@ -254,7 +244,22 @@ def key_of(key: Key, adapted: PyTree) -> Array:
     return jax.random.fold_in(jax.random.key(0), jnp.sum(bits, dtype=jnp.uint32))
 
 
-def symmetric(case: Case, adapted: PyTree, key: Array) -> Array:
+def flat_derivative(function: Callable[[Tree], Tree], at: Tree) -> tuple[Array, Callable[[Array], Array]]:
+    """The derivative of a function from trees to trees, over flat vectors.
+
+    Args:
+        function: The function.
+        at: Where the derivative is taken.
+
+    Returns:
+        `at` as a flat vector, and the derivative's product with flat vectors.
+    """
+    flat, unravel = tree.ravel(at)
+    _, derivative = jax.linearize(function, at)
+    return flat, lambda vector: tree.ravel(derivative(unravel(vector)))[0]
+
+
+def symmetric(case: Case, adapted: Tree, key: Array) -> Array:
     """Whether F's derivative is symmetric, by one pair of random vectors: F is a gradient only if it is.
 
     Args:
@@ -265,28 +270,26 @@ def symmetric(case: Case, adapted: PyTree, key: Array) -> Array:
     Returns:
         A boolean scalar.
     """
-    flat, unravel = tree.ravel(adapted)
-    _, curve = jax.linearize(case.slope, adapted)
+    flat, curve = flat_derivative(case.slope, adapted)
     x, y = jax.random.normal(key, (2, flat.size), flat.dtype)
-    of_x, of_y = (tree.ravel(curve(unravel(vector)))[0] for vector in (x, y))
+    of_x, of_y = curve(x), curve(y)
     size = jnp.linalg.norm(x) * jnp.linalg.norm(of_y) + jnp.linalg.norm(y) * jnp.linalg.norm(of_x)
     return jnp.abs(x @ of_y - y @ of_x) <= root_of(flat.dtype) * size
 
 
-def _rate(function: Callable[[PyTree], PyTree], at: PyTree, degree: float, small: bool) -> Array | None:
+def _rate(function: Callable[[Tree], Tree], at: Tree, degree: float, small: bool) -> Array | None:
     """The norm of a function's derivative where that is constant and can be formed; else None."""
-    flat, unravel = tree.ravel(at)
+    flat, _ = tree.ravel(at)
     if degree == 0:
         return jnp.zeros((), flat.dtype)
     outputs = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(function, at)))
     if degree > 1 or not small or outputs * flat.size > ENTRIES:
         return None
-    _, derivative = jax.linearize(function, at)
-    columns = jax.vmap(lambda e: tree.ravel(derivative(unravel(e)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
+    columns = jax.vmap(flat_derivative(function, at)[1])(jnp.eye(flat.size, dtype=flat.dtype))
     return jnp.linalg.norm(columns)  # Frobenius' norm, which is at least the spectral one
 
 
-def coupling_norm(recipe: Certificate, case: Case, adapted: PyTree, key: Array) -> tuple[Array, bool]:
+def coupling_norm(recipe: Certificate, case: Case, adapted: Tree, key: Array) -> tuple[Array, bool]:
     """An upper bound of |B| = |dF/dtheta| at one phi.
 
     Args:
@@ -315,7 +318,7 @@ def coupling_norm(recipe: Certificate, case: Case, adapted: PyTree, key: Array) 
     return norm_bound(gram, flat, jax.random.fold_in(key, 1), steps, recipe.failure / 4), False
 
 
-def least_eigenvalue(recipe: Certificate, case: Case, adapted: PyTree, key: Array) -> Array:
+def least_eigenvalue(recipe: Certificate, case: Case, adapted: Tree, key: Array) -> Array:
     """A lower bound of the least eigenvalue of F's derivative at one phi.
 
     Args:
@@ -327,9 +330,7 @@ def least_eigenvalue(recipe: Certificate, case: Case, adapted: PyTree, key: Arra
     Returns:
         The bound, a scalar; -infinity where the derivative is not finite.
     """
-    flat, unravel = tree.ravel(adapted)
-    _, curve = jax.linearize(case.slope, adapted)
-    product = lambda vector: tree.ravel(curve(unravel(vector)))[0]  # noqa: E731
+    flat, product = flat_derivative(case.slope, adapted)
     if flat.size > recipe.dense:
         return smallest_bound(product, flat, jax.random.fold_in(key, 2), recipe.lanczos, recipe.failure / 4)
     matrix = jax.vmap(product)(jnp.eye(flat.size, dtype=flat.dtype))
@@ -355,7 +356,7 @@ def measured(recipe: Certificate, case: Case, facts: Facts) -> Sampler:
     probe = sampler(case, recipe.failure / 2 / recipe.rounds, with_curvature)
     growth = 1.0 if facts.affine else GROWTH
 
-    def measure(here: System, adapted: PyTree, u: PyTree, length: Array, key: Array) -> Rates:
+    def measure(here: System, adapted: Tree, u: Tree, length: Array, key: Array) -> Rates:
         found = probe(here, adapted, u, length, key)
         system, gradient = growth * found.system, growth * found.gradient
         if facts.outer_rate is not None and facts.lipschitz is not None:
@@ -365,6 +366,23 @@ def measured(recipe: Certificate, case: Case, facts: Facts) -> Sampler:
         return Rates(system, gradient, curvature, found.rounding)
 
     return measure
+
+
+def curvature_guess(case: Case, point: Point) -> Array:
+    """A guess of the least eigenvalue: the least Ritz value seen, or the least strength if that is less.
+
+    Args:
+        case: The task.
+        point: The point.
+
+    Returns:
+        A positive scalar; 1 where the guess is not positive and finite.
+    """
+    guess = point.smallest
+    least = case.problem.least_strength(point.adapted, case.theta)
+    if least is not None:
+        guess = jnp.minimum(guess, least)
+    return jnp.where((guess > 0) & jnp.isfinite(guess), guess, 1)
 
 
 def guessed(case: Case, facts: Facts) -> Callable[[Point], Constants]:
@@ -377,14 +395,9 @@ def guessed(case: Case, facts: Facts) -> Callable[[Point], Constants]:
     Returns:
         A function of the point.
     """
-    problem = case.problem
 
     def constants(point: Point) -> Constants:
-        guess = point.smallest
-        least = problem.least_strength(point.adapted, case.theta)
-        if least is not None:
-            guess = jnp.minimum(guess, least)
-        guess = jnp.where((guess > 0) & jnp.isfinite(guess), guess, 1)
+        guess = curvature_guess(case, point)
         known = [guess if bound is None else bound for bound in (facts.floor, facts.system)]
         floor, system = (jnp.where(bound > 0, bound, 1) for bound in known)
         weight = facts.weight if facts.weight_known else GROWTH * facts.weight
@@ -393,29 +406,17 @@ def guessed(case: Case, facts: Facts) -> Callable[[Point], Constants]:
     return constants
 
 
-def root_of(dtype: DTypeLike) -> float:
-    """The square root of the dtype's precision: the length of probes, relative to a point's scale.
-
-    Args:
-        dtype: A float dtype.
-
-    Returns:
-        A number.
-    """
-    return float(jnp.finfo(dtype).eps) ** 0.5
-
-
-def near_of(facts: Facts, dtype: DTypeLike) -> float | None:
+def near_of(facts: Facts, point: Point) -> float | None:
     """How near phi* must be for the smoothness assumption, no further than probes are.
 
     Args:
         facts: What is known.
-        dtype: The dtype of phi.
+        point: A point, of which only the dtype matters.
 
     Returns:
         A number, relative to the point's scale; None where the assumption is not needed.
     """
-    return None if facts.proved or facts.affine else root_of(dtype)
+    return None if facts.proved or facts.affine else root_of(point.residual.dtype)
 
 
 def outer_rounding(case: Case, point: Point, key: Array) -> tuple[Array, Array]:
@@ -436,7 +437,7 @@ def outer_rounding(case: Case, point: Point, key: Array) -> tuple[Array, Array]:
     flat, unravel = tree.ravel(point.adapted)
     length = root_of(flat.dtype) * point.scale
 
-    def gradients(step: Array) -> tuple[PyTree, PyTree]:
+    def gradients(step: Array) -> tuple[Tree, Tree]:
         _, slope, direct = outer(problem.full(unravel(flat + step), theta))
         return slope, direct
 
@@ -464,7 +465,7 @@ def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: A
     Returns:
         The bound, a scalar, infinite where there is none; and the code of `Certification`.
     """
-    floor, weight, near = facts.floor, facts.weight, near_of(facts, point.residual.dtype)
+    floor, weight, near = facts.floor, facts.weight, near_of(facts, point)
     close = jnp.asarray(True)
     if floor is None:
         # The largest m with m <= least eigenvalue - change within R = |F| / m (Kantorovich's condition).
@@ -490,6 +491,46 @@ def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: A
     return jnp.where(code == int(facts.grade), bound, jnp.inf), code
 
 
+class Certified(NamedTuple):
+    """A point that Newton steps reached, and the bound of its error.
+
+    Attributes:
+        point: The point.
+        constants: The constants that the steps were aimed by.
+        bound: The bound, a scalar, infinite where there is none.
+        code: The code of `Certification`.
+    """
+
+    point: Point
+    constants: Constants
+    bound: Array
+    code: Array
+
+
+def certified(
+    recipe: Certificate, case: Case, begun: Point, error: Callable[[Point], Array], steps: int, key: Array
+) -> Certified:
+    """Takes Newton steps until the error is small enough, and bounds the error that remains.
+
+    Args:
+        recipe: How the error is bounded.
+        case: The task.
+        begun: Where the steps begin.
+        error: The error that may remain at a point.
+        steps: The most steps of conjugate gradients in one solve.
+        key: A random key for probes.
+
+    Returns:
+        The point reached and its bound.
+    """
+    keys = jax.random.split(key, 3)
+    facts = facts_of(recipe, case, begun.adapted, begun.u, keys[0])
+    aim = Aim(error, guessed(case, facts), near_of(facts, begun))
+    point = refine(case, begun, aim, measured(recipe, case, facts), steps, recipe.rounds, keys[1])
+    bound, code = bound_at(recipe, case, facts, point, keys[2])
+    return Certified(point, aim.constants(point), bound, code)
+
+
 def certified_from(recipe: Certificate, case: Case, begun: Point, key: Array) -> tuple[Array, Array, Array]:
     """The bound of a point's error by Newton steps from it.
 
@@ -502,56 +543,17 @@ def certified_from(recipe: Certificate, case: Case, begun: Point, key: Array) ->
     Returns:
         The bound, the code of `Certification`, and the number of products with A that it took.
     """
-    keys = jax.random.split(key, 3)
-    facts = facts_of(recipe, case, begun.adapted, begun.u, keys[0])
+    if case.problem.structure != "spd":
+        none = jnp.full_like(begun.residual, jnp.inf)
+        return none, jnp.asarray(int(Certification.NO_BOUND)), jnp.zeros_like(begun.products)
     distance = lambda point: tree.norm(tree.minus(begun.gradient, point.gradient))  # noqa: E731
-    dtype = begun.residual.dtype
-    aim = Aim(lambda point: recipe.tolerance * distance(point), guessed(case, facts), near_of(facts, dtype))
-    sample = measured(recipe, case, facts)
-    reached = refine(case, begun, aim, sample, recipe.steps, recipe.rounds, root_of(dtype), keys[1])
-    after, code = bound_at(recipe, case, facts, reached, keys[2])
-    return after + distance(reached), code, reached.products - begun.products
+    allowed = lambda point: recipe.tolerance * distance(point)  # noqa: E731
+    found = certified(recipe, case, begun, allowed, recipe.steps, key)
+    # The error is at most the distance between both meta-gradients plus the error that remains.
+    return found.bound + distance(found.point), found.code, found.point.products - begun.products
 
 
-def roughly(case: Case) -> Sampler:
-    """A sampler for an estimate: one probe stands for the norm.
-
-    Args:
-        case: The task.
-
-    Returns:
-        The sampler.
-    """
-    probe = sampler(case, 1.0, with_curvature=False, probes=1)
-    linear = linear_factor(1, 1 / 3)
-
-    def measure(here: System, adapted: PyTree, u: PyTree, length: Array, key: Array) -> Rates:
-        found = probe(here, adapted, u, length, key)
-        return replace(found, system=found.system / linear, gradient=found.gradient / linear)
-
-    return measure
-
-
-def corrected(case: Case, begun: Point, steps: int, key: Array) -> Point:
-    """The point one Newton step further, both solves taken to the root of the dtype's precision.
-
-    Their errors then do not hide that the meta-gradient's falls with the square of the distance.
-
-    Args:
-        case: The task.
-        begun: The point.
-        steps: The most steps of conjugate gradients in one solve.
-        key: A random key for probes.
-
-    Returns:
-        The new point.
-    """
-    root = float(jnp.finfo(begun.residual.dtype).eps) ** 0.5
-    limits = Limits(root * begun.residual, lambda left, *_: root * left)
-    return newton_round(case, begun, steps, limits, roughly(case), root_of(begun.residual.dtype), key)
-
-
-def sensitivity(system: System, u: PyTree) -> Array:
+def sensitivity(system: System, u: Tree) -> Array:
     """The ratio |B^T u| / |u|, an estimate of |B| that is at most |B|.
 
     Args:

@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from ..core import tree
 from ..core.solution import Certification, Solution
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..linear.lanczos import ritz
 from .certificate import sensitivity
 from .newton_step import Constants, Point, remaining_error
@@ -16,7 +16,7 @@ from .system import Case, System
 
 
 def error_estimate(
-    case: Case, system: System, solution: Solution, adapted: PyTree, wanted: bool | Array = True
+    case: Case, system: System, solution: Solution, adapted: Tree, wanted: bool | Array = True
 ) -> tuple[Array, Array]:
     """The error of the meta-gradient, estimated at one point nearer to the solution.
 
@@ -42,6 +42,7 @@ def error_estimate(
         ESTIMATE_UNRELIABLE where |F|/m is more than half of |phi - theta|: so far the solution may be away.
     """
     problem, theta = case.problem, case.theta
+    # m, the smallest eigenvalue: by Ritz values, else by a quotient; at least the least strength is known.
     size = tree.norm(solution.value)
     right, residual = tree.norm(system.right), tree.norm(system.residual)
     smallest = tree.dot(solution.value, system.right) / jnp.where(size > 0, size**2, 1)  # Rayleigh's quotient
@@ -57,6 +58,7 @@ def error_estimate(
         smallest = jnp.minimum(smallest, least)
     negative |= ~(smallest > 0)
     smallest = jnp.where(negative, 1, smallest)
+    # Where |F|/m is a large part of the path from theta, the solution may be too far for an estimate.
     mean = problem.split(problem.mean(theta))
     path = tree.norm(tree.minus(adapted, mean) if tree.same(adapted, mean) else adapted)
     far = (residual > 0) & (residual / smallest > 0.5 * path)
@@ -76,7 +78,7 @@ def error_estimate(
     return jnp.where(unknown, jnp.inf, estimate), code
 
 
-def _changes(case: Case, system: System, u: PyTree, adapted: PyTree) -> tuple[Array, Array]:
+def _changes(case: Case, system: System, u: Tree, adapted: Tree) -> tuple[Array, Array]:
     """How v - A u and the meta-gradient at fixed u change from phi to phi - e; see `error_estimate`."""
     if case.problem.structure == "general":
         image = system.product(system.residual)
@@ -110,7 +112,7 @@ def _changes(case: Case, system: System, u: PyTree, adapted: PyTree) -> tuple[Ar
     return jnp.linalg.norm(change), tree.norm(gradient_change)
 
 
-def _step(residual: PyTree, image: PyTree) -> PyTree:
+def _step(residual: Tree, image: Tree) -> Tree:
     """One step of conjugate gradients for A e = residual, from A residual; a tree like them.
 
     Without positive curvature along the residual, a step of the length that |A residual| suggests.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypedDict, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,21 @@ from jax.sharding import Mesh, PartitionSpec
 from ..core import tree
 from ..core.content import ByContent
 from ..core.errors import ConfigError, NumericalError
-from ..core.solution import Ending, Solution, Status, bounded
-from ..core.tree import PyTree
+from ..core.fields import Checked, PositiveInt
+from ..core.recipes import Recipe
+from ..core.solution import Ending, Solution, Stats, Status, bounded
+from ..core.tree import Tree
 from ..inner.base import InnerSolver
 from ..problems.base import Key, Problem, Task
-from .base import Estimator, Learning
-from .certificate import Certificate
+from .base import Estimator, Flag, Learning, StepNumber, TaskGradient
 from .implicit import Implicit
 from .system import QueryLoss
 
-POLICIES = ("raise", "warn", "skip")
+Policy = Literal["raise", "warn", "skip"]
+POLICIES = get_args(Policy)
 AXIS = "tasks"
+# The solves of a rule that has none.
+UNSOLVED = Solution(None, Stats(None, None, None), None)  # type: ignore[arg-type]
 
 
 class Metrics(NamedTuple):
@@ -74,15 +79,14 @@ class Metrics(NamedTuple):
         return jnp.zeros(self.used.shape, bool) if code is None else bounded(code)
 
 
-Measure = Callable[[PyTree, PyTree, PyTree], dict[str, Array]]  # (phi, theta, batch) -> scalars
+Measure = Callable[[Tree, Tree, Tree], dict[str, Array]]  # (phi, theta, batch) -> scalars
 
 
 class Network(Protocol):
     """What fresh meta-parameters come from, such as a domain."""
 
-    def init(self, key: Array) -> PyTree:
+    def init(self, key: Array) -> Tree:
         """Fresh parameters."""
-        ...
 
 
 class View(NamedTuple):
@@ -93,8 +97,8 @@ class View(NamedTuple):
         narrow: theta -> parameters shaped like phi; narrow(narrow(t)) equals narrow(t).
     """
 
-    wide: Callable[[Array], PyTree]
-    narrow: Callable[[PyTree], PyTree]
+    wide: Callable[[Array], Tree]
+    narrow: Callable[[Tree], Tree]
 
 
 class Solving(NamedTuple):
@@ -120,12 +124,12 @@ class Origin(NamedTuple):
         domain: The recipe of the domain whose problem and losses it has.
     """
 
-    method: Any
-    domain: Any
+    method: Recipe
+    domain: Recipe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MetaGradient(ByContent):
+class MetaGradient(Checked, ByContent):
     """A method: the mean over tasks of a meta-gradient, as `IMAML`, `MAML`, `FOMAML` and `Reptile` make it.
 
     Two methods with equal content are equal, so they are one static argument to `jax.jit`. Inside jit nothing
@@ -161,12 +165,14 @@ class MetaGradient(ByContent):
         Array([-0.25], dtype=float32)
     """
 
+    owner: ClassVar[str] = "method"
+
     problem: Problem = field(kw_only=False)
     query_loss: QueryLoss = field(kw_only=False)
     inner: InnerSolver
     rule: Estimator
-    policy: str = "warn"
-    chunk: int | None = None
+    policy: Policy = "warn"
+    chunk: PositiveInt | None = None
     mesh: Mesh | None = None
     measure: Measure | None = None
     view: View | None = None
@@ -174,40 +180,20 @@ class MetaGradient(ByContent):
     origin: Origin | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if an argument is not valid."""
-        if not isinstance(self.problem, Problem):
-            raise ConfigError(
-                f"method: problem: expected one such as proximal(loss, strength), got {self.problem!r}."
-            )
-        for name in ("query_loss", "inner"):
-            if not callable(getattr(self, name)):
-                raise ConfigError(
-                    f"method: {name}: expected a function, got {getattr(self, name)!r}. Hint: see "
-                    "help(imaml.MetaGradient)."
-                )
-        if not hasattr(self.rule, "estimate"):
-            raise ConfigError(
-                "method: rule: expected one such as implicit(linear), unrolled(), first_order(), "
-                f"displacement() or envelope(), got {self.rule!r}."
-            )
-        self.rule.refuse(self.problem, self.inner)
-        if self.new_task is not None and not (
-            isinstance(self.new_task, tuple)
-            and len(self.new_task) == 2
-            and isinstance(self.new_task[0], Problem)
-            and callable(self.new_task[1])
+        """Check the fields (ConfigError, StructureError)."""
+        super().__post_init__()
+        example = "a Solving(problem, inner) or None"
+        for name, valid, expected in (
+            ("problem", isinstance(self.problem, Problem), "one such as proximal(loss, strength)"),
+            ("inner", callable(self.inner), "an inner solver such as GradientDescent(rate, steps=...)"),
+            ("rule", hasattr(self.rule, "estimate"), "one such as implicit(linear) or unrolled()"),
+            ("new_task", isinstance(self.new_task, Solving | None), example),
         ):
-            raise ConfigError(
-                f"method: new_task: expected a Solving(problem, inner), or None, got {self.new_task!r}."
-            )
-        if self.policy not in POLICIES:
-            raise ConfigError(f"method: policy: expected {', '.join(POLICIES)}, got {self.policy!r}.")
-        if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
-            raise ConfigError(
-                f"method: chunk: expected a whole number of at least 1, or None, got {self.chunk!r}."
-            )
+            if not valid:
+                raise ConfigError(f"method: {name}: expected {expected}, got {getattr(self, name)!r}.")
         if self.mesh is not None and tuple(self.mesh.axis_names) != (AXIS,):
             raise ConfigError(f"method: mesh: expected one axis, named {AXIS!r}, got {self.mesh.axis_names}.")
+        self.rule.refuse(self.problem, self.inner)
 
     def built_from(self, origin: Origin) -> MetaGradient:
         """Records the recipes that this method was built from.
@@ -247,9 +233,9 @@ class MetaGradient(ByContent):
                 f"certify: expected the implicit rule of IMAML, got {type(self.rule).__name__}, which has no "
                 "certificate."
             )
-        return replace(self, rule=replace(self.rule, certificate=self.rule.certificate or Certificate()))
+        return replace(self, rule=replace(self.rule, certify=self.rule.certificate or True))
 
-    def init(self, domain: Network, key: Array) -> PyTree:
+    def init(self, domain: Network, key: Array) -> Tree:
         """Fresh meta-parameters for a domain's network.
 
         Args:
@@ -265,7 +251,7 @@ class MetaGradient(ByContent):
         learns = getattr(self.inner, "parameters", None)
         return theta if learns is None else learns(self.problem, theta)
 
-    def mean(self, theta: PyTree) -> PyTree:
+    def mean(self, theta: Tree) -> Tree:
         """The network's parameters before adaptation.
 
         Args:
@@ -276,7 +262,7 @@ class MetaGradient(ByContent):
         """
         return self.problem.mean(self.start(theta))
 
-    def start(self, theta: PyTree) -> PyTree:
+    def start(self, theta: Tree) -> Tree:
         """The part of theta that new tasks need, and that an artefact keeps.
 
         Args:
@@ -287,7 +273,7 @@ class MetaGradient(ByContent):
         """
         return theta if self.view is None else self.view.narrow(theta)
 
-    def kept(self, domain: Network, key: Array) -> PyTree:
+    def kept(self, domain: Network, key: Array) -> Tree:
         """The part of fresh meta-parameters that an artefact keeps; needs no data behind the domain.
 
         Args:
@@ -299,7 +285,7 @@ class MetaGradient(ByContent):
         """
         return self.start(self.init(domain, key) if self.view is None else domain.init(key))
 
-    def adapt(self, theta: PyTree, support: PyTree, key: Key = None) -> tuple[PyTree, Solution]:
+    def adapt(self, theta: Tree, support: Tree, key: Key = None) -> tuple[Tree, Solution]:
         """Adapts to one task.
 
         Args:
@@ -315,7 +301,7 @@ class MetaGradient(ByContent):
         found = inner(problem, theta, support, problem.init(theta, support, key), key)
         return problem.full(found.value, theta), found
 
-    def at_step(self, step: int | Array | None, estimate: bool | Array = True) -> MetaGradient:
+    def at_step(self, step: StepNumber, estimate: Flag = True) -> MetaGradient:
         """The method at a step of training, for rules that change.
 
         Args:
@@ -330,12 +316,12 @@ class MetaGradient(ByContent):
 
     def __call__(
         self,
-        theta: PyTree,
+        theta: Tree,
         tasks: Task,
         key: Key = None,
-        step: int | Array | None = None,
-        estimate: bool | Array = True,
-    ) -> tuple[PyTree, Metrics]:
+        step: StepNumber = None,
+        estimate: Flag = True,
+    ) -> tuple[Tree, Metrics]:
         """The meta-gradient of a batch of tasks.
 
         Args:
@@ -356,7 +342,7 @@ class MetaGradient(ByContent):
         count = _count(tasks)
         keys = None if key is None else jax.random.split(key, count)
         if self.mesh is None:
-            flat, metrics = self.at_step(step, estimate)._mean(theta, tasks, keys, lambda vector: vector)
+            flat, metrics = self.at_step(step, estimate)._mean(theta, tasks, keys)
         else:
             if count % self.mesh.size:
                 raise ConfigError(
@@ -367,7 +353,7 @@ class MetaGradient(ByContent):
             at = lambda step, wanted: self.at_step(step, estimate if known else wanted)  # noqa: E731
             # check_vma=False: else a gradient at a replicated theta is summed over devices inside each task.
             share = jax.shard_map(
-                lambda t, b, k, *s: at(*s)._mean(t, b, k, lambda vector: lax.psum(vector, AXIS)),
+                lambda t, b, k, *s: at(*s)._mean(t, b, k),
                 mesh=self.mesh,
                 in_specs=(replicated, spread, spread, replicated, replicated),
                 out_specs=(replicated, spread),
@@ -408,23 +394,21 @@ class MetaGradient(ByContent):
         if self.policy == "warn":
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
-    def _mean(
-        self, theta: PyTree, tasks: Task, keys: Array | None, add_up: Callable[[Array], Array]
-    ) -> tuple[Array, Metrics]:
+    def _mean(self, theta: Tree, tasks: Task, keys: Array | None) -> tuple[Array, Metrics]:
         """The mean gradient over all devices' tasks as one flat vector, and this device's Metrics."""
         one = lambda args: self._task(theta, *args)  # noqa: E731
         if self.chunk == 1:
             # Mapped without vmap: matrix products without a batch axis are faster on a CPU.
             total, metrics = self._added_up(one, (tasks, keys))
         else:
-            if self.chunk is None:
-                gradients, metrics = jax.vmap(one)((tasks, keys))
-            else:
-                chunk = min(self.chunk, _count(tasks))
-                gradients, metrics = lax.map(one, (tasks, keys), batch_size=chunk)
+            chunk = self.chunk and min(self.chunk, _count(tasks))
+            mapped = jax.vmap(one) if chunk is None else functools.partial(lax.map, one, batch_size=chunk)
+            gradients, metrics = mapped((tasks, keys))
             total = jnp.where(metrics.used[:, None], gradients, 0).sum(0)
         number = metrics.used.sum().astype(total.dtype)
-        summed = add_up(jnp.append(total, number))  # the one all-reduce
+        summed = jnp.append(total, number)
+        if self.mesh is not None:
+            summed = lax.psum(summed, AXIS)  # the one all-reduce
         # A mean over no task is NaN: 0 would read as convergence.
         return jnp.where(summed[-1] > 0, summed[:-1] / jnp.maximum(summed[-1], 1), jnp.nan), metrics
 
@@ -433,63 +417,67 @@ class MetaGradient(ByContent):
         one = jax.jit(one, inline=True)  # traced once, for its shape and for the loop
         shape = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], tasks))[0]
 
-        def add(total: Array, task: PyTree) -> tuple[Array, Metrics]:
+        def add(total: Array, task: Tree) -> tuple[Array, Metrics]:
             gradient, metrics = one(task)
             return total + jnp.where(metrics.used, gradient, 0), metrics
 
         return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), tasks)
 
-    def _task(self, theta: PyTree, task: Task, key: Key) -> tuple[Array, Metrics]:
+    def _task(self, theta: Tree, task: Task, key: Key) -> tuple[Array, Metrics]:
         """One task's meta-gradient as a flat vector, and its Metrics (scalars)."""
         learning = Learning(self.problem, self.query_loss, self.inner)
         found = self.rule.estimate(learning, theta, task, key)
-        # Whether the task is used: what is not finite, or no solution where the rule needs one, is excluded.
         gradient = tree.ravel(found.gradient)[0]
-        inner, linear = found.inner, found.linear
-        used = tree.finite((found.loss, found.gradient, found.residual))
-        if inner is not None and self.rule.needs_solution:
-            used &= inner.status.code < int(Ending.DIVERGED)
-        if linear is not None:
-            # So is a linear solve without a single step, or with an answer no better than zero.
-            no_step = linear.stats.negative_curvature & (linear.stats.steps == 0)
-            failed = jnp.isin(linear.status.code, jnp.array([int(Ending.BREAKDOWN), int(Ending.STAGNATED)]))
-            worse = failed & (linear.stats.residual >= 1)  # x = 0 has the residual 1
-            spoilt = (linear.status.code >= int(Ending.DIVERGED)) | ~jnp.isfinite(linear.stats.residual)
-            used &= ~no_step & ~worse & ~spoilt
-        measures = {} if self.measure is None else self.measure(found.phi, theta, task.query)
+        inner, linear = found.inner or UNSOLVED, found.linear or UNSOLVED
         return gradient, Metrics(
-            found.loss,
-            jnp.linalg.norm(gradient),
-            found.residual,
-            None if inner is None else inner.stats.steps,
-            None if linear is None else linear.stats.residual,
-            None if linear is None else linear.stats.steps,
-            None if linear is None else linear.stats.negative_curvature,
-            None if linear is None else linear.stats.error_estimate,
-            None if linear is None else linear.stats.error_bound,
-            None if inner is None else inner.status,
-            None if linear is None else linear.status,
-            used,
-            measures,
+            loss=found.loss,
+            gradient_norm=jnp.linalg.norm(gradient),
+            inner_residual=found.residual,
+            inner_steps=inner.stats.steps,
+            linear_residual=linear.stats.residual,
+            linear_steps=linear.stats.steps,
+            negative_curvature=linear.stats.negative_curvature,
+            error_estimate=linear.stats.error_estimate,
+            error_bound=linear.stats.error_bound,
+            inner_status=inner.status,
+            linear_status=linear.status,
+            used=_usable(found, self.rule.needs_solution),
+            measures={} if self.measure is None else self.measure(found.phi, theta, task.query),
         )
 
 
 class Options(TypedDict, total=False):
     """The optional fields of `MetaGradient` that every method takes."""
 
-    policy: str
+    policy: Policy
     chunk: int | None
     mesh: Mesh | None
     measure: Measure | None
     new_task: Solving | None
 
 
-def _shaped(problem: Problem, theta: PyTree, flat: Array) -> PyTree:
+def _usable(found: TaskGradient, needs_solution: bool) -> Array:
+    """Whether a task is in the mean; see `Metrics.used`."""
+    inner, linear = found.inner, found.linear
+    used = tree.finite((found.loss, found.gradient, found.residual))
+    if inner is not None and needs_solution:
+        used &= inner.status.code < int(Ending.DIVERGED)
+    if linear is not None:
+        # Excluded as well: a linear solve without a single step, or with an answer no better than zero.
+        no_step = linear.stats.negative_curvature & (linear.stats.steps == 0)
+        failed = jnp.isin(linear.status.code, jnp.array([int(Ending.BREAKDOWN), int(Ending.STAGNATED)]))
+        worse = failed & (linear.stats.residual >= 1)  # x = 0 has the residual 1
+        spoilt = (linear.status.code >= int(Ending.DIVERGED)) | ~jnp.isfinite(linear.stats.residual)
+        used &= ~no_step & ~worse & ~spoilt
+    return used
+
+
+def _shaped(problem: Problem, theta: Tree, flat: Array) -> Tree:
     """The mean over tasks, shaped like theta; for rules without `combine`."""
     return tree.ravel(theta)[1](flat)
 
 
-def _count(tasks: PyTree) -> int:
+def _count(tasks: Tree) -> int:
     """How many tasks the leading axes hold; ConfigError where they disagree."""
     counts = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(tasks)}
     if len(counts) != 1 or 0 in counts:

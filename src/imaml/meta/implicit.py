@@ -7,8 +7,8 @@ meta-gradient. Others are in `unrolled`, `one_step`, `reptile` and `joint`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -16,17 +16,17 @@ from jax import Array, lax
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
 from ..core.solution import Certification, Solution, Status
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..inner.base import InnerSolver, judged
 from ..linear.base import LinearSolver, Matvec
 from ..linear.cg import CG
 from ..problems.base import Key, Problem, Task, require_anchor
 from ..problems.linearised import anchor_of, refuse_system, solve_anchored
 from .accuracy import Tightening, check_accuracy, until_accurate
-from .base import Learning, TaskGradient, refuse_learned_rate
-from .certificate import Certificate, certificate_of, certified_from, corrected, key_of
+from .base import Flag, Learning, RuleBase, StepNumber, TaskGradient
+from .certificate import Certificate, certificate_of, certified_from, key_of
 from .estimate import error_estimate, estimate_at
-from .newton_step import start
+from .newton_step import corrected, start
 from .system import Case, OuterLoss, linear_outer_loss, outer_loss_of
 
 
@@ -41,53 +41,58 @@ class Implied(NamedTuple):
         linear: The linear Solution.
     """
 
-    adapted: PyTree
-    gradient: PyTree
+    adapted: Tree
+    gradient: Tree
     loss: Array
     residual: Array
     linear: Solution
 
 
 @dataclass(frozen=True)
-class Implicit:
-    """The implicit function theorem as a rule; made by `implicit(linear)`.
+class ImplicitBase(RuleBase):
+    """A base of rules that solve the implicit rule's linear system; the fields are those of `Implicit`."""
 
-    Attributes:
-        linear: The linear solver.
-        certificate: How errors are bounded, or None.
-        correct: Whether a Newton step is taken from the inner solution.
-        accuracy: The relative error asked for, or None.
-        estimating: Whether the error is estimated, a boolean that may be traced.
-    """
-
-    linear: LinearSolver
-    certificate: Certificate | None = None
+    linear: LinearSolver | None = None
+    _: KW_ONLY
+    certify: bool | Certificate = False
     correct: bool = False
-    accuracy: float | Tightening | None = None
-    estimating: bool | Array = True
-    needs_solution: ClassVar[bool] = True
+    accuracy: float | Tightening | Array | None = None
+    estimating: Flag = True
 
-    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Checks that the problem is anchored and that the linear solver accepts its systems.
-
-        Args:
-            problem: The inner problem.
-            inner: The inner solver.
-
-        Raises:
-            StructureError: If it is not, or does not, or the inner rate is learned.
-        """
-        require_anchor(problem)
-        refuse_system(self.linear, problem)
-        refuse_learned_rate(inner, "implicit()")
-        if problem.structure != "spd" and (self.correct or self.accuracy is not None):
-            raise StructureError(
-                "implicit: correct and accuracy: expected a problem of structure 'spd', as they take Newton "
-                f"steps by conjugate gradients, got {problem.structure!r}. Hint: use step counts and "
-                "tolerances."
+    def __post_init__(self) -> None:
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
+        if not isinstance(self.accuracy, Array):  # at a step of training it may be traced
+            check_accuracy(self.owner, self.accuracy)
+        if not callable(self.linear) and (self.linear is not None or self.accuracy is None):
+            raise ConfigError(
+                f"{self.owner}: linear: expected a linear solver such as CG(steps=5) or Dense(), got "
+                f"{self.linear!r}."
             )
 
-    def at_step(self, step: int | Array | None, estimate: bool | Array = True) -> Implicit:
+    @property
+    def solver(self) -> LinearSolver:
+        """The linear solver; conjugate gradients where only an accuracy is asked for."""
+        return CG(steps=200, tolerance=0.1) if self.linear is None else self.linear
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """How errors are bounded, or None."""
+        return certificate_of(self.certify)
+
+    def refuse(self, problem: Problem, inner: InnerSolver) -> None:
+        """Check that the problem is anchored and that the linear solver accepts its systems."""
+        require_anchor(problem)
+        refuse_system(self.solver, problem)
+        super().refuse(problem, inner)
+        if problem.structure != "spd" and (self.correct or self.accuracy is not None):
+            raise StructureError(
+                f"{self.owner}: correct and accuracy: expected a problem of structure 'spd', as they take "
+                f"Newton steps by conjugate gradients, got {problem.structure!r}. Hint: use step counts "
+                "and tolerances."
+            )
+
+    def at_step(self, step: StepNumber, estimate: Flag = True) -> Self:
         """The rule at a step of training.
 
         Args:
@@ -101,24 +106,7 @@ class Implicit:
         asked = self.accuracy
         return replace(rule, accuracy=asked.at(step)) if isinstance(asked, Tightening) else rule
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
-        """The direct term plus `implicit_vjp`: the explicit route, which keeps the solves' statistics.
-
-        Args:
-            learning: The problem, the query loss and the inner solver.
-            theta: The meta-parameters.
-            task: One task.
-            key: A random key, or None.
-
-        Returns:
-            The task's meta-gradient and its statistics.
-        """
-        outer = outer_loss_of(learning.query_loss, theta, task.query)
-        return self.under(outer, learning, theta, task.support, key)
-
-    def under(
-        self, outer: OuterLoss, learning: Learning, theta: PyTree, batch: PyTree, key: Key
-    ) -> TaskGradient:
+    def under(self, outer: OuterLoss, learning: Learning, theta: Tree, batch: Tree, key: Key) -> TaskGradient:
         """One task's meta-gradient of an outer loss at the parameters adapted to a batch.
 
         Args:
@@ -137,7 +125,7 @@ class Implicit:
         phi = phi if at.adapted is found.value else problem.full(at.adapted, theta)
         return TaskGradient(at.gradient, at.loss, phi, at.residual, judged(found, at.residual), at.linear)
 
-    def at(self, case: Case, adapted: PyTree, key: Key) -> Implied:
+    def at(self, case: Case, adapted: Tree, key: Key) -> Implied:
         """The meta-gradient at a task's adapted parameters, which `correct` and `accuracy` move on.
 
         Args:
@@ -148,56 +136,72 @@ class Implicit:
         Returns:
             The meta-gradient, and the adapted parameters that it is of.
         """
-        problem, system = case.problem, case.system(adapted)
-        solution = system.solve(self.linear)  # A^T u = d outer / d phi
-        key = key_of(key, adapted)
-        given = (case, system, solution, adapted)
+        system = case.system(adapted)
+        solution = system.solve(self.solver)  # A^T u = d outer / d phi
+        # The meta-gradient there is direct - (dF/dtheta)^T u (paper, equation 6).
+        point, key = start(case, system, solution, adapted), key_of(key, adapted)
         if self.accuracy is not None:
             asked = self.accuracy
             asked = asked.at(None) if isinstance(asked, Tightening) else asked
-            point, linear = until_accurate(asked, self.certificate, *given, key)
+            point, linear = until_accurate(asked, self.certificate, case, system, point, key)
             return Implied(point.adapted, point.gradient, point.loss, point.residual, linear)
-        # The meta-gradient, direct - (dF/dtheta)^T u (paper, equation 6), and an estimate of its error.
-        gradient, residual = system.gradient(solution.value), tree.norm(system.residual)
-        estimate, code = error_estimate(*given, self.estimating)
-        spent, bound = solution.stats.steps, None
-        implied = Implied(adapted, gradient, system.loss, residual, solution)
-        if problem.structure != "spd":
-            if self.certificate is not None:
-                bound = jnp.full_like(estimate, jnp.inf)
-                code = jnp.full_like(code, int(Certification.NO_BOUND))
-        elif self.certificate is not None or self.correct:
-            point = start(case, system, solution, adapted)
-            if self.correct:  # one Newton step, and the system solved again there
-                point = corrected(case, point, (self.certificate or Certificate()).steps, key)
-                implied = Implied(point.adapted, point.gradient, point.loss, point.residual, solution)
-                estimate, code = (
-                    estimate_at(case, system, point),
-                    jnp.full_like(code, int(Certification.ESTIMATED)),
-                )
-            spent = point.products
-            if self.certificate is not None:  # the bound is of the point's error, corrected or not
-                bound, code, products = certified_from(self.certificate, case, point, key)
-                spent = spent + products
+        estimate, code = error_estimate(case, system, solution, adapted, self.estimating)
+        bound = None
+        if self.correct:  # one Newton step, and the system solved again there
+            point = corrected(case, point, (self.certificate or Certificate()).steps, key)
+            estimate = estimate_at(case, system, point)
+            code = jnp.full_like(code, int(Certification.ESTIMATED))
+        spent = point.products
+        if self.certificate is not None:  # the bound is of the point's error, corrected or not
+            bound, code, products = certified_from(self.certificate, case, point, key)
+            spent = spent + products
         stats = replace(solution.stats, steps=spent, error_estimate=estimate, error_bound=bound)
-        return implied._replace(linear=Solution(solution.value, stats, Status(solution.status.code, code)))
+        linear = Solution(solution.value, stats, Status(solution.status.code, code))
+        return Implied(point.adapted, point.gradient, point.loss, point.residual, linear)
+
+
+@dataclass(frozen=True)
+class Implicit(ImplicitBase):
+    """The implicit rule: exact up to how well phi* and the linear system are solved.
+
+    It is built on `lax.custom_root`: forward mode, reverse mode, second order, and derivatives in strength
+    and data all work. Memory does not grow with the number of inner steps. Automatic differentiation cannot
+    return how the linear solve ended; where that matters, as in training, use `implicit_vjp`.
+
+    Args:
+        linear: The linear solver, such as ``CG(steps=5)``. It may be left out if `accuracy` is given.
+        certify: Whether `IMAML` bounds each task's error: True, or a `Certificate`.
+        correct: Whether `IMAML` takes one Newton step more, after which the error falls with the square of
+            the inner solution's. The linear steps then count its products, too.
+        accuracy: The error asked for, relative to the norm of a task's meta-gradient, or a `Tightening`.
+            Newton steps and linear solves go on from the inner solution until it is reached.
+        estimating: Whether the error is estimated where it is not bounded, a boolean that may be traced.
+
+    `certify`, `correct` and `accuracy` do not change the derivatives of `solve`.
+
+    Raises:
+        ConfigError: If an argument is not valid.
+
+    Example:
+        >>> import imaml
+        >>> imaml.implicit(imaml.CG(steps=5)).correct
+        False
+
+    References:
+        Rajeswaran et al. (2019), Lemma 1 and equation 6.
+    """
+
+    owner: ClassVar[str] = "implicit"
+
+    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+        """Add the direct term to `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
+        outer = outer_loss_of(learning.query_loss, theta, task.query)
+        return self.under(outer, learning, theta, task.support, key)
 
     def __call__(
-        self, problem: Problem, inner: InnerSolver, theta: PyTree, batch: PyTree, phi0: PyTree, key: Key
-    ) -> PyTree:
-        """The adapted parameters at the solution, differentiable in every mode and order.
-
-        Args:
-            problem: The inner problem.
-            inner: The inner solver.
-            theta: The meta-parameters.
-            batch: The support set.
-            phi0: Where the solver starts, the adapted parameters.
-            key: A random key for the solver, or None.
-
-        Returns:
-            The adapted parameters.
-        """
+        self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
+    ) -> Tree:
+        """Return the adapted parameters, differentiable in every mode and order; see `Rule`."""
         self.refuse(problem, inner)
         # One flat vector: custom_root fails with a bare AssertionError where a leaf of F ignores theta.
         flat, unravel = tree.ravel(lax.stop_gradient(phi0))
@@ -213,72 +217,29 @@ class Implicit:
 
         def solve_tangent(product: Matvec, b: Array) -> Array:
             def solve(matvec: Matvec, b: Array) -> Array:
-                return solve_anchored(self.linear, matvec, b, problem.structure, anchor).value
+                return solve_anchored(self.solver, matvec, b, problem.structure, anchor).value
 
             symmetric = problem.structure != "general"
-            return lax.custom_linear_solve(
-                product, b, solve, None if symmetric else solve, symmetric=symmetric
-            )
+            transposed = None if symmetric else solve
+            return lax.custom_linear_solve(product, b, solve, transposed, symmetric=symmetric)
 
         return unravel(lax.custom_root(residual, flat, find, solve_tangent))
 
 
-def implicit(
-    linear: LinearSolver | None = None,
-    *,
-    certify: bool | Certificate = False,
-    correct: bool = False,
-    accuracy: float | Tightening | None = None,
-) -> Implicit:
-    """The implicit rule: exact up to how well phi* and the linear system are solved.
-
-    It is built on `lax.custom_root`: forward mode, reverse mode, second order, and derivatives in strength
-    and data all work. Memory does not grow with the number of inner steps. Automatic differentiation cannot
-    return how the linear solve ended; where that matters, as in training, use `implicit_vjp`.
-
-    Args:
-        linear: The linear solver, such as ``CG(steps=5)``. It may be left out if `accuracy` is given.
-        certify: Whether `IMAML` bounds each task's error: True, or a `Certificate`.
-        correct: Whether `IMAML` takes one Newton step more, after which the error falls with the square of
-            the inner solution's. The linear steps then count its products, too.
-        accuracy: The error asked for, relative to the norm of a task's meta-gradient, or a `Tightening`.
-            Newton steps and linear solves go on from the inner solution until it is reached.
-
-    Returns:
-        The rule. `certify`, `correct` and `accuracy` do not change the derivatives of `solve`.
-
-    Raises:
-        ConfigError: If an argument is not valid.
-
-    Example:
-        >>> import imaml
-        >>> imaml.implicit(imaml.CG(steps=5)).correct
-        False
-
-    References:
-        Rajeswaran et al. (2019), Lemma 1 and equation 6.
-    """
-    if accuracy is not None:
-        check_accuracy("implicit", accuracy)
-        linear = CG(steps=200, tolerance=0.1) if linear is None else linear
-    if not callable(linear):
-        raise ConfigError(
-            f"implicit: linear: expected a linear solver such as CG(steps=5) or Dense(), got {linear!r}."
-        )
-    return Implicit(linear, certificate_of(certify), correct, accuracy)
+implicit = Implicit
 
 
 def implicit_vjp(
     problem: Problem,
-    phi: PyTree,
-    theta: PyTree,
-    batch: PyTree,
-    cotangent: PyTree,
+    phi: Tree,
+    theta: Tree,
+    batch: Tree,
+    cotangent: Tree,
     *,
     linear: LinearSolver,
     certify: bool | Certificate = False,
     key: Key = None,
-) -> tuple[PyTree, Solution]:
+) -> tuple[Tree, Solution]:
     """The cotangent of theta, -(dF/dtheta)^T A^-T cotangent with A = dF/dphi.
 
     The direct term d query_loss / d theta is not in it: add it. Shared parameters are theta's own, so their
@@ -323,7 +284,7 @@ def implicit_vjp(
             f"implicit_vjp: cotangent: expected one shaped like phi, {tree.shapes(phi)}, got "
             f"{tree.shapes(cotangent)}."
         )
-    rule = Implicit(linear, certificate_of(certify))
+    rule = Implicit(linear, certify=certify)
     implied = rule.at(
         Case(problem, theta, batch, linear_outer_loss(cotangent, theta)), problem.split(phi), key
     )

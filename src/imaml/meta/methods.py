@@ -9,7 +9,7 @@ from typing import Protocol, Unpack, runtime_checkable
 from jax import Array
 
 from ..core.errors import ConfigError
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..inner.base import InnerSolver
 from ..inner.gradient import GradientDescent, as_descent
 from ..linear.base import LinearSolver
@@ -218,25 +218,22 @@ def Reptile(
 class JointDomain(Protocol):
     """A domain with a loss over the classes of all tasks."""
 
-    def query_loss(self, phi: PyTree, theta: PyTree, batch: PyTree) -> Array:
+    def query_loss(self, phi: Tree, theta: Tree, batch: Tree) -> Array:
         """The query loss of one task, a scalar."""
         ...
 
-    def joint_loss(self, theta: PyTree, batch: PyTree, grouped: bool = False) -> Array:
+    def joint_loss(self, theta: Tree, batch: Tree, grouped: bool = False) -> Array:
         """The loss of all classes at once, a scalar."""
         ...
 
-    def wide(self, key: Array) -> PyTree:
+    def wide(self, key: Array) -> Tree:
         """Fresh parameters with an output for every class."""
-        ...
 
-    def narrow(self, theta: PyTree) -> PyTree:
+    def narrow(self, theta: Tree) -> Tree:
         """What a new task starts at, with a fresh head."""
-        ...
 
-    def whole(self, support: PyTree, query: PyTree) -> PyTree:
+    def whole(self, support: Tree, query: Tree) -> Tree:
         """Both sets of a task as one batch."""
-        ...
 
 
 def Joint(

@@ -12,17 +12,17 @@ takes the steps and measures the terms; `certificate` says what a bound made of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from ..core import tree
 from ..core.loops import repeat_while
 from ..core.solution import Solution
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..linear.cg import conjugate_gradients
 from ..linear.lanczos import bilinear_factor, linear_factor, ritz
 from .system import Case, System
@@ -31,9 +31,7 @@ PROBES = 3
 HALVINGS = 10
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Rates:
+class Rates(NamedTuple):
     """Rates of change around a point, u held fixed; scalars, per unit of length in phi.
 
     Attributes:
@@ -49,9 +47,7 @@ class Rates:
     rounding: Array
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """Adapted parameters phi, an approximate solution u of A u = v there, and their statistics.
 
     Attributes:
@@ -70,9 +66,9 @@ class Point:
         negative: Whether negative curvature was seen.
     """
 
-    adapted: PyTree
-    u: PyTree
-    gradient: PyTree
+    adapted: Tree
+    u: Tree
+    gradient: Tree
     loss: Array
     residual: Array
     mismatch: Array
@@ -97,6 +93,18 @@ class Constants(NamedTuple):
     floor: Array
     system: Array
     weight: Array
+
+
+def root_of(dtype: DTypeLike) -> float:
+    """The square root of the dtype's precision: the length of probes, relative to a point's scale.
+
+    Args:
+        dtype: A float dtype.
+
+    Returns:
+        A number.
+    """
+    return float(jnp.finfo(dtype).eps) ** 0.5
 
 
 def radius(point: Point, constants: Constants) -> Array:
@@ -143,7 +151,7 @@ def remaining_error(point: Point, constants: Constants) -> Array:
 
 
 # Measures the rates around a point: (here, adapted, u, length of the probes, key) -> Rates.
-Sampler = Callable[[System, PyTree, PyTree, Array, Array], Rates]
+Sampler = Callable[[System, Tree, Tree, Array, Array], Rates]
 
 
 def sampler(case: Case, failure: float, with_curvature: bool, probes: int = PROBES) -> Sampler:
@@ -157,11 +165,14 @@ def sampler(case: Case, failure: float, with_curvature: bool, probes: int = PROB
         failure: The probability with which any of the three norms may be larger than returned.
         with_curvature: Whether the rate of the curvature is needed; else it is 0.
         probes: The number of points. Each takes one system and one product more, two with `with_curvature`.
+
+    Returns:
+        The sampler.
     """
     linear = linear_factor(probes, failure / 3)
     bilinear = bilinear_factor(probes, failure / 3)
 
-    def measure(here: System, adapted: PyTree, u: PyTree, length: Array, key: Array) -> Rates:
+    def measure(here: System, adapted: Tree, u: Tree, length: Array, key: Array) -> Rates:
         flat, unravel = tree.ravel(adapted)
         mismatch, gradient = tree.minus(here.right, here.product(u)), here.gradient(u)
         curved = lambda at: jax.linearize(case.slope, at)[1]  # noqa: E731
@@ -169,21 +180,24 @@ def sampler(case: Case, failure: float, with_curvature: bool, probes: int = PROB
         slope = curved(adapted) if gauss_newton else here.product
 
         def probe(key: Array) -> tuple[Array, Array, Array, Array]:
+            # A step of the given length in a random direction; |first| / length undoes it in what follows.
             first, second = (jax.random.normal(k, flat.shape, flat.dtype) for k in jax.random.split(key))
             width = jnp.linalg.norm(first)
             step = unravel(length / width * first)
             at = jax.tree.map(jnp.add, adapted, step)
             there = case.system(at)
             per = lambda change: tree.norm(change) * width / length  # noqa: E731
+            # D(v - A u) along the step, and what F as computed adds to its linearisation, which is rounding.
             change = tree.minus(tree.minus(there.right, there.product(u)), mismatch)
             moved = tree.minus(tree.minus(there.residual, here.residual), slope(step))
             curvature = jnp.zeros_like(width)
-            if with_curvature:
+            if with_curvature:  # of F's derivative along the step, in a second direction
                 across = unravel(second)
                 new = curved(at) if gauss_newton else there.product
                 curvature = per(tree.minus(new(across), slope(across)))
             return per(change), per(tree.minus(there.gradient(u), gradient)), curvature, tree.norm(moved)
 
+        # The largest of a few probes times the factor bounds the norm with probability 1 - failure.
         found = lax.map(probe, jax.random.split(key, probes))
         system, gradient_change, curvature, off = (jnp.max(values) for values in found)
         return Rates(linear * system, linear * gradient_change, bilinear * curvature, 2 * off)
@@ -191,7 +205,26 @@ def sampler(case: Case, failure: float, with_curvature: bool, probes: int = PROB
     return measure
 
 
-def scale_of(case: Case, adapted: PyTree) -> Array:
+def roughly(case: Case) -> Sampler:
+    """A sampler for an estimate: one probe stands for the norm.
+
+    Args:
+        case: The task.
+
+    Returns:
+        The sampler.
+    """
+    probe = sampler(case, 1.0, with_curvature=False, probes=1)
+    linear = linear_factor(1, 1 / 3)
+
+    def measure(here: System, adapted: Tree, u: Tree, length: Array, key: Array) -> Rates:
+        found = probe(here, adapted, u, length, key)
+        return found._replace(system=found.system / linear, gradient=found.gradient / linear)
+
+    return measure
+
+
+def scale_of(case: Case, adapted: Tree) -> Array:
     """The larger of |phi| and |theta|, or 1 where both are 0.
 
     Args:
@@ -206,7 +239,7 @@ def scale_of(case: Case, adapted: PyTree) -> Array:
     return jnp.where(scale > 0, scale, 1)
 
 
-def start(case: Case, system: System, solution: Solution, adapted: PyTree) -> Point:
+def start(case: Case, system: System, solution: Solution, adapted: Tree) -> Point:
     """The point of an inner and a linear solution, before any Newton step; its rates are not known.
 
     Args:
@@ -253,9 +286,7 @@ class Limits(NamedTuple):
     system: Callable[[Array, Array, Array], Array]
 
 
-def newton_round(
-    case: Case, point: Point, steps: int, limits: Limits, sample: Sampler, near: float, key: Array
-) -> Point:
+def newton_round(case: Case, point: Point, steps: int, limits: Limits, sample: Sampler, key: Array) -> Point:
     """One Newton step w from a point, and the linear system there solved from the old u on.
 
     The new system begun at the old u has the right-hand side D(v - A u) w to second order, the correction of
@@ -267,8 +298,10 @@ def newton_round(
         steps: The most steps of conjugate gradients, for w and for u each.
         limits: How far both solves go.
         sample: Measures the rates around the new point.
-        near: The length of its probes, relative to the point's scale.
-        key: For the probes.
+        key: For its probes.
+
+    Returns:
+        The new point.
     """
     value, curved = jax.linearize(case.slope, point.adapted)
     newton = conjugate_gradients(curved, value, steps, limits.step)  # A w = F, with the Hessian as A
@@ -292,11 +325,11 @@ def newton_round(
     u = jax.tree.map(jnp.add, point.u, more.value)
     # The residual that conjugate gradients carry along drifts away from the true one: one product more.
     left, size = tree.norm(tree.minus(there.right, there.product(u))), tree.norm(there.right)
-    values = [ritz(run.coefficients, run.steps) for run in (newton, more)]
-    smallest = jnp.minimum(point.smallest, jnp.minimum(values[0][0], values[1][0]))
-    largest = jnp.maximum(point.largest, jnp.maximum(values[0][1], values[1][1]))
-    eps = jnp.finfo(left.dtype).eps
-    new = Point(
+    (low, high), (low_more, high_more) = (ritz(run.coefficients, run.steps) for run in (newton, more))
+    smallest = jnp.minimum(point.smallest, jnp.minimum(low, low_more))
+    largest = jnp.maximum(point.largest, jnp.maximum(high, high_more))
+    scale, eps = scale_of(case, nearer), jnp.finfo(left.dtype).eps
+    return Point(
         adapted=nearer,
         u=u,
         gradient=there.gradient(u),
@@ -304,14 +337,32 @@ def newton_round(
         residual=residual,
         mismatch=left + 4 * eps * (size + largest * tree.norm(u)),
         size=size,
-        rates=point.rates,
-        scale=scale_of(case, nearer),
+        rates=sample(there, nearer, u, root_of(left.dtype) * scale, key),
+        scale=scale,
         products=point.products + newton.steps + more.steps + 2,
         smallest=smallest,
         largest=largest,
         negative=point.negative | newton.negative | more.negative,
     )
-    return replace(new, rates=sample(there, nearer, u, near * new.scale, key))
+
+
+def corrected(case: Case, begun: Point, steps: int, key: Array) -> Point:
+    """The point one Newton step further, both solves taken to the root of the dtype's precision.
+
+    Their errors then do not hide that the meta-gradient's falls with the square of the distance.
+
+    Args:
+        case: The task.
+        begun: The point.
+        steps: The most steps of conjugate gradients in one solve.
+        key: A random key for probes.
+
+    Returns:
+        The new point.
+    """
+    root = root_of(begun.residual.dtype)
+    limits = Limits(root * begun.residual, lambda left, *_: root * left)
+    return newton_round(case, begun, steps, limits, roughly(case), key)
 
 
 class Aim(NamedTuple):
@@ -345,9 +396,7 @@ class Aim(NamedTuple):
         return gap
 
 
-def refine(
-    case: Case, begun: Point, aim: Aim, sample: Sampler, steps: int, rounds: int, probe: float, key: Array
-) -> Point:
+def refine(case: Case, begun: Point, aim: Aim, sample: Sampler, steps: int, rounds: int, key: Array) -> Point:
     """Rounds of Newton steps until the aim is reached, or until rounding keeps a round from getting nearer.
 
     The first round reduces both residuals a hundredfold. From then on the errors allowed are known, and each
@@ -360,8 +409,10 @@ def refine(
         sample: Measures the rates around each new point.
         steps: The most steps of conjugate gradients in one solve.
         rounds: The most rounds.
-        probe: The length of the probes, relative to the point's scale.
         key: For the probes.
+
+    Returns:
+        The point reached.
     """
 
     def advance(state: tuple) -> tuple:
@@ -386,7 +437,7 @@ def refine(
             return jnp.maximum(jnp.maximum(wanted, later), eps * left)
 
         limits = Limits(step, system)
-        new = newton_round(case, point, steps, limits, sample, probe, jax.random.fold_in(key, count))
+        new = newton_round(case, point, steps, limits, sample, jax.random.fold_in(key, count))
         return new, count + 1, aim.gap(new), gap
 
     def unfinished(state: tuple) -> Array:

@@ -14,35 +14,31 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
 from jax.typing import DTypeLike
 
-from ..core.tree import PyTree
+from ..core.tree import Tree
 
 # The output is linear in the inputs together, so its degree is the largest among them.
-_LINEAR = frozenset(
-    (
-        *("add", "add_any", "sub", "neg", "reduce_sum", "cumsum", "reduce_window_sum"),
-        *("copy", "copy_p", "real", "imag", "optimization_barrier"),
-        *("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "rev"),
-        *("slice", "split", "concatenate", "pad"),
-    )
-)
+_SUMS = ("add", "add_any", "sub", "neg", "reduce_sum", "cumsum", "reduce_window_sum")
+_COPIES = ("copy", "copy_p", "real", "imag", "optimization_barrier", "reshape", "squeeze", "expand_dims")
+_PIECES = ("rev", "transpose", "broadcast_in_dim", "slice", "split", "concatenate", "pad")
+_LINEAR = {*_SUMS, *_COPIES, *_PIECES}
 # The output is linear in each of the two inputs, so degrees add up.
 _BILINEAR = frozenset(["mul", "dot_general", "conv_general_dilated"])
-# The output is linear in the arrays as long as the places do not depend on the input.
-_INDEXED = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2, "scatter-add": None, "scatter": None}
-# The equation calls another program, which is kept under this name in its parameters. Functions with a
-# derivative of their own are not among them: it need not be that of the program.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
+# The output is linear in the other inputs as long as these, the places or the divisor, are constant.
+_CONSTANT = {
+    "div": slice(1, None),
+    "select_n": slice(0, 1),
+    "gather": slice(1, None),
+    "dynamic_slice": slice(1, None),
+    "dynamic_update_slice": slice(2, None),
+    "scatter-add": slice(1, 2),  # (operand, indices, updates)
+    "scatter": slice(1, 2),
 }
+# The equation calls another program. Functions with a derivative of their own are not among them: it need not
+# be that of the program.
+_CALLS = frozenset(["jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"])
 
 
-def degree_of(function: Callable[[PyTree], PyTree], at: PyTree) -> float:
+def degree_of(function: Callable[[Tree], Tree], at: Tree) -> float:
     """The degree of a function as a polynomial in its argument; infinity where none is recognised.
 
     The analysis is abstract interpretation over the jaxpr: sums keep the larger degree, products add degrees,
@@ -99,7 +95,7 @@ def _rule(equation: JaxprEqn, inputs: list[float]) -> list[float]:
     if most == 0:
         return [0] * count
     if name in _CALLS:
-        inner = equation.params[_CALLS[name]]
+        inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
         program = getattr(inner, "jaxpr", inner)
         consts = [0] * (len(program.invars) - len(inputs))
         return _degrees(program, [*consts, *inputs])
@@ -124,24 +120,18 @@ def _dtype(atom: Var | Literal) -> DTypeLike:
 
 def _simple(equation: JaxprEqn, name: str, inputs: list[float], most: float) -> float:
     """The degree of all outputs of an equation that calls no other program."""
+    params = equation.params
     if name in _LINEAR:
         return most
     if name in _BILINEAR:
         return sum(inputs)
-    if name == "convert_element_type":
-        return most if jnp.issubdtype(equation.params["new_dtype"], jnp.inexact) else math.inf
     if name == "square":
         return 2 * most
-    if name == "integer_pow":
-        return most * equation.params["y"] if equation.params["y"] >= 0 else math.inf
-    if name == "div":
-        return inputs[0] if inputs[1] == 0 else math.inf
-    if name == "select_n":
-        return most if inputs[0] == 0 else math.inf
-    if name in _INDEXED:
-        arrays = _INDEXED[name]
-        places = [inputs[1]] if arrays is None else inputs[arrays:]  # scatter: (operand, indices, updates)
-        if name == "scatter" and equation.params.get("update_jaxpr") is not None:
-            return math.inf  # it applies a function to what is there
-        return most if not any(places) else math.inf
+    if name == "integer_pow" and params["y"] >= 0:
+        return most * params["y"]
+    if name == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.inexact):
+        return most
+    applies = name == "scatter" and params.get("update_jaxpr") is not None  # a function to what is there
+    if name in _CONSTANT and not any(inputs[_CONSTANT[name]]) and not applies:
+        return most
     return math.inf

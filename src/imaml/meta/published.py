@@ -10,7 +10,7 @@ al. 2019, eq. 6). damping = 1 and shift = 10 are the published code's defaults.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -19,17 +19,16 @@ from jax import lax
 
 from ..core import tree
 from ..core.errors import StructureError
-from ..core.fields import Checked, PositiveFloat, PositiveInt
+from ..core.fields import Checked, NonNegativeFloat, PositiveFloat, PositiveInt
 from ..core.solution import Ending, Solution, Stats, Status
-from ..core.tree import PyTree
-from ..core.validation import require_number
+from ..core.tree import Tree
 from ..inner.base import InnerSolver, start_of
 from ..linear.base import LinearSolver, refuse_structure
 from ..linear.cg import CG
 from ..problems.base import Key, Loss, Problem, Task
 from ..problems.linearised import solve_anchored
 from ..problems.proximal import Proximal
-from .base import Learning, TaskGradient
+from .base import Learning, RuleBase, TaskGradient
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,9 @@ class ThenPulled(Checked):
     steps: PositiveInt
 
     def __call__(
-        self, problem: Problem, theta: PyTree, batch: PyTree, phi0: PyTree = None, key: Key = None
+        self, problem: Problem, theta: Tree, batch: Tree, phi0: Tree = None, key: Key = None
     ) -> Solution:
-        """Solves one task.
-
-        Args:
-            problem: A problem made by `proximal`.
-            theta: The meta-parameters.
-            batch: The support set.
-            phi0: Where to start; theta by default.
-            key: Not used.
-
-        Returns:
-            The Solution; its value holds the adapted parameters.
-        """
+        """Solve one task of a problem made by `proximal`; see `InnerSolver`. The key is not used."""
         loss = _proximal_loss("ThenPulled", problem)
         start = start_of(problem, theta, batch, phi0, key)
         slope = jax.grad(lambda p: loss(problem.full(p, theta), batch))
@@ -82,58 +70,38 @@ class ThenPulled(Checked):
 
 
 @dataclass(frozen=True)
-class AsReleased:
-    """The published code's linear system; made by `as_released(linear)`.
+class AsReleased(RuleBase):
+    """The rule of the published implementation, with `ThenPulled` as inner solver; for comparisons.
 
-    Attributes:
+    Args:
         linear: The linear solver.
-        damping: Added to the identity.
-        shift: Added to the strength.
+        damping: The published code's damping, added to the identity.
+        shift: What the published code adds to the strength.
+
+    Raises:
+        ConfigError: If a value is out of range.
     """
 
-    linear: LinearSolver
-    damping: float = 1.0
-    shift: float = 10.0
+    owner: ClassVar[str] = "as_released"
     needs_solution: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        """Raises ConfigError if a value is out of range."""
-        require_number("as_released", 0, damping=self.damping, shift=self.shift)
+    linear: LinearSolver = field(default_factory=lambda: CG(steps=5))
+    damping: NonNegativeFloat = 1.0
+    shift: NonNegativeFloat = 10.0
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Checks that the published code could solve the problem.
-
-        Args:
-            problem: The inner problem.
-            inner: The inner solver.
-
-        Raises:
-            StructureError: If it could not.
-        """
+        """Check that the published code could solve the problem."""
         _proximal_loss("as_released", problem)
         refuse_structure(self.linear, problem.structure)
-        if (
-            problem.adapt.choice is not None
-            or problem.learns is not None
-            or jnp.shape(problem.strength) != ()
-        ):
+        one_strength = problem.learns is None and jnp.shape(problem.strength) == ()
+        if problem.adapt.choice is not None or not one_strength:
             raise StructureError(
                 "as_released: expected proximal(loss, number) that adapts all parameters, as the published "
                 "code has it. Hint: for anything else use implicit(...)."
             )
 
-    def estimate(self, learning: Learning, theta: PyTree, task: Task, key: Key) -> TaskGradient:
-        """The solution u of the published code's system, plus the direct term.
-
-        Args:
-            learning: The problem, the query loss and the inner solver.
-            theta: The meta-parameters.
-            task: One task.
-            key: A random key, or None.
-
-        Returns:
-            The task's meta-gradient and its statistics.
-        """
+    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+        """Solve the published code's system, and add the direct term; see `Estimator.estimate`."""
         problem, query_loss, _ = learning
         loss = _proximal_loss("as_released", problem)
         phi, found = learning.solved(theta, task.support, key)
@@ -141,7 +109,7 @@ class AsReleased:
         _, curve = jax.linearize(jax.grad(lambda p: loss(p, task.support)), phi)
         scale = 1 / (problem.strength + self.shift)
 
-        def product(v: PyTree) -> PyTree:
+        def product(v: Tree) -> Tree:
             return jax.tree.map(lambda a, h: (1 + self.damping) * a + scale * h, v, curve(v))
 
         anchor = jax.tree.map(lambda p: jnp.full_like(p, 1 + self.damping), phi)
@@ -150,18 +118,7 @@ class AsReleased:
         return TaskGradient(gradient, value, phi, found.stats.residual, found, linear)
 
 
-def as_released(linear: LinearSolver | None = None, damping: float = 1.0, shift: float = 10.0) -> AsReleased:
-    """The rule of the published implementation, with `ThenPulled` as inner solver; for comparisons.
-
-    Args:
-        linear: The linear solver; by default CG with 5 steps.
-        damping: The published code's damping.
-        shift: What the published code adds to the strength.
-
-    Returns:
-        The rule.
-    """
-    return AsReleased(CG(steps=5) if linear is None else linear, damping, shift)
+as_released = AsReleased
 
 
 def _proximal_loss(who: str, problem: Problem) -> Loss:

@@ -6,7 +6,6 @@ A^T u = d query_loss / d phi,  A = dF/dphi         meta-gradient = d query_loss 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -14,12 +13,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core.solution import Solution
-from ..core.tree import PyTree
+from ..core.tree import Tree
 from ..linear.base import LinearSolver
 from ..problems.base import Problem
 from ..problems.linearised import anchor_of, solve_anchored
 
-QueryLoss = Callable[[PyTree, PyTree, PyTree], Array]  # (phi, theta, batch) -> scalar
+QueryLoss = Callable[[Tree, Tree, Tree], Array]  # (phi, theta, batch) -> scalar
 
 
 class OuterValue(NamedTuple):
@@ -32,21 +31,27 @@ class OuterValue(NamedTuple):
     """
 
     loss: Array
-    slope: PyTree
-    direct: PyTree
+    slope: Tree
+    direct: Tree
 
 
-OuterLoss = Callable[[PyTree], OuterValue]
+OuterLoss = Callable[[Tree], OuterValue]
 
 
 class BoundQueryLoss(NamedTuple):
-    """A query loss on one task's query batch; made by `outer_loss_of`."""
+    """The outer loss of one task, a query loss on the task's query batch.
+
+    Attributes:
+        query_loss: (phi, theta, batch) -> scalar.
+        theta: The meta-parameters.
+        batch: The query set.
+    """
 
     query_loss: QueryLoss
-    theta: PyTree
-    batch: PyTree
+    theta: Tree
+    batch: Tree
 
-    def __call__(self, phi: PyTree) -> OuterValue:
+    def __call__(self, phi: Tree) -> OuterValue:
         """The query loss and its gradients.
 
         Args:
@@ -60,21 +65,10 @@ class BoundQueryLoss(NamedTuple):
         return OuterValue(loss, slope, direct)
 
 
-def outer_loss_of(query_loss: QueryLoss, theta: PyTree, batch: PyTree) -> OuterLoss:
-    """The outer loss of one task, from a query loss.
-
-    Args:
-        query_loss: (phi, theta, batch) -> scalar.
-        theta: The meta-parameters.
-        batch: The query set.
-
-    Returns:
-        A function phi -> `OuterValue`.
-    """
-    return BoundQueryLoss(query_loss, theta, batch)
+outer_loss_of = BoundQueryLoss
 
 
-def linear_outer_loss(cotangent: PyTree, theta: PyTree) -> OuterLoss:
+def linear_outer_loss(cotangent: Tree, theta: Tree) -> OuterLoss:
     """An outer loss with the same gradient at every phi, and none in theta.
 
     Args:
@@ -88,8 +82,7 @@ def linear_outer_loss(cotangent: PyTree, theta: PyTree) -> OuterLoss:
     return lambda phi: OuterValue(jnp.zeros(()), cotangent, direct)
 
 
-@dataclass(frozen=True)
-class System:
+class System(NamedTuple):
     """The system A^T u = right at one phi; trees are like the adapted parameters, unless they are theta's.
 
     Attributes:
@@ -103,14 +96,14 @@ class System:
         anchor: The diagonal that the anchor adds to A, or None.
     """
 
-    residual: PyTree
-    product: Callable[[PyTree], PyTree]
-    right: PyTree
-    through: Callable[[PyTree], PyTree]
-    direct: PyTree
+    residual: Tree
+    product: Callable[[Tree], Tree]
+    right: Tree
+    through: Callable[[Tree], Tree]
+    direct: Tree
     loss: Array
     structure: str
-    anchor: PyTree = None
+    anchor: Tree = None
 
     def solve(self, linear: LinearSolver) -> Solution:
         """Solves the system.
@@ -123,7 +116,7 @@ class System:
         """
         return solve_anchored(linear, self.product, self.right, self.structure, self.anchor)
 
-    def gradient(self, u: PyTree) -> PyTree:
+    def gradient(self, u: Tree) -> Tree:
         """The meta-gradient for a solution of the system.
 
         Args:
@@ -146,11 +139,11 @@ class Case(NamedTuple):
     """
 
     problem: Problem
-    theta: PyTree
-    batch: PyTree
+    theta: Tree
+    batch: Tree
     outer: OuterLoss
 
-    def residual(self, adapted: PyTree) -> PyTree:
+    def residual(self, adapted: Tree) -> Tree:
         """F at given adapted parameters.
 
         Args:
@@ -161,7 +154,7 @@ class Case(NamedTuple):
         """
         return self.problem.residual(adapted, self.theta, self.batch)
 
-    def slope(self, adapted: PyTree) -> PyTree:
+    def slope(self, adapted: Tree) -> Tree:
         """F as a program whose derivative is the objective's Hessian, also where A is a Gauss-Newton matrix.
 
         Args:
@@ -172,7 +165,7 @@ class Case(NamedTuple):
         """
         return self.problem.slope(adapted, self.theta, self.batch)
 
-    def system(self, adapted: PyTree) -> System:
+    def system(self, adapted: Tree) -> System:
         """The linear system at given adapted parameters; the linearisation computes F as well.
 
         Args:
@@ -189,7 +182,7 @@ class Case(NamedTuple):
             value, product = jax.linearize(self.residual, adapted)  # A is its own transpose
         loss, slope, direct = outer(problem.full(adapted, theta))
 
-        def through(u: PyTree) -> PyTree:
+        def through(u: Tree) -> Tree:
             _, pull_theta = jax.vjp(lambda t: problem.residual(adapted, t, batch), theta)
             return pull_theta(jax.tree.map(jnp.negative, u))[0]
 

@@ -10,8 +10,8 @@ import numpy as np
 from markupsafe import Markup
 
 from ..core.errors import DataError
+from ..core.recipes import JsonObject
 from ..storage.atomic import disk_errors, write_whole
-from ..training.journal import JsonObject
 from .charts import Interval, Line, figure, intervals
 from .page import render
 

@@ -16,10 +16,11 @@ from markupsafe import Markup
 from numpy.typing import ArrayLike
 
 from ..core.errors import DataError
+from ..core.recipes import JsonObject
 from ..core.version import installed_versions
 from ..domains.scenes import Example, Scene
 from ..storage.atomic import disk_errors, write_whole
-from ..training.journal import FILE, REASONS, JsonObject, clock, read_events, score_text
+from ..training.journal import FILE, REASONS, clock, read_events, score_text
 from .charts import ROWS, Line, figure, number
 from .page import render
 

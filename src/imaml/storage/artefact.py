@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..core.errors import ArtefactError
-from ..core.validation import some_of
+from ..core.recipes import Json, JsonObject
+from ..core.validation import some_of, suggestion
+from . import integrity
 from .atomic import disk_errors, make_folder, reason, write_whole
-from .integrity import (
-    DTYPES,
-    FORMAT,
-    DamageError,
-    digest_all,
-    on_host,
-    refuse_non_finite,
-    sealed,
-    unsealed,
-)
+from .integrity import DTYPES, FORMAT, DamageError, Leaf
 
 ARTEFACT_NAME = "artefact.safetensors"
 
 
-def write_artefact(path: str | Path, arrays: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+def write_artefact(path: str | Path, arrays: Mapping[str, Leaf], description: Mapping[str, Json]) -> None:
     """Writes one safetensors file, whole or not at all.
 
     Args:
@@ -45,42 +36,37 @@ def write_artefact(path: str | Path, arrays: Mapping[str, Any], description: Map
     """
     from safetensors.numpy import save
 
-    host = on_host(dict(arrays), ArtefactError)
-    refuse_non_finite(host, "the artefact is not written")
-    record = {"format": FORMAT, "arrays": digest_all(host), "description": dict(description)}
-    metadata = {"imaml": sealed(record, ArtefactError).decode()}
+    host = integrity.on_host(dict(arrays), ArtefactError)
+    integrity.refuse_non_finite(host, "the artefact is not written")
+    record = {"format": FORMAT, "arrays": integrity.digest_all(host), "description": dict(description)}
+    metadata = {"imaml": integrity.sealed(record, ArtefactError).decode()}
     path = Path(path, ARTEFACT_NAME) if Path(path).is_dir() else Path(path)
     with disk_errors(f"the artefact {path} cannot be written", ArtefactError):
         make_folder(path.parent)
         write_whole(path, save(host, metadata=metadata), durable=True)
 
 
-def others(path: Path) -> str:
-    """Ends the message about a missing artefact with those near it.
+def near(path: Path) -> str:
+    """Return the hint of the message about a missing artefact: what is near it.
 
     Args:
         path: Where no artefact is.
 
     Returns:
-        The end of a sentence.
+        A sentence, with a space before it.
     """
     if (path.parent / "comparison.json").is_file():
         runs = sorted(str(file.parent) for file in path.parent.glob(f"*/*/run/{ARTEFACT_NAME}"))
-        return f"; that is a comparison, whose runs are {', '.join(runs[:3])}, ..." if runs else "."
+        return f" Hint: {path.parent} is a comparison; name one of its runs: {some_of(runs, 3)}."
     named = path.parent if path.name == ARTEFACT_NAME else path
-    found = [
-        file for pattern in ("*.safetensors", f"*/{ARTEFACT_NAME}") for file in named.parent.glob(pattern)
-    ]
-    there = sorted(file.parent if file.name == ARTEFACT_NAME else file for file in found)
-    close = difflib.get_close_matches(named.name, [place.name for place in there], n=1, cutoff=0.7)
-    if close:
-        return f"; did you mean '{named.with_name(close[0])}'?"
+    found = [*named.parent.glob("*.safetensors"), *named.parent.glob(f"*/{ARTEFACT_NAME}")]
+    there = sorted(file.parent.name if file.name == ARTEFACT_NAME else file.name for file in found)
     if there:
-        return f"; there is {some_of(there)}."
-    return "; expected a run directory, or an artefact (*.safetensors)."
+        return suggestion(named.name, there) or f" Hint: {named.parent} holds {some_of(there)}."
+    return " Hint: name a run directory, or an artefact (*.safetensors)."
 
 
-def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], JsonObject]:
     """Reads an artefact, exactly as it was written; nothing in the file is executed.
 
     Args:
@@ -102,7 +88,7 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, An
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ArtefactError(f"no artefact {path}: {reason(error)}{others(path)}") from error
+        raise ArtefactError(f"no artefact {path}: {reason(error)}.{near(path)}") from error
     end = 8 + int.from_bytes(data[:8], "little")
     if data[8:9] not in (b"{", b""):
         raise ArtefactError(
@@ -117,7 +103,7 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, An
             raise ArtefactError(
                 f"{path} is a safetensors file, but no artefact of imaml. Hint: name one that is."
             )
-        if (record := unsealed(text.encode())) is None:
+        if (record := integrity.unsealed(text.encode())) is None:
             raise DamageError("its description is not as it was written")
         if record["format"] != FORMAT:
             raise ArtefactError(
@@ -125,11 +111,11 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, An
             )
         flat = {key: np.frombuffer(part["data"], DTYPES[part["dtype"]]) for key, part in tensors}
         arrays = {key: flat[key].reshape(part["shape"]).copy() for key, part in tensors}
-        if digest_all(arrays) != record["arrays"]:
+        if integrity.digest_all(arrays) != record["arrays"]:
             raise DamageError("its arrays are not as they were written")
     except (DamageError, SafetensorError, KeyError) as error:
         raise ArtefactError(
             f"the artefact {path} is damaged: {reason(error)}. Hint: export it again."
         ) from error
-    refuse_non_finite(arrays, f"the artefact {path} is not used")
+    integrity.refuse_non_finite(arrays, f"the artefact {path} is not used")
     return arrays, record["description"]

@@ -7,9 +7,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import ImamlError
+from ..core.recipes import Json
 
 _SUFFIX = ".writing"
 
@@ -53,7 +53,7 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> N
         writing.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+def write_json(path: Path, content: Json, *, indent: int | None = 1) -> None:
     """Writes strict JSON as `write_whole` does.
 
     Args:

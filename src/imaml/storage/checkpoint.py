@@ -16,25 +16,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from ..core.errors import CheckpointError, ConfigError
-from ..core.tree import PyTree
+from ..core.errors import CheckpointError
+from ..core.fields import Checked, PositiveInt
+from ..core.recipes import Json, JsonObject
+from ..core.tree import Tree
+from . import integrity
 from .atomic import disk_errors, flush, make_folder, reason
-from .integrity import (
-    FORMAT,
-    DamageError,
-    contents,
-    digest,
-    flatten_names,
-    on_host,
-    refuse_differences,
-    sealed,
-    unsealed,
-)
+from .integrity import FORMAT, DamageError
 
 _STEP = re.compile(r"(?:\.replaced-)?step-(\d{8,})")
 
@@ -51,13 +43,13 @@ class Restored:
     """
 
     step: int
-    state: PyTree
-    note: dict[str, Any]
+    state: Tree
+    note: JsonObject
     skipped: list[str]
 
 
 @dataclass(frozen=True)
-class Checkpoints:
+class Checkpoints(Checked):
     """The newest checkpoints of one run in one directory, each whole or not there at all.
 
     To share a result, use `write_artefact`. Only one process may save into a directory.
@@ -74,13 +66,12 @@ class Checkpoints:
     """
 
     folder: Path
-    keep: int = 3
+    keep: PositiveInt = 3
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` if `keep` is below 1."""
+        super().__post_init__()
         object.__setattr__(self, "folder", Path(os.path.abspath(self.folder)))
-        if type(self.keep) is not int or self.keep < 1:
-            raise ConfigError(f"keep: expected a whole number, at least 1, got {self.keep!r}.")
 
     def steps(self) -> list[int]:
         """Lists the steps with a checkpoint.
@@ -90,7 +81,7 @@ class Checkpoints:
         """
         return sorted(step for step, _ in self._candidates())
 
-    def save(self, step: int, state: PyTree, note: Mapping[str, Any] | None = None) -> Path:
+    def save(self, step: int, state: Tree, note: Mapping[str, Json] | None = None) -> Path:
         """Saves a checkpoint, and deletes older ones beyond `keep`.
 
         A checkpoint of the same step is replaced. Later ones belong to another run, or are damaged, and stay.
@@ -108,10 +99,10 @@ class Checkpoints:
         """
         if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
             raise CheckpointError(f"step: expected a whole number, at least 0, got {step!r}.")
-        arrays = on_host(state, CheckpointError)
-        tree = [[key, array.shape, array.dtype.name, digest(array)] for key, array in arrays.items()]
+        arrays = integrity.on_host(state, CheckpointError)
+        tree = [[k, a.shape, a.dtype.name, integrity.digest(a)] for k, a in arrays.items()]
         record = {"format": FORMAT, "step": int(step), "note": dict(note or {}), "tree": tree}
-        sealed(record, CheckpointError)  # refuses a note that is no JSON before anything is written
+        integrity.sealed(record, CheckpointError)  # refuses a note that is no JSON before anything is written
         final = self.folder / f"step-{step:08d}"
         writing = final.with_name(f".writing-{final.name}")
         with disk_errors(
@@ -124,8 +115,8 @@ class Checkpoints:
                 _orbax("save", writing / "state", list(arrays.values()))
                 for path in writing.rglob("*"):
                     flush(path)
-                record["files"] = contents(writing)
-                (writing / "manifest.json").write_bytes(sealed(record, CheckpointError))
+                record["files"] = integrity.contents(writing)
+                (writing / "manifest.json").write_bytes(integrity.sealed(record, CheckpointError))
                 flush(writing / "manifest.json")
                 flush(writing)
                 if final.exists():  # under its other name it counts as long as it is the only one
@@ -140,7 +131,7 @@ class Checkpoints:
             self._clean()
         return final
 
-    def restore(self, like: PyTree, most: int | None = None) -> Restored:
+    def restore(self, like: Tree, most: int | None = None) -> Restored:
         """Restores the newest sound checkpoint, bit for bit as it was saved; verifies every file first.
 
         Args:
@@ -155,14 +146,14 @@ class Checkpoints:
         Raises:
             CheckpointError: If there is no checkpoint, all are damaged, or another tree was saved.
         """
-        wanted = flatten_names(like, CheckpointError)
+        wanted = integrity.flatten_names(like, CheckpointError)
         skipped: list[str] = []
         candidates = [(step, path) for step, path in self._candidates() if most is None or step <= most]
         for step, path in candidates:
             try:
                 record = _verified(path, step)
                 saved = {k: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for k, s, d, _ in record["tree"]}
-                refuse_differences(str(path), saved, wanted, CheckpointError)
+                integrity.refuse_differences(str(path), saved, wanted, CheckpointError)
                 arrays = _load(path / "state", record["tree"])
             except DamageError as damage:
                 skipped.append(f"Skipped the damaged checkpoint of step {step} ({path}): {damage}.")
@@ -188,12 +179,12 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _verified(path: Path, step: int) -> dict[str, Any]:
+def _verified(path: Path, step: int) -> JsonObject:
     """The manifest of a checkpoint whose files are exactly those that stand in it; else DamageError."""
     try:
         if not path.is_dir() or not any(path.iterdir()):
             raise DamageError("it is empty")
-        record, found = unsealed((path / "manifest.json").read_bytes()), contents(path)
+        record, found = integrity.unsealed((path / "manifest.json").read_bytes()), integrity.contents(path)
     except OSError as error:
         raise DamageError(f"{error.filename}: {reason(error)}") from error
     if record is None:
@@ -207,14 +198,14 @@ def _verified(path: Path, step: int) -> dict[str, Any]:
     return record
 
 
-def _load(path: Path, tree: list[Any]) -> dict[str, np.ndarray]:
+def _load(path: Path, tree: list[Json]) -> dict[str, np.ndarray]:
     """The arrays of a verified checkpoint, each with the digest that it had in memory; else DamageError."""
     try:
         blank = [np.empty(shape, jax.numpy.dtype(dtype)) for _, shape, dtype, _ in tree]
         arrays = _orbax("restore", path, blank)
     except Exception as error:  # whatever Orbax finds amiss
         raise DamageError(f"Orbax cannot read it ({reason(error)})") from error
-    if [digest(array) for array in arrays] != [digest for *_, digest in tree]:
+    if [integrity.digest(array) for array in arrays] != [saved for *_, saved in tree]:
         raise DamageError("its arrays are not as they were saved")
     return {key: array for (key, *_), array in zip(tree, arrays, strict=True)}
 
@@ -237,7 +228,7 @@ def _orbax(action: str, path: Path, arrays: list[np.ndarray]) -> list[np.ndarray
     return [np.asarray(numbered.get(f"{index:05d}", array)) for index, array in enumerate(arrays)]
 
 
-def _placed(array: np.ndarray, like: Any) -> Any:
+def _placed(array: np.ndarray, like: integrity.Leaf) -> np.ndarray | jax.Array:
     """The array in NumPy, or on the devices of `like`."""
     if isinstance(like, np.ndarray | np.generic) or jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         return array

@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..core.errors import ArtefactError, CheckpointError, ImamlError
-from ..core.tree import PyTree, name
+from ..core.recipes import Json, JsonObject
+from ..core.tree import Tree, name
 
 FORMAT = 1
 BLANK = "0" * 64
@@ -22,11 +22,14 @@ NAMES = "bool float16 bfloat16 float32 float64 complex64 int8 int16 int32 int64 
 DTYPES = dict(zip(CODES.split(), map(jax.numpy.dtype, NAMES.split()), strict=True))
 
 
+Leaf = np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct
+
+
 class DamageError(Exception):
     """Why one checkpoint cannot be used."""
 
 
-def flatten_names(tree: PyTree, refusal: type[ImamlError] = ArtefactError) -> dict[str, Any]:
+def flatten_names(tree: Tree, refusal: type[ImamlError] = ArtefactError) -> dict[str, Leaf]:
     """Names the leaves of a tree.
 
     A name joins keys of dicts, fields of records and positions in lists by "/".
@@ -44,7 +47,7 @@ def flatten_names(tree: PyTree, refusal: type[ImamlError] = ArtefactError) -> di
     Example:
         ``flatten_names({"conv1": {"weight": weight}})`` returns ``{"conv1/weight": weight}``.
     """
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, Leaf] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         key = name(path) or "value"
         if key in leaves or key == "__metadata__":  # the one name that safetensors keeps to itself
@@ -59,7 +62,7 @@ def flatten_names(tree: PyTree, refusal: type[ImamlError] = ArtefactError) -> di
     return leaves
 
 
-def unflatten_names(like: PyTree, arrays: Mapping[str, Any]) -> PyTree:
+def unflatten_names(like: Tree, arrays: Mapping[str, Leaf]) -> Tree:
     """Puts named arrays into a tree; undoes `flatten_names`.
 
     Args:
@@ -80,7 +83,7 @@ def unflatten_names(like: PyTree, arrays: Mapping[str, Any]) -> PyTree:
     return jax.tree.structure(like).unflatten(arrays[key] for key in wanted)
 
 
-def on_host(tree: PyTree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
+def on_host(tree: Tree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
     """Copies the leaves of a tree to NumPy, in C order: safetensors scrambles transposed arrays.
 
     Args:
@@ -101,26 +104,24 @@ def on_host(tree: PyTree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
 
 
 def refuse_differences(
-    what: str, came: Mapping[str, Any], wanted: Mapping[str, Any], refusal: type[ImamlError]
+    what: str, found: Mapping[str, Leaf], wanted: Mapping[str, Leaf], refusal: type[ImamlError]
 ) -> None:
     """Checks that leaves agree in name, dtype and shape.
 
     Args:
         what: What the leaves are, the beginning of the message.
-        came: Arrays by name.
+        found: Arrays by name.
         wanted: Arrays by name.
         refusal: The error to raise.
 
     Raises:
         ImamlError: ``refusal``, if they differ.
     """
-    here, there = ({k: f"{a.dtype}{list(a.shape)}" for k, a in leaves.items()} for leaves in (came, wanted))
+    here, there = ({k: f"{a.dtype}{list(a.shape)}" for k, a in leaves.items()} for leaves in (found, wanted))
     if keys := [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]:
         told = [f"{k}: expected {there.get(k, 'nothing')}, got {here.get(k, 'nothing')}" for k in keys[:4]]
         told += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
-        raise refusal(
-            f"{what} is of another model: {'; '.join(told)}. Hint: use the configuration it came with."
-        )
+        raise refusal(f"{what} is of another model: {'; '.join(told)}. Hint: use its own configuration.")
 
 
 def refuse_non_finite(arrays: Mapping[str, np.ndarray], consequence: str) -> None:
@@ -139,7 +140,7 @@ def refuse_non_finite(arrays: Mapping[str, np.ndarray], consequence: str) -> Non
         )
 
 
-def sealed(record: Mapping[str, Any], refusal: type[ImamlError]) -> bytes:
+def sealed(record: Mapping[str, Json], refusal: type[ImamlError]) -> bytes:
     """Encodes a record with the SHA-256 of its own text, taken while 64 zeros stand in that place.
 
     Args:
@@ -161,7 +162,7 @@ def sealed(record: Mapping[str, Any], refusal: type[ImamlError]) -> bytes:
     return text.replace(BLANK.encode(), hashlib.sha256(text).hexdigest().encode(), 1)
 
 
-def unsealed(data: bytes) -> dict[str, Any] | None:
+def unsealed(data: bytes) -> JsonObject | None:
     """Decodes what `sealed` encoded.
 
     Args:
@@ -200,7 +201,7 @@ def digest_all(arrays: Mapping[str, np.ndarray]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def contents(folder: Path) -> dict[str, list[Any]]:
+def contents(folder: Path) -> dict[str, list[int | str]]:
     """Computes the checksums of every file in a directory, except its manifest.
 
     Args:

@@ -21,13 +21,12 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO, TypeAlias
+from typing import Any, TextIO
 
 from ..core.errors import ConfigError, DataError
+from ..core.recipes import JsonObject
 from ..core.streams import note, on_terminal
 from ..storage.atomic import disk_errors
-
-JsonObject: TypeAlias = dict[str, Any]  # JSON values by name
 
 FILE = "events.jsonl"
 PLAIN_SECONDS = 10.0  # between two plain lines about steps
