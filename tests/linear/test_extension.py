@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import imaml
+import imaml.linear
 from helpers.paths import ROOT
 from imaml.core import recipes
 
@@ -55,6 +56,12 @@ def test_it_passes_the_laws_by_being_registered(extension):
         laws.test_it_goes_to_json_and_back,
     ):
         law(kind)
+    with jax.numpy_dtype_promotion("strict"):
+        for dtype in laws.DTYPES:
+            laws.test_it_promotes_no_dtype(name, dtype)
+    found = kind(steps=5)(lambda x: -x, jnp.ones(2))
+    assert found.status.ending is imaml.Ending.BREAKDOWN
+    assert int(found.stats.steps) == 0
 
 
 def test_it_trains_one_step(extension):
@@ -72,3 +79,10 @@ def test_it_trains_one_step(extension):
     theta = -0.1 * ours
     assert np.isfinite(theta).all()
     assert np.any(theta)
+
+
+def test_the_table_of_solvers_has_them_all():
+    recipes.register_all(imaml.linear)
+    table = (ROOT / "docs" / "methods.md").read_text()
+    missing = [name for name in recipes.kinds_of("linear") if f"| `{name}` |" not in table]
+    assert not missing, f"docs/methods.md: no row for {missing}"

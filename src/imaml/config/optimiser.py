@@ -62,7 +62,7 @@ class Optimiser(Checked):
         name: "adam", "adamw", "sgd", "rmsprop" or "muon".
         learning_rate: Learning rate, after the warm-up and at the start of the schedule.
         schedule: "cosine" (to zero at the last step) or "constant".
-        warmup: Steps of linear warm-up.
+        warmup: Steps of linear warm-up from 0, so the first step does not move the meta-parameters.
         clip: Largest global norm of the meta-gradient, or None.
         epsilon: Epsilon of the denominator, of all but sgd.
         beta1: Decay of the first moment, of adam, adamw and muon.

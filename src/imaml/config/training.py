@@ -19,7 +19,7 @@ class Training(Checked):
     Args:
         steps: Outer steps.
         tasks: Tasks in each step, or 0 for all training tasks of a domain with a fixed number of them.
-        seed: Seed of all random numbers.
+        seed: Seed of the initial parameters, and of which training tasks are drawn.
         minutes: Training time after which the run stops, or None. Validations and the first step, which
             compiles, do not count.
         validate_every: Steps between validations, 0 for none.
