@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import minimize
 
 import imaml
+from helpers.marks import slow_after_first
 from imaml.bayes import curvature
 from imaml.bayes.curvature import determinant
 from imaml.config.method import Bayes
@@ -410,6 +411,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_laplace_evidence_gradient_equals_central_differences(name):
     """To 1e-5, through the maximum a posteriori; what passes through it is no small part."""
@@ -533,7 +535,7 @@ def test_the_averaged_validation_loss_is_its_expectation():
 
 
 @pytest.mark.parametrize(
-    ("per", "form"), [("dense", "dense"), ("parameter", "diagonal"), ("parameter", "rows")]
+    ("per", "form"), slow_after_first([("dense", "dense"), ("parameter", "diagonal"), ("parameter", "rows")])
 )
 def test_the_gradient_of_ibaml_equals_central_differences(per, form):
     """With the same draws, of a network; mean, precision and noise."""

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import imaml
+from helpers.marks import slow_after_first
 from imaml.cli.main import COMMANDS, main
 from imaml.cli.options import Change, configure, fields_of, split_words
 from imaml.config.presets import preset
@@ -299,7 +300,7 @@ NOWHERE = {
 }
 
 
-@pytest.mark.parametrize("case", NOWHERE)
+@pytest.mark.parametrize("case", slow_after_first(NOWHERE))
 def test_training_needs_no_console(case, tmp_path):
     """With pythonw, or as a service, a program has neither stdout nor stderr."""
     words = instead(SINUSOID[:-1], "--training.test_tasks=2", f"--out={tmp_path / 'run'}")

@@ -87,6 +87,7 @@ def test_methods_are_scored_on_the_same_tasks_at_equal_time_and_equal_tasks(smal
     assert json.loads((out / "comparison.json").read_text()) == summary
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_does_not_break_off_the_others(small, tmp_path, monkeypatch):
     plain = {"name": "fomaml", "strength": None, "new_task": None}
     monkeypatch.setitem(compared.ROWS, "fomaml", compared.Row("explodes", plain, rate=1e30, fine=2))
@@ -172,6 +173,7 @@ def test_what_is_done_is_kept_and_what_was_cut_off_goes_on(small, tmp_path, monk
         run(small, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_sweep_is_gradient_descent_from_theta(small):
     domain = small.domain.build()
     method, theta = small.method.build(domain), domain.init(jax.random.key(0))

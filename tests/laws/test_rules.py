@@ -195,6 +195,7 @@ def test_a_joint_loss_is_differentiated_on_all_of_a_task_s_data():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ranks_mixed")
 def test_the_file_in_the_documents_trains(capsys):
     runpy.run_path(str(EXTEND / "my_method.py"), run_name="__main__")

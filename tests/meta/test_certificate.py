@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh
 
 import imaml
+from helpers.marks import slow_after_first
 from imaml.config.methods import Method
 from imaml.config.overrides import override
 from imaml.config.run import Config
@@ -35,6 +36,7 @@ def test_lanczos_finds_both_ends_and_stops_where_the_space_is_exhausted():
     np.testing.assert_allclose(lanczos(PRODUCT, few, 10), EIGENVALUES[[3, 30]], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_ritz_values_of_conjugate_gradients_are_those_of_lanczos():
     """From the same start, after the same number of steps (Golub and Van Loan, section 11.3.5)."""
     start = jnp.asarray(RANDOM.normal(size=SIZE))
@@ -123,7 +125,7 @@ def test_the_corrected_gradient_has_a_bound_of_its_own():
         assert bool(implied.linear.certified)
 
 
-@pytest.mark.parametrize("accuracy", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("accuracy", slow_after_first([1e-4, 1e-2, 1e-6]))
 @pytest.mark.parametrize("declared", [True, False])
 def test_an_accuracy_asked_for_is_reached(accuracy, declared):
     problem = imaml.proximal(loss, 0.3, convex=declared)
@@ -174,6 +176,7 @@ def test_implicit_vjp_measures_the_residual_at_the_phi_given():
         assert bool(solution.certified)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", ["adapt", "learned"])
 def test_a_bound_where_theta_enters_in_other_ways(shared):
     """Shared leaves, and a learned strength: |dF/dtheta| is bounded by Lanczos, what drifts counts."""
@@ -291,6 +294,7 @@ def test_what_makes_no_sense_is_refused(name):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ranks_mixed")
 @pytest.mark.parametrize("name", ["sinusoid", "linear_gaussian"])
 def test_gauss_newton_of_a_domain_by_its_recipe(name):

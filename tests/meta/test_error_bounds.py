@@ -13,6 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import imaml
+from helpers.marks import slow_after_first
 from imaml import Certification
 from imaml.linear.lanczos import bilinear_factor, linear_factor
 from imaml.meta.system import Case, outer_loss_of
@@ -102,6 +103,7 @@ def test_a_query_row_in_any_direction_is_bounded(how, angle):
         assert known.linear_status.ending == imaml.Ending.CONVERGED
 
 
+@pytest.mark.slow
 def test_the_right_angle_to_the_newton_step():
     """Of a Newton step that conjugate gradients take one step of, as the stiff direction alone asks for."""
     inner = imaml.GradientDescent(1e-3, steps=1)
@@ -284,6 +286,7 @@ def test_each_grade_says_what_it_rests_on_and_holds(name):
         assert bound <= 1.5 * off + 1e-6
 
 
+@pytest.mark.slow
 def test_an_indefinite_gauss_newton_problem_is_not_certified():
     """J^T J + strength is positive definite there, but F's own derivative is not: phi may be a saddle."""
     bent = imaml.composed(
@@ -364,7 +367,7 @@ def coarse(phi, theta, batch):
     return 0.5 * jnp.sum((scores.astype(float) - 1) ** 2)
 
 
-@pytest.mark.parametrize("query_loss", [through_ref, coarse])
+@pytest.mark.parametrize("query_loss", slow_after_first([coarse, through_ref]))
 def test_what_a_program_hides_is_not_proved(query_loss):
     problem = imaml.proximal(squares, 0.3, convex=True)
     case = Case(problem, THETA, SUPPORT, outer_loss_of(query_loss, THETA, QUERY))

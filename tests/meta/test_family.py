@@ -228,6 +228,7 @@ def test_proximal_reptile_is_the_gradient_of_the_inner_optimum(adapt):
         close(gradient, jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(pull)(*TASKS)), 1e-12)
 
 
+@pytest.mark.slow
 def test_the_inner_solver_does_not_matter_once_it_has_solved():
     gradient, _ = jax.jit(METHODS["imaml, Hessian-free"]())(THETA, TASKS, KEY)
     exact, _ = jax.jit(METHODS["imaml"]())(THETA, TASKS, KEY)
@@ -432,6 +433,7 @@ def test_transfer_learns_to_tell_all_classes_apart():
     np.testing.assert_array_equal(moved, touched)  # a head learns from its own group alone
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ranks")
 def test_a_new_task_starts_with_a_fresh_head_on_what_was_learned():
     domain = drawings()

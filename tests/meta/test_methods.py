@@ -276,6 +276,7 @@ def test_the_second_step_compiles_nothing():
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_inner_steps():
     """Temporary bytes of the compiled step with 1,024 inner steps are at most 1.01 times those with 4."""
 

@@ -302,6 +302,7 @@ def central(function, point, directions, step=1e-3):
     return (4 * difference(step / 2) - difference(step)) / 3
 
 
+@pytest.mark.slow
 def test_network_hessian_vector_product_equals_central_differences():
     """The product with the Hessian of the meta-objective, against differences of its gradient."""
     flat, unravel = ravel_pytree(network())

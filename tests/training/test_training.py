@@ -498,6 +498,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     assert note == other_note
 
 
+@pytest.mark.slow
 def test_muon_orthogonalises_large_matrices_and_leaves_the_rest_to_adam():
     rate, scale = 0.02, 0.25
     shapes = {"first": (9, 40), "middle": (80, 40), "head": (40, 5), "bias": (40,)}

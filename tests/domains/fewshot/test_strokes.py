@@ -86,6 +86,7 @@ def test_drawing_mixes_no_dtypes(strict_dtypes):
     assert (image.shape, image.dtype) == ((3, 28, 28), jnp.float32)
 
 
+@pytest.mark.slow
 def test_ink_weighs_the_same_however_densely_a_line_is_sampled():
     def line(count):
         points = jnp.stack([jnp.linspace(4.0, 24.0, count), jnp.full((count,), 14.3)], 1)

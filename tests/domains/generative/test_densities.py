@@ -9,6 +9,7 @@ import pytest
 
 import imaml
 from helpers.differences import check_meta_gradient, in_double
+from helpers.marks import slow_after_first
 from imaml.domains.generative.densities import Cloud, Energy, logs_of_mixture
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
@@ -97,7 +98,7 @@ def test_true_and_learned_densities_integrate_to_one(family):
     np.testing.assert_allclose(learned.sum() * width**2, 1, atol=2e-3)  # two grids of one integral
 
 
-@pytest.mark.parametrize("judge", ["likelihood", "score"])
+@pytest.mark.parametrize("judge", slow_after_first(["likelihood", "score"]))
 def test_the_meta_gradient_equals_central_differences(judge):
     domain = imaml.densities(shots=4, queries=5, noises=3, grid=12, hidden=(5,), judge=judge)
     task, theta = in_double((domain.sample(jax.random.key(0), "train"), domain.init(jax.random.key(1))))
@@ -106,6 +107,7 @@ def test_the_meta_gradient_equals_central_differences(judge):
     check_meta_gradient(domain.problem(0.5), domain.query_loss, theta, task, inner, linear)
 
 
+@pytest.mark.slow
 def test_baselines_are_worse_than_the_truth():
     domain = imaml.densities(queries=400)
     tasks = jax.vmap(lambda key: domain.sample(key, "test"))(jax.random.split(jax.random.key(0), 8))

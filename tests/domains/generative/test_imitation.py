@@ -7,6 +7,7 @@ import pytest
 
 import imaml
 from helpers.differences import check_meta_gradient, in_double
+from helpers.marks import slow_after_first
 from imaml.domains.generative.adversarial import two_samples
 from imaml.domains.generative.generation import Sketches
 
@@ -63,13 +64,14 @@ def test_each_player_has_the_slope_of_its_own_loss_alone(name):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", DOMAINS)
+@pytest.mark.parametrize("name", slow_after_first(DOMAINS))
 def test_the_meta_gradient_equals_central_differences(name):
     domain, task, theta = small(name)
     inner, linear = imaml.ExtraGradient(0.2, tolerance=1e-12), imaml.GMRES(tolerance=1e-12)
     check_meta_gradient(domain.problem(1.0), domain.query_loss, theta, task, inner, linear)
 
 
+@pytest.mark.slow
 def test_the_support_resembles_the_query_more_than_a_normal_distribution_does():
     domain = imaml.imitation(shots=60, queries=60)
     tasks = jax.vmap(lambda key: domain.sample(key, "test"))(jax.random.split(jax.random.key(0), 20))
@@ -77,6 +79,7 @@ def test_the_support_resembles_the_query_more_than_a_normal_distribution_does():
     assert abs(found["the_support_itself"]) < 0.01 < found["normal"]
 
 
+@pytest.mark.slow
 def test_drawings_are_recognised_where_they_are_of_the_character_and_not_where_they_are_of_another():
     domain = imaml.generation(shots=10, queries=10, others=3)
     draw = jax.jit(jax.vmap(lambda key: domain.sample(key, "test")))

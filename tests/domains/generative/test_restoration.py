@@ -22,6 +22,7 @@ def small(**options):
     return domain, *in_double((task, domain.init(jax.random.key(1))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["half", "noise"])
 def test_a_drawing_is_restored_as_by_a_dense_solve_where_the_energy_is_quadratic(damage):
     """Without hidden layers f = k.y + b: then (1/sigma^2 + weights) y = weights seen + k / sigma^2."""
@@ -51,6 +52,7 @@ def test_the_meta_gradient_through_both_minima_equals_central_differences():
     check_meta_gradient(domain.problem(1.0), domain.query_loss, theta, task, inner, linear)
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_support_restores_better_than_nothing_and_worse_than_the_truth():
     domain = imaml.restoration(shots=10, queries=10)
     draw = jax.jit(jax.vmap(lambda key: domain.sample(key, "test")))

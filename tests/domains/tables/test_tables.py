@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.marks import slow_after_first
 from helpers.paths import DATA
 from imaml.cli.main import main
 from imaml.core.errors import ConfigError, DataError
@@ -313,6 +314,7 @@ def test_padding_changes_no_loss_and_no_gradient(file):
     np.testing.assert_allclose(whole[0], 0.5 * np.sum(residuals**2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_intervals_are_over_different_tasks(file):
     domain = made(file, test=0.5)
     method = imaml.IMAML(
@@ -506,6 +508,7 @@ def test_a_recipe_goes_to_json_with_its_layout(file):
 SLEEP = {"mean": [251.4051, 10.4673], "covariance": [[565.48, 11.05], [11.05, 32.68]], "noise": 654.95}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SLEEPSTUDY.exists(), reason=f"no {SLEEPSTUDY.name} beside the project")
 def test_tables_evidence_is_the_mixed_model_of_sleepstudy(tmp_path, capsys):
     run = tmp_path / "run"
@@ -539,7 +542,7 @@ def test_tables_evidence_is_the_mixed_model_of_sleepstudy(tmp_path, capsys):
     assert found.high[2] - found.low[2] > 1.2 * (found.high[0] - found.low[0])  # wider away from the data
 
 
-@pytest.mark.parametrize(("groups", "least", "most"), [(10, 2, 6), (60, 2, 40)])
+@pytest.mark.parametrize(("groups", "least", "most"), slow_after_first([(10, 2, 6), (60, 2, 40)]))
 def test_tables_evidence_recovers_what_was_simulated(groups, least, most, tmp_path, capsys):
     random = np.random.default_rng(groups)
     truth, spread, noise = np.array([3.0, -2.0]), np.array([[4.0, 0.5], [0.5, 1.0]]), 0.25
@@ -564,6 +567,7 @@ def test_tables_evidence_recovers_what_was_simulated(groups, least, most, tmp_pa
     assert abs(ratio - 1) < 4 * (2 / groups) ** 0.5
 
 
+@pytest.mark.slow
 def test_who_has_learned_no_noise_does_not_say_how_sure_it_is(file, tmp_path, capsys):
     run = tmp_path / "run"
     words = ["--task=who", "--target=score", "--method.name=imaml", "--method.learned=all", *SHORT]
