@@ -430,7 +430,15 @@ def _times_power(x: Array, power: Array) -> Array:
 
 
 def quotient(value: Array, size: Array) -> Array:
-    """Divide by a size that may be zero; the result is then zero, and derivatives stay finite."""
+    """Divide by a number that may be zero; derivatives stay finite there.
+
+    Args:
+        value: The dividend.
+        size: The divisor, not negative.
+
+    Returns:
+        ``value / size``, and 0 where ``size`` is 0.
+    """
     return jnp.where(size > 0, value / jnp.where(size > 0, size, 1), 0)
 
 

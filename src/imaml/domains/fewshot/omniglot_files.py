@@ -260,7 +260,14 @@ def _npz_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def content_digest(packed: np.ndarray) -> str:
-    """Return the SHA-256 of packed drawings, hexadecimal; see CONTENT_SHA256 in `omniglot`."""
+    """Return the digest of packed drawings; see CONTENT_SHA256 in `omniglot`.
+
+    Args:
+        packed: The drawings.
+
+    Returns:
+        The SHA-256, hexadecimal.
+    """
     return hashlib.sha256(np.ascontiguousarray(packed).data).hexdigest()
 
 
