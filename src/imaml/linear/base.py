@@ -169,7 +169,9 @@ class Solver:
                 f"{name}: anchor: expected the diagonal that was added to the curvature, a tree like b, got "
                 "None. Hint: for a proximal problem it is the strengths."
             )
+        # Methods work on flat vectors; b is scaled so that squares of entries stay in range.
         system, unravel = flat_system(matvec, b, x0)
+        # A preconditioner needs the diagonal D of A = H + D, one entry a parameter.
         flat = tree.ravel(tree.spread(anchor, b))[0] if self.uses_anchor else None
         system = system._replace(structure=structure, anchor=flat)
         return _finish(system, self.run(system), self.accuracy(system.b.dtype), unravel)
