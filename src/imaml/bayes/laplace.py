@@ -349,11 +349,13 @@ def summed(problem: Problem, theta: Tree, batch: Tree) -> tuple[Problem, Tree]:
             f"{getattr(rows_are, 'kind', 'undeclared')} rows. Hint: pass likelihood(loss), which knows the "
             "noise of numbers (methods evidence, moments and posterior)."
         )
+    # The posterior needs the sum over rows. With n rows, n (mean loss + strength/2 |phi - theta|^2)
+    # is the sum plus n strength/2 |phi - theta|^2, and both have the same minimiser.
     rows = batch.labels.shape[0] if averages else 1
     strength: Tree = problem.learns
     if problem.learns is None:
         strength = jax.tree.map(lambda value: rows * value, problem.strength)
-    elif problem.diagonal:
+    elif problem.diagonal:  # log(n strength) = log n + log strength
         theta = theta._replace(
             log_strength=jax.tree.map(lambda log: log + math.log(rows), theta.log_strength)
         )

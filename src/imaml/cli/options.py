@@ -41,7 +41,14 @@ class Change(NamedTuple):
 
 
 def at_least(least: int) -> Callable[[type, int | None], None]:
-    """Make a validator that refuses smaller numbers with a ValueError."""
+    """Make a validator of whole numbers.
+
+    Args:
+        least: The least valid number.
+
+    Returns:
+        A function of an option's type and value. It raises ValueError if the value is less; None is valid.
+    """
 
     def check(kind: type, value: int | None) -> None:
         if value is not None and value < least:
@@ -51,7 +58,18 @@ def at_least(least: int) -> Callable[[type, int | None], None]:
 
 
 def whole(kind: type, tokens: Sequence[Token]) -> int:
-    """Convert an option's text to a whole number; Cyclopts would round 1.5 to 2."""
+    """Convert an option's text to a whole number; Cyclopts would round 1.5 to 2.
+
+    Args:
+        kind: The option's type, which Cyclopts passes.
+        tokens: The option's text, one item.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If the text is no whole number.
+    """
     return int(tokens[0].value)
 
 
@@ -132,7 +150,15 @@ class Field(NamedTuple):
 
 
 def fields_of(recipe: object, above: str = "") -> Iterator[Field]:
-    """List the fields of a recipe and of the recipes in it, depth first."""
+    """List the fields of a recipe and of the recipes in it, depth first.
+
+    Args:
+        recipe: A dataclass.
+        above: The path of the recipe, with a final dot; empty for the outermost.
+
+    Yields:
+        The fields, with paths such as "inner.steps".
+    """
     from ..core.fields import field_types, without_intervals
 
     about = _abouts(type(recipe))
@@ -184,7 +210,14 @@ def _metavar(hint: Any) -> str:
 
 
 def as_text(value: object) -> str:
-    """Write a field's value as its option takes it."""
+    """Write a field's value as its option takes it.
+
+    Args:
+        value: A text, a number, a truth value, None, a recipe, or a list or tuple of these.
+
+    Returns:
+        The text; of a recipe its kind.
+    """
     if is_dataclass(value):
         return _kind(type(value))
     if isinstance(value, list | tuple):

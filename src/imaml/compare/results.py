@@ -118,7 +118,14 @@ def summarise(
 
 
 def without_data(config: Config) -> JsonObject:
-    """Return a configuration as JSON values, without where its data are."""
+    """Return a configuration as JSON values, without the location of its data.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        JSON values.
+    """
     recipe = to_json(config)
     recipe["domain"].pop("data", None)
     return recipe

@@ -183,7 +183,17 @@ class Trial:
         write_json(self.file, {**content, **tested.content})
 
     def events(self, kind: str) -> list[JsonObject]:
-        """Return the events of a kind in the run's log."""
+        """Return the events of a kind in the run's log.
+
+        Args:
+            kind: The kind, such as "validation".
+
+        Returns:
+            The events in order.
+
+        Raises:
+            DataError: If the log is damaged.
+        """
         return [event for event in read_events(self.folder / "run" / FILE) if event["event"] == kind]
 
     def validations(self) -> dict[int, JsonObject]:
@@ -191,7 +201,14 @@ class Trial:
         return {event["step"]: event for event in self.events("validation")}
 
     def best(self, most: int) -> int:
-        """Return the step, of the first `most`, with the best validation score; `most` if none has one."""
+        """Return the step with the best validation score.
+
+        Args:
+            most: The last step to consider.
+
+        Returns:
+            The step; `most` if no validation until then has a finite score.
+        """
         sign, headline = 1 if self.domain.higher_is_better else -1, self.domain.headline
         scores = {
             step: sign * event["scores"][headline]
@@ -201,13 +218,27 @@ class Trial:
         return max(scores, key=lambda step: scores[step], default=most)
 
     def theta(self, step: int) -> Tree:
-        """Return theta, the moving average where one is kept, as it was after `step` steps."""
+        """Return theta after a number of steps.
+
+        Args:
+            step: A step with a checkpoint.
+
+        Returns:
+            The moving average where one is kept, else theta itself.
+        """
         like = jax.eval_shape(self.experiment.begin)[1]
         state = Checkpoints(self.folder / "run" / "checkpoints").restore(like, step).state
         return state["average"] if self.experiment.outer.average else state["theta"]
 
     def tested(self, step: int) -> Scores:
-        """Return the test scores after `step` steps; they are read where they exist already."""
+        """Return the test scores of theta, which are computed and written once, and then read.
+
+        Args:
+            step: A step with a checkpoint.
+
+        Returns:
+            The scores.
+        """
         file, arrays = self.folder / f"step-{step}.json", self.folder / f"step-{step}.npz"
         if not file.is_file():
             method = self.experiment.method

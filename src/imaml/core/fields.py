@@ -84,13 +84,27 @@ def expected(hint: object, value: object) -> str:
 
 @functools.cache
 def field_types(kind: type) -> dict[str, object]:
-    """Return the types of a dataclass's fields by name, with their annotations."""
+    """Return the types of a dataclass's fields.
+
+    Args:
+        kind: The dataclass.
+
+    Returns:
+        The types by name, with their annotations.
+    """
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def without_intervals(hint: object) -> object:
-    """Return a type whose numbers may have any value."""
+    """Return a type whose numbers may have any value.
+
+    Args:
+        hint: A type.
+
+    Returns:
+        The type without its `Interval` annotations, also those within unions and tuples.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         marks = [mark for mark in arguments[1:] if not isinstance(mark, Interval)]

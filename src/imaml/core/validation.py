@@ -60,7 +60,15 @@ def not_one_of(what: str, value: object, known: Iterable[object]) -> str:
 
 
 def suggestion(value: object, known: Iterable[object]) -> str:
-    """Return the hint that names the valid value closest to another one; empty if none is close."""
+    """Return the hint that names the valid value closest to another one.
+
+    Args:
+        value: The value that is not valid.
+        known: The valid values.
+
+    Returns:
+        The hint, which starts with a space; empty if no valid value is close.
+    """
     close = difflib.get_close_matches(str(value), [str(name) for name in known], n=1, cutoff=0.5)
     return f" Hint: did you mean {close[0]!r}?" if close else ""
 
@@ -133,7 +141,16 @@ def require_number(
 
 
 def require_whole(owner: str, least: int, **values: object) -> None:
-    """Check whole numbers; see `require_number`."""
+    """Check whole numbers; see `require_number`.
+
+    Args:
+        owner: Whose numbers they are, for the message.
+        least: The least valid number.
+        **values: The numbers by name.
+
+    Raises:
+        ConfigError: If one is no whole number, or is less.
+    """
     require_number(owner, least, kind=int, **values)  # type: ignore[arg-type]
 
 

@@ -55,12 +55,14 @@ class Field:
             raise DataError(f"{name}: expected one array, got rows of different shapes.") from error
         sizes = [self.rows, *("any" if size is None else str(size) for size in self.shape)]
         wanted = f"({', '.join(sizes)}{',' * (len(sizes) == 1)}) with {self.rows} of at least 1"
+        # None in `shape` accepts any size.
         fits = array.ndim == len(sizes) and all(
             size in (None, found) for size, found in zip(self.shape, array.shape[1:], strict=True)
         )
         if not fits or not array.size:
             raise DataError(f"{name}: expected shape {wanted}, got {array.shape}.")
         words, accepted, dtype = KINDS[self.kind]
+        # np.number includes complex numbers, which no field accepts.
         if not jnp.issubdtype(array.dtype, accepted) or array.dtype.kind == "c":
             raise DataError(f"{name}: expected {words}, got dtype {array.dtype}.")
         if self.below is not None and (array.min() < 0 or array.max() >= self.below):
@@ -68,6 +70,7 @@ class Field:
                 f"{name}: expected whole numbers from 0 to {self.below - 1}, got {array.min()} to "
                 f"{array.max()}."
             )
+        # A float64 beyond the range of float32 becomes infinite, which the next check reports.
         with np.errstate(over="ignore"):
             array = array.astype(dtype)
         if not np.all(np.isfinite(array)):

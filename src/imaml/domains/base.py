@@ -92,15 +92,38 @@ class Predicts(Protocol):
         ...
 
     def predict(self, x: object) -> np.ndarray:
-        """Return the predictions for query data."""
+        """Return the predictions for query data.
+
+        Args:
+            x: Query data, as `DomainBase.encode_query` takes them.
+
+        Returns:
+            What `DomainBase.decode` returns, rows first.
+        """
         ...
 
     def predict_proba(self, x: object, uncertainty: bool = False) -> np.ndarray:
-        """Return class probabilities, ``(n, classes)``."""
+        """Return class probabilities.
+
+        Args:
+            x: Query data.
+            uncertainty: Whether to average over the task's posterior.
+
+        Returns:
+            Probabilities ``(n, classes)``.
+        """
         ...
 
     def predict_interval(self, x: object, level: float = 0.9) -> Tree:
-        """Return means and the ends of intervals, a tuple with ``mean``, ``low`` and ``high``."""
+        """Return means and intervals of the posterior predictive distribution.
+
+        Args:
+            x: Query data.
+            level: The probability of each interval, between 0 and 1.
+
+        Returns:
+            A tuple with ``mean``, ``low`` and ``high``, arrays ``(n, ...)`` in the user's units.
+        """
         ...
 
 
@@ -131,15 +154,43 @@ class DomainBase:
     # Tasks ------------------------------------------------------------------------------------------------
 
     def draw(self, key: Array, split: str) -> Tree:
-        """Return the indices of one random task of a split, a tree of small arrays."""
+        """Draw the indices of one random task of a split.
+
+        Works under jit and vmap. The result depends on the arguments alone.
+
+        Args:
+            key: A random key.
+            split: "train", "validation" or "test"; static under jit.
+
+        Returns:
+            What `gather` makes the task from: a tree of small arrays.
+        """
         raise NotImplementedError
 
     def gather(self, indices: Tree) -> Task:
-        """Return the task that ``indices`` mean."""
+        """Return the task that indices mean.
+
+        Works under jit and vmap.
+
+        Args:
+            indices: What `draw` returned, or one item of what `draws` returned.
+
+        Returns:
+            The support batch, a `support_type` with leaves ``(rows, ...)``, and the query batch. All tasks
+            have the same shapes.
+        """
         raise NotImplementedError
 
     def sample(self, key: Array, split: str) -> Task:
-        """Return one random task of a split."""
+        """Return one random task of a split.
+
+        Args:
+            key: A random key.
+            split: "train", "validation" or "test".
+
+        Returns:
+            The task, ``gather(draw(key, split))``.
+        """
         return self.gather(self.draw(key, split))
 
     @staticmethod
@@ -156,23 +207,50 @@ class DomainBase:
         return joined(support, query if isinstance(query, type(support)) else query[0])
 
     def size(self, split: str) -> int | None:
-        """Return how many tasks a split has, or None if tasks are drawn without end."""
+        """Return how many tasks a split has.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            The number of tasks, or None if tasks are drawn without end.
+        """
         return None
 
     def draws(self, key: Array, split: str, count: int) -> Tree | None:
-        """Return the indices of ``count`` tasks, of which none comes twice before all have come.
+        """Draw the indices of several tasks, of which none comes twice before all have come.
+
+        Args:
+            key: A random key.
+            split: "train", "validation" or "test".
+            count: How many tasks.
 
         Returns:
-            Indices, leaves ``(count, ...)``, or None to draw each task by a key of its own.
+            Indices, leaves ``(count, ...)``; or None, the default, to draw each task by a key of its own.
         """
         return None
 
     def number(self, indices: Tree) -> Array | None:
-        """Return which task was drawn, or None if no task comes twice. Equal ones are not independent."""
+        """Return which task was drawn.
+
+        Args:
+            indices: What `draw` returned.
+
+        Returns:
+            An integer scalar: tasks with equal numbers are not independent. None, the default, if no task
+            comes twice.
+        """
         return None
 
     def held_out(self, split: str) -> bool:
-        """Return whether a split has tasks of its own; else those of training stand in for them."""
+        """Return whether a split has tasks of its own; else those of training stand in for them.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            True by default.
+        """
         return True
 
     # Learning ---------------------------------------------------------------------------------------------
@@ -188,7 +266,14 @@ class DomainBase:
         raise NotImplementedError
 
     def init(self, key: Array) -> Tree:
-        """Return fresh parameters of the network."""
+        """Return fresh parameters of the network.
+
+        Args:
+            key: A random key.
+
+        Returns:
+            A pytree of float arrays.
+        """
         return self.network.init(key)
 
     def problem(self, strength: Strength, adapt: Adapt = None, curvature: str = "hessian") -> Problem:
@@ -210,19 +295,50 @@ class DomainBase:
         return proximal(self.loss, strength, adapt, curvature=curvature, convex=self.convex)
 
     def query_loss(self, phi: Tree, theta: Tree, batch: Tree) -> Array:
-        """Return the loss that meta-learning minimises, of adapted parameters on a query batch; a scalar."""
+        """Return the loss that meta-learning minimises.
+
+        Args:
+            phi: Adapted parameters of one task.
+            theta: The meta-parameters they were adapted from; most losses ignore them.
+            batch: The task's query batch.
+
+        Returns:
+            A scalar, `loss` on the query batch by default.
+        """
         return self.loss(phi, batch)
 
     def wide(self, key: Array) -> Tree:
-        """Return fresh parameters for joint learning: those of the same network."""
+        """Return fresh parameters for joint learning: those of the same network.
+
+        Args:
+            key: A random key.
+
+        Returns:
+            Parameters for `joint_loss`, a pytree of float arrays.
+        """
         return self.init(key)
 
     def narrow(self, theta: Tree) -> Tree:
-        """Return where a new task starts after joint learning: at ``theta`` itself."""
+        """Return where a new task starts after joint learning: at ``theta`` itself.
+
+        Args:
+            theta: Parameters as `wide` returns them, after joint learning.
+
+        Returns:
+            Parameters as `init` returns them.
+        """
         return theta
 
     def shared_loss(self, theta: Tree, batch: Tree) -> Array:
-        """Return the loss of one network for all tasks, a scalar."""
+        """Return the loss of one network for all tasks.
+
+        Args:
+            theta: The parameters of that network.
+            batch: All of a task's data, as `whole` returns them.
+
+        Returns:
+            A scalar, `loss` by default.
+        """
         return self.loss(theta, batch)
 
     def joint_loss(self, theta: Tree, batch: Tree, grouped: bool = False) -> Array:
@@ -249,19 +365,52 @@ class DomainBase:
     # Scores -----------------------------------------------------------------------------------------------
 
     def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
-        """Return the scores of adapted parameters, scalars by name; the headline is one of them."""
+        """Return the scores of adapted parameters on a task's query batch.
+
+        Args:
+            phi: Adapted parameters.
+            task: The task, without a leading axis of tasks.
+
+        Returns:
+            Scalars by name. One of them is the headline. Works under jit and vmap.
+        """
         raise NotImplementedError
 
     def measure(self, phi: Tree, theta: Tree, batch: Tree) -> dict[str, Array]:
-        """Return what training logs beside the loss, by name: scalars of a query batch."""
+        """Return what training logs beside the loss.
+
+        Args:
+            phi: Adapted parameters of one task.
+            theta: The meta-parameters, or None where a caller has none.
+            batch: The task's query batch.
+
+        Returns:
+            Scalars by name; none by default.
+        """
         return {}
 
     def calibration(self, phi: Tree, task: Task) -> dict[str, Array]:
-        """Return what calibration errors are made of, by name; nothing if no class is predicted."""
+        """Return what calibration errors are made of.
+
+        Args:
+            phi: Adapted parameters.
+            task: The task.
+
+        Returns:
+            Sums by bin of confidence, ``(bins, 3)``, by name; see `confidences`. Empty, the default, if
+            predictions are not classes.
+        """
         return {}
 
     def baselines(self, task: Task) -> dict[str, Array]:
-        """Return the scores of simple methods without meta-learning, by name, on the headline's scale."""
+        """Return the scores of simple methods without meta-learning.
+
+        Args:
+            task: The task.
+
+        Returns:
+            Scalars by name, in the headline's units; none by default.
+        """
         return {}
 
     # A user's own tasks -----------------------------------------------------------------------------------
@@ -278,11 +427,25 @@ class DomainBase:
         return next(iter(self.support_fields().values()))
 
     def completed(self, arrays: dict[str, np.ndarray]) -> Mapping[str, ArrayLike]:
-        """Return the arrays that a support may leave out, by name, such as random noise."""
+        """Return the arrays that a user's support may leave out, such as random noise.
+
+        Args:
+            arrays: The checked arrays that the user gave, by name; at least one.
+
+        Returns:
+            Arrays ``(rows, ...)`` by name, none by default. Those that the user gave take precedence.
+        """
         return {}
 
     def asked(self, query: Tree) -> Array:
-        """Return the part of a sampled query batch that `encode_query` takes: its first array."""
+        """Return the part of a sampled query batch that `encode_query` takes.
+
+        Args:
+            query: The query batch of one task.
+
+        Returns:
+            Its first array by default.
+        """
         return jax.tree.leaves(query)[0]
 
     def encode(self, x: object, y: object = None) -> Encoded:
@@ -319,7 +482,15 @@ class DomainBase:
         return self.query_field().check(self.asked(x) if hasattr(x, "_fields") else x, "x")
 
     def statistics(self, phi: Tree, support: Tree) -> Tree:
-        """Return what `forward` needs of the whole support set, computed once a task; None for nothing."""
+        """Return what `forward` needs of the whole support set, computed once a task.
+
+        Args:
+            phi: Adapted parameters.
+            support: The support batch.
+
+        Returns:
+            A pytree of arrays; None, the default, for nothing.
+        """
         return None
 
     def forward(self, phi: Tree, rows: Tree, statistics: Tree = None) -> Array:
@@ -348,10 +519,16 @@ class DomainBase:
         return outputs
 
     def query_batch(self, rows: Tree) -> Tree:
-        """Return encoded rows as a batch of the likelihood, for `Predictor.posterior`, with blank targets.
+        """Return encoded rows as a batch of the likelihood, with blank targets, for `Predictor.posterior`.
+
+        Args:
+            rows: What `encode_query` returned.
+
+        Returns:
+            A batch that `loss` takes.
 
         Raises:
-            ConfigError: If the domain has no likelihood.
+            ConfigError: If the domain has no likelihood, as by default.
         """
         raise ConfigError(
             f"posterior: expected a domain whose loss is a likelihood of rows, got {type(self).__name__}. "
@@ -359,7 +536,14 @@ class DomainBase:
         )
 
     def posterior_form(self, support: Tree) -> dict[str, Tree]:
-        """Return the options of `imaml.posterior` for a task of this domain."""
+        """Return the options of `imaml.posterior` for a task of this domain.
+
+        Args:
+            support: The support batch of the task.
+
+        Returns:
+            Keyword arguments by name; none by default.
+        """
         return {}
 
     # Files ------------------------------------------------------------------------------------------------
@@ -452,7 +636,16 @@ class DomainBase:
         return self.scenes(before, predictor.phi, task)
 
     def scenes(self, before: Tree, after: Tree, task: Task) -> Sequence[Scene]:
-        """Return pictures of a task at parameters before and after adaptation."""
+        """Return pictures of a task at parameters before and after adaptation.
+
+        Args:
+            before: The parameters before adaptation.
+            after: The adapted parameters.
+            task: The task.
+
+        Returns:
+            The pictures; none by default.
+        """
         return []
 
     def change(self, before: Tree, after: Tree, task: Task, form: str, metric: str = "") -> str:
@@ -472,7 +665,15 @@ class DomainBase:
         return " to ".join(format(score, form) for score in scores)
 
     def summary(self, theta: Tree, problem: Problem) -> tuple[Json, str]:
-        """Return what theta itself says about the tasks, as JSON fields and as text; nothing by default."""
+        """Return what theta itself says about the tasks.
+
+        Args:
+            theta: The meta-parameters after training.
+            problem: The inner problem that they were trained with.
+
+        Returns:
+            JSON fields, and the same as text; both empty by default.
+        """
         return {}, ""
 
 

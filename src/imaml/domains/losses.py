@@ -15,11 +15,27 @@ class CompositeLoss:
     """
 
     def outputs(self, phi: Tree, batch: Tree) -> Array:
-        """Return the model's outputs."""
+        """Return the model's outputs.
+
+        Args:
+            phi: Adapted parameters.
+            batch: The batch; leaves ``(rows, ...)``.
+
+        Returns:
+            Outputs, rows first.
+        """
         raise NotImplementedError
 
     def cost(self, outputs: Array, batch: Tree) -> Array:
-        """Return the cost of outputs, a scalar, convex in the outputs."""
+        """Return the cost of outputs, which is convex in them.
+
+        Args:
+            outputs: What `outputs` returned.
+            batch: The same batch.
+
+        Returns:
+            A scalar.
+        """
         raise NotImplementedError
 
     def __call__(self, phi: Tree, batch: Tree) -> Array:

@@ -22,11 +22,27 @@ class Network(Protocol):
     """A network; `MLP` and `Conv4` are two."""
 
     def init(self, key: Array) -> Tree:
-        """Return fresh parameters."""
+        """Return fresh parameters.
+
+        Args:
+            key: A random key.
+
+        Returns:
+            A pytree of float arrays.
+        """
         ...
 
     def forward(self, parameters: Tree, inputs: Array, statistics: Tree = None) -> tuple[Array, Tree]:
-        """Return the outputs, and the statistics that they were computed with."""
+        """Return the outputs, and the statistics that they were computed with.
+
+        Args:
+            parameters: As `init` returns them.
+            inputs: ``(n, ...)``.
+            statistics: What an earlier call returned; None to compute them from ``inputs``.
+
+        Returns:
+            Outputs ``(n, ...)``, and the statistics, a tree; None of a network that has none.
+        """
         ...
 
 
@@ -173,7 +189,14 @@ class MLP(Checked):
             )
 
     def init(self, key: Array) -> Parameters:
-        """Return fresh parameters, float32: for each layer a He-normal kernel (in, out) and a zero bias."""
+        """Return fresh parameters, float32: He-normal kernels and zero biases.
+
+        Args:
+            key: A random key.
+
+        Returns:
+            For each layer a kernel ``(in, out)`` and a bias ``(out,)``.
+        """
         parameters, keys = {}, jax.random.split(key, len(self.sizes) - 1)
         for layer, (layer_key, (n, m)) in enumerate(zip(keys, pairwise(self.sizes), strict=True), start=1):
             kernel = jax.random.normal(layer_key, (n, m), jnp.float32) * (2 / n) ** 0.5
@@ -181,7 +204,16 @@ class MLP(Checked):
         return parameters
 
     def forward(self, parameters: Parameters, inputs: Array, statistics: Tree = None) -> tuple[Array, Tree]:
-        """Return outputs (n, sizes[-1]) for inputs (n, sizes[0]), and the statistics unchanged."""
+        """Return the outputs of the last layer.
+
+        Args:
+            parameters: As `init` returns them.
+            inputs: ``(n, sizes[0])``.
+            statistics: Returned unchanged, as the network has none.
+
+        Returns:
+            Outputs ``(n, sizes[-1])``, and ``statistics``.
+        """
         activate = getattr(jax.nn, self.activation)
         hidden = inputs
         for layer in range(1, len(self.sizes)):

@@ -78,15 +78,36 @@ class Instance(NamedTuple):
         return self.problem.structure == "general"
 
     def residual(self, phi: Tree) -> Tree:
-        """Compute F(phi, theta, batch), a tree shaped like `phi`."""
+        """Compute F(phi, theta, batch).
+
+        Args:
+            phi: Adapted parameters.
+
+        Returns:
+            F, a tree shaped like ``phi``.
+        """
         return self.problem.residual(phi, self.theta, self.batch)
 
     def size(self, phi: Tree) -> Array:
-        """Compute |F(phi, theta, batch)|, a scalar."""
+        """Compute |F(phi, theta, batch)|.
+
+        Args:
+            phi: Adapted parameters.
+
+        Returns:
+            A scalar.
+        """
         return tree.norm(self.residual(phi))
 
     def objective(self, phi: Tree) -> Array:
-        """Compute the scalar whose gradient is F; only of problems with `has_objective`."""
+        """Compute the scalar whose gradient is F.
+
+        Args:
+            phi: Adapted parameters.
+
+        Returns:
+            A scalar; only of problems with `has_objective`.
+        """
         value = self.problem.objective(phi, self.theta, self.batch)
         assert value is not None
         return value

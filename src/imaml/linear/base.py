@@ -169,7 +169,9 @@ class Solver:
                 f"{name}: anchor: expected the diagonal that was added to the curvature, a tree like b, got "
                 "None. Hint: for a proximal problem it is the strengths."
             )
+        # Methods work on flat vectors; b is scaled so that squares of entries stay in range.
         system, unravel = flat_system(matvec, b, x0)
+        # A preconditioner needs the diagonal D of A = H + D, one entry a parameter.
         flat = tree.ravel(tree.spread(anchor, b))[0] if self.uses_anchor else None
         system = system._replace(structure=structure, anchor=flat)
         return _finish(system, self.run(system), self.accuracy(system.b.dtype), unravel)
@@ -430,7 +432,15 @@ def _times_power(x: Array, power: Array) -> Array:
 
 
 def quotient(value: Array, size: Array) -> Array:
-    """Divide by a size that may be zero; the result is then zero, and derivatives stay finite."""
+    """Divide by a number that may be zero; derivatives stay finite there.
+
+    Args:
+        value: The dividend.
+        size: The divisor, not negative.
+
+    Returns:
+        ``value / size``, and 0 where ``size`` is 0.
+    """
     return jnp.where(size > 0, value / jnp.where(size > 0, size, 1), 0)
 
 

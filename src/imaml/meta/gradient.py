@@ -86,7 +86,14 @@ class Network(Protocol):
     """What fresh meta-parameters come from, such as a domain."""
 
     def init(self, key: Array) -> Tree:
-        """Fresh parameters."""
+        """Return fresh parameters.
+
+        Args:
+            key: A random key.
+
+        Returns:
+            A pytree of float arrays.
+        """
 
 
 class View(NamedTuple):

@@ -284,6 +284,8 @@ def implicit_vjp(
             f"implicit_vjp: cotangent: expected one shaped like phi, {tree.shapes(phi)}, got "
             f"{tree.shapes(cotangent)}."
         )
+    # The outer loss cotangent^T phi has the slope that is given and no direct term in theta.
+    # So its implicit gradient is the cotangent of theta alone.
     rule = Implicit(linear, certify=certify)
     implied = rule.at(
         Case(problem, theta, batch, linear_outer_loss(cotangent, theta)), problem.split(phi), key

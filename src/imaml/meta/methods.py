@@ -219,21 +219,61 @@ class JointDomain(Protocol):
     """A domain with a loss over the classes of all tasks."""
 
     def query_loss(self, phi: Tree, theta: Tree, batch: Tree) -> Array:
-        """The query loss of one task, a scalar."""
+        """Return the query loss of one task.
+
+        Args:
+            phi: Adapted parameters.
+            theta: The meta-parameters.
+            batch: The query batch.
+
+        Returns:
+            A scalar.
+        """
         ...
 
     def joint_loss(self, theta: Tree, batch: Tree, grouped: bool = False) -> Array:
-        """The loss of all classes at once, a scalar."""
+        """Return the loss over the classes of all tasks at once.
+
+        Args:
+            theta: Parameters as `wide` returns them.
+            batch: All of a task's data, as `whole` returns them.
+            grouped: Whether each group of classes has a head of its own.
+
+        Returns:
+            A scalar.
+        """
         ...
 
     def wide(self, key: Array) -> Tree:
-        """Fresh parameters with an output for every class."""
+        """Return fresh parameters with an output for every class.
+
+        Args:
+            key: A random key.
+
+        Returns:
+            A pytree of float arrays.
+        """
 
     def narrow(self, theta: Tree) -> Tree:
-        """What a new task starts at, with a fresh head."""
+        """Return where a new task starts, with a fresh head.
+
+        Args:
+            theta: Parameters as `wide` returns them.
+
+        Returns:
+            Parameters of the network for one task.
+        """
 
     def whole(self, support: Tree, query: Tree) -> Tree:
-        """Both sets of a task as one batch."""
+        """Return both sets of a task as one batch.
+
+        Args:
+            support: The support batch.
+            query: The query batch.
+
+        Returns:
+            One batch, with the support's rows first.
+        """
 
 
 def Joint(

@@ -251,10 +251,13 @@ def start(case: Case, system: System, solution: Solution, adapted: Tree) -> Poin
     Returns:
         The point.
     """
+    # Ritz values of the linear solve lie within the spectrum of A. Without them, infinity and 0 leave
+    # later minima and maxima unchanged.
     zero = jnp.zeros_like(solution.stats.residual)
     smallest, largest = jnp.full_like(zero, jnp.inf), zero
     if solution.stats.lanczos is not None:
         smallest, largest = ritz(solution.stats.lanczos, solution.stats.steps)
+    # The linear residual is relative: |v - A u| = residual |v|.
     size = tree.norm(system.right)
     return Point(
         adapted=adapted,

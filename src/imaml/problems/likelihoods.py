@@ -377,12 +377,14 @@ def likelihood(loss: DeclaredLoss, noise: float | Learned | None = None) -> Nega
             f"or imaml.Categorical(), got {loss!r}. Hint: a mean loss does not say how many rows it is "
             "a mean of."
         )
+    # Categorical rows: -log softmax(outputs)[label] has no free variance.
     if isinstance(declared, Categorical):
         if noise is not None:
             raise ConfigError(
                 f"likelihood: noise: expected None, as categorical rows have no noise, got {noise!r}."
             )
         return NegativeLogLikelihood(loss)
+    # Gaussian rows: -log N(target; output, noise). By default theta holds log noise, learned from 1.
     if noise is None:
         noise = Learned(1.0, "all")
     if isinstance(noise, Learned):

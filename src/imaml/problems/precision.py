@@ -61,7 +61,14 @@ class Theta(NamedTuple):
 
     @classmethod
     def of(cls, theta: Tree) -> Theta:
-        """Return meta-parameters as a `Theta`, whose mean they are if they are none yet."""
+        """Return meta-parameters as a `Theta`, whose mean they are if they are none yet.
+
+        Args:
+            theta: Meta-parameters.
+
+        Returns:
+            ``theta`` itself if it is a `Theta`, else one with ``theta`` as its mean.
+        """
         return theta if isinstance(theta, Theta) else cls(theta)
 
 

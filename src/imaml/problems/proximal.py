@@ -232,11 +232,13 @@ def proximal(
         Rajeswaran et al. (2019), equation 3.
     """
     require_function("loss", loss)
+    # A learned strength is part of theta, so the problem holds its form and no number.
     learns = strength if isinstance(strength, Learned) else None
     if learns is None:
         _check_positive(strength)
     require_one_of("proximal", "curvature", curvature, CURVATURES)
     check_lipschitz("proximal", lipschitz)
+    # J^T H J needs the loss in two parts: outputs with Jacobian J, and a cost with Hessian H.
     if curvature == "gauss-newton" and not (hasattr(loss, "outputs") and hasattr(loss, "cost")):
         raise ConfigError(
             "proximal: loss: expected one made by composed(outputs, cost), for Gauss-Newton curvature, got "

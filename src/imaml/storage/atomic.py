@@ -112,6 +112,12 @@ def disk_errors(what: str, refusal: type[ImamlError]) -> Iterator[None]:
     Args:
         what: What failed, the beginning of the message.
         refusal: The error to raise.
+
+    Yields:
+        Nothing; the block runs once.
+
+    Raises:
+        ImamlError: An instance of ``refusal``, if the block raises OSError, ValueError or RuntimeError.
     """
     try:
         yield

@@ -40,7 +40,14 @@ def devices_mesh(tasks: int) -> Mesh | None:
 
 
 def mesh_size(mesh: Mesh | None) -> int:
-    """Return how many devices share the tasks: one without a mesh."""
+    """Return how many devices share the tasks.
+
+    Args:
+        mesh: The mesh; None for one device.
+
+    Returns:
+        The number of devices.
+    """
     return 1 if mesh is None else mesh.size
 
 

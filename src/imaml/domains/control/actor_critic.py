@@ -85,19 +85,52 @@ class ActorCritic:
     recipe: ActorCriticRecipe
 
     def log_chance(self, actor: Tree, states: Array, actions: Array) -> Array:
-        """Return the policy's log probabilities of actions in states, ``(n,)``."""
+        """Return the policy's log probabilities of actions.
+
+        Args:
+            actor: The actor's parameters.
+            states: ``(n, ...)``.
+            actions: The actions in these states, ``(n, ...)``.
+
+        Returns:
+            Log probabilities, or log densities if actions are continuous, ``(n,)``.
+        """
         raise NotImplementedError
 
     def value(self, critic: Tree, states: Array) -> Array:
-        """Return the critic's values of states, ``(n,)``."""
+        """Return the critic's values of states.
+
+        Args:
+            critic: The critic's parameters.
+            states: ``(n, ...)``.
+
+        Returns:
+            Discounted returns, ``(n,)``.
+        """
         return self.recipe.critic.forward(critic, states)[0][:, 0]
 
     def weights(self, actor: Tree, batch: Transitions) -> Array:
-        """Return the importance weights of the actions, w ``(n,)``."""
+        """Return the importance weights w of the actions.
+
+        Args:
+            actor: The actor's parameters.
+            batch: The transitions.
+
+        Returns:
+            ``pi(u_i | x_i) / mu(u_i | x_i)``, ``(n,)``.
+        """
         return jnp.exp(self.log_chance(actor, batch.states, batch.actions) - batch.chances)
 
     def advantages(self, critic: Tree, batch: Transitions) -> Array:
-        """Return the temporal differences, A ``(n,)``."""
+        """Return the temporal differences A.
+
+        Args:
+            critic: The critic's parameters.
+            batch: The transitions.
+
+        Returns:
+            ``r_i + gamma V(x'_i) - V(x_i)``, ``(n,)``.
+        """
         here, there = self.value(critic, batch.states), self.value(critic, batch.following)
         return batch.rewards + self.recipe.discount * there - here
 
@@ -113,7 +146,17 @@ class ActorCritic:
         }
 
     def surrogate(self, phi: Tree, batch: Transitions) -> Array:
-        """Return a scalar whose gradient is the field."""
+        """Return a scalar whose gradient is the field.
+
+        Its value has no meaning.
+
+        Args:
+            phi: The parameters of actor and critic.
+            batch: The transitions.
+
+        Returns:
+            A scalar.
+        """
         advantages = lax.stop_gradient(self.advantages(phi["critic"], batch))
         weights = self.weights(phi["actor"], batch)
         values = self.value(phi["critic"], batch.states)

@@ -127,7 +127,14 @@ class TemporalDifferences:
     recipe: MazesRecipe
 
     def values(self, phi: Tree) -> Array:
-        """Return the action values q of every cell and action, ``(cells, 4)``."""
+        """Return the action values q of every cell and action.
+
+        Args:
+            phi: The network's parameters.
+
+        Returns:
+            ``(cells, 4)``, cells row by row.
+        """
         side = self.recipe.side
         cells = jnp.arange(side**2)
         coded = jax.nn.one_hot(cells, side**2)
@@ -138,13 +145,29 @@ class TemporalDifferences:
         return self.recipe.network.forward(phi, coded.astype(kernel.dtype))[0]
 
     def errors(self, q: Array, walks: Walks) -> Array:
-        """Return the Bellman errors of transitions ``(n,)``, for action values ``(cells, 4)``."""
+        """Return the Bellman errors of transitions.
+
+        Args:
+            q: Action values ``(cells, 4)``.
+            walks: The transitions.
+
+        Returns:
+            ``q(x_i, u_i) - r_i - gamma V(x'_i)``, ``(n,)``; V is 0 where the walk ended.
+        """
         value = soft_value(q, self.recipe.temperature)
         target = walks.rewards + self.recipe.discount * jnp.where(walks.ended, 0, value[walks.following])
         return q[walks.states, walks.actions] - target
 
     def mean_square(self, q: Array, walks: Walks) -> Array:
-        """Return half the mean squared Bellman error of action values, a scalar."""
+        """Return half the mean squared Bellman error.
+
+        Args:
+            q: Action values ``(cells, 4)``.
+            walks: The transitions.
+
+        Returns:
+            A scalar.
+        """
         return 0.5 * jnp.mean(jnp.square(self.errors(q, walks)))
 
     def __call__(self, phi: Tree, walks: Walks) -> Tree:

@@ -106,7 +106,15 @@ class NormalMoves(ActorCritic):
     recipe: NavigationRecipe
 
     def moves(self, actor: Tree, states: Array) -> Array:
-        """Return mean moves ``(n, 2)``."""
+        """Return the actor's mean moves.
+
+        Args:
+            actor: The actor's parameters.
+            states: Places ``(n, 2)``.
+
+        Returns:
+            Moves ``(n, 2)`` in units of `most`, each entry between -1 and 1.
+        """
         return jnp.tanh(self.recipe.actor.forward(actor, states)[0])
 
     def log_chance(self, actor: Tree, states: Array, actions: Array) -> Array:

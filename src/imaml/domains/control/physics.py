@@ -120,7 +120,18 @@ class Kind:
         return len(self.angles)
 
     def features(self, state: Array, control: Array) -> Array:
-        """Return a model's inputs: positions (sine and cosine of angles), velocities and controls, scaled."""
+        """Return a model's inputs, each of order 1.
+
+        Positions that are angles enter as sine and cosine. Other positions and the velocities are divided by
+        the largest of the data, and controls by their limit.
+
+        Args:
+            state: Positions and velocities, ``(2 d,)``.
+            control: ``(actuators,)``, N or N m.
+
+        Returns:
+            ``(inputs,)``: positions or sines, cosines, velocities, controls.
+        """
         d = self.freedoms
         positions, velocities = state[:d], state[d:]
         angles = np.array(self.angles)
@@ -135,17 +146,43 @@ class Kind:
         return 2 * self.freedoms + sum(self.angles) + self.actuators
 
     def accelerate(self, state: Array, control: Array, physics: Array) -> Array:
-        """Return the true accelerations ``(d,)``."""
+        """Return the true accelerations.
+
+        Args:
+            state: Positions and velocities, ``(2 d,)``.
+            control: ``(actuators,)``.
+            physics: The plant's physics, ``(k,)``.
+
+        Returns:
+            ``(d,)``, m/s^2 or rad/s^2.
+        """
         return self.move(state[: self.freedoms], state[self.freedoms :], control, physics)
 
     def onward(self, state: Array, acceleration: Array) -> Array:
-        """Return the state a step later."""
+        """Return the state one step later, by semi-implicit Euler.
+
+        Args:
+            state: Positions and velocities, ``(2 d,)``.
+            acceleration: ``(d,)``.
+
+        Returns:
+            The next state, ``(2 d,)``.
+        """
         d = self.freedoms
         velocities = state[d:] + self.seconds * acceleration
         return jnp.concatenate([state[:d] + self.seconds * velocities, velocities])
 
     def distance(self, state: Array) -> Array:
-        """Return the weighted squared distance to the goal; 2 (1 - cos) for angles."""
+        """Return the weighted squared distance to the goal.
+
+        The square of an angle's difference is ``2 (1 - cos)``, which has no jump at a full turn.
+
+        Args:
+            state: Positions and velocities, ``(2 d,)``.
+
+        Returns:
+            A scalar.
+        """
         d = self.freedoms
         away = state[:d] - jnp.array(self.goal, state.dtype)
         squares = jnp.where(np.array(self.angles), 2 * (1 - jnp.cos(away)), jnp.square(away))

@@ -185,7 +185,14 @@ class Plants(RegressionDomain):
         return states, controls, plant.cost(physics, states, controls)
 
     def best(self, physics: Array) -> Trajectory:
-        """Return the plan for a plant with known physics."""
+        """Return the plan for a plant with known physics.
+
+        Args:
+            physics: The plant's physics, ``(k,)``.
+
+        Returns:
+            The plan of iterative LQR with the true accelerations.
+        """
         return self.true(physics, *self._start(physics.dtype)).value
 
     def query_loss(self, phi: Tree, theta: Tree, batch: Flight) -> Array:

@@ -439,6 +439,7 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
     Raises:
         DataError: If a split has too few classes, a class too few images, or images have another size.
     """
+    # A task draws `ways` classes, and `shots` + `queries` distinct images of each.
     wanted = recipe.shots + recipe.queries
     splits = {}
     for name in SPLITS:
@@ -458,6 +459,7 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
     expected = (recipe.network.side, recipe.network.side, recipe.network.channels)
     if table.image_shape != expected:
         raise DataError(f"images: expected {expected} for {recipe.source}, got {table.image_shape}.")
+    # Compiled code needs static shapes, so classes are padded to the largest; groups become integers.
     most = int(table.count.max())
     groups = np.unique(table.groups, return_inverse=True)[1].astype(np.int32)
     if recipe.within:

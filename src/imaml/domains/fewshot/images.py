@@ -106,7 +106,14 @@ class Images:
         return self.splits[split]
 
     def of(self, class_id: int) -> np.ndarray:
-        """Return one class's images, uint8 ``(n, height, width, channels)``: a view, not a copy."""
+        """Return one class's images.
+
+        Args:
+            class_id: The number of the class.
+
+        Returns:
+            A view, uint8 ``(n, height, width, channels)``.
+        """
         return self.pixels[self.first[class_id] : self.first[class_id] + self.count[class_id]]
 
     def with_splits(self, **splits: np.ndarray | Sequence[int] | None) -> Images:

@@ -142,6 +142,7 @@ def read(
     require_number("omniglot", 1, SIDE + 1, kind=int, side=side)
     source = open_source(locate(path))
     drawings = source.drawings
+    # Drawings are sorted by id, so that `first` and `count` give each character's rows.
     _require_none(source, contradictions(drawings))
     ids, first, count = np.unique([drawing.id for drawing in drawings], return_index=True, return_counts=True)
 
@@ -154,6 +155,7 @@ def read(
             raise not_omniglot(source.path, found, whole)
         return _resized(packed, side)
 
+    # The key holds all that the resized table depends on: content, files and size.
     if complete:
         pixels = cached_array(f"omniglot-{CONTENT_SHA256[:8]}-{source.fingerprint()[:32]}-{side}", decoded)
     else:
@@ -286,6 +288,7 @@ def check(path: str | Path | None = None) -> Report:
     except DataError as error:
         return Report(place, "unreadable", 0, 0, 0, None, (), (str(error),), ())
     problems = [*contradictions(source.drawings), *problems]
+    # Equal bits are duplicates; `first` maps them to the first drawing that has them.
     first: dict[bytes, str] = {}
     duplicates = []
     for drawing, bits in zip(source.drawings, packed, strict=True):

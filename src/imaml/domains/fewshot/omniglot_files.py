@@ -231,6 +231,7 @@ def _open_npz(path: Path) -> Source:
         if numbered and not 0 <= array.min() <= array.max() < arrays[numbered].size:
             found = f"{array.min()} to {array.max()}"
             raise not_omniglot(path, found, f"{name} from 0 to {arrays[numbered].size - 1}")
+    # Two levels of indices: a drawing's label numbers a character, whose char_alphabet numbers an alphabet.
     alphabets = arrays["alphabet_name"][arrays["char_alphabet"]].tolist()
     numbers, ids = arrays["char_number"].tolist(), arrays["char_id"].tolist()
     names = [f"{alphabet}/character{number:02d}" for alphabet, number in zip(alphabets, numbers, strict=True)]
@@ -260,7 +261,14 @@ def _npz_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def content_digest(packed: np.ndarray) -> str:
-    """Return the SHA-256 of packed drawings, hexadecimal; see CONTENT_SHA256 in `omniglot`."""
+    """Return the digest of packed drawings; see CONTENT_SHA256 in `omniglot`.
+
+    Args:
+        packed: The drawings.
+
+    Returns:
+        The SHA-256, hexadecimal.
+    """
     return hashlib.sha256(np.ascontiguousarray(packed).data).hexdigest()
 
 

@@ -66,7 +66,14 @@ class Players:
     bounded: bool = False
 
     def init(self, key: Array) -> Tree:
-        """Return fresh parameters of both networks."""
+        """Return fresh parameters of both networks.
+
+        Args:
+            key: A random key.
+
+        Returns:
+            The generator's and the discriminator's parameters by name.
+        """
         generator, discriminator = jax.random.split(key)
         return {
             "generator": self.generator.init(generator),
@@ -74,28 +81,70 @@ class Players:
         }
 
     def made(self, generator: Tree, latents: Array) -> Array:
-        """Return the generator's points ``(m, d)`` for latent points ``(m, latent)``."""
+        """Return the generator's points, G(z).
+
+        Args:
+            generator: The generator's parameters.
+            latents: Latent points ``(m, latent)``.
+
+        Returns:
+            Points ``(m, d)``, between 0 and 1 if `bounded`.
+        """
         points = self.generator.forward(generator, latents)[0]
         return jax.nn.sigmoid(points) if self.bounded else points
 
     def judged(self, discriminator: Tree, points: Array) -> Array:
-        """Return the discriminator's numbers ``(n,)`` for points ``(n, d)``."""
+        """Return the discriminator's outputs, D(x).
+
+        Args:
+            discriminator: The discriminator's parameters.
+            points: ``(n, d)``.
+
+        Returns:
+            Logits ``(n,)`` that points are true.
+        """
         return self.discriminator.forward(discriminator, points)[0][:, 0]
 
     def fooling(self, generator: Tree, discriminator: Tree, batch: Samples) -> Array:
-        """Return the generator's loss, a scalar."""
+        """Return the generator's loss.
+
+        Args:
+            generator: The generator's parameters.
+            discriminator: The discriminator's parameters.
+            batch: Its latent points are used.
+
+        Returns:
+            A scalar, ``weight mean softplus(-D(G(z)))``.
+        """
         taken = self.judged(discriminator, self.made(generator, batch.latents))
         return self.weight * jnp.mean(jax.nn.softplus(-taken))
 
     def telling(self, generator: Tree, discriminator: Tree, batch: Samples) -> Array:
-        """Return the discriminator's loss, a scalar."""
+        """Return the discriminator's loss.
+
+        Args:
+            generator: The generator's parameters.
+            discriminator: The discriminator's parameters.
+            batch: True and latent points.
+
+        Returns:
+            A scalar, with the gradient penalty at true points.
+        """
         false = jnp.mean(jax.nn.softplus(self.judged(discriminator, self.made(generator, batch.latents))))
         true = jnp.mean(jax.nn.softplus(-self.judged(discriminator, batch.points)))
         slopes = jax.grad(lambda x: jnp.sum(self.judged(discriminator, x)))(batch.points)
         return false + true + 0.5 * self.penalty * jnp.mean(jnp.sum(jnp.square(slopes), -1))
 
     def told_apart(self, phi: Tree, batch: Samples) -> Array:
-        """Return the discriminator's accuracy on true and generated points, a scalar: 1/2 by chance."""
+        """Return the discriminator's accuracy on true and generated points.
+
+        Args:
+            phi: Both networks' parameters.
+            batch: True and latent points.
+
+        Returns:
+            A scalar, the mean of both accuracies: 1/2 by chance.
+        """
         made = self.made(phi["generator"], batch.latents)
         right = self.judged(phi["discriminator"], batch.points) > 0
         wrong = self.judged(phi["discriminator"], made) > 0
@@ -110,7 +159,17 @@ class Players:
         }
 
     def surrogate(self, phi: Tree, batch: Samples) -> Array:
-        """Return a scalar whose gradient is the field."""
+        """Return a scalar whose gradient is the field.
+
+        Its value has no meaning.
+
+        Args:
+            phi: Both networks' parameters.
+            batch: True and latent points.
+
+        Returns:
+            A scalar.
+        """
         held = lax.stop_gradient(phi)
         return self.fooling(phi["generator"], held["discriminator"], batch) + self.telling(
             held["generator"], phi["discriminator"], batch

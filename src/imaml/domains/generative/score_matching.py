@@ -39,7 +39,15 @@ class ScoreMatching(CompositeLoss):
     sigma: float
 
     def at(self, phi: Tree, points: Array) -> Array:
-        """Return the energies ``(n,)`` of points ``(n, d)``."""
+        """Return the energies of points.
+
+        Args:
+            phi: The network's parameters.
+            points: ``(n, d)``.
+
+        Returns:
+            Energies ``(n,)``, up to one constant.
+        """
         raise NotImplementedError
 
     def outputs(self, phi: Tree, batch: tuple[Array, Array]) -> Array:

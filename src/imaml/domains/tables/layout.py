@@ -67,7 +67,17 @@ class Column:
         return np.array([self.levels.index(cell) for cell in cells], np.int64)
 
     def code(self, table: Table) -> np.ndarray:
-        """Return the inputs of a table's rows, ``(rows, width)``, float64."""
+        """Return the inputs of a table's rows.
+
+        Args:
+            table: The rows.
+
+        Returns:
+            Floats, ``(rows, width)``, float64.
+
+        Raises:
+            DataError: If a cell is no number, or a category that training did not have.
+        """
         if self.levels is None:
             return self.standardised(table, "a feature")
         return np.eye(len(self.levels))[self.places(table, "a feature")][:, 1:]
@@ -191,11 +201,31 @@ class Layout:
         return ("intercept", *(name for column in self.features for name in column.names))
 
     def code(self, table: Table) -> np.ndarray:
-        """Return the inputs of a table's rows, ``(rows, inputs)``, float64."""
+        """Return the inputs of a table's rows.
+
+        Args:
+            table: The rows.
+
+        Returns:
+            Floats, ``(rows, inputs)``, float64.
+
+        Raises:
+            DataError: If a cell is no number, or a category that training did not have.
+        """
         return np.concatenate([column.code(table) for column in self.features], axis=1)
 
     def targets(self, table: Table) -> np.ndarray:
-        """Return the targets, ``(rows, 1)`` in standard deviations, or each row's class, ``(rows,)``."""
+        """Return the targets of a table's rows.
+
+        Args:
+            table: The rows.
+
+        Returns:
+            Numbers in standard deviations, ``(rows, 1)``, float64; or each row's class, ``(rows,)``, int64.
+
+        Raises:
+            DataError: If a cell is no number, or a class that training did not have.
+        """
         if self.target.levels is not None:
             return self.target.places(table, "the target")
         return self.target.standardised(table, "the target")
