@@ -883,7 +883,7 @@ REFUSALS = {
     "recipe: noise": (lambda: Bayes(noise=-1.0), "noise: expected .*, got -1.0"),
     "recipe: determinant": (
         lambda: Bayes(determinant=7),
-        r"expected Quadrature\(steps, probes\) or None, got 7",
+        "expected Quadrature or None, got 7",
     ),
 }
 

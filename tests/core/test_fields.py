@@ -48,7 +48,7 @@ TYPES = {
         typing.Union[int, Literal["auto"]],  # noqa: UP007
         [3, "auto"],
         [0.5, "a"],
-        "a whole number or one of 'auto'",
+        "a whole number or 'auto'",
     ),
     "tuple": (
         tuple[PositiveInt, ...],
@@ -125,7 +125,7 @@ def test_types_without_intervals():
 
 
 # Deliberately unchecked: any recipe that has registered for a role may be there; `learned` makes a Learned.
-UNCHECKED = {"InnerSolver", "LinearSolver", "MethodRecipe", "Any", "Learned"}
+UNCHECKED = {"InnerSolver", "LinearSolver", "MethodRecipe", "DomainRecipe", "Any", "Learned"}
 
 
 def understood(hint):

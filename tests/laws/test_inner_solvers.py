@@ -335,7 +335,9 @@ def test_what_makes_no_sense_is_refused(name):
 
 def test_unrolling_refuses_what_has_no_reverse_mode():
     for inner in (imaml.LBFGS(steps=3), imaml.External(by_scipy, tolerance=1e-3)):
-        with pytest.raises(imaml.StructureError, match="expected a solver whose steps have a reverse mode"):
+        with pytest.raises(
+            imaml.StructureError, match="expected a fixed number of steps that have a reverse mode"
+        ):
             imaml.MAML(imaml.plain(ridge), lambda phi, theta, batch: 0.0, inner=inner)
 
 
