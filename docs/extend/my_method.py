@@ -44,7 +44,7 @@ class Contrastive(RuleBase):
             )
         super().refuse(problem, inner)
 
-    def estimate(
+    def task_gradient(
         self, learning: Learning, theta: Tree, task: imaml.Task, key: jax.Array | None
     ) -> TaskGradient:
         """Estimate one task's meta-gradient."""

@@ -73,7 +73,7 @@ EXACT = {
     "unrolled": (imaml.unrolled(), imaml.GradientDescent(0.3, steps=300), 1e-9),
     "the one in the documents": (MY_METHOD.Contrastive(1e-3), SOLVED, 1e-5),
 }
-# Rules that estimate something else than the gradient of the query loss at the solution.
+# Rules that compute something else than the gradient of the query loss at the solution.
 OTHERS = {
     "FirstOrder": "an approximation",
     "AsReleased": "the published code's system, not the paper's",
@@ -160,9 +160,9 @@ def test_every_rule_is_in_a_table():
     for package in (imaml.meta, imaml.bayes):
         for module in pkgutil.iter_modules(package.__path__):
             members = vars(importlib.import_module(f"{package.__name__}.{module.name}")).values()
-            found |= {c.__name__ for c in members if inspect.isclass(c) and hasattr(c, "estimate")}
+            found |= {c.__name__ for c in members if inspect.isclass(c) and hasattr(c, "task_gradient")}
     listed = {type(rule).__name__ for rule, _, _ in EXACT.values()} | set(OTHERS)
-    bases = {"Estimator", "Differentiated", "OnAllData"}
+    bases = {"TaskRule", "Differentiated", "OnAllData"}
     assert found - bases == listed - {"Contrastive"}
 
 

@@ -82,7 +82,7 @@ class ByEvidence(ImplicitBase):
         likelihood_of(self.owner, problem)
         super().refuse(problem, inner)
 
-    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+    def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Differentiate objective(phi*) + 1/2 log |P + H(phi*)| - 1/2 log |P|, which is the loss."""
         problem, batch = learning.problem, self.whole(*task)
 
@@ -137,7 +137,7 @@ class Averaged(ImplicitBase):
         likelihood_of(self.owner, problem)
         super().refuse(problem, inner)
 
-    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+    def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Differentiate the mean loss at phi* + S z and phi* - S z, where S S^T = (P + H)^-1."""
         problem, support = learning.problem, task.support
         score = likelihood_of("averaged", problem).score(learning.query_loss)
@@ -231,7 +231,7 @@ class ByMoments(RuleBase):
                 "shared. Hint: adapt all, or use evidence(...)."
             )
 
-    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+    def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Compute the posterior's moments about the prior's mean, whose mean over tasks `combine` takes."""
         problem, batch = learning.problem, self.whole(*task)
         phi, found = learning.solved(theta, batch, key)

@@ -135,14 +135,14 @@ def _free_directory(base: Path) -> Path:
 def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: bool) -> int:
     """Train, score and report; return the exit status."""
     from ..predict import load
-    from ..training.directory import check_new, check_resumable
+    from ..training.directory import check_resumable, create_run_directory
     from ..training.experiment import assemble
 
     # Before the data are read, which may take long.
     if resume:
         check_resumable(out, config)
     else:
-        check_new(out)
+        create_run_directory(out)
     start = None if origin is None else load(origin).theta
     progress = False if quiet else None
     run = assemble(config).train(out=out, resume=resume, start=start, progress=progress)

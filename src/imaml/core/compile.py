@@ -14,13 +14,13 @@ SOONER = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": Fa
 
 
 def whole_program(function: Callable) -> JitWrapped:
-    """Compile a large program: `jax.jit`, on a CPU with the options `SOONER` where this XLA has them.
+    """Mark a large program for compilation: `jax.jit`, on a CPU with the options `SOONER` if XLA has them.
 
     Args:
         function: The function. Its result must not be called inside another `jax.jit` (JAX's ValueError).
 
     Returns:
-        The compiled function.
+        The function, which is compiled when it is first called.
 
     Example:
         >>> int(whole_program(lambda x: 2 * x)(3))

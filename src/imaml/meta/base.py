@@ -90,7 +90,7 @@ class Learning(NamedTuple):
         return self.problem.full(found.value, theta), found
 
 
-class Estimator(Protocol):
+class TaskRule(Protocol):
     """Estimates one task's meta-gradient: a rule, or an estimator that uses no query set.
 
     `docs/extend/method.md` shows how to write one. Two methods are optional. ``at_step(step, estimate)``
@@ -114,7 +114,7 @@ class Estimator(Protocol):
             StructureError: If it does not.
         """
 
-    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+    def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """One task's meta-gradient.
 
         Args:
@@ -140,7 +140,7 @@ class RuleBase(Checked):
     needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Check that the inner learning rate is fixed; see `Estimator.refuse`."""
+        """Check that the inner learning rate is fixed; see `TaskRule.refuse`."""
         refuse_learned_rate(inner, self.owner or type(self).__name__)
 
 
@@ -171,8 +171,8 @@ class Differentiated(RuleBase):
         """The adapted parameters, with the derivatives that the rule gives them; see `Rule`."""
         return self.solution(problem, inner, theta, batch, phi0, key).value
 
-    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
-        """The gradient of the query loss through `solution`; see `Estimator.estimate`."""
+    def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+        """The gradient of the query loss through `solution`; see `TaskRule.task_gradient`."""
         problem, query_loss, inner = learning
 
         def outer(theta: Tree) -> tuple[Array, tuple[Tree, Solution]]:

@@ -24,7 +24,7 @@ from ..core.solution import Ending, Solution, Stats, Status, bounded
 from ..core.tree import Tree
 from ..inner.base import InnerSolver
 from ..problems.base import Key, Problem, Task
-from .base import Estimator, Flag, Learning, StepNumber, TaskGradient
+from .base import Flag, Learning, StepNumber, TaskGradient, TaskRule
 from .implicit import Implicit
 from .system import QueryLoss
 
@@ -146,7 +146,7 @@ class MetaGradient(Checked, ByContent):
         problem: One task's inner problem.
         query_loss: The outer loss, (phi, theta, batch) -> scalar.
         inner: The inner solver.
-        rule: How theta learns from a task; see `imaml.Rule` and `docs/extend/method.md`.
+        rule: Computes what one task contributes to the meta-gradient; see `docs/extend/method.md`.
         policy: What to do about tasks that fail numerically, which are never averaged in: "raise"
             (NumericalError), "warn", or "skip" (only `Metrics.used` shows them).
         chunk: How many tasks are computed at once; None for all.
@@ -177,7 +177,7 @@ class MetaGradient(Checked, ByContent):
     problem: Problem = field(kw_only=False)
     query_loss: QueryLoss = field(kw_only=False)
     inner: InnerSolver
-    rule: Estimator
+    rule: TaskRule
     policy: Policy = "warn"
     chunk: PositiveInt | None = None
     mesh: Mesh | None = None
@@ -193,7 +193,7 @@ class MetaGradient(Checked, ByContent):
         for name, valid, expected in (
             ("problem", isinstance(self.problem, Problem), "one such as proximal(loss, strength)"),
             ("inner", callable(self.inner), "an inner solver such as GradientDescent(rate, steps=...)"),
-            ("rule", hasattr(self.rule, "estimate"), "one such as implicit(linear) or unrolled()"),
+            ("rule", hasattr(self.rule, "task_gradient"), "one such as implicit(linear) or unrolled()"),
             ("new_task", isinstance(self.new_task, Solving | None), example),
         ):
             if not valid:
@@ -349,7 +349,7 @@ class MetaGradient(Checked, ByContent):
         count = _count(tasks)
         keys = None if key is None else jax.random.split(key, count)
         if self.mesh is None:
-            flat, metrics = self.at_step(step, estimate)._mean(theta, tasks, keys)
+            flat, metrics = self.at_step(step, estimate)._mean_gradient(theta, tasks, keys)
         else:
             if count % self.mesh.size:
                 raise ConfigError(
@@ -360,7 +360,7 @@ class MetaGradient(Checked, ByContent):
             at = lambda step, wanted: self.at_step(step, estimate if known else wanted)  # noqa: E731
             # check_vma=False: else a gradient at a replicated theta is summed over devices inside each task.
             share = jax.shard_map(
-                lambda t, b, k, *s: at(*s)._mean(t, b, k),
+                lambda t, b, k, *s: at(*s)._mean_gradient(t, b, k),
                 mesh=self.mesh,
                 in_specs=(replicated, spread, spread, replicated, replicated),
                 out_specs=(replicated, spread),
@@ -401,7 +401,7 @@ class MetaGradient(Checked, ByContent):
         if self.policy == "warn":
             warnings.warn(message, RuntimeWarning, stacklevel=3)
 
-    def _mean(self, theta: Tree, tasks: Task, keys: Array | None) -> tuple[Array, Metrics]:
+    def _mean_gradient(self, theta: Tree, tasks: Task, keys: Array | None) -> tuple[Array, Metrics]:
         """The mean gradient over all devices' tasks as one flat vector, and this device's Metrics."""
         one = lambda args: self._task(theta, *args)  # noqa: E731
         if self.chunk == 1:
@@ -433,7 +433,7 @@ class MetaGradient(Checked, ByContent):
     def _task(self, theta: Tree, task: Task, key: Key) -> tuple[Array, Metrics]:
         """One task's meta-gradient as a flat vector, and its Metrics (scalars)."""
         learning = Learning(self.problem, self.query_loss, self.inner)
-        found = self.rule.estimate(learning, theta, task, key)
+        found = self.rule.task_gradient(learning, theta, task, key)
         gradient = tree.ravel(found.gradient)[0]
         inner, linear = found.inner or UNSOLVED, found.linear or UNSOLVED
         return gradient, Metrics(

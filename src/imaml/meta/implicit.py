@@ -193,7 +193,7 @@ class Implicit(ImplicitBase):
 
     owner: ClassVar[str] = "implicit"
 
-    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+    def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Add the direct term to `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
         outer = outer_loss_of(learning.query_loss, theta, task.query)
         return self.under(outer, learning, theta, task.support, key)

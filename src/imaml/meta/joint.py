@@ -37,7 +37,7 @@ class Jointly(RuleBase):
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Accept everything: the problem and its solver are for new tasks, later."""
 
-    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+    def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Differentiate the loss on all of the task's data; phi is theta, as nothing is adapted."""
         loss, gradient = jax.value_and_grad(self.loss)(theta, self.whole(*task))
         return TaskGradient(gradient, loss, theta)

@@ -100,8 +100,8 @@ class AsReleased(RuleBase):
                 "code has it. Hint: for anything else use implicit(...)."
             )
 
-    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
-        """Solve the published code's system, and add the direct term; see `Estimator.estimate`."""
+    def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+        """Solve the published code's system, and add the direct term; see `TaskRule.task_gradient`."""
         problem, query_loss, _ = learning
         loss = _proximal_loss("as_released", problem)
         phi, found = learning.solved(theta, task.support, key)

@@ -1,4 +1,4 @@
-"""Estimators that learn from all of a task's data as one batch, and use no query loss.
+"""Rules that learn from all of a task's data as one batch, and use no query loss.
 
 displacement  theta - phi_k                                Reptile
 envelope      d/dtheta of the inner optimum's value        proximal Reptile
@@ -30,8 +30,8 @@ class OnAllData(RuleBase):
 
     whole: Join = joined
 
-    def estimate(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
-        """Adapt to all of the task's data; the query loss is only measured; see `Estimator.estimate`."""
+    def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+        """Adapt to all of the task's data; the query loss is only measured; see `TaskRule.task_gradient`."""
         problem, query_loss, _ = learning
         batch = self.whole(*task)
         start = problem.init(theta, batch, key)

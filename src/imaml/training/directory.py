@@ -18,7 +18,7 @@ MAY_CHANGE = {
 }
 
 
-def check_new(folder: Path) -> None:
+def create_run_directory(folder: Path) -> None:
     """Create the directory of a new run.
 
     The files of a run that was killed before its first step may be in it: they have no config.json yet.

@@ -24,7 +24,7 @@ from ..core.tree import Tree
 from ..core.validation import not_one_of
 from ..domains.base import Domain, in_step
 from ..meta.gradient import MetaGradient
-from .directory import check_new, check_resumable
+from .directory import check_resumable, create_run_directory
 from .loop import Loop, Run
 from .step import State, devices_mesh, initial_state, make_step
 
@@ -125,7 +125,10 @@ class Experiment:
                 "meta-parameters."
             )
         if directory is not None:
-            check_resumable(directory, self.config or self.reason) if resume else check_new(directory)
+            if resume:
+                check_resumable(directory, self.config or self.reason)
+            else:
+                create_run_directory(directory)
         return Loop(self, directory).run(resume, start, progress)
 
 
