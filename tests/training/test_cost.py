@@ -122,3 +122,9 @@ def test_bench_refuses(capsys, tmp_path):
     assert main(["bench", "sinusod"]) == 2
     assert "did you mean 'sinusoid'?" in capsys.readouterr().err
     assert main(["bench", "omniglot-5w1s", f"--data={tmp_path / 'none'}"]) == 2
+
+
+def test_a_step_that_is_compiled_with_options_is_counted():
+    """As users compile it: these tests compile without options."""
+    step = jax.jit(lambda x: x @ x, compiler_options={"xla_backend_optimization_level": 1})
+    assert count_flops(step, jnp.ones((2, 2))).flops == 16

@@ -60,7 +60,9 @@ def count_flops(function: Callable[..., object], *arguments: Tree) -> Flops:
         >>> count_flops(lambda a: jax.lax.fori_loop(0, 10, lambda _, b: a @ (a.T @ b), a), a).flops
         720
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    # A compiled step traces itself: `jax.make_jaxpr` would nest it in another jit, where XLA's options raise.
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    return _count(jitted.trace(*arguments).jaxpr.jaxpr)
 
 
 def _count(program: Jaxpr) -> Flops:
