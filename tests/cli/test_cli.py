@@ -284,9 +284,8 @@ BAD = {
     ),
     "folder of artefacts": (
         ["evaluate", "{root}/shelf"],
-        "imaml: {root}/shelf: expected a run directory or an artefact (*.safetensors), "
-        "got a folder that holds "
-        "some. Hint: name what is in it: {root}/shelf/a.safetensors, {root}/shelf/b.safetensors.",
+        "imaml: {root}/shelf: expected a run directory or an artefact (*.safetensors), got a folder "
+        "that holds some. Hint: name what is in it: {root}/shelf/a.safetensors, {root}/shelf/b.safetensors.",
     ),
     "no artefact at all": (
         ["evaluate", "{root}/text.safetensors"],
@@ -319,21 +318,14 @@ BAD = {
     "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "expected an .npz or .npy file"),
     "support empty": (
         instead(ADAPT, "--support={root}/empty"),
-        (
-            "imaml: {root}/empty: expected a folder with one folder of images for each "
-            "class, got an empty folder. "
-            "Hint: put each image (.png, .jpg, .jpeg, .gif, .bmp, .tif, .tiff, .webp, .pgm, "
-            ".ppm) in a folder named "
-            "after its class, for example {root}/empty/apple/1.png."
-        ),
+        "imaml: {root}/empty: expected a folder with one folder of images for each class, got an empty "
+        "folder. Hint: put each image (.png, .jpg, .jpeg, .gif, .bmp, .tif, .tiff, .webp, .pgm, .ppm) in a "
+        "folder named after its class, for example {root}/empty/apple/1.png.",
     ),
     "support class empty": (
         instead(ADAPT, "--support={root}/hollow"),
-        (
-            "imaml: {root}/hollow/k0: expected images of the class 'k0', got an empty "
-            "folder. Hint: put its images "
-            "there, for example {root}/hollow/k0/1.png."
-        ),
+        "imaml: {root}/hollow/k0: expected images of the class 'k0', got an empty folder. Hint: put its "
+        "images there, for example {root}/hollow/k0/1.png.",
     ),
     "support missing": (instead(ADAPT, "--support={root}/nowhere"), "for each class, got no such folder."),
     "support corrupt": (instead(ADAPT, "--support={root}/corrupt"), "k1/a.png"),
