@@ -104,6 +104,9 @@ def damage(root: Path) -> None:
     (root / "python" / "config.json").write_text('{"kind": "Python", "reason": "a raw Optax object"}')
     for kind in range(4):
         draw(root / "four" / f"k{kind}" / "a.png", kind, 0)
+    (root / "shelf").mkdir()
+    for name in "ab":
+        (root / "shelf" / f"{name}.safetensors").write_bytes(whole)
     draw(root / "one" / "k0" / "a.png", 0, 0)
     draw(root / "corrupt" / "k0" / "a.png", 0, 0)
     (root / "corrupt" / "k1").mkdir()
@@ -120,7 +123,18 @@ TRAIN = ["train", "--out={root}/new"]
 IMAGES = ["train", "--domain.source=images", "--out={root}/new", *TINY]
 BAD = {
     # commands and options
-    "no such command": (["trian"], "did you mean train?"),
+    "no such command": (["trian"], "got 'trian'. Hint: did you mean 'train'?"),
+    "a function of Python": (
+        ["load", RUN],
+        "imaml: command: expected one of {commands}, got 'load'. Hint: imaml.load is a Python function; on "
+        "the command line use imaml adapt.",
+    ),
+    "a method of Python": (
+        ["predict", RUN],
+        "got 'predict'. Hint: predict is a Python method; on the command line use imaml adapt.",
+    ),
+    "a word that is no command": (["xyzzy"], "got 'xyzzy'. Hint: imaml --help lists them."),
+    "a word that is no data action": (["data", "xyzzy"], "got 'xyzzy'. Hint: imaml data --help lists them."),
     "misspelt preset": (["train", "omniglot-5w1"], "did you mean 'omniglot-5w1s'?"),
     "unknown preset": (
         ["train", "zzz"],
@@ -128,8 +142,8 @@ BAD = {
     ),
     "two presets": (["train", "sinusoid", "sinusoid"], "train: expected fewer arguments, got 'sinusoid'"),
     "a run for a preset": (["train", RUN], "use imaml train --resume --out"),
-    "misspelt option": ([*TRAIN, "--step=3"], "did you mean --steps?"),
-    "one dash": ([*TRAIN, "-steps=3"], "did you mean --steps?"),
+    "misspelt option": ([*TRAIN, "--step=3"], "got --step. Hint: did you mean '--steps'?"),
+    "one dash": ([*TRAIN, "-steps=3"], "did you mean '--steps'?"),
     "misspelt path": ([*TRAIN, "--method.inner.step=3"], "did you mean 'steps'?"),
     "misspelt group": ([*TRAIN, "--metod.strength=3"], "did you mean 'method'?"),
     "path below a value": ([*TRAIN, "--method.strength.x=3"], "plain value"),
@@ -165,10 +179,25 @@ BAD = {
     "path without value": ([*TRAIN, "--method.strength"], "--method.strength: expected a value, got none"),
     "path and then an option": ([*TRAIN, "--method.strength", "--steps=1"], "expected a value, got none"),
     "flag with value": ([*TRAIN, "--resume=perhaps"], "--resume: expected true or false, got 'perhaps'"),
-    "steps no number": ([*TRAIN, "--steps=many"], "--steps: expected a whole number, got 'many'"),
+    "steps no number": (
+        [*TRAIN, "--steps=ten"],
+        "imaml: --steps: expected a whole number, got 'ten'. Hint: for example --steps=100.",
+    ),
+    "path no number": (
+        [*TRAIN, "--method.inner.steps=ten"],
+        "imaml: --method.inner.steps: expected a whole number or none, got 'ten'. Hint: for example "
+        "--method.inner.steps=100.",
+    ),
+    "path below its range": (
+        [*TRAIN, "--method.inner.steps=0"],
+        "imaml: --method.inner.steps: expected a whole number of at least 1 or None, got 0.",
+    ),
     "half a step": ([*TRAIN, "--steps=1.5"], "--steps: expected a whole number, got '1.5'"),
     "half a task": (["evaluate", RUN, "--tasks=2.5"], "--tasks: expected a whole number, got '2.5'"),
-    "steps below zero": ([*TRAIN, "--steps=-1"], "steps: expected"),
+    "steps below zero": (
+        [*TRAIN, "--steps=-1"],
+        "imaml: --steps: expected a whole number of at least 0, got -1.",
+    ),
     "no tasks": ([*TRAIN, "--tasks=0"], "tasks=0"),
     "seed too large": ([*TRAIN, "--seed=99999999999"], "below 4294967296"),
     "minutes not positive": ([*TRAIN, "--minutes=0"], "minutes: expected"),
@@ -194,16 +223,31 @@ BAD = {
         "training.seed was 0 and is now 7",
     ),
     "resume and from": (["train", "--resume", "--out=" + RUN, "--from=" + RUN], "leave out one"),
-    "resume of no json": (["train", "--resume", "--out={root}/no-json"], "is no JSON"),
+    "resume of no json": (
+        ["train", "--resume", "--out={root}/no-json"],
+        "no-json/config.json: expected JSON, got an error (",
+    ),
     "resume of raw optax": (["train", "--resume", "--out={root}/python"], "a raw Optax object"),
-    "folder not empty": (["train", "--out={root}/full"], "exists and is not empty"),
-    "folder is a file": (["train", "--out={root}/full/something"], "is a file"),
-    "folder below a file": (["train", "--out={root}/full/something/run"], "cannot be written"),
-    "folder not writable": (["train", "--out=/proc/run"], "cannot be written"),
+    "folder not empty": (
+        ["train", "--out={root}/full"],
+        "imaml: {root}/full: expected a new or empty directory, got one with files in it. Hint: resume the "
+        "run in it (--resume), or choose another directory (--out).",
+    ),
+    "folder is a file": (
+        ["train", "--out={root}/full/something"],
+        "imaml: {root}/full/something: expected a directory for the run, got a file. Hint: choose another "
+        "with --out.",
+    ),
+    "folder below a file": (
+        ["train", "--out={root}/full/something/run"],
+        "run: expected a place that can be written, got an error (Not a directory). Hint: free space there, "
+        "or choose another folder.",
+    ),
+    "folder not writable": (["train", "--out=/proc/run"], "expected a place that can be written"),
     # data
     "data for characters": ([*TRAIN, "--data={root}/data"], "expected a run that reads data"),
     "data not said": (IMAGES, "pass --data PATH"),
-    "data missing": ([*IMAGES, "--data={root}/nowhere"], "No such file"),
+    "data missing": ([*IMAGES, "--data={root}/nowhere"], "beside images/, got no such folder. Hint: check"),
     "class with one image": ([*IMAGES, "--data={root}/thin"], "a.png|1 image|images"),
     "ways above classes": (
         instead(IMAGES, "--data={root}/data", "--domain.ways=4"),
@@ -219,14 +263,40 @@ BAD = {
         "no such file",
     ),
     "data of a sinusoid": (["evaluate", WAVES, "--data={root}/data"], "expected a run that reads data"),
-    "data action": (["data", "lits"], "did you mean list?"),
+    "data action": (["data", "lits"], "did you mean 'list'?"),
     "data name": (["data", "check", "omniglob"], "NAME: expected one of omniglot, got 'omniglob'"),
     # artefacts
     "no run named": (["evaluate"], "evaluate: expected RUN, got nothing"),
-    "artefact missing": (["evaluate", "{root}/nowhere.safetensors"], "no artefact"),
-    "run without artefact": (["evaluate", "{root}/empty"], "no artefact"),
-    "no artefact at all": (["evaluate", "{root}/text.safetensors"], "no safetensors file"),
-    "artefact truncated": (["evaluate", "{root}/short.safetensors"], "damaged"),
+    "artefact missing": (
+        ["evaluate", "{root}/nowhere.safetensors"],
+        "imaml: {root}/nowhere.safetensors: expected a run directory or an artefact (*.safetensors), got no "
+        "such file or folder. Hint: imaml train --out DIR makes one.",
+    ),
+    "run without artefact": (
+        ["evaluate", "{root}/empty"],
+        "imaml: {root}/empty: expected a run directory or an artefact (*.safetensors), got an empty folder. "
+        "Hint: imaml train --out DIR makes one.",
+    ),
+    "run that has not ended": (
+        ["evaluate", "{root}/no-json"],
+        "imaml: {root}/no-json: expected a run directory or an artefact (*.safetensors), got a run without "
+        "an artefact. Hint: the run has not ended; continue it with imaml train --resume "
+        "--out {root}/no-json.",
+    ),
+    "folder of artefacts": (
+        ["evaluate", "{root}/shelf"],
+        "imaml: {root}/shelf: expected a run directory or an artefact (*.safetensors), got a folder "
+        "that holds some. Hint: name what is in it: {root}/shelf/a.safetensors, {root}/shelf/b.safetensors.",
+    ),
+    "no artefact at all": (
+        ["evaluate", "{root}/text.safetensors"],
+        "expected an artefact of imaml, got a file of another format. Hint: name the",
+    ),
+    "artefact truncated": (
+        ["evaluate", "{root}/short.safetensors"],
+        "short.safetensors: expected a whole artefact, got a damaged one: it is truncated within its header. "
+        "Hint: restore a copy, or export it again.",
+    ),
     "artefact with a flipped bit": (["evaluate", "{root}/flipped.safetensors"], "damaged"),
     "from another model": (
         ["train", "sinusoid", "--out={root}/new", "--from=" + RUN, *SINUSOID],
@@ -237,7 +307,7 @@ BAD = {
     "a baseline's name": (["evaluate", WAVES, "nearest_point=" + WAVES, "--tasks=2"], "choose another"),
     "split": (
         ["evaluate", RUN, "--split=tset"],
-        "got 'tset'. Hint: did you mean test?",
+        "got 'tset'. Hint: did you mean 'test'?",
     ),
     "one task": (["evaluate", RUN, "--tasks=1"], "at least 2"),
     "tasks no number": (["evaluate", RUN, "--tasks=ten"], "--tasks: expected a whole number, got 'ten'"),
@@ -247,13 +317,22 @@ BAD = {
     # adapt
     "no support": (["adapt", RUN, "--query={root}/query"], "adapt: expected --support, got nothing"),
     "adapt of waves": (["adapt", WAVES, *ADAPT[2:]], "expected an .npz or .npy file"),
-    "support empty": (instead(ADAPT, "--support={root}/empty"), "for each class, got nothing"),
-    "support class empty": (instead(ADAPT, "--support={root}/hollow"), "of the class 'k0', got nothing"),
-    "support missing": (instead(ADAPT, "--support={root}/nowhere"), "No such file"),
+    "support empty": (
+        instead(ADAPT, "--support={root}/empty"),
+        "imaml: {root}/empty: expected a folder with one folder of images for each class, got an empty "
+        "folder. Hint: put each image (.png, .jpg, .jpeg, .gif, .bmp, .tif, .tiff, .webp, .pgm, .ppm) in a "
+        "folder named after its class, for example {root}/empty/apple/1.png.",
+    ),
+    "support class empty": (
+        instead(ADAPT, "--support={root}/hollow"),
+        "imaml: {root}/hollow/k0: expected images of the class 'k0', got an empty folder. Hint: put its "
+        "images there, for example {root}/hollow/k0/1.png.",
+    ),
+    "support missing": (instead(ADAPT, "--support={root}/nowhere"), "for each class, got no such folder."),
     "support corrupt": (instead(ADAPT, "--support={root}/corrupt"), "k1/a.png"),
     "support above ways": (instead(ADAPT, "--support={root}/four"), "different ones, as in training, got 4"),
     "support of one class": (instead(ADAPT, "--support={root}/one"), "got 1 (k0)"),
-    "query missing": (instead(ADAPT, "--query={root}/nowhere"), "No such file"),
+    "query missing": (instead(ADAPT, "--query={root}/nowhere"), "expected a folder of images, got no such"),
 }
 
 
@@ -269,6 +348,7 @@ def test_a_bad_input_ends_with_one_clear_message(case, place, capsys):
     message = lines[-1]
     assert message.startswith("imaml: ")
     assert len(lines) == 1, err
+    says = says.replace("{root}", str(place)).replace("{commands}", ", ".join(COMMANDS))
     assert any(part in message for part in says.split("|")), message
     assert "Traceback" not in err
     assert sorted((place / "run").rglob("*")) == before  # nothing that was there is harmed
@@ -573,7 +653,7 @@ def test_a_warning_is_one_line(capsys, monkeypatch):
 
 @pytest.mark.parametrize("case", ["misspelt option", "artefact with a flipped bit", "folder not empty"])
 def test_a_bad_input_in_a_process_of_its_own(case, place):
-    words, says = BAD[case]
+    words, says = BAD[case][0], BAD[case][1].replace("{root}", str(place))
     words, options = command(*(word.replace("{root}", str(place)) for word in words))
     done = subprocess.run(words, **options, capture_output=True)
     assert done.returncode == 2

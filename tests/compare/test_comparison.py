@@ -163,13 +163,14 @@ def test_what_is_done_is_kept_and_what_was_cut_off_goes_on(small, tmp_path, monk
     assert (out / "imaml" / "seed-0" / "result.json").read_bytes() == before
     other = override(small, "domain.hidden", "5")
     with pytest.raises(
-        imaml.ConfigError, match=r"holds another comparison: domain\.hidden was 4 and is now 5"
+        imaml.ConfigError,
+        match=r"expected a comparison with the same options, got another: domain\.hidden was 4 and is now 5",
     ):
         run(other, out)
     with pytest.raises(imaml.ConfigError, match=r"another comparison: --budget was 10\.0 and is now 0\.03"):
         run(small, out, minutes=0.03)
     (tmp_path / "file").write_text("")
-    with pytest.raises(imaml.ConfigError, match="exists and holds no comparison"):
+    with pytest.raises(imaml.ConfigError, match="comparison to continue, got one with other files in it"):
         run(small, tmp_path)
 
 
@@ -270,10 +271,10 @@ def test_the_command_line(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["rows"][0]["method"] == "scratch"
     for bad, message in (
         (["compare", "imamml"], "got 'imamml'. Hint: did you mean 'imaml'?"),
-        (["compare", "--budget=0"], "minutes: expected"),
+        (["compare", "--budget=0"], "--budget: expected a finite number above 0 or None, got 0.0."),
         (["compare", "--budget=none"], "--budget: expected a number, got 'none'"),
         (["compare", "--seeds=0"], "at least 1"),
-        (["compare", "--bugdet=3"], "did you mean --budget"),
+        (["compare", "--bugdet=3"], "did you mean '--budget'"),
     ):
         assert cli.main(bad) == 2
         assert message in capsys.readouterr().err

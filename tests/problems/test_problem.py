@@ -238,11 +238,12 @@ REFUSED = {
     "loss no function": (lambda: imaml.proximal(3.0, 1.0), "loss: expected a function, got 3.0"),
     "loss vector": (
         lambda: imaml.proximal(lambda phi, x: phi - x, 1.0).residual(jnp.ones(2), jnp.ones(2), jnp.ones(2)),
-        r"loss: expected a function that returns one number, got one that returns an array of shape \(2,\)",
+        r"^loss: expected a function that returns one floating-point number, got one that returns an array "
+        r"of shape \(2,\)\. Hint: take its mean or sum\.",
     ),
     "plain vector": (
         lambda: imaml.plain(lambda phi, x: phi - x).residual(jnp.ones(2), jnp.ones(2), jnp.ones(2)),
-        "expected a function that returns one number",
+        "expected a function that returns one floating-point number",
     ),
     "stationary structure": (
         lambda: imaml.stationary(vector_loss, structure="general"),
@@ -276,7 +277,18 @@ REFUSED = {
             inner=imaml.GradientDescent(0.1, steps=1),
             rule=imaml.implicit(imaml.CG()),
         ),
-        r"only starts there.*proximal\(loss, strength\), or the rules unrolled\(\).*first_order\(\)",
+        r"^implicit: expected a problem whose solution depends on theta, got plain, which only starts "
+        r"there\. Hint: use proximal\(loss, strength\), or the rules unrolled\(\) or first_order\(\)\.$",
+    ),
+    "plain under IMAML": (
+        lambda: imaml.IMAML(
+            imaml.plain(vector_loss),
+            lambda phi, theta, batch: vector_loss(phi, batch),
+            inner=imaml.GradientDescent(0.1, steps=1),
+            linear=imaml.CG(),
+        ),
+        r"^implicit: expected a problem whose solution depends on theta, got plain, which only starts "
+        r"there\. Hint: use proximal\(loss, strength\), or MAML\(\.\.\.\) or FOMAML\(\.\.\.\)\.$",
     ),
     "plain under implicit_vjp": (
         lambda: imaml.implicit_vjp(
@@ -291,6 +303,52 @@ REFUSED = {
 def test_refusals_say_what_came_and_what_to_do(call, message):
     with pytest.raises(imaml.ConfigError, match=f"(?s){message}"):
         call()
+
+
+NO_LOSSES = {
+    "a dict": (lambda phi: {"loss": jnp.sum(phi)}, "a dict. Hint: return the loss alone;"),
+    "a tuple": (lambda phi: (jnp.sum(phi), phi), "a tuple. Hint: return the loss alone;"),
+    "a list": (lambda phi: [jnp.sum(phi)], "a list. Hint: return the loss alone;"),
+    "None": (lambda phi: None, "None. Hint: return the loss alone;"),
+    "an array": (lambda phi: phi[:1], r"an array of shape \(1,\). Hint: take its mean or sum."),
+    "an integer": (
+        lambda phi: jnp.sum(phi > 0),
+        r"a number of dtype int\d+. Hint: compute the loss in floating-point numbers.",
+    ),
+}
+square = lambda phi, batch: jnp.sum(phi**2)  # noqa: E731
+INNER = {"inner": imaml.GradientDescent(0.1, steps=2)}
+PROBLEMS = {
+    "loss": lambda loss: [imaml.proximal(lambda p, b: loss(p), 1.0), imaml.plain(lambda p, b: loss(p))],
+    "objective": lambda loss: [imaml.stationary(lambda p, t, b: loss(p))],
+    "loss_x": lambda loss: [imaml.game(lambda x, y, t, b: loss(x), lambda x, y, t, b: jnp.sum(y))],
+}
+METHODS = {
+    "IMAML": lambda query: imaml.IMAML(imaml.proximal(square, 1.0), query, linear=imaml.CG(), **INNER),
+    "MAML": lambda query: imaml.MAML(imaml.plain(square), query, **INNER),
+    "FOMAML": lambda query: imaml.FOMAML(imaml.plain(square), query, **INNER),
+    "Reptile": lambda query: imaml.Reptile(imaml.plain(square), query, **INNER),
+    "one_step": lambda query: imaml.MetaGradient(
+        imaml.proximal(square, 1.0), query, rule=imaml.one_step(), **INNER
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss", "found"), NO_LOSSES.values(), ids=NO_LOSSES)
+@pytest.mark.parametrize("where", [*PROBLEMS, *METHODS])
+def test_a_loss_that_is_no_number_is_refused(where, loss, found):
+    argument = where if where in PROBLEMS else "query_loss"
+    told = f"^{argument}: expected a function that returns one floating-point number, got one that returns "
+    theta = (jnp.ones(2), jnp.ones(2)) if where == "loss_x" else jnp.ones(2)
+    tasks = imaml.Task(jnp.ones((1, 2)), jnp.ones((1, 2)))
+    for problem in PROBLEMS[where](loss) if where in PROBLEMS else ():
+        with pytest.raises(imaml.ConfigError, match=told + found):
+            problem.residual(theta, theta, jnp.ones(2))
+        with pytest.raises(imaml.ConfigError, match=told + found):
+            imaml.solve(problem, theta, jnp.ones(2), rule=imaml.unrolled(), **INNER)
+    if where in METHODS:
+        with pytest.raises(imaml.ConfigError, match=told + found):
+            METHODS[where](lambda phi, theta, batch: loss(phi))(theta, tasks)
 
 
 @pytest.mark.usefixtures("strict_dtypes")

@@ -226,5 +226,5 @@ def test_what_cannot_be_read_is_said_plainly(tmp_path):
     with pytest.raises(DataError, match="expected a run directory"):
         write_report(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(DataError, match=r"config\.json cannot be read"):
+    with pytest.raises(DataError, match=r"config\.json: expected JSON, got an error"):
         write_report(tmp_path)

@@ -46,10 +46,12 @@ def test_json_is_strict(tmp_path):
 
 def test_errors_of_the_disk_name_the_reason(tmp_path):
     def fail():
-        with disk_errors("the page cannot be written", DataError):
+        with disk_errors("page.html", DataError):
             write_whole(Path(tmp_path, "none", "a.txt"), "")
 
     with pytest.raises(
-        DataError, match=r"^the page cannot be written: No such file or directory\. Hint: free"
+        DataError,
+        match=r"^page\.html: expected a place that can be written, got an error \(No such file or "
+        r"directory\)\. Hint: free space there, or choose another folder\.$",
     ):
         fail()

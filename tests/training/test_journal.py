@@ -93,13 +93,16 @@ def test_a_damaged_line_within_is_refused_by_its_number(tmp_path):
 
 
 def test_no_file_is_said_plainly(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(
+        DataError,
+        match=r"events\.jsonl: expected the log of a run, got an error \(No such file or directory\)\. Hint",
+    ):
         read_events(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_said_plainly(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="expected a place that can be written, got an error"):
         Journal(tmp_path / "file" / "run")
 
 

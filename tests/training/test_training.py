@@ -247,7 +247,7 @@ def test_resuming_refuses_another_configuration(tmp_path):
     with pytest.raises(ConfigError, match=r"method\.linear\.steps was 2 and is now 3"):
         train(method=method, out=out, resume=True, steps=4)
     assert train(out=out, resume=True, steps=4, minutes=5, keep=1).step == 4  # no step depends on these
-    with pytest.raises(ConfigError, match="exists and is not empty"):
+    with pytest.raises(ConfigError, match="expected a new or empty directory, got one with files in it"):
         train(out=out)
     with pytest.raises(ConfigError, match="expected the run directory with resume=True"):
         train(resume=True)
@@ -380,7 +380,11 @@ def test_a_configuration_goes_to_json_and_back():
     for preset in PRESETS.values():
         assert from_json(json.loads(json.dumps(to_json(preset.config)))) == preset.config
     assert first_difference(to_json(config), to_json(config)) is None
-    for text, says in (("{", "no JSON"), ("[]", "tuple"), ('{"kind": "Confi"}', "did you mean 'Config'")):
+    for text, says in (
+        ("{", "expected JSON, got an error"),
+        ("[]", "tuple"),
+        ('{"kind": "Confi"}', "did you mean 'Config'"),
+    ):
         with pytest.raises(ConfigError, match=says):
             load_config(text, "here")
     method = dataclasses.replace(
@@ -414,7 +418,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(how, tmp_
     assert next(e for e in events if e["event"] == "resume")["step"] == 4
     for step in Checkpoints(out / "checkpoints").steps():
         damage(out / "checkpoints" / f"step-{step:08d}", how)
-    with pytest.raises(CheckpointError, match="no checkpoint can be used"):
+    with pytest.raises(CheckpointError, match="expected a checkpoint, got damaged ones only"):
         train(out=out, resume=True, **options)
 
 

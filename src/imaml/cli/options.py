@@ -12,13 +12,13 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Group, Parameter, Token
 from cyclopts import exceptions as wrong
 
 from ..core.errors import ConfigError
+from ..core.validation import suggestion
 
 if TYPE_CHECKING:
     from ..config.run import Config
@@ -268,6 +268,14 @@ def with_fields(command: Callable[..., int], config: Config) -> Callable[..., in
     return shown
 
 
+_EXAMPLES: dict[Any, str] = {int: "100", float: "2.5", bool: "true"}
+# What is no command, but is called so in Python.
+_IN_PYTHON = {
+    "load": "imaml.load is a Python function; on the command line use imaml adapt",
+    "predict": "predict is a Python method; on the command line use imaml adapt",
+}
+
+
 def explain(error: wrong.CycloptsError) -> str:
     """Write a parser's error as `WHAT: expected X, got Y. Hint: ...`.
 
@@ -278,13 +286,17 @@ def explain(error: wrong.CycloptsError) -> str:
         The message, with what was perhaps meant.
     """
     chain, argument, token = error.command_chain or (), error.argument, getattr(error, "token", None)
-    what, hint = " ".join(chain) or "command", f"see {' '.join(['imaml', *chain])} --help"
+    program = " ".join(["imaml", *chain])
+    what, hint = " ".join(chain) or "command", f"see {program} --help"
     word = (error.unused_tokens or [""])[0] if token is None else token.value
     known, got = [], repr(word)
     match error:
         case wrong.UnknownCommandError():
             known = [name for name in error.app or () if not name.startswith("-")]
             expected = f"one of {', '.join(known)}"
+            hint = f"{program} --help lists them"
+            if word in _IN_PYTHON and not chain:
+                known, hint = [], _IN_PYTHON[word]
         case wrong.UnknownOptionError():
             known = [name for argument in error.argument_collection for name in argument.names]
             got = word = (error.token.keyword or word).partition("=")[0]
@@ -304,25 +316,12 @@ def explain(error: wrong.CycloptsError) -> str:
             known = [str(choice) for choice in typing.get_args(target)]
             what = token.keyword or argument.name
             expected = kinds.get(target or str, f"one of {', '.join(known)}")
+            example = _EXAMPLES.get(target or str) or (known or [""])[0]
+            hint = f"for example {token.keyword}={example}" if token.keyword and example else hint
         case wrong.ValidationError() if argument:
             return f"{argument.name}: {error.exception_message}"
         case wrong.UnusedCliTokensError():
             expected, got = "fewer arguments", f"{word!r} as well"
         case _:
             return f"{what}: {error}"
-    return f"{what}: expected {expected}, got {got}. Hint: {near(word, known) or hint + '.'}"
-
-
-def near(word: str, known: Iterable[str]) -> str:
-    """Say what was perhaps meant by a misspelt word.
-
-    Args:
-        word: What was written.
-        known: What could be meant.
-
-    Returns:
-        A question; empty if nothing is alike.
-    """
-    names = {name.lstrip("-"): name for name in known}  # dashes make any two options look alike
-    found = get_close_matches(word.lstrip("-"), list(names), n=1)
-    return f"did you mean {names[found[0]]}?" if found else ""
+    return f"{what}: expected {expected}, got {got}.{suggestion(word, known) or f' Hint: {hint}.'}"

@@ -107,18 +107,22 @@ def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
             old = json.loads(file.read_text())
         except ValueError as error:
             raise DataError(
-                f"{file} is damaged: expected JSON ({error}). Hint: restore it, or choose another --out."
+                f"{file}: expected JSON, got an error ({error}). Hint: restore it, or choose another --out."
             ) from error
         before, now = ({f"--{k}": v for k, v in given.items() if k != "config"} for given in (old, plan))
         difference = first_difference(old.get("config"), plan["config"]) or first_difference(before, now)
         if difference:
             raise ConfigError(
-                f"{out} holds another comparison: {difference}. Hint: repeat the same options, or choose "
-                "another --out."
+                f"{out}: expected a comparison with the same options, got another: {difference}. Hint: "
+                "repeat the options that it was begun with, or choose another --out."
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and holds no comparison. Hint: choose another --out.")
+        found = "one with other files in it" if out.is_dir() else "a file"
+        raise ConfigError(
+            f"{out}: expected a new directory, or a comparison to continue, got {found}. Hint: choose "
+            "another --out."
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_json(file, plan)
 

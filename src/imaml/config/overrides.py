@@ -98,7 +98,13 @@ def _overrides(config: Any, changes: _Changes, above: str) -> Any:
             found = f"a plain value, {value!r}" if name in kept else f"which {kind.name!r} does not have"
             raise ConfigError(f"{those[0][2]}: expected fields below {above + name!r}, got {found}.")
         values[name] = _overrides(value, those, f"{above}{name}.")
-    return kind(**{**kept, **values})  # type: ignore[arg-type]
+    try:
+        return kind(**{**kept, **values})  # type: ignore[arg-type]
+    except ConfigError as error:
+        typed = {name: option for (name, *below), _, option in changes if not below}
+        if error.field not in typed:
+            raise
+        raise ConfigError(f"{typed[error.field]}: {error.problem}") from error
 
 
 def _hints(kind: type) -> dict[str, object]:
@@ -121,6 +127,7 @@ def recipes_of(hint: object) -> dict[str, type]:
     return found
 
 
+_EXAMPLES = {bool: "true", tuple: "1,2", int: "100", float: "0.5"}  # in the order in which they are tried
 _WORDS = {int: "whole number", float: "number", bool: "true or false", types.NoneType: "none"}
 
 
@@ -150,7 +157,11 @@ def _parse(hint: Any, text: str, option: str) -> object:
         return float(text) if float in choices else text
     except (KeyError, ValueError) as error:
         accepted = " or ".join(map(_said, choices))
-        raise ConfigError(f"{option}: expected a {accepted}, got {text!r}.") from error
+        given = [typing.get_origin(choice) or choice for choice in choices]
+        example = next(example for kind, example in _EXAMPLES.items() if kind in given)
+        raise ConfigError(
+            f"{option}: expected a {accepted}, got {text!r}. Hint: for example {option}={example}."
+        ) from error
 
 
 def _said(choice: Any) -> str:

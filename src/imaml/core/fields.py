@@ -130,9 +130,8 @@ def check_fields(recipe: object, owner: str = "") -> None:
         wanted = expected(hint, value)
         if wanted:
             hint = suggestion(value, re.findall("'([^']*)'", wanted))
-            raise ConfigError(
-                f"{owner or type(recipe).__name__}: {name}: expected {wanted}, got {value!r}.{hint}"
-            )
+            problem = f"expected {wanted}, got {value!r}.{hint}"
+            raise ConfigError.of_field(owner or type(recipe).__name__, name, problem)
 
 
 class Checked:

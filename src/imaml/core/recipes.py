@@ -199,7 +199,7 @@ def from_json(value: Json) -> Recipe:
     try:
         return _KINDS[kind](**given)
     except TypeError as error:
-        raise ConfigError(f"config: {kind}: {error}.") from error
+        raise ConfigError(f"config: {kind}: expected its fields, got an error ({error}).") from error
 
 
 def parsed(text: str, where: str) -> Json:
@@ -219,5 +219,5 @@ def parsed(text: str, where: str) -> Json:
         return json.loads(text)
     except ValueError as error:
         raise ConfigError(
-            f"{where} is no JSON: {error}. Hint: restore a copy, or begin a new run."
+            f"{where}: expected JSON, got an error ({error}). Hint: restore a copy, or begin a new run."
         ) from error

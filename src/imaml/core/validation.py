@@ -30,19 +30,6 @@ def some_of(names: Sequence[str | Path], most: int = 5) -> str:
     return (", ".join(shown) + more) or "nothing"
 
 
-def lacks(what: str, names: Sequence[str | Path]) -> str:
-    """Make the phrase on a folder that holds none of what it should.
-
-    Args:
-        what: What it should hold.
-        names: The names of what it holds.
-
-    Returns:
-        The phrase, "holds no images but a, b".
-    """
-    return f"holds no {what} but {some_of(names)}" if names else "is empty"
-
-
 def not_one_of(what: str, value: object, known: Iterable[object]) -> str:
     """Return the message on a value that is none of those known.
 
@@ -54,23 +41,35 @@ def not_one_of(what: str, value: object, known: Iterable[object]) -> str:
     Returns:
         The message, with the closest valid value as a hint.
     """
+    return f"{what}: {no_choice(value, known)}"
+
+
+def no_choice(value: object, known: Iterable[object]) -> str:
+    """Return the same message without what the value is for."""
     names = sorted(map(str, known))
     hint = suggestion(value, names)
-    return f"{what}: expected one of {some_of(names, 5 if hint else 40)}, got {value!r}.{hint}"
+    return f"expected one of {some_of(names, 5 if hint else 40)}, got {value!r}.{hint}"
 
 
-def suggestion(value: object, known: Iterable[object]) -> str:
+def suggestion(value: object, known: Iterable[object], files: bool = False) -> str:
     """Return the hint that names the valid value closest to another one.
 
     Args:
-        value: The value that is not valid.
-        known: The valid values.
+        value: What was written.
+        known: The valid values. Dashes in front of options do not count.
+        files: Whether they are names of files, whose suffixes do not count either.
 
     Returns:
-        The hint, which starts with a space; empty if no valid value is close.
+        The hint, with a space before it; empty if none is close.
     """
-    close = difflib.get_close_matches(str(value), [str(name) for name in known], n=1, cutoff=0.5)
-    return f" Hint: did you mean {close[0]!r}?" if close else ""
+
+    def compared(name: object) -> str:
+        return Path(str(name)).stem if files else str(name).lstrip("-")
+
+    names = {compared(name): str(name) for name in known}
+    cutoff = 0.6 if files else 0.5  # a folder may hold anything
+    close = difflib.get_close_matches(compared(value), list(names), n=1, cutoff=cutoff)
+    return f" Hint: did you mean {names[close[0]]!r}?" if close else ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def require_number(
     for name, value in values.items():
         wanted = Interval(least, below, open).expected(kind, value)
         if wanted:
-            raise ConfigError(f"{owner}: {name}: expected {wanted}, got {value!r}.")
+            raise ConfigError.of_field(owner, name, f"expected {wanted}, got {value!r}.")
 
 
 def require_whole(owner: str, least: int, **values: object) -> None:
@@ -167,7 +166,7 @@ def require_one_of(owner: str, name: str, value: object, accepted: Sequence[obje
         ConfigError: If it is not.
     """
     if value not in accepted:
-        raise ConfigError(not_one_of(f"{owner}: {name}", value, accepted))
+        raise ConfigError.of_field(owner, name, no_choice(value, accepted))
 
 
 def require_function(argument: str, value: object) -> None:
@@ -185,23 +184,33 @@ def require_function(argument: str, value: object) -> None:
 
 
 def require_scalar(argument: str, value: Array) -> Array:
-    """Check that a value is a scalar.
+    """Check that what a loss returned is one floating-point number.
 
     Args:
-        argument: The name of the argument, for the message.
-        value: A number or an array.
+        argument: The name of the argument that is the loss, for the message.
+        value: What it returned.
 
     Returns:
         The value.
 
     Raises:
-        ConfigError: If it is an array that is no scalar.
+        ConfigError: If it is anything else: a tree, a tuple, None, an array that is no scalar, an integer.
     """
+    import jax
     import jax.numpy as jnp  # late, as the command line imports this module to print its help
+    import numpy as np
 
-    if jnp.shape(value) != ():
-        raise ConfigError(
-            f"{argument}: expected a function that returns one number, got one that returns an array of "
-            f"shape {jnp.shape(value)}."
-        )
-    return value
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | int | float | complex):
+        found = "None" if value is None else f"a {type(value).__name__}"
+        hint = "return the loss alone; `measure` of a method takes other values to report."
+    elif jnp.shape(value) != ():
+        found, hint = f"an array of shape {jnp.shape(value)}", "take its mean or sum."
+    elif not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        found = f"a number of dtype {jnp.result_type(value)}"
+        hint = "compute the loss in floating-point numbers."
+    else:
+        return value
+    raise ConfigError(
+        f"{argument}: expected a function that returns one floating-point number, got one that returns "
+        f"{found}. Hint: {hint}"
+    )

@@ -22,6 +22,7 @@ from ..core.fields import Checked, PositiveInt
 from ..core.recipes import Recipe
 from ..core.solution import Ending, Solution, Stats, Status, bounded
 from ..core.tree import Tree
+from ..core.validation import require_scalar
 from ..inner.base import InnerSolver
 from ..problems.base import Key, Problem, Task
 from .base import Flag, Learning, StepNumber, TaskGradient, TaskRule
@@ -432,7 +433,7 @@ class MetaGradient(Checked, ByContent):
 
     def _task(self, theta: Tree, task: Task, key: Key) -> tuple[Array, Metrics]:
         """One task's meta-gradient as a flat vector, and its Metrics (scalars)."""
-        learning = Learning(self.problem, self.query_loss, self.inner)
+        learning = Learning(self.problem, functools.partial(_outer_loss, self.query_loss), self.inner)
         found = self.rule.task_gradient(learning, theta, task, key)
         gradient = tree.ravel(found.gradient)[0]
         inner, linear = found.inner or UNSOLVED, found.linear or UNSOLVED
@@ -477,6 +478,11 @@ def _usable(found: TaskGradient, needs_solution: bool) -> Array:
         spoilt = (linear.status.code >= int(Ending.DIVERGED)) | ~jnp.isfinite(linear.stats.residual)
         used &= ~no_step & ~worse & ~spoilt
     return used
+
+
+def _outer_loss(query_loss: QueryLoss, phi: Tree, theta: Tree, batch: Tree) -> Array:
+    """The query loss; ConfigError where it does not return one floating-point number."""
+    return require_scalar("query_loss", query_loss(phi, theta, batch))
 
 
 def _shaped(problem: Problem, theta: Tree, flat: Array) -> Tree:

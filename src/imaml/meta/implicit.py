@@ -20,7 +20,7 @@ from ..core.tree import Tree
 from ..inner.base import InnerSolver, judged
 from ..linear.base import LinearSolver, Matvec
 from ..linear.cg import CG
-from ..problems.base import Key, Problem, Task, require_anchor
+from ..problems.base import RULES, Key, Problem, Task, require_anchor
 from ..problems.linearised import anchor_of, refuse_system, solve_anchored
 from .accuracy import Tightening, check_accuracy, until_accurate
 from .base import Flag, Learning, RuleBase, StepNumber, TaskGradient
@@ -82,7 +82,7 @@ class ImplicitBase(RuleBase):
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Check that the problem is anchored and that the linear solver accepts its systems."""
-        require_anchor(problem)
+        require_anchor(problem, self.owner)
         refuse_system(self.solver, problem)
         super().refuse(problem, inner)
         if problem.structure != "spd" and (self.correct or self.accuracy is not None):
@@ -202,6 +202,7 @@ class Implicit(ImplicitBase):
         self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
     ) -> Tree:
         """Return the adapted parameters, differentiable in every mode and order; see `Rule`."""
+        require_anchor(problem, self.owner, RULES)
         self.refuse(problem, inner)
         # One flat vector: custom_root fails with a bare AssertionError where a leaf of F ignores theta.
         flat, unravel = tree.ravel(lax.stop_gradient(phi0))
@@ -277,7 +278,7 @@ def implicit_vjp(
     References:
         Rajeswaran et al. (2019), equation 6 and Algorithm 2, line 4.
     """
-    require_anchor(problem)
+    require_anchor(problem, "implicit_vjp", RULES)
     refuse_system(linear, problem)
     if not tree.same(cotangent, phi):
         raise ConfigError(

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 
 from ..core.tree import Tree
+from ..core.validation import require_scalar
 from ..inner.base import InnerSolver
 from ..problems.base import Key, Loss, Problem, Task
 from ..problems.losses import Join, joined
@@ -39,7 +40,8 @@ class Jointly(RuleBase):
 
     def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Differentiate the loss on all of the task's data; phi is theta, as nothing is adapted."""
-        loss, gradient = jax.value_and_grad(self.loss)(theta, self.whole(*task))
+        whole = self.whole(*task)
+        loss, gradient = jax.value_and_grad(lambda t: require_scalar("loss", self.loss(t, whole)))(theta)
         return TaskGradient(gradient, loss, theta)
 
 

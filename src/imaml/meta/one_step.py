@@ -13,7 +13,7 @@ from ..core.tree import Tree
 from ..inner.base import InnerSolver
 from ..inner.newton import Newton
 from ..linear.cg import CG
-from ..problems.base import Key, Problem, require_anchor
+from ..problems.base import RULES, Key, Problem, require_anchor
 from .base import Differentiated, require_reversible
 
 
@@ -52,7 +52,7 @@ class OneStep(Differentiated):
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Check that the problem is anchored and that reverse mode can go through the last step."""
-        require_anchor(problem)
+        require_anchor(problem, self.owner)
         hint = "Newton(steps=1) or GradientDescent(rate, steps=1)"
         require_reversible(self.owner, "last", self.last, hint)
 
@@ -60,6 +60,7 @@ class OneStep(Differentiated):
         self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
     ) -> Solution:
         """Solve the problem, and take one step more; the status is the worse of both."""
+        require_anchor(problem, self.owner, RULES)
         self.refuse(problem, inner)
         before = inner(*lax.stop_gradient((problem, theta, batch, phi0)), key)
         after = self.last(problem, theta, batch, lax.stop_gradient(before.value), key)

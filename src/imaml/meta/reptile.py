@@ -74,7 +74,7 @@ class Envelope(OnAllData):
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Check that the problem has an objective, an anchor and a fixed strength."""
-        require_anchor(problem)
+        require_anchor(problem, "envelope")
         if not problem.has_objective:
             raise StructureError(
                 f"envelope: expected a problem with an objective, got {problem.kind}. Hint: use "

@@ -425,17 +425,24 @@ def check_lipschitz(owner: str, constant: object) -> None:
         require_number(owner, 0, lipschitz=constant)
 
 
-def require_anchor(problem: Problem) -> None:
+RULES = "the rules unrolled() or first_order()"
+
+
+def require_anchor(
+    problem: Problem, owner: str = "implicit", instead: str = "MAML(...) or FOMAML(...)"
+) -> None:
     """Check that a problem's solution is a function of theta.
 
     Args:
         problem: The problem.
+        owner: Who needs it, for the message.
+        instead: What takes a problem without an anchor; `RULES` where no method is meant.
 
     Raises:
         StructureError: If theta enters only as where the solver starts.
     """
     if not problem.anchored:
         raise StructureError(
-            "implicit: expected a problem whose solution depends on theta, got one that only starts there. "
-            "Hint: use proximal(loss, strength), or the rules unrolled() (MAML) or first_order() (FOMAML)."
+            f"{owner}: expected a problem whose solution depends on theta, got {problem.kind}, which only "
+            f"starts there. Hint: use proximal(loss, strength), or {instead}."
         )

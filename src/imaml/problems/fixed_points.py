@@ -13,7 +13,7 @@ from jax import Array
 from ..core import tree
 from ..core.errors import ConfigError
 from ..core.tree import Tree
-from ..core.validation import require_function, require_one_of
+from ..core.validation import require_function, require_one_of, require_scalar
 from .base import Problem, Start
 
 Objective = Callable[[Tree, Tree, Tree], Array]  # (phi, theta, batch) -> scalar
@@ -33,11 +33,11 @@ class Stationary(Problem):
 
     def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """The function's gradient; see `Problem.residual`."""
-        return self.guarded(lambda: jax.grad(self.function)(phi, theta, batch), phi)
+        return self.guarded(lambda: jax.grad(self.objective)(phi, theta, batch), phi)
 
     def objective(self, phi: Tree, theta: Tree, batch: Tree) -> Array:
         """The function's value; see `Problem.objective`."""
-        return self.function(phi, theta, batch)
+        return require_scalar("objective", self.function(phi, theta, batch))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +73,9 @@ class Game(Problem):
                 "default; where theta is no such pair, pass init=(theta, batch, key) -> (x, y)."
             )
         x, y = phi
-        parts = (jax.grad(self.loss_x, argnums=0), jax.grad(self.loss_y, argnums=1))
-        return self.guarded(lambda: tuple(part(x, y, theta, batch) for part in parts), phi)
+        slope_x = jax.grad(lambda own: require_scalar("loss_x", self.loss_x(own, y, theta, batch)))
+        slope_y = jax.grad(lambda own: require_scalar("loss_y", self.loss_y(x, own, theta, batch)))
+        return self.guarded(lambda: (slope_x(x), slope_y(y)), phi)
 
 
 def stationary(objective: Objective, init: Start | None = None, structure: str = "spd") -> Stationary:

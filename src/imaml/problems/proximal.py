@@ -68,7 +68,7 @@ class Proximal(Problem):
         """loss(phi, batch) + 1/2 (phi - theta)^T P (phi - theta); see `Problem.objective`."""
         away = self.displacement(phi, theta)
         anchored = tree.dot(away, self.precision(phi, theta).pull(away))
-        return self.loss_at(theta)(self.full(phi, theta), batch) + 0.5 * anchored
+        return require_scalar("loss", self.loss_at(theta)(self.full(phi, theta), batch)) + 0.5 * anchored
 
     def precision(self, phi: Tree, theta: Tree) -> Precision:
         """P, from the fixed strength or from theta; see `Problem.precision`."""
@@ -108,11 +108,11 @@ class Plain(Problem):
 
     def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """The loss's gradient; see `Problem.residual`."""
-        return jax.grad(lambda p: require_scalar("loss", self.loss(self.full(p, theta), batch)))(phi)
+        return jax.grad(lambda p: self.objective(p, theta, batch))(phi)
 
     def objective(self, phi: Tree, theta: Tree, batch: Tree) -> Array:
         """The loss; see `Problem.objective`."""
-        return self.loss(self.full(phi, theta), batch)
+        return require_scalar("loss", self.loss(self.full(phi, theta), batch))
 
 
 @dataclass(frozen=True, eq=False)

@@ -183,7 +183,7 @@ def write_comparison(summary: JsonObject, folder: Path) -> Path:
         differences=_differences(summary),
         charts=[_charts(summary, axis, *words) for axis, words in charts.items()],
     )
-    with disk_errors(f"{folder} cannot be written", DataError):
+    with disk_errors(folder, DataError):
         write_whole(folder / "comparison.html", page)
         write_whole(folder / "comparison.md", markdown(summary))
     return folder / "comparison.html"

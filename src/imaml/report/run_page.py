@@ -60,7 +60,9 @@ def write_report(folder: Path, examples: Sequence[Example | Scene] | None = None
     try:
         config = json.loads(source.read_text(encoding="utf-8")) if source.exists() else None
     except (OSError, ValueError) as error:
-        raise DataError(f"{source} cannot be read ({error}). Hint: restore it, or remove it.") from error
+        raise DataError(
+            f"{source}: expected JSON, got an error ({error}). Hint: restore it, or remove it."
+        ) from error
     run = _Run(read_events(folder / FILE) if (folder / FILE).exists() else [], config)
     reason, shape = run.end.get("reason"), (run.domain.get("ways"), run.domain.get("shots"))
     page = render(
@@ -78,7 +80,7 @@ def write_report(folder: Path, examples: Sequence[Example | Scene] | None = None
         warnings=[text + (f" ({n} times)" if n > 1 else "") for text, n in Counter(run.warnings).items()],
         versions=", ".join(f"{n} {v}" for n, v in installed_versions("jax", "numpy", "optax").items()),
     )
-    with disk_errors(f"{path} cannot be written", DataError):
+    with disk_errors(path, DataError):
         write_whole(path, page)
     return path
 

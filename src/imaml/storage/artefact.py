@@ -37,33 +37,56 @@ def write_artefact(path: str | Path, arrays: Mapping[str, Leaf], description: Ma
     from safetensors.numpy import save
 
     host = integrity.on_host(dict(arrays), ArtefactError)
-    integrity.refuse_non_finite(host, "the artefact is not written")
+    path = Path(path, ARTEFACT_NAME) if Path(path).is_dir() else Path(path)
+    integrity.refuse_non_finite(host, path)
     record = {"format": FORMAT, "arrays": integrity.digest_all(host), "description": dict(description)}
     metadata = {"imaml": integrity.sealed(record, ArtefactError).decode()}
-    path = Path(path, ARTEFACT_NAME) if Path(path).is_dir() else Path(path)
-    with disk_errors(f"the artefact {path} cannot be written", ArtefactError):
+    with disk_errors(path, ArtefactError):
         make_folder(path.parent)
         write_whole(path, save(host, metadata=metadata), durable=True)
 
 
-def near(path: Path) -> str:
-    """Return the hint of the message about a missing artefact: what is near it.
+def missing(path: Path, error: OSError) -> str:
+    """Return the message about a missing artefact.
 
     Args:
         path: Where no artefact is.
+        error: Why it cannot be read.
 
     Returns:
-        A sentence, with a space before it.
+        What is there instead, and what could be meant.
     """
-    if (path.parent / "comparison.json").is_file():
-        runs = sorted(str(file.parent) for file in path.parent.glob(f"*/*/run/{ARTEFACT_NAME}"))
-        return f" Hint: {path.parent} is a comparison; name one of its runs: {some_of(runs, 3)}."
-    named = path.parent if path.name == ARTEFACT_NAME else path
-    found = [*named.parent.glob("*.safetensors"), *named.parent.glob(f"*/{ARTEFACT_NAME}")]
-    there = sorted(file.parent.name if file.name == ARTEFACT_NAME else file.name for file in found)
-    if there:
-        return suggestion(named.name, there) or f" Hint: {named.parent} holds {some_of(there)}."
-    return " Hint: name a run directory, or an artefact (*.safetensors)."
+    named = path.parent if path.name == ARTEFACT_NAME and path.parent.is_dir() else path
+    runs = [str(file.parent) for file in sorted(named.glob(f"*/*/run/{ARTEFACT_NAME}"))]
+    inside, beside = artefacts_in(named), artefacts_in(named.parent)
+    hint = suggestion(named.name, beside, files=True) or " Hint: imaml train --out DIR makes one."
+    if not named.is_dir():
+        absent = isinstance(error, FileNotFoundError)
+        found = "no such file or folder" if absent else f"an error ({reason(error)})"
+    elif (named / "comparison.json").is_file():
+        found, hint = "a comparison", f" Hint: name one of its runs: {some_of(runs, 3)}."
+    elif (named / "config.json").is_file():
+        found = "a run without an artefact"
+        hint = f" Hint: the run has not ended; continue it with imaml train --resume --out {named}."
+    elif inside:
+        found = "a folder that holds some" if len(inside) > 1 else "a folder that holds one"
+        hint = f" Hint: name what is in it: {some_of([str(named / name) for name in inside], 3)}."
+    else:
+        found = "a folder without one" if any(named.iterdir()) else "an empty folder"
+    return f"{named}: expected a run directory or an artefact (*.safetensors), got {found}.{hint}"
+
+
+def artefacts_in(folder: Path) -> list[str]:
+    """List the artefacts and the run directories in a folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Their names, sorted; those of runs that have an artefact.
+    """
+    found = [*folder.glob("*.safetensors"), *folder.glob(f"*/{ARTEFACT_NAME}")]
+    return sorted(file.parent.name if file.name == ARTEFACT_NAME else file.name for file in found)
 
 
 def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], JsonObject]:
@@ -88,11 +111,12 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], JsonObject]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ArtefactError(f"no artefact {path}: {reason(error)}.{near(path)}") from error
+        raise ArtefactError(missing(path, error)) from error
     end = 8 + int.from_bytes(data[:8], "little")
     if data[8:9] not in (b"{", b""):
         raise ArtefactError(
-            f"{path} is no safetensors file. Hint: name one that imaml exported, {ARTEFACT_NAME}."
+            f"{path}: expected an artefact of imaml, got a file of another format. Hint: name the "
+            f"{ARTEFACT_NAME} of a run."
         )
     try:
         if len(data) < max(9, end):
@@ -101,7 +125,8 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], JsonObject]:
         text = json.loads(data[8:end]).get("__metadata__", {}).get("imaml")  # well-formed, or refused above
         if text is None:
             raise ArtefactError(
-                f"{path} is a safetensors file, but no artefact of imaml. Hint: name one that is."
+                f"{path}: expected an artefact of imaml, got a safetensors file of another program. Hint: "
+                f"name the {ARTEFACT_NAME} of a run."
             )
         if (record := integrity.unsealed(text.encode())) is None:
             raise DamageError("its description is not as it was written")
@@ -115,7 +140,8 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], JsonObject]:
             raise DamageError("its arrays are not as they were written")
     except (DamageError, SafetensorError, KeyError) as error:
         raise ArtefactError(
-            f"the artefact {path} is damaged: {reason(error)}. Hint: export it again."
+            f"{path}: expected a whole artefact, got a damaged one: {reason(error)}. Hint: restore a copy, "
+            "or export it again."
         ) from error
-    integrity.refuse_non_finite(arrays, f"the artefact {path} is not used")
+    integrity.refuse_non_finite(arrays, path)
     return arrays, record["description"]

@@ -106,11 +106,11 @@ def make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(what: str, refusal: type[ImamlError]) -> Iterator[None]:
+def disk_errors(path: str | Path | None, refusal: type[ImamlError]) -> Iterator[None]:
     """Turns errors of the disk within the block into an error of this package.
 
     Args:
-        what: What failed, the beginning of the message.
+        path: What is written, the beginning of the message.
         refusal: The error to raise.
 
     Yields:
@@ -123,7 +123,8 @@ def disk_errors(what: str, refusal: type[ImamlError]) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises the last two for a full disk
         raise refusal(
-            f"{what}: {reason(error)}. Hint: free space there, or choose another folder."
+            f"{path}: expected a place that can be written, got an error ({reason(error)}). Hint: free space "
+            "there, or choose another folder."
         ) from error
 
 

@@ -105,9 +105,7 @@ class Checkpoints(Checked):
         integrity.sealed(record, CheckpointError)  # refuses a note that is no JSON before anything is written
         final = self.folder / f"step-{step:08d}"
         writing = final.with_name(f".writing-{final.name}")
-        with disk_errors(
-            f"the checkpoint of step {step} cannot be written to {self.folder}", CheckpointError
-        ):
+        with disk_errors(self.folder, CheckpointError):
             make_folder(self.folder)
             self._clean()
             try:
@@ -160,9 +158,9 @@ class Checkpoints(Checked):
                 continue
             leaves = [_placed(arrays[key], template) for key, template in wanted.items()]
             return Restored(step, jax.tree.structure(like).unflatten(leaves), record["note"], skipped)
-        what = "no checkpoint can be used" if candidates else "there is no checkpoint"
-        advice = "Hint: restore a copy of that folder, or begin a new run"
-        raise CheckpointError(f"{what} in {self.folder}. {' '.join([*skipped, advice])}.")
+        found = f"{self.folder}: expected a checkpoint, got {'damaged ones only' if candidates else 'none'}."
+        advice = "Hint: restore a copy of that folder, or begin a new run."
+        raise CheckpointError(" ".join([found, *skipped, advice]))
 
     def _candidates(self) -> list[tuple[int, Path]]:
         """Step and path of what is named as a checkpoint, newest first."""

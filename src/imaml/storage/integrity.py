@@ -52,7 +52,8 @@ def flatten_names(tree: Tree, refusal: type[ImamlError] = ArtefactError) -> dict
         key = name(path) or "value"
         if key in leaves or key == "__metadata__":  # the one name that safetensors keeps to itself
             raise refusal(
-                f"the name {key!r} is taken. Hint: keep '/' and '__metadata__' out of the keys of dicts."
+                f"{key}: expected a name of its own for each array, got one that is taken. Hint: keep '/' "
+                "and '__metadata__' out of the keys of dicts."
             )
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             raise refusal(f"{key}: expected an array or a registered record, got a {type(leaf).__name__}.")
@@ -121,22 +122,23 @@ def refuse_differences(
     if keys := [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]:
         told = [f"{k}: expected {there.get(k, 'nothing')}, got {here.get(k, 'nothing')}" for k in keys[:4]]
         told += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
-        raise refusal(f"{what} is of another model: {'; '.join(told)}. Hint: use its own configuration.")
+        raise refusal(f"{what}: {'; '.join(told)}. Hint: use the configuration that it was saved with.")
 
 
-def refuse_non_finite(arrays: Mapping[str, np.ndarray], consequence: str) -> None:
+def refuse_non_finite(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Checks that arrays are finite.
 
     Args:
         arrays: Arrays by name.
-        consequence: What follows, for the message.
+        path: The file that they are in, or would be written to.
 
     Raises:
         ArtefactError: If a value is NaN or infinite.
     """
     if bad := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
         raise ArtefactError(
-            f"NaN or infinity in {', '.join(bad[:4])}: {consequence}. Hint: train at a lower learning rate."
+            f"{path}: expected finite parameters, got NaN or infinity in {', '.join(bad[:4])}. Hint: train "
+            "at a lower learning rate."
         )
 
 
@@ -157,7 +159,8 @@ def sealed(record: Mapping[str, Json], refusal: type[ImamlError]) -> bytes:
         text = json.dumps({"seal": BLANK, **record}, indent=1, allow_nan=refusal is CheckpointError).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise refusal(
-            f"it does not go to JSON ({error}). Hint: use numbers, strings, lists, dicts."
+            f"{'note' if refusal is CheckpointError else 'description'}: expected values that go to JSON, "
+            f"got an error ({error}). Hint: use numbers, strings, lists, dicts."
         ) from error
     return text.replace(BLANK.encode(), hashlib.sha256(text).hexdigest().encode(), 1)
 

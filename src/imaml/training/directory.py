@@ -30,16 +30,18 @@ def create_run_directory(folder: Path) -> None:
         ConfigError: If it cannot be written, or has other files in it.
     """
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file. Hint: choose a directory for the run (--out).")
-    with disk_errors(f"{folder} cannot be written", ConfigError):
+        raise ConfigError(
+            f"{folder}: expected a directory for the run, got a file. Hint: choose another with --out."
+        )
+    with disk_errors(folder, ConfigError):
         folder.mkdir(parents=True, exist_ok=True)
         found = {entry.name for entry in folder.iterdir() if not is_leftover(entry.name)}
         saved = {entry.name for entry in (folder / "checkpoints").glob("step-*")}
         tempfile.TemporaryFile(dir=folder).close()
     if found - {FILE, "checkpoints"} or saved - {"step-00000000"}:
         raise ConfigError(
-            f"{folder} exists and is not empty. Hint: resume the run in it (--resume), or choose another "
-            "directory (--out)."
+            f"{folder}: expected a new or empty directory, got one with files in it. Hint: resume the run in "
+            "it (--resume), or choose another directory (--out)."
         )
 
 
@@ -54,7 +56,7 @@ def write_config(folder: Path, described: Config | str) -> None:
         ConfigError: If the file cannot be written.
     """
     content = {"kind": PYTHON, "reason": described} if isinstance(described, str) else to_json(described)
-    with disk_errors(f"{folder / 'config.json'} cannot be written", ConfigError):
+    with disk_errors(folder / "config.json", ConfigError):
         write_json(folder / "config.json", content, indent=2)
 
 
@@ -79,7 +81,8 @@ def _content(folder: Path) -> str:
         return (folder / "config.json").read_text(errors="replace")
     except OSError as error:
         raise ConfigError(
-            f"resume: expected a run in {folder}, got no config.json. Hint: omit resume to start a run there."
+            f"{folder}: expected a run to resume, got no config.json in it. Hint: leave out resume to start "
+            "a run there."
         ) from error
 
 
@@ -100,8 +103,8 @@ def check_resumable(folder: Path, described: Config | str) -> None:
         same = difference is None
     if not same:
         raise ConfigError(
-            f"resume: {folder} was started with another configuration: {difference}. Hint: leave that as it "
-            "was, or start a new run from what this one has learned (--from)."
+            f"{folder}: expected the configuration that the run was started with, got another: {difference}. "
+            "Hint: leave that as it was, or start a new run from what this one has learned (--from)."
         )
 
 

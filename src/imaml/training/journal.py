@@ -73,7 +73,7 @@ class Journal:
         self._path = None if folder is None else Path(folder) / FILE
         self._file: TextIO | None = None
         words = _Words(total, minutes)
-        with disk_errors(f"{self._path} cannot be written", ConfigError):
+        with disk_errors(self._path, ConfigError):
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 if append and self._path.exists():
@@ -102,7 +102,7 @@ class Journal:
         if lost:
             record["nonfinite"] = lost
         if self._file is not None:
-            with disk_errors(f"{self._path} cannot be written", DataError):
+            with disk_errors(self._path, DataError):
                 self._file.write(json.dumps(record, allow_nan=False) + "\n")
                 self._file.flush()
         self._display.show(record)
@@ -144,7 +144,8 @@ def read_events(path: Path | str) -> list[JsonObject]:
         text = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read ({error.strerror}). Hint: give a run directory, or its {FILE}."
+            f"{path}: expected the log of a run, got an error ({error.strerror}). Hint: name a run "
+            f"directory, or its {FILE}."
         ) from error
     events, length = _split(text)
     if None in events:

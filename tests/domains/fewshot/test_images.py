@@ -301,6 +301,16 @@ def made(*names):
     return make
 
 
+def made_of(*names):
+    def make(tmp_path):
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("a note")
+        return tmp_path
+
+    return make
+
+
 def with_empty_class(tmp_path):
     save(tmp_path, "a/1.png")
     (tmp_path / "b").mkdir()
@@ -320,23 +330,51 @@ def empty(tmp_path):
 BAD_FOLDERS = {
     "missing": (
         lambda path: path / "no",
-        "no: expected a folder with one folder of images .*got an error .No such",
+        "no: expected a folder with one folder of images for each class, got no such folder. Hint: check the "
+        r"path; an example of an image is \S+no/apple/1\.png\.$",
     ),
-    "a file": (a_file, "1.png: expected a folder .*got an error .Not a directory"),
-    "empty": (empty, "nothing: expected a folder .*got nothing"),
-    "flat where classes are wanted": (made("1.png"), "got 1.png. Hint: .*belong in a folder named after"),
-    "classes and loose images": (made("a/1.png", "2.png"), "got 2.png, a. Hint: .*nothing else beside"),
+    "a file": (a_file, "1.png: expected a folder .*got a file. Hint: check the path"),
+    "empty": (
+        empty,
+        r"nothing: expected a folder with one folder of images for each class, got an empty folder\. Hint: "
+        r"put each image \(\.png, .*\.ppm\) in a folder named after its class, for example "
+        r"\S+nothing/apple/1\.png\.$",
+    ),
+    "other files": (made_of("a.txt", "b.txt"), r"got no images but a\.txt, b\.txt\. Hint: put each image"),
+    "flat where classes are wanted": (
+        made("1.png"),
+        "got images, 1.png. Hint: .* in a folder named after its class",
+    ),
+    "classes and loose images": (
+        made("a/1.png", "2.png"),
+        "got images, 2.png beside the folders a. Hint: put each",
+    ),
     "an empty class": (
         with_empty_class,
-        "expected images of the class 'b', got nothing. Hint: add images or remove",
+        "b: expected images of the class 'b', got an empty folder. Hint: put its images there, for example "
+        r"\S+b/1\.png\.$",
+    ),
+    "a class of other files": (
+        made_of("b/notes.txt"),
+        r"b: expected images of the class 'b', got no images but notes\.txt\. Hint: put its images there, "
+        r"for example \S+b/1\.png\.$",
+    ),
+    "a folder above": (
+        made("a/b/1.png"),
+        r"a: expected images of the class 'a', got no images but b\. Hint: if the folders in it are the "
+        r"classes, use \S+a\.$",
     ),
     "a truncated image": (
         truncated,
-        "1.png: expected a whole PNG, JPEG, .*cannot be read .*truncated.*Hint: replace the file or remove",
+        r"1\.png: expected a PNG, JPEG, GIF, BMP, TIFF, WebP, PGM or PPM image, got one that is damaged or "
+        r"of another format \(.*truncated.*\)\. Hint: save it again, for example as PNG; the suffix of its "
+        r"name does not count\.$",
     ),
     "text called .png": (
         text_as_png,
-        "1.png: expected a whole PNG.* got one that is damaged or of another",
+        r"1\.png: expected a PNG, JPEG, GIF, BMP, TIFF, WebP, PGM or PPM image, got one that is damaged or "
+        r"of another format\. Hint: save it again, for example as PNG; the suffix of its "
+        r"name does not count\.$",
     ),
     "float pixels, NaN": (
         wide_pixels,
@@ -377,9 +415,7 @@ def test_other_formats_are_not_opened_whatever_the_name(format, tmp_path, monkey
         Image.fromarray(grey()).save(tmp_path / "a.png", format)
     except OSError:
         pytest.skip(f"this Pillow cannot write {format}")
-    with pytest.raises(
-        DataError, match=r"a\.png: expected a whole PNG, JPEG, GIF, BMP, TIFF, WebP, PGM or PPM"
-    ):
+    with pytest.raises(DataError, match=r"a\.png: expected a PNG, JPEG, GIF, BMP, TIFF, WebP, PGM or PPM"):
         read_image(tmp_path / "a.png")
 
 
@@ -472,11 +508,11 @@ def sparse(path):
 
 
 NO_FILES = {
-    "FIFO": (fifo, "expected a regular file, got a .*FIFO"),
-    "device": (device, "expected a regular file, got a .*device"),
-    "folder": (lambda path: path.mkdir(), "expected a regular file, got a folder"),
-    "socket": (listening, "expected a regular file, got a .*socket"),
-    "broken link": (lambda path: path.symlink_to("nowhere"), "got an error .No such file"),
+    "FIFO": (fifo, r"expected an image file, got a FIFO \(named pipe\)\. Hint: check the path\."),
+    "device": (device, "expected an image file, got a device"),
+    "folder": (lambda path: path.mkdir(), "expected an image file, got a folder"),
+    "socket": (listening, "expected an image file, got a socket"),
+    "broken link": (lambda path: path.symlink_to("nowhere"), "expected an image file, got no such file"),
     "loop": (lambda path: path.symlink_to(path.name), "got an error .Too many levels"),
     "huge": (sparse, "expected an image file of at most 268,435,456 bytes, got 268,435,457"),
     "empty": (lambda path: path.touch(), "damaged or of another format"),
@@ -621,7 +657,7 @@ def csv_of(text):
 
 
 BAD_SPLITS = {
-    "missing": (lambda path: path / "no", "expected train/, val/ and test/ .*got an error .No such"),
+    "missing": (lambda path: path / "no", r"expected train/, val/ and test/ .*got no such folder\. Hint"),
     "no train": (made("other/a/1.png"), "expected train/, val/ and test/ .*got other"),
     "a class in two splits": (
         leak,

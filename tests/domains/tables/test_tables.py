@@ -54,25 +54,49 @@ def made(file, **options):
 
 HEAD = "who,day,score\n"
 BAD = {
-    "no such file": (None, {}, "expected a .csv, .tsv or .parquet file, got none"),
+    "no such file": (
+        None,
+        {},
+        "rows.csv: expected a table (.csv, .tsv or .parquet), got no such file. Hint: check the path.",
+    ),
     "empty": ("", {}, "got 0 lines"),
-    "a header alone": (HEAD, {}, "got 1 lines"),
+    "a header alone": (HEAD, {}, "rows.csv: expected a header and at least one row, got 1 line."),
     "one column": ("who;day;score\na;1;2\n", {}, "got one column, 'who;day;score'"),
     "a target that is the task": (None, {"target": "who"}, "got 'who' for both"),
-    "ragged": (HEAD + "a,1,2\na,1\n", {}, "row 2: expected 3 cells, as in the header, got 2"),
+    "ragged": (
+        HEAD + "a,1,2\na,1\n",
+        {},
+        "rows.csv, row 2 below the header (line 3 of the file): expected 3 cells, as in the header, got 2.",
+    ),
     "a decimal comma": (HEAD + "a,1,2,5\n", {}, "a comma within a cell needs quotes"),
     "a quoted decimal comma": (
         HEAD + 'a,1,2\na,2,"2,5"\n',
         {},
-        "row 2, column 'score': expected a finite number, as 1 of 2 cells are, got '2,5'",
+        "row 2 below the header (line 3 of the file), column 'score': expected a finite number, as 1 of 2 "
+        "cells are, got '2,5'",
     ),
     "a stray word": (
         HEAD + "a,1,2\na,x,3\na,2,3\n",
         {},
         "column 'day': expected a finite number, as 2 of 3 cells are, got 'x'",
     ),
-    "a missing cell": (HEAD + "a,1,2\na,,3\n", {}, "row 2, column 'day': expected a value, got ''"),
-    "not a number": (HEAD + "a,1,2\na,2,nan\n", {}, "row 2, column 'score': expected a value, got 'nan'"),
+    "a missing cell": (
+        HEAD + "a,1,2\na,,3\n",
+        {},
+        "rows.csv, row 2 below the header (line 3 of the file), column 'day': expected a value, got an empty "
+        "cell. Hint: fill the cell, or leave the row out.",
+    ),
+    "missing cells below a cell of two lines and a blank line": (
+        'who,day,score\n"a\nb",1,2\n\na,,3\na, ,3\na,nan,3\n',
+        {},
+        "rows.csv, row 2 below the header (line 5 of the file), column 'day': expected a value, got an empty "
+        "cell (and 2 more in this column). Hint: fill the cell, or leave the row out.",
+    ),
+    "not a number": (
+        HEAD + "a,1,2\na,2,nan\n",
+        {},
+        "column 'score': expected a value, got 'nan'. Hint: fill",
+    ),
     "infinite": (HEAD + "a,1,2\na,2,inf\n", {}, "expected a finite number, as 1 of 2 cells are, got 'inf'"),
     "a name twice": ("who,day,day\na,1,2\n", {}, "column 3: expected a name of its own, got 'day'"),
     "no name": ("who,,score\na,1,2\n", {}, "column 2: expected a name of its own, got ''"),
@@ -145,10 +169,29 @@ def changed(path, row, column, cell):
     return path
 
 
+@pytest.mark.parametrize("there", ["scores.csv", "scores.tsv", "scores.parquet"])
+def test_a_table_that_is_not_there_may_be_one_with_another_suffix(there, tmp_path):
+    (tmp_path / there).write_text("")
+    (tmp_path / "others.csv").write_text("")
+    expected = "expected a table (.csv, .tsv or .parquet), got no such file"
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / "score.xlsx")
+    assert str(caught.value) == f"{tmp_path / 'score.xlsx'}: {expected}. Hint: did you mean {there!r}?"
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / "people.csv")
+    held = f"{tmp_path} holds {', '.join(sorted(['others.csv', there]))}"
+    assert str(caught.value) == f"{tmp_path / 'people.csv'}: {expected}. Hint: {held}."
+
+
 def row_of(file, split):
     """The first row, from 1, of a task of a split."""
     training = made(file).recipe.layout.splits[("train", "validation", "test").index(split)]
     return 1 + int(np.flatnonzero(np.isin(read_table(file).columns["who"], training))[0])
+
+
+def place(row):
+    """How a message tells where a row is, as a regular expression."""
+    return rf"row {row} below the header \(line {row + 1} of the file\)"
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -157,8 +200,8 @@ def row_of(file, split):
 def test_numbers_that_float32_cannot_hold_are_refused_where_they_are_read(file, split, column, cell):
     row = row_of(file, split)
     told = (
-        rf"scores.csv, row {row}, column '{column}': expected a number between -3.403e\+38 and 3.403e\+38, "
-        rf"the range of float32, got '{cell}'. Hint: "
+        rf"scores.csv, {place(row)}, column '{column}': expected a number between -3.403e\+38 and "
+        rf"3.403e\+38, the range of float32, got '{cell}'. Hint: "
     )
     with pytest.raises(DataError, match=told):
         made(changed(file, row, column, cell))
@@ -171,7 +214,9 @@ def test_a_cell_that_leaves_float32_when_standardised_is_refused(file):
     rows = file.read_text().splitlines()
     rows[row] = ",".join([*rows[row].split(",")[:2], "3e38"])
     file.write_text("\n".join(rows))
-    with pytest.raises(DataError, match=rf"row {row}, column 'score': expected .* got '3e38'. Hint: correct"):
+    with pytest.raises(
+        DataError, match=rf"{place(row)}, column 'score': expected .* got '3e38'. Hint: correct"
+    ):
         made(file)
 
 
@@ -179,7 +224,7 @@ def test_a_cell_that_leaves_float32_when_standardised_is_refused(file):
 def test_one_cell_beside_which_all_others_become_equal_is_refused(file, column):
     row = row_of(file, "train")
     with pytest.raises(
-        DataError, match=rf"row {row}, column '{column}': expected .* got '1e30'. Hint: correct"
+        DataError, match=rf"{place(row)}, column '{column}': expected .* got '1e30'. Hint: correct"
     ):
         made(changed(file, row, column, "1e30"))
 
@@ -446,7 +491,7 @@ def test_rows_of_several_tasks_are_not_learned_from_as_one(trained, tmp_path, ca
     assert "other.csv with rows of other tasks" in said
     status, said = adapt("one.csv", ".")
     assert status == 2
-    assert "expected a .csv, .tsv or .parquet file, got a folder" in said
+    assert "expected a table (.csv, .tsv or .parquet), got a folder. Hint: " in said
     (tmp_path / "nothing.csv").write_text("when\n1\n2\n")
     status, said = adapt("one.csv", "nothing.csv")
     assert status == 2

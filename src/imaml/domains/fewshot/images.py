@@ -197,21 +197,27 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
     """
     folder = Path(folder).expanduser()
     expected = "a folder of images" if flat else "a folder with one folder of images for each class"
-    entries, loose = _listing(folder, expected), _images_in(folder)
+    example = folder / "1.png" if flat else folder / "apple" / "1.png"
+    entries, loose = _listing(folder, expected, f"an example of an image is {example}"), _images_in(folder)
     found = {entry.name: _images_in(entry) for entry in entries if entry.is_dir()}
     if loose and flat and not found:
         return {"": loose}
     if loose or not found:
+        beside = f" beside the folders {some_of(list(found))}" if found else ""
+        given = f"images, {some_of(loose)}{beside}" if loose else _held(entries)
+        where = "directly in it" if flat else "in a folder named after its class"
         raise DataError(
-            f"{folder}: expected {expected}, got {some_of(entries)}. Hint: images ({', '.join(SUFFIXES)}) "
-            "belong in a folder named after their class, and nothing else beside it."
+            f"{folder}: expected {expected}, got {given}. Hint: put each image ({', '.join(SUFFIXES)}) "
+            f"{where}, for example {example}."
         )
     for name, files in found.items():
         if not files:
-            held = some_of(_listing(folder / name))
+            held = _listing(folder / name)
+            hint = f"put its images there, for example {folder / name / '1.png'}"
+            if any(entry.is_dir() for entry in held):
+                hint = f"if the folders in it are the classes, use {folder / name}"
             raise DataError(
-                f"{folder / name}: expected images of the class {name!r}, got {held}. Hint: add images or "
-                "remove the folder; if it holds the classes, give its path."
+                f"{folder / name}: expected images of the class {name!r}, got {_held(held)}. Hint: {hint}."
             )
     return found
 
@@ -272,10 +278,11 @@ def read_split_folders(path: str | Path, side: int = 84, channels: int = 3) -> I
         DataError: If the layout is another, an image cannot be read, or a class is in two splits.
     """
     path = Path(path).expanduser()
-    entries = _listing(path, _LAYOUT)
+    hint = f"an example of an image is {path / 'train' / 'apple' / '1.png'}"
+    entries = _listing(path, _LAYOUT, hint)
     found = {split: classes for split in SPLITS if (classes := _split_files(path, split)) is not None}
     if "train" not in found:
-        raise DataError(f"{path}: expected {_LAYOUT}, got {some_of(entries)}.")
+        raise DataError(f"{path}: expected {_LAYOUT}, got {some_of(entries)}. Hint: {hint}.")
     members = [files for classes in found.values() for files in classes.values()]
     files, count = [file for group in members for file in group], np.array([len(group) for group in members])
 
@@ -393,12 +400,20 @@ def _checked_splits(
     return checked
 
 
-def _listing(folder: Path, expected: str = "a folder that can be listed") -> list[Path]:
+def _listing(folder: Path, expected: str = "a folder that can be listed", example: str = "") -> list[Path]:
     """What is in a folder, without hidden files (DataError)."""
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
     except OSError as error:
-        raise DataError(f"{folder}: expected {expected}, got an error ({reason(error)}).") from None
+        kinds = {FileNotFoundError: "no such folder", NotADirectoryError: "a file"}
+        found = kinds.get(type(error), f"an error ({reason(error)})")
+        hint = f"check the path{example and '; '}{example}"
+        raise DataError(f"{folder}: expected {expected}, got {found}. Hint: {hint}.") from None
+
+
+def _held(entries: Sequence[Path]) -> str:
+    """What a folder without images holds, for a message."""
+    return f"no images but {some_of(entries)}" if entries else "an empty folder"
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -59,13 +59,13 @@ def regular_file(file: str | Path) -> os.stat_result:
     try:
         status = os.stat(file)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise DataError(
-            f"{file}: expected an image file, got an error ({reason(error)}). Hint: check the path."
-        ) from None
+        missing = isinstance(error, FileNotFoundError)
+        found = "no such file" if missing else f"an error ({reason(error)})"
+        raise DataError(f"{file}: expected an image file, got {found}. Hint: check the path.") from None
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(
-            f"{file}: expected a regular file, got a folder, FIFO (named pipe), socket or device."
-        )
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO (named pipe)", stat.S_IFSOCK: "a socket"}
+        found = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise DataError(f"{file}: expected an image file, got {found}. Hint: check the path.")
     if status.st_size > MOST_BYTES:
         raise DataError(
             f"{file}: expected an image file of at most {MOST_BYTES:,} bytes, got {status.st_size:,}. Hint: "
@@ -127,11 +127,11 @@ def open_image(
             # Of a damaged file Pillow's decoders raise what they stumble over, such as struct.error, KeyError
             # or OverflowError beside the documented OSError and SyntaxError.
             unknown = isinstance(error, Image.UnidentifiedImageError)
-            found = "is damaged or of another format" if unknown else f"cannot be read ({error})"
-            whole = READABLE if len(formats) == len(FORMATS) else " or ".join(formats)
+            why = "" if unknown else f" ({reason(error)})"
+            wanted = READABLE if len(formats) == len(FORMATS) else " or ".join(formats)
             raise DataError(
-                f"{name}: expected a whole {whole} image, got one that {found}. Hint: replace the file or "
-                "remove it."
+                f"{name}: expected a {wanted} image, got one that is damaged or of another format{why}. "
+                "Hint: save it again, for example as PNG; the suffix of its name does not count."
             ) from None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from ...core.errors import DataError
 from ...core.validation import not_one_of, some_of, suggestion
 
 MISSING = frozenset({"", "na", "nan", "null", "none", "n/a", "?"})
+SUFFIXES = (".csv", ".tsv", ".parquet")
 FLOAT32 = np.finfo(np.float32)  # what tables are computed in
 
 
@@ -27,10 +28,12 @@ class Table:
     Attributes:
         columns: The columns by name.
         source: Where they came from, for messages.
+        lines: The line of the file where each row begins, from 1; empty if they are of no text file.
     """
 
     columns: Mapping[str, tuple[str, ...]]
     source: str
+    lines: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def rows(self) -> int:
@@ -53,10 +56,24 @@ class Table:
         if name not in self.columns:
             raise DataError(not_one_of(f"{self.source}: column of {what}", name, self.columns))
         cells = self.columns[name]
-        for row, cell in enumerate(cells):
-            if cell.strip().lower() in MISSING:
-                raise self.cell_error(name, row, "a value", "fill the cell, or leave the row out.")
+        missing = [row for row, cell in enumerate(cells) if cell.strip().lower() in MISSING]
+        if missing:
+            found = repr(cells[missing[0]]) if cells[missing[0]].strip() else "an empty cell"
+            more = f" (and {len(missing) - 1} more in this column)" if len(missing) > 1 else ""
+            hint = "fill the cell, or leave the row out."
+            raise self.cell_error(name, missing[0], "a value", hint, found + more)
         return cells
+
+    def place(self, row: int | np.integer) -> str:
+        """Say where a row is.
+
+        Args:
+            row: The row, from 0.
+
+        Returns:
+            The phrase for a message, with the row counted from 1.
+        """
+        return _place(row + 1, self.lines[row] if self.lines else None)
 
     def numbers(self, name: str, what: str) -> np.ndarray:
         """Return a column of numbers.
@@ -80,7 +97,9 @@ class Table:
             raise self.cell_error(name, row, wanted, hint)
         return values
 
-    def cell_error(self, name: str, row: int | np.integer, expected: str, hint: str) -> DataError:
+    def cell_error(
+        self, name: str, row: int | np.integer, expected: str, hint: str, found: str | None = None
+    ) -> DataError:
         """Return the error on one cell.
 
         Args:
@@ -88,13 +107,14 @@ class Table:
             row: The cell's row, from 0.
             expected: What was expected in its place.
             hint: What to do about it.
+            found: What is there; by default the cell's text.
 
         Returns:
             A ``DataError`` with the file, the row counted from 1, the column and the value.
         """
         return DataError(
-            f"{self.source}, row {row + 1}, column {name!r}: expected {expected}, got "
-            f"{self.columns[name][row]!r}. Hint: {hint}"
+            f"{self.source}, {self.place(row)}, column {name!r}: expected {expected}, got "
+            f"{found or repr(self.columns[name][row])}. Hint: {hint}"
         )
 
     def numeric(self, name: str, what: str) -> bool:
@@ -116,6 +136,11 @@ class Table:
             hint = f"correct it, or say --domain.texts={name} for a column of categories."
             raise self.cell_error(name, are.index(False), wanted, hint)
         return all(are)
+
+
+def _place(row: int | np.integer, line: int | None) -> str:
+    """Where a row is, counted from 1, and the line of a file on which it begins."""
+    return f"row {row}" if line is None else f"row {row} below the header (line {line} of the file)"
 
 
 def _number(cell: str) -> float:
@@ -141,34 +166,46 @@ def read_table(path: str | Path) -> Table:
     """
     path = Path(path)
     if not path.is_file():
-        near = [file.name for file in path.parent.glob("*.csv")]
-        found = "a folder" if path.is_dir() else "none"
-        raise DataError(
-            f"{path}: expected a .csv, .tsv or .parquet file, got {found}.{suggestion(path.name, near)}"
-        )
+        found, folder = ("a folder", path) if path.is_dir() else ("no such file", path.parent)
+        files = sorted(file.name for suffix in SUFFIXES for file in folder.glob(f"*{suffix}"))
+        listed = f"{folder} holds {some_of(files)}" if files else "check the path"
+        hint = suggestion(path.name, files, files=True) or f" Hint: {listed}."
+        raise DataError(f"{path}: expected a table (.csv, .tsv or .parquet), got {found}.{hint}")
     if path.suffix.lower() == ".parquet":
         return _parquet(path)
     between = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         text = path.read_text(encoding="utf-8-sig").splitlines()
-        lines = [line for line in csv.reader(text, delimiter=between, strict=True) if line]
+        numbered, before, reader = [], 0, csv.reader(text, delimiter=between, strict=True)
+        for line in reader:
+            if line:
+                numbered.append((before + 1, line))
+            before = reader.line_num
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: expected CSV in UTF-8, got an error ({error}).") from error
+    lines = [line for _, line in numbered]
     if len(lines) < 2:
-        raise DataError(f"{path}: expected a header and at least one row, got {len(lines)} lines.")
+        raise DataError(
+            f"{path}: expected a header and at least one row, got {len(lines)} line{'s' * (len(lines) != 1)}."
+        )
+    begins = tuple(number for number, _ in numbered[1:])
     header = [name.strip() for name in lines[0]]
     if len(header) == 1 and any(other in header[0] for other in ",;|\t"):
-        raise DataError(f"{path}: expected columns separated by {between!r}, got one column, {header[0]!r}.")
+        raise DataError(
+            f"{path}: expected columns separated by {between!r}, got one column, {header[0]!r}. Hint: save "
+            "the table with that separator; a .tsv file has tabs."
+        )
     for row, line in enumerate(lines[1:], start=1):
         if len(line) != len(header):
             raise DataError(
-                f"{path}, row {row}: expected {len(header)} cells, as in the header, got {len(line)}. Hint: "
-                'a comma within a cell needs quotes, "1,5".'
+                f"{path}, {_place(row, begins[row - 1])}: expected {len(header)} cells, as in the header, "
+                f'got {len(line)}. Hint: a comma within a cell needs quotes, "1,5".'
             )
     for place, name in enumerate(header):
         if not name or name in header[:place]:
             raise DataError(f"{path}: column {place + 1}: expected a name of its own, got {name!r}.")
-    return table_of(dict(zip(header, zip(*lines[1:], strict=True), strict=True)), str(path))
+    found = table_of(dict(zip(header, zip(*lines[1:], strict=True), strict=True)), str(path))
+    return replace(found, lines=begins)
 
 
 def _parquet(path: Path) -> Table:

@@ -146,7 +146,9 @@ def _numbers_of(table: Table, name: str, what: str, rows: np.ndarray) -> Column:
         for row in places:
             number = Decimal(cells[row])
             if number != Decimal(cells[begin]) and number == number.to_integral_value():
-                wanted = f"a number that differs from {cells[begin]!r}, row {begin + 1}, within 16 digits"
+                wanted = (
+                    f"a number that differs from {cells[begin]!r}, {table.place(begin)}, within 16 digits"
+                )
                 hint = "subtract from the column what all its numbers have in common."
                 raise table.cell_error(name, row, wanted, hint)
         return Column(name, None, float(values[0]), 1.0)  # not std(): rounding may leave it just above 0
