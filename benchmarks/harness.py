@@ -4,8 +4,8 @@ A benchmark is a function in any module of this package::
 
     @benchmark("accuracy", quick={"each": 3}, double=True)
     def main(run, each=100):
-        rows = [measure(kind, each) for kind in KINDS]
-        run.write(rows)
+        for kind in KINDS:
+            run.add(measure(kind, each))
 
 Its parameters after ``run`` are its options on the command line: their defaults give type and choices.
 """
@@ -51,6 +51,7 @@ class Benchmark:
         double: Whether JAX computes in float64.
         devices: Whether every processor core is a JAX device, as in `imaml train`.
         positional: Options that are given without their names.
+        draw: Draws the figures of a result file, called with the `Run` and the `Result` after `measure`.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Benchmark:
     double: bool = False
     devices: bool = False
     positional: tuple[str, ...] = ()
+    draw: Callable[[Run, Result], None] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -79,6 +81,8 @@ class Benchmark:
             if option in self.positional:
                 flag, how = option, {} if how.pop("required", False) else {"nargs": "?", **how}
             made.add_argument(flag, **how)
+        if self.draw is not None:
+            made.add_argument("--draw-only", action="store_true", help="draw the result file as it is")
         made.add_argument("--quick", action="store_true", help="a tiny version, to see whether it works")
         made.add_argument("--out", type=Path, help="result file, by default the committed one")
         return made
@@ -222,15 +226,23 @@ class Run:
         out: Result file; None where none is written.
         quick: Whether it only has to show that it works.
         kept: Directory of values that `once` keeps.
+        rows: What `add` was given.
     """
 
     command: str
     out: Path | None
     quick: bool
     kept: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any], **figures: Any) -> None:
+        """Prints a row, and writes the result file with all rows so far and other figures."""
+        self.rows.append(row)
+        say(row)
+        self.write(self.rows, **figures)
 
     def write(self, rows: list[dict[str, Any]], **figures: Any) -> None:
-        """Writes the result file; long benchmarks call this after every row."""
+        """Writes the result file."""
         versions = {name: metadata.version(name) for name in PACKAGES}
         if self.out is not None:
             write_json(self.out, Result(self.command, machine(), versions, rows, figures).to_json())
@@ -262,7 +274,7 @@ def start(name: str, words: list[str]) -> int:
     if "--quick" in words:
         parser.set_defaults(**chosen.quick)
     given = vars(parser.parse_args(words))
-    quick, out = given.pop("quick"), given.pop("out")
+    quick, out, draw_only = (given.pop(name, False) for name in ("quick", "out", "draw_only"))
     usual = RESULTS / chosen.result if chosen.result else None
     if quick and out is None and usual:
         out = Path("runs") / "quick" / usual.name
@@ -282,12 +294,18 @@ def start(name: str, words: list[str]) -> int:
 
         jax.config.update("jax_enable_x64", True)
     kept = Path("runs") / name if out is None else out.with_suffix("")
-    return chosen.measure(Run(" ".join(said), out or usual, quick, kept), **given) or 0
+    run = Run(" ".join(said), out or usual, quick, kept)
+    status = 0 if draw_only else chosen.measure(run, **given) or 0
+    if chosen.draw is not None:
+        chosen.draw(run, Result.read(run.out.absolute()))
+    return status
 
 
-def say(row: Mapping[str, Any], *without: str) -> None:
-    """Prints a row as JSON at once, but for some keys."""
-    print(json.dumps({k: v for k, v in row.items() if k not in without}, default=_plain), flush=True)
+def say(row: Mapping[str, Any]) -> None:
+    """Prints a row as JSON at once, without its long values."""
+    texts = {key: json.dumps(value, default=_plain) for key, value in row.items()}
+    shown = ", ".join(f'"{key}": {text}' for key, text in texts.items() if len(text) < 500)
+    print(f"{{{shown}}}", flush=True)
 
 
 def interval(values: Any, student: bool = False) -> tuple[float, float]:
@@ -331,6 +349,26 @@ def in_turn(
     return times
 
 
+def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[[], Any], int]:
+    """Compiles a function for its arguments; returns the call with them, and XLA's temporary bytes."""
+    import jax
+
+    made = jax.jit(function).lower(*arguments).compile()
+    return lambda: made(*arguments), made.memory_analysis().temp_size_in_bytes
+
+
+def mapped(function: Callable[..., Any], batch_size: int | None = None) -> Callable[..., Any]:
+    """Compiles a function of one task to one of many, computed one after another or `batch_size` at once.
+
+    Returns:
+        A function of arrays with a leading axis of tasks; so have its results, which are of NumPy.
+    """
+    import jax
+
+    run = jax.jit(lambda *many: jax.lax.map(lambda one: function(*one), many, batch_size=batch_size))
+    return lambda *many: jax.device_get(run(*many))
+
+
 def spread(values: list[float], form: str = "ms_{}") -> dict[str, float]:
     """Returns median, least and greatest value, each named by `form`."""
     figures = {"median": statistics.median(values), "min": min(values), "max": max(values)}
@@ -352,27 +390,34 @@ def prepared(name: str, data: str | None = None) -> tuple[Any, Any, Any]:
     return config, config.domain.build(), devices_mesh(config.training.tasks)
 
 
-def trained(out: Path, domain: Any, method: Any, optimiser: Any, **options: Any) -> tuple[Any, float]:
-    """Trains, or resumes the run in directory `out`; returns meta-parameters and the first call's seconds."""
+def trained(
+    domain: Any, method: Any, optimiser: Any, *, out: Path | None = None, **options: Any
+) -> tuple[Any, float]:
+    """Trains; with a directory `out`, its run is kept, and resumed where it was interrupted.
+
+    Returns:
+        The meta-parameters, and how many seconds training took, of a resumed run those of the last part.
+    """
     import imaml
 
-    began, done = time.perf_counter(), out / "seconds"
-    if done.exists():
+    began, done = time.perf_counter(), out and out / "seconds"
+    if done and done.exists():
         with contextlib.suppress(imaml.ImamlError):  # a method that an artefact cannot describe is resumed
             return imaml.load(out).theta, float(done.read_text())
-    if out.exists():
+    if out and out.exists():
         options |= {"resume": True, "start": None}
     run = imaml.train(domain, method, optimiser, out=out, **options, **QUIET)
     if run.reason == "interrupted":
         raise SystemExit("interrupted; the same command resumes")
-    if not done.exists():
-        done.write_text(str(time.perf_counter() - began))
-    return run.theta, float(done.read_text())
+    seconds = time.perf_counter() - began
+    if done and not done.exists():
+        done.write_text(str(seconds))
+    return run.theta, float(done.read_text()) if done else seconds
 
 
 @contextlib.contextmanager
 def figure(path: Path, rows: int = 1, columns: int = 1, font: int = 10, **how: Any) -> Iterator[Any]:
-    """Draws a figure in the style of the docs: yields figure and panels, and writes it at the end."""
+    """Draws a figure in the style of the docs: yields figure and panels, then writes it and prints where."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -384,3 +429,4 @@ def figure(path: Path, rows: int = 1, columns: int = 1, font: int = 10, **how: A
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path, dpi=90, metadata={"Date" if path.suffix == ".svg" else "Software": None})
         plt.close(drawn)
+    print(path)

@@ -66,7 +66,7 @@ def scored(run, name, method, number, recipe, split, tasks):
         out = run.kept / name / f"{method}-{0 if method == 'transfer' else number}"
         try:
             options = {"steps": steps, "tasks": config.training.tasks}
-            theta, seconds = trained(out, domain, built, config.optimiser, **options)
+            theta, seconds = trained(domain, built, config.optimiser, out=out, **options)
         except imaml.NumericalError as error:  # a rate that is too large: the trial is lost
             return {"values": [float("nan")], "error": str(error)}
     found = evaluate_theta(domain, built, theta, split=split, tasks=tasks)
@@ -101,13 +101,9 @@ def compared(run, name, validation, test):
         rows.append(row | {"recipe": found["recipe"]})
         print(name, method, row["score"], row["imaml_less_this"], flush=True)
     others = {k: np.array(v) for k, v in best["imaml"]["baselines"].items()}
-    about = {
-        "preset": name,
-        "score": domain.headline,
-        "better": "higher" if sign > 0 else "lower",
-        "tasks": test,
-    }
-    about |= {"rows": rows, "baselines": {k: interval(v) for k, v in others.items()}}
+    better = "higher" if sign > 0 else "lower"
+    about = {"preset": name, "score": domain.headline, "better": better, "tasks": test, "rows": rows}
+    about["baselines"] = {k: interval(v) for k, v in others.items()}
     about["imaml_less_baselines"] = {k: interval(ours - v) for k, v in others.items()}
     return about | {"config": to_json(config)}
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import imaml
-from benchmarks.harness import QUIET, ROOT, benchmark, prepared, say
+from benchmarks.harness import ROOT, benchmark, prepared, trained
 from imaml.core import tree
 from imaml.domains.base import sample_many
 
@@ -37,10 +37,9 @@ def main(run, batches=16, early=120):
         for name, rule in rules.items()
     }
     count = config.training.tasks
-    trained = imaml.train(domain, method, config.optimiser, steps=early, tasks=count, **QUIET)
     thetas = {
         "at the start": method.init(domain, jax.random.key(config.training.seed)),
-        f"after {early} steps": trained.theta,
+        f"after {early} steps": trained(domain, method, config.optimiser, steps=early, tasks=count)[0],
         "after training": imaml.load(ARTEFACT).theta,
     }
 
@@ -51,12 +50,9 @@ def main(run, batches=16, early=120):
         exact, first = (other(theta, tasks)[0] for other in others.values())
         return jnp.stack([cosine(found, exact), cosine(first, exact)])
 
-    rows = []
     for when, theta in thetas.items():
         values = np.array([cosines(theta, jax.random.key(seed)) for seed in range(batches)])
         row = {"theta": when, "tasks": count, "batches": batches}
         for name, each in zip(("imaml", "first_order"), values.T, strict=True):
             row |= {f"{name}_median": np.median(each), f"{name}_least": each.min()}
-        rows.append(row)
-        say(row)
-    run.write(rows)
+        run.add(row)

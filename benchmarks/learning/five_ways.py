@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import imaml
-from benchmarks.harness import benchmark, figure, interval, say, trained
+from benchmarks.harness import benchmark, figure, interval, mapped, say, trained
 from benchmarks.learning.posteriors import WAYS, calibration, scores
 from imaml.config.method import Bayes, NewTask
 from imaml.config.methods import Method
@@ -91,7 +91,7 @@ def learned_by(run, name, ways, data):
         start = imaml.Theta(start, jax.tree.map(jnp.log, strengths))
     options = {"steps": 2 if run.quick else steps_of(name, ways), "tasks": TASKS[ways], "start": start}
     out = run.kept / f"{ways}w" / name
-    return domain, built, *trained(out, domain, built, optimiser, checkpoint_every=50, **options)
+    return domain, built, *trained(domain, built, optimiser, out=out, checkpoint_every=50, **options)
 
 
 def precisions(name, theta, ways):
@@ -107,8 +107,7 @@ def rows_of(run, name, ways, data):
     """Returns the rows of one method: each way of answering."""
     domain, built, theta, seconds = learned_by(run, name, ways, data)
     tasks = 3 if run.quick else SCORED[ways]
-    scored = jax.jit(lambda keys: jax.lax.map(lambda key: scores(domain, built, theta, key, False), keys))
-    found = jax.device_get(scored(task_keys(0, 0, tasks)))
+    found = mapped(lambda key: scores(domain, built, theta, key, False))(task_keys(0, 0, tasks))
     about = {"method": name, "ways": ways, "tasks": tasks, "steps": steps_of(name, ways), "seconds": seconds}
     about["precisions"] = precisions(name, theta, ways)
     rows = []
@@ -145,7 +144,7 @@ def drawn(data, tasks=50, draws=8):
         parts["body"] = found | {"head": still["head"]}
         return {name: jnp.mean(jax.lax.map(score, part), 0) for name, part in parts.items()}
 
-    values = jax.device_get(jax.jit(lambda keys: jax.lax.map(one, keys))(task_keys(0, 0, tasks)))
+    values = mapped(one)(task_keys(0, 0, tasks))
     about = {"ways": 5, "tasks": tasks, "draws": draws}
     kinds = ("nll", "accuracy")
     return about | {k: {w: interval(v[:, i]) for i, w in enumerate(kinds)} for k, v in values.items()}
@@ -166,10 +165,11 @@ def finished(rows):
     return made
 
 
-def draw(path, rows):
+def draw(run, result):
     """Draws the learned precision of every leaf, by method, for either number of ways."""
+    rows = result.rows
     many = sorted({row["ways"] for row in rows})
-    with figure(path, len(many), font=9, figsize=(9, 3 * len(many))) as (_, panels):
+    with figure(run.place("precisions.svg"), len(many), font=9, figsize=(9, 3 * len(many))) as (_, panels):
         for panel, ways in zip(panels[:, 0], many, strict=True):
             for row in rows:
                 if row["ways"] == ways and row["answers"] == WAYS[0] and row["precisions"]:
@@ -183,14 +183,12 @@ def draw(path, rows):
             panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-@benchmark("five_ways", quick={"ways": [5]})
+@benchmark("five_ways", quick={"ways": [5]}, draw=draw)
 def main(run, data, ways=(5, 20)):
-    """Learns and scores with each method, then draws."""
+    """Learns and scores with each method."""
     rows = []
     for count in ways:
         for name in LETTERS:
             rows += run.once(f"{count}-{name}", rows_of, run, name, count, data)
             say({"ways": count, "method": name})
-    done = finished(rows)
-    run.write(done, **{"drawn at the start": drawn(data, 2 if run.quick else 50)})
-    draw(run.place("precisions.svg"), done)
+    run.write(finished(rows), **{"drawn at the start": drawn(data, 2 if run.quick else 50)})

@@ -8,30 +8,16 @@ rest, with 90 % intervals. Beside them one least-squares line for all of the oth
 days alone. Differences of root mean squared errors are paired over the 18 people; intervals are Student's.
 """
 
-import dataclasses
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-import imaml
-from benchmarks.harness import benchmark, interval, say
-from imaml.config.presets import preset
-from imaml.training.step import devices_mesh
+from benchmarks.harness import benchmark, interval
+from benchmarks.learning.mixed import learned
 
 SHOTS = (2, 5)
 PRESETS = ("tables", "tables-evidence")
-
-
-def learned(name, file, folder):
-    """What a preset learns from a file, as `imaml train` would."""
-    config = preset(name)
-    columns = {"task": "Subject", "target": "Reaction", "features": ("Days",)}
-    built = dataclasses.replace(config.domain, data=str(file), **columns).build()
-    options = dataclasses.asdict(config.training) | {"checkpoint_every": 10**6}
-    method = config.method.build(built, devices_mesh(config.training.tasks or built.size("train")))
-    imaml.train(built, method, config.optimiser, out=folder, progress=False, **options)
-    return imaml.load(folder)
 
 
 def lines(train, first, last):
@@ -57,7 +43,8 @@ def main(run, data, folds=6):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "train.csv"
             np.savetxt(path, train, "%.17g", ",", header=",".join(table.dtype.names), comments="")
-            learners = {name: learned(name, path, Path(folder) / name) for name in PRESETS}
+            names = ("Subject", "Reaction", "Days")
+            learners = {name: learned(name, path, *names, Path(folder) / name)[0] for name in PRESETS}
         for person in out:
             rows = np.sort(table[table["Subject"] == person], order="Days")
             for shots in SHOTS:
@@ -72,7 +59,6 @@ def main(run, data, folds=6):
                 for name, answer in answers.items():
                     error = float(np.sqrt(np.mean((answer - truth) ** 2)))
                     errors[shots].setdefault(name, []).append(error)
-    rows = []
     for shots in SHOTS:
         for name, values in errors[shots].items():
             row = {"first_days": shots, "what": name, "people": len(values)}
@@ -82,6 +68,4 @@ def main(run, data, folds=6):
                 for other in ("pooled model", "model of its own"):
                     gap = np.array(values) - errors[shots][other]
                     row[f"less {other}"] = interval(gap, student=True)
-            rows.append(row)
-            say(row)
-    run.write(rows, folds=folds)
+            run.add(row, folds=folds)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import imaml
-from benchmarks.harness import HERE, benchmark, say
+from benchmarks.harness import HERE, benchmark
 from benchmarks.peers import environments
 from imaml.cli.main import main as command
 from imaml.domains.tables.files import read_table
@@ -41,29 +41,34 @@ def simulate(groups, least, most, path):
     Path(path).write_text("\n".join(rows) + "\n")
 
 
-def ours(path, group, target, feature, out):
-    """What `imaml train tables-evidence` learns, in the table's units, and each group's effect."""
+def learned(preset, path, group, target, feature, out):
+    """Runs `imaml train` on a table; returns what it learned, and the seconds taken."""
     words = [f"--data={path}", f"--task={group}", f"--target={target}", f"--features={feature}"]
     words += [f"--out={out}", "--quiet", "--training.test_tasks=0"]
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        status = command(["train", "tables-evidence", *words])
+        status = command(["train", preset, *words])
     seconds = time.perf_counter() - began
     if status:
         raise SystemExit(f"imaml train ended with status {status}")
-    learned = imaml.load(out)
-    prior = learned_prior(learned.config.domain, learned.theta, learned.method.problem)
+    return imaml.load(out), seconds
+
+
+def ours(path, group, target, feature, out):
+    """What `tables-evidence` learns, in the table's units, and each group's effect."""
+    found, seconds = learned("tables-evidence", path, group, target, feature, out)
+    prior = learned_prior(found.config.domain, found.theta, found.method.problem)
     mean = np.array(list(prior["mean"].values()))
     table = read_table(path)
     names, x, y = np.array(table.columns[group]), table.numbers(feature, ""), table.numbers(target, "")
     effects = {}
     for name in list(dict.fromkeys(names.tolist()))[:EFFECTS]:
         rows = names == name
-        at = np.asarray(learned.adapt({feature: x[rows]}, y[rows]).predict({feature: [0.0, 1.0]}))
+        at = np.asarray(found.adapt({feature: x[rows]}, y[rows]).predict({feature: [0.0, 1.0]}))
         effects[str(name)] = [float(at[0] - mean[0]), float(at[1] - at[0] - mean[1])]
-    found = {"mean": mean, "covariance": np.asarray(prior["covariance"])}
-    found |= {"noise_variance": float(prior["noise_variance"]), "effects": effects}
-    return {"seconds": seconds, **found, "rows": len(y), "groups": len(set(names.tolist()))}
+    figures = {"mean": mean, "covariance": np.asarray(prior["covariance"])}
+    figures |= {"noise_variance": float(prior["noise_variance"]), "effects": effects}
+    return {"seconds": seconds, **figures, "rows": len(y), "groups": len(set(names.tolist()))}
 
 
 def differences(found, other):
@@ -102,7 +107,6 @@ def compared(name, path, group, target, feature, truth=None):
         noise = abs(found["noise_variance"] / truth["noise_variance"] - 1) / np.sqrt(2 / free)
         far = {"mean": np.max(off), "variances": np.max(spread), "noise_variance": noise}
         row["standard_errors_from_truth"] = far
-    say(row)
     return row
 
 
@@ -112,11 +116,10 @@ def main(run, data, simulated=len(SIMULATED)):
     problem = environments.install("statsmodels")
     if problem:
         raise SystemExit(problem)
-    rows = [compared("sleepstudy", data, "Subject", "Reaction", "Days")]
+    run.add(compared("sleepstudy", data, "Subject", "Reaction", "Days"))
     for groups, least, most in SIMULATED[:simulated]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.csv"
             simulate(groups, least, most, path)
             name = f"simulated, {groups} groups of {least} to {most} rows"
-            rows.append(compared(name, path, "who", "y", "x", TRUTH))
-        run.write(rows)
+            run.add(compared(name, path, "who", "y", "x", TRUTH))

@@ -11,13 +11,11 @@ shortest that is as good on new tasks as learning anew on all.
 """
 
 import dataclasses
-import time
 
 import jax
 import numpy as np
 
-import imaml
-from benchmarks.harness import QUIET, benchmark, say
+from benchmarks.harness import benchmark, say, trained
 from imaml.config.presets import preset
 from imaml.domains.fewshot import omniglot as reader
 from imaml.domains.fewshot.domain import table_of
@@ -31,9 +29,7 @@ TASKS = 8
 def learn(config, method, domain, start, steps):
     """Returns theta after so many steps of the preset's method, and the seconds taken."""
     optimiser = dataclasses.replace(config.optimiser, warmup=20, average=0.98)  # these runs are short
-    began = time.perf_counter()
-    run = imaml.train(domain, method, optimiser, start=start, steps=steps, tasks=TASKS, **QUIET)
-    return run.theta, time.perf_counter() - began
+    return trained(domain, method, optimiser, start=start, steps=steps, tasks=TASKS)
 
 
 @benchmark("new_tasks", quick={"steps": 8, "tasks": 4})

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import imaml
-from benchmarks.harness import benchmark, interval, say
+from benchmarks.harness import benchmark, interval, mapped, say
 from imaml.bayes.laplace import summed
 from imaml.domains.fewshot.episodes import Labelled, confidences, cross_entropy
 from imaml.training.evaluation import task_keys
@@ -90,9 +90,7 @@ def rows_of(path, data, tasks):
     config = learned.config
     queries = 5 if config.domain.ways == 5 else 2
     domain = dataclasses.replace(config.domain, data=data, limits=(), queries=queries).build()
-    method = learned.method
-    run = jax.jit(lambda keys: jax.lax.map(lambda key: scores(domain, method, learned.theta, key), keys))
-    found = jax.device_get(run(task_keys(0, 0, tasks)))
+    found = mapped(lambda key: scores(domain, learned.method, learned.theta, key))(task_keys(0, 0, tasks))
     rows = []
     for name in WAYS:
         own = found[name]

@@ -11,12 +11,11 @@ it, and the root-mean-square error of both runs, their squared errors paired by 
 
 from statistics import NormalDist
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import imaml
-from benchmarks.harness import benchmark, figure, interval, say
+from benchmarks.harness import benchmark, figure, interval, mapped
 from imaml.bayes.laplace import summed
 from imaml.training.evaluation import task_keys
 
@@ -39,8 +38,7 @@ def answers(run, known, tasks):
         error = (mean - task.query.targets)[:, 0]
         return error, jnp.zeros_like(error) if variance is None else variance, away, solution.stats.residual
 
-    run_all = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=50))
-    return [np.asarray(part, float) for part in jax.device_get(run_all(task_keys(0, 0, tasks)))]
+    return [part.astype(float) for part in mapped(one, batch_size=50)(task_keys(0, 0, tasks))]
 
 
 def draw(path, run):
@@ -52,9 +50,8 @@ def draw(path, run):
             wave = run.domain.draw(key, "test")
             x, y = (np.asarray(part)[:, 0] for part in run.domain.gather(wave).support)
             found = run.adapt(x, y).predict_interval(grid, LEVEL)
-            axis.fill_between(
-                grid, found.low, found.high, color="tab:blue", alpha=0.25, label="90 % interval"
-            )
+            band = {"color": "tab:blue", "alpha": 0.25, "label": "90 % interval"}
+            axis.fill_between(grid, found.low, found.high, **band)
             axis.plot(grid, found.mean, color="tab:blue", label="prediction")
             axis.plot(grid, wave.amplitude * np.sin(grid + wave.phase), "k--", lw=1, label="the wave")
             axis.plot(x, y, "ko", ms=5, label="the five points")
@@ -94,6 +91,5 @@ def main(run, evidence="runs/waves-evidence", plain="runs/waves", tasks=1000):
         "largest_inner_residual": residual.max(),
         "noise_variance": jnp.exp(sure.theta.log_noise),
     }
-    say(row)
-    run.write([row])
+    run.add(row)
     draw(run.place("sinusoid_intervals.svg"), sure)

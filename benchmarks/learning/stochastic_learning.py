@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import imaml
-from benchmarks.harness import QUIET, benchmark, interval, say
+from benchmarks.harness import QUIET, benchmark, interval
 from imaml.training.evaluation import evaluate_theta
 from imaml.training.journal import read_events
 
@@ -61,7 +61,16 @@ def learned(domain, inner, seed, folder, seconds):
         return None
     steps = [e for e in read_events(folder / "events.jsonl") if e["event"] == "step"]
     failed = sum(e["failed"] for e in steps)
-    return run, {"steps": run.step, "inner_residual": steps[-1]["inner_residual"], "failed": failed}
+    residual = steps[-1]["inner_residual"] if steps else None  # no step is logged in too short a time
+    return run, {"steps": run.step, "inner_residual": residual, "failed": failed}
+
+
+def trial_loss(domain, method, found):
+    """Returns the loss of a run on validation tasks, infinity for one that failed."""
+    if found is None:
+        return math.inf
+    loss = evaluate_theta(domain, method, found[0].theta, split="validation", tasks=200).scores["loss"]
+    return loss if math.isfinite(loss) else math.inf
 
 
 def of_solver(domain, name, candidates, seconds, seeds, tasks):
@@ -70,13 +79,7 @@ def of_solver(domain, name, candidates, seconds, seeds, tasks):
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         runs = [learned(domain, inner, 0, folder / f"{i}", seconds) for i, inner in enumerate(candidates)]
-        trials = []
-        for found in runs:
-            loss = math.inf
-            if found is not None:
-                score = evaluate_theta(domain, exact, found[0].theta, split="validation", tasks=200)
-                loss = score.scores["loss"]
-            trials.append(loss if math.isfinite(loss) else math.inf)
+        trials = [trial_loss(domain, exact, found) for found in runs]
         if min(trials) == math.inf:
             raise SystemExit(f"{name}: no candidate learned for {seconds} s")
         place = int(np.argmin(trials))
@@ -96,7 +99,6 @@ def of_solver(domain, name, candidates, seconds, seeds, tasks):
 @benchmark("stochastic_learning", quick={"sizes": [20], "seconds": 0.1, "seeds": 1, "tasks": 4})
 def main(run, sizes=(20, 500), seconds=12.0, seeds=2, tasks=500):
     """Measures every solver with every size of the support."""
-    rows = []
     for size in sizes:
         domain, first = imaml.sinusoid(shots=size, queries=20), None
         for name, candidates in solvers(size).items():
@@ -104,6 +106,4 @@ def main(run, sizes=(20, 500), seconds=12.0, seeds=2, tasks=500):
             losses = np.array(row.pop("by_task"))
             first = losses if first is None else first
             row["less_gradient_descent"], row["less_gradient_descent_ci95"] = interval(losses - first)
-            rows.append({"support": size, **row})
-            say(rows[-1])
-            run.write(rows, seconds=seconds, seeds=seeds, test_tasks=tasks)
+            run.add({"support": size, **row}, seconds=seconds, seeds=seeds, test_tasks=tasks)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import imaml
-from benchmarks.harness import benchmark, exponent, in_turn, say
+from benchmarks.harness import benchmark, compiled, exponent, in_turn, say
 
 HORIZONS = (50, 100, 200, 400, 800)
 ITERATIONS = (10, 20, 40, 80)
@@ -36,12 +36,6 @@ def given(horizon):
     return jnp.array([np.pi, 0.0]), 0.5 * jnp.sin(jnp.arange(horizon) * 0.2)[:, None]
 
 
-def compiled(function, *arguments):
-    """A compiled function, and its temporary bytes."""
-    made = jax.jit(function).lower(*arguments).compile()
-    return made, made.memory_analysis().temp_size_in_bytes
-
-
 def milliseconds(functions, seconds):
     """Returns median, least and most of each, called in turn."""
     times = in_turn(functions, seconds=seconds)
@@ -54,8 +48,7 @@ def sweep(horizon, plants):
     physics = PHYSICS * (1 + 0.05 * jax.random.normal(jax.random.key(0), (plants, 3)))
     plans = jax.jit(jax.vmap(lambda p: here(p, start, guess)))(physics)
     slope = jax.vmap(jax.grad(lambda p, plan: jnp.sum(here.through(p, start, plan))))
-    run, size = compiled(slope, physics, plans.value)
-    return (lambda: run(physics, plans.value)), size, plans
+    return *compiled(slope, physics, plans.value), plans
 
 
 @benchmark("trajectory", quick={"horizons": [10, 20], "iterations": [2], "seconds": 0.1}, double=True)
@@ -81,15 +74,12 @@ def main(run, horizons=HORIZONS, iterations=ITERATIONS, seconds=3.0):
             "solve and sweep": jax.grad(lambda p, here=here: jnp.sum(here.controls(p, start, guess))),
         }
         for name, function in plans.items():
-            made, sizes[name] = compiled(function, PHYSICS)
-            calls[name] = lambda call=made: call(PHYSICS)
+            calls[name], sizes[name] = compiled(function, PHYSICS)
         times = milliseconds(calls, seconds)
         derivative = times["through iterations"][0] - times["iterations"][0]
         row = {"iterations": count, "milliseconds": times, "temporary_bytes": sizes["through iterations"]}
-        row |= {
-            "ours_temporary_bytes": sizes["solve and sweep"],
-            "times_as_long": derivative / times["sweep"][0],
-        }
+        row["ours_temporary_bytes"] = sizes["solve and sweep"]
+        row["times_as_long"] = derivative / times["sweep"][0]
         against.append(row)
         say(row)
     run.write(rows, exponent=growth, **{f"at horizon {AT}": against})

@@ -10,10 +10,8 @@ The preset itself was chosen by earlier trials of iMAML: that method has had mor
 """
 
 import dataclasses
-import time
 
-import imaml
-from benchmarks.harness import QUIET, benchmark, prepared, say
+from benchmarks.harness import benchmark, prepared, trained
 from imaml.compare.runner import sweep
 from imaml.compare.variants import rows_of
 from imaml.config.method import NewTask
@@ -31,23 +29,21 @@ def trial(domain, mesh, base, row, rates, steps, tasks):
     inner, outer = rates
     config = dataclasses.replace(row, rate=inner, outer=outer, fine=None).config(base, 1.0, 0)
     build = lambda method: method.build(domain, mesh)  # noqa: E731
-    began, method = time.monotonic(), build(config.method)
+    method = build(config.method)
     found = {"inner": inner, "outer": outer}
     options = {"steps": steps, "tasks": base.training.tasks, "seed": 0}
     try:
-        run = imaml.train(domain, method, config.optimiser, **options, **QUIET)
+        theta, seconds = trained(domain, method, config.optimiser, **options)
     except ArithmeticError as error:
         return found | {"error": str(error)}
-    if run.reason == "interrupted":
-        raise KeyboardInterrupt
-    found["seconds"] = round(time.monotonic() - began, 1)
-    learned = evaluate_theta(domain, method, run.theta, split="validation", tasks=tasks)
+    found["seconds"] = round(seconds, 1)
+    learned = evaluate_theta(domain, method, theta, split="validation", tasks=tasks)
     given = base.method.new_task or NewTask(base.method.inner)
     anchored = config.method.strength is not None and config.method.learned is None
     solver = NewTask(given.inner, given.strength if anchored else None)
     new = build(dataclasses.replace(config.method, new_task=solver))
     found |= {"as_in_learning": dict(learned.scores), "failed": learned.failed}
-    return found | {"more_steps": sweep(domain, new, run.theta, "validation", tasks)}
+    return found | {"more_steps": sweep(domain, new, theta, "validation", tasks)}
 
 
 QUICK = {"preset": "characters-5w1s", "methods": ["imaml"], "steps": 2, "tasks": 4}
@@ -56,13 +52,11 @@ QUICK = {"preset": "characters-5w1s", "methods": ["imaml"], "steps": 2, "tasks":
 @benchmark("tuning", quick=QUICK, devices=True)
 def main(run, preset="omniglot-5w1s", data=None, steps=300, tasks=256, methods=()):
     """Runs three trials of every method."""
-    (base, domain, mesh), rows = prepared(preset, data), []
+    base, domain, mesh = prepared(preset, data)
     for name, row in rows_of(list(methods)).items():
         if row.learns:
             found = [
                 run.once(f"{preset}-{steps}-{name}-{i}", trial, domain, mesh, base, row, rates, steps, tasks)
                 for i, rates in enumerate(trials(row))
             ]
-            rows.append({"method": name, "trials": found})
-            say(rows[-1])
-            run.write(rows, validation_tasks=tasks)
+            run.add({"method": name, "trials": found}, validation_tasks=tasks)

@@ -9,6 +9,8 @@ are below the request, found by search with the true errors in hand, which no us
 Hessian-vector product count alike; those of Lanczos' bound, where one is needed, are not among them.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import imaml
-from benchmarks.harness import benchmark, say
+from benchmarks.harness import benchmark, mapped
 from benchmarks.numerics.certificates import KINDS, setting
 from imaml.core.solution import bounded
 
@@ -101,16 +103,12 @@ def row_of(kind, accuracy, asked, errors):
 @benchmark("accuracy", quick={"each": 3}, double=True)
 def main(run, each=100):
     """Measures `each` problems of each kind."""
-    rows = []
     for kind in KINDS:
         random = np.random.default_rng(list(KINDS).index(kind))
         strengths = jnp.asarray(np.exp(random.uniform(np.log(0.1), np.log(10), each)))
         keys = jax.random.split(jax.random.key(random.integers(2**31)), each)
-        found = jax.jit(lambda k, s, kind=kind: lax.map(lambda a: measure(kind, *a), (k, s)))(keys, strengths)
-        found = jax.tree.map(np.asarray, found)
+        found = mapped(functools.partial(measure, kind))(keys, strengths)
         good = found["reached"]
         for i, accuracy in enumerate(ASKED):
             row = row_of(kind, accuracy, found["asked"][good, i], found["fixed"][good])
-            rows.append(row | {"without_reference": (~good).sum()})
-            say(rows[-1])
-    run.write(rows, inner_steps_before=INNER)
+            run.add(row | {"without_reference": (~good).sum()}, inner_steps_before=INNER)

@@ -43,7 +43,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.stats import norm
 
 import imaml
-from benchmarks.harness import benchmark, say
+from benchmarks.harness import benchmark
 from imaml.core.loops import repeat_while
 from imaml.linear.cg import conjugate_gradients
 from imaml.meta.system import Case, linear_outer_loss, outer_loss_of
@@ -324,9 +324,8 @@ class Flat:
         """What judges phi: the query loss, or a constant cotangent."""
         if self.data.cotangent is not None:
             return linear_outer_loss(self.data.cotangent, self.theta)
-        return outer_loss_of(
-            lambda phi, theta, batch: self.kind.loss(phi, batch), self.theta, self.data.query
-        )
+        loss = lambda phi, theta, batch: self.kind.loss(phi, batch)  # noqa: E731
+        return outer_loss_of(loss, self.theta, self.data.query)
 
     @property
     def case(self):
@@ -464,13 +463,9 @@ def measure(kind, variant, dtype, given):
     near = distances[best] <= 10 + jnp.linalg.norm(end) if len(ends) > 1 else True
     reached = good[best] & good[nearest] & near & (doubt <= 0.1 * TOLERANCE[dtype] * size)
     found = {"error": errors[best], "bound": claimed(variant, computed, solution), "size": size}
-    found |= {
-        "noise": noise,
-        "reached": reached,
-        "certified": solution.certified,
-        "code": solution.status.certificate,
-    }
-    found |= {"ending": solution.status.code, "condition": conditions[best], "distance": distances[best]}
+    found |= {"noise": noise, "reached": reached, "certified": solution.certified}
+    found |= {"code": solution.status.certificate, "ending": solution.status.code}
+    found |= {"condition": conditions[best], "distance": distances[best]}
     return found | {"computed": computed, "true": true}
 
 
@@ -626,28 +621,22 @@ class Ledger:
     def written(self, strategy, found, row):
         """One evaluation in full, as plain numbers."""
         plain = {k: np.asarray(v[row]).tolist() for k, v in found.items()}
-        plain["code"], plain["ending"] = (
-            imaml.Certification(plain["code"]).name,
-            imaml.Ending(plain["ending"]).name,
-        )
+        plain["code"] = imaml.Certification(plain["code"]).name
+        plain["ending"] = imaml.Ending(plain["ending"]).name
         plain["linear"] = None if self.variant == "accuracy" else repr(SOLVERS[plain["solver"]])
         plain["inner_steps"] = plain["inner_steps"] if plain["inner_steps"] >= 0 else None  # phi was placed
         return {"strategy": strategy, **plain}
 
     def row(self):
         """The figures, and the data of the worst and of all violations kept."""
-        counts = {
-            key: {g: counter[g] for g in ("proved", "certified")} for key, counter in self.counts.items()
-        }
+        graded = lambda counter: {grade: counter[grade] for grade in ("proved", "certified")}  # noqa: E731
+        counts = {key: graded(counter) for key, counter in self.counts.items()}
         finite = [float(ratio) if np.isfinite(ratio) else None for ratio in self.ratios]
         row = {"kind": self.name, "variant": self.variant, "dtype": self.dtype}
         row |= {"evaluations": sum(self.spent.values()), "strategies": dict(self.spent)}
         row |= {"without_reference": sum(self.without.values()), "of_them_certified": self.without[True]}
         row |= {"codes": dict(self.codes), **counts}
-        row |= {
-            "worst_log10": finite[0],
-            "worst_log10_strict": finite[1],
-        }  # of error / (bound + tolerance), / bound
+        row["worst_log10"], row["worst_log10_strict"] = finite  # of error / (bound + tolerance), / bound
         return row | {"worst": self.worst, "found": self.kept}
 
     def retried(self, row):
@@ -737,14 +726,12 @@ def main(
 ):
     """Searches so many evaluations of each kind, over its variants; writes what was found after each."""
     os.environ.setdefault("PJRT_NPROC", "8")  # docs/gotchas.md, 14
-    rows = []
     for kind in kinds:
         chosen = [row for row in ROWS[kind] if row[0] in variants]
         for variant, dtype in chosen:
             began, each = time.perf_counter(), -(-evaluations // len(chosen))
             row = search(kind, variant, each, seed, dtype, strategies)
-            rows.append(row | {"seconds": round(time.perf_counter() - began, 1)})
-            say(rows[-1], "found", "worst")
-            run.write(rows, seed=seed, tolerance=TOLERANCE)
+            seconds = round(time.perf_counter() - began, 1)
+            run.add(row | {"seconds": seconds}, seed=seed, tolerance=TOLERANCE)
             compiled.cache_clear()
             jax.clear_caches()  # a process may map only so many pieces of compiled code into its memory

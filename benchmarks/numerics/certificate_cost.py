@@ -15,7 +15,7 @@ import statistics
 import jax
 
 import imaml
-from benchmarks.harness import benchmark, in_turn, say
+from benchmarks.harness import benchmark, in_turn
 from imaml.training.step import devices_mesh
 
 TASKS = 8
@@ -41,12 +41,13 @@ def prepared(work, curvature, certificate, estimate):
     domain = make()
     keys = jax.random.split(jax.random.key(0), TASKS)
     tasks = jax.jit(lambda: jax.vmap(lambda k: domain.sample(k, "train"))(keys))()
-    how = {
-        "inner": imaml.GradientDescent(rate, steps=16),
-        "linear": imaml.CG(steps=5),
+    how = {"inner": imaml.GradientDescent(rate, steps=16), "linear": imaml.CG(steps=5)}
+    how |= {
         "certify": certificate,
+        "chunk": chunk,
+        "mesh": devices_mesh(TASKS) if chunk == 1 else None,
+        "policy": "skip",
     }
-    how |= {"chunk": chunk, "mesh": devices_mesh(TASKS) if chunk == 1 else None, "policy": "skip"}
     method = imaml.IMAML(domain.problem(0.5, curvature=curvature), domain.query_loss, **how)
     step = jax.jit(functools.partial(method, estimate=estimate))
     return step, (domain.init(jax.random.key(1)), tasks, jax.random.key(2))
@@ -55,7 +56,6 @@ def prepared(work, curvature, certificate, estimate):
 @benchmark("certificate_cost", quick={"rounds": 2, "works": ("linear regression",)}, devices=True)
 def main(run, rounds=15, works=tuple(WORKS)):
     """Times all kinds of each work in turn."""
-    rows = []
     for work in works:
         calls, said = {}, {}
         for name, how in KINDS.items():
@@ -72,6 +72,4 @@ def main(run, rounds=15, works=tuple(WORKS)):
                 codes = said[name].linear_status.certificate.tolist()
                 row["tasks"] = {c.name: codes.count(int(c)) for c in imaml.Certification if int(c) in codes}
                 row["products_median"] = statistics.median(said[name].linear_steps.tolist())
-            rows.append(row)
-            say(row, "more_all")
-        run.write(rows, rounds=rounds)
+            run.add(row, rounds=rounds)

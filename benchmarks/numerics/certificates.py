@@ -13,6 +13,7 @@ Then 2,000 new problems, a quarter of each kind, are looked through for errors t
 more than 10 %, with no bound, an estimate below 10 %, and a status that does not call it unreliable.
 """
 
+import functools
 from collections import namedtuple
 
 import jax
@@ -22,7 +23,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import imaml
-from benchmarks.harness import benchmark, say
+from benchmarks.harness import benchmark, mapped, say
 from imaml.core.solution import bounded
 from imaml.meta.system import Case, outer_loss_of
 
@@ -167,13 +168,13 @@ def problems(kind, count, seed=0, linear=LINEAR):
     found, lost = [], 0
     for part, steps in enumerate(linear):
         want = (count * (part + 1)) // len(linear) - (count * part) // len(linear)
-        run = jax.jit(lambda k, s, n, steps=steps: lax.map(lambda a: measure(kind, steps, *a), (k, s, n)))
+        run = mapped(functools.partial(measure, kind, steps))
         have = 0
         while have < want:
             strengths = np.exp(random.uniform(np.log(0.1), np.log(10), want))
             inner = np.rint(np.exp(random.uniform(np.log(INNER[0]), np.log(INNER[1]), want))).astype(int)
             keys = jax.random.split(jax.random.key(random.integers(2**31)), want)
-            batch = jax.tree.map(np.asarray, run(keys, jnp.asarray(strengths), jnp.asarray(inner)))
+            batch = run(keys, strengths, inner)
             batch |= {"strength": strengths, "inner_steps": inner, "linear_steps": np.full(want, steps)}
             good = np.flatnonzero(batch["reached"])[: want - have]
             lost += int((~batch["reached"]).sum())
@@ -223,18 +224,15 @@ def summary(found):
 @benchmark("certificates", quick={"each": 7, "new": 7}, double=True)
 def main(run, each=126, new=500):
     """Measures `each` problems of each kind, and looks through `new` more."""
-    parts, every = {"rows": [], "new": []}, {}
+    parts = {"rows": [], "new": []}
     for name, count, seed in (("rows", each, 0), ("new", new, 1)):
-        everything = []
-        for kind in KINDS if count else ():
-            found, lost = problems(kind, count, seed)
+        known = {kind: problems(kind, count, seed) for kind in KINDS}
+        for kind, (found, lost) in known.items():
             parts[name].append({"kind": kind, "without_reference": lost, **summary(found)})
-            say(parts[name][-1])
-            everything.append(found)
-            if name == "rows":
-                rounded = lambda column: [float(f"{x:.4g}") if np.isfinite(x) else None for x in column]  # noqa: E731
-                every[kind] = {k: rounded(v) for k, v in found.items()}
-        if everything:
-            parts[name].append({"kind": "all", **summary(joined(everything))})
-            say(parts[name][-1])
+        parts[name].append({"kind": "all", **summary(joined([found for found, _ in known.values()]))})
+        for row in parts[name]:
+            say(row)
+        if name == "rows":
+            rounded = lambda column: [float(f"{x:.4g}") if np.isfinite(x) else None for x in column]  # noqa: E731
+            every = {kind: {k: rounded(v) for k, v in found.items()} for kind, (found, _) in known.items()}
     run.write(problems=every, **parts)

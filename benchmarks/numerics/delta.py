@@ -14,7 +14,6 @@ as it was trained, and solved by all the steps.
 
 import dataclasses
 import itertools
-import time
 from collections import namedtuple
 
 import jax
@@ -23,7 +22,7 @@ import numpy as np
 from jax import lax
 
 import imaml
-from benchmarks.harness import QUIET, benchmark, figure, interval, prepared, say
+from benchmarks.harness import benchmark, figure, interval, prepared, say, trained
 from imaml.config.method import NewTask
 from imaml.core import tree
 from imaml.training.evaluation import evaluate_theta, over_devices, paired, task_keys
@@ -85,37 +84,40 @@ def mean_of(values):
     return interval(values)
 
 
-def at_test_time(name, domain, theta, study, strength, mesh, tasks, validation):
+def learned(study, config, domain, mesh, outer):
+    """Returns the theta that tasks are solved from."""
+    if study.artefact is not None:
+        return imaml.load(study.artefact).theta
+    often = {"steps": outer or config.training.steps, "tasks": config.training.tasks}
+    return trained(domain, config.method.build(domain, mesh), config.optimiser, **often)[0]
+
+
+def at_test_time(name, domain, study, config, mesh, tasks, validation, outer):
     """Returns scores by strength and steps, the choices made on validation, and their differences."""
+    theta, strength = learned(study, config, domain, mesh, outer), config.method.strength
     sign = 1 if domain.higher_is_better else -1
     tables = {
         split: {s: scored(domain, theta, s, study, split, count, mesh) for s in STRENGTHS}
         for split, count in (("validation", validation), ("test", tasks))
     }
-    headline = domain.headline
-    rows = [
-        {"strength": s, "steps": steps}
-        | {measure: mean_of(values[:, i]) for measure, values in tables["test"][s].items()}
-        for s in STRENGTHS
-        for i, steps in enumerate(study.steps)
-    ]
-    places = itertools.product(STRENGTHS, range(len(study.steps)))
-    on_validation = {(s, i): sign * np.nanmean(tables["validation"][s][headline][:, i]) for s, i in places}
-    solved = len(study.steps) - 1
-
-    def choice(among):
-        strength, i = max(among, key=lambda at: on_validation[at])
-        return {"strength": strength, "steps": study.steps[i], "index": i}
-
-    choices = {
-        "anything": choice(on_validation),
-        "solved, the best strength": choice([at for at in on_validation if at[1] == solved]),
-        "learning's strength, stopped": choice([at for at in on_validation if at[0] == strength]),
-        "learning's strength, solved": choice([(strength, solved)]),
-        "the weakest strength, stopped": choice([at for at in on_validation if at[0] == STRENGTHS[0]]),
-        "the weakest strength, solved": choice([(STRENGTHS[0], solved)]),
+    headline, solved = domain.headline, len(study.steps) - 1
+    grid = list(itertools.product(STRENGTHS, range(len(study.steps))))
+    on_validation = {(s, i): sign * np.nanmean(tables["validation"][s][headline][:, i]) for s, i in grid}
+    best = lambda among: max(among, key=lambda at: on_validation[at])  # noqa: E731
+    chosen = {
+        "anything": best(grid),
+        "solved, the best strength": best([at for at in grid if at[1] == solved]),
+        "learning's strength, stopped": best([at for at in grid if at[0] == strength]),
+        "learning's strength, solved": (strength, solved),
+        "the weakest strength, stopped": best([at for at in grid if at[0] == STRENGTHS[0]]),
+        "the weakest strength, solved": (STRENGTHS[0], solved),
     }
-    test = lambda c, measure: tables["test"][c["strength"]][measure][:, c["index"]]  # noqa: E731
+
+    def tested(at):
+        scores = {measure: mean_of(values[:, at[1]]) for measure, values in tables["test"][at[0]].items()}
+        return {"strength": at[0], "steps": study.steps[at[1]], **scores}
+
+    on_test = lambda what, measure: tables["test"][chosen[what][0]][measure][:, chosen[what][1]]  # noqa: E731
     differences = []
     for first, second in (
         ("anything", "solved, the best strength"),
@@ -123,14 +125,14 @@ def at_test_time(name, domain, theta, study, strength, mesh, tasks, validation):
         ("learning's strength, stopped", "learning's strength, solved"),
     ):
         for measure in (headline, "loss"):
-            gap = mean_of(test(choices[first], measure) - test(choices[second], measure))
+            gap = mean_of(on_test(first, measure) - on_test(second, measure))
             pair = {"first": first, "second": second, "measure": measure}
             differences.append(pair | {"mean": gap[0], "ci95": gap[1]})
             say(differences[-1])
+    choices = {what: tested(at) for what, at in chosen.items()}
     for what, found in choices.items():
-        found |= {measure: mean_of(test(found, measure)) for measure in tables["test"][found["strength"]]}
-        del found["index"]
         say({"domain": name, "choice": what, **found})
+    rows = [tested(at) for at in grid]
     return {"headline": headline, "rows": rows, "choices": choices, "differences": differences}
 
 
@@ -144,12 +146,10 @@ def in_learning(name, domain, study, config, mesh, tasks, outer):
         inner = dataclasses.replace(config.method.inner, steps=count)
         recipe = dataclasses.replace(config.method, inner=inner, new_task=None)
         method = recipe.build(domain, mesh)
-        began = time.perf_counter()
-        run = imaml.train(domain, method, optimiser, steps=outer, tasks=config.training.tasks, **QUIET)
-        seconds = time.perf_counter() - began
+        theta, seconds = trained(domain, method, optimiser, steps=outer, tasks=config.training.tasks)
         solved = dataclasses.replace(recipe, new_task=solver).build(domain, mesh)
         for way, how in (("as learned", method), ("solved", solved)):
-            found = results[count, way] = evaluate_theta(domain, how, run.theta, tasks=tasks)
+            found = results[count, way] = evaluate_theta(domain, how, theta, tasks=tasks)
             rows.append({"inner_steps": count, "solved": way, "seconds": seconds, **found.to_json()})
             say({"domain": name, **rows[-1]})
     differences = []
@@ -159,10 +159,11 @@ def in_learning(name, domain, study, config, mesh, tasks, outer):
     return {"rows": rows, "differences": differences, "outer_steps": outer}
 
 
-def draw(run, studies):
+def draw(run, result):
     """Draws the scores against steps by strength, one column a domain."""
     import matplotlib
 
+    studies = result.rows
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(STRENGTHS)))
     with figure(run.place("delta.svg"), 2, len(studies), figsize=(3.6 * len(studies), 5.8)) as (_, panels):
         for column, study in enumerate(studies):
@@ -184,28 +185,16 @@ def draw(run, studies):
 QUICK = {"domains": ("sinusoid",), "tasks": 4, "validation": 4, "outer": 2}
 
 
-@benchmark("delta", quick=QUICK)
-def main(run, data=None, domains=tuple(STUDIES), tasks=400, validation=200, outer=0, draw_only=False):
+@benchmark("delta", quick=QUICK, draw=draw)
+def main(run, data=None, domains=tuple(STUDIES), tasks=400, validation=200, outer=0):
     """Measures both parts of each domain; `outer`: outer steps of learning, by default the study's."""
-    if draw_only:
-        return draw(run, run.before())
     studies = {row["domain"]: row for row in run.before()}
     for name in domains:
         study = STUDIES[name]
         config, domain, mesh = prepared(study.preset, data if name == "omniglot" else None)
-
-        def learned(study=study, config=config, domain=domain, mesh=mesh):
-            if study.artefact is not None:
-                return imaml.load(study.artefact).theta
-            often = {"steps": outer or config.training.steps, "tasks": config.training.tasks}
-            method = config.method.build(domain, mesh)
-            return imaml.train(domain, method, config.optimiser, **often, **QUIET).theta
-
-        def tested(learned=learned, given=(study, config.method.strength, mesh, tasks, validation)):
-            return at_test_time(name, domain, learned(), *given)  # noqa: B023
-
-        studies[name] = {"domain": name, "at_test_time": run.once(f"{name}-test", tested)}
-        given = (name, domain, study, config, mesh, tasks, outer or study.outer_steps)
-        studies[name]["in_learning"] = run.once(f"{name}-learning", in_learning, *given)
+        given = (name, domain, study, config, mesh, tasks)
+        found = run.once(f"{name}-test", at_test_time, *given, validation, outer)
+        studies[name] = {"domain": name, "at_test_time": found}
+        found = run.once(f"{name}-learning", in_learning, *given, outer or study.outer_steps)
+        studies[name]["in_learning"] = found
         run.write(list(studies.values()), strengths=STRENGTHS, tasks=tasks, validation_tasks=validation)
-    return draw(run, list(studies.values()))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import imaml
-from benchmarks.harness import QUIET, benchmark, interval, prepared, say
+from benchmarks.harness import benchmark, interval, prepared, say, trained
 from imaml.core import tree
 from imaml.meta.system import Case, outer_loss_of
 from imaml.training.evaluation import evaluate_theta
@@ -56,7 +56,7 @@ def gradients(run, small):
     config, _, _ = prepared("characters-5w1s")
     domain, recipe = dataclasses.replace(config.domain, filters=4).build(), config.method
     thetas = [
-        imaml.train(domain, recipe.build(domain), config.optimiser, steps=after, tasks=8, **QUIET).theta
+        trained(domain, recipe.build(domain), config.optimiser, steps=after, tasks=8)[0]
         for after in (AFTER if not run.quick else (1, 2))
     ]
     keys = [jax.random.fold_in(jax.random.key(1), number) for number in range(small)]
@@ -67,10 +67,8 @@ def gradients(run, small):
         column = {key: np.array([row[key] for row in each], float) for key in each[0]}
         row = {"choice": name, "tasks": len(each), "indefinite": (column["smallest"] <= 0).mean()}
         row |= {"told": column["told"].mean(), "error_against_dense": np.median(column["dense"])}
-        row |= {
-            "solved": np.isfinite(column["solved"]).sum(),
-            "error_against_solved": _median(column["solved"]),
-        }
+        row["solved"] = np.isfinite(column["solved"]).sum()
+        row["error_against_solved"] = _median(column["solved"])
         return row | {"cosine_with_solved": _median(column["cosine"])}
 
     size = int(tree.ravel(thetas[0])[0].size)
@@ -120,15 +118,15 @@ def _median(values):
     return float(np.median(known)) if known.size else None
 
 
-def accuracies(domain, solver, config, method, seed, steps, tasks):
+def accuracies(domain, solver, config, method, steps, tasks, seed):
     """Returns test accuracies after learning with a method; NaN where no task's meta-gradient was usable."""
     options = {"steps": steps, "tasks": config.training.tasks, "seed": seed}
     try:
-        run = imaml.train(domain, method, config.optimiser, **options, **QUIET)
+        theta, _ = trained(domain, method, config.optimiser, **options)
     except imaml.NumericalError as error:
         print(error, flush=True)
         return np.full(tasks, np.nan)
-    return evaluate_theta(domain, solver, run.theta, tasks=tasks).values["accuracy"]
+    return evaluate_theta(domain, solver, theta, tasks=tasks).values["accuracy"]
 
 
 def learning(run, seeds, steps, tasks):
@@ -137,11 +135,8 @@ def learning(run, seeds, steps, tasks):
     solver = config.method.build(domain, mesh)
     rows, reference = [], None
     for number, (name, choice) in enumerate(CHOICES.items()):
-        given = domain, solver, config, changed(config.method, choice).build(domain, mesh)
-        each = [
-            run.once(f"{steps}-{number}-{seed}", accuracies, *given, seed, steps, tasks)
-            for seed in range(seeds)
-        ]
+        given = domain, solver, config, changed(config.method, choice).build(domain, mesh), steps, tasks
+        each = [run.once(f"{steps}-{number}-{seed}", accuracies, *given, seed) for seed in range(seeds)]
         each = np.array(each)
         rows.append({"choice": name})
         if np.isnan(each[:, 0]).any():

@@ -10,6 +10,7 @@ directions shows.
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import imaml
-from benchmarks.harness import benchmark, say
+from benchmarks.harness import benchmark
 
 ROWS = 10
 INNER_STEPS = (1, 4, 16, 64)
@@ -77,8 +78,8 @@ def main(run, each=60):
     }
     whole = {key: np.concatenate([group[key] for group in groups.values()]) for key in groups["tanh", 1]}
     assert whole["finite"].all()
-    rows = [{"group": "all", **rates(whole)}]
-    say(rows[0])
+    add = functools.partial(run.add, n=whole["size"][0])
+    add({"group": "all", **rates(whole)})
     ratio = -whole["smallest"] / whole["largest"]
     figures = (
         ("by_strength", whole["strength"], (0.003, 0.03, 0.3, 1), ""),
@@ -87,7 +88,8 @@ def main(run, each=60):
     for by, figure, ends, of in figures:
         for low, high in itertools.pairwise(ends):
             chosen = {key: value[(figure >= low) & (figure < high)] for key, value in whole.items()}
-            rows.append({"by": by, "group": f"{low:g} to {high:g}{of}", **rates(chosen)})
+            add({"by": by, "group": f"{low:g} to {high:g}{of}", **rates(chosen)})
     for (name, steps), group in groups.items():
-        rows.append({"by": "by_group", "group": f"{name}, {steps} inner steps", **rates(group)})
-    run.write(rows, n=whole["size"][0])
+        run.add(
+            {"by": "by_group", "group": f"{name}, {steps} inner steps", **rates(group)}, n=whole["size"][0]
+        )

@@ -23,7 +23,7 @@ import optax
 from jax import lax
 
 import imaml
-from benchmarks.harness import benchmark, figure, in_turn, say
+from benchmarks.harness import benchmark, compiled, figure, in_turn, say
 
 STOCHASTIC = ("SGD", "SGD with decay", "SVRG")
 FEATURES, BATCH, SEEDS = 20, 5, 3
@@ -137,6 +137,27 @@ def parts(solver, decays=False, reduced=False):
     return rates, make, price, build
 
 
+def part_of(rows):
+    """Minibatches between two looks."""
+    return max(1, rows // min(BATCH, rows) // 10)
+
+
+def epochs_of(points, rows):
+    """Passes that so many points of a minibatch solver's path took, rounded up."""
+    return math.ceil(points * part_of(rows) / (rows // min(BATCH, rows)))
+
+
+def newton_cg(steps):
+    """Newton-CG of so many steps."""
+    return imaml.NewtonCG(steps=steps, linear=imaml.CG(steps=FEATURES, tolerance=1e-8))
+
+
+def newton(task):
+    """Newton-CG, as `whole_gradients`, after each of a few steps."""
+    path = [newton_cg(steps)(PROBLEM, task["theta"], task["rows"]).value for steps in range(1, 6)]
+    return measured(task, jnp.stack(path))
+
+
 SOLVERS = {
     "gradient descent": whole(optax.sgd, lambda r, points: imaml.GradientDescent(r, steps=points)),
     "Nesterov": whole(nesterov, lambda r, points: imaml.Descent(nesterov(r), steps=points)),
@@ -148,41 +169,20 @@ SOLVERS = {
     "SGD": parts(imaml.SGD),
     "SGD with decay": parts(imaml.SGD, decays=True),
     "SVRG": parts(imaml.SVRG, reduced=True),
-}
-
-
-def part_of(rows):
-    """Minibatches between two looks."""
-    return max(1, rows // min(BATCH, rows) // 10)
-
-
-def epochs_of(points, rows):
-    """Passes that so many points of a minibatch solver's path took, rounded up."""
-    return math.ceil(points * part_of(rows) / (rows // min(BATCH, rows)))
-
-
-def exact(steps):
-    """Newton-CG of so many steps."""
-    return imaml.NewtonCG(steps=steps, linear=imaml.CG(steps=FEATURES, tolerance=1e-8))
-
-
-def newton(task, rows):
-    """Newton-CG: (rows' gradients, relative distance, relative meta-gradient error) after each step."""
-    found = []
-    for steps in range(1, 6):
-        solver = exact(steps)
-        phi = jax.jit(lambda t, b, s=solver: s(PROBLEM, t, b).value)(task["theta"], task["rows"])
-        distance, error = measured(task, phi[None])
+    "Newton-CG": (
+        lambda condition: [None],
+        lambda rate: newton,
         # A gradient, at most FEATURES products, and two evaluations of the loss a step.
-        found.append((steps * rows * (1 + min(FEATURES, rows + 1) + 1), float(distance[0]), float(error[0])))
-    return found
+        lambda n: n * (1 + min(FEATURES, n + 1) + 1),
+        lambda rate, points, n: newton_cg(points),
+    ),
+}
 
 
 def timed(solver, task):
     """Returns median seconds of the library's compiled solver."""
-    run = jax.jit(lambda t, b: solver(PROBLEM, t, b).value)
-    times = in_turn({"": lambda: run(task["theta"], task["rows"])})
-    return 1e-3 * statistics.median(times[""])
+    call, _ = compiled(lambda theta, rows: solver(PROBLEM, theta, rows).value, task["theta"], task["rows"])
+    return 1e-3 * statistics.median(in_turn({"": call})[""])
 
 
 def first_below(values, threshold):
@@ -212,24 +212,16 @@ def cell(rows, condition):
             if goal in best:
                 points, rate = best[goal]
                 gradients = price(rows) * points
-                row |= {"gradients": gradients, "passes": gradients / rows, "rate": rate}
+                row |= {"gradients": gradients, "passes": gradients / rows}
+                row |= {"rate": rate} if rate else {}
                 row["seconds"] = timed(library(rate, int(points), rows), tasks[0])
             found.append(row)
-    paths = [newton(task, rows) for task in tasks]
-    for goal, (which, threshold) in goals.items():
-        steps = [first_below([p[1 + which] for p in path], threshold) for path in paths]
-        row = {"rows": rows, "condition": condition, "solver": "Newton-CG", "goal": goal, "gradients": None}
-        if all(steps):
-            count = int(statistics.median(steps))
-            gradients = paths[0][count - 1][0]
-            seconds = timed(exact(count), tasks[0])
-            row |= {"gradients": gradients, "passes": gradients / rows, "seconds": seconds}
-        found.append(row)
     return found
 
 
-def draw(run, table):
+def draw(run, result):
     """Draws passes over the rows until a coarse delta, a fine one, and a right meta-gradient."""
+    table = result.rows
     goals, sizes = ("delta 0.3", "delta 0.01", "meta-gradient to 1 %"), (50, 5000)
     style = {"figsize": (11, 6.4), "sharex": True, "sharey": "row"}
     with figure(run.place("stochastic.svg"), len(sizes), len(goals), **style) as (_, panels):
@@ -246,15 +238,14 @@ def draw(run, table):
         panels[0, 0].legend(frameon=False, fontsize=7)
 
 
-@benchmark("stochastic", quick={"sizes": (5,), "conditions": (10.0,)}, double=True)
-def main(run, sizes=SIZES, conditions=CONDITIONS, draw_only=False):
+@benchmark("stochastic", quick={"sizes": (5,), "conditions": (10.0,)}, double=True, draw=draw)
+def main(run, sizes=SIZES, conditions=CONDITIONS):
     """Measures all solvers for each size and condition number."""
-    table = run.before() if draw_only else []
-    for rows, condition in [] if draw_only else itertools.product(sizes, conditions):
+    table = []
+    for rows, condition in itertools.product(sizes, conditions):
         new = run.once(f"{rows}-{condition:g}", cell, rows, condition)
         table += new
         for row in new:
             if row["goal"] in ("delta 0.1", "meta-gradient to 1 %"):
-                say(row, "rate")
+                say(row)
         run.write(table, seeds=SEEDS, minibatch=BATCH, passes_at_most=PASSES)
-    draw(run, table)

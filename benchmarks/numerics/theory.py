@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 import imaml
-from benchmarks.harness import benchmark, exponent, figure, in_turn
+from benchmarks.harness import benchmark, compiled, exponent, figure, in_turn
 from benchmarks.numerics.accuracy import advanced
 from imaml.meta.system import Case, outer_loss_of
 
@@ -173,20 +173,17 @@ def compiled_costs(ways=20, shots=5):
     task = jax.tree.map(lambda leaf: leaf[None], domain.sample(jax.random.key(0), "train"))
     theta = domain.init(jax.random.key(1))
     found = {"temporary_bytes": {}, "seconds": {}}
-    for name in ("iMAML", "MAML, unrolled"):
-        for count in COMPILED:
-            given = {"inner": imaml.GradientDescent(0.1, steps=count)}
-            if name == "iMAML":
-                method = imaml.IMAML(
-                    domain.problem(0.5), domain.query_loss, linear=imaml.CG(steps=5), **given
-                )
-            else:
-                method = imaml.MAML(domain.problem(None), domain.query_loss, **given)
-            compiled = jax.jit(lambda t, b, m=method: m(t, b)[0]).lower(theta, task).compile()
-            size = getattr(compiled.memory_analysis(), "temp_size_in_bytes", np.nan)
-            times = in_turn({name: lambda call=compiled: call(theta, task)}, 3)
+    for count in COMPILED:
+        inner = imaml.GradientDescent(0.1, steps=count)
+        given = {"inner": inner, "linear": imaml.CG(steps=5)}
+        methods = {
+            "iMAML": imaml.IMAML(domain.problem(0.5), domain.query_loss, **given),
+            "MAML, unrolled": imaml.MAML(domain.problem(None), domain.query_loss, inner=inner),
+        }
+        for name, method in methods.items():
+            call, size = compiled(lambda theta, tasks, method=method: method(theta, tasks)[0], theta, task)
             found["temporary_bytes"].setdefault(name, []).append(size)
-            found["seconds"].setdefault(name, []).append(1e-3 * statistics.median(times[name]))
+            found["seconds"].setdefault(name, []).append(1e-3 * statistics.median(in_turn({"": call}, 3)[""]))
     return found
 
 
@@ -217,10 +214,8 @@ def lines_of(found, wrong):
             lines.append((counted["conditions"], counts, style, colour, label))
     yield "products", [(lines, "condition number", "gradients and Hessian-vector products")]
     panels = []
-    for kind, label, unit in (
-        ("temporary_bytes", "temporary memory [MiB]", 2**20),
-        ("seconds", "seconds", 1),
-    ):
+    units = {"temporary_bytes": ("temporary memory [MiB]", 2**20), "seconds": ("seconds", 1)}
+    for kind, (label, unit) in units.items():
         rows = found.get(kind, {}).items()
         lines = [(COMPILED, np.asarray(row) / unit, "-", None, name) for name, row in rows]
         panels += [(lines, "inner steps", label)] if lines else []
@@ -229,11 +224,10 @@ def lines_of(found, wrong):
 
 
 def draw(found, wrong, folder):
-    """Draws the figures, and returns their files."""
-    files = []
+    """Draws the figures."""
     for name, panels in lines_of(found, wrong):
-        files.append(folder / f"theory-{name}.svg")
-        with figure(files[-1], 1, len(panels), figsize=(7 if name == "errors" else 9, 4)) as (_, shown):
+        size, file = (7 if name == "errors" else 9, 4), folder / f"theory-{name}.svg"
+        with figure(file, 1, len(panels), figsize=size) as (_, shown):
             for panel, (lines, x_label, y_label) in zip(shown[0], panels, strict=True):
                 for x, y, style, colour, label in lines:
                     y = [np.nan if v is None else v for v in y]
@@ -242,7 +236,6 @@ def draw(found, wrong, folder):
                 panel.set(xlabel=x_label, ylabel=y_label)
                 panel.grid(alpha=0.3)
                 panel.legend(frameon=False, fontsize=8)
-    return files
 
 
 @benchmark("theory", result="theory/theory.json", double=True)
@@ -264,5 +257,5 @@ def main(run):
         jax.config.update("jax_enable_x64", False)
         found |= {"compiled_steps": list(COMPILED), **compiled_costs()}
     run.write([{"method": name, "errors": row} for name, row in wrong.items()], **found)
-    for file in [*draw(found, wrong, run.out.parent), run.out]:
-        print(file)
+    draw(found, wrong, run.out.parent)
+    print(run.out)

@@ -51,8 +51,7 @@ def main(run):
     (support, query), (answers, labels) = tasks[chosen], known[chosen]
     widths = [1, 0.45, *[1] * QUERIES, 0.45, *[1] * QUERIES]
     how = {"figsize": (9.5, 6), "facecolor": "none", "gridspec_kw": {"width_ratios": widths}}
-    path = run.place("front.png")
-    with figure(path, 5, len(widths), **how) as (drawn, panels):
+    with figure(run.place("front.png"), 5, len(widths), **how) as (drawn, panels):
         drawn.set_layout_engine(None)  # the engine widens tiles below long heads
         drawn.subplots_adjust(0.005, 0.01, 0.995, 0.94, wspace=0.06, hspace=0.06)
         for panel in panels.flat:
@@ -67,4 +66,3 @@ def main(run):
             share = f": {np.mean(answers[column] == labels):.0%} right" if column else ""
             style = {"color": GREY, "fontsize": 13, "fontweight": "bold"}
             panels[0, column].set_title(head + share, loc="left", pad=10, **style)
-    print(path)

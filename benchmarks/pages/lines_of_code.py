@@ -7,16 +7,8 @@ import ast
 import io
 import tokenize
 
-from benchmarks.harness import ROOT, benchmark, say
+from benchmarks.harness import ROOT, benchmark
 
-SILENT = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -24,7 +16,7 @@ def code_lines(text):
     """Returns how many lines of a Python text have a token of code."""
     lines = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in SILENT:
+        if token.type != tokenize.COMMENT and token.string.strip():
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
@@ -35,10 +27,6 @@ def code_lines(text):
 @benchmark("lines_of_code", result=None)
 def main(run, folders=("src", "benchmarks", "tests", "examples")):
     """Counts each folder; writes where `--out` is given."""
-    counts = {
-        folder: [code_lines(f.read_text()) for f in (ROOT / folder).rglob("*.py")] for folder in folders
-    }
-    rows = [{"folder": name, "files": len(each), "lines": sum(each)} for name, each in counts.items()]
-    for row in rows:
-        say(row)
-    run.write(rows)
+    for folder in folders:
+        counts = [code_lines(file.read_text()) for file in (ROOT / folder).rglob("*.py")]
+        run.add({"folder": folder, "files": len(counts), "lines": sum(counts)})

@@ -63,4 +63,3 @@ def main(run, presets=()):
     for name in presets or rows:
         (row,) = (row for row in rows[name] if row["method"] == "imaml")
         draw(name, row["trial"])
-        print(FIGURES / f"{name}.png")

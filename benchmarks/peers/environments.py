@@ -12,26 +12,29 @@ TORCH = ("torch==2.13.0", "numpy", "setuptools")
 
 @dataclass(frozen=True)
 class Environment:
-    """Packages of one environment. torch: whether it sees the shared PyTorch; bare: installed without what
-    they ask for, where that would bring another PyTorch or what the measured part does not use."""
+    """Packages of one environment.
 
-    package: str
-    torch: bool = True
-    bare: tuple[str, ...] = ()
+    Args:
+        packages: Packages to install.
+        bare: Packages to install without their dependencies, where these would bring another PyTorch, or
+            what the measured part does not use.
+        torch: Whether it sees the shared PyTorch.
+    """
+
     packages: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()
+    torch: bool = True
 
 
 ENVIRONMENTS = {
-    "torch": Environment("torch", packages=TORCH),
-    "torchopt": Environment(
-        "torchopt", bare=("torchopt==0.7.3",), packages=("optree", "graphviz", "typing_extensions")
-    ),
-    "higher": Environment("higher", bare=("higher==0.2.1",)),
-    "hypergrad": Environment("hypergrad", bare=("hypergrad==0.0.1",), packages=("rich",)),
-    "betty": Environment("betty-ml", bare=("betty-ml==0.1.1",)),
-    "statsmodels": Environment("statsmodels", torch=False, packages=("statsmodels==0.14.5",)),
-    "jaxopt": Environment("jaxopt", torch=False, packages=("jaxopt==0.8.5", "-e", str(ROOT))),
-    "optimistix": Environment("optimistix", torch=False, packages=("optimistix==0.1.0", "-e", str(ROOT))),
+    "torch": Environment(TORCH, torch=False),
+    "torchopt": Environment(("optree", "graphviz", "typing_extensions"), ("torchopt==0.7.3",)),
+    "higher": Environment(bare=("higher==0.2.1",)),
+    "hypergrad": Environment(("rich",), ("hypergrad==0.0.1",)),
+    "betty-ml": Environment(bare=("betty-ml==0.1.1",)),
+    "statsmodels": Environment(("statsmodels==0.14.5",), torch=False),
+    "jaxopt": Environment(("jaxopt==0.8.5", "-e", str(ROOT)), torch=False),
+    "optimistix": Environment(("optimistix==0.1.0", "-e", str(ROOT)), torch=False),
 }
 
 
@@ -46,30 +49,22 @@ def install(name):
     if done.exists():
         return None
     environment = ENVIRONMENTS[name]
+    if environment.torch and (problem := install("torch")):
+        return problem
     print(f"installing {name}", flush=True)
+    if environment.torch:  # the shared PyTorch, behind the environment's own packages
+        site = "lib/python{}.{}/site-packages".format(*sys.version_info)
+        (FOLDER / name / site).mkdir(parents=True, exist_ok=True)
+        (FOLDER / name / site / "shared.pth").write_text(f"{FOLDER / 'torch' / site}\n")
     commands = [[sys.executable, "-m", "venv", FOLDER / name]]
     pip = [python_of(name), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if environment.bare:
-        commands.append([*pip, "--no-deps", *environment.bare])
-    if environment.packages:
-        pins = [] if environment.torch else ["-c", ROOT / "constraints.txt"]
-        commands.append([*pip, *pins, *environment.packages])
-    if environment.torch and name != "torch":
-        problem = install("torch")
-        if problem:
-            return problem
-    for number, command in enumerate(commands):
+    pins = () if environment.torch or name == "torch" else ("-c", ROOT / "constraints.txt")
+    wanted = {("--no-deps",): environment.bare, pins: environment.packages}
+    commands += [[*pip, *how, *packages] for how, packages in wanted.items() if packages]
+    for command in commands:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
             lines = [line for line in ended.stderr.splitlines() if line.startswith("ERROR")]
             return "not installed: " + (lines or ended.stderr.splitlines() or ["pip failed"])[-1]
-        if number == 0 and environment.torch and name != "torch":
-            _share(name)
     done.touch()
     return None
-
-
-def _share(name):
-    """Puts the shared PyTorch on the environment's path, behind its own packages."""
-    site = "lib/python{}.{}/site-packages".format(*sys.version_info)
-    (FOLDER / name / site / "shared.pth").write_text(f"{FOLDER / 'torch' / site}\n")

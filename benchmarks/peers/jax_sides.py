@@ -97,11 +97,6 @@ def jaxopt(work, arrays, threads, xla_convolution=True):
     return _differentiated(lambda theta, batch: solver.run(theta, theta, batch).params, loss, arrays)
 
 
-def jaxopt_ours(work, arrays, threads):
-    """The same with imaml's network."""
-    return jaxopt(work, arrays, threads, xla_convolution=False)
-
-
 def optimistix(work, arrays, threads):
     """`optimistix.minimise` with `ImplicitAdjoint` and Lineax's CG; with XLA's convolution.
 

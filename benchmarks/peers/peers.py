@@ -37,12 +37,12 @@ class Side:
         self.name, self.failed, self.first, self.rounds, self.peak = name, None, {}, [], None
         self.errors = Path(folder) / f"{list(PEERS).index(name)}.err"
         peer = PEERS[name]
-        self.failed = environments.install(peer.environment) if name != "imaml" else None
+        self.failed = environments.install(peer.package) if name != "imaml" else None
         if peer.only and work not in peer.only:
             self.failed = f"not tried: compiling takes long enough on {WORKS[peer.only[-1]].title}"
         if self.failed:
             return
-        command = [environments.python_of(peer.environment), "-m", "benchmarks.peers.side"]
+        command = [environments.python_of(peer.package), "-m", "benchmarks.peers.side"]
         command = [*map(str, command), name, work, str(folder), str(threads)]
         with self.errors.open("w") as errors:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
@@ -102,14 +102,13 @@ def rows_of(name, threads, peers, rate, seconds):
         rows = [_row(side, name, threads, folder, exact["gradient"] if judged else None) for side in sides]
     ours = next((row["ms_median"] for row in rows if row["peer"] == "imaml"), None)
     for row in rows:
-        row.update(
-            reference_residual=float(exact["residual"]) if judged else None, of_rate=None, times_imaml=None
-        )
+        row["reference_residual"] = float(exact["residual"]) if judged else None
+        row |= {"of_rate": None, "times_imaml": None}
         row |= {"gflop": int(exact["flops"]) / 1e9, "rate_gflops": rate}
         if row["ms_median"] is not None:
             row["of_rate"] = int(exact["flops"]) / 1e6 / row["ms_median"] / rate
             row["times_imaml"] = row["ms_median"] / ours if ours else None
-        say(row, "title", "version", "rate_gflops", "gflop")
+        say(row)
     return rows
 
 
@@ -125,13 +124,13 @@ def _row(side, name, threads, folder, exact):
     return row | {"note": side.failed or PEERS[side.name].note}
 
 
-def draw(path, rows):
+def draw(run, result):
     """Draws the works on all cores: a panel a work, a bar a peer, as times imaml's."""
-    most = max(row["threads"] for row in rows)
-    timed = [row for row in rows if row["threads"] == most and row["ms_median"] is not None]
+    most = max(row["threads"] for row in result.rows)
+    timed = [row for row in result.rows if row["threads"] == most and row["ms_median"] is not None]
     works = list(dict.fromkeys(row["work"] for row in timed))
     lines = -(-len(works) // 2)
-    with figure(path, lines, 2, font=8, figsize=(10, 2.6 * lines)) as (_, panels):
+    with figure(run.place("peers.svg"), lines, 2, font=8, figsize=(10, 2.6 * lines)) as (_, panels):
         for panel in panels.flat[len(works) :]:
             panel.remove()
         for panel, work in zip(panels.flat, works, strict=False):
@@ -148,20 +147,18 @@ def draw(path, rows):
             panel.invert_yaxis()
 
 
-@benchmark("peers", quick={"works": ["a"], "peers": ["imaml"], "seconds": 0.1})
-def main(run, works=tuple(WORKS), peers=tuple(PEERS), seconds=5.0, draw_only=False):
+@benchmark("peers", quick={"works": ["a"], "peers": ["imaml"], "seconds": 0.1}, draw=draw)
+def main(run, works=tuple(WORKS), peers=tuple(PEERS), seconds=5.0):
     """Measures what was asked for; rows of other works from this machine stay in the file.
 
     seconds: of measured calls for each row, at most, but one call in every round.
     """
-    if not draw_only:
-        counts = sorted({1, cores()})
-        rates = {threads: measured_rates(threads) for threads in counts}
-        print("matrix products, GFLOP/s by threads:", rates, flush=True)
-        rows = [row for row in run.before(machine()) if row["work"] not in works]
-        for name in works:
-            for threads in counts if WORKS[name].small else counts[-1:]:
-                rows += rows_of(name, threads, peers, max(rates[threads].values()), seconds)
-                rows.sort(key=lambda row: (list(WORKS).index(row["work"]), row["threads"]))
-                run.write(rows, matmul_gflops=rates)
-    draw(run.place("peers.svg"), run.before())
+    counts = sorted({1, cores()})
+    rates = {threads: measured_rates(threads) for threads in counts}
+    print("matrix products, GFLOP/s by threads:", rates, flush=True)
+    rows = [row for row in run.before(machine()) if row["work"] not in works]
+    for name in works:
+        for threads in counts if WORKS[name].small else counts[-1:]:
+            rows += rows_of(name, threads, peers, max(rates[threads].values()), seconds)
+            rows.sort(key=lambda row: (list(WORKS).index(row["work"]), row["threads"]))
+            run.write(rows, matmul_gflops=rates)

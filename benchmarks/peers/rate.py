@@ -3,12 +3,12 @@
 python -m benchmarks.peers.rate jax|torch THREADS     # prints GFLOP/s
 """
 
-import os
 import subprocess
 import sys
 import time
 
 from . import environments
+from .side import limit_threads
 
 SIZES = (512, 1024, 2048)
 SECONDS = 1.5  # for each size
@@ -26,9 +26,7 @@ def rates(threads):
 
 def _product(library, threads):
     """A function of a size that gives a function which takes one product."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if threads == 1:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    limit_threads(threads)
     if library == "torch":
         import torch
 

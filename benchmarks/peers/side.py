@@ -7,47 +7,54 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Peer:
-    """module and function: what builds it; environment: where it runs; note: said in each of its rows.
+    """A library, as it is used by one of the modules beside this one.
 
-    only: the works that it is tried on, where others would take longer still to compile.
+    Args:
+        module: Module of the function that builds it.
+        function: Name of that function.
+        package: The package measured, and the name of the environment where it runs.
+        note: Said in each of its rows.
+        only: The works that it is tried on, where others would take longer still to compile.
+        options: Further keywords of the function.
     """
 
     module: str
     function: str
-    environment: str
     package: str
     note: str = ""
     only: tuple[str, ...] = ()
+    options: dict[str, bool] = field(default_factory=dict)
 
 
 WHOLE = ("a", "b", "c-4")  # sixteen unrolled steps in one program
+COMPILED = {"compiled": True}
 OTHER = "another gradient: MAML's own, by unrolling"
 PEERS = {
-    "imaml": Peer("jax_sides", "imaml", "imaml", "imaml"),
-    "jaxopt, XLA's convolution": Peer("jax_sides", "jaxopt", "jaxopt", "jaxopt"),
-    "jaxopt, imaml's convolution": Peer("jax_sides", "jaxopt_ours", "jaxopt", "jaxopt"),
-    "Optimistix": Peer("jax_sides", "optimistix", "optimistix", "optimistix"),
-    "PyTorch, eager loop": Peer("torch_sides", "eager", "torch", "torch"),
-    "torch.func, loop": Peer("torch_sides", "func_loop", "torch", "torch"),
-    "torch.func, vmap": Peer("torch_sides", "func_vmap", "torch", "torch"),
-    "torch.compile, whole step": Peer("torch_sides", "compiled", "torch", "torch", "under vmap", WHOLE),
-    "torch.compile, whole task": Peer("torch_sides", "compiled_loop", "torch", "torch", "a loop", WHOLE),
-    "torch.compile, pieces": Peer("torch_sides", "compiled_pieces", "torch", "torch", "a loop"),
-    "TorchOpt": Peer("torch_libraries", "torchopt", "torchopt", "torchopt"),
+    "imaml": Peer("jax_sides", "imaml", "imaml"),
+    "jaxopt, XLA's convolution": Peer("jax_sides", "jaxopt", "jaxopt"),
+    "jaxopt, imaml's convolution": Peer("jax_sides", "jaxopt", "jaxopt", options={"xla_convolution": False}),
+    "Optimistix": Peer("jax_sides", "optimistix", "optimistix"),
+    "PyTorch, eager loop": Peer("torch_sides", "eager", "torch"),
+    "torch.func, loop": Peer("torch_sides", "func_loop", "torch"),
+    "torch.func, vmap": Peer("torch_sides", "func_vmap", "torch"),
+    "torch.compile, whole step": Peer("torch_sides", "func_vmap", "torch", "under vmap", WHOLE, COMPILED),
+    "torch.compile, whole task": Peer("torch_sides", "func_loop", "torch", "a loop", WHOLE, COMPILED),
+    "torch.compile, pieces": Peer("torch_sides", "compiled_pieces", "torch", "a loop"),
+    "TorchOpt": Peer("torch_libraries", "torchopt", "torchopt"),
     "TorchOpt, normal equations": Peer(
-        "torch_libraries", "torchopt_normal", "torchopt", "torchopt", "the solver of its own example"
+        "torch_libraries", "torchopt", "torchopt", "the solver of its own example", options={"normal": True}
     ),
-    "higher": Peer("torch_libraries", "higher", "higher", "higher", "the implicit step written by hand"),
-    "higher, unrolled": Peer("torch_libraries", "higher_unrolled", "higher", "higher", OTHER),
-    "hypergrad": Peer("torch_libraries", "hypergrad", "hypergrad", "hypergrad"),
-    "Betty": Peer("torch_libraries", "betty", "betty", "betty-ml"),
+    "higher": Peer("torch_libraries", "higher", "higher", "the implicit step written by hand"),
+    "higher, unrolled": Peer("torch_libraries", "higher", "higher", OTHER, options={"unrolled": True}),
+    "hypergrad": Peer("torch_libraries", "hypergrad", "hypergrad"),
+    "Betty": Peer("torch_libraries", "betty", "betty-ml"),
 }
 
 
@@ -65,16 +72,20 @@ def _forget_peak():
         print(f"peak memory is with that of compiling: {error}", file=sys.stderr)
 
 
-def _settle(peer, work, threads):
-    """Threads and precision, before anything is imported that would choose its own."""
+def limit_threads(threads):
+    """Sets the number of threads, before anything is imported that would choose its own."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if threads == 1:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def _settle(peer, work, threads):
+    """Threads and precision, before anything is imported that would choose its own."""
+    limit_threads(threads)
     if peer == "imaml":
         devices = f"--xla_force_host_platform_device_count={threads}"
-        os.environ["XLA_FLAGS"] = (
-            f"{devices} --xla_cpu_multi_thread_eigen=false"  # as the command line starts
-        )
+        # As the command line starts.
+        os.environ["XLA_FLAGS"] = f"{devices} --xla_cpu_multi_thread_eigen=false"
     os.environ["JAX_ENABLE_X64"] = str(int(work.dtype == "float64"))
 
 
@@ -91,7 +102,7 @@ def main():
         import torch
 
         torch.set_num_threads(threads)
-    run, vector = build(work, read(folder), threads)
+    run, vector = build(work, read(folder), threads, **peer.options)
     before, began = memory("VmRSS"), time.perf_counter()
     gradient = run()
     first = time.perf_counter() - began

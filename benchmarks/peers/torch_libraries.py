@@ -18,7 +18,7 @@ class Network(torch.nn.Module):
 
 
 def torchopt(work, arrays, threads, normal=False):
-    """`torchopt.nn.ImplicitMetaGradientModule`; normal: its example's solver, of the normal equations."""
+    """`torchopt.nn.ImplicitMetaGradientModule`; normal: its example's CG, on the normal equations."""
     import torchopt as library
 
     solvers = library.linear_solve
@@ -60,13 +60,11 @@ def torchopt(work, arrays, threads, normal=False):
     return run, vector
 
 
-def torchopt_normal(work, arrays, threads):
-    """As in TorchOpt's example: CG on the normal equations."""
-    return torchopt(work, arrays, threads, normal=True)
-
-
 def higher(work, arrays, threads, unrolled=False):
-    """`higher.innerloop_ctx` without its graph, and the implicit step by hand."""
+    """`higher.innerloop_ctx` without its graph, and the implicit step by hand.
+
+    unrolled: MAML through `higher`: the same steps differentiated, which is another gradient; for its memory.
+    """
     import higher as library
 
     theta, batches = inputs(work, arrays)
@@ -87,11 +85,6 @@ def higher(work, arrays, threads, unrolled=False):
         return implicit_step(work, loss, phi, support, query)
 
     return averaged(work, theta, batches, one)
-
-
-def higher_unrolled(work, arrays, threads):
-    """MAML through `higher`: the same steps differentiated, which is another gradient; for its memory."""
-    return higher(work, arrays, threads, unrolled=True)
 
 
 def hypergrad(work, arrays, threads):

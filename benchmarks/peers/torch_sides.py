@@ -60,17 +60,33 @@ def anchor(phi, theta):
     return 0.5 * sum(((p - t) ** 2).sum() for p, t in zip(phi, theta, strict=True))
 
 
+def dot(left, right):
+    """The inner product of two lists of tensors."""
+    return sum((i * j).sum() for i, j in zip(left, right, strict=True))
+
+
+def descended(work, phi, slope, theta):
+    """After a step of gradient descent; slope: the gradient of the loss without the anchor."""
+    triples = zip(phi, slope, theta, strict=True)
+    return [p - work.rate * (g + work.strength * (p - t)) for p, g, t in triples]
+
+
+def scaled(work, product, v):
+    """The system times v: H v / strength + v, from a product H v."""
+    return [h / work.strength + i for h, i in zip(product, v, strict=True)]
+
+
 def conjugate_gradients(apply, b, steps):
     """So many steps for apply(x) = b, over lists of tensors, from zero."""
     x = [torch.zeros_like(t) for t in b]
     r, p = list(b), list(b)
-    square = sum((i * i).sum() for i in r)
+    square = dot(r, r)
     for _ in range(steps):
         image = apply(p)
-        length = square / sum((i * j).sum() for i, j in zip(p, image, strict=True))
+        length = square / dot(p, image)
         x = [i + length * j for i, j in zip(x, p, strict=True)]
         r = [i - length * j for i, j in zip(r, image, strict=True)]
-        after = sum((i * i).sum() for i in r)
+        after = dot(r, r)
         p = [i + after / square * j for i, j in zip(r, p, strict=True)]
         square = after
     return x
@@ -82,8 +98,7 @@ def implicit_step(work, loss, phi, support, query):
     slope = torch.autograd.grad(loss(phi, *support), phi, create_graph=True)
 
     def apply(v):
-        product = torch.autograd.grad(slope, phi, v, retain_graph=True)
-        return [h / work.strength + i for h, i in zip(product, v, strict=True)]
+        return scaled(work, torch.autograd.grad(slope, phi, v, retain_graph=True), v)
 
     return conjugate_gradients(apply, b, work.cg)
 
@@ -111,10 +126,7 @@ def eager(work, arrays, threads):
         for _ in range(work.steps):
             slope = torch.autograd.grad(loss(phi, *support), phi)
             with torch.no_grad():
-                phi = [
-                    (p - work.rate * (g + work.strength * (p - t))).requires_grad_()
-                    for p, g, t in zip(phi, slope, theta, strict=True)
-                ]
+                phi = [p.requires_grad_() for p in descended(work, phi, slope, theta)]
         return implicit_step(work, loss, phi, support, query)
 
     return averaged(work, theta, batches, one)
@@ -129,48 +141,32 @@ def _functional(work, arrays, reverse=False):
         slope = grad(lambda phi: loss(phi, *support))
         phi = theta
         for _ in range(work.steps):
-            phi = [
-                p - work.rate * (g + work.strength * (p - t))
-                for p, g, t in zip(phi, slope(phi), theta, strict=True)
-            ]
+            phi = descended(work, phi, slope(phi), theta)
         b = grad(lambda phi: loss(phi, *query))(phi)
 
-        def along(v):
-            return lambda phi: sum((s * i).sum() for s, i in zip(slope(phi), v, strict=True))
-
         def apply(v):
-            product = grad(along(v))(phi) if reverse else jvp(slope, (phi,), (v,))[1]
-            return [h / work.strength + i for h, i in zip(product, v, strict=True)]
+            along = lambda phi: dot(slope(phi), v)  # noqa: E731
+            return scaled(work, grad(along)(phi) if reverse else jvp(slope, (phi,), (v,))[1], v)
 
         return conjugate_gradients(apply, b, work.cg)
 
     return one
 
 
-def func_loop(work, arrays, threads):
-    """torch.func, a loop over tasks."""
+def func_loop(work, arrays, threads, compiled=False):
+    """torch.func, a loop over tasks; compiled: by torch.compile, one task's step."""
     theta, batches = inputs(work, arrays)
     one = _functional(work, arrays)
+    one = torch.compile(one, dynamic=False) if compiled else one
     return averaged(work, theta, batches, lambda support, query: one(theta, support, query))
 
 
-def _mapped(work, arrays, reverse=False):
-    one = _functional(work, arrays, reverse)
-    over = vmap(one, in_dims=(None, 0, 0))
-    return lambda theta, support, query: [u.mean(0) for u in over(theta, support, query)]
-
-
-def func_vmap(work, arrays, threads):
-    """torch.func, tasks under vmap."""
+def func_vmap(work, arrays, threads, compiled=False):
+    """torch.func, tasks under vmap; compiled: by torch.compile, the whole step."""
     theta, batches = inputs(work, arrays)
-    step = _mapped(work, arrays)
-    return lambda: step(theta, *batches), vector
-
-
-def compiled(work, arrays, threads):
-    """torch.compile of the whole step under vmap."""
-    theta, batches = inputs(work, arrays)
-    step = torch.compile(_mapped(work, arrays, reverse=True), dynamic=False)
+    over = vmap(_functional(work, arrays, reverse=compiled), in_dims=(None, 0, 0))
+    step = lambda theta, support, query: [u.mean(0) for u in over(theta, support, query)]  # noqa: E731
+    step = torch.compile(step, dynamic=False) if compiled else step
     return lambda: step(theta, *batches), vector
 
 
@@ -183,12 +179,10 @@ def compiled_pieces(work, arrays, threads):
         return grad(lambda phi: loss(phi, x, y))(phi)
 
     def moved(phi, x, y):
-        slopes = zip(phi, slope(phi, x, y), theta, strict=True)
-        return [p - work.rate * (g + work.strength * (p - t)) for p, g, t in slopes]
+        return descended(work, phi, slope(phi, x, y), theta)
 
     def system(phi, v, x, y):
-        along = lambda phi: sum((s * i).sum() for s, i in zip(slope(phi, x, y), v, strict=True))  # noqa: E731
-        return [h / work.strength + i for h, i in zip(grad(along)(phi), v, strict=True)]
+        return scaled(work, grad(lambda phi: dot(slope(phi, x, y), v))(phi), v)
 
     slope_of, step, product = (torch.compile(f, dynamic=False) for f in (slope, moved, system))
 
@@ -200,10 +194,3 @@ def compiled_pieces(work, arrays, threads):
         return conjugate_gradients(lambda v: product(phi, v, *support), b, work.cg)
 
     return averaged(work, theta, batches, one)
-
-
-def compiled_loop(work, arrays, threads):
-    """torch.compile of one task's step, in a loop over tasks."""
-    theta, batches = inputs(work, arrays)
-    one = torch.compile(_functional(work, arrays), dynamic=False)
-    return averaged(work, theta, batches, lambda support, query: one(theta, support, query))

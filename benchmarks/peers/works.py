@@ -68,11 +68,11 @@ class Arrays:
         )
 
 
-def read(folder, tasks=None):
-    """The Arrays that `make` wrote; tasks: only so many of them."""
+def read(folder):
+    """The Arrays that `make` wrote."""
     data = np.load(Path(folder) / "work.npz")
     theta = {name[6:]: data[name] for name in data.files if name.startswith("theta/")}
-    x, y = ({part: data[f"{part}/{c}"][:tasks] for part in PARTS} for c in "xy")
+    x, y = ({part: data[f"{part}/{c}"] for part in PARTS} for c in "xy")
     return Arrays(theta, x, y)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 import imaml
-from benchmarks.harness import ROOT, benchmark, say, spread
+from benchmarks.harness import ROOT, benchmark, spread
 
 ARTEFACTS = ("artefacts/omniglot-5w1s.safetensors", "artefacts/characters-5w1s.safetensors")
 
@@ -52,7 +52,7 @@ def measure(learner, task, folder):
 @benchmark("adaptation", quick={"tasks": 2})
 def main(run, tasks=50):
     """Measures each artefact."""
-    domain, rows = imaml.characters(ways=5, shots=1, queries=3), []
+    domain = imaml.characters(ways=5, shots=1, queries=3)
     sample = jax.jit(lambda number: domain.sample(jax.random.fold_in(jax.random.key(3), number), "test"))
     for name in ARTEFACTS:
         learner, times, right = imaml.load(ROOT / name), [], []
@@ -62,11 +62,9 @@ def main(run, tasks=50):
             times.append(spent)
             right.append(share)
         parts = {}
-        for part, first in times[0].items():
-            later = [spent[part] for spent in times[1:]]
-            parts[part] = {key: round(value, 2) for key, value in spread(later, "{}").items()} | {
-                "first_call": round(first, 1)
-            }
-        rows.append({"artefact": name, "milliseconds": parts, "accuracy_inductive": np.mean(right)})
-        say(rows[-1])
-    run.write(rows, tasks=tasks)
+        for part in times[0]:
+            first, *later = (spent[part] for spent in times)
+            parts[part] = {key: round(value, 2) for key, value in spread(later, "{}").items()}
+            parts[part]["first_call"] = round(first, 1)
+        row = {"artefact": name, "milliseconds": parts, "accuracy_inductive": np.mean(right)}
+        run.add(row, tasks=tasks)

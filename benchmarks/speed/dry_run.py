@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import benchmark, say
+from benchmarks.harness import benchmark
 from benchmarks.peers.side import memory
 from imaml.config.presets import PRESETS
 
@@ -85,12 +85,10 @@ def main(
 ):
     """Measures the presets whose data are given."""
     data = {"omniglot": omniglot_data, "tables": table_data, "mini-imagenet": mini_imagenet_data}
-    rows, left_out = [], []
+    left_out = []
     for name in presets:
         words = options(name, data)
         if words is None:
             left_out.append(name)
         else:
-            rows.append(run.once(name, compared, name, words, seconds))
-            say(rows[-1])
-            run.write(rows, left_out=left_out)
+            run.add(run.once(name, compared, name, words, seconds), left_out=left_out)

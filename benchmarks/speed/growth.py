@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import imaml
-from benchmarks.harness import benchmark, exponent, figure, in_turn, say, spread
+from benchmarks.harness import benchmark, compiled, exponent, figure, in_turn, spread
 from imaml.training.cost import count_flops
 
 STRENGTH = 20.0  # so strong that every direction is positive and CG takes all of its steps
@@ -61,21 +61,32 @@ def measure(point, seconds):
     keys = jax.random.split(jax.random.key(2), point.tasks)
     tasks = jax.block_until_ready(jax.jit(jax.vmap(lambda key: domain.sample(key, "train")))(keys))
     method = functools.partial(method, estimate=False)  # as most steps of training
-    compiled = jax.jit(method).lower(theta, tasks, jax.random.key(3)).compile()
-    call = functools.partial(compiled, theta, tasks, jax.random.key(3))
+    call, size = compiled(method, theta, tasks, jax.random.key(3))
     taken = int(np.min(call()[1].linear_steps))
     assert taken == point.cg, f"conjugate gradients stopped after {taken} of {point.cg} steps"
     return spread(in_turn({"": call}, seconds=seconds)[""]) | {
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "temporary_bytes": size,
         "gflop": count_flops(method, theta, tasks, jax.random.key(3)).flops / 1e9,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(theta)),
     }
 
 
-@benchmark("growth", quick={"sweeps": ["tasks"], "seconds": 0.1})
+def draw(run, result):
+    """Draws time and memory, relative to those at the least value."""
+    titles = {"ms_min": "time", "temporary_bytes": "temporary memory"}
+    with figure(run.place("growth.svg"), 1, 2, font=9, figsize=(9, 3.6)) as (_, panels):
+        for panel, (key, title) in zip(panels[0], titles.items(), strict=True):
+            for row in result.rows:
+                values, figures = np.array(row["values"]), np.array([point[key] for point in row["rows"]])
+                panel.loglog(values / values[0], figures / figures[0], "o-", label=row["name"])
+            panel.loglog([1, 16], [1, 16], ":", color="black", label="proportional")
+            panel.set(title=title, xlabel="times the least value", ylabel="times that at the least value")
+        panels[0, 0].legend(fontsize=7)
+
+
+@benchmark("growth", quick={"sweeps": ["tasks"], "seconds": 0.1}, draw=draw)
 def main(run, sweeps=tuple(SWEEPS), seconds=3.0):
     """Measures every sweep; `seconds` of calls for each point."""
-    rows = []
     for name in sweeps:
         varied, values, base = SWEEPS[name]
         values = values[: 2 if run.quick else None]
@@ -83,16 +94,5 @@ def main(run, sweeps=tuple(SWEEPS), seconds=3.0):
         each = [run.once(f"{name}-{value}", measure, point, seconds) for value, point in points.items()]
         row = {"name": name, "values": values, "base": vars(base), "rows": each}
         for key in ("ms_min", "temporary_bytes", "gflop"):
-            row[f"exponent_{key}"] = exponent(row["values"], [point[key] for point in each])
-        rows.append(row)
-        say(row, "rows", "base")
-    run.write(rows)
-    titles = {"ms_min": "time", "temporary_bytes": "temporary memory"}
-    with figure(run.place("growth.svg"), 1, 2, font=9, figsize=(9, 3.6)) as (_, panels):
-        for panel, (key, title) in zip(panels[0], titles.items(), strict=True):
-            for row in rows:
-                values, figures = np.array(row["values"]), np.array([point[key] for point in row["rows"]])
-                panel.loglog(values / values[0], figures / figures[0], "o-", label=row["name"])
-            panel.loglog([1, 16], [1, 16], ":", color="black", label="proportional")
-            panel.set(title=title, xlabel="times the least value", ylabel="times that at the least value")
-        panels[0, 0].legend(fontsize=7)
+            row[f"exponent_{key}"] = exponent(values, [point[key] for point in each])
+        run.add(row)

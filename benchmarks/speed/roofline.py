@@ -132,14 +132,12 @@ def main(run, works=("c-4", "d-2")):
     """Measures each work."""
     flags = "--xla_cpu_multi_thread_eigen=false --xla_cpu_enable_xprof_traceme=true"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={cores()} {flags}"
-    rate, rows = matmul_rate() / 1e9, []
+    rate = matmul_rate() / 1e9
     for name in works:
         found = measured(name)
         at_best = found["gflop"] / rate * 1e3
         found["of_rate"] = at_best / found["ms_median"]
         found["of_rate_of_products_alone"] = at_best / found["ms_of_products_alone"]
-        rows.append(found)
-        say(found, "products")
+        run.add(found, rate_gflops=rate)
         for row in found["products"][:12]:
             say(row)
-        run.write(rows, rate_gflops=rate)

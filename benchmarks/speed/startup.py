@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks.harness import benchmark, say, spread
+from benchmarks.harness import benchmark, spread
 
 BEGIN = """
 import json, os, statistics, time
@@ -57,9 +57,8 @@ def ran(*words, **environment):
     began = time.perf_counter()
     how = {"capture_output": True, "text": True, "check": True, "env": os.environ | environment}
     said = subprocess.run([sys.executable, *words], **how).stdout
-    return time.perf_counter() - began, [
-        float(line) for line in re.findall(r"^[\d.e-]+$", said, re.MULTILINE)
-    ]
+    seconds = time.perf_counter() - began
+    return seconds, [float(line) for line in re.findall(r"^[\d.e-]+$", said, re.MULTILINE)]
 
 
 @benchmark("startup", quick={"rounds": 1})
@@ -79,7 +78,5 @@ def main(run, rounds=4):
             compiling, step = ran("-c", BEGIN + COMPILE, **given)[1]
             add(f"compiling that step, {name} options", compiling)
             add(f"a later step, {name} options", step)
-    rows = [{"what": what, **spread(values, "{}_s")} for what, values in seconds.items()]
-    for row in rows:
-        say(row)
-    run.write(rows)
+    for what, values in seconds.items():
+        run.add({"what": what, **spread(values, "{}_s")})

@@ -78,6 +78,28 @@ def test_the_command_is_recorded_without_paths(monkeypatch):
     assert given[0][0].command == "python -m benchmarks run lines_of_code --data PATH --tasks 7 b"
 
 
+def test_rows_are_added_and_a_result_file_is_drawn_again(tmp_path, capsys, monkeypatch):
+    def measure(run, count=2):
+        for number in range(count):
+            run.add({"number": number, "long": [number] * 500}, count=count)
+
+    drawn = []
+    chosen = harness.Benchmark("lines_of_code", measure, None, draw=lambda run, result: drawn.append(result))
+    monkeypatch.setitem(harness.REGISTERED, "lines_of_code", chosen)
+    for more in ((), ("--draw-only",)):
+        assert harness.start("lines_of_code", [f"--out={tmp_path / 'file.json'}", *more]) == 0
+    assert [(len(result.rows), result.figures) for result in drawn] == [(2, {"count": 2})] * 2
+    assert capsys.readouterr().out.splitlines() == ['{"number": 0}', '{"number": 1}']
+
+
+def test_a_function_of_one_task_is_mapped_over_many():
+    found = harness.mapped(lambda a, b: {"sum": a + b})(np.arange(3), np.ones(3, int))
+    assert found["sum"].tolist() == [1, 2, 3]
+    call, size = harness.compiled(lambda a: a + 1, np.ones(2))
+    assert call().tolist() == [2, 2]
+    assert size >= 0
+
+
 def test_calls_are_timed_in_turn():
     order = []
     times = harness.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
