@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.marks import slow_after_first
 from helpers.paths import ARTEFACTS
 
 FILES = sorted(ARTEFACTS.glob("*.safetensors"))
@@ -21,7 +22,7 @@ def test_there_are_artefacts():
     assert FILES, f"no artefact in {ARTEFACTS}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", slow_after_first(FILES), ids=lambda file: file.stem)
 def test_an_artefact_reads_drawn_characters_from_one_example_each(file):
     """Drawn characters were never seen by an artefact of Omniglot either: both must be far above chance.
 

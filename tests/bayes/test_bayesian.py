@@ -237,7 +237,7 @@ def test_posterior_and_evidence_are_the_closed_form(per):
     assert not np.any(surprises.error)
 
 
-@pytest.mark.parametrize("per", LOGS)
+@pytest.mark.parametrize("per", slow_after_first(LOGS))
 def test_the_evidence_gradient_is_the_closed_form_s(per):
     """In mean, precision and noise, by the method; the loss told is the negative log evidence."""
     problem, theta = linear_problem(per), theta_of(per)
@@ -287,7 +287,7 @@ def wide(per):
 WIDE = Wide()
 
 
-@pytest.mark.parametrize("per", ["parameter", "dense", "low-rank"])
+@pytest.mark.parametrize("per", slow_after_first(["parameter", "dense", "low-rank"]))
 def test_the_stochastic_determinant_is_unbiased_within_its_standard_error(per):
     """Value and gradient, over 200 keys: means within 4 standard errors, and the error told is of that size.
 
@@ -465,7 +465,7 @@ def test_a_step_of_expectation_maximisation_is_the_closed_form():
     close(jnp.exp(new.log_noise), np.sum(squares) / np.sum(SIZES), 1e-8)
 
 
-@pytest.mark.parametrize("per", CLOSED)
+@pytest.mark.parametrize("per", slow_after_first(CLOSED))
 def test_expectation_maximisation_raises_the_exact_evidence_up_to_its_maximum(per):
     """At every step, and the maximum, found by BFGS on the closed form, stays where it is."""
     theta = theta_of(per)

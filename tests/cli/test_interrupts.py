@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.marks import slow_after_first
 from imaml.core import interrupts
 from imaml.core.interrupts import Interrupted, Interrupts
 from imaml.storage.checkpoint import Checkpoints
@@ -57,7 +58,7 @@ def stopped(out, words, seconds, signals, file=None):
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.7, 1.5, 4.0])
+@pytest.mark.parametrize("seconds", slow_after_first([0.7, 0.0, 0.2, 1.5, 4.0]))
 def test_an_interrupt_while_it_starts_ends_it_with_one_line(seconds, signals, tmp_path):
     out = tmp_path / "run"
     status, printed, errors, took = stopped(out, ["sinusoid", "--quiet", *QUICK], seconds, signals)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.marks import slow_after_first
 
 RANDOM = np.random.default_rng(3)
 INPUTS, TARGETS = jnp.asarray(RANDOM.normal(size=(12, 3))), jnp.asarray(RANDOM.normal(size=12))
@@ -44,7 +45,7 @@ def hills(phi, batch):
     return jnp.sum(jnp.cos(phi)) + 0 * jnp.sum(batch)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", slow_after_first(range(5)))
 def test_every_step_goes_down_whatever_the_curvature(seed):
     """Started anywhere, where the Hessian is indefinite or negative, down to a minimum."""
     problem = imaml.stationary(lambda phi, theta, batch: hills(phi, batch))

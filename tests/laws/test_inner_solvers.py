@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 import imaml
 import imaml.inner
+from helpers.marks import slow_after_first
 from imaml.core.recipes import fresh, from_json, kinds_of, register_all, to_json
 
 register_all(imaml.inner)
@@ -203,7 +204,7 @@ def test_starved_of_steps_it_says_so(solver, name):
     np.testing.assert_allclose(found.stats.residual, np.linalg.norm(slope), rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", slow_after_first(SOLVERS))
 def test_tasks_of_few_and_of_many_steps_in_one_batch(solver):
     """Under vmap each task gets what it gets alone; the implicit gradient is the dense one for all."""
     make, tolerance, accepted = SOLVERS[solver]

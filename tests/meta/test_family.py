@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import imaml
+from helpers.marks import slow_after_first
 from imaml.cli.options import split_words
 from imaml.config.method import Anchored, Bayes, Bayesian, NewTask
 from imaml.config.methods import Method, changed, methods
@@ -267,7 +268,7 @@ def test_every_method(name):
     close(chunked, gradient, 1e-12)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_after_first(METHODS))
 def test_a_new_task_may_be_solved_by_another_solver(name):
     """It is for evaluation and use; the meta-gradient is by `inner` all the same."""
     method = METHODS[name]()

@@ -45,7 +45,15 @@ def not_one_of(what: str, value: object, known: Iterable[object]) -> str:
 
 
 def no_choice(value: object, known: Iterable[object]) -> str:
-    """Return the same message without what the value is for."""
+    """Return the message of `not_one_of` without what the value is for.
+
+    Args:
+        value: The value.
+        known: The valid values.
+
+    Returns:
+        The message.
+    """
     names = sorted(map(str, known))
     hint = suggestion(value, names)
     return f"expected one of {some_of(names, 5 if hint else 40)}, got {value!r}.{hint}"

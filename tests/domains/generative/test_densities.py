@@ -84,7 +84,7 @@ def test_score_matching_finds_the_blurred_variance():
     assert slope(0.98 * expected) < 0 < slope(1.02 * expected)
 
 
-@pytest.mark.parametrize("family", ["curves", "modes"])
+@pytest.mark.parametrize("family", slow_after_first(["curves", "modes"]))
 def test_true_and_learned_densities_integrate_to_one(family):
     domain = imaml.densities(family, grid=60, spread=0.2)
     width = 8 / 200
