@@ -251,6 +251,7 @@ def test_the_evidence_gradient_is_the_closed_form_s(per):
         assert float(jnp.linalg.norm(ravel_pytree(part)[0])) > 1e-2
 
 
+@pytest.mark.slow
 def test_a_fixed_strength_and_noise_leave_the_mean_alone_to_be_learned():
     problem = imaml.proximal(imaml.likelihood(LINE, 0.7), 2.0)
     method = imaml.EmpiricalBayes(problem, query_loss, inner=EXACT, linear=LINEAR)
@@ -260,6 +261,7 @@ def test_a_fixed_strength_and_noise_leave_the_mean_alone_to_be_learned():
     close(gradient, jax.grad(lambda mean: exact_surprise("all", full(mean)))(MEAN), 1e-8)
 
 
+@pytest.mark.slow
 def test_the_maximum_a_posteriori_of_a_mean_loss_has_n_times_the_precision():
     """The declared mechanism: a sum over rows, whatever the loss's own cost; for n rows P = n strength."""
     averaged, phi = imaml.proximal(LINE, 0.3), jax.tree.map(lambda leaf: leaf + 1, MEAN)
@@ -350,6 +352,7 @@ def quadrature_of(problem, theta, rows, phi):
     return integral + 0.5 * precision.log_determinant() - jnp.log(2 * jnp.pi)
 
 
+@pytest.mark.slow
 def test_the_laplace_evidence_of_a_logistic_model_against_quadrature():
     """Its error is -0.021 nats for 40 rows and -0.009 for 160: it falls as one over the rows."""
     problem = logistic_problem("dense")

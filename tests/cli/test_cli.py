@@ -380,6 +380,7 @@ NOWHERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", slow_after_first(NOWHERE))
 def test_training_needs_no_console(case, tmp_path):
     """With pythonw, or as a service, a program has neither stdout nor stderr."""

@@ -83,6 +83,7 @@ def test_a_step_that_overshoots_is_halved():
     assert float(none[0]) == 3.0  # no length among those tried goes down, so it stays
 
 
+@pytest.mark.slow
 def test_it_is_the_same_under_vmap():
     problem = imaml.proximal(curved, 0.5)
     batches = (jnp.stack([INPUTS, 2 * INPUTS]), jnp.stack([TARGETS, -TARGETS]))

@@ -139,6 +139,7 @@ def test_an_accuracy_asked_for_is_reached(accuracy, declared):
     assert int(implied.linear.stats.steps) <= int(tight)
 
 
+@pytest.mark.slow
 def test_what_could_not_be_certified_says_why():
     """An indefinite system, one whose kind has no bound, and one for which no bound was asked."""
     bent = imaml.proximal(lambda phi, batch: -jnp.sum(jnp.cos(3 * phi)) / 9 + loss(phi, batch), 0.1)

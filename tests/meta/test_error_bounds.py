@@ -120,6 +120,7 @@ def test_the_right_angle_to_the_newton_step():
     assert bool(known.certified[0])
 
 
+@pytest.mark.slow
 def test_an_estimate_is_not_blind_to_what_the_inner_solve_left():
     """The query loss's gradient at the phi reached lies along the direction that is solved."""
     support = (jnp.array([[4.47, 0.0], [0.0, 0.283]]), jnp.array([22.4, 3.5]))
@@ -423,6 +424,7 @@ class Given:
         return lambda phi, batch: 0.5 * jnp.sum(jnp.array([1.0, 0.01]) * phi**2) - 1e4 * phi @ theta
 
 
+@pytest.mark.slow
 def test_a_loss_that_theta_is_part_of_is_coupled_by_more_than_the_strength():
     """B = -(strength + 1e4) I, in closed form."""
     problem = imaml.proximal(Given(), 0.1, convex=True)

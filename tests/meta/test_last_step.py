@@ -33,6 +33,7 @@ def gradient(rule, phi):
     return method(THETA, tasks)
 
 
+@pytest.mark.slow
 def test_newton_solves_every_structure_quadratically():
     assert float(jnp.linalg.norm(RESIDUAL(STAR))) < 1e-14
     problem = imaml.game(

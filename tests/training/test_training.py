@@ -319,6 +319,7 @@ def test_a_start_is_taken_or_refused():
             train(start=bad)
 
 
+@pytest.mark.slow
 def test_the_moving_average():
     decay, rate = 0.5, 0.1
     thetas = [train(imaml.Optimiser("sgd", rate, schedule="constant"), steps=k).theta for k in range(4)]

@@ -91,6 +91,7 @@ def test_the_meta_gradient_of_a_two_state_process_equals_central_differences():
     check_differences(imaml.equilibrium(FIELD, 0.3), loss, theta, task, 0.8)
 
 
+@pytest.mark.slow
 def test_the_meta_gradient_of_navigation_equals_central_differences():
     domain = imaml.navigation(episodes=2, length=5, horizon=4, hidden=(4,))
     task, theta = in_double((domain.sample(jax.random.key(0), "train"), domain.init(jax.random.key(1))))

@@ -39,6 +39,7 @@ def test_a_drawing_is_restored_as_by_a_dense_solve_where_the_energy_is_quadratic
     assert hasty.metrics(phi, task)["unrestored"] > 1e-3
 
 
+@pytest.mark.slow
 def test_half_of_a_drawing_is_hidden_and_the_rest_is_as_it_was():
     _, task, _ = small()
     seen, weights, whole = task.query.seen, task.query.weights, task.query.blurred.drawings
@@ -46,6 +47,7 @@ def test_half_of_a_drawing_is_hidden_and_the_rest_is_as_it_was():
     assert set(np.sum(np.asarray(weights) == 0, axis=1)) <= {21, 28}  # 3 or 4 of 7 rows or columns
 
 
+@pytest.mark.slow
 def test_the_meta_gradient_through_both_minima_equals_central_differences():
     domain, task, theta = small()
     inner, linear = imaml.GradientDescent(0.3, tolerance=1e-11), imaml.CG(tolerance=1e-12)
