@@ -167,7 +167,7 @@ def test_what_is_done_is_kept_and_what_was_cut_off_goes_on(small, tmp_path, monk
         match=r"expected a comparison with the same options, got another: domain\.hidden was 4 and is now 5",
     ):
         run(other, out)
-    with pytest.raises(imaml.ConfigError, match=r"another comparison: --budget was 10\.0 and is now 0\.03"):
+    with pytest.raises(imaml.ConfigError, match=r"got another: --budget was 10\.0 and is now 0\.03"):
         run(small, out, minutes=0.03)
     (tmp_path / "file").write_text("")
     with pytest.raises(imaml.ConfigError, match="comparison to continue, got one with other files in it"):
