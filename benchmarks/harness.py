@@ -282,7 +282,7 @@ def start(name: str, words: list[str]) -> int:
     for option, value in given.items():
         if value != chosen.options[option]:
             values = value if isinstance(value, tuple | list) else [] if value is True else [value]
-            path = option == "data" or option.endswith("_data")
+            path = option in ("data", "before") or option.endswith("_data")
             said += [] if option in chosen.positional else [f"--{option.replace('_', '-')}"]
             said += ["PATH"] if path else map(str, values)
     if chosen.devices:
