@@ -30,6 +30,7 @@ score = jax.jit(domain.metrics)
 print(f"a new density, from 24 of its points; |F| {solution.stats.residual:.1e} after 60 steps")
 for name, parameters in (("before adaptation", run.theta), ("after", phi)):
     found = score(parameters, task)
-    print(f"{name}: two-sample statistic {found['mmd']:.3f}, told apart {100 * found['told_apart']:.0f} %")
+    accuracy = 100 * found["told_apart"]
+    print(f"{name}: two-sample statistic {found['mmd']:.3f}, discriminator accuracy {accuracy:.0f} %")
 for name, statistic in jax.jit(domain.baselines)(task).items():
     print(f"{name}: {statistic:.3f}")

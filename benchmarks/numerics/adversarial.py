@@ -230,7 +230,7 @@ Data = namedtuple("Data", "support mean strength phi query cotangent", defaults=
 
 @dataclass(frozen=True)
 class Flat:
-    """A task's problem over flat vectors of its adapted leaves."""
+    """A task's problem over flat vectors of its adapted parameters."""
 
     kind: Kind
     variant: str
@@ -246,11 +246,11 @@ class Flat:
 
     @property
     def start(self):
-        """Theta's adapted leaves."""
+        """The part of theta that is adapted."""
         return ravel_pytree(self.problem.split(self.data.mean))[0]
 
     def tree(self, p):
-        """The adapted leaves."""
+        """The adapted parameters."""
         return ravel_pytree(self.problem.split(self.data.mean))[1](p)
 
     def scores(self, p, inputs):

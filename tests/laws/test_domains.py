@@ -101,7 +101,7 @@ class Life:
         else:
             self.domain.write(jax.device_get(self.task), folder)
             files = [f if f.is_dir() else next(folder.glob(f"{f.name}.np*")) for f in files]
-        if files[1].is_dir():  # images to be told apart lie directly in a folder
+        if files[1].is_dir():  # images to be classified lie directly in a folder
             for number, file in enumerate(sorted(files[1].glob("*/*"))):
                 file.rename(files[1] / f"{number}.png")
             for empty in files[1].glob("class-*"):

@@ -241,7 +241,7 @@ def curvature_at(
         theta: The meta-parameters.
         batch: The rows.
         curvature: "gauss-newton" or "hessian".
-        over: Which of the adapted leaves; None for all. The others are constants.
+        over: Which of the adapted parameters; None for all. The others are constants.
 
     Returns:
         The likelihood and its curvature.

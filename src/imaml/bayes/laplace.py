@@ -67,7 +67,7 @@ class Laplace:
         theta: The meta-parameters.
         adapted: The adapted parameters at its mean.
         precision: P + H over n parameters, or as much of it as its form keeps.
-        over: Which of the adapted leaves these parameters are.
+        over: Which of the adapted parameters these parameters are.
     """
 
     problem: Problem
@@ -281,8 +281,8 @@ def posterior(
         theta: The meta-parameters.
         batch: The rows that were learned from.
         form: The form, in the table above.
-        over: Which of the adapted leaves it is over, such as "head" for a last-layer posterior, the others
-            being known; None for all.
+        over: Which of the adapted parameters it is over, such as "head" for a last-layer posterior, the
+            others being known; None for all.
         curvature: As in `proximal`. The Hessian may be indefinite, and then draws are NaN.
         rank: For "low-rank", which is exact if it is at least the rank of H, at most rows times outputs.
         key: A random key for Lanczos' start; ``jax.random.key(0)`` for None.
