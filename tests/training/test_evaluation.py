@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.training.evaluation import evaluate_theta
+from imaml.training.evaluation import evaluate_theta, lower_evaluation, task_keys
 
 WAVES = imaml.sinusoid(hidden=4)
 
@@ -82,3 +82,23 @@ def test_tasks_whose_solve_is_finite_but_not_their_score_are_counted_too():
     assert found.unscored == {"before": without, "nearest_point": without}
     assert np.isfinite(found.scores["loss"])
     assert f"nearest point: {without} of 16 tasks have no finite score" in str(found)
+
+
+def test_an_evaluation_that_was_lowered_and_compiled_is_not_compiled_again():
+    given, asked = (WAVES, method(WAVES), WAVES.init(jax.random.key(0))), {"split": "test", "tasks": 5}
+    lower_evaluation(*given, **asked, seed=1).compile()
+    task_keys(1, 0, 5)  # keys are made by small programs of their own
+    compiled: list[str] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        evaluate_theta(*given, **asked, seed=1)
+        assert not compiled
+        evaluate_theta(*given, split="test", tasks=6, seed=1)
+        assert compiled  # so the listener does hear of a compilation
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -192,34 +192,37 @@ class Interrupts:
         if self.asked:  # or be lost
             raise Interrupted
 
-    def wait_for(self, work: Callable[[], object]) -> None:
-        """Run work in another thread; stoppable even within compiled code, and then given up.
+    def wait_for(self, *works: Callable[[], object]) -> None:
+        """Do each piece of work in a thread of its own; stoppable even within compiled code, then given up.
 
-        In a thread that catches no signals, the work runs there.
+        In a thread that catches no signals, all work is done there.
 
         Args:
-            work: The work.
+            *works: What is done at the same time.
 
         Raises:
             Interrupted: If an interrupt came.
         """
         if not self.before:
-            work()
+            for work in works:
+                work()
             return
+        # No executor: the interpreter would wait for its threads at exit, also for those given up.
         failed: list[BaseException] = []
-        done = threading.Event()
+        done = [threading.Event() for _ in works]
 
-        def run() -> None:
+        def run(work: Callable[[], object], over: threading.Event) -> None:
             try:
                 work()
             except BaseException as error:
                 failed.append(error)
             finally:
-                done.set()
+                over.set()
 
         with self.stoppable():
-            threading.Thread(target=run, name="imaml-compiling").start()
-            while not done.wait(0.1):
+            for each in zip(works, done, strict=True):
+                threading.Thread(target=run, args=each, name="imaml-compiling").start()
+            while not all(over.wait(0.1) for over in done):
                 if self.asked:
                     raise Interrupted
             if failed:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
-from jax.stages import Wrapped
+from jax.stages import Lowered, Wrapped
 
 from ..core import tree
 from ..core.compile import whole_program
@@ -364,9 +364,7 @@ def evaluate_theta(
     require_one_of("evaluate", "split", split, SPLITS)
     require_whole("evaluate", 2, tasks=tasks)  # an interval needs two
     require_number("evaluate", 0, 2**32, kind=int, seed=seed)
-    mesh, size = method.mesh, mesh_size(method.mesh)
-    batch = min(BATCH * size, -(-tasks // size) * size)
-    run = compiled(method, split, mesh)
+    run, batch = compiled(method, split, method.mesh), _batch(method, tasks)
     parts = []
     for start in range(0, tasks, batch):
         parts.append(jax.device_get(run(domain, theta, task_keys(seed, start, batch))))
@@ -399,6 +397,32 @@ def evaluate_theta(
         held_out=domain.held_out(split),
         unscored={name: count for name, count in unscored.items() if count},
     )
+
+
+def lower_evaluation(
+    domain: Domain, method: MetaGradient, theta: Tree, *, split: str, tasks: int, seed: int
+) -> Lowered:
+    """Trace and lower the program of an evaluation, so that it can be compiled before it is needed.
+
+    Args:
+        domain: Where tasks come from.
+        method: Adapts to each task.
+        theta: The meta-parameters.
+        split: "train", "validation" or "test".
+        tasks: Number of tasks.
+        seed: Seed of the tasks.
+
+    Returns:
+        What `evaluate_theta` with the same arguments finds compiled, once its `compile()` was called.
+    """
+    keys = task_keys(seed, 0, _batch(method, tasks))
+    return compiled(method, split, method.mesh).lower(domain, theta, keys)
+
+
+def _batch(method: MetaGradient, tasks: int) -> int:
+    """Return how many tasks are scored at a time, a multiple of the devices."""
+    size = mesh_size(method.mesh)
+    return min(BATCH * size, -(-tasks // size) * size)
 
 
 def _without(scores: Mapping[str, np.ndarray], failed: np.ndarray) -> dict[str, np.ndarray]:

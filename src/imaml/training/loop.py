@@ -7,7 +7,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from ..meta.gradient import MetaGradient
 from ..predict import Predictor, adapt, save
 from ..storage.checkpoint import Checkpoints
 from .directory import write_config
-from .evaluation import Evaluation, evaluate_theta
+from .evaluation import Evaluation, evaluate_theta, lower_evaluation
 from .journal import Journal
 from .step import Report, State, mesh_size
 from .step_statistics import Window
@@ -268,13 +268,17 @@ class Loop:
         """Compile a step, so that calling it does not; Interrupted where an interrupt came meanwhile.
 
         Traced and lowered here, where JAX's configuration contexts hold, and compiled in another thread:
-        within XLA this one could not answer an interrupt. JAX finds the executable again in the call.
+        within XLA this one could not answer an interrupt. JAX finds the executable again in the call. With
+        the first step, the validation is compiled at the same time.
         """
         lower = getattr(step, "lower", None)  # a function that is not jitted is compiled where it is called
         if lower is not None:
             with self.interrupts.stoppable():
-                lowered = lower(self.domain, state, self.key)
-            self.interrupts.wait_for(lowered.compile)
+                programs = [lower(self.domain, state, self.key)]
+                if self.training.validate_every and not self.compiled:
+                    given = self.experiment.domain, self.experiment.method, self._theta(state)
+                    programs.append(lower_evaluation(*given, **self._validation()))
+            self.interrupts.wait_for(*(program.compile for program in programs))
 
     def _after(self, state: State, report: Report, count: int) -> None:
         """Write what is due after a step."""
@@ -294,10 +298,9 @@ class Loop:
     def _validate(self, state: State, count: int) -> None:
         """Score the meta-parameters on the validation tasks."""
         began, domain, method = time.monotonic(), self.experiment.domain, self.experiment.method
-        drawn = {"split": "validation", "tasks": self.training.validation_tasks, "seed": VALIDATION_SEED}
         self.owed = True
         with self.interrupts.stoppable():
-            result = evaluate_theta(domain, method, self._theta(state), **drawn)
+            result = evaluate_theta(domain, method, self._theta(state), **self._validation())
         self.last, self.owed = result, False
         score = result.scores[domain.headline]
         sign = 1 if domain.higher_is_better else -1
@@ -306,6 +309,10 @@ class Loop:
         self.began += time.monotonic() - began  # a validation is no training time
         found = {name: getattr(result, name) for name in ("scores", "ci95", "before", "tasks", "failed")}
         self.journal.write("validation", step=count, seconds=self._seconds(), **found, best=better)
+
+    def _validation(self) -> dict[str, Any]:
+        """Return which tasks a validation scores."""
+        return {"split": "validation", "tasks": self.training.validation_tasks, "seed": VALIDATION_SEED}
 
     def _seconds(self) -> float:
         return self.spent + time.monotonic() - self.began
