@@ -68,12 +68,14 @@ class System(NamedTuple):
         start: The first guess.
         guessed: Whether a first guess was given; otherwise `start` is zero.
         structure: "spd", "symmetric" or "general".
+        power: b and x are 2^-power times those asked for.
         anchor: The diagonal that was added to the curvature, for solvers that use it; else None.
     """
 
     product: Product
     b: Array
     start: Array
+    power: Array
     guessed: bool = False
     structure: str = "spd"
     anchor: Array | None = None
@@ -85,6 +87,17 @@ class System(NamedTuple):
             b - A x, shape (n,); without a guess it is b, and takes no product.
         """
         return self.b - self.product(self.start) if self.guessed else self.b
+
+    def unscaled(self, x: Array) -> Array:
+        """Undo the scaling.
+
+        Args:
+            x: A vector of this system, shape (n,).
+
+        Returns:
+            The vector of the system that was asked for.
+        """
+        return _times_power(x, self.power)
 
 
 class Outcome(NamedTuple):
@@ -403,7 +416,7 @@ def flat_system(matvec: Matvec, b: Tree, x0: Tree | None = None) -> tuple[System
         x0: The first guess, shaped like `b`, or None for zero.
 
     Returns:
-        The system, and the function that makes a tree of a flat solution and undoes the scaling.
+        The system, and the function that makes a tree of a flat vector.
 
     Raises:
         ConfigError: If `b` is not of floating point, or `matvec(b)` or `x0` is not shaped like `b`.
@@ -420,8 +433,7 @@ def flat_system(matvec: Matvec, b: Tree, x0: Tree | None = None) -> tuple[System
     if x0 is not None:
         tree.require_like("linear system: x0", x0, b, "b")
         start = _times_power(tree.ravel(x0)[0].astype(flat.dtype), -power)
-    system = System(product, scaled, start, x0 is not None)
-    return system, lambda x: unravel(_times_power(x, power))
+    return System(product, scaled, start, power, x0 is not None), unravel
 
 
 def _times_power(x: Array, power: Array) -> Array:
@@ -450,7 +462,7 @@ def _finish(
     """The Solution of an outcome: its value, its residual, and the status that follows from both."""
     # A value that is not finite would spread to the mean over tasks, so it becomes zero; the status says so.
     # Tested without the scaling, which may have been all that kept it in range.
-    finite = tree.finite(unravel(outcome.x)) & jnp.all(jnp.isfinite(system.b))
+    finite = jnp.all(jnp.isfinite(system.unscaled(outcome.x)) & jnp.isfinite(system.b))
     x = jnp.where(finite, outcome.x, 0)
     # The residual that a recursion carries along drifts from the true one, so one product more computes it.
     residual = outcome.residual
@@ -466,4 +478,4 @@ def _finish(
     code = jnp.where(finite, code, outcome.nonfinite)
     steps, negative = jnp.asarray(outcome.steps), jnp.asarray(outcome.negative)
     stats = Stats(steps, residual, negative, lanczos=outcome.lanczos, damping=outcome.damping)
-    return Solution(unravel(x), stats, Status(code))
+    return Solution(unravel(system.unscaled(x)), stats, Status(code))

@@ -150,7 +150,7 @@ def conjugate_gradients(matvec: Matvec, b: Tree, most: int, threshold: Array) ->
     unit = jnp.where(scale > 0, here / jnp.where(scale > 0, scale, 1), 1)
     end = iterate(*_iteration(system, most, _unchanged), most, threshold * unit)
     alpha, beta = end.coefficients
-    return Iterated(unravel(end.x), end.steps, end.size / unit, end.negative, (alpha, beta))
+    return Iterated(unravel(system.unscaled(end.x)), end.steps, end.size / unit, end.negative, (alpha, beta))
 
 
 @recipe("linear", fresh={"steps": 5})
