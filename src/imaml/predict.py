@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
 from typing import NamedTuple
 
 import jax
@@ -290,12 +289,9 @@ class Predictor:
         if self.classes is not None:
             raise ConfigError("predict_interval: expected numbers, got classes. Hint: use predict_proba.")
         require_number("predict_interval", 0, 1, open=True, level=level)
-        rows = self.domain.query_batch(jnp.asarray(self.domain.encode_query(x)))
-        mean, variance = (
-            np.asarray(part, np.float64) for part in jax.device_get(self.posterior.predict(rows))
-        )
-        half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance)
-        parts = [np.ravel(self.domain.decode(part, x)) for part in (mean, mean - half, mean + half)]
+        rows = self.domain.query_batch(jax.tree.map(jnp.asarray, self.domain.encode_query(x)))
+        found, noise = jax.device_get((self.posterior.outputs(rows), self.posterior.noise))
+        parts = self.domain.interval(noise, found.mean, found.covariance, level, x)
         return Interval(*(_finite("predict_interval", part) for part in parts))
 
     def predict_proba(self, x: Tree, uncertainty: bool = False) -> np.ndarray:

@@ -142,6 +142,12 @@ class Laplace:
         roots = roots.reshape(rows, columns, point.size)
         return Predicted(value, jnp.einsum("rip,rjp->rij", roots, roots))
 
+    @property
+    def noise(self) -> Array | None:
+        """The noise variance of Gaussian rows, a scalar; None of other rows."""
+        loss = likelihood_of("posterior", self.problem)
+        return jnp.asarray(loss.given(self.theta).variance) if isinstance(loss.likelihood, Gaussian) else None
+
     def predict(self, batch: Tree, outputs: Outputs | None = None) -> tuple[Array, Array]:
         """The distribution of new Gaussian rows.
 
@@ -201,7 +207,7 @@ class Laplace:
         draw = lambda eps: jax.nn.softmax(value + along(self.precision.unroot(eps)))  # noqa: E731
         return jnp.mean(map_rows(draw, noise, point.size), 0)
 
-    def _of_kind(self, asked: str, kind: type[Gaussian | Categorical], instead: str) -> NegativeLogLikelihood:
+    def _of_kind(self, asked: str, kind: type[Gaussian] | type[Categorical], instead: str) -> NegativeLogLikelihood:
         """The loss; ConfigError where rows are of another kind."""
         loss = likelihood_of("posterior", self.problem)
         if not isinstance(loss.likelihood, kind):

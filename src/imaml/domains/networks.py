@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from ..core.errors import ConfigError
 from ..core.fields import Checked, PositiveInt
+from ..core.recipes import recipe
 from ..core.tree import Tree
 
 EPSILON = 1e-5  # added to variances, as is usual
@@ -46,6 +47,7 @@ class Network(Protocol):
         ...
 
 
+@recipe("network")
 @dataclass(frozen=True)
 class Conv4(Checked):
     """The four-layer convolutional network of few-shot learning, with strided convolutions.
@@ -74,6 +76,8 @@ class Conv4(Checked):
     Raises:
         ConfigError: If a field is out of its range.
     """
+
+    normalises: ClassVar[bool] = True  # by a batch's statistics
 
     ways: PositiveInt
     filters: PositiveInt = 64
@@ -165,6 +169,7 @@ def _patches(x: Array) -> Array:
     return jnp.concatenate(slices, axis=-1)
 
 
+@recipe("network")
 @dataclass(frozen=True)
 class MLP(Checked):
     """A multilayer perceptron; for sinusoids 1-40-40-1 with ReLU, as in MAML (Finn et al. 2017, section 5.1).

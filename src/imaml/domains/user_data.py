@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import NormalDist
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Protocol
 from zipfile import BadZipFile
@@ -226,6 +227,32 @@ class UserData:
             Keyword arguments by name; none by default.
         """
         return {}
+
+    def interval(
+        self, noise: Array | None, mean: Array, covariance: Array, level: float, x: Tree
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return predictions with intervals, from the outputs' distribution under a task's posterior.
+
+        Args:
+            noise: The variance of Gaussian rows, or None of other rows.
+            mean: Of the outputs, ``(n, k)``.
+            covariance: Of each row's outputs, ``(n, k, k)``.
+            level: The probability that a target lies in its interval.
+            x: The query as the user gave it.
+
+        Returns:
+            The mean and both ends, as `decode` returns them.
+
+        Raises:
+            ConfigError: If rows are not Gaussian, as nothing more is known of them here.
+        """
+        if noise is None:
+            raise ConfigError("predict_interval: expected Gaussian rows, got others. Hint: use predict.")
+        centre = np.asarray(mean, np.float64)
+        variance = np.diagonal(np.asarray(covariance, np.float64), axis1=1, axis2=2) + float(noise)
+        half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance)
+        decoded = [np.ravel(self.decode(part, x)) for part in (centre, centre - half, centre + half)]
+        return decoded[0], decoded[1], decoded[2]
 
     # Files ------------------------------------------------------------------------------------------------
 

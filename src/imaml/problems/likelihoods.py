@@ -1,10 +1,11 @@
 """Negative log likelihoods of a task's rows, which are sums.
 
 A model's loss object has `outputs(phi, batch)` and `cost(outputs, batch)`, as for Gauss-Newton curvature. Its
-attribute `likelihood` is a `Gaussian()` or a `Categorical()` and declares the distribution of a row:
+attribute `likelihood` declares the distribution of a row, a `Gaussian()`, a `Categorical()` or a `Density(...)`:
 
     kind "gaussian"      outputs (n,) or (n, k), like `batch.targets`; noise variance in their squared units
     kind "categorical"   outputs (n, ways), logits; `batch.labels` (n,), whole numbers
+    kind "density"       outputs (n, k) and `batch.targets` (n, ...), as its log density takes them
     batch.weights        (n,), where the batch has such a field that is not None: a row counts so many times
                          (0 for padding); else every row counts once
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,75 @@ class Categorical:
         return jnp.sqrt(weights)[:, None] * jnp.exp(0.5 * logs) * (vector - average)
 
 
+@dataclass(frozen=True)
+class Density:
+    """Rows with a log density of one's own.
+
+    Args:
+        log_density: ``(outputs (k,), target (...)) -> log p(target)``, a scalar, for one row; hashable, and
+            twice differentiable in the outputs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from imaml.domains.regression import Points
+        >>> laplace = Density(lambda z, y: -jnp.sqrt(1 + jnp.sum((y - z) ** 2)))
+        >>> float(laplace.cost(jnp.zeros((2, 1)), Points(jnp.zeros((2, 1)), jnp.zeros((2, 1)))))
+        2.0
+    """
+
+    log_density: Callable[[Array, Array], Array]
+    kind: ClassVar[str] = "density"
+
+    def cost(self, outputs: Array, batch: Tree, noise: Array | None = None) -> Array:
+        """Compute the negative log likelihood -sum_i w_i log p(y_i | z_i).
+
+        Args:
+            outputs: z, ``(n, k)``.
+            batch: The rows, with `targets` and perhaps `weights`.
+            noise: Not used.
+
+        Returns:
+            The sum, a scalar.
+
+        Raises:
+            ConfigError: If the log density of a row is no scalar.
+        """
+        targets = _field(batch, "targets", self.kind)
+        logs = jax.vmap(self.log_density)(by_row(outputs), targets)
+        if logs.ndim != 1:
+            raise ConfigError(
+                "likelihood: expected a log density that returns a scalar for one row, got one of shape "
+                f"{logs.shape[1:]}."
+            )
+        return -jnp.sum(weights_of(batch, logs.shape[0], logs.dtype) * logs)
+
+    def half(self, outputs: Array, batch: Tree, noise: Array | None, vector: Array) -> Array:
+        """Compute the product B^T v, where B B^T is the second derivative of `cost` in the outputs.
+
+        ```
+        w_i (-d^2 log p / dz^2) = Q diag(l) Q^T        B = Q diag(sqrt(max(l, 0)))
+        ```
+
+        Where a row's log density is not concave, its negative eigenvalues count as 0, as in a generalised
+        Gauss-Newton matrix.
+
+        Args:
+            outputs: z, ``(n, k)``.
+            batch: The rows.
+            noise: Not used.
+            vector: v, ``(n, k)``.
+
+        Returns:
+            B^T v, shape ``(n, k)``.
+        """
+        targets = _field(batch, "targets", self.kind)
+        hessians = -jax.vmap(jax.hessian(self.log_density))(outputs, targets)
+        values, vectors = jnp.linalg.eigh(hessians)
+        weights = weights_of(batch, vector.shape[0], vector.dtype)
+        root = jnp.sqrt(jnp.maximum(values, 0) * weights[:, None])
+        return root * jnp.einsum("nij,ni->nj", vectors, vector)
+
+
 def by_row(outputs: Array) -> Array:
     """Make a matrix of outputs.
 
@@ -193,11 +263,14 @@ def by_row(outputs: Array) -> Array:
     return jnp.reshape(outputs, (outputs.shape[0], -1))
 
 
+Likelihood: TypeAlias = Gaussian | Categorical | Density
+
+
 class DeclaredLoss(Protocol):
     """A loss that declares the distribution of its rows."""
 
     @property
-    def likelihood(self) -> Gaussian | Categorical:
+    def likelihood(self) -> Likelihood:
         """The distribution of a row."""
         ...
 
@@ -222,7 +295,7 @@ class NegativeLogLikelihood:
     summed: ClassVar[bool] = True  # over rows, so that some of them are no estimate of all
 
     @property
-    def likelihood(self) -> Gaussian | Categorical:
+    def likelihood(self) -> Likelihood:
         """The distribution of a row."""
         return self.model.likelihood
 
@@ -317,7 +390,7 @@ class NegativeLogLikelihood:
     def score(self, query_loss: Callable) -> Callable:
         """Return the validation loss: the mean negative log likelihood of a query row.
 
-        For categorical rows it is the query loss, which is a cross-entropy. For Gaussian rows a squared error
+        For categorical rows it is the query loss, which is a cross-entropy, and for a density, too. For Gaussian rows a squared error
         would not depend on the noise variance, so the likelihood's own mean takes its place.
 
         Args:
@@ -326,7 +399,7 @@ class NegativeLogLikelihood:
         Returns:
             A function (phi, theta, batch) -> scalar.
         """
-        if isinstance(self.likelihood, Categorical):
+        if not isinstance(self.likelihood, Gaussian):
             return query_loss
 
         def mean(phi: Tree, theta: Tree, batch: Tree) -> Array:
@@ -371,17 +444,17 @@ def likelihood(loss: DeclaredLoss, noise: float | Learned | None = None) -> Nega
         MacKay (1992), A practical Bayesian framework for backpropagation networks.
     """
     declared = getattr(loss, "likelihood", None)
-    if not isinstance(declared, Gaussian | Categorical) or not hasattr(loss, "outputs"):
+    if not isinstance(declared, Gaussian | Categorical | Density) or not hasattr(loss, "outputs"):
         raise ConfigError(
-            "likelihood: loss: expected an object with outputs(phi, batch) and likelihood, imaml.Gaussian() "
-            f"or imaml.Categorical(), got {loss!r}. Hint: a mean loss does not say how many rows it is "
-            "a mean of."
+            "likelihood: loss: expected an object with outputs(phi, batch) and likelihood, imaml.Gaussian(), "
+            f"imaml.Categorical() or imaml.Density(...), got {loss!r}. Hint: a mean loss does not say how many "
+            "rows it is a mean of."
         )
-    # Categorical rows: -log softmax(outputs)[label] has no free variance.
-    if isinstance(declared, Categorical):
+    # Only Gaussian rows have a free variance; -log softmax(outputs)[label] has none.
+    if not isinstance(declared, Gaussian):
         if noise is not None:
             raise ConfigError(
-                f"likelihood: noise: expected None, as categorical rows have no noise, got {noise!r}."
+                f"likelihood: noise: expected None, as {declared.kind} rows have no noise, got {noise!r}."
             )
         return NegativeLogLikelihood(loss)
     # Gaussian rows: -log N(target; output, noise). By default theta holds log noise, learned from 1.

@@ -19,6 +19,7 @@ from ..core.interrupts import Interrupted, Interrupts
 from ..core.tree import Tree
 from ..core.version import __version__
 from ..domains.base import Domain
+from ..domains.tasks.build import Choice
 from ..meta.gradient import MetaGradient
 from ..predict import Predictor, adapt, save
 from ..storage.checkpoint import Checkpoints
@@ -47,6 +48,7 @@ class Run:
         reason: Why it stopped: "steps", "minutes", "converged", "gradient" or "interrupted".
         folder: The run directory, or None.
         last: The latest validation, or None.
+        choices: What `imaml.fit` chose, and why.
     """
 
     theta: Tree
@@ -57,6 +59,7 @@ class Run:
     reason: str
     folder: Path | None = None
     last: Evaluation | None = None
+    choices: tuple[Choice, ...] = ()
 
     def adapt(self, x: Tree, y: Tree = None) -> Predictor:
         """Adapt to a new task; see `imaml.load(...).adapt`.

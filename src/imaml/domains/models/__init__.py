@@ -1,0 +1,1 @@
+"""Networks that users bring: functions, and modules of Equinox, Flax and Haiku."""
