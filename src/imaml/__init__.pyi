@@ -46,6 +46,7 @@ from .domains.regression import linear_gaussian as linear_gaussian
 from .domains.regression import sinusoid as sinusoid
 from .domains.scenes import Scene as Scene
 from .domains.tables.domain import tables as tables
+from .domains.tasks.collection import Tasks as Tasks
 from .inner.base import InnerSolver as InnerSolver
 from .inner.custom import Custom as Custom
 from .inner.custom import External as External
@@ -104,6 +105,7 @@ from .problems.fixed_points import fixed_point as fixed_point
 from .problems.fixed_points import game as game
 from .problems.fixed_points import stationary as stationary
 from .problems.likelihoods import Categorical as Categorical
+from .problems.likelihoods import Density as Density
 from .problems.likelihoods import Gaussian as Gaussian
 from .problems.likelihoods import likelihood as likelihood
 from .problems.losses import composed as composed
@@ -116,4 +118,5 @@ from .problems.proximal import proximal as proximal
 from .training.evaluation import Evaluation as Evaluation
 from .training.evaluation import evaluate as evaluate
 from .training.experiment import train as train
+from .training.fit import fit as fit
 from .training.loop import Run as Run

@@ -91,6 +91,17 @@ class Learner:
         """
         return adapt(self.theta, self.config, x, y)
 
+    def save(self, path: str | Path) -> None:
+        """Write an artefact, one file that `imaml.load` reads.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ArtefactError: If it cannot be written.
+        """
+        save(path, self.theta, self.config)
+
     def read(self, path: str | Path, flat: bool = False) -> Tree:
         """Read files as `adapt` and `predict` take them.
 
@@ -109,17 +120,20 @@ class Learner:
         return self.config.domain.without_data().read(path, flat)
 
 
-def load(path: str | Path) -> Learner:
+def load(path: str | Path, model: object = None) -> Learner:
     """Load what was learned. Loading executes nothing that the file holds.
 
     Args:
         path: An artefact, or a run's directory.
+        model: The model, if the run was fitted with one of the user's own, which a file cannot hold: as
+            `imaml.fit` takes it.
 
     Returns:
         The learner.
 
     Raises:
         ArtefactError: If the file is missing, damaged, no artefact of ours, or of another model.
+        ConfigError: If ``model`` is missing, or another one than the run was fitted with.
 
     Warns:
         RuntimeWarning: If the run took no step, so that the parameters are untrained.
@@ -148,6 +162,8 @@ def load(path: str | Path) -> Learner:
         ) from error
     if not isinstance(config, Config):
         raise ArtefactError(f"{file}: expected the configuration of a run, got a {type(config).__name__}.")
+    if model is not None:
+        config = replace(config, domain=config.domain.with_model(model))
     theta = unflatten_names(like_theta(config), arrays)
     if description.get("untrained"):
         warnings.warn(

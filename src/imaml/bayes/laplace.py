@@ -207,7 +207,9 @@ class Laplace:
         draw = lambda eps: jax.nn.softmax(value + along(self.precision.unroot(eps)))  # noqa: E731
         return jnp.mean(map_rows(draw, noise, point.size), 0)
 
-    def _of_kind(self, asked: str, kind: type[Gaussian] | type[Categorical], instead: str) -> NegativeLogLikelihood:
+    def _of_kind(
+        self, asked: str, kind: type[Gaussian] | type[Categorical], instead: str
+    ) -> NegativeLogLikelihood:
         """The loss; ConfigError where rows are of another kind."""
         loss = likelihood_of("posterior", self.problem)
         if not isinstance(loss.likelihood, kind):

@@ -170,6 +170,22 @@ class Optimiser(Checked):
         return jax.tree.map(lambda leaf: numbers if chosen(leaf) else None, theta)
 
 
+@recipe()
+@dataclass(frozen=True)
+class OptaxTransform(Checked):
+    """Stands in a configuration for an Optax transform, which has no JSON form.
+
+    What was learned with it can be loaded, adapted and evaluated. The run can be resumed from Python alone.
+
+    Args:
+        name: What the transform is, for messages.
+    """
+
+    owner = "optimiser"
+
+    name: str
+
+
 @former("Optimiser")
 def _saved(options: Mapping[str, object]) -> Optimiser:
     """Read an optimiser from a file. Options without effect, once accepted, are reset with a warning."""
@@ -199,11 +215,30 @@ def outer(optimiser: Optimiser | GradientTransformation, steps: int) -> Outer:
     """
     if isinstance(optimiser, Optimiser):
         return Outer(optimiser.build(steps), optimiser.rate(steps), optimiser.average)
+    if isinstance(optimiser, OptaxTransform):
+        raise ConfigError(
+            f"optimiser: expected imaml.Optimiser, got {optimiser.name}, which a configuration cannot hold. Hint: "
+            "resume the run from Python, with the same objects."
+        )
     if not hasattr(optimiser, "update"):
         raise ConfigError(
             f"train: optimiser: expected imaml.Optimiser or an Optax transform, got optimiser={optimiser!r}."
         )
     return Outer(optimiser, None, 0.0)
+
+
+def described(optimiser: Optimiser | GradientTransformation) -> Optimiser:
+    """Return what a configuration holds of an optimiser.
+
+    Args:
+        optimiser: A recipe, or an Optax transform.
+
+    Returns:
+        The recipe, or what stands for the transform.
+    """
+    if isinstance(optimiser, Optimiser):
+        return optimiser
+    return OptaxTransform("an Optax transform")  # type: ignore[return-value]  # only its JSON form is read
 
 
 def _constructor(name: str) -> Callable[..., GradientTransformation]:

@@ -32,7 +32,7 @@ class Config:
     Args:
         domain: Where tasks come from.
         method: How the meta-parameters are learned.
-        optimiser: The outer optimiser.
+        optimiser: The outer optimiser, or the `OptaxTransform` that stands for one.
         training: How long the run takes, and how often it validates and saves.
     """
 

@@ -65,6 +65,40 @@ class DomainRecipe(Checked):
             "tasks. Hint: leave --data out, or choose a preset that reads images or a table (imaml presets)."
         )
 
+    def with_model(self, model: object) -> Self:
+        """Return this recipe with the user's model that it was fitted with.
+
+        Args:
+            model: The model, as `imaml.fit` takes it.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ConfigError: If the recipe has a network of its own, or the model has other parameters.
+        """
+        raise ConfigError(
+            f"load: model: expected None, as {type(self).__name__} has a network of its own, got {model!r}."
+        )
+
+    def with_tasks(self, tasks: object) -> DomainBase:
+        """Return the domain that draws a user's tasks, coded as this recipe says.
+
+        Args:
+            tasks: The tasks, `imaml.Tasks`.
+
+        Returns:
+            The domain; all its tasks are in the split "test".
+
+        Raises:
+            ConfigError: If the recipe is not of a user's own tasks.
+            DataError: If the tasks do not fit.
+        """
+        raise ConfigError(
+            f"evaluate: expected a run of imaml.fit to be scored on other tasks, got one of {type(self).__name__}. "
+            "Hint: imaml.evaluate(run, domain)."
+        )
+
     def scored_on(self, path: str) -> Self:
         """Return the recipe to evaluate what was learned on other data.
 

@@ -12,7 +12,8 @@ from ..storage.atomic import disk_errors, is_leftover, write_json
 from .journal import FILE
 
 MAY_CHANGE = {
-    "domain.": "data",
+    "domain.": "data quantiles",
+    "domain.model.": "token",
     "method.": "new_task",
     "training.": "minutes patience gradient_below checkpoint_every keep log_every test_tasks",
 }

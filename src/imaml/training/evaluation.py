@@ -21,6 +21,7 @@ from ..core.statistics import NORMAL_QUANTILE, mean_intervals, paired_difference
 from ..core.tree import Tree
 from ..core.validation import require_number, require_one_of, require_whole
 from ..domains.base import SPLITS, Domain, require_domain
+from ..domains.tasks.collection import Tasks
 from ..meta.gradient import AXIS, MetaGradient
 from .journal import json_values
 from .step import mesh_size
@@ -303,7 +304,7 @@ def compiled(method: MetaGradient, split: str, mesh: Mesh | None) -> Wrapped:
 
 def evaluate(
     run: Learned,
-    domain: Domain | None = None,
+    domain: Domain | object | None = None,
     *,
     split: str = "test",
     tasks: int = 1000,
@@ -316,7 +317,8 @@ def evaluate(
 
     Args:
         run: What `train` or `load` returned: anything with theta, method and domain.
-        domain: Another domain with the same network to evaluate on.
+        domain: Another domain with the same network to evaluate on, or other tasks, `imaml.Tasks`, for a run
+            of `imaml.fit`.
         split: "train", "validation" or "test".
         tasks: Number of tasks.
         seed: Seed of the tasks.
@@ -328,10 +330,32 @@ def evaluate(
     Raises:
         ConfigError: If an argument is not accepted.
     """
-    domain = run.domain if domain is None else domain
-    require_domain("evaluate", domain)
-    found = domain, run.method, run.theta
-    return evaluate_theta(*found, split=split, tasks=tasks, seed=seed, progress=progress)
+    domain = domain_for(run, domain)
+    return evaluate_theta(
+        domain, run.method, run.theta, split=split, tasks=tasks, seed=seed, progress=progress
+    )
+
+
+def domain_for(run: Learned, given: object) -> Domain:
+    """Return the domain that a run is scored on.
+
+    Args:
+        run: What has been learned.
+        given: None for the run's own, a domain, or `imaml.Tasks`.
+
+    Returns:
+        The domain.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if given is None:
+        return run.domain
+    config = getattr(run, "config", None)
+    if isinstance(given, Tasks) and config is not None:
+        return config.domain.with_tasks(given)
+    require_domain("evaluate", given)
+    return given  # type: ignore[return-value]
 
 
 def evaluate_theta(

@@ -15,7 +15,7 @@ from optax import GradientTransformation
 
 from ..config.method import MethodRecipe
 from ..config.methods import made
-from ..config.optimiser import Optimiser, Outer, outer
+from ..config.optimiser import Optimiser, Outer, described, outer
 from ..config.run import Config
 from ..config.training import Training
 from ..core.errors import ConfigError
@@ -132,12 +132,15 @@ class Experiment:
         return Loop(self, directory).run(resume, start, progress)
 
 
-def assemble(config: Config, domain: Domain | None = None) -> Experiment:
+def assemble(
+    config: Config, domain: Domain | None = None, transform: GradientTransformation | None = None
+) -> Experiment:
     """Build the objects of a configuration, once.
 
     Args:
         config: The configuration.
         domain: The configuration's domain where it is built already, so that its data are not read again.
+        transform: The outer optimiser, if it is an Optax transform, which the configuration cannot hold.
 
     Returns:
         The experiment, its tasks shared between the devices there are.
@@ -155,7 +158,8 @@ def assemble(config: Config, domain: Domain | None = None) -> Experiment:
     mesh = devices_mesh(in_step(built, config.training.tasks))
     method = config.method.build(built, mesh)
     config = dataclasses.replace(config, domain=built.recipe)  # it knows the layout of its data
-    return Experiment(built, method, outer(config.optimiser, config.training.steps), config.training, config)
+    optimiser = config.optimiser if transform is None else transform
+    return Experiment(built, method, outer(optimiser, config.training.steps), config.training, config)
 
 
 def train(
@@ -232,7 +236,7 @@ def _described(
         )
     if origin.domain != domain.recipe:
         return None, "the method was built on another domain"
-    config = Config(domain.recipe, origin.method, optimiser, training)  # type: ignore[arg-type]
+    config = Config(domain.recipe, origin.method, described(optimiser), training)
     try:
         to_json(config)
     except ConfigError as error:

@@ -182,4 +182,28 @@ def _searched(domain, optimiser, training, strength, adapt, choices) -> tuple[Me
 
 
 def _calibrated(run: Run, domain: TasksDomain) -> Run:
-    return run
+    """The run with the quantiles of its errors on validation tasks, in predicted standard deviations.
+
+    An interval of a level then covers that share of new tasks' rows, whatever the model gets wrong, as far as
+    validation tasks are like new ones (split conformal prediction; Papadopoulos et al. 2002).
+    """
+    if domain.recipe.loss.kind != "squared" or not domain.held_out("validation"):
+        return run
+    learner, errors = run.learner, []
+    draw = jax.jit(lambda domain, key: domain.sample(key, "validation"))
+    size = domain.size("validation") or CALIBRATION
+    for i in range(min(max(size, 20), CALIBRATION)):
+        task = draw(domain, jax.random.fold_in(jax.random.key(run.config.training.seed), i))
+        predictor = learner.adapt(task.support)
+        query = task.query._replace(reference=None)
+        found, noise = jax.device_get((predictor.posterior.outputs(query), predictor.posterior.noise))
+        variance = np.diagonal(found.covariance, axis1=1, axis2=2) + noise
+        scaled = np.abs(found.mean - np.asarray(query.targets)) / np.sqrt(variance)
+        errors.append(scaled[np.asarray(query.weights) > 0].ravel())
+    known = np.sort(np.concatenate(errors))
+    if known.size < 50:
+        return run
+    # The k-th smallest of n errors is not exceeded by a new one with probability k / (n + 1).
+    ranks = np.minimum(np.ceil(np.array(LEVELS) * (known.size + 1)).astype(int), known.size) - 1
+    recipe = replace(domain.recipe, quantiles=tuple(np.maximum(known[ranks], 1e-6).tolist()))
+    return replace(run, domain=replace(domain, recipe=recipe), config=replace(run.config, domain=recipe))

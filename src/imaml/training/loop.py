@@ -21,10 +21,10 @@ from ..core.version import __version__
 from ..domains.base import Domain
 from ..domains.tasks.build import Choice
 from ..meta.gradient import MetaGradient
-from ..predict import Predictor, adapt, save
+from ..predict import Learner, Predictor, adapt, save
 from ..storage.checkpoint import Checkpoints
 from .directory import write_config
-from .evaluation import Evaluation, evaluate_theta, lower_evaluation
+from .evaluation import Evaluation, domain_for, evaluate_theta, lower_evaluation
 from .journal import Journal
 from .step import Report, State, mesh_size
 from .step_statistics import Window
@@ -83,6 +83,44 @@ class Run:
                 "rule=imaml.first_order())."
             )
         return adapt(self.theta, self.config, x, y)
+
+    @property
+    def learner(self) -> Learner:
+        """What was learned, as `imaml.load` returns it; ConfigError if the run has no configuration."""
+        if self.config is None:
+            raise ConfigError(
+                "run: expected a run with a configuration, got one of objects without a JSON form. Hint: train "
+                "with imaml.fit, or with a recipe, imaml.config.Method(...)."
+            )
+        return Learner(self.method.start(self.theta), self.config)
+
+    def save(self, path: str | Path) -> None:
+        """Write an artefact, one file that `imaml.load` reads.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ConfigError: If the run has no configuration.
+            ArtefactError: If the file cannot be written.
+        """
+        self.learner.save(path)
+
+    def evaluate(self, tasks: object = None, **options: Any) -> Evaluation:
+        """Score what was learned, on its test tasks or on others; see `evaluate`.
+
+        Args:
+            tasks: Other tasks, `imaml.Tasks`, or None for the test tasks of the run.
+            **options: The arguments of `evaluate`: split, tasks (how many), seed, progress.
+
+        Returns:
+            The evaluation.
+
+        Raises:
+            ConfigError: If an argument is not valid.
+            DataError: If the tasks do not fit.
+        """
+        return evaluate_theta(domain_for(self, tasks), self.method, self.theta, **options)
 
 
 class Loop:

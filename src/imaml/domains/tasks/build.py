@@ -77,11 +77,7 @@ def domain_of(
         ConfigError: If an argument is not valid, or the model does not fit.
         DataError: If the tasks do not fit the loss, or are too few.
     """
-    if not isinstance(tasks, Tasks):
-        raise ConfigError(
-            f"tasks: expected imaml.Tasks, got a {type(tasks).__name__}. Hint: Tasks.from_arrays(x, y, groups), "
-            "from_list, from_frame or from_folder make them."
-        )
+    _required(tasks)
     chosen: list[Choice] = []
     row = _loss(tasks, loss, chosen)
     order = order or ("first" if tasks.supports is not None else "random")
@@ -101,7 +97,8 @@ def domain_of(
     columns = () if tasks.frame is None else (tasks.frame.task, tasks.frame.target, *tasks.frame.features)
     wanted = count or (len(levels) if levels is not None else int(np.prod(target.shape)) if target else 1)
     network = _network(model, layout, row, wanted, chosen)
-    recipe = TasksRecipe(network, row, layout, support, asked, order, count, columns)  # type: ignore[arg-type]
+    share = None if isinstance(shots, int) else 0.5 if shots is None else shots
+    recipe = TasksRecipe(network, row, layout, support, asked, order, count, columns, share)
     coded = [
         array if spec.form == "bytes" else spec.code(array, "x")
         for array, spec in zip(tasks.inputs, inputs, strict=True)
@@ -112,21 +109,87 @@ def domain_of(
             "fit: shots: expected one whole number for all tasks, as the model normalises by a batch's "
             f"statistics, which padding would change, got support sets of {supports.min()} to {supports.max()} rows."
         )
+    pooled = _pooled(coded, inputs, targets, training, levels)
+    return _made(recipe, tasks, coded, targets, supports, splits, pooled), chosen
+
+
+def recoded(recipe: TasksRecipe, tasks: object) -> TasksDomain:
+    """Return the domain of other tasks than those that a run was fitted on, coded in the same way.
+
+    Args:
+        recipe: The run's recipe.
+        tasks: The tasks.
+
+    Returns:
+        The domain. All tasks are in the split "test".
+
+    Raises:
+        ConfigError: If they are no tasks.
+        DataError: If they do not fit the run.
+    """
+    tasks = _required(tasks)
+    layout, everything = recipe.layout, np.arange(len(tasks))
+    if tasks.episodes != recipe.episodes:
+        wanted = "classes without targets" if recipe.episodes else "tasks with targets"
+        raise DataError(f"tasks: expected {wanted}, as the run was fitted on, got others.")
+    if tasks.structure != layout.structure or len(tasks.inputs) != len(layout.inputs):
+        raise DataError("tasks: expected inputs of the structure that the run was fitted on, got another.")
+    coded = [
+        spec.check(array, "x").astype(np.uint8) if spec.form == "bytes" else spec.code(array, "x")
+        for array, spec in zip(tasks.inputs, layout.inputs, strict=True)
+    ]
+    targets = None
+    if layout.levels is not None:
+        targets = layout.classes(tasks.targets)
+    elif layout.target is not None:
+        targets = layout.numbers(tasks.targets)
+    if tasks.supports is None:
+        most = np.maximum(tasks.counts - 1, 1)
+        share = 1 if recipe.support_share is None else recipe.support_share
+        wanted = (
+            np.round(share * tasks.counts) if recipe.support_share else np.full(len(tasks), recipe.support)
+        )
+        supports = np.clip(wanted, 1, np.minimum(most, recipe.support)).astype(np.int64)
+    else:
+        supports = np.minimum(tasks.supports, recipe.support)
+    splits = {"train": everything[:0], "validation": everything[:0], "test": everything}
+    _, splits = _large_enough(tasks, splits, recipe.support if recipe.episodes else None, "test")
+    return _made(recipe, tasks, coded, targets, supports, splits, None)
+
+
+def _required(tasks: object) -> Tasks:
+    if not isinstance(tasks, Tasks):
+        raise ConfigError(
+            f"tasks: expected imaml.Tasks, got a {type(tasks).__name__}. Hint: Tasks.from_arrays(x, y, groups), "
+            "from_list, from_frame or from_folder make them."
+        )
+    return tasks
+
+
+def _made(
+    recipe: TasksRecipe,
+    tasks: Tasks,
+    coded: list[np.ndarray],
+    targets: np.ndarray | None,
+    supports: np.ndarray,
+    splits: dict[str, np.ndarray],
+    pooled: Array | None,
+) -> TasksDomain:
+    """The domain, its arrays on the device."""
     weights = np.ones(len(coded[0])) if tasks.weights is None else tasks.weights
-    numbers = lambda array, kind: jnp.asarray(array, kind)  # noqa: E731
     return TasksDomain(
         jax.tree.map(jnp.asarray, assemble(json.loads(tasks.structure), coded.__getitem__)),
         None if targets is None else jnp.asarray(targets),
-        numbers(weights, jnp.float32),
-        None if tasks.offset is None else numbers(tasks.offset, jnp.float32),
-        numbers(tasks.first, jnp.int32),
-        numbers(tasks.counts, jnp.int32),
-        numbers(supports, jnp.int32),
-        {name: numbers(splits[name], jnp.int32) for name in SPLITS},
-        _pooled(coded, inputs, targets, training, levels),
+        jnp.asarray(weights, jnp.float32),
+        None if tasks.offset is None else jnp.asarray(tasks.offset, jnp.float32),
+        jnp.asarray(tasks.first, jnp.int32),
+        jnp.asarray(tasks.counts, jnp.int32),
+        jnp.asarray(supports, jnp.int32),
+        {name: jnp.asarray(splits[name], jnp.int32) for name in SPLITS},
+        pooled,
         int(tasks.counts.max()),
         recipe,
-    ), chosen
+    )
 
 
 def _loss(tasks: Tasks, loss: object, chosen: list[Choice]) -> RowLoss:
@@ -144,7 +207,7 @@ def _loss(tasks: Tasks, loss: object, chosen: list[Choice]) -> RowLoss:
 
 
 def _large_enough(
-    tasks: Tasks, splits: dict[str, np.ndarray], shots: float | None
+    tasks: Tasks, splits: dict[str, np.ndarray], shots: float | None, needed: str = "train"
 ) -> tuple[Tasks, dict[str, np.ndarray]]:
     """The splits without groups that are too small, which a warning names."""
     least = 2 if not tasks.episodes else 1 + (shots if isinstance(shots, int) else 1)
@@ -161,8 +224,8 @@ def _large_enough(
             stacklevel=4,
         )
         splits = {name: np.setdiff1d(numbers, small) for name, numbers in splits.items()}
-    if not splits["train"].size:
-        raise DataError(f"{tasks.source}: expected tasks of at least {least} rows for training, got none.")
+    if not splits[needed].size:
+        raise DataError(f"{tasks.source}: expected tasks of at least {least} rows, got none.")
     return tasks, splits
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from ...core.errors import ConfigError, DataError
-from ...core.fields import NonNegativeInt, PositiveInt
+from ...core.fields import NonNegativeInt, PositiveFraction, PositiveInt
 from ...core.recipes import Role, recipe
 from ...core.tree import Tree
 from ...problems.base import Problem, Task
@@ -21,6 +21,7 @@ from ...problems.likelihoods import Gaussian, likelihood
 from ...problems.proximal import Adapt, plain, proximal
 from ..base import DomainBase, Encoded
 from ..fewshot.episodes import confidences, distinct
+from ..models.own import OwnModel
 from ..networks import MLP, Network
 from ..recipes import DomainRecipe
 from ..scenes import Scene, compared
@@ -47,6 +48,7 @@ class TasksRecipe(DomainRecipe):
         order: Whether a support set's rows are "random" ones of the task, or its "first".
         ways: Classes of an episode; 0 if groups are tasks.
         columns: The columns of the data frame: task, target and features; empty for arrays.
+        support_share: The share of a task's rows that its support set has, or None for a number of them.
         quantiles: Of the absolute errors of validation rows in predicted standard deviations, at the levels
             0.05, 0.1, ..., 0.95 and 0.99; empty for those of a Gaussian.
 
@@ -62,6 +64,7 @@ class TasksRecipe(DomainRecipe):
     order: Literal["random", "first"] = "random"
     ways: NonNegativeInt = 0
     columns: tuple[str, ...] = ()
+    support_share: PositiveFraction | None = None
     quantiles: tuple[float, ...] = ()
 
     @property
@@ -73,6 +76,28 @@ class TasksRecipe(DomainRecipe):
     def episodes(self) -> bool:
         """Whether tasks are episodes of classification."""
         return self.ways > 0
+
+    def with_model(self, model: object) -> TasksRecipe:
+        """Return this recipe with the model that the run was fitted with."""
+        from ..models.adapters import as_network
+
+        found = as_network(model, self.layout.example())
+        if not isinstance(self.model, OwnModel) or not isinstance(found, OwnModel):
+            same = found == self.model
+        else:
+            same = found.signature == self.model.signature
+        if not same:
+            raise ConfigError(
+                f"load: model: expected the model that the run was fitted with, {self.model!r}, got one with "
+                f"other parameters, {found!r}."
+            )
+        return replace(self, model=found)
+
+    def with_tasks(self, tasks: object) -> TasksDomain:
+        """Return the domain of other tasks, coded in the same way, all of them in the split "test"."""
+        from .build import recoded
+
+        return recoded(self, tasks)
 
     def build(self) -> TasksDomain:
         """Raise ConfigError: the tasks are not part of the recipe."""
@@ -438,6 +463,10 @@ class TasksDomain(DomainBase):
             jnp.zeros(count, jnp.int32) if target is None else jnp.zeros((count, int(np.prod(target.shape))))
         )
         return Rows(jax.tree.map(jnp.asarray, rows), blank, jnp.ones(count))
+
+    def posterior_form(self, support: Rows) -> dict[str, Tree]:
+        """Return the form whose rank is the number of support rows; it is exact for Gauss-Newton curvature."""
+        return {"form": "rows"}
 
     def interval(
         self, noise: Array | None, mean: Array, covariance: Array, level: float, x: object
