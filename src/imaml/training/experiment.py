@@ -25,7 +25,7 @@ from ..core.validation import not_one_of
 from ..domains.base import Domain, in_step
 from ..meta.gradient import MetaGradient
 from .directory import check_resumable, create_run_directory
-from .loop import Loop, Run
+from .loop import Loop, Run, Watch
 from .step import State, devices_mesh, initial_state, make_step
 
 
@@ -99,6 +99,8 @@ class Experiment:
         resume: bool = False,
         start: Tree = None,
         progress: bool | None = None,
+        on_step: Watch | None = None,
+        on_validation: Watch | None = None,
     ) -> Run:
         """Run the experiment.
 
@@ -107,6 +109,10 @@ class Experiment:
             resume: Whether to continue from the newest sound checkpoint in ``out``.
             start: Meta-parameters to start from, or None for fresh ones.
             progress: None or True shows the run on stderr; False shows warnings only.
+            on_step: Called after each step with a dict ("step", "seconds", "theta"); the run ends if it
+                returns True.
+            on_validation: Called likewise after each validation, with "scores", "ci95", "before", "tasks",
+                "failed" and "best" as well.
 
         Returns:
             What was learned.
@@ -129,7 +135,7 @@ class Experiment:
                 check_resumable(directory, self.config or self.reason)
             else:
                 create_run_directory(directory)
-        return Loop(self, directory).run(resume, start, progress)
+        return Loop(self, directory, on_step, on_validation).run(resume, start, progress)
 
 
 def assemble(
@@ -171,6 +177,8 @@ def train(
     resume: bool = False,
     start: Tree = None,
     progress: bool | None = None,
+    on_step: Watch | None = None,
+    on_validation: Watch | None = None,
     **options: object,
 ) -> Run:
     """Learn meta-parameters on a domain's training tasks.
@@ -192,6 +200,8 @@ def train(
             that of an uninterrupted run on the same machine and devices.
         start: Meta-parameters to start from, or None for fresh ones.
         progress: None or True shows the run on stderr; False shows warnings only.
+        on_step: Called after each step; see `Experiment.train`.
+        on_validation: Called after each validation.
         **options: The fields of `imaml.config.Training`: steps, tasks, seed, minutes, patience, ...
 
     Returns:
@@ -221,7 +231,8 @@ def train(
     method = made(method, domain, devices_mesh(in_step(domain, training.tasks)))
     config, reason = _described(domain, method, optimiser, training)
     experiment = Experiment(domain, method, transform, training, config, reason)
-    return experiment.train(out=out, resume=resume, start=start, progress=progress)
+    watched = {"on_step": on_step, "on_validation": on_validation}
+    return experiment.train(out=out, resume=resume, start=start, progress=progress, **watched)
 
 
 def _described(

@@ -1,8 +1,9 @@
-"""`fit`: from a user's tasks to a run, with choices that the data suggest."""
+"""`fit`: from a user's tasks to a run. What the user leaves open is chosen from the data, and reported."""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,18 +11,17 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from optax import GradientTransformation
 
-from ..config.method import ImplicitMethod, IMAMLRecipe, MethodRecipe
-from ..config.optimiser import Optimiser
+from ..config.method import IMAMLRecipe, MethodRecipe
+from ..config.optimiser import Optimiser, described
 from ..config.run import Config
 from ..config.training import Training
 from ..core.errors import ConfigError, NumericalError
 from ..core.tree import Tree
-from ..core.validation import require_number
+from ..core.validation import require_number, require_whole
 from ..domains.tasks.build import Choice, domain_of
 from ..domains.tasks.collection import Tasks
 from ..domains.tasks.domain import LEVELS, TasksDomain, normalises
@@ -29,15 +29,19 @@ from ..domains.tasks.losses import RowLoss
 from ..inner.gradient import GradientDescent
 from ..inner.newton import NewtonCG
 from ..linear.cg import CG
+from ..predict import save
+from .directory import write_config
 from .evaluation import evaluate_theta
 from .experiment import assemble
-from .loop import Run
+from .loop import Run, Watch
 
 SMALL = 20_000  # parameters up to which Newton's method solves a task
 STRENGTHS = (0.1, 1.0, 10.0)  # tried: the precision of the prior, in units of a row's loss
-RATES = (0.5, 0.1, 0.02)  # tried for large networks, over the rows of a support set
-TRIAL = 100  # steps of a trial
+RATES = (0.5, 0.1, 0.02)  # tried for larger networks: learning rates of the mean loss of a support set
+MOST_STEPS = 5000
+TRIAL_STEPS, TRIAL_SHARE = 100, 0.1  # of each trial: its steps, and its share of the time
 CALIBRATION = 200  # validation tasks whose errors calibrate the intervals
+ENOUGH = 50  # errors for a calibration
 
 
 def fit(
@@ -49,24 +53,87 @@ def fit(
     queries: int | None = None,
     order: Literal["random", "first"] | None = None,
     ways: int | None = None,
-    method: MethodRecipe | None = None,
-    optimiser: Optimiser | GradientTransformation | None = None,
-    strength: float | None = None,
-    adapt: Tree = None,
-    minutes: float | None = None,
-    steps: int | None = None,
-    tasks_per_step: int | None = None,
     validation: float = 0.2,
     test: float = 0.2,
-    seed: int = 0,
     standardise: bool = True,
+    method: MethodRecipe | None = None,
+    strength: float | None = None,
+    adapt: Tree = None,
+    optimiser: Optimiser | GradientTransformation | None = None,
+    tasks_per_step: int | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
     out: str | Path | None = None,
     progress: bool | None = None,
+    on_step: Watch | None = None,
+    on_validation: Watch | None = None,
 ) -> Run:
-    """Learn from a user's tasks how to learn a new one.
+    """Learn from many tasks a starting point from which a new task is learned from few rows.
 
-    What is not given is chosen from the data, and the run's `choices` say what and why.
+    What is not given is chosen from the data; `Run.choices` says what was chosen, and why.
+
+    Args:
+        tasks: The tasks; see `imaml.Tasks`.
+        model: The network: "linear", "mlp" or "conv4"; `imaml.MLP`, `imaml.Conv4`, ...; functions ``(init,
+            apply)`` with ``init(key) -> parameters`` and ``apply(parameters, x) -> outputs``; or a module of
+            Equinox, Flax or Haiku (docs/own_tasks.md). By default "mlp" for vectors and "conv4" for images.
+        loss: The loss of a row: "squared", "cross_entropy", "binary", "poisson", "negative_binomial", or a
+            function ``(outputs, targets) -> (rows,)``. By default "squared" for numbers and "cross_entropy"
+            for texts and booleans.
+        shots: Rows of a support set: a whole number, or a share of the task's rows between 0 and 1. Of
+            episodes: rows of each class. By default half of a task's rows.
+        queries: The most rows of a query set; of episodes: rows of each class.
+        order: Whether a support set has "random" rows of a task (the default) or its "first" ones.
+        ways: Classes of an episode.
+        validation: The share of tasks for validation, unless `tasks` has splits of its own.
+        test: The share of tasks for testing.
+        standardise: Whether numbers are coded by the mean and the standard deviation of training rows.
+        method: How to learn, a recipe such as ``imaml.config.Method("maml", ...)``. By default implicit MAML,
+            with the strength or the inner learning rate of the best of three short trials.
+        strength: The regularisation strength: the precision of the prior, for rows whose loss is summed. With
+            "squared" it is in units of one over the variance of the targets.
+        adapt: Which parameters a task adapts: names, or for the model's library what it uses (docs/own_tasks.md).
+        optimiser: The outer optimiser, or an Optax transform. By default Adam.
+        tasks_per_step: Tasks in each step.
+        steps: The most steps.
+        minutes: The most minutes, trials included. By default 1 if `steps` is not given either.
+        seed: Draws splits, initial parameters and tasks.
+        out: A run directory to write, or None.
+        progress: None or True shows the choices and the run on stderr; False shows warnings only.
+        on_step: Called with a dict ("step", "seconds", "theta") after each step; returning True stops the run.
+        on_validation: Called likewise after each validation, with "scores", "ci95" and "best" as well.
+
+    Returns:
+        The run. `run.evaluate()` scores it on the test tasks, `run.adapt(x, y)` adapts to a new one, and
+        `run.save(path)` writes what `imaml.load` reads.
+
+    Raises:
+        ConfigError: If an argument is not valid, or the model does not fit the data.
+        DataError: If the tasks do not fit the loss, or are too few.
+        NumericalError: If every task of a step fails numerically.
+
+    Warns:
+        RuntimeWarning: If tasks are excluded, as they have too few rows.
+
+    Example:
+        >>> import imaml, numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> groups = np.repeat(np.arange(30), 8)
+        >>> x = rng.normal(size=240)
+        >>> y = rng.normal(size=30)[groups] + 2 * x
+        >>> tasks = imaml.Tasks.from_arrays(x, y, groups)
+        >>> run = imaml.fit(tasks, "linear", shots=4, strength=1.0, steps=20, progress=False)
+        >>> run.adapt([0.0, 1.0], [5.0, 7.0]).predict([2.0]).shape
+        (1,)
+
+    References:
+        Rajeswaran et al. (2019), Meta-learning with implicit gradients.
     """
+    began = time.monotonic()
+    for name, share in (("validation", validation), ("test", test)):
+        require_number("fit", 0, 1, **{name: share})
+    require_whole("fit", 0, seed=seed)
     domain, choices = domain_of(
         tasks,
         model,
@@ -82,128 +149,175 @@ def fit(
     )
     if minutes is None and steps is None:
         minutes = 1.0
-        choices.append(Choice("minutes", minutes, "a time to try"))
-    began = time.monotonic()
+        choices.append(Choice("minutes", minutes, "enough for a first look"))
+    training = _training(domain, steps, minutes, tasks_per_step, seed, choices)
     if optimiser is None:
         optimiser = Optimiser("adam", 3e-3, clip=10.0)
-    training = _training(domain, steps, minutes, tasks_per_step, seed, choices)
+        choices.append(Choice("optimiser", "adam, 3e-3", "suits most small networks"))
+    transform = None if isinstance(optimiser, Optimiser) else optimiser
+    plan = Config(domain.recipe, IMAMLRecipe(), described(optimiser), training)
     if method is None:
-        method, found = _searched(domain, optimiser, training, strength, adapt, choices)
-    config = Config(domain.recipe, method, optimiser, training)
-    if minutes is not None:
-        left = max(minutes - (time.monotonic() - began) / 60, 0.2 * minutes)
-        config = replace(config, training=replace(training, minutes=left))
-    run = assemble(config, domain).train(out=out, progress=progress)
-    run = _calibrated(run, domain)
-    return replace(run, choices=tuple(choices))
+        names = adapted(domain, model, adapt)
+        method = _chosen(plan, domain, transform, strength, names, choices, progress)
+    elif strength is not None or adapt is not None:
+        raise ConfigError(
+            "fit: method: expected None with strength= or adapt=, which are options of a method, got "
+            f"{type(method).__name__}. Hint: pass them to the method."
+        )
+    if minutes is not None:  # at least half of what was asked for, whatever the trials took
+        spent = (time.monotonic() - began) / 60
+        training = replace(training, minutes=max(minutes - spent, minutes / 2))
+    if progress is not False:
+        for choice in choices:
+            print(f"chosen   {choice}", file=sys.stderr)
+    experiment = assemble(replace(plan, method=method, training=training), domain, transform)
+    run = experiment.train(out=out, progress=progress, on_step=on_step, on_validation=on_validation)
+    run = replace(_calibrated(run, domain), choices=tuple(choices))
+    if run.folder is not None and run.config is not None:  # both now hold the calibration
+        write_config(run.folder, run.config)
+        save(run.folder / "artefact.safetensors", run.method.start(run.theta), run.config, run.step == 0)
+    return run
 
 
-def _training(domain, steps, minutes, tasks_per_step, seed, choices) -> Training:
-    size = domain.size("train")
+def adapted(domain: TasksDomain, model: object, adapt: Tree) -> tuple[str, ...] | None:
+    """Return the names of the parameters that a task adapts.
+
+    Args:
+        domain: The domain.
+        model: The model as the user gave it.
+        adapt: What the user said; see `fit`.
+
+    Returns:
+        Names, or None for all.
+
+    Raises:
+        ConfigError: If there is no such parameter.
+    """
+    if adapt is None:
+        return None
+    from ..domains.models.adapters import adapt_names
+
+    return adapt_names(model, adapt, jax.eval_shape(domain.init, jax.random.key(0)))
+
+
+def _training(
+    domain: TasksDomain,
+    steps: int | None,
+    minutes: float | None,
+    tasks_per_step: int | None,
+    seed: int,
+    choices: list[Choice],
+) -> Training:
+    size, held = domain.size("train"), domain.size("validation")
     if tasks_per_step is None:
-        tasks_per_step = 8 if normalises(domain.recipe.model) else min(25, size or 25)
-        choices.append(Choice("tasks_per_step", tasks_per_step, "small batches of tasks"))
-    steps = steps if steps is not None else 5000
-    held = domain.size("validation")
+        most = 8 if normalises(domain.recipe.model) else 25
+        tasks_per_step = most if size is None else min(most, size)
+        why = "small steps of many tasks" if size is None or size > most else "all training tasks"
+        choices.append(Choice("tasks_per_step", tasks_per_step, why))
+    if steps is None:
+        steps = MOST_STEPS
     return Training(
         steps=steps,
         tasks=tasks_per_step,
         seed=seed,
         minutes=minutes,
-        validate_every=max(100, steps // 20) if domain.held_out("validation") else 0,
+        validate_every=max(steps // 10, 1) if domain.held_out("validation") else 0,
         validation_tasks=200 if held is None else max(2, min(200, 4 * held)),
         checkpoint_every=500,
     )
 
 
-def _candidates(domain: TasksDomain, strength: float | None, adapt: Tree) -> dict[str, MethodRecipe]:
+def _candidates(
+    domain: TasksDomain, strength: float | None, adapt: tuple[str, ...] | None
+) -> dict[str, IMAMLRecipe]:
     """The methods that are tried, by what distinguishes them."""
-    count = sum(
-        math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(domain.init, jax.random.key(0)))
-    )
-    strengths = STRENGTHS if strength is None else (strength,)
-    if count <= SMALL:
+    shapes = jax.tree.leaves(jax.eval_shape(domain.init, jax.random.key(0)))
+    if sum(math.prod(leaf.shape) for leaf in shapes) <= SMALL:
         solver = CG(steps=10)
-        return {
-            f"strength={value:g}": IMAMLRecipe(
-                strength=value,
-                inner=NewtonCG(steps=3, linear=solver),
-                linear=solver,
-                curvature="gauss-newton",
-                adapt=adapt,
-            )
-            for value in strengths
-        }
-    rows = domain.recipe.support * max(domain.recipe.ways, 1)
-    return {
-        f"rate={rate:g}": IMAMLRecipe(
-            strength=0.01 * rows if strength is None else strength,
-            inner=GradientDescent(rate / rows, steps=8),
-            linear=CG(steps=3),
-            adapt=adapt,
+        small = IMAMLRecipe(
+            inner=NewtonCG(steps=3, linear=solver), linear=solver, curvature="gauss-newton", adapt=adapt
         )
-        for rate in RATES
-    }
-
-
-def _searched(domain, optimiser, training, strength, adapt, choices) -> tuple[MethodRecipe, dict]:
-    """The method whose trial has the best validation score."""
-    candidates = _candidates(domain, strength, adapt)
-    if len(candidates) == 1 or not training.validate_every:
-        name, method = next(iter(candidates.items()))
-        choices.append(Choice("method", name, "nothing to choose from"))
-        return method, {}
-    trial = replace(
-        training,
-        steps=min(TRIAL, max(training.steps // 10, 1)),
-        validate_every=0,
-        minutes=None if training.minutes is None else training.minutes / 12,
+        tried = STRENGTHS if strength is None else (strength,)
+        return {f"strength={value:g}": replace(small, strength=value) for value in tried}
+    rows = domain.recipe.support * max(domain.recipe.ways, 1)  # the loss is their sum
+    large = IMAMLRecipe(
+        strength=0.1 * rows if strength is None else strength, linear=CG(steps=3), adapt=adapt
     )
-    scores: dict[str, float] = {}
-    for name, method in candidates.items():
-        try:
-            run = assemble(Config(domain.recipe, method, optimiser, trial), domain).train(progress=False)
-            result = evaluate_theta(
-                domain, run.method, run.theta, split="validation", tasks=training.validation_tasks, seed=1
-            )
-            scores[name] = result.scores[domain.headline] if not result.failed else math.nan
-        except NumericalError:
-            scores[name] = math.nan
+    return {f"rate={rate:g}": replace(large, inner=GradientDescent(rate / rows, steps=8)) for rate in RATES}
+
+
+def _chosen(
+    plan: Config,
+    domain: TasksDomain,
+    transform: GradientTransformation | None,
+    strength: float | None,
+    adapt: tuple[str, ...] | None,
+    choices: list[Choice],
+    progress: bool | None,
+) -> MethodRecipe:
+    """The method whose short trial scores best on validation tasks."""
+    tried, training = _candidates(domain, strength, adapt), plan.training
+    first = next(iter(tried))
+    if len(tried) == 1:
+        return tried[first]
+    if not training.validate_every:
+        choices.append(Choice("method", f"imaml, {first}", "there are no validation tasks to choose by"))
+        return tried[first]
+    steps = min(TRIAL_STEPS, -(-training.steps // 10))
+    limit = None if training.minutes is None else TRIAL_SHARE * training.minutes
+    trial = replace(training, steps=steps, minutes=limit, validate_every=0)
+    scores = {}
+    for name, method in tried.items():
+        if progress is not False:
+            print(f"trial    {name}: {steps} steps", file=sys.stderr)
+        scores[name] = _score(replace(plan, method=method, training=trial), domain, transform)
     sign = -1 if domain.higher_is_better else 1
     sound = {name: sign * score for name, score in scores.items() if math.isfinite(score)}
     if not sound:
-        raise ConfigError(
-            f"fit: method: expected a method without failed tasks, got failures with {', '.join(scores)}. Hint: pass method=."
+        raise NumericalError(
+            f"fit: expected a method that can adapt to validation tasks, got failures with {', '.join(scores)}. "
+            "Hint: check the data and the model, or pass method=."
         )
     best = min(sound, key=sound.__getitem__)
-    told = ", ".join(f"{name}: {score:.4g}" for name, score in scores.items())
-    choices.append(Choice("method", best, f"validation {domain.headline} of short trials: {told}"))
-    return candidates[best], scores
+    told = ", ".join(f"{score:.4g} with {name}" for name, score in scores.items())
+    choices.append(
+        Choice("method", f"imaml, {best}", f"validation {domain.headline} of short trials: {told}")
+    )
+    return tried[best]
+
+
+def _score(plan: Config, domain: TasksDomain, transform: GradientTransformation | None) -> float:
+    """The validation score of a short run; NaN if tasks fail."""
+    try:
+        run = assemble(plan, domain, transform).train(progress=False)
+    except NumericalError:
+        return math.nan
+    count = plan.training.validation_tasks
+    found = evaluate_theta(domain, run.method, run.theta, split="validation", tasks=count, seed=1)
+    return math.nan if found.failed else found.scores[domain.headline]
 
 
 def _calibrated(run: Run, domain: TasksDomain) -> Run:
     """The run with the quantiles of its errors on validation tasks, in predicted standard deviations.
 
-    An interval of a level then covers that share of new tasks' rows, whatever the model gets wrong, as far as
-    validation tasks are like new ones (split conformal prediction; Papadopoulos et al. 2002).
+    An interval of a level then covers that share of a new task's rows, whatever the model gets wrong, as far
+    as validation tasks are like new ones (split conformal prediction; Papadopoulos et al. 2002).
     """
-    if domain.recipe.loss.kind != "squared" or not domain.held_out("validation"):
+    if run.config is None or domain.recipe.loss.kind != "squared" or not domain.held_out("validation"):
         return run
-    learner, errors = run.learner, []
+    learner, key, errors = run.learner, jax.random.key(run.config.training.seed), []
     draw = jax.jit(lambda domain, key: domain.sample(key, "validation"))
-    size = domain.size("validation") or CALIBRATION
-    for i in range(min(max(size, 20), CALIBRATION)):
-        task = draw(domain, jax.random.fold_in(jax.random.key(run.config.training.seed), i))
-        predictor = learner.adapt(task.support)
-        query = task.query._replace(reference=None)
-        found, noise = jax.device_get((predictor.posterior.outputs(query), predictor.posterior.noise))
+    for i in range(min(domain.size("validation") or CALIBRATION, CALIBRATION)):
+        task = draw(domain, jax.random.fold_in(key, i))
+        posterior, query = learner.adapt(task.support).posterior, task.query
+        found, noise = jax.device_get((posterior.outputs(query), posterior.noise))
         variance = np.diagonal(found.covariance, axis1=1, axis2=2) + noise
         scaled = np.abs(found.mean - np.asarray(query.targets)) / np.sqrt(variance)
         errors.append(scaled[np.asarray(query.weights) > 0].ravel())
     known = np.sort(np.concatenate(errors))
-    if known.size < 50:
+    if known.size < ENOUGH:
         return run
-    # The k-th smallest of n errors is not exceeded by a new one with probability k / (n + 1).
+    # The k-th smallest of n errors is exceeded by a new one with probability 1 - k / (n + 1).
     ranks = np.minimum(np.ceil(np.array(LEVELS) * (known.size + 1)).astype(int), known.size) - 1
     recipe = replace(domain.recipe, quantiles=tuple(np.maximum(known[ranks], 1e-6).tolist()))
     return replace(run, domain=replace(domain, recipe=recipe), config=replace(run.config, domain=recipe))

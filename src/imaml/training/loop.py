@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
@@ -20,11 +21,12 @@ from ..core.tree import Tree
 from ..core.version import __version__
 from ..domains.base import Domain
 from ..domains.tasks.build import Choice
+from ..domains.tasks.collection import Tasks
 from ..meta.gradient import MetaGradient
 from ..predict import Learner, Predictor, adapt, save
 from ..storage.checkpoint import Checkpoints
 from .directory import write_config
-from .evaluation import Evaluation, domain_for, evaluate_theta, lower_evaluation
+from .evaluation import Evaluation, Progress, evaluate, evaluate_theta, lower_evaluation
 from .journal import Journal
 from .step import Report, State, mesh_size
 from .step_statistics import Window
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from .experiment import Experiment
 
 VALIDATION_SEED = 20_190_910  # validation tasks are the same in every run, so that runs can be paired
+
+
+Watch: TypeAlias = Callable[[dict[str, Any]], bool | None]  # returns True to stop the run
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Run:
         method: How the meta-parameters were learned.
         config: The configuration, or None for a run of objects that were not built from recipes.
         step: Outer steps taken.
-        reason: Why it stopped: "steps", "minutes", "converged", "gradient" or "interrupted".
+        reason: Why it stopped: "steps", "minutes", "converged", "gradient", "callback" or "interrupted".
         folder: The run directory, or None.
         last: The latest validation, or None.
         choices: What `imaml.fit` chose, and why.
@@ -106,12 +111,23 @@ class Run:
         """
         self.learner.save(path)
 
-    def evaluate(self, tasks: object = None, **options: Any) -> Evaluation:
-        """Score what was learned, on its test tasks or on others; see `evaluate`.
+    def evaluate(
+        self,
+        on: Domain | Tasks | None = None,
+        *,
+        split: str = "test",
+        tasks: int = 1000,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Evaluation:
+        """Score what was learned; see `imaml.evaluate`.
 
         Args:
-            tasks: Other tasks, `imaml.Tasks`, or None for the test tasks of the run.
-            **options: The arguments of `evaluate`: split, tasks (how many), seed, progress.
+            on: Other tasks than those of the run, `imaml.Tasks` for a run of `imaml.fit`; or a domain.
+            split: "train", "validation" or "test".
+            tasks: Number of tasks.
+            seed: Seed of the tasks.
+            progress: Called with (tasks done, tasks) from time to time.
 
         Returns:
             The evaluation.
@@ -120,7 +136,7 @@ class Run:
             ConfigError: If an argument is not valid.
             DataError: If the tasks do not fit.
         """
-        return evaluate_theta(domain_for(self, tasks), self.method, self.theta, **options)
+        return evaluate(self, on, split=split, tasks=tasks, seed=seed, progress=progress)
 
 
 class Loop:
@@ -129,14 +145,24 @@ class Loop:
     Args:
         experiment: What is run.
         directory: The run directory, or None to write nothing.
+        on_step: Called after each step; see `Experiment.train`.
+        on_validation: Called after each validation.
 
     Raises:
         ConfigError: If meta-gradients are to be certified and the method has no certificate.
     """
 
-    def __init__(self, experiment: Experiment, directory: Path | None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: Path | None,
+        on_step: Watch | None = None,
+        on_validation: Watch | None = None,
+    ) -> None:
         """Make the steps, which are compiled when first called."""
         self.experiment, self.directory = experiment, directory
+        self.on_step, self.on_validation = on_step, on_validation
+        self.stopped = False  # whether a callback has asked for the end
         self.training = training = experiment.training
         self.checkpoints = (
             None if directory is None else Checkpoints(directory / "checkpoints", training.keep)
@@ -268,6 +294,8 @@ class Loop:
         training = self.training
         if count >= training.steps:
             return "steps"
+        if self.stopped:
+            return "callback"
         if self.flat and training.gradient_below is not None:
             return "gradient"
         if training.patience is not None and self.stale >= training.patience:
@@ -325,6 +353,7 @@ class Loop:
         """Write what is due after a step."""
         training = self.training
         self.window.add(report)
+        self._tell(self.on_step, state, count)
         if count % training.log_every == 0 or count == training.steps:
             fields = self.window.summary()
             if self.experiment.outer.rate is not None:
@@ -350,6 +379,13 @@ class Loop:
         self.began += time.monotonic() - began  # a validation is no training time
         found = {name: getattr(result, name) for name in ("scores", "ci95", "before", "tasks", "failed")}
         self.journal.write("validation", step=count, seconds=self._seconds(), **found, best=better)
+        self._tell(self.on_validation, state, count, **found, best=better)
+
+    def _tell(self, watch: Watch | None, state: State, count: int, **found: Any) -> None:
+        """Call a callback, if there is one; the run ends after this step if it returns True."""
+        if watch is not None:
+            told = {"step": count, "seconds": self._seconds(), "theta": self._theta(state), **found}
+            self.stopped |= watch(told) is True
 
     def _validation(self) -> dict[str, Any]:
         """Return which tasks a validation scores."""
