@@ -117,11 +117,11 @@ def disk_errors(path: str | Path | None, refusal: type[ImamlError]) -> Iterator[
         Nothing; the block runs once.
 
     Raises:
-        ImamlError: An instance of ``refusal``, if the block raises OSError, ValueError or RuntimeError.
+        ImamlError: An instance of ``refusal``, if the block raises OSError or ValueError.
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises the last two for a full disk
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise refusal(
             f"{path}: expected a place that can be written, got an error ({reason(error)}). Hint: free space "
             "there, or choose another folder."
