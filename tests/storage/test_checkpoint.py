@@ -82,7 +82,7 @@ def same(left: Any, right: Any) -> bool:
 
 def named(checkpoints: Checkpoints, step: int) -> Path:
     """The file of a step's checkpoint."""
-    return checkpoints.folder / f"step-{step:08d}.safetensors"
+    return checkpoints.folder / f"step-{step:08d}.checkpoint"
 
 
 @contextlib.contextmanager
@@ -222,7 +222,7 @@ DAMAGES = {
         "a safetensors file of another program",
     ),
     "an artefact": (lambda path: write_artefact(path, {"a": np.zeros(2)}, {}), "step None"),
-    "renamed": (lambda path: path.rename(path.with_name("step-00000021.safetensors")), "step 20"),
+    "renamed": (lambda path: path.rename(path.with_name("step-00000021.checkpoint")), "step 20"),
 }
 
 
@@ -461,8 +461,9 @@ def test_flipped_bits_and_every_length_of_an_artefact(tmp_path: Path) -> None:
     read_artefact(path)
 
 
-def resealed(change: dict[str, Any], arrays: dict[str, Any]) -> bytes:
-    record = {"format": 1, "arrays": integrity.digest_all(arrays), "description": {}, **change}
+def resealed(change: dict[str, Any], arrays: dict[str, Any], described: bool = True) -> bytes:
+    record = {"format": 1, "arrays": integrity.digest_all(arrays), **change}
+    record |= {"description": {}} if described else {}
     return safetensors.numpy.save(arrays, {"imaml": integrity.sealed(record, ArtefactError).decode()})
 
 
@@ -487,6 +488,10 @@ NO_ARTEFACTS = {
         "safetensors file of another program",
     ),
     "no JSON": (safetensors.numpy.save({"a": np.zeros(2)}, {"imaml": "[" * 9999}), "got a damaged one: its"),
+    "a checkpoint": (
+        resealed({"step": 1, "note": {}}, {"a": np.zeros(2)}, described=False),
+        "expected an artefact of imaml, got a checkpoint",
+    ),
     "newer": (resealed({"format": 2}, {"a": np.zeros(2)}), "expected format 1, got 2. Hint: upgrade imaml"),
     "not finite": (
         resealed({}, {"a": np.array([1.0, np.nan])}),

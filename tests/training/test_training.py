@@ -408,7 +408,7 @@ def damage(file, how):
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(how, tmp_path, capsys):
     out, options = tmp_path / "run", {"steps": 6, "checkpoint_every": 2}
     whole = train(out=out, **options)
-    damage(out / "checkpoints" / "step-00000006.safetensors", how)
+    damage(out / "checkpoints" / "step-00000006.checkpoint", how)
     capsys.readouterr()
     resumed = train(out=out, resume=True, **options)
     equal(resumed.theta, whole.theta)

@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 
 from ..core.errors import DataError
 from ..core.interrupts import Interrupts
+from ..storage.atomic import disk_errors
 from .options import DEFAULT, Changes, Count, configure
 from .startup import prepare_jax
 
@@ -20,34 +21,25 @@ Name = Annotated[Literal["omniglot"], Parameter(name="NAME")]
 
 
 @data_app.command(name="list")
-def list_command() -> int:
-    """List the data sets, and where imaml looks for them.
-
-    Returns:
-        The exit status.
-    """
+def list_command() -> None:
+    """List the data sets, and where imaml looks for them."""
     from ..domains.fewshot import omniglot
 
     print(omniglot.listing())
-    return 0
 
 
 @data_app.command(name="get")
-def get_command(name: Name, folder: Annotated[str | None, Parameter(name="DIR")] = None, /) -> int:
+def get_command(name: Name, folder: Annotated[str | None, Parameter(name="DIR")] = None, /) -> None:
     """Download a data set and verify it.
 
     Args:
         name: Data set.
         folder: Directory to keep it in (default: the cache directory).
-
-    Returns:
-        The exit status.
     """
     from ..domains.fewshot import omniglot
 
     with Interrupts(visible=False) as interrupts, interrupts.stoppable():  # it removes what is half done
         print(f"Omniglot is in {omniglot.get(folder)}")
-    return 0
 
 
 @data_app.command(name="check")
@@ -77,7 +69,7 @@ def sample_command(
     split: Literal["train", "validation", "test"] = "test",
     data: str | None = None,
     changes: Changes = (),
-) -> int:
+) -> None:
     """Write a random task as image files, to try imaml adapt with.
 
     Writes OUT/support/CLASS/1.png, ... and OUT/query/CLASS/1.png, ... Every field of the preset is an option,
@@ -90,17 +82,11 @@ def sample_command(
         split: Split that the task comes from.
         data: File or directory with the images, for presets that read images.
         changes: Fields of the configuration set by options with a dot.
-
-    Returns:
-        The exit status.
     """
-    from ..config.presets import preset as configuration
-
-    config = configure(configuration(preset), changes, data=data)
+    config = configure(preset, changes, data=data)
     prepare_jax()
     few, asked = write_task(config.domain.build(), out, split=split, seed=seed)
     print(f"{out} holds a task: {few} support examples to adapt to, {asked} query examples to predict")
-    return 0
 
 
 def write_task(domain: DomainBase, out: str | Path, *, split: str = "test", seed: int = 0) -> tuple[int, int]:
@@ -140,10 +126,5 @@ def write_task(domain: DomainBase, out: str | Path, *, split: str = "test", seed
             "Hint: choose another with --out."
         )
     task = jax.device_get(jax.jit(lambda key: domain.sample(key, split))(jax.random.key(seed)))
-    try:
+    with disk_errors(out, DataError):
         return domain.write(task, out)
-    except OSError as error:
-        raise DataError(
-            f"{out}: expected a directory that can be written, got {error.strerror!r}. "
-            "Hint: choose another with --out."
-        ) from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from ..core.errors import ConfigError
-from .options import Count, Flag, Several
+from .options import Count, Flag, Several, print_json
 from .startup import prepare_jax
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def evaluate_command(
     seed: Count = 0,
     data: str | None = None,
     json: Flag = False,
-) -> int:
+) -> None:
     """Score a trained run on new tasks, before and after adaptation.
 
     Adapts to random tasks of a split and scores their query sets, with 95 % intervals over tasks. Few-shot
@@ -47,9 +46,6 @@ def evaluate_command(
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
             Omniglot.
         json: Print JSON.
-
-    Returns:
-        The exit status.
     """
     prepare_jax()
     import jax
@@ -90,10 +86,8 @@ def evaluate_command(
     result = scored(learned, domain).beside(scores)
     about, text = recipe.without_data().summary(learned.theta, learned.method.problem)
     if json:
-        about |= {"data": recipe.data_name, "run": run}
-        print(json_format.dumps({**result.to_json(), **about}, allow_nan=False))
-        return 0
+        print_json({**result.to_json(), **about, "data": recipe.data_name, "run": run})
+        return
     print(result)
     if text:
         print(text)
-    return 0

@@ -40,7 +40,7 @@ def train_command(
     quiet: Flag = False,
     dry_run: Flag = False,
     changes: Changes = (),
-) -> int:
+) -> int | None:
     """Train on many tasks, score the result on test tasks, and write a run directory.
 
     The run directory holds config.json, events.jsonl, checkpoints/, artefact.safetensors and report.html.
@@ -65,7 +65,7 @@ def train_command(
         changes: Fields of the configuration set by options with a dot.
 
     Returns:
-        The exit status.
+        The exit status when interrupted.
     """
     if preset is not None and (Path(preset) / "config.json").exists():
         raise ConfigError(
@@ -98,7 +98,8 @@ def train_command(
     if dry_run:
         from .bench import print_prediction
 
-        return print_prediction(config)
+        print_prediction(config)
+        return None
     if out is None:
         usual = Path("runs") / (preset or DEFAULT)
         out = _free_directory(usual)
@@ -132,8 +133,8 @@ def _free_directory(base: Path) -> Path:
     return next(place for place in itertools.chain([base], numbered) if not taken(place))
 
 
-def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: bool) -> int:
-    """Train, score and report; return the exit status."""
+def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: bool) -> int | None:
+    """Train, score and report; return the exit status when interrupted."""
     from ..predict import load
     from ..training.directory import check_resumable, create_run_directory
     from ..training.experiment import assemble
@@ -162,7 +163,7 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
     from ..report.run_page import write_report
 
     print(f"report   {write_report(out, examples(run))}")
-    return 0
+    return None
 
 
 def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:

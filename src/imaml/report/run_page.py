@@ -114,10 +114,7 @@ class _Run:
             elif kind == "evaluation":
                 self.evaluations[event.get("data"), event.get("split")] = event
         self.steps, self.validations = ([old[k] for k in sorted(old)] for old in lines.values())
-        scores = [e.get("scores") or {} for e in (*self.validations, *self.evaluations.values())]
-        names = [name for given in scores for name in given]
-        guess = "accuracy" if "accuracy" in names or not names else names[0]
-        self.headline = str(self.start.get("headline") or guess)
+        self.headline = str(self.start.get("headline") or "loss")
         timed = (*self.steps, *self.validations, self.end)
         self.seconds = max((event.get("seconds") or 0.0) for event in timed)
 
@@ -222,21 +219,20 @@ def _classes(title: str, example: Example) -> Markup:
     """Return a classification task: a row for each class, its support images and its queries."""
     arrays = (example.query_labels, example.predicted, example.support_labels, example.support, example.query)
     truth, given, known, support, query = map(np.asarray, arrays)
-    shares = ["" for _ in given]
+    shares = [""] * given.size
     if example.probabilities is not None:
         chosen = np.asarray(example.probabilities)[np.arange(given.size), given.astype(int)]
         shares = [f"{100 * share:.0f} %" for share in chosen.astype(float)]
-    rows = [
-        {
-            "name": _class(label),
-            "shots": support[known == label],
-            "queries": [(query[i], _class(given[i]), shares[i]) for i in np.flatnonzero(truth == label)],
-        }
-        for label in np.unique(np.concatenate([known, truth]))
-    ]
-    title += f": {int((truth == given).sum())} of {truth.size} correct"
-    coloured = query.ndim == 4 and query.shape[-1] == 3
-    return render("classes.html", title=title, rows=rows, coloured=coloured, png=_png)
+    return render(
+        "classes.html",
+        title=f"{title}: {int((truth == given).sum())} of {truth.size} correct",
+        labels=np.unique(np.concatenate([known, truth])),
+        shots=list(zip(known, support, strict=True)),
+        queries=list(zip(truth, query, given, shares, strict=True)),
+        coloured=query.ndim == 4 and query.shape[-1] == 3,
+        name_of=_class,
+        png=_png,
+    )
 
 
 def _class(label: float) -> str:

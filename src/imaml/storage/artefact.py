@@ -109,6 +109,8 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], JsonObject]:
             raise ArtefactError(
                 f"{path}: expected format {FORMAT}, got {record['format']}. Hint: upgrade imaml."
             )
+        if "description" not in record:
+            raise ForeignError("a checkpoint")
         arrays = integrity.read_arrays(data, record)
     except ForeignError as error:
         raise ArtefactError(

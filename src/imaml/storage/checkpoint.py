@@ -1,6 +1,6 @@
 """Checkpoints of the training state, verified by checksums.
 
-A checkpoint is one safetensors file, `step-00000123.safetensors`, with the step and the note in its metadata
+A checkpoint is one safetensors file, `step-00000123.checkpoint`, with the step and the note in its metadata
 and digests of both (`storage/integrity.py`). It is written under another name, flushed to the disk and then
 renamed: a file of that name is whole, and later damage shows. Nothing is ever unpickled here.
 """
@@ -8,7 +8,6 @@ renamed: a file of that name is whole, and later damage shows. Nothing is ever u
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from . import integrity
 from .atomic import is_leftover, reason
 from .integrity import FORMAT, DamageError
 
-_STEP = re.compile(r"step-(\d{8,})\.safetensors")
+_STEP = re.compile(r"step-(\d{8,})\.checkpoint")
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,9 @@ class Checkpoints(Checked):
         folder: The directory.
         keep: How many checkpoints are kept.
 
+    Raises:
+        ConfigError: If `keep` is below 1.
+
     Example::
 
         checkpoints = Checkpoints(Path("run/checkpoints"))
@@ -64,11 +66,6 @@ class Checkpoints(Checked):
 
     folder: Path
     keep: PositiveInt = 3
-
-    def __post_init__(self) -> None:
-        """Raises `ConfigError` if `keep` is below 1."""
-        super().__post_init__()
-        object.__setattr__(self, "folder", Path(os.path.abspath(self.folder)))
 
     def steps(self) -> list[int]:
         """Lists the steps with a checkpoint.
@@ -97,7 +94,7 @@ class Checkpoints(Checked):
         if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
             raise CheckpointError(f"step: expected a whole number, at least 0, got {step!r}.")
         arrays = integrity.on_host(state, CheckpointError)
-        path = self.folder / f"step-{step:08d}.safetensors"
+        path = self.folder / f"step-{step:08d}.checkpoint"
         self._delete(self._leftovers())  # first, as the disk may be full of them
         record = {"step": int(step), "note": dict(note or {})}
         integrity.write_arrays(path, arrays, record, CheckpointError)
