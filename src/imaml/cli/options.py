@@ -281,7 +281,8 @@ def with_fields(command: Callable[..., int], config: Config) -> Callable[..., in
     return shown
 
 
-_EXAMPLES: dict[Any, str] = {int: "100", float: "2.5", bool: "true"}
+# What an option of a type accepts, in words, and an example.
+_ACCEPTED = {int: ("a whole number", "100"), float: ("a number", "2.5"), bool: ("true or false", "true")}
 # What is no command, but is called so in Python.
 _IN_PYTHON = {
     "load": "imaml.load is a Python function; on the command line use imaml adapt",
@@ -322,14 +323,13 @@ def explain(error: wrong.CycloptsError) -> str:
         case wrong.MissingArgumentError() if argument:
             expected, got = argument.name, "nothing"
         case wrong.CoercionError() if token and argument:
-            kinds = {int: "a whole number", float: "a number", bool: "true or false"}
             target = error.target_type
             if type(None) in typing.get_args(target):
                 target = typing.get_args(target)[0]
             known = [str(choice) for choice in typing.get_args(target)]
             what = token.keyword or argument.name
-            expected = kinds.get(target or str, f"one of {', '.join(known)}")
-            example = _EXAMPLES.get(target or str) or (known or [""])[0]
+            choices = f"one of {', '.join(known)}", (known or [""])[0]
+            expected, example = _ACCEPTED.get(target or str, choices)
             hint = f"for example {token.keyword}={example}" if token.keyword and example else hint
         case wrong.ValidationError() if argument:
             return f"{argument.name}: {error.exception_message}"

@@ -7,7 +7,7 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..core.errors import ConfigError, ImamlError
 from ..core.interrupts import STATUS
@@ -79,7 +79,11 @@ def train_command(
             f"--resume: expected an existing run, got --from {from_} as well, which starts a new one. "
             "Hint: leave out one of the two."
         )
-    config, chunk = _begin(preset, out if resume else None)
+    from ..config.presets import preset as configuration
+    from ..training.directory import read_config
+
+    stored = read_config(out) if resume and out else None
+    config = configuration(preset or DEFAULT) if stored is None or preset else stored
     columns = {"task": task, "target": target, "features": features}
     named = [f"--{name}" for name, value in columns.items() if value is not None]
     if named and not config.domain.reads_table:
@@ -94,7 +98,7 @@ def train_command(
         from ..training.chunk_tuning import settled, with_chunk
 
         # A run continues with what was measured at its start.
-        config = with_chunk(config, chunk) if resume else settled(config, note)
+        config = with_chunk(config, stored.method.chunk) if stored else settled(config, note)
     if dry_run:
         from .bench import print_prediction
 
@@ -113,17 +117,6 @@ def train_command(
             with contextlib.suppress(OSError):
                 out.rmdir()
         raise
-
-
-def _begin(preset: str | None, resumed: Path | None) -> tuple[Config, int | Literal["auto"] | None]:
-    """Return the configuration to begin with, and the chunk of the run to resume."""
-    from ..config.presets import preset as configuration
-    from ..training.directory import read_config
-
-    if resumed is None:
-        return configuration(preset or DEFAULT), None
-    stored = read_config(resumed)
-    return stored if preset is None else configuration(preset), stored.method.chunk
 
 
 def _free_directory(base: Path) -> Path:

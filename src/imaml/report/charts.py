@@ -145,10 +145,8 @@ def intervals(
     """
     found = [interval for _, given in rows for interval in given.values()]
     ends = np.array([0.0, *(mean + sign * half for mean, half in found for sign in (-1, 1))])
-    xs, legend = (
-        _Axis(ends, 170, 690, False, 0.03),
-        [(meaning, style, True) for style, meaning in key.items()],
-    )
+    xs = _Axis(ends, 170, 690, False, 0.03)
+    legend = [(meaning, style, True) for style, meaning in key.items()]
     values = {"title": title, "note": "", "rows": rows, "key": key, "legend": legend, "xs": xs}
     return render("intervals.html", **values) if found else Markup("")
 

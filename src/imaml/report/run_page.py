@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..core.errors import DataError
 from ..core.recipes import JsonObject
 from ..core.version import installed_versions
 from ..domains.scenes import Example, Scene
-from ..storage.atomic import disk_errors, write_whole
+from ..storage.atomic import disk_errors, read_json, write_whole
 from ..training.journal import FILE, REASONS, clock, read_events, score_text
 from .charts import ROWS, Line, figure, number
 from .page import render
@@ -55,12 +54,7 @@ def write_report(folder: Path, examples: Sequence[Example | Scene] = ()) -> Path
     if not folder.is_dir():
         raise DataError(f"report: expected a run directory with config.json and {FILE}, got {folder}.")
     source, path = folder / "config.json", folder / "report.html"
-    try:
-        config = json.loads(source.read_text(encoding="utf-8")) if source.exists() else None
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{source}: expected JSON, got an error ({error}). Hint: restore it, or remove it."
-        ) from error
+    config = read_json(source) if source.exists() else None
     run = _Run(read_events(folder / FILE) if (folder / FILE).exists() else [], config)
     reason, shape = run.end.get("reason"), (run.domain.get("ways"), run.domain.get("shots"))
     page = render(
@@ -118,10 +112,6 @@ class _Run:
         timed = (*self.steps, *self.validations, self.end)
         self.seconds = max((event.get("seconds") or 0.0) for event in timed)
 
-    def column(self, name: str) -> np.ndarray:
-        """Return a number of every step event."""
-        return _column(self.steps, name)
-
 
 def _column(events: Sequence[JsonObject], name: str, part: str = "") -> np.ndarray:
     """Return one number of each event, or of a part of it, as float64, nan where there is none."""
@@ -160,12 +150,12 @@ def _curves(run: _Run) -> dict[str, list[Markup]] | None:
         mean, half = _column(checks, name, "scores"), _column(checks, name, "ci95")
         for axis, words in (("step", "step"), ("seconds", "training time")):
             lines = [
-                Line("training", run.column(axis), run.column(name), "a", smooth=True),
+                Line("training", _column(run.steps, axis), _column(run.steps, name), "a", smooth=True),
                 Line("validation", _column(checks, axis), mean, "b", half),
             ]
             kind = "percent" if "accuracy" in name else "log"
             figures.append(figure(f"{_words(name)} by {words}", "", lines, axis, kind))
-    columns = {name: run.column(name) for name in ("step", "seconds", "loss", "accuracy")}
+    columns = {name: _column(run.steps, name) for name in ("step", "seconds", "loss", "accuracy")}
     checked = {name: _column(checks, name) for name in ("step", "seconds")}
     for name in dict.fromkeys(name for event in checks for name in event.get("scores") or {}):
         checked |= {name: _column(checks, name, "scores"), f"{name} ±": _column(checks, name, "ci95")}
@@ -176,7 +166,7 @@ def _numerics(run: _Run) -> dict[str, object] | None:
     """Return how accurately the inner and linear problems were solved; None where nothing is known."""
     figures, sentences = [], []
     names = ("step", *KINDS, *(f"{n}_steps{of}" for n in ("inner", "linear") for of in SPREAD))
-    columns = {name: run.column(name) for name in names}
+    columns = {name: _column(run.steps, name) for name in names}
     for name, (title, note, kind) in KINDS.items():
         if kind == "column" and columns[name].size and not np.nansum(columns[name]):
             sentences.append("No task failed numerically.")
@@ -186,15 +176,13 @@ def _numerics(run: _Run) -> dict[str, object] | None:
             figures.append(figure(title, note, [line], "step", kind))
     styles = dict(zip(SPREAD, "adbc", strict=True))
     for name in ("inner_steps", "linear_steps"):
-        words, known = name.replace("_", " "), {of: columns[f"{name}{of}"] for of in SPREAD}
-        known = {of: y for of, y in known.items() if np.isfinite(y).any()}
-        if not known:
-            continue
-        ends = np.concatenate([y[np.isfinite(y)] for y in known.values()])
-        if np.ptp(ends) < 1e-6:
-            sentences.append(f"Every task took {ends[0]:g} {words}.")
+        words, taken = name.replace("_", " "), {of: columns[f"{name}{of}"] for of in SPREAD}
+        known = np.concatenate(list(taken.values()))
+        known = known[np.isfinite(known)]
+        if known.size and np.ptp(known) < 1e-6:
+            sentences.append(f"Every task took {known[0]:g} {words}.")
         else:
-            lines = [Line(SPREAD[of], columns["step"], y, styles[of]) for of, y in known.items()]
+            lines = [Line(SPREAD[of], columns["step"], y, styles[of]) for of, y in taken.items()]
             note = "per task, over the tasks of each logged step"
             figures.append(figure(_words(words), note, lines, "step"))
     if not any(figures) and not sentences:

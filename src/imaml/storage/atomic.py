@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..core.errors import ImamlError
-from ..core.recipes import Json
+from ..core.errors import DataError, ImamlError
+from ..core.recipes import Json, JsonObject
 
 _SUFFIX = ".writing"
 
@@ -66,6 +66,26 @@ def write_json(path: Path, content: Json, *, indent: int | None = 1) -> None:
         ValueError: If a number is NaN or infinite.
     """
     write_whole(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> JsonObject:
+    """Reads a file of JSON.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        DataError: If it cannot be read, or holds something else.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: expected JSON, got an error ({error}). Hint: restore it, or remove it."
+        ) from error
 
 
 def is_leftover(name: str) -> bool:

@@ -95,10 +95,11 @@ class Checkpoints(Checked):
             raise CheckpointError(f"step: expected a whole number, at least 0, got {step!r}.")
         arrays = integrity.on_host(state, CheckpointError)
         path = self.folder / f"step-{step:08d}.checkpoint"
-        self._delete(self._leftovers())  # first, as the disk may be full of them
+        # First, as the disk may be full of what killed processes left.
+        _delete([leftover for leftover in self.folder.glob(".*") if is_leftover(leftover.name)])
         record = {"step": int(step), "note": dict(note or {})}
         integrity.write_arrays(path, arrays, record, CheckpointError)
-        self._delete([path for found, path in self._candidates() if found <= step][self.keep :])
+        _delete([path for found, path in self._candidates() if found <= step][self.keep :])
         return path
 
     def restore(self, like: Tree, most: int | None = None) -> Restored:
@@ -138,15 +139,12 @@ class Checkpoints(Checked):
         named = [(match, path) for path in paths if (match := _STEP.fullmatch(path.name))]
         return sorted(((int(match[1]), path) for match, path in named), reverse=True)
 
-    def _leftovers(self) -> list[Path]:
-        """What a killed process left behind."""
-        return [path for path in self.folder.glob(".*") if is_leftover(path.name)]
 
-    def _delete(self, paths: list[Path]) -> None:
-        """Deletes files; what cannot be deleted now is deleted at the next save."""
-        for path in paths:
-            with contextlib.suppress(OSError):
-                path.unlink()
+def _delete(paths: list[Path]) -> None:
+    """Deletes files; what cannot be deleted now is deleted at the next save."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _verified(path: Path, step: int) -> tuple[dict[str, np.ndarray], JsonObject]:
