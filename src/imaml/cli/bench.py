@@ -43,7 +43,7 @@ def bench_command(
     if json:
         print_json({"preset": preset, "steps": steps, **cost.to_json()})
         return
-    print(_lines(cost))
+    _print_cost(cost)
     low, high = min(cost.milliseconds), max(cost.milliseconds)
     print(f"a step            {cost.median_ms:,.2f} ms, median of {steps} ({low:,.2f} to {high:,.2f})")
     print(f"first call        {cost.first_call_s:.1f} s, with compiling")
@@ -60,7 +60,7 @@ def print_prediction(config: Config) -> None:
     from ..training.cost import measure
 
     cost, steps = measure(config, PROBE, SECONDS), config.training.steps
-    print(_lines(cost))
+    _print_cost(cost)
     taken = len(cost.milliseconds)
     print(f"predicted step    {cost.median_ms:,.2f} ms, the median of a probe of {taken} steps")
     whole = cost.first_call_s + steps * cost.median_ms / 1e3
@@ -71,20 +71,16 @@ def print_prediction(config: Config) -> None:
     print("dry run: nothing was trained or written")
 
 
-def _lines(cost: Cost) -> str:
-    """Return what both commands print."""
+def _print_cost(cost: Cost) -> None:
+    """Print what both commands print."""
     shared = "" if cost.devices == 1 else f" on each of {cost.devices} devices"
     note = f" ({cost.unbounded_loops} loops of unknown length counted once)" if cost.unbounded_loops else ""
     floor = f"{cost.floor_ms:,.2f} ms a step, for the matrix products alone"
     if cost.floor_ms > cost.median_ms:
         note, floor = " at most: loops that end sooner count in full", "unknown, as the loops end sooner"
-    return "\n".join(
-        (
-            f"parameters        {cost.parameters:,}",
-            f"matrix products   {cost.flops / 1e9:,.3f} GFLOP a step{note}",
-            f"this machine      {cost.matmul_flops_per_second / 1e9:,.0f} GFLOP/s in float32 matrix products",
-            f"lower bound       {floor}",
-            f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled",
-            f"memory in all     {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped",
-        )
-    )
+    print(f"parameters        {cost.parameters:,}")
+    print(f"matrix products   {cost.flops / 1e9:,.3f} GFLOP a step{note}")
+    print(f"this machine      {cost.matmul_flops_per_second / 1e9:,.0f} GFLOP/s in float32 matrix products")
+    print(f"lower bound       {floor}")
+    print(f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled")
+    print(f"memory in all     {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped")

@@ -48,10 +48,8 @@ def compare_command(
     config = configure(preset, changes, budget=budget, data=data)
     prepare_jax()
     from ..compare.runner import Interrupted, compare
-    from ..compare.variants import rows_of
     from ..report.comparison_page import text, write_comparison
 
-    rows_of(methods)  # a misspelt one is told before anything is read
     out = out or Path(f"runs/compare-{preset}")
     say = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
     minutes = config.training.minutes or budget

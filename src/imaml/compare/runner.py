@@ -71,7 +71,7 @@ def compare(
         DataError: If a file in ``out`` is damaged.
         Interrupted: If Ctrl-C or SIGTERM stopped a run.
     """
-    out, rows = Path(out), rows_of(names)
+    out, rows = Path(out), rows_of(names)  # a misspelt name is told before anything is read
     domain = base.domain.build()
     _check_plan(out, base, minutes, tasks)
     trials: dict[str, list[Trial]] = {name: [] for name in rows}
