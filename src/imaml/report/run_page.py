@@ -70,8 +70,8 @@ def write_report(folder: Path, examples: Sequence[Example | Scene] = ()) -> Path
         words=_words,
         curves=_curves(run),
         tasks=[
-            (_scene if isinstance(example, Scene) else _classes)(f"Task {number}", example)
-            for number, example in enumerate(examples, 1)
+            _scene(f"Task {i}", task) if isinstance(task, Scene) else _classes(f"Task {i}", task)
+            for i, task in enumerate(examples, 1)
         ],
         classes=isinstance(next(iter(examples), None), Example),
         numerics=_numerics(run),
