@@ -149,9 +149,8 @@ def _differences(summary: JsonObject) -> Markup:
     name, against = summary["headline"], summary["reference"]
     if "accuracy" not in name:
         return Markup("")
-    rows = []
+    kinds, rows = {"a": "difference_at_equal_time", "b": "difference_at_equal_tasks"}, []
     for row in summary["rows"]:
-        kinds = {"a": "difference_at_equal_time", "b": "difference_at_equal_tasks"}
         found = {style: (row.get(kind) or {}).get(name) for style, kind in kinds.items()}
         given = {style: (100 * one["mean"], 100 * one["ci95"]) for style, one in found.items() if one}
         rows += [(row["method"], given)] if row["method"] != against else []

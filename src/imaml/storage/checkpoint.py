@@ -54,9 +54,6 @@ class Checkpoints(Checked):
         folder: The directory.
         keep: How many checkpoints are kept.
 
-    Raises:
-        ConfigError: If `keep` is below 1.
-
     Example::
 
         checkpoints = Checkpoints(Path("run/checkpoints"))
@@ -66,6 +63,11 @@ class Checkpoints(Checked):
 
     folder: Path
     keep: PositiveInt = 3
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` if `keep` is below 1."""
+        super().__post_init__()
+        object.__setattr__(self, "folder", Path(self.folder).absolute())
 
     def steps(self) -> list[int]:
         """Lists the steps with a checkpoint.
@@ -97,8 +99,7 @@ class Checkpoints(Checked):
         path = self.folder / f"step-{step:08d}.checkpoint"
         # First, as the disk may be full of what killed processes left.
         _delete([leftover for leftover in self.folder.glob(".*") if is_leftover(leftover.name)])
-        record = {"step": int(step), "note": dict(note or {})}
-        integrity.write_arrays(path, arrays, record, CheckpointError)
+        integrity.write_arrays(path, arrays, {"step": int(step), "note": dict(note or {})}, CheckpointError)
         _delete([path for found, path in self._candidates() if found <= step][self.keep :])
         return path
 
