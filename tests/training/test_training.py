@@ -28,6 +28,7 @@ from imaml.core.recipes import from_json, to_json
 from imaml.problems.precision import Theta
 from imaml.storage.artefact import read_artefact
 from imaml.storage.checkpoint import Checkpoints
+from imaml.storage.integrity import read_record
 from imaml.training.directory import first_difference
 from imaml.training.experiment import assemble
 from imaml.training.journal import read_events
@@ -394,9 +395,7 @@ def test_a_configuration_goes_to_json_and_back():
     assert train(method=method, steps=0).config is None  # a loss of one's own is not what JSON would say
 
 
-def damage(path, how):
-    files = [file for file in path.rglob("*") if file.is_file() and file.stat().st_size > 0]
-    file = max(files, key=lambda f: f.stat().st_size)
+def damage(file, how):
     data = bytearray(file.read_bytes())
     if how == "truncated":
         del data[len(data) // 2 :]
@@ -409,7 +408,7 @@ def damage(path, how):
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(how, tmp_path, capsys):
     out, options = tmp_path / "run", {"steps": 6, "checkpoint_every": 2}
     whole = train(out=out, **options)
-    damage(out / "checkpoints" / "step-00000006", how)
+    damage(out / "checkpoints" / "step-00000006.checkpoint", how)
     capsys.readouterr()
     resumed = train(out=out, resume=True, **options)
     equal(resumed.theta, whole.theta)
@@ -417,8 +416,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(how, tmp_
     events = read_events(out)
     assert any("damaged checkpoint of step 6" in e["message"] for e in events if e["event"] == "warning")
     assert next(e for e in events if e["event"] == "resume")["step"] == 4
-    for step in Checkpoints(out / "checkpoints").steps():
-        damage(out / "checkpoints" / f"step-{step:08d}", how)
+    for file in (out / "checkpoints").iterdir():
+        damage(file, how)
     with pytest.raises(CheckpointError, match="expected a checkpoint, got damaged ones only"):
         train(out=out, resume=True, **options)
 
@@ -453,11 +452,10 @@ def written(out, kind):
 
 def final(out):
     """Everything that a run ends with, but for how long it took."""
-    checkpoints = Checkpoints(out / "checkpoints")
-    record = json.loads(
-        (out / "checkpoints" / f"step-{checkpoints.steps()[-1]:08d}" / "manifest.json").read_text()
-    )
-    return read_artefact(out)[0], record["tree"], {k: v for k, v in record["note"].items() if k != "seconds"}
+    data = max((out / "checkpoints").iterdir()).read_bytes()
+    record = read_record(data)
+    note = {k: v for k, v in record["note"].items() if k != "seconds"}
+    return read_artefact(out)[0], record["arrays"], note
 
 
 @pytest.mark.slow

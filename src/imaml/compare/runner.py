@@ -9,7 +9,6 @@ annealing gives depends on when it ends. Of a run's checkpoints the best on vali
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ import jax
 import numpy as np
 
 from ..config.run import Config
-from ..core.errors import ConfigError, DataError, NumericalError
+from ..core.errors import ConfigError, NumericalError
 from ..core.recipes import to_json
 from ..core.tree import Tree
 from ..domains.base import Domain
 from ..predict import Learner
-from ..storage.atomic import replacing, write_json
+from ..storage.atomic import read_json, replacing, write_json
 from ..storage.checkpoint import Checkpoints
 from ..training.directory import first_difference
 from ..training.evaluation import evaluate_theta
@@ -72,7 +71,7 @@ def compare(
         DataError: If a file in ``out`` is damaged.
         Interrupted: If Ctrl-C or SIGTERM stopped a run.
     """
-    out, rows = Path(out), rows_of(names)
+    out, rows = Path(out), rows_of(names)  # a misspelt name is told before anything is read
     domain = base.domain.build()
     _check_plan(out, base, minutes, tasks)
     trials: dict[str, list[Trial]] = {name: [] for name in rows}
@@ -103,12 +102,7 @@ def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
     """Write what is compared; ConfigError for a folder that holds something else."""
     file, plan = out / "plan.json", {"config": to_json(base), "budget": minutes, "tasks": tasks}
     if file.is_file():
-        try:
-            old = json.loads(file.read_text())
-        except ValueError as error:
-            raise DataError(
-                f"{file}: expected JSON, got an error ({error}). Hint: restore it, or choose another --out."
-            ) from error
+        old = read_json(file)
         before, now = ({f"--{k}": v for k, v in given.items() if k != "config"} for given in (old, plan))
         difference = first_difference(old.get("config"), plan["config"]) or first_difference(before, now)
         if difference:
@@ -156,7 +150,7 @@ class Trial:
     @functools.cached_property
     def result(self) -> Result:
         """What its files say, once it is finished."""
-        content = json.loads(self.file.read_text())
+        content = read_json(self.file)
         return Result(content, self.tested(content["step"]))
 
     def finish(self, name: str, progress: bool | None) -> None:
@@ -253,7 +247,7 @@ class Trial:
             # Last: where this file is, the scores are complete.
             write_json(file, {"step": step, **json_values(summaries), "failed": found.failed})
         with np.load(arrays) as values:
-            return Scores(json.loads(file.read_text()), {key: values[key] for key in values.files})
+            return Scores(read_json(file), {key: values[key] for key in values.files})
 
     def measured(self, end: JsonObject, step: int) -> JsonObject:
         """Return the facts of the run beside its test scores, and of theta after `step` steps.

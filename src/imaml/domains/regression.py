@@ -20,7 +20,7 @@ from .base import DomainBase, Encoded, Predicts, cut, split_key
 from .losses import CompositeLoss
 from .networks import MLP
 from .recipes import DomainRecipe, builder
-from .scenes import Example, Scene, compared
+from .scenes import Scene, compared
 
 
 class Points(NamedTuple):
@@ -192,7 +192,7 @@ class Sinusoid(RegressionDomain):
         """Return outputs in the shape of the inputs."""
         return outputs.reshape(np.shape(x.inputs if isinstance(x, Points) else x))
 
-    def examples(self, before: Tree, predictor: Predicts, task: Task) -> list[Example]:
+    def examples(self, before: Tree, predictor: Predicts, task: Task) -> list[Scene]:
         """Return the curve over [-5, 5], predicted before and after adaptation."""
         line = np.linspace(-5, 5, 101, dtype=np.float32)
         support = jax.device_get(task.support)
@@ -200,16 +200,13 @@ class Sinusoid(RegressionDomain):
         design = lambda x: np.column_stack([np.sin(x), np.cos(x)]).astype(np.float64)  # noqa: E731
         inputs, targets = jax.device_get(self.whole(*task))
         weights = np.linalg.lstsq(design(inputs[:, 0]), targets[:, 0], rcond=None)[0]
-        return [
-            Example(
-                support=support.inputs,
-                support_labels=support.targets,
-                query=line,
-                query_labels=design(line) @ weights,
-                predicted=predictor.predict(line),
-                before=np.asarray(self.forward(before, jnp.asarray(line[:, None])))[:, 0],
-            )
-        ]
+        lines = {
+            "true": (line, design(line) @ weights),
+            "before": (line, self.forward(before, jnp.asarray(line[:, None]))),
+            "after": (line, predictor.predict(line)),
+            "support": (support.inputs, support.targets),
+        }
+        return [Scene("sinusoid", lines=lines, x_name="input")]
 
 
 def _column(values: object) -> object:
