@@ -34,7 +34,6 @@ EXACT_MOST = 5_000  # the smaller of rows times outputs and parameters, for a de
 
 
 @recipe()
-@dataclass(frozen=True)
 class Quadrature(Checked):
     """Stochastic Lanczos quadrature for a log-determinant.
 

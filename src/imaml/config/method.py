@@ -34,7 +34,6 @@ Curvature = Literal["hessian", "gauss-newton"]
 
 
 @recipe(fresh={"inner": GradientDescent(0.1, steps=5)})
-@dataclass(frozen=True)
 class NewTask(Checked):
     """How a new task is solved in evaluation and use; see `imaml.Solving`.
 
@@ -53,7 +52,6 @@ class NewTask(Checked):
 
 
 @recipe()
-@dataclass(frozen=True)
 class Bayes(Checked):
     """The options of the Bayesian methods evidence, moments and posterior; see `imaml.bayes.rules`.
 
@@ -278,8 +276,7 @@ class ImplicitMethod(Strengths):
         return super().arguments(domain) | own
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class IMAMLRecipe(ImplicitMethod):
     """Implicit MAML; see `imaml.IMAML`."""
 
@@ -288,8 +285,7 @@ class IMAMLRecipe(ImplicitMethod):
     function = IMAML
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class MAMLRecipe(MethodRecipe):
     """MAML; see `imaml.MAML`."""
 
@@ -298,8 +294,7 @@ class MAMLRecipe(MethodRecipe):
     function = MAML
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class FOMAMLRecipe(MethodRecipe):
     """First-order MAML; see `imaml.FOMAML`."""
 
@@ -308,8 +303,7 @@ class FOMAMLRecipe(MethodRecipe):
     function = FOMAML
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class MetaSGDRecipe(MethodRecipe):
     """Meta-SGD; see `imaml.MetaSGD`."""
 
@@ -318,8 +312,7 @@ class MetaSGDRecipe(MethodRecipe):
     function = MetaSGD
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class ReptileRecipe(PerhapsAnchored):
     """Reptile, or with a strength its proximal form; see `imaml.Reptile`."""
 
@@ -332,8 +325,7 @@ class ReptileRecipe(PerhapsAnchored):
         return {"whole": domain.whole}
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class TransferRecipe(PerhapsAnchored):
     """Transfer learning; see `imaml.Joint`."""
 
@@ -349,8 +341,7 @@ class TransferRecipe(PerhapsAnchored):
         return Joint(domain, problem, inner=inner, grouped=self.grouped, **options)
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class MultitaskRecipe(TransferRecipe):
     """Multi-task learning; see `imaml.Joint`."""
 
@@ -359,8 +350,7 @@ class MultitaskRecipe(TransferRecipe):
     grouped: ClassVar[bool] = True
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class AsReleasedRecipe(Anchored):
     """The published implementation; see `imaml.as_released`.
 
@@ -412,8 +402,7 @@ class Bayesian(Strengths):
         return proximal(loss, strength, problem.adapt, **kept)
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class EvidenceRecipe(ImplicitMethod, Bayesian):
     """Empirical Bayes; see `imaml.EmpiricalBayes`."""
 
@@ -427,8 +416,7 @@ class EvidenceRecipe(ImplicitMethod, Bayesian):
         return super().arguments(domain) | own | {"whole": domain.whole}
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class PosteriorRecipe(ImplicitMethod, Bayesian):
     """iBaML; see `imaml.IBaML`."""
 
@@ -451,8 +439,7 @@ class PosteriorRecipe(ImplicitMethod, Bayesian):
         return super().arguments(domain) | own
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class MomentsRecipe(Bayesian):
     """Expectation-maximisation; see `imaml.ExpectationMaximisation`."""
 

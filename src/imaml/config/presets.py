@@ -34,7 +34,7 @@ def _merged(base: Json, changes: Json) -> Json:
 
 def _read() -> dict[str, Preset]:
     """Return the presets by name; entries of the file without `about` are none."""
-    text = resources.files(__package__).joinpath("presets.toml").read_text(encoding="utf-8")
+    text = resources.files("imaml.config").joinpath("presets.toml").read_text(encoding="utf-8")
     entries = {"": {"kind": "Config", "optimiser": {"kind": "Optimiser"}, "training": {"kind": "Training"}}}
     for name, content in tomllib.loads(text).items():
         entries[name] = _merged(entries[content.pop("like", "")], content)

@@ -81,7 +81,6 @@ class RegressionDomain(DomainBase):
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class SinusoidRecipe(DomainRecipe):
     """Regression of sinusoids from a few points, the field's smallest standard problem.
 
@@ -221,7 +220,6 @@ def _column(values: object) -> object:
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class LinearGaussianRecipe(DomainRecipe):
     """Linear tasks with Gaussian weights and noise.
 

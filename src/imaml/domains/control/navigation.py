@@ -29,7 +29,6 @@ NEAREST, FARTHEST = 0.5, 1.0  # of a goal from the middle
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class NavigationRecipe(ActorCriticRecipe):
     """Points to be steered to goals.
 

@@ -37,7 +37,6 @@ from .physics import KINDS, Kind
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class PlantsRecipe(DomainRecipe):
     """Plants of one kind to be modelled and controlled.
 

@@ -32,7 +32,6 @@ DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class FewShotRecipe(ReadsData):
     """The recipe of a few-shot domain.
 

@@ -37,7 +37,6 @@ BANDWIDTHS = 16  # bandwidths that the kernel density estimate tries
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class DensitiesRecipe(EnergyRecipe):
     """Densities of one family in the plane.
 

@@ -26,7 +26,6 @@ from .densities import Densities, DensitiesRecipe, Family, Shape, dots, normal_f
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class ImitationRecipe(AdversarialRecipe):
     """Densities in the plane to be imitated by a generator.
 

@@ -42,7 +42,6 @@ FAITH = 20.0  # weight of a visible pixel
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class RestorationRecipe(CharactersRecipe, EnergyRecipe):
     """Damaged drawings to be restored.
 

@@ -58,7 +58,6 @@ class RowsLoss:
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class TablesRecipe(ReadsData):
     """The recipe of a domain of tables: rows grouped by a column.
 
