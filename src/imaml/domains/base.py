@@ -25,8 +25,9 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
 import jax
-from jax import Array
+from jax import Array, lax
 
+from ..core import tree
 from ..core.errors import ConfigError
 from ..core.tree import Tree
 from ..core.validation import require_one_of
@@ -428,6 +429,10 @@ class EquilibriumDomain(DomainBase):
         """
         require_one_of("domain", "curvature", curvature, ("hessian",))
         return equilibrium(self.field, strength, adapt)
+
+    def shared_loss(self, theta: Tree, batch: Tree) -> Array:
+        """Return a scalar whose gradient is the field, of one theta for all tasks; its value says nothing."""
+        return tree.dot(lax.stop_gradient(self.field(theta, batch)), theta)
 
 
 def split_key(key: Array, split: str) -> Array:

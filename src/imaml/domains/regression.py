@@ -15,9 +15,9 @@ from ..core.recipes import recipe
 from ..core.tree import Tree
 from ..problems.base import Task
 from ..problems.likelihoods import Gaussian
+from ..problems.losses import CompositeLoss
 from .arrays import Field, given
 from .base import DomainBase, Encoded, Predicts, cut, split_key
-from .losses import CompositeLoss
 from .networks import MLP
 from .recipes import DomainRecipe, builder
 from .scenes import Example, Scene, compared

@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from ...core.fields import PositiveInt
 from ...core.tree import Tree
@@ -158,23 +158,6 @@ class Players:
             "discriminator": jax.grad(self.telling, argnums=1)(generator, discriminator, batch),
         }
 
-    def surrogate(self, phi: Tree, batch: Samples) -> Array:
-        """Return a scalar whose gradient is the field.
-
-        Its value has no meaning.
-
-        Args:
-            phi: Both networks' parameters.
-            batch: True and latent points.
-
-        Returns:
-            A scalar.
-        """
-        held = lax.stop_gradient(phi)
-        return self.fooling(phi["generator"], held["discriminator"], batch) + self.telling(
-            held["generator"], phi["discriminator"], batch
-        )
-
 
 def two_samples(left: Array, right: Array, widths: tuple[float, ...]) -> Array:
     """Return the kernel two-sample statistic, 0 on average if both samples have one density.
@@ -241,10 +224,6 @@ class AdversarialDomain(EquilibriumDomain):
     def whole(support: Samples, query: Samples) -> Samples:
         """Return all points of a task as one batch."""
         return joined(support, Samples(query.points, query.latents))
-
-    def shared_loss(self, theta: Tree, batch: Samples) -> Array:
-        """Return a scalar whose gradient is the field, of one pair of players for all tasks."""
-        return self.field.surrogate(theta, batch)
 
     def distance(self, points: Array, query: Samples) -> Array:
         """Return the two-sample statistic of points and the query's.

@@ -17,8 +17,8 @@ from jax import Array
 
 from ...core.fields import PositiveInt
 from ...core.tree import Tree
+from ...problems.losses import CompositeLoss
 from ..base import DomainBase
-from ..losses import CompositeLoss
 from ..networks import MLP
 from ..recipes import DomainRecipe
 
