@@ -51,7 +51,7 @@ class DomainBase(UserData):
     """The base of a domain: what every caller may ask of it, with defaults.
 
     A subclass is a frozen dataclass and a pytree (`jax.tree_util.register_static` if it holds no arrays). It
-    has a field ``recipe`` and defines `draw`, `gather` and `metrics`. If one network learns the tasks by one
+    has a field ``recipe`` and defines `gather` and `metrics`. If one network learns the tasks by one
     loss, it defines ``network`` in the recipe and `loss` here; else it overrides `init`, `problem`,
     `query_loss` and `shared_loss`. To be used on a user's own tasks it also defines `support_fields`.
 
@@ -79,9 +79,10 @@ class DomainBase(UserData):
             split: "train", "validation" or "test"; static under jit.
 
         Returns:
-            What `gather` makes the task from: a tree of small arrays.
+            What `gather` makes the task from: a tree of small arrays. By default a random key of the split's
+            own, for tasks that are made of random numbers alone.
         """
-        raise NotImplementedError
+        return split_key(key, split)
 
     def gather(self, indices: Tree) -> Task:
         """Return the task that indices mean.

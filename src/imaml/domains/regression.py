@@ -17,7 +17,7 @@ from ..problems.base import Task
 from ..problems.likelihoods import Gaussian
 from ..problems.losses import CompositeLoss
 from .arrays import Field, given
-from .base import DomainBase, Encoded, Predicts, cut, split_key
+from .base import DomainBase, Encoded, Predicts, cut
 from .networks import MLP
 from .recipes import DomainRecipe, builder
 from .scenes import Example, Scene, compared
@@ -115,20 +115,6 @@ class SinusoidRecipe(DomainRecipe):
 sinusoid = builder(SinusoidRecipe)
 
 
-class Wave(NamedTuple):
-    """The indices of a sinusoid task.
-
-    Attributes:
-        amplitude: A scalar.
-        phase: A scalar.
-        inputs: Where it is observed, ``(shots + queries,)``.
-    """
-
-    amplitude: Array
-    phase: Array
-    inputs: Array
-
-
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Sinusoid(RegressionDomain):
@@ -141,20 +127,14 @@ class Sinusoid(RegressionDomain):
         """Half the mean squared error of the network."""
         return NetworkLoss(self.recipe.network)
 
-    def draw(self, key: Array, split: str) -> Wave:
-        """Return the numbers of one random wave."""
-        a, p, x = jax.random.split(split_key(key, split), 3)
+    def gather(self, indices: Array) -> Task:
+        """Return the task of a random wave, drawn by a key: its first points are the support."""
         number = self.recipe.shots + self.recipe.queries
-        return Wave(
-            jax.random.uniform(a, (), jnp.float32, 0.1, 5.0),
-            jax.random.uniform(p, (), jnp.float32, 0.0, np.pi),
-            jax.random.uniform(x, (number,), jnp.float32, -5.0, 5.0),
-        )
-
-    def gather(self, indices: Wave) -> Task:
-        """Return the task of a wave: its first points are the support."""
-        targets = indices.amplitude * jnp.sin(indices.inputs + indices.phase)
-        return Task(*cut(Points(indices.inputs[:, None], targets[:, None]), self.recipe.shots))
+        amplitude_key, phase_key, inputs_key = jax.random.split(indices, 3)
+        amplitude = jax.random.uniform(amplitude_key, (), jnp.float32, 0.1, 5.0)
+        phase = jax.random.uniform(phase_key, (), jnp.float32, 0.0, np.pi)
+        inputs = jax.random.uniform(inputs_key, (number, 1), jnp.float32, -5.0, 5.0)
+        return Task(*cut(Points(inputs, amplitude * jnp.sin(inputs + phase)), self.recipe.shots))
 
     def baselines(self, task: Task) -> dict[str, Array]:
         """Return the mean squared error of the support's mean, and of its nearest point."""
@@ -248,20 +228,6 @@ class LinearGaussianRecipe(DomainRecipe):
 linear_gaussian = builder(LinearGaussianRecipe)
 
 
-class Line(NamedTuple):
-    """The indices of a linear task.
-
-    Attributes:
-        weights: ``(features,)``.
-        inputs: ``(n, features)``.
-        noise: ``(n,)``.
-    """
-
-    weights: Array
-    inputs: Array
-    noise: Array
-
-
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class LinearGaussian(RegressionDomain):
@@ -284,21 +250,15 @@ class LinearGaussian(RegressionDomain):
         """Return zero weights ``(features,)``."""
         return jnp.zeros(self.recipe.features)
 
-    def draw(self, key: Array, split: str) -> Line:
-        """Return the numbers of one random task."""
+    def gather(self, indices: Array) -> Task:
+        """Return a random linear task, drawn by a key: its first rows are the support."""
         recipe = self.recipe
-        w, x, e = jax.random.split(split_key(key, split), 3)
+        weights_key, inputs_key, noise_key = jax.random.split(indices, 3)
         number = recipe.shots + recipe.queries
-        return Line(
-            1.0 + recipe.spread * jax.random.normal(w, (recipe.features,)),
-            jax.random.normal(x, (number, recipe.features)),
-            recipe.noise * jax.random.normal(e, (number,)),
-        )
-
-    def gather(self, indices: Line) -> Task:
-        """Return the task of a line: its first rows are the support."""
-        points = Points(indices.inputs, indices.inputs @ indices.weights + indices.noise)
-        return Task(*cut(points, self.recipe.shots))
+        weights = 1.0 + recipe.spread * jax.random.normal(weights_key, (recipe.features,))
+        inputs = jax.random.normal(inputs_key, (number, recipe.features))
+        targets = inputs @ weights + recipe.noise * jax.random.normal(noise_key, (number,))
+        return Task(*cut(Points(inputs, targets), recipe.shots))
 
     def baselines(self, task: Task) -> dict[str, Array]:
         """Return the mean squared error of the task's own least squares (minimum norm)."""

@@ -90,7 +90,7 @@ def test_true_and_learned_densities_integrate_to_one(family):
     width = 8 / 200
     line = -4 + width * (np.arange(200) + 0.5)
     wide = np.array(list(itertools.product(line, line)))
-    centres = domain.draw(jax.random.key(3), "test").centres
+    centres = domain.sample(jax.random.key(3), "test").query.centres
     true = np.exp(logs_of_mixture(jnp.asarray(wide), centres, 0.2))
     np.testing.assert_allclose(true.sum() * width**2, 1, atol=1e-4)
     inside = wide[np.abs(wide).max(1) < 3]

@@ -23,7 +23,7 @@ from ...core.recipes import recipe
 from ...core.tree import Tree
 from ...problems.base import Task
 from ..arrays import Field
-from ..base import cut, split_key
+from ..base import cut
 from ..networks import MLP
 from ..recipes import builder
 from ..scenes import Scene
@@ -102,13 +102,6 @@ class Held(NamedTuple):
 
     cloud: Cloud
     centres: Array
-
-
-class Shape(NamedTuple):
-    """The indices of a density: its centres ``(k, 2)``, and the key of its points."""
-
-    centres: Array
-    key: Array
 
 
 @dataclass(frozen=True)
@@ -233,29 +226,30 @@ class Densities(EnergyDomain):
         """Return minus the mean log likelihood of held-out points, nats."""
         return {"nll": -jnp.mean(self.logs(phi, batch.cloud.points))}
 
-    def draw(self, key: Array, split: str) -> Shape:
-        """Return one random density."""
-        place, lobes, form, seen = jax.random.split(split_key(key, split), 4)
+    def _centres(self, place: Array, lobes: Array, form: Array) -> Array:
+        """Return the centres (k, 2) of a random density's normal parts, drawn by three keys."""
         if self.recipe.family == "modes":
-            return Shape(jax.random.uniform(place, (4, 2), jnp.float32, -2, 2), seen)
+            return jax.random.uniform(place, (4, 2), jnp.float32, -2, 2)
         # A closed curve: its distance from the middle is a cosine of the angle, of two to four lobes.
         middle = jax.random.uniform(place, (2,), jnp.float32, -0.5, 0.5)
         radius, depth, phase = jax.random.uniform(form, (3,), jnp.float32)
         angles = 2 * jnp.pi * jnp.arange(PIECES, dtype=jnp.float32) / PIECES
         waves = jnp.cos(jax.random.randint(lobes, (), 2, 5) * angles + 2 * jnp.pi * phase)
         far = (0.9 + 0.6 * radius) * (1 + 0.4 * depth * waves)
-        return Shape(middle + far[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1), seen)
+        return middle + far[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1)
 
-    def gather(self, indices: Shape) -> Task:
-        """Return the task of a density: points to learn from, and others."""
+    def gather(self, indices: Array) -> Task:
+        """Return the task of a random density, drawn by a key: points to learn from, and others."""
         recipe = self.recipe
-        which, around, noise = jax.random.split(indices.key, 3)
+        *shape, seen = jax.random.split(indices, 4)
+        centres = self._centres(*shape)
+        which, around, noise = jax.random.split(seen, 3)
         count = recipe.shots + recipe.queries
-        parts = jax.random.randint(which, (count,), 0, indices.centres.shape[0])
-        points = indices.centres[parts] + recipe.spread * jax.random.normal(around, (count, 2), jnp.float32)
+        parts = jax.random.randint(which, (count,), 0, centres.shape[0])
+        points = centres[parts] + recipe.spread * jax.random.normal(around, (count, 2), jnp.float32)
         cloud = Cloud(points, jax.random.normal(noise, (count, recipe.noises, 2), jnp.float32))
         support, query = cut(cloud, recipe.shots)
-        return Task(support, Held(query, indices.centres))
+        return Task(support, Held(query, centres))
 
     def _true_loss(self, query: Held) -> Array:
         """Return minus the mean log likelihood of held-out points by the true density."""
