@@ -231,7 +231,7 @@ linear_gaussian = builder(LinearGaussianRecipe)
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class LinearGaussian(RegressionDomain):
-    """Linear tasks y = x.w + noise with w ~ N(1, spread^2 I): the oracle, everything in closed form.
+    """Linear tasks y = x.w + noise with w ~ N(1, spread^2 I), where everything has a closed form.
 
     With H = X^T X / n and c = X^T y / n of the support, the inner solution is (H + s I)^-1 (c + s theta), and
     the meta-gradient s (H + s I)^-1 (H_q phi* - c_q), averaged over tasks.
@@ -277,38 +277,3 @@ class LinearGaussian(RegressionDomain):
         """Return the query's predictions over its targets."""
         first, then = (self.forward(phi, task.query.inputs) for phi in (before, after))
         return [compared("predicted rows", task.query.targets, first, then, "target")]
-
-    def _solve(self, support: Points, strength: float, right: Array) -> Array:
-        """Return (H + strength I)^-1 right, with H = X^T X / n of the support."""
-        inputs = support.inputs
-        matrix = inputs.T @ inputs / inputs.shape[0] + strength * jnp.eye(inputs.shape[1])
-        return jnp.linalg.solve(matrix, right)
-
-    def solution(self, theta: Array, support: Points, strength: float) -> Array:
-        """Return the inner solution in closed form.
-
-        Args:
-            theta: Meta-parameters ``(features,)``.
-            support: The support rows.
-            strength: The regularisation strength.
-
-        Returns:
-            Weights ``(features,)``.
-        """
-        rows = support.targets.shape[0]
-        return self._solve(support, strength, support.inputs.T @ support.targets / rows + strength * theta)
-
-    def meta_gradient(self, theta: Array, task: Task, strength: float) -> Array:
-        """Return one task's meta-gradient in closed form; that of several tasks is the mean.
-
-        Args:
-            theta: Meta-parameters ``(features,)``.
-            task: The task.
-            strength: The regularisation strength.
-
-        Returns:
-            The meta-gradient ``(features,)``.
-        """
-        support, query = task
-        error = query.inputs @ self.solution(theta, support, strength) - query.targets
-        return strength * self._solve(support, strength, query.inputs.T @ error / query.targets.shape[0])

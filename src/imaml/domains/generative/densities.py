@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.scipy.stats import multivariate_normal
 from jax.typing import ArrayLike, DTypeLike
 
 from ...core.fields import PositiveFloat, PositiveInt, SeveralInt
@@ -144,9 +145,8 @@ def normal_fit(points: Array, ridge: float) -> tuple[Array, Array]:
     Returns:
         The mean ``(2,)`` and the covariance ``(2, 2)``.
     """
-    mean = points.mean(0)
-    away = points - mean
-    return mean, away.T @ away / points.shape[0] + ridge * jnp.eye(2, dtype=points.dtype)
+    covariance = jnp.cov(points, rowvar=False, bias=True)
+    return points.mean(0), covariance + ridge * jnp.eye(2, dtype=points.dtype)
 
 
 def dots(points: Array, radius: int = 0) -> np.ndarray:
@@ -280,11 +280,7 @@ class Densities(EnergyDomain):
         The estimate's bandwidth is that of the most likely leave-one-out predictions of the support.
         """
         seen, points = task.support.points, task.query.cloud.points
-        # -log N(x; mean, C) = 1/2 (x - mean)^T C^-1 (x - mean) + 1/2 log det(2 pi C)
-        mean, covariance = normal_fit(seen, 1e-3)
-        away, count = points - mean, seen.shape[0]
-        far = jnp.sum(away * jnp.linalg.solve(covariance, away.T).T, -1)
-        normal = 0.5 * (far + jnp.linalg.slogdet(2 * jnp.pi * covariance)[1])
+        normal, count = multivariate_normal.logpdf(points, *normal_fit(seen, 1e-3)), seen.shape[0]
         # The kernel density estimate of each point from the others, for a range of bandwidths.
         others = jnp.array([[j for j in range(count) if j != i] for i in range(count)])
 
@@ -295,7 +291,7 @@ class Densities(EnergyDomain):
         widths = jnp.geomspace(0.1, 2.0, BANDWIDTHS, dtype=seen.dtype)
         width = widths[jnp.argmax(lax.map(left_out, widths))]
         return {
-            "normal": jnp.mean(normal),
+            "normal": -jnp.mean(normal),
             "kernels": -jnp.mean(logs_of_mixture(points, seen, width)),
             "true": self._true_loss(task.query),
         }
