@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, Unpack
 
 from jax.sharding import Mesh
 
-from ..bayes.curvature import Quadrature
+from ..bayes.curvature import Curvature, Quadrature
 from ..bayes.methods import EmpiricalBayes, ExpectationMaximisation, IBaML
 from ..core.errors import ConfigError
 from ..core.fields import Checked, PositiveFloat, PositiveFraction, PositiveInt
@@ -30,8 +30,6 @@ from ..problems.base import Problem
 from ..problems.likelihoods import likelihood
 from ..problems.precision import Learned, learned
 from ..problems.proximal import proximal
-
-Curvature = Literal["hessian", "gauss-newton"]
 
 
 @recipe(fresh={"inner": GradientDescent(0.1, steps=5)})

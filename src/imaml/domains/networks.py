@@ -30,6 +30,7 @@ class Network(Protocol):
         Returns:
             A pytree of float arrays.
         """
+        ...
 
     def forward(self, parameters: Tree, inputs: Array, statistics: Tree = None) -> tuple[Array, Tree]:
         """Return the outputs, and the statistics that they were computed with.
@@ -42,6 +43,7 @@ class Network(Protocol):
         Returns:
             Outputs ``(n, ...)``, and the statistics, a tree; None of a network that has none.
         """
+        ...
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,7 @@ class Builds(Protocol[D]):
 
     def build(self) -> D:
         """Return the domain."""
+        ...
 
 
 def builder(recipe: Callable[P, Builds[D]]) -> Callable[P, D]:

@@ -55,10 +55,12 @@ class Predicts(Protocol):
     @property
     def phi(self) -> Tree:
         """The adapted parameters."""
+        ...
 
     @property
     def classes(self) -> np.ndarray | None:
         """What the outputs stand for, if predictions are classes."""
+        ...
 
     def predict(self, x: object) -> np.ndarray:
         """Return the predictions for query data.
@@ -69,6 +71,7 @@ class Predicts(Protocol):
         Returns:
             What `DomainBase.decode` returns, rows first.
         """
+        ...
 
     def predict_proba(self, x: object, uncertainty: bool = False) -> np.ndarray:
         """Return class probabilities.
@@ -80,6 +83,7 @@ class Predicts(Protocol):
         Returns:
             Probabilities ``(n, classes)``.
         """
+        ...
 
     def predict_interval(self, x: object, level: float = 0.9) -> Tree:
         """Return means and intervals of the posterior predictive distribution.
@@ -91,6 +95,7 @@ class Predicts(Protocol):
         Returns:
             A tuple with ``mean``, ``low`` and ``high``, arrays ``(n, ...)`` in the user's units.
         """
+        ...
 
 
 class UserData:
