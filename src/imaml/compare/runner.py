@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from ..config.run import Config
-from ..core.errors import ConfigError, DataError, NumericalError
-from ..core.recipes import to_json
+from ..core.errors import ConfigError, NumericalError
+from ..core.recipes import parsed, to_json
 from ..core.tree import Tree
 from ..domains.base import Domain
 from ..predict import Learner
@@ -31,10 +31,11 @@ from ..training.evaluation import evaluate_theta
 from ..training.experiment import Experiment, assemble
 from ..training.journal import FILE, JsonObject, clock, json_values, read_events
 from .measurements import adaptation_ms, sweep
-from .results import Result, Scores, summarise, without_data
+from .results import Result, Scores, entries, without_data
 from .variants import GRID, rows_of
 
 SWEEP_TASKS = 200
+REFERENCE = "imaml"
 
 
 class Interrupted(Exception):
@@ -68,8 +69,8 @@ def compare(
         The content of ``out/comparison.json``.
 
     Raises:
-        ConfigError: If a name is unknown, or ``out`` holds something else.
-        DataError: If a file in ``out`` is damaged.
+        ConfigError: If a name is unknown, or ``out`` holds something else, or its plan is damaged.
+        DataError: If the log of a run is damaged.
         Interrupted: If Ctrl-C or SIGTERM stopped a run.
     """
     out, rows = Path(out), rows_of(names)
@@ -94,7 +95,18 @@ def compare(
         if common:
             trial.result.equal = trial.tested(trial.best(common))
     found = {name: [trial.result for trial in those] for name, those in trials.items()}
-    summary = summarise(base, minutes, tasks, seeds, domain, rows, found, common * base.training.tasks)
+    reference = REFERENCE if REFERENCE in found else next(iter(found))
+    summary = {
+        "minutes": minutes,
+        "test_tasks": tasks,
+        "seeds": seeds,
+        "equal_tasks": common * base.training.tasks,
+        "reference": reference,
+        "headline": domain.headline,
+        "higher_is_better": domain.higher_is_better,
+        "config": without_data(base),
+        "rows": entries(rows, found, reference),
+    }
     write_json(out / "comparison.json", summary)
     return summary
 
@@ -103,12 +115,7 @@ def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
     """Write what is compared; ConfigError for a folder that holds something else."""
     file, plan = out / "plan.json", {"config": to_json(base), "budget": minutes, "tasks": tasks}
     if file.is_file():
-        try:
-            old = json.loads(file.read_text())
-        except ValueError as error:
-            raise DataError(
-                f"{file}: expected JSON, got an error ({error}). Hint: restore it, or choose another --out."
-            ) from error
+        old = parsed(file.read_text(), str(file))
         before, now = ({f"--{k}": v for k, v in given.items() if k != "config"} for given in (old, plan))
         difference = first_difference(old.get("config"), plan["config"]) or first_difference(before, now)
         if difference:

@@ -154,11 +154,6 @@ class ActorCriticDomain(EquilibriumDomain):
     higher_is_better: ClassVar[bool] = True
     support_type: ClassVar[type] = Transitions
 
-    @property
-    def field(self) -> ActorCritic:
-        """The vector field of the inner problem."""
-        raise NotImplementedError
-
     def init(self, key: Array) -> Tree:
         """Return fresh parameters of both networks."""
         actor, critic = jax.random.split(key)

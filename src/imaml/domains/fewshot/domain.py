@@ -18,7 +18,7 @@ from ...core.tree import Tree
 from ...core.validation import not_one_of
 from ...problems.base import Task
 from ...problems.likelihoods import Categorical
-from ...problems.losses import CompositeLoss
+from ...problems.losses import CompositeLoss, joined
 from ..networks import Conv4
 from ..recipes import ReadsData
 from . import distortion, strokes
@@ -174,10 +174,7 @@ class FewShot(FewShotInterface):
     @staticmethod
     def whole(support: Labelled, query: Labelled) -> Labelled:
         """Return all of a task's images as one batch."""
-        images, labels = (jnp.concatenate(pair) for pair in zip(support[:2], query[:2], strict=True))
-        if support.classes is None or query.classes is None:
-            return Labelled(images, labels)
-        return Labelled(images, labels, classes=jnp.concatenate([support.classes, query.classes]))
+        return joined(support, query._replace(reference=None))
 
     def wide(self, key: Array) -> Tree:
         """Return parameters of the network with an output for every class, for joint learning."""
