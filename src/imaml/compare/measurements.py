@@ -72,9 +72,10 @@ def sweep(
     size = mesh_size(method.mesh)
     keys = task_keys(seed, 0, -(-tasks // size) * size)
     scores = np.asarray(run(domain, method.start(theta), keys), np.float64)[:tasks]
-    finite = {steps: each for steps, each in zip(SWEEP, scores.T, strict=True) if np.isfinite(each).all()}
+    columns = zip(map(str, SWEEP), scores.T, strict=True)
+    finite = {steps: column for steps, column in columns if np.isfinite(column).all()}
     means, widths = mean_intervals(finite)
-    return {"steps": list(finite), headline: list(means.values()), "ci95": list(widths.values())}
+    return {"steps": [*map(int, finite)], headline: list(means.values()), "ci95": list(widths.values())}
 
 
 def adaptation_ms(domain: Domain, run: Run | Learner, calls: int = 20) -> float | None:

@@ -16,8 +16,8 @@ from ..core.tree import Tree
 from ..problems.base import Task
 from ..problems.likelihoods import Gaussian
 from ..problems.losses import CompositeLoss
-from .arrays import Field, given
-from .base import DomainBase, Encoded, Predicts, cut
+from .arrays import Field
+from .base import DomainBase, Predicts, cut
 from .networks import MLP
 from .recipes import DomainRecipe, builder
 from .scenes import Example, Scene, compared
@@ -144,28 +144,8 @@ class Sinusoid(RegressionDomain):
         return {"support_mean": mean, "nearest_point": jnp.mean(jnp.square(query.targets - nearest))}
 
     def support_fields(self) -> dict[str, Field]:
-        """Return what inputs ``(n, 1)`` and targets ``(n, 1)`` are."""
-        return {name: Field((1,)) for name in Points._fields}
-
-    def encode(self, x: object, y: object = None) -> Encoded:
-        """Return points as a batch.
-
-        Args:
-            x: Inputs ``(n,)`` or ``(n, 1)``; or a batch of `Points`; or a mapping to ``inputs`` and
-                ``targets``.
-            y: As many targets.
-
-        Returns:
-            The batch.
-
-        Raises:
-            DataError: If inputs or targets are missing, do not fit together, or are not finite numbers.
-        """
-        return super().encode({name: _column(part) for name, part in given(x, y, Points._fields).items()})
-
-    def encode_query(self, x: Tree) -> np.ndarray:
-        """Return inputs ``(n,)`` or ``(n, 1)`` as ``(n, 1)``."""
-        return super().encode_query(_column(x))
+        """Return what inputs and targets are, ``(n, 1)`` or ``(n,)`` each."""
+        return {name: Field((1,), column=True) for name in Points._fields}
 
     def decode(self, outputs: np.ndarray, x: Tree) -> np.ndarray:
         """Return outputs in the shape of the inputs."""
@@ -189,14 +169,6 @@ class Sinusoid(RegressionDomain):
                 before=np.asarray(self.forward(before, jnp.asarray(line[:, None])))[:, 0],
             )
         ]
-
-
-def _column(values: object) -> object:
-    """Return numbers ``(n,)`` as a column ``(n, 1)``; anything else as it is, for `Field` to check."""
-    try:
-        return np.reshape(values, (-1, 1)) if np.ndim(values) == 1 else values  # type: ignore[arg-type]
-    except ValueError:  # rows of different lengths
-        return values
 
 
 @recipe("domain")

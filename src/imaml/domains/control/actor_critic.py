@@ -24,7 +24,7 @@ from ...core.fields import Fraction, PositiveInt
 from ...core.tree import Tree
 from ..arrays import Field
 from ..base import EquilibriumDomain
-from ..networks import MLP
+from ..networks import MLP, init_each
 from ..recipes import DomainRecipe
 
 
@@ -156,8 +156,7 @@ class ActorCriticDomain(EquilibriumDomain):
 
     def init(self, key: Array) -> Tree:
         """Return fresh parameters of both networks."""
-        actor, critic = jax.random.split(key)
-        return {"actor": self.recipe.actor.init(actor), "critic": self.recipe.critic.init(critic)}
+        return init_each(key, actor=self.recipe.actor, critic=self.recipe.critic)
 
     def support_fields(self) -> dict[str, Field]:
         """Return what transitions are: states and actions as the domain's recipe has them."""

@@ -10,7 +10,6 @@ images = warp(images, jax.tree.map(lambda m: m[0], maps))     # six drawings of 
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -82,7 +81,7 @@ def warp(images: Array, maps: Maps) -> Array:
     squares = jnp.stack([points[:, 0] ** 2, points[:, 0] * points[:, 1], points[:, 1] ** 2], axis=1)
     points = jnp.einsum("nij,njp->nip", maps.shape, jnp.concatenate([points, squares], axis=1))
     source = (points * (side / 2) + middle).reshape(number, 2, side, side)
-    moved = functools.partial(map_coordinates, order=1, mode="constant")
+    moved = lambda image, at: map_coordinates(image, [*at], order=1, mode="constant")  # noqa: E731
     return jax.vmap(jax.vmap(moved, (2, None), 2))(images, source)
 
 

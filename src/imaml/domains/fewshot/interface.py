@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from numpy.typing import ArrayLike
 
 from ...core.errors import DataError
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 ROUNDING = 1e-5  # how far pixels may lie outside [0, 1]: 400 times less than a grey level of 8 bits
 
 
-Statistics = Sequence[tuple[Array, Array]]  # each layer's mean and variance
 Support = ArrayLike | Labelled | Drawings
 
 
@@ -68,7 +65,7 @@ class FewShotInterface(DomainBase):
         """Return images as ``(n, side, side, channels)``; see `check_images`."""
         return check_images(x.images if isinstance(x, Labelled | Drawings) else x, self.recipe.network, "x")
 
-    def statistics(self, phi: Tree, support: Labelled) -> Statistics:
+    def statistics(self, phi: Tree, support: Labelled) -> Tree:
         """Return the statistics that support images are normalised by, layer by layer."""
         return self.recipe.network.forward(phi, support.images)[1]
 

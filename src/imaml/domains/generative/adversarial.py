@@ -29,7 +29,7 @@ from ...problems.base import Task
 from ...problems.losses import joined
 from ..arrays import Field
 from ..base import EquilibriumDomain
-from ..networks import MLP, Network
+from ..networks import MLP, Network, init_each
 from ..recipes import DomainRecipe
 
 
@@ -64,21 +64,6 @@ class Players:
     penalty: float
     weight: float = 1.0
     bounded: bool = False
-
-    def init(self, key: Array) -> Tree:
-        """Return fresh parameters of both networks.
-
-        Args:
-            key: A random key.
-
-        Returns:
-            The generator's and the discriminator's parameters by name.
-        """
-        generator, discriminator = jax.random.split(key)
-        return {
-            "generator": self.generator.init(generator),
-            "discriminator": self.discriminator.init(discriminator),
-        }
 
     def made(self, generator: Tree, latents: Array) -> Array:
         """Return the generator's points, G(z).
@@ -218,7 +203,7 @@ class AdversarialDomain(EquilibriumDomain):
 
     def init(self, key: Array) -> Tree:
         """Return fresh parameters of both networks."""
-        return self.field.init(key)
+        return init_each(key, generator=self.field.generator, discriminator=self.field.discriminator)
 
     @staticmethod
     def whole(support: Samples, query: Samples) -> Samples:

@@ -82,11 +82,6 @@ class DensitiesRecipe(EnergyRecipe):
         """The network from a point to its energy, without the quadratic term."""
         return MLP((2, *self.hidden, 1), "silu")
 
-    @property
-    def energy(self) -> Energy:
-        """The energy, which is the inner loss as well."""
-        return Energy(self.network, self.sigma)
-
 
 densities = builder(DensitiesRecipe)
 
@@ -176,17 +171,10 @@ class Densities(EnergyDomain):
     headline: ClassVar[str] = "nll"
     support_type: ClassVar[type] = Cloud
 
-    def logs(self, phi: Tree, points: Array) -> Array:
-        """Return log p(x; phi), exact up to the grid's resolution.
-
-        Args:
-            phi: The energy's parameters.
-            points: ``(n, 2)``.
-
-        Returns:
-            ``(n,)``.
-        """
-        return self.forward(phi, points, self.normaliser(phi, points.dtype))
+    @property
+    def loss(self) -> Energy:
+        """The loss of score matching; its `at` is the energy."""
+        return Energy(self.recipe.network, self.recipe.sigma)
 
     def normaliser(self, phi: Tree, dtype: DTypeLike) -> Array:
         """Return the log of the integral of exp(-E) over the square, a sum over the middles of its cells.
@@ -201,7 +189,7 @@ class Densities(EnergyDomain):
         cells, width = self.recipe.grid, 2 * REACH / self.recipe.grid
         line = -REACH + width * (jnp.arange(cells, dtype=dtype) + 0.5)
         grid = jnp.stack(jnp.meshgrid(line, line), -1).reshape(-1, 2)
-        return jax.nn.logsumexp(-self.energy.at(phi, grid)) + 2 * math.log(width)
+        return jax.nn.logsumexp(-self.loss.at(phi, grid)) + 2 * math.log(width)
 
     def support_fields(self) -> dict[str, Field]:
         """Return what points ``(n, 2)`` and their noise ``(n, m, 2)`` are."""
@@ -212,19 +200,19 @@ class Densities(EnergyDomain):
         return self.normaliser(phi, support.points.dtype)
 
     def forward(self, phi: Tree, rows: Array, statistics: Array | None = None) -> Array:
-        """Return log densities ``(n,)`` at points ``(n, 2)``."""
+        """Return log densities ``(n,)`` at points ``(n, 2)``, exact up to the grid's resolution."""
         logarithm = self.normaliser(phi, rows.dtype) if statistics is None else statistics
-        return -self.energy.at(phi, rows) - logarithm
+        return -self.loss.at(phi, rows) - logarithm
 
     def query_loss(self, phi: Tree, theta: Tree, batch: Held) -> Array:
         """Return minus the mean log likelihood of held-out points, nats; or their loss of score matching."""
         if self.recipe.judge == "score":
-            return self.energy(phi, batch.cloud)
+            return self.loss(phi, batch.cloud)
         return self.measure(phi, theta, batch)["nll"]
 
     def measure(self, phi: Tree, theta: Tree, batch: Held) -> dict[str, Array]:
         """Return minus the mean log likelihood of held-out points, nats."""
-        return {"nll": -jnp.mean(self.logs(phi, batch.cloud.points))}
+        return {"nll": -jnp.mean(self.forward(phi, batch.cloud.points))}
 
     def _centres(self, place: Array, lobes: Array, form: Array) -> Array:
         """Return the centres (k, 2) of a random density's normal parts, drawn by three keys."""
@@ -265,7 +253,7 @@ class Densities(EnergyDomain):
         line = np.linspace(-REACH, REACH, CELLS, dtype=np.float32)
         grid = jnp.stack(jnp.meshgrid(line, line[::-1]), -1).reshape(-1, 2)
         true = logs_of_mixture(grid, task.query.centres, self.recipe.spread)
-        logs = {"true": true, "before": self.logs(before, grid), "after": self.logs(after, grid)}
+        logs = {"true": true, "before": self.forward(before, grid), "after": self.forward(after, grid)}
         images = {
             name: np.clip(np.exp(np.asarray(each)) / float(jnp.exp(true.max())), 0, 1).reshape(CELLS, CELLS)
             for name, each in logs.items()
