@@ -173,6 +173,7 @@ class MethodRecipe(Checked):
             The method.
         """
         function = type(self).function
+        # Of two options with one name that of `bayes` counts: its curvature and rank are the posterior's.
         own = {**vars(self), **vars(getattr(self, "bayes", self)), "whole": domain.whole}
         taken = inspect.signature(function).parameters.keys() & own.keys() - {"inner"}
         given = {name: own[name] for name in taken}
