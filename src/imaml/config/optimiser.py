@@ -121,9 +121,13 @@ class Optimiser(Checked):
             The function from a step to its learning rate.
         """
         if self.schedule == "constant":
-            return optax.warmup_constant_schedule(0.0, self.learning_rate, self.warmup)
-        end = max(steps, self.warmup + 1)
-        return optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, self.warmup, end)
+            main = optax.constant_schedule(self.learning_rate)
+        else:
+            main = optax.cosine_decay_schedule(self.learning_rate, max(steps - self.warmup, 1))
+        if not self.warmup:
+            return main
+        rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup)
+        return optax.join_schedules([rise, main], [self.warmup])
 
     def build(self, steps: int) -> GradientTransformation:
         """Make the Optax transform.

@@ -318,7 +318,11 @@ def cached_array(key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         The array.
     """
     file = user_cache() / "tables" / f"{key}.npz"
-    with contextlib.suppress(OSError, ValueError, EOFError, BadZipFile), np.load(file) as arrays:
+    with (
+        contextlib.suppress(OSError, ValueError, EOFError, BadZipFile),
+        file.open("rb") as stream,
+        np.load(stream) as arrays,
+    ):
         return arrays["array"]
     array = make()
     with contextlib.suppress(OSError):
