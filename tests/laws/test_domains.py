@@ -134,6 +134,8 @@ def test_every_registered_domain_is_held_to_the_laws():
 
 def identities(drawn):
     """What tells draws apart: every number, or, of many real ones, which repeat by chance, the whole."""
+    if jnp.issubdtype(drawn.dtype, jax.dtypes.prng_key):
+        drawn = jax.random.key_data(drawn)
     drawn = np.asarray(drawn)
     if np.issubdtype(drawn.dtype, np.floating) and drawn[0].size > 16:
         return {tuple(np.ravel(one).tolist()) for one in drawn}

@@ -30,10 +30,11 @@ from ..training.evaluation import evaluate_theta
 from ..training.experiment import Experiment, assemble
 from ..training.journal import FILE, JsonObject, clock, json_values, read_events
 from .measurements import adaptation_ms, sweep
-from .results import Result, Scores, summarise, without_data
+from .results import Result, Scores, entries, without_data
 from .variants import GRID, rows_of
 
 SWEEP_TASKS = 200
+REFERENCE = "imaml"
 
 
 class Interrupted(Exception):
@@ -67,8 +68,8 @@ def compare(
         The content of ``out/comparison.json``.
 
     Raises:
-        ConfigError: If a name is unknown, or ``out`` holds something else.
-        DataError: If a file in ``out`` is damaged.
+        ConfigError: If a name is unknown, or ``out`` holds something else, or its plan is damaged.
+        DataError: If the log of a run is damaged.
         Interrupted: If Ctrl-C or SIGTERM stopped a run.
     """
     out, rows = Path(out), rows_of(names)  # a misspelt name is told before anything is read
@@ -93,7 +94,18 @@ def compare(
         if common:
             trial.result.equal = trial.tested(trial.best(common))
     found = {name: [trial.result for trial in those] for name, those in trials.items()}
-    summary = summarise(base, minutes, tasks, seeds, domain, rows, found, common * base.training.tasks)
+    reference = REFERENCE if REFERENCE in found else next(iter(found))
+    summary = {
+        "minutes": minutes,
+        "test_tasks": tasks,
+        "seeds": seeds,
+        "equal_tasks": common * base.training.tasks,
+        "reference": reference,
+        "headline": domain.headline,
+        "higher_is_better": domain.higher_is_better,
+        "config": without_data(base),
+        "rows": entries(rows, found, reference),
+    }
     write_json(out / "comparison.json", summary)
     return summary
 

@@ -3,8 +3,8 @@
 A class that is to be chosen by name (on the command line, in a saved configuration) registers itself:
 
     @recipe("linear")
-    @dataclass(frozen=True)
-    class MySolver: ...
+    class MySolver:
+        steps: int = 5
 
 There is no other list of classes. `role` says which fields may hold it: "linear", "inner", "domain", ...
 """
@@ -15,9 +15,9 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import ModuleType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, dataclass_transform
 
 from .errors import ConfigError
 from .validation import not_one_of
@@ -45,23 +45,23 @@ class Role:
     name: str
 
 
-def recipe(*roles: str, fresh: Fields | None = None) -> Callable[[type[T]], type[T]]:
-    """Registers a frozen dataclass under its name, its `kind` in JSON.
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def recipe(*roles: str, fresh: Fields | None = None, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
+    """Makes a class a frozen dataclass, and registers it under its name, its `kind` in JSON.
 
     Args:
         *roles: The roles that it has, such as "linear" or "inner"; none for a part of another recipe.
         fresh: Arguments for an instance that is chosen by its kind alone, where it has no defaults for all.
+        kw_only: Whether its fields are given by name only. A class that is a dataclass already stays so.
 
     Returns:
-        The decorator, which returns the class unchanged.
+        The decorator of the class.
 
     Raises:
         ConfigError: If another class has that name already.
 
     Example:
-        >>> from dataclasses import dataclass
         >>> @recipe()
-        ... @dataclass(frozen=True)
         ... class Example:
         ...     steps: int = 5
         >>> to_json(Example())
@@ -69,6 +69,8 @@ def recipe(*roles: str, fresh: Fields | None = None) -> Callable[[type[T]], type
     """
 
     def register(kind: type[T]) -> type[T]:
+        if "__dataclass_params__" not in vars(kind):
+            kind = dataclass(frozen=True, kw_only=kw_only)(kind)
         other = _KINDS.get(kind.__name__, kind)
         if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
             raise ConfigError(
