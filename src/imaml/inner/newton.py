@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax import Array, lax
 from ..core import tree
 from ..core.errors import ConfigError
 from ..core.fields import PositiveFloat, PositiveInt
-from ..core.loops import repeat_while
+from ..core.loops import halved_while
 from ..core.recipes import recipe
 from ..core.tree import Tree
 from ..linear.base import LinearSolver, Matvec
@@ -80,13 +80,6 @@ class NewtonCG(Stepping[None]):
         return None, step
 
 
-class _Length(NamedTuple):
-    """The state of a line search: the length tried, and how often it was halved."""
-
-    length: Array
-    halvings: Array
-
-
 def _searched(objective: Callable[[Tree], Array], phi: Tree, slope: Tree, direction: Tree, most: int) -> Tree:
     """Phi after a step along a direction of descent, by backtracking (Armijo).
 
@@ -99,14 +92,13 @@ def _searched(objective: Callable[[Tree], Array], phi: Tree, slope: Tree, direct
     moved = lambda length: jax.tree.map(lambda p, d: p + length * d, phi, direction)  # noqa: E731
     noise = jnp.finfo(before.dtype).eps * jnp.abs(before)
 
-    def too_long(state: _Length) -> Array:
-        bound = before + SUFFICIENT * state.length * promised + noise
+    def too_long(length: Array) -> Array:
+        bound = before + SUFFICIENT * length * promised + noise
         # Not "above the bound", so that a NaN is too long as well.
-        return ~(objective(moved(state.length)) <= bound) & (state.halvings < most)
+        return ~(objective(moved(length)) <= bound)
 
-    halve = lambda state: _Length(state.length / 2, state.halvings + 1)  # noqa: E731
-    end = repeat_while(too_long, halve, _Length(jnp.ones_like(before), jnp.asarray(0)))
-    return moved(jnp.where(end.halvings < most, end.length, 0))
+    length = halved_while(too_long, most, before)
+    return moved(jnp.where(length > 0.5**most, length, 0))
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import StructureError
-from ..core.fields import Checked, PositiveFloat, PositiveInt
+from ..core.fields import PositiveFloat, PositiveInt
 from ..core.loops import repeat_while
 from ..core.solution import Ending, Solution, Stats, Status
 from ..core.tree import Tree
 from ..problems.losses import Composed, HalfSquares
-from .base import Instance, Solver, check_stopping, to_tolerance
+from .base import Instance, Stepping, to_tolerance
 
 PATIENCE = 30  # steps without a smaller |F| after which it stops
 Backend: TypeAlias = Any  # a solver of Optimistix, which is imported in calls only, as it takes long
@@ -46,7 +46,7 @@ class _Search(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Wrapped(Checked, Solver):
+class _Wrapped(Stepping[None]):
     """The base of the solvers of Optimistix; a subclass defines `_backend`."""
 
     steps: PositiveInt | None = None
@@ -54,11 +54,6 @@ class _Wrapped(Checked, Solver):
     reversible: ClassVar[bool] = False
     minimises: ClassVar[bool] = True
     most: ClassVar[int] = 1000
-
-    def __post_init__(self) -> None:
-        """Check the fields, and that it has something to stop at (ConfigError)."""
-        super().__post_init__()
-        check_stopping(type(self).__name__, self.steps, self.tolerance)
 
     def _backend(self, optimistix: ModuleType) -> Backend:
         """The solver of Optimistix, given its module."""

@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from ..core import tree
-from ..core.loops import repeat_while
+from ..core.loops import halved_while, repeat_while
 from ..core.solution import Solution
 from ..core.tree import Tree
 from ..linear.cg import conjugate_gradients
@@ -313,10 +313,7 @@ def newton_round(case: Case, point: Point, steps: int, limits: Limits, sample: S
 
     # Away from the solution a full step may lead further away; then it is halved until |F| falls.
     worse = lambda share: ~(tree.norm(case.slope(along(share))) <= before)  # noqa: E731
-    least = 0.5**HALVINGS
-    share = repeat_while(
-        lambda share: (share > least) & worse(share), lambda share: share / 2, jnp.ones_like(before)
-    )
+    share = halved_while(worse, HALVINGS, before)
     # The linear system at the new point, solved from the old u on.
     nearer = along(share)
     there = case.system(nearer)
