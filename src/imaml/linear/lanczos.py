@@ -14,7 +14,7 @@ from .base import Product
 RITZ = 64  # Ritz values come from the first so many steps of conjugate gradients
 
 
-def ritz(coefficients: tuple[Array, Array], steps: Array) -> tuple[Array, Array]:
+def ritz(coefficients: Array | tuple[Array, Array], steps: Array) -> tuple[Array, Array]:
     """Compute the extreme Ritz values of A from what conjugate gradients leave behind.
 
     The tridiagonal matrix has 1/alpha_j + beta_(j-1)/alpha_(j-1) on its diagonal and sqrt(beta_j)/alpha_j off

@@ -17,7 +17,7 @@ from ..core.solution import Certification, Ending, Solution, Stats, Status, boun
 from ..core.validation import Interval, require_number
 from .base import StepNumber
 from .certificate import Certificate, certified, curvature_guess, sensitivity
-from .newton_step import Aim, Constants, Point, refine, remaining_error, roughly
+from .newton_step import Aim, Constants, Point, refine, remaining_error, sampler
 from .system import Case, System
 
 ROUNDS = 20
@@ -125,7 +125,7 @@ def until_accurate(
     else:  # an estimate does
         constants = lambda point: _guess(case, system, point)  # noqa: E731
         aim = Aim(asked, constants, None)
-        point = refine(case, begun, aim, roughly(case), MOST, ROUNDS, jax.random.split(key, 3)[1])
+        point = refine(case, begun, aim, sampler(case), MOST, ROUNDS, jax.random.split(key, 3)[1])
         estimate, bound = remaining_error(point, constants(point)), None
         good = estimate <= asked(point)
         certified_as = jnp.full(good.shape, int(Certification.ESTIMATED))
