@@ -103,6 +103,7 @@ class ImplicitBase(RuleBase):
         """
         _, found = learning.solved(theta, batch, key)
         at = self.at(Case(learning.problem, theta, batch, outer), found.value, key)
+        assert at.residual is not None
         return at._replace(inner=judged(found, at.residual))
 
     def at(self, case: Case, adapted: Tree, key: Key) -> TaskGradient:
