@@ -9,8 +9,9 @@
 
     MySolver(steps=0)  # ConfigError: MySolver: steps: expected a whole number of at least 1, got 0.
 
-A type may be a number type of this module, `int`, `float`, `bool`, `str`, a `Literal`, a dataclass,
-a `Callable`, ``None``, a tuple of these or a union of these. Fields of other types are not checked.
+A type may be a number type of this module, `int`, `float`, `bool`, `str`, a `Literal`, a dataclass, a class
+with words of its own (`Such`), a `Callable`, ``None``, a tuple of these or a union of these. Fields of other
+types are not checked.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, ClassVar, Literal
 
 from .errors import ConfigError
@@ -33,6 +34,20 @@ NonNegativeFloat = Annotated[float, Interval(0)]
 PositiveFloat = Annotated[float, Interval(0, open=True)]
 Fraction = Annotated[float, Interval(0, 1)]
 PositiveFraction = Annotated[float, Interval(0, 1, open=True)]
+
+
+@dataclass(frozen=True)
+class Such:
+    """Says in words what a field of a class holds: `Annotated[InnerSolver, Such("an inner solver")]`.
+
+    Any function stands for a protocol that has `__call__`; of other classes it must be an instance.
+
+    Attributes:
+        words: The phrase for a message.
+    """
+
+    words: str
+
 
 _NAMES: dict[object, str] = {bool: "True or False", str: "a text", types.NoneType: "None"}
 
@@ -50,6 +65,11 @@ def expected(hint: object, value: object) -> str:
     marks: list[object] = []
     if typing.get_origin(hint) is Annotated:
         hint, *marks = typing.get_args(hint)
+    for mark in marks:
+        if isinstance(mark, Such):
+            kind = typing.cast(type, hint)
+            valid = callable(value) if "__call__" in vars(kind) else isinstance(value, kind)
+            return "" if valid else mark.words
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         found = [expected(choice, value) for choice in arguments]

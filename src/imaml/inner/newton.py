@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core import tree
-from ..core.errors import ConfigError
-from ..core.fields import PositiveFloat, PositiveInt
+from ..core.fields import PositiveFloat, PositiveInt, Such
 from ..core.loops import halved_while
 from ..core.recipes import recipe
 from ..core.tree import Tree
@@ -126,17 +125,9 @@ class Newton(Stepping[None]):
     """
 
     steps: PositiveInt | None = None
-    linear: LinearSolver = field(default_factory=Dense)
+    linear: Annotated[LinearSolver, Such("a linear solver such as Dense()")] = field(default_factory=Dense)
     tolerance: PositiveFloat | None = None
     most: ClassVar[int] = 100
-
-    def __post_init__(self) -> None:
-        """Check the fields (ConfigError)."""
-        super().__post_init__()
-        if not callable(self.linear):
-            raise ConfigError(
-                f"Newton: linear: expected a linear solver such as Dense(), got {self.linear!r}."
-            )
 
     def iteration(self, task: Instance) -> tuple[None, Step[None]]:
         """Prepare the iteration; see `Stepping.iteration`."""

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypedDict, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ..core import tree
 from ..core.content import ByContent
 from ..core.errors import ConfigError, NumericalError
-from ..core.fields import Checked, PositiveInt
+from ..core.fields import Checked, PositiveInt, Such
 from ..core.recipes import Recipe
 from ..core.solution import Ending, Solution, Stats, Status, bounded
 from ..core.tree import Tree
@@ -30,7 +30,6 @@ from .implicit import Implicit
 from .system import QueryLoss
 
 Policy = Literal["raise", "warn", "skip"]
-POLICIES = get_args(Policy)
 AXIS = "tasks"
 # The solves of a rule that has none.
 UNSOLVED = Solution(None, Stats(None, None, None), None)  # type: ignore[arg-type]
@@ -175,30 +174,25 @@ class MetaGradient(Checked, ByContent):
 
     owner: ClassVar[str] = "method"
 
-    problem: Problem = field(kw_only=False)
+    problem: Annotated[Problem, Such("one such as proximal(loss, strength)")] = field(kw_only=False)
     query_loss: QueryLoss = field(kw_only=False)
-    inner: InnerSolver
+    inner: Annotated[InnerSolver, Such("an inner solver such as GradientDescent(rate, steps=...)")]
     rule: TaskRule
     policy: Policy = "warn"
     chunk: PositiveInt | None = None
     mesh: Mesh | None = None
     measure: Measure | None = None
     view: View | None = None
-    new_task: Solving | None = None
+    new_task: Annotated[Solving, Such("a Solving(problem, inner)")] | None = None
     origin: Origin | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the fields (ConfigError, StructureError)."""
         super().__post_init__()
-        example = "a Solving(problem, inner) or None"
-        for name, valid, expected in (
-            ("problem", isinstance(self.problem, Problem), "one such as proximal(loss, strength)"),
-            ("inner", callable(self.inner), "an inner solver such as GradientDescent(rate, steps=...)"),
-            ("rule", hasattr(self.rule, "task_gradient"), "one such as implicit(linear) or unrolled()"),
-            ("new_task", isinstance(self.new_task, Solving | None), example),
-        ):
-            if not valid:
-                raise ConfigError(f"method: {name}: expected {expected}, got {getattr(self, name)!r}.")
+        if not hasattr(self.rule, "task_gradient"):
+            raise ConfigError(
+                f"method: rule: expected one such as implicit(linear) or unrolled(), got {self.rule!r}."
+            )
         if self.mesh is not None and tuple(self.mesh.axis_names) != (AXIS,):
             raise ConfigError(f"method: mesh: expected one axis, named {AXIS!r}, got {self.mesh.axis_names}.")
         self.rule.refuse(self.problem, self.inner)
