@@ -1,7 +1,6 @@
 """Field types that say which values are valid, and the check of a recipe's fields against its types.
 
     @recipe("inner")
-    @dataclass(frozen=True)
     class MySolver(Checked):
         steps: PositiveInt
         rate: PositiveFloat = 0.1

@@ -6,8 +6,6 @@ it. Both methods here step against the field as it will be rather than as it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 
 from ..core.recipes import recipe
@@ -17,7 +15,6 @@ from .gradient import Descent
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
-@dataclass(frozen=True)
 class ExtraGradient(Rated[None]):
     """The extragradient method, phi <- phi - rate F(phi - rate F(phi)); two evaluations of F a step.
 
@@ -53,7 +50,6 @@ class ExtraGradient(Rated[None]):
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
-@dataclass(frozen=True)
 class OptimisticDescent(Rated[Tree]):
     """Optimistic descent, phi <- phi - rate (2 F - F before); one evaluation of F a step.
 

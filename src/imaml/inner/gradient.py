@@ -23,7 +23,6 @@ else:
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
-@dataclass(frozen=True)
 class GradientDescent(Rated[None]):
     """Gradient descent, phi <- phi - learning_rate * F(phi, theta, batch).
 
@@ -118,7 +117,6 @@ def as_descent(solver: object) -> GradientDescent | None:
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
-@dataclass(frozen=True)
 class ProximalGradient(Rated[None]):
     """Proximal gradient descent: a step on the loss, then the anchor's exact proximal step.
 

@@ -25,7 +25,6 @@ SUFFICIENT = 1e-4  # Armijo: the share of the decrease that the slope promises (
 
 
 @recipe("inner", fresh={"steps": 5})
-@dataclass(frozen=True)
 class NewtonCG(Stepping[None]):
     """Truncated Newton, phi <- phi + a d with H d = -F by conjugate gradients (Hessian-free).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -44,7 +43,6 @@ class BiCGStabState(NamedTuple):
 
 
 @recipe("linear", fresh={"steps": 5})
-@dataclass(frozen=True)
 class BiCGStab(Iterative[BiCGStabState]):
     """Stabilised biconjugate gradients, for any invertible A; two products a step.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -135,7 +134,6 @@ def conjugate_gradients(matvec: Matvec, b: Tree, most: int, threshold: Array) ->
 
 
 @recipe("linear", fresh={"steps": 5})
-@dataclass(frozen=True)
 class CG(Iterative[CGState]):
     """Conjugate gradients, for A symmetric positive definite; one product a step.
 

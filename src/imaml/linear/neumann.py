@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -36,7 +35,6 @@ class NeumannState(NamedTuple):
 
 
 @recipe("linear", fresh={"steps": 5})
-@dataclass(frozen=True)
 class Neumann(Iterative[NeumannState]):
     """The Neumann series, x += scale (b - A x): plain fixed-point iteration.
 

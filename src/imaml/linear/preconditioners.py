@@ -8,7 +8,6 @@ K = S^(-1/2) H S^(-1/2). A sketch of K from `rank` products with orthonormal ran
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -21,7 +20,6 @@ from .base import Outcome, Product, Solver, System
 
 
 @recipe("preconditioner")
-@dataclass(frozen=True)
 class Diagonal:
     """The preconditioner M = diag(anchor): of use where strengths differ much, as learned ones do.
 
@@ -63,7 +61,6 @@ class Sketch(NamedTuple):
 
 
 @recipe("linear", "preconditioner")
-@dataclass(frozen=True)
 class Nystrom(Checked, Solver):
     """A from its largest directions, by the randomised Nystrom approximation; also a preconditioner.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 import jax
@@ -25,7 +25,6 @@ MOST = 1000  # steps of conjugate gradients in one solve
 
 
 @recipe()
-@dataclass(frozen=True)
 class Tightening(Checked):
     """An accuracy that tightens in training: max(last, first / (1 + step / pace)^power).
 
