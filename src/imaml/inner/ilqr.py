@@ -228,7 +228,7 @@ class ILQR(Checked):
         return jnp.concatenate([start[None], lax.scan(step, start, controls)[1]])
 
     def follow(self, parameters: Tree, start: Array, plan: Trajectory) -> tuple[Array, Array]:
-        """Follow a plan that was made for another plant.
+        """Follow a plan that was made for another plant, or about other controls, within the limits.
 
         Args:
             parameters: p, a tree of arrays.
@@ -238,21 +238,14 @@ class ILQR(Checked):
         Returns:
             The states (T + 1, n) and the controls (T, m).
         """
-        unchanged = jnp.zeros_like(plan.controls)
-        return self._corrected(parameters, start, plan.states, plan.controls, unchanged, plan.gains)
 
-    def _corrected(
-        self, parameters: Tree, start: Array, states: Array, controls: Array, change: Array, gains: Array
-    ) -> tuple[Array, Array]:
-        """The states and controls of u_t + change_t + gains_t (x_t - states_t), within the limits."""
-
-        def step(state: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-            about, control, change, gain = here
-            control = jnp.clip(control + change + gain @ (state - about), self.low, self.high)
+        def step(state: Array, here: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            about, control, gain = here
+            control = jnp.clip(control + gain @ (state - about), self.low, self.high)
             following = self.dynamics(state, control, parameters)
             return following, (following, control)
 
-        _, (after, used) = lax.scan(step, start, (states[:-1], controls, change, gains))
+        _, (after, used) = lax.scan(step, start, (plan.states[:-1], plan.controls, plan.gains))
         return jnp.concatenate([start[None], after]), used
 
     @_traced_once
@@ -387,9 +380,8 @@ class ILQR(Checked):
             return _backward(about, state.shift * scale, *room)
 
         def attempt(size: Array, change: Array, gains: Array) -> tuple[Array, Array, Array]:
-            states, controls = self._corrected(
-                parameters, start, state.states, state.controls, size * change, gains
-            )
+            tried = Trajectory(state.states, state.controls + size * change, gains, state.cost)
+            states, controls = self.follow(parameters, start, tried)
             return states, controls, self.cost(parameters, states, controls)
 
         # Both sweeps, and a line search along each, all sizes at once. A sweep that met a Q_uu that is not

@@ -8,17 +8,17 @@ from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from ..core import tree
 from ..core.fields import PositiveFloat, PositiveInt, Such
 from ..core.loops import halved_while
 from ..core.recipes import recipe
 from ..core.tree import Tree
-from ..linear.base import LinearSolver, Matvec
+from ..linear.base import LinearSolver
 from ..linear.cg import CG
 from ..linear.dense import Dense
-from ..problems.linearised import anchor_of, refuse_system, solve_anchored
+from ..problems.linearised import anchor_of, refuse_system, solve_linear
 from .base import Instance, Step, Stepping
 
 SUFFICIENT = 1e-4  # Armijo: the share of the decrease that the slope promises (Nocedal and Wright, eq. 3.4)
@@ -136,14 +136,7 @@ class Newton(Stepping[None]):
         def step(slope: Tree, phi: Tree, memory: None) -> tuple[Tree, None]:
             _, product = jax.linearize(task.residual, phi)
             anchor = anchor_of(problem, phi, task.theta)
-
-            def solve(matvec: Matvec, b: Tree) -> Tree:
-                return solve_anchored(self.linear, matvec, b, problem.structure, anchor).value
-
-            symmetric = problem.structure != "general"
-            transposed = None if symmetric else solve
-            # Derivatives go through the linear system itself, whatever `linear` did to solve it.
-            change = lax.custom_linear_solve(product, slope, solve, transposed, symmetric=symmetric)
+            change = solve_linear(self.linear, product, slope, problem.structure, anchor)
             return tree.minus(phi, change), memory
 
         return None, step

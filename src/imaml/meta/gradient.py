@@ -300,8 +300,7 @@ class MetaGradient(Checked, ByContent):
         """
         theta = self.start(theta)
         problem, inner = (self.problem, self.inner) if self.new_task is None else self.new_task
-        found = inner(problem, theta, support, problem.init(theta, support, key), key)
-        return problem.full(found.value, theta), found
+        return Learning(problem, self.query_loss, inner).solved(theta, support, key)
 
     def at_step(self, step: StepNumber, estimate: Flag = True) -> MetaGradient:
         """The method at a step of training, for rules that change.
@@ -343,25 +342,22 @@ class MetaGradient(Checked, ByContent):
         """
         count = _count(tasks)
         keys = None if key is None else jax.random.split(key, count)
-        if self.mesh is None:
-            flat, metrics = self.at_step(step, estimate)._mean_gradient(theta, tasks, keys)
-        else:
+        mean = self.at_step(step, estimate)._mean_gradient
+        if self.mesh is not None:
             if count % self.mesh.size:
                 raise ConfigError(
                     f"method: tasks: expected a multiple of the {self.mesh.size} devices, got {count}."
                 )
             spread, replicated = PartitionSpec(AXIS), PartitionSpec()
-            known = isinstance(estimate, bool)  # then it stays so, and what is not wanted is not traced
-            at = lambda step, wanted: self.at_step(step, estimate if known else wanted)  # noqa: E731
             # check_vma=False: else a gradient at a replicated theta is summed over devices inside each task.
-            share = jax.shard_map(
-                lambda t, b, k, *s: at(*s)._mean_gradient(t, b, k),
+            mean = jax.shard_map(
+                mean,
                 mesh=self.mesh,
-                in_specs=(replicated, spread, spread, replicated, replicated),
+                in_specs=(replicated, spread, spread),
                 out_specs=(replicated, spread),
                 check_vma=False,
             )
-            flat, metrics = share(theta, tasks, keys, step, None if known else estimate)
+        flat, metrics = mean(theta, tasks, keys)
         gradient = getattr(self.rule, "combine", _shaped)(self.problem, theta, flat)
         if not isinstance(metrics.used, Tracer):
             self.check(metrics)

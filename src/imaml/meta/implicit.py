@@ -21,7 +21,7 @@ from ..inner.base import InnerSolver, judged
 from ..linear.base import LinearSolver, Matvec
 from ..linear.cg import CG
 from ..problems.base import RULES, Key, Problem, Task, require_anchor
-from ..problems.linearised import anchor_of, refuse_system, solve_anchored
+from ..problems.linearised import anchor_of, refuse_system, solve_linear
 from .accuracy import Tightening, check_accuracy, until_accurate
 from .base import Flag, Learning, RuleBase, StepNumber, TaskGradient
 from .certificate import Certificate, certified_from, key_of
@@ -199,12 +199,7 @@ class Implicit(ImplicitBase):
         anchor = None if anchor is None else tree.ravel(tree.spread(anchor, phi0))[0]
 
         def solve_tangent(product: Matvec, b: Array) -> Array:
-            def solve(matvec: Matvec, b: Array) -> Array:
-                return solve_anchored(self.solver, matvec, b, problem.structure, anchor).value
-
-            symmetric = problem.structure != "general"
-            transposed = None if symmetric else solve
-            return lax.custom_linear_solve(product, b, solve, transposed, symmetric=symmetric)
+            return solve_linear(self.solver, product, b, problem.structure, anchor)
 
         return unravel(lax.custom_root(residual, flat, find, solve_tangent))
 
