@@ -134,25 +134,6 @@ def without_intervals(hint: object) -> object:
     return tuple[tuple(map(without_intervals, arguments))] if origin is tuple else hint  # type: ignore[misc]
 
 
-def check_fields(recipe: object, owner: str = "") -> None:
-    """Check the fields of a recipe against their types.
-
-    Args:
-        recipe: A dataclass.
-        owner: What the message calls it; by default the name of its class.
-
-    Raises:
-        ConfigError: If a field has a value that its type does not accept.
-    """
-    for name, hint in field_types(type(recipe)).items():
-        value = getattr(recipe, name)
-        wanted = expected(hint, value)
-        if wanted:
-            hint = suggestion(value, re.findall("'([^']*)'", wanted))
-            problem = f"expected {wanted}, got {value!r}.{hint}"
-            raise ConfigError.of_field(owner or type(recipe).__name__, name, problem)
-
-
 class Checked:
     """The base of a dataclass whose fields are checked when it is made.
 
@@ -166,4 +147,10 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Check the fields (ConfigError)."""
-        check_fields(self, self.owner)
+        for name, hint in field_types(type(self)).items():
+            value = getattr(self, name)
+            wanted = expected(hint, value)
+            if wanted:
+                close = suggestion(value, re.findall("'([^']*)'", wanted))
+                problem = f"expected {wanted}, got {value!r}.{close}"
+                raise ConfigError.of_field(self.owner or type(self).__name__, name, problem)

@@ -14,7 +14,7 @@ from ..core.errors import ConfigError
 from ..core.fields import Checked, PositiveFloat, PositiveFraction
 from ..core.recipes import recipe
 from ..core.solution import Certification, Ending, Solution, Stats, Status, bounded
-from ..core.validation import Interval, require_number
+from ..core.validation import Interval
 from .base import StepNumber
 from .certificate import Certificate, certified, curvature_guess, sensitivity
 from .newton_step import Aim, Constants, Point, refine, remaining_error, sampler
@@ -69,20 +69,6 @@ class Tightening(Checked):
             return self.last
         now = self.first / (1 + step / self.pace) ** self.power
         return max(self.last, now) if isinstance(step, int) else jnp.maximum(self.last, now)
-
-
-def check_accuracy(owner: str, accuracy: object) -> None:
-    """Checks an accuracy.
-
-    Args:
-        owner: The name in the message.
-        accuracy: None, a number between 0 and 1, or a `Tightening`.
-
-    Raises:
-        ConfigError: If it is none of these.
-    """
-    if accuracy is not None and not isinstance(accuracy, Tightening):
-        require_number(owner, 0, below=1, open=True, accuracy=accuracy)
 
 
 def until_accurate(

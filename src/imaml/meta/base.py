@@ -141,7 +141,11 @@ class RuleBase(Checked):
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Check that the inner learning rate is fixed; see `TaskRule.refuse`."""
-        refuse_learned_rate(inner, self.owner or type(self).__name__)
+        if isinstance(getattr(inner, "learning_rate", None), Learned):
+            raise StructureError(
+                f"{self.owner or type(self).__name__}: inner: expected a fixed learning rate, got a learned "
+                "one. Hint: unrolled() on plain(loss), which is MetaSGD, learns it."
+            )
 
 
 class Differentiated(RuleBase):
@@ -201,23 +205,6 @@ def require_reversible(owner: str, argument: str, solver: InnerSolver, hint: str
         raise StructureError(
             f"{owner}: {argument}: expected a fixed number of steps that have a reverse mode, got "
             f"{solver!r}. Hint: use {hint}."
-        )
-
-
-def refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
-    """Checks that the inner learning rate is fixed, for rules that do not differentiate the steps.
-
-    Args:
-        inner: The inner solver.
-        rule: The rule's name in the message.
-
-    Raises:
-        StructureError: If the rate is learned.
-    """
-    if isinstance(getattr(inner, "learning_rate", None), Learned):
-        raise StructureError(
-            f"{rule}: inner: expected a fixed learning rate, got a learned one. Hint: unrolled() on "
-            "plain(loss), which is MetaSGD, learns it."
         )
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
+from ..core.fields import PositiveFraction, Such
 from ..core.solution import Certification, Solution, Status
 from ..core.tree import Tree
 from ..inner.base import InnerSolver, judged
@@ -22,7 +23,7 @@ from ..linear.base import LinearSolver, Matvec
 from ..linear.cg import CG
 from ..problems.base import RULES, Key, Problem, Task, require_anchor
 from ..problems.linearised import anchor_of, refuse_system, solve_linear
-from .accuracy import Tightening, check_accuracy, until_accurate
+from .accuracy import Tightening, until_accurate
 from .base import Flag, Learning, RuleBase, StepNumber, TaskGradient
 from .certificate import Certificate, certified_from, key_of
 from .estimate import error_estimate, estimate_at
@@ -38,14 +39,13 @@ class ImplicitBase(RuleBase):
     _: KW_ONLY
     certify: bool | Certificate = False
     correct: bool = False
-    accuracy: float | Tightening | Array | None = None
+    # Traced at a step of training, where a `Tightening` has been asked for its number.
+    accuracy: PositiveFraction | Tightening | Annotated[Array, Such("a traced number")] | None = None
     estimating: Flag = True
 
     def __post_init__(self) -> None:
         """Check the fields (ConfigError)."""
         super().__post_init__()
-        if not isinstance(self.accuracy, Array):  # at a step of training it may be traced
-            check_accuracy(self.owner, self.accuracy)
         if not callable(self.linear) and (self.linear is not None or self.accuracy is None):
             raise ConfigError(
                 f"{self.owner}: linear: expected a linear solver such as CG(steps=5) or Dense(), got "

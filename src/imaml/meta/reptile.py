@@ -41,7 +41,7 @@ class OnAllData(RuleBase):
         return TaskGradient(gradient, query_loss(phi, theta, task.query), phi, found.stats.residual, found)
 
     def learned(self, problem: Problem, slope: Tree, start: Tree, found: Tree) -> Tree:
-        """Make the meta-gradient.
+        """Make the meta-gradient; by default the slope.
 
         Args:
             problem: The inner problem.
@@ -52,7 +52,7 @@ class OnAllData(RuleBase):
         Returns:
             A tree like theta.
         """
-        raise NotImplementedError
+        return slope
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,6 @@ class Envelope(OnAllData):
                 "evidence(...)."
             )
         super().refuse(problem, inner)
-
-    def learned(self, problem: Problem, slope: Tree, start: Tree, found: Tree) -> Tree:
-        """Return the objective's derivative in theta at the phi found."""
-        return slope
 
 
 @dataclass(frozen=True)
