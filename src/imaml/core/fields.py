@@ -13,8 +13,6 @@ with words of its own (`Such`), a `Callable`, ``None``, a tuple of these or a un
 types are not checked.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import types

@@ -1,7 +1,5 @@
 """A while loop that is safe under `vmap`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

@@ -9,8 +9,6 @@ A class that is to be chosen by name (on the command line, in a saved configurat
 There is no other list of classes. `role` says which fields may hold it: "linear", "inner", "domain", ...
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import pkgutil

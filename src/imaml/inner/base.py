@@ -8,8 +8,6 @@ A new solver that repeats a step is a subclass of `Stepping` that defines `itera
 subclass of `Solver` that defines `_solve`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar

@@ -1,7 +1,5 @@
 """Inner solvers given as functions, traced or not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar

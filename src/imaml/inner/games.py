@@ -4,8 +4,6 @@ Where players pull against each other, simultaneous gradient steps circle around
 it. Both methods here step against the field as it will be rather than as it is.
 """
 
-from __future__ import annotations
-
 import jax
 
 from ..core.recipes import recipe

@@ -14,8 +14,6 @@ it (the Lagrangian's Hessian): linear in the horizon, whatever iterations were t
 Xu, Gould and Teo 2023). Here p is any tree of arrays.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Newton's method: with conjugate gradients and a line search (Hessian-free), and plain for any F = 0."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar

@@ -1,7 +1,5 @@
 """Inner solvers of Optimistix: L-BFGS, nonlinear conjugate gradients, Levenberg-Marquardt."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType

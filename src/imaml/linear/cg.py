@@ -1,7 +1,5 @@
 """Conjugate gradients, for symmetric positive definite systems."""
 
-from __future__ import annotations
-
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp

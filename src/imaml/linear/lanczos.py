@@ -1,7 +1,5 @@
 """Bounds on a symmetric operator's eigenvalues from products: Ritz values; Lanczos from a random start."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

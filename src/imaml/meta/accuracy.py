@@ -1,7 +1,5 @@
 """Newton steps and linear solves that go on until a requested accuracy of the meta-gradient."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What a rule is, and `solve`."""
 
-from __future__ import annotations
-
 from typing import ClassVar, NamedTuple, Protocol
 
 import jax

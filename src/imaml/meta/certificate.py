@@ -9,8 +9,6 @@ g(phi, u) the meta-gradient that both mean. With D the derivative in phi at fixe
 those over the ball of radius R about phi. Whether they are proved, sampled or declared makes the grade.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple

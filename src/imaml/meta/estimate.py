@@ -1,7 +1,5 @@
 """The estimate of a meta-gradient's error: the terms of the bound, evaluated at one point; no bound."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax

@@ -4,8 +4,6 @@ A rule is independent of the solver that found phi*. It makes `solve` differenti
 meta-gradient. Others are in `unrolled`, `one_step`, `reptile` and `joint`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Annotated, ClassVar, Self

@@ -9,8 +9,6 @@ where D is the derivative in phi at fixed u, and the norms hold on the ball of r
 takes the steps and measures the terms; `certificate` says what a bound made of them is worth.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """One-step differentiation: through the last inner step alone (Bolte, Pauwels and Vaiter 2023)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

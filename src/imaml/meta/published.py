@@ -8,8 +8,6 @@ where the paper has phi* of the anchored problem and u = (I + H / strength)^-1 d
 al. 2019, eq. 6). damping = 1 and shift = 10 are the published code's defaults.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

@@ -4,8 +4,6 @@ displacement  theta - phi_k                                Reptile
 envelope      d/dtheta of the inner optimum's value        proximal Reptile
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Rules that differentiate through the inner steps, or leave them out."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -5,8 +5,6 @@ one after another on a CPU, and all at once on a GPU. The number is stored in th
 a resumed run repeats itself on any machine.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

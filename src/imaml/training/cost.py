@@ -1,7 +1,5 @@
 """The cost of a meta-step: FLOPs counted from shapes, compiled memory, and measured time."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import statistics

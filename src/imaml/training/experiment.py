@@ -1,7 +1,5 @@
 """An experiment: the objects of a run, built once, and what is done with them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from dataclasses import dataclass, field

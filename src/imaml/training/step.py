@@ -1,7 +1,5 @@
 """The training step, and the state that it starts from."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 import jax

@@ -1,7 +1,5 @@
 """Summaries of training steps for the log."""
 
-from __future__ import annotations
-
 import math
 from operator import attrgetter
 
