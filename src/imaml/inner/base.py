@@ -145,7 +145,8 @@ class Solver:
                 f"{type(self).__name__}: expected a problem that minimises an objective, got {problem.kind}. "
                 "Hint: use GradientDescent, or another solver of F = 0."
             )
-        return self._solve(Instance(problem, theta, batch, start_of(problem, theta, batch, phi0, key), key))
+        start = problem.init(theta, batch, key) if phi0 is None else phi0
+        return self._solve(Instance(problem, theta, batch, start, key))
 
     def _solve(self, task: Instance) -> Solution:
         """The Solution from a given start."""
@@ -388,19 +389,3 @@ def check_stopping(name: str, steps: int | None, tolerance: float | None, steps_
         raise ConfigError(
             f"{name}: expected {steps_name}=, tolerance= (the norm of the residual), or both, got neither."
         )
-
-
-def start_of(problem: Problem, theta: Tree, batch: Tree, phi0: Tree | None, key: Key) -> Tree:
-    """Choose where a solver starts.
-
-    Args:
-        problem: The inner problem.
-        theta: Meta-parameters.
-        batch: The support set.
-        phi0: The caller's start, or None.
-        key: A random key, or None.
-
-    Returns:
-        `phi0`, or where the problem begins.
-    """
-    return problem.init(theta, batch, key) if phi0 is None else phi0
