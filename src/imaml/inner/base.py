@@ -320,24 +320,25 @@ def to_tolerance(
     value: Tree,
     steps: Array,
     size: Array,
-    tolerance: float,
+    tolerance: float | None,
     failed: Array | int = int(Ending.OUT_OF_STEPS),
     finite: Array | bool = True,
 ) -> Solution:
-    """Make the Solution of a solve to a tolerance.
+    """Make the Solution of a solve to a tolerance, or of one that ends otherwise.
 
     Args:
         value: The solution.
         steps: The number of steps taken.
         size: |F| there.
-        tolerance: The |F| up to which it counts as converged.
+        tolerance: The |F| up to which it counts as converged; None if no |F| does.
         failed: The `Ending` code above that.
         finite: Whether all else is finite.
 
     Returns:
         The Solution; NOT_FINITE where |F| is not finite.
     """
-    code = jnp.where(size <= tolerance, int(Ending.CONVERGED), failed)
+    converged = False if tolerance is None else size <= tolerance
+    code = jnp.where(converged, int(Ending.CONVERGED), failed)
     code = jnp.where(jnp.isfinite(size) & finite, code, int(Ending.NOT_FINITE))
     return Solution(value, Stats(steps, size, jnp.asarray(False)), Status(code))
 

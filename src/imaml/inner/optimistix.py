@@ -13,7 +13,7 @@ from ..core import tree
 from ..core.errors import StructureError
 from ..core.fields import PositiveFloat, PositiveInt
 from ..core.loops import repeat_while
-from ..core.solution import Ending, Solution, Stats, Status
+from ..core.solution import Ending, Solution
 from ..core.tree import Tree
 from ..problems.losses import Composed, HalfSquares
 from .base import Instance, Stepping, to_tolerance
@@ -99,11 +99,10 @@ class _Wrapped(Stepping[None]):
 
         begin = _Search(task.start, arrays, task.start, task.size(task.start), jnp.asarray(0), jnp.asarray(0))
         end = repeat_while(going, advance, begin)
+        failed: Array | int = int(Ending.STEPS_DONE)
         if self.tolerance is not None:
             failed = jnp.where(end.stale < PATIENCE, int(Ending.OUT_OF_STEPS), int(Ending.STAGNATED))
-            return to_tolerance(end.best, end.steps, end.size, self.tolerance, failed)
-        code = jnp.where(jnp.isfinite(end.size), int(Ending.STEPS_DONE), int(Ending.NOT_FINITE))
-        return Solution(end.best, Stats(end.steps, end.size, jnp.asarray(False)), Status(code))
+        return to_tolerance(end.best, end.steps, end.size, self.tolerance, failed)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from jax import lax
 
 from ..core.errors import StructureError
 from ..core.fields import Checked, NonNegativeFloat, PositiveFloat, PositiveInt
-from ..core.solution import Ending, Solution, Stats, Status
+from ..core.solution import Ending, Solution
 from ..core.tree import Tree
-from ..inner.base import InnerSolver, Instance, Solver
+from ..inner.base import InnerSolver, Instance, Solver, to_tolerance
 from ..linear.base import LinearSolver, refuse_structure
 from ..linear.cg import CG
 from ..problems.base import Key, Loss, Problem, Task
@@ -58,10 +58,8 @@ class ThenPulled(Checked, Solver):
         phi = lax.fori_loop(0, self.steps, lambda _, p: jax.tree.map(down, p, slope(p)), start)
         pull, anchor = problem.strengths(phi, theta), problem.split(problem.mean(theta))
         phi = jax.tree.map(lambda p, s, t: down(p, s * (p - t)), phi, pull, anchor)
-        size = task.size(phi)
-        code = jnp.where(jnp.isfinite(size), int(Ending.STEPS_DONE), int(Ending.NOT_FINITE))
-        stats = Stats(jnp.asarray(self.steps + 1), size, jnp.asarray(False))
-        return Solution(phi, stats, Status(code))
+        ended = int(Ending.STEPS_DONE)
+        return to_tolerance(phi, jnp.asarray(self.steps + 1), task.size(phi), None, ended)
 
 
 @dataclass(frozen=True)
