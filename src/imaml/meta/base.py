@@ -9,7 +9,7 @@ from ..core.errors import ConfigError, StructureError
 from ..core.fields import Checked
 from ..core.solution import Solution
 from ..core.tree import Tree
-from ..inner.base import InnerSolver
+from ..inner.base import InnerSolver, Instance
 from ..problems.base import Key, Problem, Task
 from ..problems.precision import Learned
 from .system import QueryLoss
@@ -149,18 +149,12 @@ class RuleBase(Checked):
 class Differentiated(RuleBase):
     """A base of rules whose meta-gradient is automatic differentiation of the query loss at `solution`."""
 
-    def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
-    ) -> Solution:
+    def solution(self, inner: InnerSolver, task: Instance) -> Solution:
         """The inner Solution, whose value has the derivatives that the rule gives it.
 
         Args:
-            problem: The inner problem.
             inner: The inner solver.
-            theta: The meta-parameters.
-            batch: The support set.
-            phi0: Where the solver starts, the adapted parameters.
-            key: A random key for the solver, or None.
+            task: The problem of one task, with where the solver starts.
 
         Returns:
             The Solution.
@@ -171,7 +165,7 @@ class Differentiated(RuleBase):
         self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
     ) -> Tree:
         """The adapted parameters, with the derivatives that the rule gives them; see `Rule`."""
-        return self.solution(problem, inner, theta, batch, phi0, key).value
+        return self.solution(inner, Instance(problem, theta, batch, phi0, key)).value
 
     def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """The gradient of the query loss through `solution`; see `TaskRule.task_gradient`."""
@@ -179,7 +173,7 @@ class Differentiated(RuleBase):
 
         def outer(theta: Tree) -> tuple[Array, tuple[Tree, Solution]]:
             start = problem.init(theta, task.support, key)
-            found = self.solution(problem, inner, theta, task.support, start, key)
+            found = self.solution(inner, Instance(problem, theta, task.support, start, key))
             phi = problem.full(found.value, theta)
             return query_loss(phi, theta, task.query), (phi, found)
 
