@@ -197,11 +197,11 @@ class MetaGradient(Checked, ByContent):
             raise ConfigError(f"method: mesh: expected one axis, named {AXIS!r}, got {self.mesh.axis_names}.")
         self.rule.refuse(self.problem, self.inner)
 
-    def built_from(self, origin: Origin) -> MetaGradient:
+    def built_from(self, origin: Origin | None) -> MetaGradient:
         """Records the recipes that this method was built from.
 
         Args:
-            origin: The recipes.
+            origin: The recipes, or None.
 
         Returns:
             This method.
@@ -218,8 +218,7 @@ class MetaGradient(Checked, ByContent):
         Returns:
             The same method on that mesh, with the same origin.
         """
-        shared = replace(self, mesh=mesh)
-        return shared if self.origin is None else shared.built_from(self.origin)
+        return replace(self, mesh=mesh).built_from(self.origin)
 
     def certifying(self) -> MetaGradient:
         """The same method with its errors bounded.
