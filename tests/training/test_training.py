@@ -20,6 +20,7 @@ import pytest
 
 import imaml
 from imaml.config.methods import Method
+from imaml.config.optimiser import Outer
 from imaml.config.presets import PRESETS
 from imaml.config.run import Config, load_config
 from imaml.config.training import Training
@@ -47,13 +48,10 @@ BUILT = {}  # steps already compiled, by what they are made from: most tests tra
 def shared_steps(monkeypatch):
     from imaml.training import experiment as training
 
-    def make(method, transform, tasks, average, *logged):
-        key = (
-            *BUILT["next"],
-            tasks,
-            average,
-        )  # errors are estimated in all steps, so `logged` is no part of it
-        return BUILT.setdefault(key, make_step(method, transform, tasks, average))
+    def make(method, outer, tasks, *logged):
+        # Errors are estimated in all steps, so `logged` is no part of the key.
+        key = (*BUILT["next"], tasks, outer.average)
+        return BUILT.setdefault(key, make_step(method, outer, tasks))
 
     monkeypatch.setattr(training, "make_step", make)
 
@@ -89,10 +87,10 @@ def test_a_seed_decides_everything():
 
 
 def test_a_step_is_the_same_whatever_came_before():
-    transform = optax.sgd(0.1)
-    step = make_step(METHOD, transform, 4, 0.0)
+    outer = Outer(optax.sgd(0.1), None, 0.0)
+    step = make_step(METHOD, outer, 4)
     start, key = jax.random.split(jax.random.key(0))
-    state = initial_state(DOMAIN, METHOD, transform, start, 0.0)
+    state = initial_state(DOMAIN, METHOD, outer, start)
     gradients = []
     for _ in range(3):
         before, (state, report) = state, step(DOMAIN, state, key)
@@ -357,10 +355,10 @@ def test_tasks_that_fail_are_told_and_a_step_without_any_ends_the_run(tmp_path):
 def test_a_step_without_a_usable_task_leaves_the_state_as_it_was(average):
     """Its meta-gradient is NaN, which spreads neither to theta nor to the optimiser's memory."""
     method = dataclasses.replace(METHOD, inner=imaml.GradientDescent(1e200, steps=3))
-    transform = optax.adam(0.1)
+    outer = Outer(optax.adam(0.1), None, average)
     start, key = jax.random.split(jax.random.key(0))
-    state = initial_state(DOMAIN, method, transform, start, average)
-    after, report = make_step(method, transform, 4, average)(DOMAIN, state, key)
+    state = initial_state(DOMAIN, method, outer, start)
+    after, report = make_step(method, outer, 4)(DOMAIN, state, key)
     assert not report["metrics"].used.any()
     assert np.isnan(report["gradient_norm"])
     equal(after, state)

@@ -1,7 +1,5 @@
 """Gradient descent, proximal gradient, and any Optax optimiser."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 

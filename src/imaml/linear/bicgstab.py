@@ -1,7 +1,5 @@
 """BiCGStab, for general matrices."""
 
-from __future__ import annotations
-
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Conjugate gradients with as much damping as the Ritz values ask for."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import jax.numpy as jnp

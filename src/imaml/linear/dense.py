@@ -1,7 +1,5 @@
 """A dense solve, for small problems."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import jax

@@ -1,7 +1,5 @@
 """Generalised minimal residuals."""
 
-from __future__ import annotations
-
 from typing import ClassVar, NamedTuple
 
 import jax

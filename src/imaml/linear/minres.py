@@ -1,7 +1,5 @@
 """MINRES: minimal residuals for symmetric systems, definite or not."""
 
-from __future__ import annotations
-
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """A truncated Neumann series."""
 
-from __future__ import annotations
-
 from typing import ClassVar, NamedTuple
 
 import jax

@@ -6,8 +6,6 @@ K = S^(-1/2) H S^(-1/2). A sketch of K from `rank` products with orthonormal ran
     K  ~  U diag(kappa) U^T     from  Y = K Omega,  Y (Omega^T Y)^+ Y^T
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, NamedTuple
 
 import jax

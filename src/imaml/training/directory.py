@@ -1,7 +1,5 @@
 """The run directory: created for a new run, checked for one that is resumed."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 
