@@ -302,7 +302,7 @@ class Flat:
         """
         step = jnp.linalg.solve(self.matrix(p), self.slope(p))
         followed = imaml.implicit(accuracy=1e-9, certify=True).at(self.case, self.tree(p), jax.random.key(0))
-        starts = jnp.stack([self.damped(p), p, p - step, ravel_pytree(followed.adapted)[0]])
+        starts = jnp.stack([self.damped(p), p, p - step, ravel_pytree(self.problem.split(followed.phi))[0]])
         return jax.vmap(lambda start: self.polished(start, 15))(starts)
 
     def descended(self, rate, steps):
@@ -316,7 +316,7 @@ class Flat:
         slope, product = jax.linearize(self.slope, p)
         size, root = jnp.linalg.norm(slope), jnp.finfo(slope.dtype).eps ** 0.5
         limits = ((1, 0), (2, 0), (50, 0.01), (50, root))  # most products, and share of F left
-        steps = [conjugate_gradients(product, slope, most, share * size).value for most, share in limits]
+        steps = [conjugate_gradients(product, slope, most, share * size).x for most, share in limits]
         return jnp.stack([unit(vector) for vector in (*steps, p - star)])
 
     @property

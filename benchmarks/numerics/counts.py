@@ -14,7 +14,8 @@ import jax
 from benchmarks.harness import benchmark, say
 from imaml.config.overrides import overrides
 from imaml.config.presets import preset
-from imaml.training.cost import count_flops, prepare
+from imaml.training.cost import count_flops
+from imaml.training.experiment import assemble
 
 SLACK = 0.1  # of temporary bytes, which depend a little on the processor
 SMALL = {"training.tasks": "2", "domain.filters": "4", "domain.ways": "3"}
@@ -28,9 +29,10 @@ def count(work: str) -> dict[str, int]:
     """The counts of one work: its step compiled for two devices, and taken three times."""
     name, changes = WORKS[work]
     config = overrides(preset(name), [(path, text, f"--{path}") for path, text in changes.items()])
-    step, (domain, state, key), _ = prepare(config)
+    experiment = assemble(config)
+    step, (domain, state, key) = experiment.step(), experiment.begin()
     compiled = step.lower(domain, state, key).compile()
-    flops = count_flops(prepare(config, estimate=False)[0], domain, state, key).flops
+    flops = count_flops(experiment.step(estimate=False), domain, state, key).flops
     for _ in range(3):
         state, _ = step(domain, state, key)
     return {

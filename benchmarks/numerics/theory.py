@@ -125,11 +125,11 @@ def corrections(seed=0):
     }
     found = {"deltas": list(DELTAS), "errors": {}, "products": {}, "slopes": {}}
     for name, rule in rules.items():
-        at = jax.jit(lambda phi, rule=rule: rule.at(case, phi, None)[1::3])
+        at = jax.jit(lambda phi, rule=rule: rule.at(case, phi, None))
         ends = [at(star + delta * direction) for delta in DELTAS]
-        off = [float(jnp.linalg.norm(g - truth) / jnp.linalg.norm(truth)) for g, _ in ends]
+        off = [float(jnp.linalg.norm(end.gradient - truth) / jnp.linalg.norm(truth)) for end in ends]
         found["errors"][name] = off
-        found["products"][name] = float(np.mean([solution.stats.steps for _, solution in ends]))
+        found["products"][name] = float(np.mean([end.linear.stats.steps for end in ends]))
         clear = [pair for pair in zip(DELTAS, off, strict=True) if pair[1] > 1e-11]  # above rounding
         found["slopes"][name] = exponent(*zip(*clear, strict=True))
     return found

@@ -2,11 +2,10 @@
 
     python -m benchmarks run kill                # characters-5w1s, 60 steps, 10 kills
 
-Compared are the bytes of every parameter and of the optimiser's state (SHA-256). A kill falls at a uniformly
+Compared are the bytes of every parameter and of the optimiser's state. A kill falls at a uniformly
 random moment after the process has started, so also while it starts, compiles, or writes a checkpoint.
 """
 
-import json
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from benchmarks.harness import benchmark, say
 from imaml.storage.artefact import read_artefact
 from imaml.storage.checkpoint import Checkpoints
+from imaml.storage.integrity import read_arrays, read_record
 
 KEPT = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
@@ -39,11 +39,11 @@ def finish(process):
     return errors
 
 
-def ending(out: Path) -> tuple[dict[str, str], list]:
-    """The parameters of the artefact, as bytes in hexadecimal, and the digests in the last checkpoint."""
-    step = Checkpoints(out / "checkpoints").steps()[-1]
-    manifest = json.loads((out / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())
-    return {name: array.tobytes().hex() for name, array in read_artefact(out)[0].items()}, manifest["tree"]
+def ending(out: Path) -> list[dict[str, str]]:
+    """The parameters of the artefact and the state in the last checkpoint, as bytes in hexadecimal."""
+    data = max((out / "checkpoints").iterdir()).read_bytes()
+    found = read_artefact(out)[0], read_arrays(data, read_record(data))
+    return [{name: array.tobytes().hex() for name, array in arrays.items()} for arrays in found]
 
 
 QUICK = {"preset": "sinusoid", "steps": 8, "kills": 1}

@@ -25,11 +25,12 @@ prepare_jax()
 import jax
 from imaml.core import compile
 from imaml.config.presets import preset
-from imaml.training.cost import prepare
+from imaml.training.experiment import assemble
 options = json.loads(os.environ.get("OPTIONS", "null"))
 if options is not None:
     compile._options = lambda: options
-step, arguments, _ = prepare(preset("characters-5w1s"))
+experiment = assemble(preset("characters-5w1s"))
+step, arguments = experiment.step(), experiment.begin()
 """
 STEP = """
 began = time.perf_counter()

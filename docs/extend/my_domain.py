@@ -37,7 +37,6 @@ class Error:
 
 
 @imaml.recipe("domain")
-@dataclass(frozen=True)
 class CoolingRecipe(imaml.DomainRecipe):
     """The recipe: numbers and names only, so that it goes to JSON. The types of fields are checked."""
 

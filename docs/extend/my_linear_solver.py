@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -27,7 +26,6 @@ class DescentState(NamedTuple):
 
 
 @imaml.recipe("linear", fresh={"steps": 5})
-@dataclass(frozen=True)
 class SteepestDescent(Iterative[DescentState]):
     """Steepest descent, for A symmetric positive definite; one product a step."""
 

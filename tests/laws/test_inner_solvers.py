@@ -376,13 +376,14 @@ def test_what_these_tests_look_for_is_found():
 EDGE = """
 import jax, imaml
 from imaml.config.methods import Method
+from imaml.config.optimiser import outer
 from imaml.training.step import initial_state, make_step
 
 domain, newton = imaml.sinusoid(), imaml.NewtonCG(steps=5, linear=imaml.CG(steps=8))
 method = Method(strength=0.5, inner=newton, linear=imaml.CG(steps=8), curvature="gauss-newton").build(domain)
-transform = imaml.Optimiser("adam", 1e-3, clip=1.0).build(1500)
+chosen = outer(imaml.Optimiser("adam", 1e-3, clip=1.0), 1500)
 init, key = jax.random.split(jax.random.key(0))
-state, step = initial_state(domain, method, transform, init, 0.0), make_step(method, transform, 25, 0.0)
+state, step = initial_state(domain, method, chosen, init), make_step(method, chosen, 25)
 for _ in range(5):
     state, report = step(domain, state, key)
 print(int(state["step"]))

@@ -1,5 +1,6 @@
 """What is said of a meta-gradient's error, beside the true error by a dense solve."""
 
+import functools
 import json
 
 import jax
@@ -41,10 +42,13 @@ def test_ritz_values_of_conjugate_gradients_are_those_of_lanczos():
     """From the same start, after the same number of steps (Golub and Van Loan, section 11.3.5)."""
     start = jnp.asarray(RANDOM.normal(size=SIZE))
     for steps in (1, 4, 9):
-        stats = imaml.CG(steps=steps)(PRODUCT, start).stats
-        np.testing.assert_allclose(
-            ritz(stats.lanczos, stats.steps), lanczos(PRODUCT, start, steps), rtol=1e-9
-        )
+
+        @jax.jit
+        def both(start, steps=steps):
+            stats = imaml.CG(steps=steps)(PRODUCT, start).stats
+            return ritz(stats.lanczos, stats.steps), lanczos(PRODUCT, start, steps)
+
+        np.testing.assert_allclose(*both(start), rtol=1e-9)
     assert ritz(imaml.CG(steps=3)(PRODUCT, jnp.zeros(SIZE)).stats.lanczos, jnp.asarray(0))[0] == jnp.inf
 
 
@@ -94,10 +98,17 @@ def exact(problem=PROBLEM):
 STAR, TRUTH = exact()
 
 
+@functools.cache
+def implied_at(rule, problem):
+    """What a rule implies at a phi, compiled once for all of them."""
+    case = Case(problem, THETA, SUPPORT, JUDGE)
+    return jax.jit(lambda phi: rule.at(case, phi, jax.random.key(0)))
+
+
 def error(rule, distance, problem=PROBLEM):
     """The meta-gradient's error from a phi that is so far from the solution, and all that was implied."""
     way = jnp.asarray([0.6, 0.0, -0.8])
-    implied = rule.at(Case(problem, THETA, SUPPORT, JUDGE), STAR + distance * way, jax.random.key(0))
+    implied = implied_at(rule, problem)(STAR + distance * way)
     return float(jnp.linalg.norm(implied.gradient - TRUTH)), implied
 
 
@@ -150,9 +161,8 @@ def test_what_could_not_be_certified_says_why():
     ):
         general = problem.structure == "general"
         linear = imaml.GMRES() if general else imaml.CG(steps=2)
-        _, solution = imaml.implicit_vjp(
-            problem, jnp.full(3, jnp.pi / 3), THETA, SUPPORT, jnp.ones(3), linear=linear, certify=certify
-        )
+        vjp = jax.jit(functools.partial(imaml.implicit_vjp, problem, linear=linear, certify=certify))
+        _, solution = vjp(jnp.full(3, jnp.pi / 3), THETA, SUPPORT, jnp.ones(3))
         assert solution.status.certification == code
         assert not bool(solution.certified)
         assert solution.status.certification.advice
@@ -193,11 +203,16 @@ def test_a_bound_where_theta_enters_in_other_ways(shared):
     slope = lambda p: ravel_pytree(problem.residual(unravel(p), theta, SUPPORT))[0]  # noqa: E731
     descend = lambda _, p: p - 0.5 * slope(p)  # noqa: E731
     newton = lambda _, p: p - jnp.linalg.solve(jax.jacfwd(slope)(p), slope(p))  # noqa: E731
-    phi = jax.lax.fori_loop(0, 8, newton, jax.lax.fori_loop(0, 3000, descend, start))
-    assert float(jnp.linalg.norm(slope(phi))) < 1e-13
-    at = case.system(unravel(phi))
-    right = ravel_pytree(at.right)[0]
-    truth = ravel_pytree(at.gradient(unravel(jnp.linalg.solve(jax.jacfwd(slope)(phi), right))))[0]
+
+    @jax.jit
+    def solved():
+        phi = jax.lax.fori_loop(0, 8, newton, jax.lax.fori_loop(0, 3000, descend, start))
+        at = case.system(unravel(phi))
+        u = jnp.linalg.solve(jax.jacfwd(slope)(phi), ravel_pytree(at.right)[0])
+        return phi, jnp.linalg.norm(slope(phi)), ravel_pytree(at.gradient(unravel(u)))[0]
+
+    phi, left, truth = solved()
+    assert float(left) < 1e-13
     rule = imaml.implicit(imaml.CG(steps=10), certify=True)
     at_point = jax.jit(lambda phi: rule.at(case, phi, jax.random.key(0)))
     for distance in (1e-3, 1e-2):
@@ -245,12 +260,12 @@ def test_certificates_of_tasks_travel_in_the_metrics_and_change_no_gradient():
     """Under vmap and in chunks, with the same meta-gradient as without."""
     query_loss = lambda phi, theta, batch: loss(phi, batch)  # noqa: E731
     recipe = {"inner": imaml.GradientDescent(1.0, steps=5), "linear": imaml.CG(steps=2)}
-    plain, without = imaml.IMAML(PROBLEM, query_loss, **recipe)(THETA, TASKS)
+    plain, without = jax.jit(imaml.IMAML(PROBLEM, query_loss, **recipe))(THETA, TASKS)
     assert without.error_bound is None
     assert not without.certified.any()
     for chunk in (None, 1):
         method = imaml.IMAML(PROBLEM, query_loss, certify=True, chunk=chunk, **recipe)
-        gradient, metrics = method(THETA, TASKS)
+        gradient, metrics = jax.jit(method)(THETA, TASKS)
         np.testing.assert_allclose(gradient, plain, rtol=1e-12)
         assert metrics.certified.tolist() == [True, True]
         assert (metrics.error_bound > 0).all()
@@ -411,7 +426,8 @@ def test_an_accuracy_that_tightens():
             spent.append(float(metrics.linear_steps.mean()))
         assert spent[0] < spent[1] < spent[2]
     assert method.at_step(None).rule.accuracy == 1e-6
-    exact, _ = imaml.IMAML(domain.problem(0.2), domain.query_loss, inner=inner, accuracy=1e-9)(theta, tasks)
+    exactly = imaml.IMAML(domain.problem(0.2), domain.query_loss, inner=inner, accuracy=1e-9)
+    exact, _ = jax.jit(exactly)(theta, tasks)
     assert float(jnp.linalg.norm(gradient - exact)) <= 1e-6 * float(jnp.linalg.norm(exact))
 
 

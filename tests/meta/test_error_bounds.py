@@ -131,7 +131,7 @@ def test_an_estimate_is_not_blind_to_what_the_inner_solve_left():
     method = imaml.IMAML(
         problem, lambda phi, theta, batch: squares(phi, batch), inner=inner, linear=imaml.CG()
     )
-    gradient, known = method(jnp.zeros(2), one(support, query))
+    gradient, known = jax.jit(method)(jnp.zeros(2), one(support, query))
     off = float(jnp.linalg.norm(gradient - truth))
     assert off > 0.99 * float(jnp.linalg.norm(truth))
     assert off < float(known.error_estimate[0]) < 10 * off
@@ -148,7 +148,7 @@ def test_saturated_logits_are_said_to_be_unreliable(theta):
         inner=imaml.GradientDescent(0.09, steps=8),
         linear=imaml.CG(),
     )
-    gradient, known = method(jnp.array([theta]), one(batch, batch))
+    gradient, known = jax.jit(method)(jnp.array([theta]), one(batch, batch))
     assert gradient == 0
     if theta == 1.0:  # nothing moves: theta is the solution, and its meta-gradient is 0
         assert known.error_estimate == 0
@@ -298,9 +298,8 @@ def test_an_indefinite_gauss_newton_problem_is_not_certified():
     phi = jnp.full(2, jnp.pi)  # a maximum of the misfit in both parameters
     hessian = jax.hessian(lambda p: problem.objective(p, phi, inputs))(phi)
     assert (jnp.linalg.eigvalsh(hessian) < 0).all()
-    _, known = imaml.implicit_vjp(
-        problem, phi, phi, inputs, jnp.ones(2), linear=imaml.CG(steps=2), certify=True
-    )
+    vjp = jax.jit(functools.partial(imaml.implicit_vjp, problem, linear=imaml.CG(steps=2), certify=True))
+    _, known = vjp(phi, phi, inputs, jnp.ones(2))
     assert known.status.certification is Certification.CURVATURE_UNKNOWN
     assert not bool(known.certified)
     assert known.stats.error_bound == jnp.inf
@@ -312,10 +311,11 @@ def test_too_few_steps_are_said():
     problem = imaml.proximal(logistic, 1e-3, convex=True)
     case, _, _ = solved(problem, of(logistic), THETA)
     rule = imaml.implicit(imaml.CG(steps=2), certify=imaml.Certificate(steps=1, rounds=2))
-    implied = rule.at(case, THETA, jax.random.key(0))
+    implied = jax.jit(lambda phi: rule.at(case, phi, jax.random.key(0)))(THETA)
     assert implied.linear.status.certification is Certification.SOLUTION_TOO_FAR
     assert implied.linear.stats.error_bound == jnp.inf
-    asked = imaml.implicit(accuracy=1e-15).at(case, THETA, jax.random.key(0))
+    rule = imaml.implicit(accuracy=1e-15)
+    asked = jax.jit(lambda phi: rule.at(case, phi, jax.random.key(0)))(THETA)
     assert asked.linear.status.certification is Certification.ABOVE_REQUEST
     assert asked.linear.status.ending == imaml.Ending.OUT_OF_STEPS
     assert not bool(asked.linear.certified)
@@ -343,11 +343,12 @@ def test_float32_is_bounded_too():
         linear=imaml.CG(steps=2),
         certify=True,
     )
+    compiled = jax.jit(method)
     random = np.random.default_rng(6)
     for _ in range(5):
         support, query = ((random.normal(size=(6, 3)), random.normal(size=6)) for _ in range(2))
         small = cast((support, query), jnp.float32)
-        gradient, known = method(jnp.zeros(3, jnp.float32), one(*small))
+        gradient, known = compiled(jnp.zeros(3, jnp.float32), one(*small))
         assert gradient.dtype == jnp.float32
         assert known.linear_status.certification is Certification.PROVED
         _, truth = ridge_truth(0.05, *cast(small, jnp.float64))
@@ -373,7 +374,7 @@ def test_what_a_program_hides_is_not_proved(query_loss):
     problem = imaml.proximal(squares, 0.3, convex=True)
     case = Case(problem, THETA, SUPPORT, outer_loss_of(query_loss, THETA, QUERY))
     rule = imaml.implicit(imaml.CG(steps=2), certify=True)
-    status = rule.at(case, THETA, jax.random.key(0)).linear.status
+    status = jax.jit(lambda phi: rule.at(case, phi, jax.random.key(0)).linear.status)(THETA)
     assert status.certification is not Certification.PROVED
 
 
@@ -430,15 +431,9 @@ def test_a_loss_that_theta_is_part_of_is_coupled_by_more_than_the_strength():
     problem = imaml.proximal(Given(), 0.1, convex=True)
     theta, cotangent = jnp.ones(2), jnp.array([1.0, 3.0])
     for steps in (1, 10):
-        gradient, known = imaml.implicit_vjp(
-            problem,
-            jnp.zeros(2),
-            theta,
-            None,
-            cotangent,
-            linear=imaml.CG(steps=1),
-            certify=imaml.Certificate(steps=steps, rounds=1),
-        )
+        certificate = imaml.Certificate(steps=steps, rounds=1)
+        vjp = functools.partial(imaml.implicit_vjp, problem, linear=imaml.CG(steps=1), certify=certificate)
+        gradient, known = jax.jit(vjp)(jnp.zeros(2), theta, None, cotangent)
         truth = (0.1 + 1e4) * cotangent / (jnp.array([1.0, 0.01]) + 0.1)
         off = float(jnp.linalg.norm(gradient - truth))
         assert known.status.certification is Certification.PROVED

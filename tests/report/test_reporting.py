@@ -158,8 +158,9 @@ def test_the_figures_are_said(tmp_path):
 
 def test_a_regression_run_draws_curves(tmp_path):
     x = np.linspace(-5, 5, 40)[:, None]
-    example = Example(x[::8], np.sin(x[::8]), x, np.sin(x), 0.9 * np.sin(x), before=0 * x)
-    page = Page(write_report(fake(tmp_path, accuracy=False), [example]).read_text())
+    lines = {"true": (x, np.sin(x)), "before": (x, 0 * x), "after": (x, 0.9 * np.sin(x))}
+    scene = Scene("sinusoid", lines={**lines, "support": (x[::8], np.sin(x[::8]))}, x_name="input")
+    page = Page(write_report(fake(tmp_path, accuracy=False), [scene]).read_text())
     assert "Sinusoid" in page.text
     assert "0.0213 ± 0.0041" in page.text
     assert "before" in page.text

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,22 @@ def state_of(step: int) -> dict[str, Any]:
 def same(left: Any, right: Any) -> bool:
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return jax.tree.structure(left) == jax.tree.structure(right) and all(bits(a) == bits(b) for a, b in pairs)
+
+
+def named(checkpoints: Checkpoints, step: int) -> Path:
+    """The file of a step's checkpoint."""
+    return checkpoints.folder / f"step-{step:08d}.checkpoint"
+
+
+@contextlib.contextmanager
+def limited(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes, as if the disk were full."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
 
 
 @pytest.fixture
@@ -151,14 +167,21 @@ def test_a_step_saved_again_is_replaced(saved: Checkpoints) -> None:
 
 def test_leftovers_of_a_killed_process(saved: Checkpoints) -> None:
     folder = saved.folder
-    for leftover in (".writing-step-00000030", ".deleting-step-00000001"):
-        shutil.copytree(folder / "step-00000010", folder / leftover)
-    # killed between the two renames of a replacement: the one put aside counts
-    (folder / "step-00000020").rename(folder / ".replaced-step-00000020")
+    whole = named(saved, 20).read_bytes()
+    for step, length in ((20, len(whole)), (30, 100)):  # killed before the file had its name
+        (folder / f".{named(saved, step).name}.4711.writing").write_bytes(whole[:length])
     assert saved.steps() == [10, 20]
     assert saved.restore(state_of(0)).step == 20
     saved.save(40, state_of(40))
-    assert sorted(p.name for p in folder.iterdir()) == ["step-00000010", "step-00000020", "step-00000040"]
+    assert sorted(folder.iterdir()) == [named(saved, step) for step in (10, 20, 40)]
+
+
+def test_leftovers_are_deleted_first_as_the_disk_may_be_full_of_them(saved: Checkpoints) -> None:
+    leftover = saved.folder / f".{named(saved, 30).name}.4711.writing"
+    leftover.write_bytes(b"half a file")
+    with limited(100), pytest.raises(CheckpointError):
+        saved.save(30, state_of(30))
+    assert not leftover.exists()
 
 
 def flip(path: Path, chance: random.Random) -> None:
@@ -169,75 +192,60 @@ def flip(path: Path, chance: random.Random) -> None:
 
 def test_every_flipped_bit_and_truncation_falls_back(saved: Checkpoints) -> None:
     chance = random.Random(0)
-    newest = saved.folder / "step-00000020"
-    files = sorted(path for path in newest.rglob("*") if path.is_file())
-    assert newest / "manifest.json" in files
-    assert len(files) > 4
-    damages = [("flip", files[i % len(files)]) for i in range(30)] + [("cut", path) for path in files]
-    for kind, path in damages:
-        whole = path.read_bytes()
+    path = named(saved, 20)
+    whole = path.read_bytes()
+    for kind in ["flip"] * 200 + ["cut"] * 50:
         if kind == "flip":
             flip(path, chance)
         else:
             path.write_bytes(whole[: chance.randrange(len(whole))])
         restored = saved.restore(state_of(0))
-        assert restored.step == 10, (kind, path)
-        assert same(restored.state, state_of(10)), (kind, path)
-        assert ["step 20" in sentence for sentence in restored.skipped] == [True], (kind, path)
+        assert restored.step == 10, kind
+        assert same(restored.state, state_of(10)), kind
+        assert ["step 20" in sentence for sentence in restored.skipped] == [True], kind
         path.write_bytes(whole)
     assert saved.restore(state_of(0)).step == 20
 
 
-def empty_folder(path: Path) -> None:
-    shutil.rmtree(path)
+def a_folder(path: Path) -> None:
+    path.unlink()
     path.mkdir()
 
 
-def a_file(path: Path) -> None:
-    shutil.rmtree(path)
-    path.write_text("no folder")
-
-
 DAMAGES = {
-    "manifest missing": (lambda path: (path / "manifest.json").unlink(), "manifest.json: No such file"),
-    "manifest empty": (
-        lambda path: (path / "manifest.json").write_text(""),
-        "manifest.json is not as it was",
+    "empty": (lambda path: path.write_bytes(b""), "it is truncated within its header"),
+    "more than its own": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "not fully covered"),
+    "a folder": (a_folder, "Is a directory"),
+    "a text": (lambda path: path.write_text("this is no tensor file at all"), "a file of another format"),
+    "of others": (
+        lambda path: path.write_bytes(safetensors.numpy.save({"a": np.zeros(2)})),
+        "a safetensors file of another program",
     ),
-    "file missing": (lambda path: (path / "state" / "_METADATA").unlink(), "state/_METADATA is missing"),
-    "file of another": (lambda path: (path / "state" / "more").write_text("x"), "not one of its own"),
-    "empty folder": (empty_folder, "it is empty"),
-    "a file": (a_file, "it is empty"),
-    "no state": (lambda path: shutil.rmtree(path / "state"), "is missing"),
-    "renamed": (lambda path: path.rename(path.with_name("step-00000021")), "step 20"),
+    "an artefact": (lambda path: write_artefact(path, {"a": np.zeros(2)}, {}), "step None"),
+    "renamed": (lambda path: path.rename(path.with_name("step-00000021.checkpoint")), "step 20"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_told_and_the_one_before_used(damage: str, saved: Checkpoints) -> None:
     do, words = DAMAGES[damage]
-    do(saved.folder / "step-00000020")
+    do(named(saved, 20))
     restored = saved.restore(state_of(0))
     assert restored.step == 10
     assert len(restored.skipped) == 1
     assert words in restored.skipped[0]
 
 
-def test_a_manifest_of_another_format_or_array_is_refused(saved: Checkpoints) -> None:
-    path = saved.folder / "step-00000020" / "manifest.json"
-    record = json.loads(path.read_text())
-    del record["seal"]
-    for change, words in [
-        ({"format": 2}, "format 2"),
-        ({"tree": [[*t[:3], "0"] for t in record["tree"]]}, "arrays"),
-    ]:
-        path.write_bytes(integrity.sealed({**record, **change}, CheckpointError))
+def test_a_checkpoint_of_another_format_or_array_is_refused(saved: Checkpoints) -> None:
+    arrays = integrity.on_host(state_of(20), CheckpointError)
+    for change, words in [({"format": 2}, "format 2"), ({"arrays": "0"}, "arrays")]:
+        named(saved, 20).write_bytes(resealed({"step": 20, "note": {}, **change}, arrays))
         assert words in saved.restore(state_of(0)).skipped[0]
 
 
 def test_all_damaged_lists_each_with_its_reason(saved: Checkpoints) -> None:
-    (saved.folder / "step-00000010" / "manifest.json").unlink()
-    flip(saved.folder / "step-00000020" / "manifest.json", random.Random(1))
+    named(saved, 10).write_bytes(b"")
+    flip(named(saved, 20), random.Random(1))
     with pytest.raises(CheckpointError) as caught:
         saved.restore(state_of(0))
     message = str(caught.value)
@@ -331,15 +339,11 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [100, 20_000])
 def test_a_full_disk_leaves_the_older_ones(limit: int, saved: Checkpoints, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).random(100_000)  # not to be compressed
-    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
+    with limited(limit):
         with pytest.raises(CheckpointError, match="expected a place that can be written, got an error"):
             saved.save(30, {"noise": noise})
         with pytest.raises(ArtefactError, match="expected a place that can be written, got an error"):
             write_artefact(tmp_path / "a.safetensors", {"noise": noise}, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
     assert saved.steps() == [10, 20]
     assert len(list(saved.folder.iterdir())) == 2
     assert not list(tmp_path.glob("*a.safetensors*"))
@@ -350,7 +354,6 @@ def test_a_full_disk_leaves_the_older_ones(limit: int, saved: Checkpoints, tmp_p
 LOOP = """
 import os, sys
 import numpy as np
-import orbax.checkpoint
 from imaml.storage.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], 2)
 state = lambda step: {"a": np.full((50, 50), step, np.float32), "b": np.array(step, np.int32)}
@@ -458,8 +461,9 @@ def test_flipped_bits_and_every_length_of_an_artefact(tmp_path: Path) -> None:
     read_artefact(path)
 
 
-def resealed(change: dict[str, Any], arrays: dict[str, Any]) -> bytes:
-    record = {"format": 1, "arrays": integrity.digest_all(arrays), "description": {}, **change}
+def resealed(change: dict[str, Any], arrays: dict[str, Any], described: bool = True) -> bytes:
+    record = {"format": 1, "arrays": integrity.digest_all(arrays), **change}
+    record |= {"description": {}} if described else {}
     return safetensors.numpy.save(arrays, {"imaml": integrity.sealed(record, ArtefactError).decode()})
 
 
@@ -484,6 +488,10 @@ NO_ARTEFACTS = {
         "safetensors file of another program",
     ),
     "no JSON": (safetensors.numpy.save({"a": np.zeros(2)}, {"imaml": "[" * 9999}), "got a damaged one: its"),
+    "a checkpoint": (
+        resealed({"step": 1, "note": {}}, {"a": np.zeros(2)}, described=False),
+        "expected an artefact of imaml, got a checkpoint",
+    ),
     "newer": (resealed({"format": 2}, {"a": np.zeros(2)}), "expected format 1, got 2. Hint: upgrade imaml"),
     "not finite": (
         resealed({}, {"a": np.array([1.0, np.nan])}),

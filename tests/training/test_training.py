@@ -20,6 +20,7 @@ import pytest
 
 import imaml
 from imaml.config.methods import Method
+from imaml.config.optimiser import Outer
 from imaml.config.presets import PRESETS
 from imaml.config.run import Config, load_config
 from imaml.config.training import Training
@@ -28,6 +29,7 @@ from imaml.core.recipes import from_json, to_json
 from imaml.problems.precision import Theta
 from imaml.storage.artefact import read_artefact
 from imaml.storage.checkpoint import Checkpoints
+from imaml.storage.integrity import read_record
 from imaml.training.directory import first_difference
 from imaml.training.experiment import assemble
 from imaml.training.journal import read_events
@@ -46,13 +48,10 @@ BUILT = {}  # steps already compiled, by what they are made from: most tests tra
 def shared_steps(monkeypatch):
     from imaml.training import experiment as training
 
-    def make(method, transform, tasks, average, *logged):
-        key = (
-            *BUILT["next"],
-            tasks,
-            average,
-        )  # errors are estimated in all steps, so `logged` is no part of it
-        return BUILT.setdefault(key, make_step(method, transform, tasks, average))
+    def make(method, outer, tasks, *logged):
+        # Errors are estimated in all steps, so `logged` is no part of the key.
+        key = (*BUILT["next"], tasks, outer.average)
+        return BUILT.setdefault(key, make_step(method, outer, tasks))
 
     monkeypatch.setattr(training, "make_step", make)
 
@@ -88,10 +87,10 @@ def test_a_seed_decides_everything():
 
 
 def test_a_step_is_the_same_whatever_came_before():
-    transform = optax.sgd(0.1)
-    step = make_step(METHOD, transform, 4, 0.0)
+    outer = Outer(optax.sgd(0.1), None, 0.0)
+    step = make_step(METHOD, outer, 4)
     start, key = jax.random.split(jax.random.key(0))
-    state = initial_state(DOMAIN, METHOD, transform, start, 0.0)
+    state = initial_state(DOMAIN, METHOD, outer, start)
     gradients = []
     for _ in range(3):
         before, (state, report) = state, step(DOMAIN, state, key)
@@ -356,10 +355,10 @@ def test_tasks_that_fail_are_told_and_a_step_without_any_ends_the_run(tmp_path):
 def test_a_step_without_a_usable_task_leaves_the_state_as_it_was(average):
     """Its meta-gradient is NaN, which spreads neither to theta nor to the optimiser's memory."""
     method = dataclasses.replace(METHOD, inner=imaml.GradientDescent(1e200, steps=3))
-    transform = optax.adam(0.1)
+    outer = Outer(optax.adam(0.1), None, average)
     start, key = jax.random.split(jax.random.key(0))
-    state = initial_state(DOMAIN, method, transform, start, average)
-    after, report = make_step(method, transform, 4, average)(DOMAIN, state, key)
+    state = initial_state(DOMAIN, method, outer, start)
+    after, report = make_step(method, outer, 4)(DOMAIN, state, key)
     assert not report["metrics"].used.any()
     assert np.isnan(report["gradient_norm"])
     equal(after, state)
@@ -394,9 +393,7 @@ def test_a_configuration_goes_to_json_and_back():
     assert train(method=method, steps=0).config is None  # a loss of one's own is not what JSON would say
 
 
-def damage(path, how):
-    files = [file for file in path.rglob("*") if file.is_file() and file.stat().st_size > 0]
-    file = max(files, key=lambda f: f.stat().st_size)
+def damage(file, how):
     data = bytearray(file.read_bytes())
     if how == "truncated":
         del data[len(data) // 2 :]
@@ -409,7 +406,7 @@ def damage(path, how):
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(how, tmp_path, capsys):
     out, options = tmp_path / "run", {"steps": 6, "checkpoint_every": 2}
     whole = train(out=out, **options)
-    damage(out / "checkpoints" / "step-00000006", how)
+    damage(out / "checkpoints" / "step-00000006.checkpoint", how)
     capsys.readouterr()
     resumed = train(out=out, resume=True, **options)
     equal(resumed.theta, whole.theta)
@@ -417,8 +414,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(how, tmp_
     events = read_events(out)
     assert any("damaged checkpoint of step 6" in e["message"] for e in events if e["event"] == "warning")
     assert next(e for e in events if e["event"] == "resume")["step"] == 4
-    for step in Checkpoints(out / "checkpoints").steps():
-        damage(out / "checkpoints" / f"step-{step:08d}", how)
+    for file in (out / "checkpoints").iterdir():
+        damage(file, how)
     with pytest.raises(CheckpointError, match="expected a checkpoint, got damaged ones only"):
         train(out=out, resume=True, **options)
 
@@ -453,11 +450,10 @@ def written(out, kind):
 
 def final(out):
     """Everything that a run ends with, but for how long it took."""
-    checkpoints = Checkpoints(out / "checkpoints")
-    record = json.loads(
-        (out / "checkpoints" / f"step-{checkpoints.steps()[-1]:08d}" / "manifest.json").read_text()
-    )
-    return read_artefact(out)[0], record["tree"], {k: v for k, v in record["note"].items() if k != "seconds"}
+    data = max((out / "checkpoints").iterdir()).read_bytes()
+    record = read_record(data)
+    note = {k: v for k, v in record["note"].items() if k != "seconds"}
+    return read_artefact(out)[0], record["arrays"], note
 
 
 @pytest.mark.slow

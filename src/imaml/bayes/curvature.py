@@ -34,7 +34,6 @@ EXACT_MOST = 5_000  # the smaller of rows times outputs and parameters, for a de
 
 
 @recipe()
-@dataclass(frozen=True)
 class Quadrature(Checked):
     """Stochastic Lanczos quadrature for a log-determinant.
 
@@ -80,11 +79,11 @@ def map_rows(function: Callable[[Tree], Tree], rows: Tree, size: int) -> Tree:
     return lax.map(function, rows) if size >= LARGE else jax.vmap(function)(rows)
 
 
-class Determinant(NamedTuple):
-    """A log-determinant.
+class Value(NamedTuple):
+    """The logarithm of a determinant, or of a task's evidence.
 
     Attributes:
-        value: log |P + H| - log |P|, a scalar.
+        value: A scalar.
         error: Its standard error, 0 where it is exact.
     """
 
@@ -161,11 +160,11 @@ class LocalCurvature:
         identity = jnp.eye(self.outputs.size, dtype=self.outputs.dtype)
         return lax.scan(add, jnp.zeros_like(self.point), identity)[0]
 
-    def exact(self) -> Determinant:
+    def exact(self) -> Value:
         """The determinant by a matrix of rows or of parameters, whichever are fewer; differentiable.
 
         Returns:
-            The determinant.
+            log |P + H| - log |P|.
 
         Raises:
             StructureError: If the matrix would be too large.
@@ -178,7 +177,7 @@ class LocalCurvature:
         else:
             value = log_determinant(self.precision.matrix() + self.matrix())
             value = value - self.precision.log_determinant()
-        return Determinant(value, jnp.zeros_like(value))
+        return Value(value, jnp.zeros_like(value))
 
     def whitened(self, vector: Array) -> Array:
         """The product K v with K = R^-T H R^-1, the likelihood's curvature in units of the prior's.
@@ -295,7 +294,7 @@ def determinant(
     how: Quadrature | None = None,
     curvature: str = "gauss-newton",
     key: Key = None,
-) -> Determinant:
+) -> Value:
     """The log-determinant log |P + H| - log |P| at a task's adapted parameters, differentiable.
 
     Args:
@@ -334,4 +333,4 @@ def determinant(
     # Each probe gives an unbiased value, and a surrogate whose derivative is an unbiased derivative.
     values, slopes = map_rows(one, jax.random.split(key, how.probes), here.point.size)
     error = jnp.std(values, ddof=1) / how.probes**0.5
-    return Determinant(jnp.mean(values) + jnp.mean(slopes), lax.stop_gradient(error))
+    return Value(jnp.mean(values) + jnp.mean(slopes), lax.stop_gradient(error))

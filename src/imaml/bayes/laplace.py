@@ -26,7 +26,7 @@ from ..problems.base import Key, Problem
 from ..problems.likelihoods import Categorical, Gaussian, NegativeLogLikelihood, by_row, likelihood
 from ..problems.matrices import Factored, LowRank, Precision, Strengths, Updated
 from ..problems.proximal import Adapt, proximal
-from .curvature import LocalCurvature, Quadrature, curvature_at, determinant, likelihood_of, map_rows
+from .curvature import LocalCurvature, Quadrature, Value, curvature_at, determinant, likelihood_of, map_rows
 
 Outputs = Callable[[Tree, Tree], Array]  # (phi, batch) -> (n, k)
 Form = Literal["dense", "diagonal", "low-rank", "rows"]
@@ -43,18 +43,6 @@ class Predicted(NamedTuple):
 
     mean: Array
     covariance: Array
-
-
-class Evidence(NamedTuple):
-    """The logarithm of a task's evidence.
-
-    Attributes:
-        value: A scalar.
-        error: Its standard error, 0 where it is exact.
-    """
-
-    value: Array
-    error: Array
 
 
 @jax.tree_util.register_dataclass
@@ -387,7 +375,7 @@ def log_evidence(
     determinant_by: Quadrature | None = None,
     curvature: str = "gauss-newton",
     key: Key = None,
-) -> Evidence:
+) -> Value:
     """The logarithm of a task's evidence by Laplace's method.
 
     ```
@@ -426,4 +414,4 @@ def log_evidence(
     likelihood_of("log_evidence", problem)
     raised = determinant(problem, adapted, theta, batch, determinant_by, curvature, key)
     misfit: Any = problem.objective(adapted, theta, batch)
-    return Evidence(-misfit - 0.5 * raised.value, 0.5 * raised.error)
+    return Value(-misfit - 0.5 * raised.value, 0.5 * raised.error)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_format
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from ..core.streams import note
-from .options import Flag
+from .options import Flag, print_json
 from .startup import keep_compiled
 
 
@@ -20,7 +19,7 @@ def adapt_command(
     query: str,
     uncertainty: Flag = False,
     json: Flag = False,
-) -> int:
+) -> None:
     """Adapt a trained run to a new task, and predict.
 
     For a run on images, the support directory holds a directory of images for each class. Prints a line for
@@ -39,9 +38,6 @@ def adapt_command(
             which helps to detect images of none of the classes; they are not calibrated. Numbers of a table
             get an interval of 90 % probability.
         json: Print JSON.
-
-    Returns:
-        The exit status.
     """
     keep_compiled()
 
@@ -57,11 +53,9 @@ def adapt_command(
     if not bool(status.ok):
         note(f"imaml: warning: the inner solve ended in {status.ending.name}. {status.advice}")
     if json:
-        about = {**found.about, "status": status.ending.name, "run": run}
-        print(json_format.dumps({**about, "predictions": found.rows}, allow_nan=False))
-        return 0
+        print_json({**found.about, "status": status.ending.name, "run": run, "predictions": found.rows})
+        return
     for line in found.lines:
         print(line)
     if judged := found.note():
         note(f"imaml: {judged}")
-    return 0

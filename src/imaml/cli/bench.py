@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json as json_format
 from typing import TYPE_CHECKING
 
-from ..core.errors import ConfigError
-from .options import Changes, Flag, Positive, configure
+from .options import Changes, Flag, Positive, configure, print_json
 from .startup import factorises, prepare_jax
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ def bench_command(
     data: str | None = None,
     json: Flag = False,
     changes: Changes = (),
-) -> int:
+) -> None:
     """Time a preset's meta-steps on this machine.
 
     Prints their time beside the FLOPs of their matrix products and the rate at which this machine multiplies
@@ -36,48 +34,33 @@ def bench_command(
         data: File or directory with the data, for presets that read data.
         json: Print JSON.
         changes: Fields of the configuration set by options with a dot.
-
-    Returns:
-        The exit status.
     """
-    if preset == "theory":
-        raise ConfigError(
-            "bench: expected a preset, got 'theory'. Hint: this study is in the repository's "
-            "benchmarks; run python -m benchmarks run theory there."
-        )
-    from ..config.presets import preset as configuration
-
-    config = configure(configuration(preset), changes, data=data)
+    config = configure(preset, changes, data=data)
     prepare_jax(spare=factorises(config))
     from ..training.cost import measure
 
     cost = measure(config, steps)
     if json:
-        found = {"preset": preset, "steps": steps, **cost.to_json()}
-        print(json_format.dumps(found, allow_nan=False))
-        return 0
-    print(_lines(cost))
+        print_json({"preset": preset, "steps": steps, **cost.to_json()})
+        return
+    _print_cost(cost)
     low, high = min(cost.milliseconds), max(cost.milliseconds)
     print(f"a step            {cost.median_ms:,.2f} ms, median of {steps} ({low:,.2f} to {high:,.2f})")
     print(f"first call        {cost.first_call_s:.1f} s, with compiling")
     if cost.fraction <= 1:
         print(f"achieved          {100 * cost.fraction:.0f} % of this machine's rate")
-    return 0
 
 
-def print_prediction(config: Config) -> int:
+def print_prediction(config: Config) -> None:
     """Print what a run would cost, from a short probe, and train nothing.
 
     Args:
         config: The run's configuration.
-
-    Returns:
-        The exit status.
     """
     from ..training.cost import measure
 
     cost, steps = measure(config, PROBE, SECONDS), config.training.steps
-    print(_lines(cost))
+    _print_cost(cost)
     taken = len(cost.milliseconds)
     print(f"predicted step    {cost.median_ms:,.2f} ms, the median of a probe of {taken} steps")
     whole = cost.first_call_s + steps * cost.median_ms / 1e3
@@ -86,23 +69,18 @@ def print_prediction(config: Config) -> int:
     duration = f"{whole:.0f} s" if whole < 120 else f"{whole / 60:.0f} minutes"
     print(f"predicted run     {duration} for {steps:,} steps, without validations and scoring")
     print("dry run: nothing was trained or written")
-    return 0
 
 
-def _lines(cost: Cost) -> str:
-    """Return what both commands print."""
+def _print_cost(cost: Cost) -> None:
+    """Print what both commands print."""
     shared = "" if cost.devices == 1 else f" on each of {cost.devices} devices"
     note = f" ({cost.unbounded_loops} loops of unknown length counted once)" if cost.unbounded_loops else ""
     floor = f"{cost.floor_ms:,.2f} ms a step, for the matrix products alone"
     if cost.floor_ms > cost.median_ms:
         note, floor = " at most: loops that end sooner count in full", "unknown, as the loops end sooner"
-    return "\n".join(
-        (
-            f"parameters        {cost.parameters:,}",
-            f"matrix products   {cost.flops / 1e9:,.3f} GFLOP a step{note}",
-            f"this machine      {cost.matmul_flops_per_second / 1e9:,.0f} GFLOP/s in float32 matrix products",
-            f"lower bound       {floor}",
-            f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled",
-            f"memory in all     {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped",
-        )
-    )
+    print(f"parameters        {cost.parameters:,}")
+    print(f"matrix products   {cost.flops / 1e9:,.3f} GFLOP a step{note}")
+    print(f"this machine      {cost.matmul_flops_per_second / 1e9:,.0f} GFLOP/s in float32 matrix products")
+    print(f"lower bound       {floor}")
+    print(f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled")
+    print(f"memory in all     {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped")

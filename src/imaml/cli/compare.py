@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 
 from ..core.interrupts import STATUS
-from .options import DEFAULT, Changes, Flag, Positive, Several, configure
+from .options import DEFAULT, Changes, Flag, Positive, Several, configure, print_json
 from .startup import prepare_jax
 
 
@@ -21,7 +20,7 @@ def compare_command(
     json: Flag = False,
     quiet: Flag = False,
     changes: Changes = (),
-) -> int:
+) -> int | None:
     """Train several methods and score them on the same test tasks.
 
     Compares at equal training time and at equal numbers of tasks seen, with paired differences from imaml.
@@ -44,17 +43,13 @@ def compare_command(
         changes: Fields of the configuration set by options with a dot.
 
     Returns:
-        The exit status.
+        The exit status when interrupted.
     """
-    from ..config.presets import preset as configuration
-
-    config = configure(configuration(preset), changes, budget=budget, data=data)
+    config = configure(preset, changes, budget=budget, data=data)
     prepare_jax()
     from ..compare.runner import Interrupted, compare
-    from ..compare.variants import rows_of
     from ..report.comparison_page import text, write_comparison
 
-    rows_of(methods)  # a misspelt one is told before anything is read
     out = out or Path(f"runs/compare-{preset}")
     say = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
     minutes = config.training.minutes or budget
@@ -65,7 +60,7 @@ def compare_command(
         print(f"interrupted; the same command continues what is in {out}")
         return STATUS
     page = write_comparison(summary, out)
-    print(json_format.dumps(summary, allow_nan=False) if json else text(summary))
-    if not json:
-        print(f"report   {page}")
-    return 0
+    if json:
+        print_json(summary)
+    else:
+        print(f"{text(summary)}\nreport   {page}")

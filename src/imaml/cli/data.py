@@ -3,51 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from ..core.errors import DataError
 from ..core.interrupts import Interrupts
+from ..storage.atomic import disk_errors
 from .options import DEFAULT, Changes, Count, configure
 from .startup import prepare_jax
-
-if TYPE_CHECKING:
-    from ..domains.base import DomainBase
 
 data_app = App(name="data", help="List, download or check data sets.")
 Name = Annotated[Literal["omniglot"], Parameter(name="NAME")]
 
 
 @data_app.command(name="list")
-def list_command() -> int:
-    """List the data sets, and where imaml looks for them.
-
-    Returns:
-        The exit status.
-    """
+def list_command() -> None:
+    """List the data sets, and where imaml looks for them."""
     from ..domains.fewshot import omniglot
 
     print(omniglot.listing())
-    return 0
 
 
 @data_app.command(name="get")
-def get_command(name: Name, folder: Annotated[str | None, Parameter(name="DIR")] = None, /) -> int:
+def get_command(name: Name, folder: Annotated[str | None, Parameter(name="DIR")] = None, /) -> None:
     """Download a data set and verify it.
 
     Args:
         name: Data set.
         folder: Directory to keep it in (default: the cache directory).
-
-    Returns:
-        The exit status.
     """
     from ..domains.fewshot import omniglot
 
     with Interrupts(visible=False) as interrupts, interrupts.stoppable():  # it removes what is half done
         print(f"Omniglot is in {omniglot.get(folder)}")
-    return 0
 
 
 @data_app.command(name="check")
@@ -77,73 +66,32 @@ def sample_command(
     split: Literal["train", "validation", "test"] = "test",
     data: str | None = None,
     changes: Changes = (),
-) -> int:
-    """Write a random task as image files, to try imaml adapt with.
+) -> None:
+    """Write a random task as files, to try imaml adapt with.
 
-    Writes OUT/support/CLASS/1.png, ... and OUT/query/CLASS/1.png, ... Every field of the preset is an option,
-    as for imaml train, for example --domain.shots=5.
+    Tasks of images become OUT/support/CLASS/1.png, ... and OUT/query/CLASS/1.png, ..., drawings dark on
+    light; other tasks become OUT/support.npz and OUT/query.npy. Every field of the preset is an option, as
+    for imaml train, for example --domain.shots=5.
 
     Args:
-        preset: Named configuration with tasks of images. `imaml presets` lists them.
+        preset: Named configuration. `imaml presets` lists them.
         out: New directory for the files.
         seed: Random seed of the task.
         split: Split that the task comes from.
         data: File or directory with the images, for presets that read images.
         changes: Fields of the configuration set by options with a dot.
-
-    Returns:
-        The exit status.
     """
-    from ..config.presets import preset as configuration
-
-    config = configure(configuration(preset), changes, data=data)
+    config = configure(preset, changes, data=data)
     prepare_jax()
-    few, asked = write_task(config.domain.build(), out, split=split, seed=seed)
-    print(f"{out} holds a task: {few} support examples to adapt to, {asked} query examples to predict")
-    return 0
-
-
-def write_task(domain: DomainBase, out: str | Path, *, split: str = "test", seed: int = 0) -> tuple[int, int]:
-    """Write one random task as files that `imaml adapt` reads.
-
-    Args:
-        domain: The domain. Tasks of images become OUT/support/CLASS/N.png and OUT/query/CLASS/N.png, drawings
-            dark on light; other tasks become OUT/support.npz and OUT/query.npy.
-        out: Directory to be made.
-        split: Split that the task comes from.
-        seed: Random seed.
-
-    Returns:
-        The numbers of support and of query examples.
-
-    Raises:
-        DataError: If `out` has files already, or cannot be written.
-
-    Example:
-        >>> import imaml, tempfile
-        >>> folder = Path(tempfile.mkdtemp()) / "my"
-        >>> write_task(imaml.characters(ways=2, queries=3), folder)
-        (2, 6)
-        >>> sorted(str(file.relative_to(folder)) for file in (folder / "support").glob("*/*"))
-        ['support/class-1/1.png', 'support/class-2/1.png']
-    """
     import jax
 
-    from ..core.validation import require_one_of
-    from ..domains.base import SPLITS
-
-    require_one_of("sample", "split", split, SPLITS)
-    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(
             f"{out}: expected a directory that does not exist yet, got one with files in it. "
             "Hint: choose another with --out."
         )
+    domain = config.domain.build()
     task = jax.device_get(jax.jit(lambda key: domain.sample(key, split))(jax.random.key(seed)))
-    try:
-        return domain.write(task, out)
-    except OSError as error:
-        raise DataError(
-            f"{out}: expected a directory that can be written, got {error.strerror!r}. "
-            "Hint: choose another with --out."
-        ) from error
+    with disk_errors(out, DataError):
+        few, asked = domain.write(task, out)
+    print(f"{out} holds a task: {few} support examples to adapt to, {asked} query examples to predict")

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from ..core.errors import ConfigError
-from .options import Count, Flag, Several
+from .options import Count, Flag, Several, print_json
 from .startup import prepare_jax
-
-if TYPE_CHECKING:
-    from ..domains.base import Domain
-    from ..domains.recipes import DomainRecipe
-    from ..predict import Learner
-    from ..training.evaluation import Evaluation
 
 Split = Literal["train", "validation", "test"]
 
@@ -30,7 +23,7 @@ def evaluate_command(
     seed: Count = 0,
     data: str | None = None,
     json: Flag = False,
-) -> int:
+) -> None:
     """Score a trained run on new tasks, before and after adaptation.
 
     Adapts to random tasks of a split and scores their query sets, with 95 % intervals over tasks. Few-shot
@@ -47,9 +40,6 @@ def evaluate_command(
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
             Omniglot.
         json: Print JSON.
-
-    Returns:
-        The exit status.
     """
     prepare_jax()
     import jax
@@ -58,42 +48,37 @@ def evaluate_command(
     from ..training.evaluation import evaluate_theta, same_tasks
     from ..training.step import devices_mesh
 
-    mesh = devices_mesh(len(jax.devices()))
-
-    def recipe_of(learner: Learner) -> DomainRecipe:
-        recipe = learner.config.domain
-        return recipe if data is None else recipe.scored_on(data)
-
-    def scored(learner: Learner, domain: Domain) -> Evaluation:
-        method = learner.config.method.build(domain, mesh)
-        return evaluate_theta(domain, method, learner.theta, split=split, tasks=tasks, seed=seed)
-
-    learned = load(run)
-    recipe = recipe_of(learned)
-    domain, scores = recipe.build(), {}
+    learned, beside = load(run), {}
     for word in others:
-        name, equals, file = ("", "", word) if Path(word).exists() else word.partition("=")
-        other = load(file if equals else word)
-        name = name if equals else other.config.method.name
-        if name in scores:
+        name, _, file = ("", "", word) if Path(word).exists() or "=" not in word else word.partition("=")
+        other = load(file)
+        name = name or other.config.method.name
+        if name in beside:
             raise ConfigError(
                 f"evaluate: expected runs with different names, got {name!r} twice. "
-                f"Hint: name one, as in second={file or word}."
+                f"Hint: name one, as in second={file}."
             )
-        its = recipe_of(other).build()
-        if not same_tasks(domain, its, split):
+        beside[name] = other
+    runs, mesh = [learned, *beside.values()], devices_mesh(len(jax.devices()))
+    recipes = [one.config.domain if data is None else one.config.domain.scored_on(data) for one in runs]
+    domains = [recipe.build() for recipe in recipes]
+    for word, domain in zip(others, domains[1:], strict=True):
+        if not same_tasks(domains[0], domain, split):
             raise ConfigError(
-                f"evaluate: expected runs that draw the same tasks as {run}, got {file or word}. "
+                f"evaluate: expected runs that draw the same tasks as {run}, got {word}. "
                 "Hint: compare runs of one domain with the same settings."
             )
-        scores[name] = scored(other, its)
-    result = scored(learned, domain).beside(scores)
+    result, *rest = (
+        evaluate_theta(
+            domain, one.config.method.build(domain, mesh), one.theta, split=split, tasks=tasks, seed=seed
+        )
+        for one, domain in zip(runs, domains, strict=True)
+    )
+    result, recipe = result.beside(dict(zip(beside, rest, strict=True))), recipes[0]
     about, text = recipe.without_data().summary(learned.theta, learned.method.problem)
     if json:
-        about |= {"data": recipe.data_name, "run": run}
-        print(json_format.dumps({**result.to_json(), **about}, allow_nan=False))
-        return 0
+        print_json({**result.to_json(), **about, "data": recipe.data_name, "run": run})
+        return
     print(result)
     if text:
         print(text)
-    return 0

@@ -123,7 +123,7 @@ def _show_warning(message: Warning | str, kind: type[Warning], file: str, *where
 
 
 def _run(words: list[str]) -> int:
-    """Run one command, and tell its errors in one line."""
+    """Run one command, which returns a status where that is not 0, and tell its errors in one line."""
     words = words if words and words != ["help"] else ["--help"]
     try:
         with warnings.catch_warnings():

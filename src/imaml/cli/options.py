@@ -8,6 +8,7 @@ the kinds that other options choose, so these options are taken out first and go
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from ..core.validation import suggestion
 
 if TYPE_CHECKING:
     from ..config.run import Config
+    from ..core.recipes import JsonObject
 
 DEFAULT = "characters-5w1s"  # the preset of a command that names none
 # Options that set a field of the configuration, beside the field's own option.
@@ -107,11 +109,20 @@ def split_words(words: Iterable[str]) -> tuple[list[str], list[Change]]:
     return others, changes
 
 
-def configure(config: Config, changes: Iterable[Change], **shorthands: object) -> Config:
+def print_json(content: JsonObject) -> None:
+    """Print strict JSON in one line.
+
+    Args:
+        content: JSON values.
+    """
+    print(json.dumps(content, allow_nan=False))
+
+
+def configure(config: Config | str, changes: Iterable[Change], **shorthands: object) -> Config:
     """Set fields of a configuration from options.
 
     Args:
-        config: The configuration, for example a preset's.
+        config: The configuration, or the name of a preset.
         changes: Options with a dot.
         **shorthands: Values of options in `SHORTHANDS`; None for an option that was not given.
 
@@ -123,7 +134,9 @@ def configure(config: Config, changes: Iterable[Change], **shorthands: object) -
             value is no list.
     """
     from ..config.overrides import overrides, replace_data
+    from ..config.presets import preset
 
+    config = preset(config) if isinstance(config, str) else config
     given = {name: value for name, value in shorthands.items() if value is not None}
     asked = [Change(SHORTHANDS[name], as_text(value), f"--{name}") for name, value in given.items()]
     lists = {field.path for field in fields_of(config) if "tuple[" in str(field.hint)}
@@ -268,7 +281,8 @@ def with_fields(command: Callable[..., int], config: Config) -> Callable[..., in
     return shown
 
 
-_EXAMPLES: dict[Any, str] = {int: "100", float: "2.5", bool: "true"}
+# What an option of a type accepts, in words, and an example.
+_ACCEPTED = {int: ("a whole number", "100"), float: ("a number", "2.5"), bool: ("true or false", "true")}
 # What is no command, but is called so in Python.
 _IN_PYTHON = {
     "load": "imaml.load is a Python function; on the command line use imaml adapt",
@@ -309,14 +323,13 @@ def explain(error: wrong.CycloptsError) -> str:
         case wrong.MissingArgumentError() if argument:
             expected, got = argument.name, "nothing"
         case wrong.CoercionError() if token and argument:
-            kinds = {int: "a whole number", float: "a number", bool: "true or false"}
             target = error.target_type
             if type(None) in typing.get_args(target):
                 target = typing.get_args(target)[0]
             known = [str(choice) for choice in typing.get_args(target)]
             what = token.keyword or argument.name
-            expected = kinds.get(target or str, f"one of {', '.join(known)}")
-            example = _EXAMPLES.get(target or str) or (known or [""])[0]
+            choices = f"one of {', '.join(known)}", (known or [""])[0]
+            expected, example = _ACCEPTED.get(target or str, choices)
             hint = f"for example {token.keyword}={example}" if token.keyword and example else hint
         case wrong.ValidationError() if argument:
             return f"{argument.name}: {error.exception_message}"

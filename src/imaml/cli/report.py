@@ -12,14 +12,11 @@ from ..core.streams import note
 from .startup import keep_compiled
 
 
-def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> int:
+def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> None:
     """Write a run's report page again.
 
     Args:
         run: Run directory.
-
-    Returns:
-        The exit status.
     """
     folder = run.parent if run.name == "artefact.safetensors" else run
     if not (folder / "events.jsonl").is_file():
@@ -38,17 +35,11 @@ def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> int:
     except ImamlError as error:  # such as data that are not on this machine
         note(f"imaml: warning: the report has no example tasks: {error}")
     print(write_report(folder, drawn))
-    return 0
 
 
-def presets_command() -> int:
-    """List the named configurations.
-
-    Returns:
-        The exit status.
-    """
+def presets_command() -> None:
+    """List the named configurations."""
     from ..config.presets import PRESETS
 
     for name, entry in PRESETS.items():
         print(f"{name:<24}{entry.about}")
-    return 0

@@ -7,7 +7,7 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..core.errors import ConfigError, ImamlError
 from ..core.interrupts import STATUS
@@ -40,7 +40,7 @@ def train_command(
     quiet: Flag = False,
     dry_run: Flag = False,
     changes: Changes = (),
-) -> int:
+) -> int | None:
     """Train on many tasks, score the result on test tasks, and write a run directory.
 
     The run directory holds config.json, events.jsonl, checkpoints/, artefact.safetensors and report.html.
@@ -65,7 +65,7 @@ def train_command(
         changes: Fields of the configuration set by options with a dot.
 
     Returns:
-        The exit status.
+        The exit status when interrupted.
     """
     if preset is not None and (Path(preset) / "config.json").exists():
         raise ConfigError(
@@ -79,7 +79,11 @@ def train_command(
             f"--resume: expected an existing run, got --from {from_} as well, which starts a new one. "
             "Hint: leave out one of the two."
         )
-    config, chunk = _begin(preset, out if resume else None)
+    from ..config.presets import preset as configuration
+    from ..training.directory import read_config
+
+    stored = read_config(out) if resume and out else None
+    config = configuration(preset or DEFAULT) if stored is None or preset else stored
     columns = {"task": task, "target": target, "features": features}
     named = [f"--{name}" for name, value in columns.items() if value is not None]
     if named and not config.domain.reads_table:
@@ -94,11 +98,12 @@ def train_command(
         from ..training.chunk_tuning import settled, with_chunk
 
         # A run continues with what was measured at its start.
-        config = with_chunk(config, chunk) if resume else settled(config, note)
+        config = with_chunk(config, stored.method.chunk) if stored else settled(config, note)
     if dry_run:
         from .bench import print_prediction
 
-        return print_prediction(config)
+        print_prediction(config)
+        return None
     if out is None:
         usual = Path("runs") / (preset or DEFAULT)
         out = _free_directory(usual)
@@ -114,17 +119,6 @@ def train_command(
         raise
 
 
-def _begin(preset: str | None, resumed: Path | None) -> tuple[Config, int | Literal["auto"] | None]:
-    """Return the configuration to begin with, and the chunk of the run to resume."""
-    from ..config.presets import preset as configuration
-    from ..training.directory import read_config
-
-    if resumed is None:
-        return configuration(preset or DEFAULT), None
-    stored = read_config(resumed)
-    return stored if preset is None else configuration(preset), stored.method.chunk
-
-
 def _free_directory(base: Path) -> Path:
     """Return the directory, or the first of base-2, base-3, ... that does not exist yet, or is empty."""
     numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
@@ -132,8 +126,8 @@ def _free_directory(base: Path) -> Path:
     return next(place for place in itertools.chain([base], numbered) if not taken(place))
 
 
-def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: bool) -> int:
-    """Train, score and report; return the exit status."""
+def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: bool) -> int | None:
+    """Train, score and report; return the exit status when interrupted."""
     from ..predict import load
     from ..training.directory import check_resumable, create_run_directory
     from ..training.experiment import assemble
@@ -162,7 +156,7 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
     from ..report.run_page import write_report
 
     print(f"report   {write_report(out, examples(run))}")
-    return 0
+    return None
 
 
 def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from ..core.errors import NumericalError
-from ..core.statistics import NORMAL_QUANTILE
+from ..core.statistics import mean_intervals
 from ..core.tree import Tree
 from ..domains.base import Domain
 from ..inner.gradient import as_descent
@@ -72,13 +72,10 @@ def sweep(
     size = mesh_size(method.mesh)
     keys = task_keys(seed, 0, -(-tasks // size) * size)
     scores = np.asarray(run(domain, method.start(theta), keys), np.float64)[:tasks]
-    width = NORMAL_QUANTILE * scores.std(axis=0, ddof=1) / np.sqrt(tasks)
-    known = np.atleast_1d(np.isfinite(scores).all(axis=0))
-    return {
-        "steps": [s for s, good in zip(SWEEP, known, strict=True) if good],
-        headline: scores.mean(axis=0)[known].tolist(),
-        "ci95": width[known].tolist(),
-    }
+    columns = zip(map(str, SWEEP), scores.T, strict=True)
+    finite = {steps: column for steps, column in columns if np.isfinite(column).all()}
+    means, widths = mean_intervals(finite)
+    return {"steps": [*map(int, finite)], headline: list(means.values()), "ci95": list(widths.values())}
 
 
 def adaptation_ms(domain: Domain, run: Run | Learner, calls: int = 20) -> float | None:

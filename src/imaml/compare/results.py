@@ -10,11 +10,8 @@ import numpy as np
 from ..config.run import Config
 from ..core.recipes import JsonObject, to_json
 from ..core.statistics import mean_intervals, paired_differences
-from ..domains.base import Domain
 from ..training.journal import clock, score_text
 from .variants import Row
-
-REFERENCE = "imaml"
 
 
 @dataclass
@@ -61,32 +58,17 @@ class Result:
         return f"{headline} {score} after {steps} steps, {spent}{ended}"
 
 
-def summarise(
-    base: Config,
-    minutes: float,
-    tasks: int,
-    seeds: int,
-    domain: Domain,
-    rows: Mapping[str, Row],
-    found: Mapping[str, list[Result]],
-    common: int,
-) -> JsonObject:
-    """Collect everything that the table and the page show.
+def entries(rows: Mapping[str, Row], found: Mapping[str, list[Result]], reference: str) -> list[JsonObject]:
+    """Collect what the table and the page show of each method.
 
     Args:
-        base: The preset's configuration.
-        minutes: Training time of each run.
-        tasks: Number of test tasks.
-        seeds: Number of runs of each method.
-        domain: Where tasks come from.
         rows: The methods by name.
         found: The runs of each method.
-        common: Number of tasks after which methods are compared at equal tasks; 0 for none.
+        reference: The method that the others are compared with.
 
     Returns:
-        JSON values, the content of comparison.json.
+        JSON values, the rows of comparison.json.
     """
-    reference = REFERENCE if REFERENCE in found else next(iter(found))
     against = found[reference]
     listed = []
     for name, results in found.items():
@@ -104,17 +86,7 @@ def summarise(
                 entry[kind] = _mean(own)
                 entry[f"difference_at_{kind}"] = _difference(own, others) if others else {}
         listed.append(entry)
-    return {
-        "minutes": minutes,
-        "test_tasks": tasks,
-        "seeds": seeds,
-        "equal_tasks": common,
-        "reference": reference,
-        "headline": domain.headline,
-        "higher_is_better": domain.higher_is_better,
-        "config": without_data(base),
-        "rows": listed,
-    }
+    return listed
 
 
 def without_data(config: Config) -> JsonObject:

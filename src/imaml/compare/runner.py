@@ -9,7 +9,6 @@ annealing gives depends on when it ends. Of a run's checkpoints the best on vali
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,22 +18,23 @@ import jax
 import numpy as np
 
 from ..config.run import Config
-from ..core.errors import ConfigError, DataError, NumericalError
+from ..core.errors import ConfigError, NumericalError
 from ..core.recipes import to_json
 from ..core.tree import Tree
 from ..domains.base import Domain
 from ..predict import Learner
-from ..storage.atomic import replacing, write_json
+from ..storage.atomic import read_json, replacing, write_json
 from ..storage.checkpoint import Checkpoints
 from ..training.directory import first_difference
 from ..training.evaluation import evaluate_theta
 from ..training.experiment import Experiment, assemble
 from ..training.journal import FILE, JsonObject, clock, json_values, read_events
 from .measurements import adaptation_ms, sweep
-from .results import Result, Scores, summarise, without_data
+from .results import Result, Scores, entries, without_data
 from .variants import GRID, rows_of
 
 SWEEP_TASKS = 200
+REFERENCE = "imaml"
 
 
 class Interrupted(Exception):
@@ -68,11 +68,11 @@ def compare(
         The content of ``out/comparison.json``.
 
     Raises:
-        ConfigError: If a name is unknown, or ``out`` holds something else.
-        DataError: If a file in ``out`` is damaged.
+        ConfigError: If a name is unknown, or ``out`` holds something else, or its plan is damaged.
+        DataError: If the log of a run is damaged.
         Interrupted: If Ctrl-C or SIGTERM stopped a run.
     """
-    out, rows = Path(out), rows_of(names)
+    out, rows = Path(out), rows_of(names)  # a misspelt name is told before anything is read
     domain = base.domain.build()
     _check_plan(out, base, minutes, tasks)
     trials: dict[str, list[Trial]] = {name: [] for name in rows}
@@ -94,7 +94,18 @@ def compare(
         if common:
             trial.result.equal = trial.tested(trial.best(common))
     found = {name: [trial.result for trial in those] for name, those in trials.items()}
-    summary = summarise(base, minutes, tasks, seeds, domain, rows, found, common * base.training.tasks)
+    reference = REFERENCE if REFERENCE in found else next(iter(found))
+    summary = {
+        "minutes": minutes,
+        "test_tasks": tasks,
+        "seeds": seeds,
+        "equal_tasks": common * base.training.tasks,
+        "reference": reference,
+        "headline": domain.headline,
+        "higher_is_better": domain.higher_is_better,
+        "config": without_data(base),
+        "rows": entries(rows, found, reference),
+    }
     write_json(out / "comparison.json", summary)
     return summary
 
@@ -103,12 +114,7 @@ def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
     """Write what is compared; ConfigError for a folder that holds something else."""
     file, plan = out / "plan.json", {"config": to_json(base), "budget": minutes, "tasks": tasks}
     if file.is_file():
-        try:
-            old = json.loads(file.read_text())
-        except ValueError as error:
-            raise DataError(
-                f"{file}: expected JSON, got an error ({error}). Hint: restore it, or choose another --out."
-            ) from error
+        old = read_json(file)
         before, now = ({f"--{k}": v for k, v in given.items() if k != "config"} for given in (old, plan))
         difference = first_difference(old.get("config"), plan["config"]) or first_difference(before, now)
         if difference:
@@ -156,7 +162,7 @@ class Trial:
     @functools.cached_property
     def result(self) -> Result:
         """What its files say, once it is finished."""
-        content = json.loads(self.file.read_text())
+        content = read_json(self.file)
         return Result(content, self.tested(content["step"]))
 
     def finish(self, name: str, progress: bool | None) -> None:
@@ -253,7 +259,7 @@ class Trial:
             # Last: where this file is, the scores are complete.
             write_json(file, {"step": step, **json_values(summaries), "failed": found.failed})
         with np.load(arrays) as values:
-            return Scores(json.loads(file.read_text()), {key: values[key] for key in values.files})
+            return Scores(read_json(file), {key: values[key] for key in values.files})
 
     def measured(self, end: JsonObject, step: int) -> JsonObject:
         """Return the facts of the run beside its test scores, and of theta after `step` steps.

@@ -5,13 +5,14 @@ A new method is one class that registers itself with ``@recipe("method")``; docs
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, Unpack
 
 from jax.sharding import Mesh
 
-from ..bayes.curvature import Quadrature
+from ..bayes.curvature import Curvature, Quadrature
 from ..bayes.methods import EmpiricalBayes, ExpectationMaximisation, IBaML
 from ..core.errors import ConfigError
 from ..core.fields import Checked, PositiveFloat, PositiveFraction, PositiveInt
@@ -30,11 +31,8 @@ from ..problems.likelihoods import likelihood
 from ..problems.precision import Learned, learned
 from ..problems.proximal import proximal
 
-Curvature = Literal["hessian", "gauss-newton"]
-
 
 @recipe(fresh={"inner": GradientDescent(0.1, steps=5)})
-@dataclass(frozen=True)
 class NewTask(Checked):
     """How a new task is solved in evaluation and use; see `imaml.Solving`.
 
@@ -53,7 +51,6 @@ class NewTask(Checked):
 
 
 @recipe()
-@dataclass(frozen=True)
 class Bayes(Checked):
     """The options of the Bayesian methods evidence, moments and posterior; see `imaml.bayes.rules`.
 
@@ -84,13 +81,13 @@ class Bayes(Checked):
 class MethodRecipe(Checked):
     """What all methods have: the base of the recipes of methods.
 
-    A subclass sets `name` and `about`, adds its fields, and sets `function` or defines `make`.
+    A subclass sets `name`, adds its fields, and sets `function` or defines `make`.
 
     Attributes:
         name: What the method is called.
-        about: What it is, in a line.
         factorises: Whether a step factorises dense matrices besides its linear solver.
-        function: Makes the method of (problem, query_loss, inner=..., **options).
+        function: Makes the method of (problem, query_loss, inner=..., **options); its other parameters are
+            given the options of their names.
 
     Args:
         adapt: Names of the parameters that a task adapts, or None for all; maml that adapts the head alone
@@ -108,7 +105,6 @@ class MethodRecipe(Checked):
 
     owner = "method"
     name: ClassVar[str]
-    about: ClassVar[str]
     strength: ClassVar[float | None] = None
     learned: ClassVar[str | None] = None
     factorises: ClassVar[bool] = False
@@ -176,19 +172,12 @@ class MethodRecipe(Checked):
         Returns:
             The method.
         """
-        make = type(self).function
-        return make(problem, domain.query_loss, inner=inner, **self.arguments(domain), **options)
-
-    def arguments(self, domain: Domain) -> dict[str, object]:
-        """Return the arguments of `function` that not all methods have.
-
-        Args:
-            domain: The domain.
-
-        Returns:
-            The arguments by name.
-        """
-        return {}
+        function = type(self).function
+        # Of two options with one name that of `bayes` counts: its curvature and rank are the posterior's.
+        own = {**vars(self), **vars(getattr(self, "bayes", self)), "whole": domain.whole}
+        taken = inspect.signature(function).parameters.keys() & own.keys() - {"inner"}
+        given = {name: own[name] for name in taken}
+        return function(problem, domain.query_loss, inner=inner, **given, **options)
 
     def problem(self, domain: Domain, strength: float | Learned | None) -> Problem:
         """Return the inner problem on a domain.
@@ -272,73 +261,52 @@ class ImplicitMethod(Strengths):
     accuracy: PositiveFraction | Tightening | None = None
     rank: PositiveInt = 5  # type: ignore[misc]
 
-    def arguments(self, domain: Domain) -> dict[str, object]:
-        """Return the options of the implicit gradient."""
-        own = {"linear": self.linear, "correct": self.correct, "accuracy": self.accuracy}
-        return super().arguments(domain) | own
 
-
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class IMAMLRecipe(ImplicitMethod):
-    """Implicit MAML; see `imaml.IMAML`."""
+    """Implicit MAML, the meta-gradient from the solution alone; see `imaml.IMAML`."""
 
     name: ClassVar[str] = "imaml"
-    about: ClassVar[str] = "implicit MAML: the meta-gradient from the solution alone"
     function = IMAML
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class MAMLRecipe(MethodRecipe):
-    """MAML; see `imaml.MAML`."""
+    """MAML, through every inner step; ANIL where only the head adapts. See `imaml.MAML`."""
 
     name: ClassVar[str] = "maml"
-    about: ClassVar[str] = "MAML: through every inner step; ANIL where only the head adapts"
     function = MAML
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class FOMAMLRecipe(MethodRecipe):
     """First-order MAML; see `imaml.FOMAML`."""
 
     name: ClassVar[str] = "fomaml"
-    about: ClassVar[str] = "first-order MAML"
     function = FOMAML
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class MetaSGDRecipe(MethodRecipe):
-    """Meta-SGD; see `imaml.MetaSGD`."""
+    """Meta-SGD, MAML with a learned inner rate for every parameter; see `imaml.MetaSGD`."""
 
     name: ClassVar[str] = "metasgd"
-    about: ClassVar[str] = "Meta-SGD: MAML with a learned inner rate for every parameter"
     function = MetaSGD
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class ReptileRecipe(PerhapsAnchored):
     """Reptile, or with a strength its proximal form; see `imaml.Reptile`."""
 
     name: ClassVar[str] = "reptile"
-    about: ClassVar[str] = "Reptile: where the tasks went; with a strength its proximal form"
     function = Reptile
 
-    def arguments(self, domain: Domain) -> dict[str, object]:
-        """Return how a task's two sets become one batch."""
-        return {"whole": domain.whole}
 
-
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class TransferRecipe(PerhapsAnchored):
-    """Transfer learning; see `imaml.Joint`."""
+    """Transfer learning, one network for all classes that is fine-tuned; see `imaml.Joint`."""
 
     name: ClassVar[str] = "transfer"
-    about: ClassVar[str] = "transfer: one network for all classes, fine-tuned"
     grouped: ClassVar[bool] = False
 
     def make(
@@ -349,20 +317,17 @@ class TransferRecipe(PerhapsAnchored):
         return Joint(domain, problem, inner=inner, grouped=self.grouped, **options)
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class MultitaskRecipe(TransferRecipe):
-    """Multi-task learning; see `imaml.Joint`."""
+    """Multi-task learning, one body with a head for each group; see `imaml.Joint`."""
 
     name: ClassVar[str] = "multitask"
-    about: ClassVar[str] = "multi-task: one body, a head for each group"
     grouped: ClassVar[bool] = True
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class AsReleasedRecipe(Anchored):
-    """The published implementation; see `imaml.as_released`.
+    """The published implementation's linear system, which is not the paper's; see `imaml.as_released`.
 
     Args:
         linear: Linear solver of the published system.
@@ -372,7 +337,6 @@ class AsReleasedRecipe(Anchored):
     """
 
     name: ClassVar[str] = "as-released"
-    about: ClassVar[str] = "the published code's linear system, which is not the paper's"
 
     linear: Annotated[LinearSolver, Role("linear")] = field(default_factory=lambda: CG(steps=5))
 
@@ -412,28 +376,19 @@ class Bayesian(Strengths):
         return proximal(loss, strength, problem.adapt, **kept)
 
 
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class EvidenceRecipe(ImplicitMethod, Bayesian):
-    """Empirical Bayes; see `imaml.EmpiricalBayes`."""
+    """Empirical Bayes, a prior by the gradient of the tasks' evidence; see `imaml.EmpiricalBayes`."""
 
     name: ClassVar[str] = "evidence"
-    about: ClassVar[str] = "empirical Bayes: a prior by the gradient of the tasks' evidence"
     function = EmpiricalBayes
 
-    def arguments(self, domain: Domain) -> dict[str, object]:
-        """Return the options of the implicit gradient and of the evidence."""
-        own = {"determinant": self.bayes.determinant, "curvature": self.bayes.curvature}
-        return super().arguments(domain) | own | {"whole": domain.whole}
 
-
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class PosteriorRecipe(ImplicitMethod, Bayesian):
-    """iBaML; see `imaml.IBaML`."""
+    """iBaML, the validation loss under the tasks' posteriors; see `imaml.IBaML`."""
 
     name: ClassVar[str] = "posterior"
-    about: ClassVar[str] = "iBaML: the validation loss under the tasks' posteriors"
     function = IBaML
 
     def __post_init__(self) -> None:
@@ -445,19 +400,12 @@ class PosteriorRecipe(ImplicitMethod, Bayesian):
                 "'low-rank', through which no derivative passes."
             )
 
-    def arguments(self, domain: Domain) -> dict[str, object]:
-        """Return the options of the implicit gradient and of the posterior."""
-        own = {name: getattr(self.bayes, name) for name in ("samples", "form", "curvature")}
-        return super().arguments(domain) | own
 
-
-@recipe("method")
-@dataclass(frozen=True, kw_only=True)
+@recipe("method", kw_only=True)
 class MomentsRecipe(Bayesian):
-    """Expectation-maximisation; see `imaml.ExpectationMaximisation`."""
+    """Expectation-maximisation, prior moments from posterior ones; see `imaml.ExpectationMaximisation`."""
 
     name: ClassVar[str] = "moments"
-    about: ClassVar[str] = "expectation-maximisation: prior moments from posterior moments"
     function = ExpectationMaximisation
 
     def __post_init__(self) -> None:
@@ -468,8 +416,3 @@ class MomentsRecipe(Bayesian):
                 "method: learned: expected 'all', 'leaf', 'parameter' or 'dense' with name='moments', got "
                 "'low-rank', which has no step in closed form. Hint: choose one of these, or name='evidence'."
             )
-
-    def arguments(self, domain: Domain) -> dict[str, object]:
-        """Return the options of the posterior."""
-        own = {name: getattr(self.bayes, name) for name in ("form", "curvature", "rank")}
-        return super().arguments(domain) | own | {"whole": domain.whole}

@@ -7,7 +7,7 @@ import inspect
 import typing
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Literal, NamedTuple
 
 import jax
@@ -50,7 +50,6 @@ class Outer(NamedTuple):
 
 
 @recipe()
-@dataclass(frozen=True)
 class Optimiser(Checked):
     """The outer optimiser as a recipe that goes to JSON.
 
@@ -171,7 +170,6 @@ class Optimiser(Checked):
 
 
 @recipe()
-@dataclass(frozen=True)
 class OptaxTransform(Checked):
     """Stands in a configuration for an Optax transform, which has no JSON form.
 

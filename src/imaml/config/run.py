@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
 from .. import bayes, domains, inner, linear, meta
@@ -25,7 +25,6 @@ for _package in (linear, inner, meta, bayes, domains):
 
 
 @recipe()
-@dataclass(frozen=True)
 class Config:
     """The configuration of a run; `imaml.training.experiment.assemble` builds its objects.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..core.errors import ConfigError
@@ -12,7 +11,6 @@ from ..core.validation import Interval
 
 
 @recipe()
-@dataclass(frozen=True)
 class Training(Checked):
     """How long a run takes, and how often it validates, saves and logs.
 

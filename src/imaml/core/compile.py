@@ -1,7 +1,5 @@
 """Compiling the large programs: steps, evaluations and solves."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

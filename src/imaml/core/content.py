@@ -1,7 +1,5 @@
 """Equality by content, so that equal objects are one static argument to `jax.jit` and compile once."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from dataclasses import fields, is_dataclass

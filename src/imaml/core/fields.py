@@ -1,7 +1,6 @@
 """Field types that say which values are valid, and the check of a recipe's fields against its types.
 
     @recipe("inner")
-    @dataclass(frozen=True)
     class MySolver(Checked):
         steps: PositiveInt
         rate: PositiveFloat = 0.1
@@ -9,18 +8,17 @@
 
     MySolver(steps=0)  # ConfigError: MySolver: steps: expected a whole number of at least 1, got 0.
 
-A type may be a number type of this module, `int`, `float`, `bool`, `str`, a `Literal`, a dataclass,
-a `Callable`, ``None``, a tuple of these or a union of these. Fields of other types are not checked.
+A type may be a number type of this module, `int`, `float`, `bool`, `str`, a `Literal`, a dataclass, a class
+with words of its own (`Such`), a `Callable`, ``None``, a tuple of these or a union of these. Fields of other
+types are not checked.
 """
-
-from __future__ import annotations
 
 import functools
 import re
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, ClassVar, Literal
 
 from .errors import ConfigError
@@ -33,6 +31,20 @@ NonNegativeFloat = Annotated[float, Interval(0)]
 PositiveFloat = Annotated[float, Interval(0, open=True)]
 Fraction = Annotated[float, Interval(0, 1)]
 PositiveFraction = Annotated[float, Interval(0, 1, open=True)]
+
+
+@dataclass(frozen=True)
+class Such:
+    """Says in words what a field of a class holds: `Annotated[InnerSolver, Such("an inner solver")]`.
+
+    Any function stands for a protocol that has `__call__`; of other classes it must be an instance.
+
+    Attributes:
+        words: The phrase for a message.
+    """
+
+    words: str
+
 
 _NAMES: dict[object, str] = {bool: "True or False", str: "a text", types.NoneType: "None"}
 
@@ -50,6 +62,11 @@ def expected(hint: object, value: object) -> str:
     marks: list[object] = []
     if typing.get_origin(hint) is Annotated:
         hint, *marks = typing.get_args(hint)
+    for mark in marks:
+        if isinstance(mark, Such):
+            kind = typing.cast(type, hint)
+            valid = callable(value) if "__call__" in vars(kind) else isinstance(value, kind)
+            return "" if valid else mark.words
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         found = [expected(choice, value) for choice in arguments]
@@ -115,25 +132,6 @@ def without_intervals(hint: object) -> object:
     return tuple[tuple(map(without_intervals, arguments))] if origin is tuple else hint  # type: ignore[misc]
 
 
-def check_fields(recipe: object, owner: str = "") -> None:
-    """Check the fields of a recipe against their types.
-
-    Args:
-        recipe: A dataclass.
-        owner: What the message calls it; by default the name of its class.
-
-    Raises:
-        ConfigError: If a field has a value that its type does not accept.
-    """
-    for name, hint in field_types(type(recipe)).items():
-        value = getattr(recipe, name)
-        wanted = expected(hint, value)
-        if wanted:
-            hint = suggestion(value, re.findall("'([^']*)'", wanted))
-            problem = f"expected {wanted}, got {value!r}.{hint}"
-            raise ConfigError.of_field(owner or type(recipe).__name__, name, problem)
-
-
 class Checked:
     """The base of a dataclass whose fields are checked when it is made.
 
@@ -147,4 +145,10 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Check the fields (ConfigError)."""
-        check_fields(self, self.owner)
+        for name, hint in field_types(type(self)).items():
+            value = getattr(self, name)
+            wanted = expected(hint, value)
+            if wanted:
+                close = suggestion(value, re.findall("'([^']*)'", wanted))
+                problem = f"expected {wanted}, got {value!r}.{close}"
+                raise ConfigError.of_field(self.owner or type(self).__name__, name, problem)

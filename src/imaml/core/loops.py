@@ -1,10 +1,9 @@
 """A while loop that is safe under `vmap`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 
+import jax.numpy as jnp
 from jax import Array, lax
 
 State = TypeVar("State")
@@ -37,3 +36,20 @@ def repeat_while(going: Callable[[State], Array], advance: Callable[[State], Sta
         return new, going(new)
 
     return lax.while_loop(lambda carry: carry[1], step, (state, going(state)))[0]
+
+
+def halved_while(too_long: Callable[[Array], Array], most: int, like: Array) -> Array:
+    """Halve the length of a step, from 1 on, while it is too long; a line search by backtracking.
+
+    Args:
+        too_long: length -> boolean scalar.
+        most: The most halvings.
+        like: A scalar of the dtype of lengths.
+
+    Returns:
+        The first of 1, 1/2, 1/4, ... that is not too long; 0.5^most, untested, where all before
+        it are.
+    """
+    length = lambda count: jnp.ldexp(jnp.ones_like(like), -count)  # noqa: E731
+    going = lambda count: (count < most) & too_long(length(count))  # noqa: E731
+    return length(repeat_while(going, lambda count: count + 1, jnp.asarray(0)))

@@ -1,7 +1,5 @@
 """Facts of the machine: its processor, and where a user keeps caches."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

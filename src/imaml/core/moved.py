@@ -1,7 +1,5 @@
 """Modules that have moved: their old names can be imported for one release, with a DeprecationWarning."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.abc
 import importlib.machinery

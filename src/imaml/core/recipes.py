@@ -3,21 +3,19 @@
 A class that is to be chosen by name (on the command line, in a saved configuration) registers itself:
 
     @recipe("linear")
-    @dataclass(frozen=True)
-    class MySolver: ...
+    class MySolver:
+        steps: int = 5
 
 There is no other list of classes. `role` says which fields may hold it: "linear", "inner", "domain", ...
 """
-
-from __future__ import annotations
 
 import importlib
 import json
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import ModuleType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, dataclass_transform
 
 from .errors import ConfigError
 from .validation import not_one_of
@@ -45,23 +43,23 @@ class Role:
     name: str
 
 
-def recipe(*roles: str, fresh: Fields | None = None) -> Callable[[type[T]], type[T]]:
-    """Registers a frozen dataclass under its name, its `kind` in JSON.
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def recipe(*roles: str, fresh: Fields | None = None, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
+    """Makes a class a frozen dataclass, and registers it under its name, its `kind` in JSON.
 
     Args:
         *roles: The roles that it has, such as "linear" or "inner"; none for a part of another recipe.
         fresh: Arguments for an instance that is chosen by its kind alone, where it has no defaults for all.
+        kw_only: Whether its own fields are given by name only.
 
     Returns:
-        The decorator, which returns the class unchanged.
+        The decorator. A class that is a dataclass already is only registered.
 
     Raises:
         ConfigError: If another class has that name already.
 
     Example:
-        >>> from dataclasses import dataclass
         >>> @recipe()
-        ... @dataclass(frozen=True)
         ... class Example:
         ...     steps: int = 5
         >>> to_json(Example())
@@ -69,6 +67,8 @@ def recipe(*roles: str, fresh: Fields | None = None) -> Callable[[type[T]], type
     """
 
     def register(kind: type[T]) -> type[T]:
+        if "__dataclass_fields__" not in vars(kind):
+            kind = dataclass(frozen=True, kw_only=kw_only)(kind)
         other = _KINDS.get(kind.__name__, kind)
         if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
             raise ConfigError(
@@ -160,7 +160,7 @@ def to_json(value: Recipe) -> Json:
         ConfigError: If the value, or what it holds, is no recipe.
     """
     if is_recipe(type(value)):
-        content = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        content = {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
         return {"kind": type(value).__name__, **content}
     if is_dataclass(value) or callable(value):
         raise ConfigError(
@@ -192,7 +192,7 @@ def from_json(value: Json) -> Recipe:
         return _FORMER[kind](given)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(not_one_of("config: kind", kind, _KINDS))
-    known = {field.name for field in fields(_KINDS[kind])}  # type: ignore[arg-type]
+    known = {f.name for f in fields(_KINDS[kind])}  # type: ignore[arg-type]
     unknown = sorted(set(given) - known)
     if unknown:
         raise ConfigError(not_one_of(f"config: field of {kind}", unknown[0], known))

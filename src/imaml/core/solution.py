@@ -1,7 +1,5 @@
 """What a solve returns: its value, what is known of it, and how it ended."""
 
-from __future__ import annotations
-
 import enum
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Means and paired differences with confidence intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

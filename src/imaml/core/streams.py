@@ -5,8 +5,6 @@ A program without a console (pythonw, a service, a closed descriptor) has `sys.s
 lines for stderr go through here.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import TextIO

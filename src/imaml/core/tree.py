@@ -17,7 +17,6 @@ from .errors import ConfigError
 from .validation import not_one_of
 
 Tree: TypeAlias = Any  # nested containers of arrays; Python's type system has no type for them
-PyTree: TypeAlias = Tree
 LARGE = 1 << 18  # entries from which on a copy of each leaf costs less than one loop over all
 
 
@@ -288,7 +287,7 @@ def same(left: Tree, right: Tree) -> bool:
     return all(jnp.shape(a) == jnp.shape(b) for a, b in pairs)
 
 
-def require_like(what: str, found: PyTree, like: PyTree, name: str) -> None:
+def require_like(what: str, found: Tree, like: Tree, name: str) -> None:
     """Check that a tree has the structure and the shapes of another.
 
     Args:

@@ -29,12 +29,14 @@ class Field:
         kind: "float", "int" or "bool".
         below: Whole numbers run from 0 to below this one; None for any.
         rows: The name of the number of rows. Arrays of one batch with the same name have as many rows.
+        column: Whether a last axis of length 1 may be left out.
     """
 
     shape: tuple[int | None, ...] = ()
     kind: Literal["float", "int", "bool"] = "float"
     below: int | None = None
     rows: str = "n"
+    column: bool = False
 
     def check(self, values: object, name: str) -> np.ndarray:
         """Return values as an array of this field's shape and kind.
@@ -53,6 +55,8 @@ class Field:
             array = np.asarray(values)
         except ValueError as error:
             raise DataError(f"{name}: expected one array, got rows of different shapes.") from error
+        if self.column and array.ndim == len(self.shape):
+            array = array[..., None]
         sizes = [self.rows, *("any" if size is None else str(size) for size in self.shape)]
         wanted = f"({', '.join(sizes)}{',' * (len(sizes) == 1)}) with {self.rows} of at least 1"
         # None in `shape` accepts any size.

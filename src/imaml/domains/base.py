@@ -25,8 +25,9 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
 import jax
-from jax import Array
+from jax import Array, lax
 
+from ..core import tree
 from ..core.errors import ConfigError
 from ..core.tree import Tree
 from ..core.validation import require_one_of
@@ -50,7 +51,7 @@ class DomainBase(UserData):
     """The base of a domain: what every caller may ask of it, with defaults.
 
     A subclass is a frozen dataclass and a pytree (`jax.tree_util.register_static` if it holds no arrays). It
-    has a field ``recipe`` and defines `draw`, `gather` and `metrics`. If one network learns the tasks by one
+    has a field ``recipe`` and defines `gather` and `metrics`. If one network learns the tasks by one
     loss, it defines ``network`` in the recipe and `loss` here; else it overrides `init`, `problem`,
     `query_loss` and `shared_loss`. To be used on a user's own tasks it also defines `support_fields`.
 
@@ -78,9 +79,10 @@ class DomainBase(UserData):
             split: "train", "validation" or "test"; static under jit.
 
         Returns:
-            What `gather` makes the task from: a tree of small arrays.
+            What `gather` makes the task from: a tree of small arrays. By default a random key of the split's
+            own, for tasks that are made of random numbers alone.
         """
-        raise NotImplementedError
+        return split_key(key, split)
 
     def gather(self, indices: Tree) -> Task:
         """Return the task that indices mean.
@@ -428,6 +430,10 @@ class EquilibriumDomain(DomainBase):
         """
         require_one_of("domain", "curvature", curvature, ("hessian",))
         return equilibrium(self.field, strength, adapt)
+
+    def shared_loss(self, theta: Tree, batch: Tree) -> Array:
+        """Return a scalar whose gradient is the field, of one theta for all tasks; its value says nothing."""
+        return tree.dot(lax.stop_gradient(self.field(theta, batch)), theta)
 
 
 def split_key(key: Array, split: str) -> Array:

@@ -47,6 +47,20 @@ class Network(Protocol):
         ...
 
 
+def init_each(key: Array, **networks: Network) -> dict[str, Tree]:
+    """Return fresh parameters of several networks.
+
+    Args:
+        key: A random key.
+        **networks: The networks by name.
+
+    Returns:
+        The parameters of each, by the same names.
+    """
+    keys = jax.random.split(key, len(networks))
+    return {name: network.init(one) for (name, network), one in zip(networks.items(), keys, strict=True)}
+
+
 @recipe("network")
 @dataclass(frozen=True)
 class Conv4(Checked):

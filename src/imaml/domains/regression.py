@@ -15,12 +15,12 @@ from ..core.recipes import recipe
 from ..core.tree import Tree
 from ..problems.base import Task
 from ..problems.likelihoods import Gaussian
-from .arrays import Field, given
-from .base import DomainBase, Encoded, Predicts, cut, split_key
-from .losses import CompositeLoss
+from ..problems.losses import CompositeLoss
+from .arrays import Field
+from .base import DomainBase, Predicts, cut
 from .networks import MLP
 from .recipes import DomainRecipe, builder
-from .scenes import Example, Scene, compared
+from .scenes import Scene, compared
 
 
 class Points(NamedTuple):
@@ -81,7 +81,6 @@ class RegressionDomain(DomainBase):
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class SinusoidRecipe(DomainRecipe):
     """Regression of sinusoids from a few points, the field's smallest standard problem.
 
@@ -116,20 +115,6 @@ class SinusoidRecipe(DomainRecipe):
 sinusoid = builder(SinusoidRecipe)
 
 
-class Wave(NamedTuple):
-    """The indices of a sinusoid task.
-
-    Attributes:
-        amplitude: A scalar.
-        phase: A scalar.
-        inputs: Where it is observed, ``(shots + queries,)``.
-    """
-
-    amplitude: Array
-    phase: Array
-    inputs: Array
-
-
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Sinusoid(RegressionDomain):
@@ -142,20 +127,14 @@ class Sinusoid(RegressionDomain):
         """Half the mean squared error of the network."""
         return NetworkLoss(self.recipe.network)
 
-    def draw(self, key: Array, split: str) -> Wave:
-        """Return the numbers of one random wave."""
-        a, p, x = jax.random.split(split_key(key, split), 3)
+    def gather(self, indices: Array) -> Task:
+        """Return the task of a random wave, drawn by a key: its first points are the support."""
         number = self.recipe.shots + self.recipe.queries
-        return Wave(
-            jax.random.uniform(a, (), jnp.float32, 0.1, 5.0),
-            jax.random.uniform(p, (), jnp.float32, 0.0, np.pi),
-            jax.random.uniform(x, (number,), jnp.float32, -5.0, 5.0),
-        )
-
-    def gather(self, indices: Wave) -> Task:
-        """Return the task of a wave: its first points are the support."""
-        targets = indices.amplitude * jnp.sin(indices.inputs + indices.phase)
-        return Task(*cut(Points(indices.inputs[:, None], targets[:, None]), self.recipe.shots))
+        amplitude_key, phase_key, inputs_key = jax.random.split(indices, 3)
+        amplitude = jax.random.uniform(amplitude_key, (), jnp.float32, 0.1, 5.0)
+        phase = jax.random.uniform(phase_key, (), jnp.float32, 0.0, np.pi)
+        inputs = jax.random.uniform(inputs_key, (number, 1), jnp.float32, -5.0, 5.0)
+        return Task(*cut(Points(inputs, amplitude * jnp.sin(inputs + phase)), self.recipe.shots))
 
     def baselines(self, task: Task) -> dict[str, Array]:
         """Return the mean squared error of the support's mean, and of its nearest point."""
@@ -165,34 +144,14 @@ class Sinusoid(RegressionDomain):
         return {"support_mean": mean, "nearest_point": jnp.mean(jnp.square(query.targets - nearest))}
 
     def support_fields(self) -> dict[str, Field]:
-        """Return what inputs ``(n, 1)`` and targets ``(n, 1)`` are."""
-        return {name: Field((1,)) for name in Points._fields}
-
-    def encode(self, x: object, y: object = None) -> Encoded:
-        """Return points as a batch.
-
-        Args:
-            x: Inputs ``(n,)`` or ``(n, 1)``; or a batch of `Points`; or a mapping to ``inputs`` and
-                ``targets``.
-            y: As many targets.
-
-        Returns:
-            The batch.
-
-        Raises:
-            DataError: If inputs or targets are missing, do not fit together, or are not finite numbers.
-        """
-        return super().encode({name: _column(part) for name, part in given(x, y, Points._fields).items()})
-
-    def encode_query(self, x: Tree) -> np.ndarray:
-        """Return inputs ``(n,)`` or ``(n, 1)`` as ``(n, 1)``."""
-        return super().encode_query(_column(x))
+        """Return what inputs and targets are, ``(n, 1)`` or ``(n,)`` each."""
+        return {name: Field((1,), column=True) for name in Points._fields}
 
     def decode(self, outputs: np.ndarray, x: Tree) -> np.ndarray:
         """Return outputs in the shape of the inputs."""
         return outputs.reshape(np.shape(x.inputs if isinstance(x, Points) else x))
 
-    def examples(self, before: Tree, predictor: Predicts, task: Task) -> list[Example]:
+    def examples(self, before: Tree, predictor: Predicts, task: Task) -> list[Scene]:
         """Return the curve over [-5, 5], predicted before and after adaptation."""
         line = np.linspace(-5, 5, 101, dtype=np.float32)
         support = jax.device_get(task.support)
@@ -200,28 +159,16 @@ class Sinusoid(RegressionDomain):
         design = lambda x: np.column_stack([np.sin(x), np.cos(x)]).astype(np.float64)  # noqa: E731
         inputs, targets = jax.device_get(self.whole(*task))
         weights = np.linalg.lstsq(design(inputs[:, 0]), targets[:, 0], rcond=None)[0]
-        return [
-            Example(
-                support=support.inputs,
-                support_labels=support.targets,
-                query=line,
-                query_labels=design(line) @ weights,
-                predicted=predictor.predict(line),
-                before=np.asarray(self.forward(before, jnp.asarray(line[:, None])))[:, 0],
-            )
-        ]
-
-
-def _column(values: object) -> object:
-    """Return numbers ``(n,)`` as a column ``(n, 1)``; anything else as it is, for `Field` to check."""
-    try:
-        return np.reshape(values, (-1, 1)) if np.ndim(values) == 1 else values  # type: ignore[arg-type]
-    except ValueError:  # rows of different lengths
-        return values
+        lines = {
+            "true": (line, design(line) @ weights),
+            "before": (line, self.forward(before, jnp.asarray(line[:, None]))),
+            "after": (line, predictor.predict(line)),
+            "support": (support.inputs, support.targets),
+        }
+        return [Scene("sinusoid", lines=lines, x_name="input")]
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class LinearGaussianRecipe(DomainRecipe):
     """Linear tasks with Gaussian weights and noise.
 
@@ -250,24 +197,10 @@ class LinearGaussianRecipe(DomainRecipe):
 linear_gaussian = builder(LinearGaussianRecipe)
 
 
-class Line(NamedTuple):
-    """The indices of a linear task.
-
-    Attributes:
-        weights: ``(features,)``.
-        inputs: ``(n, features)``.
-        noise: ``(n,)``.
-    """
-
-    weights: Array
-    inputs: Array
-    noise: Array
-
-
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class LinearGaussian(RegressionDomain):
-    """Linear tasks y = x.w + noise with w ~ N(1, spread^2 I): the oracle, everything in closed form.
+    """Linear tasks y = x.w + noise with w ~ N(1, spread^2 I), where everything has a closed form.
 
     With H = X^T X / n and c = X^T y / n of the support, the inner solution is (H + s I)^-1 (c + s theta), and
     the meta-gradient s (H + s I)^-1 (H_q phi* - c_q), averaged over tasks.
@@ -286,21 +219,15 @@ class LinearGaussian(RegressionDomain):
         """Return zero weights ``(features,)``."""
         return jnp.zeros(self.recipe.features)
 
-    def draw(self, key: Array, split: str) -> Line:
-        """Return the numbers of one random task."""
+    def gather(self, indices: Array) -> Task:
+        """Return a random linear task, drawn by a key: its first rows are the support."""
         recipe = self.recipe
-        w, x, e = jax.random.split(split_key(key, split), 3)
+        weights_key, inputs_key, noise_key = jax.random.split(indices, 3)
         number = recipe.shots + recipe.queries
-        return Line(
-            1.0 + recipe.spread * jax.random.normal(w, (recipe.features,)),
-            jax.random.normal(x, (number, recipe.features)),
-            recipe.noise * jax.random.normal(e, (number,)),
-        )
-
-    def gather(self, indices: Line) -> Task:
-        """Return the task of a line: its first rows are the support."""
-        points = Points(indices.inputs, indices.inputs @ indices.weights + indices.noise)
-        return Task(*cut(points, self.recipe.shots))
+        weights = 1.0 + recipe.spread * jax.random.normal(weights_key, (recipe.features,))
+        inputs = jax.random.normal(inputs_key, (number, recipe.features))
+        targets = inputs @ weights + recipe.noise * jax.random.normal(noise_key, (number,))
+        return Task(*cut(Points(inputs, targets), recipe.shots))
 
     def baselines(self, task: Task) -> dict[str, Array]:
         """Return the mean squared error of the task's own least squares (minimum norm)."""
@@ -319,38 +246,3 @@ class LinearGaussian(RegressionDomain):
         """Return the query's predictions over its targets."""
         first, then = (self.forward(phi, task.query.inputs) for phi in (before, after))
         return [compared("predicted rows", task.query.targets, first, then, "target")]
-
-    def _solve(self, support: Points, strength: float, right: Array) -> Array:
-        """Return (H + strength I)^-1 right, with H = X^T X / n of the support."""
-        inputs = support.inputs
-        matrix = inputs.T @ inputs / inputs.shape[0] + strength * jnp.eye(inputs.shape[1])
-        return jnp.linalg.solve(matrix, right)
-
-    def solution(self, theta: Array, support: Points, strength: float) -> Array:
-        """Return the inner solution in closed form.
-
-        Args:
-            theta: Meta-parameters ``(features,)``.
-            support: The support rows.
-            strength: The regularisation strength.
-
-        Returns:
-            Weights ``(features,)``.
-        """
-        rows = support.targets.shape[0]
-        return self._solve(support, strength, support.inputs.T @ support.targets / rows + strength * theta)
-
-    def meta_gradient(self, theta: Array, task: Task, strength: float) -> Array:
-        """Return one task's meta-gradient in closed form; that of several tasks is the mean.
-
-        Args:
-            theta: Meta-parameters ``(features,)``.
-            task: The task.
-            strength: The regularisation strength.
-
-        Returns:
-            The meta-gradient ``(features,)``.
-        """
-        support, query = task
-        error = query.inputs @ self.solution(theta, support, strength) - query.targets
-        return strength * self._solve(support, strength, query.inputs.T @ error / query.targets.shape[0])

@@ -13,17 +13,15 @@ from ..core.errors import DataError
 
 @dataclass(frozen=True)
 class Example:
-    """One task with what was predicted.
+    """One task of classifying images, with what was predicted.
 
     Attributes:
-        support: Classification: images ``(n, height, width[, channels])`` in [0, 1], 1 = ink. Regression:
-            inputs ``(n, 1)``.
-        support_labels: Classes ``(n,)`` from 0, or targets ``(n, 1)``.
-        query: Images, or the inputs ``(m, 1)`` that curves are drawn over.
-        query_labels: Classes ``(m,)``, or the true curve.
-        predicted: Classes ``(m,)``, or the curve after adaptation.
+        support: Images ``(n, height, width[, channels])`` in [0, 1], 1 = ink.
+        support_labels: Classes ``(n,)`` from 0.
+        query: Images ``(m, height, width[, channels])``.
+        query_labels: Classes ``(m,)``.
+        predicted: Classes ``(m,)``.
         probabilities: ``(m, ways)``, or None.
-        before: The curve before adaptation, or None.
 
     Raises:
         DataError: If the parts do not fit together.
@@ -35,20 +33,18 @@ class Example:
     query_labels: ArrayLike
     predicted: ArrayLike
     probabilities: ArrayLike | None = None
-    before: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
-        for name in ("support_labels", "query_labels", "predicted", "probabilities", "before"):
+        for name in ("support_labels", "query_labels", "predicted", "probabilities"):
             value, whole = getattr(self, name), "support" if name == "support_labels" else "query"
             found, shape = np.shape(value), np.shape(getattr(self, whole))
             if value is not None and found[:1] != shape[:1]:
                 raise DataError(
                     f"Example: {name}: expected {shape[:1]} rows, as {whole} has, got {found[:1]}."
                 )
-        shape = np.shape(self.query)
-        if len(shape) < 3 and shape[1:] not in ((), (1,)):
-            raise DataError(f"Example: query: expected images or inputs (m, 1), got shape {shape}.")
+        if np.ndim(self.query) < 3:
+            raise DataError(f"Example: query: expected images, got shape {np.shape(self.query)}.")
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,8 @@ class Scene:
     Attributes:
         title: The heading.
         note: One sentence below it.
-        lines: ``(x, y)``, each ``(n,)``, by name. "before", "after" and "best" are drawn as lines, others as
-            points.
+        lines: ``(x, y)``, each ``(n,)``, by name. "before", "after", "best" and "true" are drawn as lines,
+            others as points.
         x_name: What x is.
         images: Arrays ``(rows, columns)`` in [0, 1], 1 = dark, by name.
     """

@@ -8,8 +8,6 @@ A new solver that repeats a step is a subclass of `Stepping` that defines `itera
 subclass of `Solver` that defines `_solve`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
@@ -147,7 +145,8 @@ class Solver:
                 f"{type(self).__name__}: expected a problem that minimises an objective, got {problem.kind}. "
                 "Hint: use GradientDescent, or another solver of F = 0."
             )
-        return self._solve(Instance(problem, theta, batch, start_of(problem, theta, batch, phi0, key), key))
+        start = problem.init(theta, batch, key) if phi0 is None else phi0
+        return self._solve(Instance(problem, theta, batch, start, key))
 
     def _solve(self, task: Instance) -> Solution:
         """The Solution from a given start."""
@@ -321,24 +320,25 @@ def to_tolerance(
     value: Tree,
     steps: Array,
     size: Array,
-    tolerance: float,
+    tolerance: float | None,
     failed: Array | int = int(Ending.OUT_OF_STEPS),
     finite: Array | bool = True,
 ) -> Solution:
-    """Make the Solution of a solve to a tolerance.
+    """Make the Solution of a solve to a tolerance, or of one that ends otherwise.
 
     Args:
         value: The solution.
         steps: The number of steps taken.
         size: |F| there.
-        tolerance: The |F| up to which it counts as converged.
+        tolerance: The |F| up to which it counts as converged; None if no |F| does.
         failed: The `Ending` code above that.
         finite: Whether all else is finite.
 
     Returns:
         The Solution; NOT_FINITE where |F| is not finite.
     """
-    code = jnp.where(size <= tolerance, int(Ending.CONVERGED), failed)
+    converged = False if tolerance is None else size <= tolerance
+    code = jnp.where(converged, int(Ending.CONVERGED), failed)
     code = jnp.where(jnp.isfinite(size) & finite, code, int(Ending.NOT_FINITE))
     return Solution(value, Stats(steps, size, jnp.asarray(False)), Status(code))
 
@@ -390,19 +390,3 @@ def check_stopping(name: str, steps: int | None, tolerance: float | None, steps_
         raise ConfigError(
             f"{name}: expected {steps_name}=, tolerance= (the norm of the residual), or both, got neither."
         )
-
-
-def start_of(problem: Problem, theta: Tree, batch: Tree, phi0: Tree | None, key: Key) -> Tree:
-    """Choose where a solver starts.
-
-    Args:
-        problem: The inner problem.
-        theta: Meta-parameters.
-        batch: The support set.
-        phi0: The caller's start, or None.
-        key: A random key, or None.
-
-    Returns:
-        `phi0`, or where the problem begins.
-    """
-    return problem.init(theta, batch, key) if phi0 is None else phi0

@@ -1,7 +1,5 @@
 """Inner solvers given as functions, traced or not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +13,6 @@ from ..core import tree
 from ..core.fields import Checked, PositiveFloat
 from ..core.solution import Solution
 from ..core.tree import Tree
-from ..core.validation import require_function
 from ..problems.base import Problem
 from .base import Instance, Solver, to_tolerance
 
@@ -28,11 +25,6 @@ class _Given(Checked, Solver):
 
     function: Callable
     tolerance: PositiveFloat
-
-    def __post_init__(self) -> None:
-        """Check the fields (ConfigError)."""
-        super().__post_init__()
-        require_function(f"{type(self).__name__}: function", self.function)
 
     def _judged(self, task: Instance, phi: Tree) -> Solution:
         """The Solution of an answer of which nothing else is known."""

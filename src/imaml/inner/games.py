@@ -4,29 +4,15 @@ Where players pull against each other, simultaneous gradient steps circle around
 it. Both methods here step against the field as it will be rather than as it is.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import jax
-import jax.numpy as jnp
-from jax import Array
 
 from ..core.recipes import recipe
 from ..core.tree import Tree
 from .base import Instance, Rated, Step
-
-
-class _Before(NamedTuple):
-    """F at the step before, and whether there was one."""
-
-    slope: Tree
-    known: Array
+from .gradient import Descent
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
-@dataclass(frozen=True)
 class ExtraGradient(Rated[None]):
     """The extragradient method, phi <- phi - rate F(phi - rate F(phi)); two evaluations of F a step.
 
@@ -62,8 +48,7 @@ class ExtraGradient(Rated[None]):
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
-@dataclass(frozen=True)
-class OptimisticDescent(Rated[_Before]):
+class OptimisticDescent(Rated[Tree]):
     """Optimistic descent, phi <- phi - rate (2 F - F before); one evaluation of F a step.
 
     It converges where `ExtraGradient` does, at rates below half of those.
@@ -87,17 +72,13 @@ class OptimisticDescent(Rated[_Before]):
         Daskalakis et al. (2018), Training GANs with optimism.
     """
 
-    def iteration(self, task: Instance) -> tuple[_Before, Step[_Before]]:
+    def iteration(self, task: Instance) -> tuple[Tree, Step[Tree]]:
         """Prepare the iteration; see `Stepping.iteration`."""
+        import optax  # late: it takes long
 
-        def step(slope: Tree, phi: Tree, memory: _Before) -> tuple[Tree, _Before]:
-            # The first step has no F before it, and is one of gradient descent.
-            change = jax.tree.map(
-                lambda now, then: jnp.where(memory.known, 2 * now - then, now), slope, memory.slope
-            )
-            return _against(phi, change, self.learning_rate), _Before(slope, jnp.asarray(True))
-
-        return _Before(jax.tree.map(jnp.zeros_like, task.start), jnp.asarray(False)), step
+        # Optax's first step, which has no F before it, is one of gradient descent.
+        transform = optax.optimistic_gradient_descent(self.learning_rate)
+        return Descent(transform, self.steps, self.tolerance).iteration(task)
 
 
 def _against(phi: Tree, slope: Tree, rate: float) -> Tree:

@@ -1,7 +1,5 @@
 """Gradient descent, proximal gradient, and any Optax optimiser."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +21,6 @@ else:
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
-@dataclass(frozen=True)
 class GradientDescent(Rated[None]):
     """Gradient descent, phi <- phi - learning_rate * F(phi, theta, batch).
 
@@ -118,7 +115,6 @@ def as_descent(solver: object) -> GradientDescent | None:
 
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
-@dataclass(frozen=True)
 class ProximalGradient(Rated[None]):
     """Proximal gradient descent: a step on the loss, then the anchor's exact proximal step.
 

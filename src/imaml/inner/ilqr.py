@@ -14,8 +14,6 @@ it (the Lagrangian's Hessian): linear in the horizon, whatever iterations were t
 Xu, Gould and Teo 2023). Here p is any tree of arrays.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +25,9 @@ from jax import Array, lax
 from jax.scipy.linalg import cho_solve
 
 from ..core.errors import ConfigError, StructureError
+from ..core.fields import Checked, PositiveFloat, PositiveInt
 from ..core.solution import Ending, Solution
 from ..core.tree import Tree
-from ..core.validation import require_number, require_whole
 from .base import to_tolerance
 
 # Traced once where a program needs it more than once; the plant is static.
@@ -65,11 +63,6 @@ class _Stage(NamedTuple):
     uu: Array
     x: Array
     u: Array
-
-    def ahead(self, vxx: Array) -> tuple[Array, Array, Array]:
-        """Q_xx, Q_ux and Q_uu, given the Hessian V'_xx of the value of the time after; see `_backward`."""
-        fx, fu = self.fx, self.fu
-        return self.xx + fx.T @ vxx @ fx, self.ux + fu.T @ vxx @ fx, self.uu + fu.T @ vxx @ fu
 
 
 class _Quadratic(NamedTuple):
@@ -121,44 +114,56 @@ def _solve_free(matrix: Array, right: Array, free: Array) -> Array:
     return found.reshape(right.shape)
 
 
-def _followed(qxx: Array, qux: Array, quu: Array, gains: Array) -> Array:
-    """The Hessian of the value of a time whose controls follow the gains, symmetric but for rounding."""
-    vxx = qxx + gains.T @ quu @ gains + gains.T @ qux + qux.T @ gains
-    return 0.5 * (vxx + vxx.T)
+# What one time of a sweep does with Q_u, Q_ux and Q_uu, and what else it is given: (k, gains).
+_Choice = Callable[[Array, Array, Array, Tree], tuple[Array, Array]]
 
 
-def _backward(problem: _Quadratic, shift: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """The Riccati sweep: k (T, m) and gains (T, m, n), NaN from the last time on whose Q_uu is not positive.
+def _sweep(problem: _Quadratic, choose: _Choice, given: Tree) -> tuple[Array, Array]:
+    """The Riccati sweep: k (T, m) and gains (T, m, n), as `choose` has them; leaves of `given` are (T, ...).
 
     Tassa, Mansard and Todorov (2014), equations 5 to 8, with V' the value of the time after:
 
         Q_x  = l_x  + f_x' V'_x             Q_u  = l_u  + f_u' V'_x
         Q_xx = l_xx + f_x' V'_xx f_x        Q_ux = l_ux + f_u' V'_xx f_x        Q_uu = l_uu + f_u' V'_xx f_u
-        k    = argmin Q_u.k + k.Q_uu.k / 2 within the limits              gains = -Q_uu^-1 Q_ux among the free
-
-    The shift is added to Q_uu for k and the gains, not in the value function, which stays that of the plan.
-    low, high: limits of k, (T, m).
+        V_x  = Q_x + gains' (Q_uu k + Q_u) + Q_ux' k
+        V_xx = Q_xx + gains' Q_uu gains + gains' Q_ux + Q_ux' gains
     """
 
     def step(
-        after: tuple[Array, Array], here: tuple[_Stage, Array, Array]
+        after: tuple[Array, Array], here: tuple[_Stage, Tree]
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         vxx, vx = after
-        stage, low, high = here
-        qxx, qux, quu = stage.ahead(vxx)
-        qx, qu = stage.x + stage.fx.T @ vx, stage.u + stage.fu.T @ vx
-        shifted = quu + shift * jnp.eye(quu.shape[0], dtype=quu.dtype)
-        k, free = _boxed(shifted, qu, low, high)
-        gains = -_solve_free(shifted, qux, free)
+        stage, given = here
+        fx, fu = stage.fx, stage.fu
+        qxx, qux, quu = stage.xx + fx.T @ vxx @ fx, stage.ux + fu.T @ vxx @ fx, stage.uu + fu.T @ vxx @ fu
+        qx, qu = stage.x + fx.T @ vx, stage.u + fu.T @ vx
+        k, gains = choose(qu, qux, quu, given)
         vx = qx + gains.T @ (quu @ k + qu) + qux.T @ k
-        return (_followed(qxx, qux, quu, gains), vx), (k, gains)
+        vxx = qxx + gains.T @ quu @ gains + gains.T @ qux + qux.T @ gains
+        return (0.5 * (vxx + vxx.T), vx), (k, gains)  # symmetric but for rounding
 
-    ends = problem.end_xx, problem.end_x
-    return lax.scan(step, ends, (problem.stages, low, high), reverse=True)[1]
+    return lax.scan(step, (problem.end_xx, problem.end_x), (problem.stages, given), reverse=True)[1]
+
+
+def _backward(problem: _Quadratic, shift: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """The sweep of iterative LQR; k is within its limits low and high, (T, m).
+
+        k = argmin Q_u.k + k.Q_uu.k / 2 within the limits              gains = -Q_uu^-1 Q_ux among the free
+
+    Both are NaN from the last time on whose Q_uu is not positive. The shift is added to Q_uu for k and the
+    gains, not in the value function, which stays that of the plan.
+    """
+
+    def choose(qu: Array, qux: Array, quu: Array, limits: tuple[Array, Array]) -> tuple[Array, Array]:
+        shifted = quu + shift * jnp.eye(quu.shape[0], dtype=quu.dtype)
+        k, free = _boxed(shifted, qu, *limits)
+        return k, -_solve_free(shifted, qux, free)
+
+    return _sweep(problem, choose, (low, high))
 
 
 @dataclass(frozen=True)
-class ILQR:
+class ILQR(Checked):
     """Iterative LQR for one kind of plant; hashable, its functions static.
 
     Args:
@@ -192,13 +197,12 @@ class ILQR:
     final: Callable[[Array, Tree], Array]
     low: float | None = None
     high: float | None = None
-    steps: int = 100
-    tolerance: float = 1e-6
+    steps: PositiveInt = 100
+    tolerance: PositiveFloat = 1e-6
 
     def __post_init__(self) -> None:
         """Check the arguments; raises ConfigError."""
-        require_whole("ILQR", 1, steps=self.steps)
-        require_number("ILQR", 0, open=True, tolerance=self.tolerance)
+        super().__post_init__()
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ConfigError(f"ILQR: low: expected a number below high={self.high!r}, got {self.low!r}.")
 
@@ -222,7 +226,7 @@ class ILQR:
         return jnp.concatenate([start[None], lax.scan(step, start, controls)[1]])
 
     def follow(self, parameters: Tree, start: Array, plan: Trajectory) -> tuple[Array, Array]:
-        """Follow a plan that was made for another plant.
+        """Follow a plan that was made for another plant, or about other controls, within the limits.
 
         Args:
             parameters: p, a tree of arrays.
@@ -232,21 +236,14 @@ class ILQR:
         Returns:
             The states (T + 1, n) and the controls (T, m).
         """
-        unchanged = jnp.zeros_like(plan.controls)
-        return self._corrected(parameters, start, plan.states, plan.controls, unchanged, plan.gains)
 
-    def _corrected(
-        self, parameters: Tree, start: Array, states: Array, controls: Array, change: Array, gains: Array
-    ) -> tuple[Array, Array]:
-        """The states and controls of u_t + change_t + gains_t (x_t - states_t), within the limits."""
-
-        def step(state: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-            about, control, change, gain = here
-            control = jnp.clip(control + change + gain @ (state - about), self.low, self.high)
+        def step(state: Array, here: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            about, control, gain = here
+            control = jnp.clip(control + gain @ (state - about), self.low, self.high)
             following = self.dynamics(state, control, parameters)
             return following, (following, control)
 
-        _, (after, used) = lax.scan(step, start, (states[:-1], controls, change, gains))
+        _, (after, used) = lax.scan(step, start, (plan.states[:-1], plan.controls, plan.gains))
         return jnp.concatenate([start[None], after]), used
 
     @_traced_once
@@ -326,16 +323,12 @@ class ILQR:
         about = self._about(parameters, states, controls, False)
         free = self._gradient(parameters, states[0], controls)[1]
 
-        def back(vxx: Array, here: tuple[_Stage, Array]) -> tuple[Array, Array]:
-            # The sweep of `_backward` without its linear terms, as the gains do not depend on them.
-            stage, free = here
-            qxx, qux, quu = stage.ahead(vxx)
+        def choose(qu: Array, qux: Array, quu: Array, free: Array) -> tuple[Array, Array]:
             positive = jnp.all(jnp.isfinite(jnp.linalg.cholesky(quu)))
             safe = jnp.where(positive, quu, jnp.eye(free.size, dtype=quu.dtype))
-            gains = -_solve_free(safe, qux, free & positive)
-            return _followed(qxx, qux, quu, gains), gains
+            return jnp.zeros_like(qu), -_solve_free(safe, qux, free & positive)  # k plays no part in gains
 
-        return lax.scan(back, about.end_xx, (about.stages, free), reverse=True)[1]
+        return _sweep(about, choose, free)[1]
 
     def iterated(self, parameters: Tree, start: Array, guess: Array) -> Array:
         """Find the controls by all of `steps` iterations, differentiated through every one of them.
@@ -385,9 +378,8 @@ class ILQR:
             return _backward(about, state.shift * scale, *room)
 
         def attempt(size: Array, change: Array, gains: Array) -> tuple[Array, Array, Array]:
-            states, controls = self._corrected(
-                parameters, start, state.states, state.controls, size * change, gains
-            )
+            tried = Trajectory(state.states, state.controls + size * change, gains, state.cost)
+            states, controls = self.follow(parameters, start, tried)
             return states, controls, self.cost(parameters, states, controls)
 
         # Both sweeps, and a line search along each, all sizes at once. A sweep that met a Q_uu that is not
@@ -512,19 +504,12 @@ def _inverse(about: _Quadratic, free: Array, right: Array) -> Array:
     solved by a sweep back for the gains, and one forth for the controls (Amos et al. 2018, Module 2).
     """
 
-    def back(
-        after: tuple[Array, Array], here: tuple[_Stage, Array, Array]
-    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        vxx, vx = after
-        stage, free, wanted = here
-        qxx, qux, quu = stage.ahead(vxx)
-        qu = stage.fu.T @ vx - wanted
-        k, gains = -_solve_free(quu, qu, free), -_solve_free(quu, qux, free)
-        vxx = qxx + qux.T @ gains  # as Q_uu gains = -Q_ux among the free
-        return (0.5 * (vxx + vxx.T), stage.fx.T @ vx + qux.T @ k), (k, gains)
+    def choose(qu: Array, qux: Array, quu: Array, free: Array) -> tuple[Array, Array]:
+        return -_solve_free(quu, qu, free), -_solve_free(quu, qux, free)
 
-    begin = about.end_xx, jnp.zeros_like(about.end_x)
-    _, (k, gains) = lax.scan(back, begin, (about.stages, free, right), reverse=True)
+    stages = about.stages._replace(x=jnp.zeros_like(about.stages.x), u=-right)
+    slopes = about._replace(stages=stages, end_x=jnp.zeros_like(about.end_x))
+    k, gains = _sweep(slopes, choose, free)
 
     # The solution starts at a change of the state of zero: du_t = k_t + gains_t dx_t.
     def forth(state: Array, here: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:

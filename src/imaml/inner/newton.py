@@ -1,32 +1,28 @@
 """Newton's method: with conjugate gradients and a line search (Hessian-free), and plain for any F = 0."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from ..core import tree
-from ..core.errors import ConfigError
-from ..core.fields import PositiveFloat, PositiveInt
-from ..core.loops import repeat_while
+from ..core.fields import PositiveFloat, PositiveInt, Such
+from ..core.loops import halved_while
 from ..core.recipes import recipe
 from ..core.tree import Tree
-from ..linear.base import LinearSolver, Matvec
+from ..linear.base import LinearSolver
 from ..linear.cg import CG
 from ..linear.dense import Dense
-from ..problems.linearised import anchor_of, refuse_system, solve_anchored
+from ..problems.linearised import anchor_of, refuse_system, solve_linear
 from .base import Instance, Step, Stepping
 
 SUFFICIENT = 1e-4  # Armijo: the share of the decrease that the slope promises (Nocedal and Wright, eq. 3.4)
 
 
 @recipe("inner", fresh={"steps": 5})
-@dataclass(frozen=True)
 class NewtonCG(Stepping[None]):
     """Truncated Newton, phi <- phi + a d with H d = -F by conjugate gradients (Hessian-free).
 
@@ -80,13 +76,6 @@ class NewtonCG(Stepping[None]):
         return None, step
 
 
-class _Length(NamedTuple):
-    """The state of a line search: the length tried, and how often it was halved."""
-
-    length: Array
-    halvings: Array
-
-
 def _searched(objective: Callable[[Tree], Array], phi: Tree, slope: Tree, direction: Tree, most: int) -> Tree:
     """Phi after a step along a direction of descent, by backtracking (Armijo).
 
@@ -99,14 +88,13 @@ def _searched(objective: Callable[[Tree], Array], phi: Tree, slope: Tree, direct
     moved = lambda length: jax.tree.map(lambda p, d: p + length * d, phi, direction)  # noqa: E731
     noise = jnp.finfo(before.dtype).eps * jnp.abs(before)
 
-    def too_long(state: _Length) -> Array:
-        bound = before + SUFFICIENT * state.length * promised + noise
+    def too_long(length: Array) -> Array:
+        bound = before + SUFFICIENT * length * promised + noise
         # Not "above the bound", so that a NaN is too long as well.
-        return ~(objective(moved(state.length)) <= bound) & (state.halvings < most)
+        return ~(objective(moved(length)) <= bound)
 
-    halve = lambda state: _Length(state.length / 2, state.halvings + 1)  # noqa: E731
-    end = repeat_while(too_long, halve, _Length(jnp.ones_like(before), jnp.asarray(0)))
-    return moved(jnp.where(end.halvings < most, end.length, 0))
+    length = halved_while(too_long, most, before)
+    return moved(jnp.where(length > 0.5**most, length, 0))
 
 
 @dataclass(frozen=True)
@@ -134,17 +122,9 @@ class Newton(Stepping[None]):
     """
 
     steps: PositiveInt | None = None
-    linear: LinearSolver = field(default_factory=Dense)
+    linear: Annotated[LinearSolver, Such("a linear solver such as Dense()")] = field(default_factory=Dense)
     tolerance: PositiveFloat | None = None
     most: ClassVar[int] = 100
-
-    def __post_init__(self) -> None:
-        """Check the fields (ConfigError)."""
-        super().__post_init__()
-        if not callable(self.linear):
-            raise ConfigError(
-                f"Newton: linear: expected a linear solver such as Dense(), got {self.linear!r}."
-            )
 
     def iteration(self, task: Instance) -> tuple[None, Step[None]]:
         """Prepare the iteration; see `Stepping.iteration`."""
@@ -154,14 +134,7 @@ class Newton(Stepping[None]):
         def step(slope: Tree, phi: Tree, memory: None) -> tuple[Tree, None]:
             _, product = jax.linearize(task.residual, phi)
             anchor = anchor_of(problem, phi, task.theta)
-
-            def solve(matvec: Matvec, b: Tree) -> Tree:
-                return solve_anchored(self.linear, matvec, b, problem.structure, anchor).value
-
-            symmetric = problem.structure != "general"
-            transposed = None if symmetric else solve
-            # Derivatives go through the linear system itself, whatever `linear` did to solve it.
-            change = lax.custom_linear_solve(product, slope, solve, transposed, symmetric=symmetric)
+            change = solve_linear(self.linear, product, slope, problem.structure, anchor)
             return tree.minus(phi, change), memory
 
         return None, step

@@ -1,7 +1,5 @@
 """Inner solvers of Optimistix: L-BFGS, nonlinear conjugate gradients, Levenberg-Marquardt."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,12 +11,12 @@ from jax import Array
 
 from ..core import tree
 from ..core.errors import StructureError
-from ..core.fields import Checked, PositiveFloat, PositiveInt
+from ..core.fields import PositiveFloat, PositiveInt
 from ..core.loops import repeat_while
-from ..core.solution import Ending, Solution, Stats, Status
+from ..core.solution import Ending, Solution
 from ..core.tree import Tree
 from ..problems.losses import Composed, HalfSquares
-from .base import Instance, Solver, check_stopping, to_tolerance
+from .base import Instance, Stepping, to_tolerance
 
 PATIENCE = 30  # steps without a smaller |F| after which it stops
 Backend: TypeAlias = Any  # a solver of Optimistix, which is imported in calls only, as it takes long
@@ -46,7 +44,7 @@ class _Search(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Wrapped(Checked, Solver):
+class _Wrapped(Stepping[None]):
     """The base of the solvers of Optimistix; a subclass defines `_backend`."""
 
     steps: PositiveInt | None = None
@@ -54,11 +52,6 @@ class _Wrapped(Checked, Solver):
     reversible: ClassVar[bool] = False
     minimises: ClassVar[bool] = True
     most: ClassVar[int] = 1000
-
-    def __post_init__(self) -> None:
-        """Check the fields, and that it has something to stop at (ConfigError)."""
-        super().__post_init__()
-        check_stopping(type(self).__name__, self.steps, self.tolerance)
 
     def _backend(self, optimistix: ModuleType) -> Backend:
         """The solver of Optimistix, given its module."""
@@ -106,11 +99,10 @@ class _Wrapped(Checked, Solver):
 
         begin = _Search(task.start, arrays, task.start, task.size(task.start), jnp.asarray(0), jnp.asarray(0))
         end = repeat_while(going, advance, begin)
+        failed: Array | int = int(Ending.STEPS_DONE)
         if self.tolerance is not None:
             failed = jnp.where(end.stale < PATIENCE, int(Ending.OUT_OF_STEPS), int(Ending.STAGNATED))
-            return to_tolerance(end.best, end.steps, end.size, self.tolerance, failed)
-        code = jnp.where(jnp.isfinite(end.size), int(Ending.STEPS_DONE), int(Ending.NOT_FINITE))
-        return Solution(end.best, Stats(end.steps, end.size, jnp.asarray(False)), Status(code))
+        return to_tolerance(end.best, end.steps, end.size, self.tolerance, failed)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Inner solvers that see a few rows of the support set at a time: minibatch SGD and SVRG."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 

@@ -8,8 +8,6 @@ A new solver is one file: a subclass of `Iterative` with a state and a step, or 
 solve. docs/extend/linear_solver.md shows how.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,8 +1,5 @@
 """BiCGStab, for general matrices."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -44,7 +41,6 @@ class BiCGStabState(NamedTuple):
 
 
 @recipe("linear", fresh={"steps": 5})
-@dataclass(frozen=True)
 class BiCGStab(Iterative[BiCGStabState]):
     """Stabilised biconjugate gradients, for any invertible A; two products a step.
 

@@ -1,8 +1,5 @@
 """Conjugate gradients, for symmetric positive definite systems."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -113,25 +110,7 @@ def _unchanged(r: Array) -> Array:
     return r
 
 
-class Iterated(NamedTuple):
-    """What `conjugate_gradients` returns.
-
-    Attributes:
-        value: x, a tree like b.
-        steps: The steps taken, a scalar.
-        residual: |b - A x| as the recursion believes it, a scalar.
-        negative: Whether a direction of curvature <= 0 was seen.
-        coefficients: (alpha, beta), each of shape (most,); see `Stats.lanczos`.
-    """
-
-    value: Tree
-    steps: Array
-    residual: Array
-    negative: Array
-    coefficients: tuple[Array, Array]
-
-
-def conjugate_gradients(matvec: Matvec, b: Tree, most: int, threshold: Array) -> Iterated:
+def conjugate_gradients(matvec: Matvec, b: Tree, most: int, threshold: Array) -> CGState:
     """Solve A x = b to an absolute accuracy that may be traced, unlike the tolerance of `CG`.
 
     Args:
@@ -141,7 +120,7 @@ def conjugate_gradients(matvec: Matvec, b: Tree, most: int, threshold: Array) ->
         threshold: Stop where |b - A x| <= threshold; a scalar in the units of b.
 
     Returns:
-        The iterate as far as `most` steps get, starting at zero.
+        The state as far as `most` steps get, starting at zero; its `x` is a tree like b in the units of b.
     """
     system, unravel = flat_system(matvec, b)
     # The threshold in the units of the scaled system.
@@ -149,12 +128,10 @@ def conjugate_gradients(matvec: Matvec, b: Tree, most: int, threshold: Array) ->
     here = jnp.linalg.norm(system.b)
     unit = jnp.where(scale > 0, here / jnp.where(scale > 0, scale, 1), 1)
     end = iterate(*_iteration(system, most, _unchanged), most, threshold * unit)
-    alpha, beta = end.coefficients
-    return Iterated(unravel(system.unscaled(end.x)), end.steps, end.size / unit, end.negative, (alpha, beta))
+    return end._replace(x=unravel(system.unscaled(end.x)))
 
 
 @recipe("linear", fresh={"steps": 5})
-@dataclass(frozen=True)
 class CG(Iterative[CGState]):
     """Conjugate gradients, for A symmetric positive definite; one product a step.
 

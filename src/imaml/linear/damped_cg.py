@@ -1,8 +1,5 @@
 """Conjugate gradients with as much damping as the Ritz values ask for."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -15,7 +12,6 @@ from .lanczos import eigenpairs, krylov
 
 
 @recipe("linear")
-@dataclass(frozen=True)
 class DampedCG(Checked, Solver):
     """The iterate of conjugate gradients for (A + d I) x = b, d the least that the Ritz values ask for.
 

@@ -1,8 +1,5 @@
 """A dense solve, for small problems."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
@@ -20,7 +17,6 @@ ACCURACY = 1e-3  # the relative residual from which on a matrix counts as singul
 
 
 @recipe("linear")
-@dataclass(frozen=True)
 class Dense(Solver):
     """The exact solve by the whole matrix, n products and n^3 work: for tests and small problems.
 

@@ -1,8 +1,5 @@
 """Generalised minimal residuals."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -56,7 +53,6 @@ class _Basis(NamedTuple):
 
 
 @recipe("linear", fresh={"steps": 5})
-@dataclass(frozen=True)
 class GMRES(Iterative[GMRESState]):
     """Generalised minimal residuals, for any invertible A; one product a step.
 

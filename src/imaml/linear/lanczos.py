@@ -1,7 +1,5 @@
 """Bounds on a symmetric operator's eigenvalues from products: Ritz values; Lanczos from a random start."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -14,7 +12,7 @@ from .base import Product
 RITZ = 64  # Ritz values come from the first so many steps of conjugate gradients
 
 
-def ritz(coefficients: tuple[Array, Array], steps: Array) -> tuple[Array, Array]:
+def ritz(coefficients: Array | tuple[Array, Array], steps: Array) -> tuple[Array, Array]:
     """Compute the extreme Ritz values of A from what conjugate gradients leave behind.
 
     The tridiagonal matrix has 1/alpha_j + beta_(j-1)/alpha_(j-1) on its diagonal and sqrt(beta_j)/alpha_j off
@@ -39,22 +37,9 @@ def ritz(coefficients: tuple[Array, Array], steps: Array) -> tuple[Array, Array]
     off_diagonal = jnp.where(jnp.roll(known, -1).at[-1].set(False), off_diagonal, 0)[:-1]
     # Steps not taken get a copy of the first entry of the diagonal, which lies between the extremes.
     diagonal = jnp.where(known, diagonal, diagonal[0])
-    values = _eigenvalues(diagonal, off_diagonal)
+    values = eigenpairs(diagonal, off_diagonal)[0]
     some = steps > 0
     return jnp.where(some, values[0], jnp.inf), jnp.where(some, values[-1], 0)
-
-
-def _tridiagonal(diagonal: Array, off_diagonal: Array) -> tuple[Array, Array]:
-    """The matrix, and whether it is finite; if not it is zero, as LAPACK need not end on it."""
-    good = jnp.all(jnp.isfinite(diagonal)) & jnp.all(jnp.isfinite(off_diagonal))
-    matrix = jnp.diag(diagonal) + jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
-    return jnp.where(good, matrix, 0), good
-
-
-def _eigenvalues(diagonal: Array, off_diagonal: Array) -> Array:
-    """Those of a tridiagonal matrix, NaN where an entry is not finite."""
-    matrix, good = _tridiagonal(diagonal, off_diagonal)
-    return jnp.where(good, jnp.linalg.eigvalsh(matrix), jnp.nan)
 
 
 def eigenpairs(diagonal: Array, off_diagonal: Array) -> tuple[Array, Array]:
@@ -68,8 +53,9 @@ def eigenpairs(diagonal: Array, off_diagonal: Array) -> tuple[Array, Array]:
         The eigenvalues in rising order, shape (steps,), and the eigenvectors in columns, shape
         (steps, steps). NaN where an entry is not finite.
     """
-    matrix, good = _tridiagonal(diagonal, off_diagonal)
-    values, vectors = jnp.linalg.eigh(matrix)
+    good = jnp.all(jnp.isfinite(diagonal)) & jnp.all(jnp.isfinite(off_diagonal))
+    matrix = jnp.diag(diagonal) + jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
+    values, vectors = jnp.linalg.eigh(jnp.where(good, matrix, 0))  # LAPACK need not end on what is not finite
     return jnp.where(good, values, jnp.nan), jnp.where(good, vectors, jnp.nan)
 
 
@@ -85,7 +71,7 @@ def lanczos(product: Product, start: Array, steps: int) -> tuple[Array, Array]:
         The smallest and the largest Ritz value, scalars.
     """
     found = krylov(product, start, steps)
-    values = _eigenvalues(found.diagonal, found.off_diagonal)
+    values = eigenpairs(found.diagonal, found.off_diagonal)[0]
     return values[0], values[-1]
 
 

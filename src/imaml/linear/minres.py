@@ -1,8 +1,5 @@
 """MINRES: minimal residuals for symmetric systems, definite or not."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -105,7 +102,6 @@ def _step(product: Product, eps: float, s: MINRESState) -> MINRESState:
 
 
 @recipe("linear", fresh={"steps": 5})
-@dataclass(frozen=True)
 class MINRES(Iterative[MINRESState]):
     """Minimal residuals, for A symmetric, also indefinite; one product a step.
 

@@ -1,8 +1,5 @@
 """A truncated Neumann series."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -36,7 +33,6 @@ class NeumannState(NamedTuple):
 
 
 @recipe("linear", fresh={"steps": 5})
-@dataclass(frozen=True)
 class Neumann(Iterative[NeumannState]):
     """The Neumann series, x += scale (b - A x): plain fixed-point iteration.
 

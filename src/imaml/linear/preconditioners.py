@@ -6,9 +6,6 @@ K = S^(-1/2) H S^(-1/2). A sketch of K from `rank` products with orthonormal ran
     K  ~  U diag(kappa) U^T     from  Y = K Omega,  Y (Omega^T Y)^+ Y^T
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -21,7 +18,6 @@ from .base import Outcome, Product, Solver, System
 
 
 @recipe("preconditioner")
-@dataclass(frozen=True)
 class Diagonal:
     """The preconditioner M = diag(anchor): of use where strengths differ much, as learned ones do.
 
@@ -63,7 +59,6 @@ class Sketch(NamedTuple):
 
 
 @recipe("linear", "preconditioner")
-@dataclass(frozen=True)
 class Nystrom(Checked, Solver):
     """A from its largest directions, by the randomised Nystrom approximation; also a preconditioner.
 

@@ -1,8 +1,6 @@
 """Newton steps and linear solves that go on until a requested accuracy of the meta-gradient."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 import jax
@@ -14,10 +12,10 @@ from ..core.errors import ConfigError
 from ..core.fields import Checked, PositiveFloat, PositiveFraction
 from ..core.recipes import recipe
 from ..core.solution import Certification, Ending, Solution, Stats, Status, bounded
-from ..core.validation import Interval, require_number
+from ..core.validation import Interval
 from .base import StepNumber
 from .certificate import Certificate, certified, curvature_guess, sensitivity
-from .newton_step import Aim, Constants, Point, refine, remaining_error, roughly
+from .newton_step import Aim, Constants, Point, refine, remaining_error, sampler
 from .system import Case, System
 
 ROUNDS = 20
@@ -25,7 +23,6 @@ MOST = 1000  # steps of conjugate gradients in one solve
 
 
 @recipe()
-@dataclass(frozen=True)
 class Tightening(Checked):
     """An accuracy that tightens in training: max(last, first / (1 + step / pace)^power).
 
@@ -72,20 +69,6 @@ class Tightening(Checked):
         return max(self.last, now) if isinstance(step, int) else jnp.maximum(self.last, now)
 
 
-def check_accuracy(owner: str, accuracy: object) -> None:
-    """Checks an accuracy.
-
-    Args:
-        owner: The name in the message.
-        accuracy: None, a number between 0 and 1, or a `Tightening`.
-
-    Raises:
-        ConfigError: If it is none of these.
-    """
-    if accuracy is not None and not isinstance(accuracy, Tightening):
-        require_number(owner, 0, below=1, open=True, accuracy=accuracy)
-
-
 def until_accurate(
     accuracy: float | Array,
     certificate: Certificate | None,
@@ -125,7 +108,7 @@ def until_accurate(
     else:  # an estimate does
         constants = lambda point: _guess(case, system, point)  # noqa: E731
         aim = Aim(asked, constants, None)
-        point = refine(case, begun, aim, roughly(case), MOST, ROUNDS, jax.random.split(key, 3)[1])
+        point = refine(case, begun, aim, sampler(case), MOST, ROUNDS, jax.random.split(key, 3)[1])
         estimate, bound = remaining_error(point, constants(point)), None
         good = estimate <= asked(point)
         certified_as = jnp.full(good.shape, int(Certification.ESTIMATED))

@@ -1,7 +1,5 @@
 """What a rule is, and `solve`."""
 
-from __future__ import annotations
-
 from typing import ClassVar, NamedTuple, Protocol
 
 import jax
@@ -11,7 +9,7 @@ from ..core.errors import ConfigError, StructureError
 from ..core.fields import Checked
 from ..core.solution import Solution
 from ..core.tree import Tree
-from ..inner.base import InnerSolver
+from ..inner.base import InnerSolver, Instance
 from ..problems.base import Key, Problem, Task
 from ..problems.precision import Learned
 from .system import QueryLoss
@@ -141,24 +139,22 @@ class RuleBase(Checked):
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Check that the inner learning rate is fixed; see `TaskRule.refuse`."""
-        refuse_learned_rate(inner, self.owner or type(self).__name__)
+        if isinstance(getattr(inner, "learning_rate", None), Learned):
+            raise StructureError(
+                f"{self.owner or type(self).__name__}: inner: expected a fixed learning rate, got a learned "
+                "one. Hint: unrolled() on plain(loss), which is MetaSGD, learns it."
+            )
 
 
 class Differentiated(RuleBase):
     """A base of rules whose meta-gradient is automatic differentiation of the query loss at `solution`."""
 
-    def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
-    ) -> Solution:
+    def solution(self, inner: InnerSolver, task: Instance) -> Solution:
         """The inner Solution, whose value has the derivatives that the rule gives it.
 
         Args:
-            problem: The inner problem.
             inner: The inner solver.
-            theta: The meta-parameters.
-            batch: The support set.
-            phi0: Where the solver starts, the adapted parameters.
-            key: A random key for the solver, or None.
+            task: The problem of one task, with where the solver starts.
 
         Returns:
             The Solution.
@@ -169,7 +165,7 @@ class Differentiated(RuleBase):
         self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
     ) -> Tree:
         """The adapted parameters, with the derivatives that the rule gives them; see `Rule`."""
-        return self.solution(problem, inner, theta, batch, phi0, key).value
+        return self.solution(inner, Instance(problem, theta, batch, phi0, key)).value
 
     def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """The gradient of the query loss through `solution`; see `TaskRule.task_gradient`."""
@@ -177,7 +173,7 @@ class Differentiated(RuleBase):
 
         def outer(theta: Tree) -> tuple[Array, tuple[Tree, Solution]]:
             start = problem.init(theta, task.support, key)
-            found = self.solution(problem, inner, theta, task.support, start, key)
+            found = self.solution(inner, Instance(problem, theta, task.support, start, key))
             phi = problem.full(found.value, theta)
             return query_loss(phi, theta, task.query), (phi, found)
 
@@ -201,23 +197,6 @@ def require_reversible(owner: str, argument: str, solver: InnerSolver, hint: str
         raise StructureError(
             f"{owner}: {argument}: expected a fixed number of steps that have a reverse mode, got "
             f"{solver!r}. Hint: use {hint}."
-        )
-
-
-def refuse_learned_rate(inner: InnerSolver, rule: str) -> None:
-    """Checks that the inner learning rate is fixed, for rules that do not differentiate the steps.
-
-    Args:
-        inner: The inner solver.
-        rule: The rule's name in the message.
-
-    Raises:
-        StructureError: If the rate is learned.
-    """
-    if isinstance(getattr(inner, "learning_rate", None), Learned):
-        raise StructureError(
-            f"{rule}: inner: expected a fixed learning rate, got a learned one. Hint: unrolled() on "
-            "plain(loss), which is MetaSGD, learns it."
         )
 
 

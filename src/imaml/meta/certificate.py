@@ -9,8 +9,6 @@ g(phi, u) the meta-gradient that both mean. With D the derivative in phi at fixe
 those over the ball of radius R about phi. Whether they are proved, sampled or declared makes the grade.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -91,20 +89,6 @@ class Certificate(Checked):
     rounds: PositiveInt = 10
     dense: NonNegativeInt = 256
     lipschitz: NonNegativeFloat | Callable[[Tree], Tree] | None = None
-
-
-def certificate_of(asked: bool | Certificate | None) -> Certificate | None:
-    """The certificate that a `certify=` argument asks for.
-
-    Args:
-        asked: False or None, True, or a `Certificate`.
-
-    Returns:
-        The certificate, or None.
-    """
-    if isinstance(asked, Certificate) or asked is None:
-        return asked
-    return Certificate() if asked else None
 
 
 class Facts(NamedTuple):
@@ -491,25 +475,9 @@ def bound_at(recipe: Certificate, case: Case, facts: Facts, point: Point, key: A
     return jnp.where(code == int(facts.grade), bound, jnp.inf), code
 
 
-class Certified(NamedTuple):
-    """A point that Newton steps reached, and the bound of its error.
-
-    Attributes:
-        point: The point.
-        constants: The constants that the steps were aimed by.
-        bound: The bound, a scalar, infinite where there is none.
-        code: The code of `Certification`.
-    """
-
-    point: Point
-    constants: Constants
-    bound: Array
-    code: Array
-
-
 def certified(
     recipe: Certificate, case: Case, begun: Point, error: Callable[[Point], Array], steps: int, key: Array
-) -> Certified:
+) -> tuple[Point, Constants, Array, Array]:
     """Takes Newton steps until the error is small enough, and bounds the error that remains.
 
     Args:
@@ -521,14 +489,15 @@ def certified(
         key: A random key for probes.
 
     Returns:
-        The point reached and its bound.
+        The point reached, the constants that the steps were aimed by, the bound, infinite where there is
+        none, and the code of `Certification`.
     """
     keys = jax.random.split(key, 3)
     facts = facts_of(recipe, case, begun.adapted, begun.u, keys[0])
     aim = Aim(error, guessed(case, facts), near_of(facts, begun))
     point = refine(case, begun, aim, measured(recipe, case, facts), steps, recipe.rounds, keys[1])
     bound, code = bound_at(recipe, case, facts, point, keys[2])
-    return Certified(point, aim.constants(point), bound, code)
+    return point, aim.constants(point), bound, code
 
 
 def certified_from(recipe: Certificate, case: Case, begun: Point, key: Array) -> tuple[Array, Array, Array]:
@@ -548,9 +517,9 @@ def certified_from(recipe: Certificate, case: Case, begun: Point, key: Array) ->
         return none, jnp.asarray(int(Certification.NO_BOUND)), jnp.zeros_like(begun.products)
     distance = lambda point: tree.norm(tree.minus(begun.gradient, point.gradient))  # noqa: E731
     allowed = lambda point: recipe.tolerance * distance(point)  # noqa: E731
-    found = certified(recipe, case, begun, allowed, recipe.steps, key)
+    point, _, bound, code = certified(recipe, case, begun, allowed, recipe.steps, key)
     # The error is at most the distance between both meta-gradients plus the error that remains.
-    return found.bound + distance(found.point), found.code, found.point.products - begun.products
+    return bound + distance(point), code, point.products - begun.products
 
 
 def sensitivity(system: System, u: Tree) -> Array:

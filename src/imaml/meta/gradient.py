@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypedDict, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ..core import tree
 from ..core.content import ByContent
 from ..core.errors import ConfigError, NumericalError
-from ..core.fields import Checked, PositiveInt
+from ..core.fields import Checked, PositiveInt, Such
 from ..core.recipes import Recipe
 from ..core.solution import Ending, Solution, Stats, Status, bounded
 from ..core.tree import Tree
@@ -30,7 +30,6 @@ from .implicit import Implicit
 from .system import QueryLoss
 
 Policy = Literal["raise", "warn", "skip"]
-POLICIES = get_args(Policy)
 AXIS = "tasks"
 # The solves of a rule that has none.
 UNSOLVED = Solution(None, Stats(None, None, None), None)  # type: ignore[arg-type]
@@ -175,39 +174,34 @@ class MetaGradient(Checked, ByContent):
 
     owner: ClassVar[str] = "method"
 
-    problem: Problem = field(kw_only=False)
+    problem: Annotated[Problem, Such("one such as proximal(loss, strength)")] = field(kw_only=False)
     query_loss: QueryLoss = field(kw_only=False)
-    inner: InnerSolver
+    inner: Annotated[InnerSolver, Such("an inner solver such as GradientDescent(rate, steps=...)")]
     rule: TaskRule
     policy: Policy = "warn"
     chunk: PositiveInt | None = None
     mesh: Mesh | None = None
     measure: Measure | None = None
     view: View | None = None
-    new_task: Solving | None = None
+    new_task: Annotated[Solving, Such("a Solving(problem, inner)")] | None = None
     origin: Origin | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the fields (ConfigError, StructureError)."""
         super().__post_init__()
-        example = "a Solving(problem, inner) or None"
-        for name, valid, expected in (
-            ("problem", isinstance(self.problem, Problem), "one such as proximal(loss, strength)"),
-            ("inner", callable(self.inner), "an inner solver such as GradientDescent(rate, steps=...)"),
-            ("rule", hasattr(self.rule, "task_gradient"), "one such as implicit(linear) or unrolled()"),
-            ("new_task", isinstance(self.new_task, Solving | None), example),
-        ):
-            if not valid:
-                raise ConfigError(f"method: {name}: expected {expected}, got {getattr(self, name)!r}.")
+        if not hasattr(self.rule, "task_gradient"):
+            raise ConfigError(
+                f"method: rule: expected one such as implicit(linear) or unrolled(), got {self.rule!r}."
+            )
         if self.mesh is not None and tuple(self.mesh.axis_names) != (AXIS,):
             raise ConfigError(f"method: mesh: expected one axis, named {AXIS!r}, got {self.mesh.axis_names}.")
         self.rule.refuse(self.problem, self.inner)
 
-    def built_from(self, origin: Origin) -> MetaGradient:
+    def built_from(self, origin: Origin | None) -> MetaGradient:
         """Records the recipes that this method was built from.
 
         Args:
-            origin: The recipes.
+            origin: The recipes, or None.
 
         Returns:
             This method.
@@ -224,8 +218,7 @@ class MetaGradient(Checked, ByContent):
         Returns:
             The same method on that mesh, with the same origin.
         """
-        shared = replace(self, mesh=mesh)
-        return shared if self.origin is None else shared.built_from(self.origin)
+        return replace(self, mesh=mesh).built_from(self.origin)
 
     def certifying(self) -> MetaGradient:
         """The same method with its errors bounded.
@@ -306,8 +299,7 @@ class MetaGradient(Checked, ByContent):
         """
         theta = self.start(theta)
         problem, inner = (self.problem, self.inner) if self.new_task is None else self.new_task
-        found = inner(problem, theta, support, problem.init(theta, support, key), key)
-        return problem.full(found.value, theta), found
+        return Learning(problem, self.query_loss, inner).solved(theta, support, key)
 
     def at_step(self, step: StepNumber, estimate: Flag = True) -> MetaGradient:
         """The method at a step of training, for rules that change.
@@ -349,25 +341,22 @@ class MetaGradient(Checked, ByContent):
         """
         count = _count(tasks)
         keys = None if key is None else jax.random.split(key, count)
-        if self.mesh is None:
-            flat, metrics = self.at_step(step, estimate)._mean_gradient(theta, tasks, keys)
-        else:
+        mean = self.at_step(step, estimate)._mean_gradient
+        if self.mesh is not None:
             if count % self.mesh.size:
                 raise ConfigError(
                     f"method: tasks: expected a multiple of the {self.mesh.size} devices, got {count}."
                 )
             spread, replicated = PartitionSpec(AXIS), PartitionSpec()
-            known = isinstance(estimate, bool)  # then it stays so, and what is not wanted is not traced
-            at = lambda step, wanted: self.at_step(step, estimate if known else wanted)  # noqa: E731
             # check_vma=False: else a gradient at a replicated theta is summed over devices inside each task.
-            share = jax.shard_map(
-                lambda t, b, k, *s: at(*s)._mean_gradient(t, b, k),
+            mean = jax.shard_map(
+                mean,
                 mesh=self.mesh,
-                in_specs=(replicated, spread, spread, replicated, replicated),
+                in_specs=(replicated, spread, spread),
                 out_specs=(replicated, spread),
                 check_vma=False,
             )
-            flat, metrics = share(theta, tasks, keys, step, None if known else estimate)
+        flat, metrics = mean(theta, tasks, keys)
         gradient = getattr(self.rule, "combine", _shaped)(self.problem, theta, flat)
         if not isinstance(metrics.used, Tracer):
             self.check(metrics)

@@ -4,48 +4,29 @@ A rule is independent of the solver that found phi*. It makes `solve` differenti
 meta-gradient. Others are in `unrolled`, `one_step`, `reptile` and `joint`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, Self
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ..core import tree
 from ..core.errors import ConfigError, StructureError
+from ..core.fields import PositiveFraction, Such
 from ..core.solution import Certification, Solution, Status
 from ..core.tree import Tree
 from ..inner.base import InnerSolver, judged
 from ..linear.base import LinearSolver, Matvec
 from ..linear.cg import CG
 from ..problems.base import RULES, Key, Problem, Task, require_anchor
-from ..problems.linearised import anchor_of, refuse_system, solve_anchored
-from .accuracy import Tightening, check_accuracy, until_accurate
+from ..problems.linearised import anchor_of, refuse_system, solve_linear
+from .accuracy import Tightening, until_accurate
 from .base import Flag, Learning, RuleBase, StepNumber, TaskGradient
-from .certificate import Certificate, certificate_of, certified_from, key_of
+from .certificate import Certificate, certified_from, key_of
 from .estimate import error_estimate, estimate_at
 from .newton_step import corrected, start
 from .system import Case, OuterLoss, linear_outer_loss, outer_loss_of
-
-
-class Implied(NamedTuple):
-    """What follows from a task's adapted parameters.
-
-    Attributes:
-        adapted: The adapted parameters that the meta-gradient is of.
-        gradient: The meta-gradient, shaped like theta.
-        loss: The outer loss, a scalar.
-        residual: The norm of F, a scalar.
-        linear: The linear Solution.
-    """
-
-    adapted: Tree
-    gradient: Tree
-    loss: Array
-    residual: Array
-    linear: Solution
 
 
 @dataclass(frozen=True)
@@ -56,14 +37,13 @@ class ImplicitBase(RuleBase):
     _: KW_ONLY
     certify: bool | Certificate = False
     correct: bool = False
-    accuracy: float | Tightening | Array | None = None
+    # Traced at a step of training, where a `Tightening` has been asked for its number.
+    accuracy: PositiveFraction | Tightening | Annotated[Array, Such("a traced number")] | None = None
     estimating: Flag = True
 
     def __post_init__(self) -> None:
         """Check the fields (ConfigError)."""
         super().__post_init__()
-        if not isinstance(self.accuracy, Array):  # at a step of training it may be traced
-            check_accuracy(self.owner, self.accuracy)
         if not callable(self.linear) and (self.linear is not None or self.accuracy is None):
             raise ConfigError(
                 f"{self.owner}: linear: expected a linear solver such as CG(steps=5) or Dense(), got "
@@ -78,7 +58,7 @@ class ImplicitBase(RuleBase):
     @property
     def certificate(self) -> Certificate | None:
         """How errors are bounded, or None."""
-        return certificate_of(self.certify)
+        return Certificate() if self.certify is True else self.certify or None
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Check that the problem is anchored and that the linear solver accepts its systems."""
@@ -119,13 +99,12 @@ class ImplicitBase(RuleBase):
         Returns:
             The task's meta-gradient and its statistics.
         """
-        problem = learning.problem
-        phi, found = learning.solved(theta, batch, key)
-        at = self.at(Case(problem, theta, batch, outer), found.value, key)
-        phi = phi if at.adapted is found.value else problem.full(at.adapted, theta)
-        return TaskGradient(at.gradient, at.loss, phi, at.residual, judged(found, at.residual), at.linear)
+        _, found = learning.solved(theta, batch, key)
+        at = self.at(Case(learning.problem, theta, batch, outer), found.value, key)
+        assert at.residual is not None
+        return at._replace(inner=judged(found, at.residual))
 
-    def at(self, case: Case, adapted: Tree, key: Key) -> Implied:
+    def at(self, case: Case, adapted: Tree, key: Key) -> TaskGradient:
         """The meta-gradient at a task's adapted parameters, which `correct` and `accuracy` move on.
 
         Args:
@@ -134,30 +113,31 @@ class ImplicitBase(RuleBase):
             key: A random key for probes, or None.
 
         Returns:
-            The meta-gradient, and the adapted parameters that it is of.
+            The meta-gradient, and the parameters that it is of; no inner Solution.
         """
-        system = case.system(adapted)
+        system, certificate = case.system(adapted), self.certificate
         solution = system.solve(self.solver)  # A^T u = d outer / d phi
         # The meta-gradient there is direct - (dF/dtheta)^T u (paper, equation 6).
         point, key = start(case, system, solution, adapted), key_of(key, adapted)
         if self.accuracy is not None:
             asked = self.accuracy
             asked = asked.at(None) if isinstance(asked, Tightening) else asked
-            point, linear = until_accurate(asked, self.certificate, case, system, point, key)
-            return Implied(point.adapted, point.gradient, point.loss, point.residual, linear)
-        estimate, code = error_estimate(case, system, solution, adapted, self.estimating)
-        bound = None
-        if self.correct:  # one Newton step, and the system solved again there
-            point = corrected(case, point, (self.certificate or Certificate()).steps, key)
-            estimate = estimate_at(case, system, point)
-            code = jnp.full_like(code, int(Certification.ESTIMATED))
-        spent = point.products
-        if self.certificate is not None:  # the bound is of the point's error, corrected or not
-            bound, code, products = certified_from(self.certificate, case, point, key)
-            spent = spent + products
-        stats = replace(solution.stats, steps=spent, error_estimate=estimate, error_bound=bound)
-        linear = Solution(solution.value, stats, Status(solution.status.code, code))
-        return Implied(point.adapted, point.gradient, point.loss, point.residual, linear)
+            point, linear = until_accurate(asked, certificate, case, system, point, key)
+        else:
+            estimate, code = error_estimate(case, system, solution, adapted, self.estimating)
+            bound = None
+            if self.correct:  # one Newton step, and the system solved again there
+                point = corrected(case, point, (certificate or Certificate()).steps, key)
+                estimate = estimate_at(case, system, point)
+                code = jnp.full_like(code, int(Certification.ESTIMATED))
+            spent = point.products
+            if certificate is not None:  # the bound is of the point's error, corrected or not
+                bound, code, products = certified_from(certificate, case, point, key)
+                spent = spent + products
+            stats = replace(solution.stats, steps=spent, error_estimate=estimate, error_bound=bound)
+            linear = Solution(solution.value, stats, Status(solution.status.code, code))
+        phi = case.problem.full(point.adapted, case.theta)
+        return TaskGradient(point.gradient, point.loss, phi, point.residual, linear=linear)
 
 
 @dataclass(frozen=True)
@@ -217,12 +197,7 @@ class Implicit(ImplicitBase):
         anchor = None if anchor is None else tree.ravel(tree.spread(anchor, phi0))[0]
 
         def solve_tangent(product: Matvec, b: Array) -> Array:
-            def solve(matvec: Matvec, b: Array) -> Array:
-                return solve_anchored(self.solver, matvec, b, problem.structure, anchor).value
-
-            symmetric = problem.structure != "general"
-            transposed = None if symmetric else solve
-            return lax.custom_linear_solve(product, b, solve, transposed, symmetric=symmetric)
+            return solve_linear(self.solver, product, b, problem.structure, anchor)
 
         return unravel(lax.custom_root(residual, flat, find, solve_tangent))
 
@@ -288,7 +263,7 @@ def implicit_vjp(
     # The outer loss cotangent^T phi has the slope that is given and no direct term in theta.
     # So its implicit gradient is the cotangent of theta alone.
     rule = Implicit(linear, certify=certify)
-    implied = rule.at(
-        Case(problem, theta, batch, linear_outer_loss(cotangent, theta)), problem.split(phi), key
-    )
+    case = Case(problem, theta, batch, linear_outer_loss(cotangent, theta))
+    implied = rule.at(case, problem.split(phi), key)
+    assert implied.linear is not None
     return implied.gradient, implied.linear

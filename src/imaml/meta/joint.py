@@ -1,7 +1,5 @@
 """One network for all tasks: transfer and multi-task learning."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """The methods, each a problem, an inner solver and a rule."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import replace
 from typing import Protocol, Unpack, runtime_checkable

@@ -9,8 +9,6 @@ where D is the derivative in phi at fixed u, and the norms hold on the ball of r
 takes the steps and measures the terms; `certificate` says what a bound made of them is worth.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +18,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from ..core import tree
-from ..core.loops import repeat_while
+from ..core.loops import halved_while, repeat_while
 from ..core.solution import Solution
 from ..core.tree import Tree
 from ..linear.cg import conjugate_gradients
@@ -154,23 +152,26 @@ def remaining_error(point: Point, constants: Constants) -> Array:
 Sampler = Callable[[System, Tree, Tree, Array, Array], Rates]
 
 
-def sampler(case: Case, failure: float, with_curvature: bool, probes: int = PROBES) -> Sampler:
-    """Measures rates by evaluating the system at `probes` random points around phi.
+def sampler(case: Case, failure: float | None = None, with_curvature: bool = False) -> Sampler:
+    """Measures rates by evaluating the system at random points around phi, three of them for bounds.
 
     The differences are quotients over a finite length, so they need no derivative of the system: they hold
     for query losses through which a derivative is stopped, and average over the segment.
 
     Args:
         case: The task.
-        failure: The probability with which any of the three norms may be larger than returned.
-        with_curvature: Whether the rate of the curvature is needed; else it is 0.
-        probes: The number of points. Each takes one system and one product more, two with `with_curvature`.
+        failure: The probability with which any of the three norms may be larger than returned. None for an
+            estimate: the change at one point stands for the norm.
+        with_curvature: Whether the rate of the curvature is needed; else it is 0. A point takes one system
+            and one product more, two with it.
 
     Returns:
         The sampler.
     """
-    linear = linear_factor(probes, failure / 3)
-    bilinear = bilinear_factor(probes, failure / 3)
+    probes, linear, bilinear = 1, 1.0, 1.0
+    if failure is not None:
+        probes, share = PROBES, failure / 3
+        linear, bilinear = linear_factor(probes, share), bilinear_factor(probes, share)
 
     def measure(here: System, adapted: Tree, u: Tree, length: Array, key: Array) -> Rates:
         flat, unravel = tree.ravel(adapted)
@@ -201,25 +202,6 @@ def sampler(case: Case, failure: float, with_curvature: bool, probes: int = PROB
         found = lax.map(probe, jax.random.split(key, probes))
         system, gradient_change, curvature, off = (jnp.max(values) for values in found)
         return Rates(linear * system, linear * gradient_change, bilinear * curvature, 2 * off)
-
-    return measure
-
-
-def roughly(case: Case) -> Sampler:
-    """A sampler for an estimate: one probe stands for the norm.
-
-    Args:
-        case: The task.
-
-    Returns:
-        The sampler.
-    """
-    probe = sampler(case, 1.0, with_curvature=False, probes=1)
-    linear = linear_factor(1, 1 / 3)
-
-    def measure(here: System, adapted: Tree, u: Tree, length: Array, key: Array) -> Rates:
-        found = probe(here, adapted, u, length, key)
-        return found._replace(system=found.system / linear, gradient=found.gradient / linear)
 
     return measure
 
@@ -276,20 +258,13 @@ def start(case: Case, system: System, solution: Solution, adapted: Tree) -> Poin
     )
 
 
-class Limits(NamedTuple):
-    """How far one round's solves go.
-
-    Attributes:
-        step: |F + A w| at which the Newton step ends.
-        system: (|v - A u| before, its rate along the step, |F| after it) -> |v - A u| at which the linear
-            solve ends.
-    """
-
-    step: Array
-    system: Callable[[Array, Array, Array], Array]
+# How far a round's linear solve goes: (|v - A u| before, its rate along the step, |F| after it) -> |v - A u|.
+Limit = Callable[[Array, Array, Array], Array]
 
 
-def newton_round(case: Case, point: Point, steps: int, limits: Limits, sample: Sampler, key: Array) -> Point:
+def newton_round(
+    case: Case, point: Point, steps: int, accuracy: Array, limit: Limit, sample: Sampler, key: Array
+) -> Point:
     """One Newton step w from a point, and the linear system there solved from the old u on.
 
     The new system begun at the old u has the right-hand side D(v - A u) w to second order, the correction of
@@ -299,7 +274,8 @@ def newton_round(case: Case, point: Point, steps: int, limits: Limits, sample: S
         case: The task.
         point: Where it begins.
         steps: The most steps of conjugate gradients, for w and for u each.
-        limits: How far both solves go.
+        accuracy: |F + A w| at which the Newton step ends.
+        limit: How far the linear solve goes.
         sample: Measures the rates around the new point.
         key: For its probes.
 
@@ -307,25 +283,22 @@ def newton_round(case: Case, point: Point, steps: int, limits: Limits, sample: S
         The new point.
     """
     value, curved = jax.linearize(case.slope, point.adapted)
-    newton = conjugate_gradients(curved, value, steps, limits.step)  # A w = F, with the Hessian as A
+    newton = conjugate_gradients(curved, value, steps, accuracy)  # A w = F, with the Hessian as A
     before = tree.norm(value)
-    along = lambda share: jax.tree.map(lambda x, w: x - share * w, point.adapted, newton.value)  # noqa: E731
+    along = lambda share: jax.tree.map(lambda x, w: x - share * w, point.adapted, newton.x)  # noqa: E731
 
     # Away from the solution a full step may lead further away; then it is halved until |F| falls.
     worse = lambda share: ~(tree.norm(case.slope(along(share))) <= before)  # noqa: E731
-    least = 0.5**HALVINGS
-    share = repeat_while(
-        lambda share: (share > least) & worse(share), lambda share: share / 2, jnp.ones_like(before)
-    )
+    share = halved_while(worse, HALVINGS, before)
     # The linear system at the new point, solved from the old u on.
     nearer = along(share)
     there = case.system(nearer)
-    length = share * tree.norm(newton.value)
+    length = share * tree.norm(newton.x)
     mismatch = tree.minus(there.right, there.product(point.u))
     left, residual = tree.norm(mismatch), tree.norm(there.residual)
     change = jnp.abs(left - point.mismatch) / jnp.where(length > 0, length, 1)
-    more = conjugate_gradients(there.product, mismatch, steps, limits.system(left, change, residual))
-    u = jax.tree.map(jnp.add, point.u, more.value)
+    more = conjugate_gradients(there.product, mismatch, steps, limit(left, change, residual))
+    u = jax.tree.map(jnp.add, point.u, more.x)
     # The residual that conjugate gradients carry along drifts away from the true one: one product more.
     left, size = tree.norm(tree.minus(there.right, there.product(u))), tree.norm(there.right)
     (low, high), (low_more, high_more) = (ritz(run.coefficients, run.steps) for run in (newton, more))
@@ -364,8 +337,8 @@ def corrected(case: Case, begun: Point, steps: int, key: Array) -> Point:
         The new point.
     """
     root = root_of(begun.residual.dtype)
-    limits = Limits(root * begun.residual, lambda left, *_: root * left)
-    return newton_round(case, begun, steps, limits, roughly(case), key)
+    limit = lambda left, *_: root * left  # noqa: E731
+    return newton_round(case, begun, steps, root * begun.residual, limit, sampler(case), key)
 
 
 class Aim(NamedTuple):
@@ -433,14 +406,13 @@ def refine(case: Case, begun: Point, aim: Aim, sample: Sampler, steps: int, roun
         enough = jnp.clip(enough, eps * point.residual, 0.1 * point.residual)
         step = jnp.where(first, jnp.minimum(enough, 0.01 * point.residual), enough)
 
-        def system(left: Array, change: Array, residual: Array) -> Array:
+        def limit(left: Array, change: Array, residual: Array) -> Array:
             # What the next Newton step changes need not be solved for now.
             later = jnp.minimum(0.3 * change * residual / constants.floor, 0.5 * left)
             wanted = jnp.where(first, 0.01 * left, allowed / share)
             return jnp.maximum(jnp.maximum(wanted, later), eps * left)
 
-        limits = Limits(step, system)
-        new = newton_round(case, point, steps, limits, sample, jax.random.fold_in(key, count))
+        new = newton_round(case, point, steps, step, limit, sample, jax.random.fold_in(key, count))
         return new, count + 1, aim.gap(new), gap
 
     def unfinished(state: tuple) -> Array:

@@ -1,7 +1,5 @@
 """One-step differentiation: through the last inner step alone (Bolte, Pauwels and Vaiter 2023)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,11 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core.solution import Solution, Stats, Status
-from ..core.tree import Tree
-from ..inner.base import InnerSolver
+from ..inner.base import InnerSolver, Instance
 from ..inner.newton import Newton
 from ..linear.cg import CG
-from ..problems.base import RULES, Key, Problem, require_anchor
+from ..problems.base import RULES, Problem, require_anchor
 from .base import Differentiated, require_reversible
 
 
@@ -56,14 +53,12 @@ class OneStep(Differentiated):
         hint = "Newton(steps=1) or GradientDescent(rate, steps=1)"
         require_reversible(self.owner, "last", self.last, hint)
 
-    def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
-    ) -> Solution:
+    def solution(self, inner: InnerSolver, task: Instance) -> Solution:
         """Solve the problem, and take one step more; the status is the worse of both."""
-        require_anchor(problem, self.owner, RULES)
-        self.refuse(problem, inner)
-        before = inner(*lax.stop_gradient((problem, theta, batch, phi0)), key)
-        after = self.last(problem, theta, batch, lax.stop_gradient(before.value), key)
+        require_anchor(task.problem, self.owner, RULES)
+        self.refuse(task.problem, inner)
+        before = inner(*lax.stop_gradient(task))
+        after = self.last(*task._replace(start=lax.stop_gradient(before.value)))
         # How the inner solve ended is its own; what is left is measured after the last step.
         steps, curved = before.stats.steps + after.stats.steps, before.stats.negative_curvature
         worse = Status(jnp.maximum(before.status.code, after.status.code))

@@ -4,8 +4,6 @@ A function of degree at most 1 has a constant derivative. An error bound that ne
 proof for every input, and not only for those that were sampled.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -8,8 +8,6 @@ where the paper has phi* of the anchored problem and u = (I + H / strength)^-1 d
 al. 2019, eq. 6). damping = 1 and shift = 10 are the published code's defaults.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -17,12 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core import tree
 from ..core.errors import StructureError
 from ..core.fields import Checked, NonNegativeFloat, PositiveFloat, PositiveInt
-from ..core.solution import Ending, Solution, Stats, Status
+from ..core.solution import Ending, Solution
 from ..core.tree import Tree
-from ..inner.base import InnerSolver, start_of
+from ..inner.base import InnerSolver, Instance, Solver, to_tolerance
 from ..linear.base import LinearSolver, refuse_structure
 from ..linear.cg import CG
 from ..problems.base import Key, Loss, Problem, Task
@@ -32,7 +29,7 @@ from .base import Learning, RuleBase, TaskGradient
 
 
 @dataclass(frozen=True)
-class ThenPulled(Checked):
+class ThenPulled(Checked, Solver):
     """Gradient descent on the loss alone, then one step towards theta, as in the published code.
 
     It takes `steps` steps on the loss from theta, then one on strength/2 |phi - theta|^2. The result solves
@@ -52,21 +49,17 @@ class ThenPulled(Checked):
     learning_rate: PositiveFloat
     steps: PositiveInt
 
-    def __call__(
-        self, problem: Problem, theta: Tree, batch: Tree, phi0: Tree = None, key: Key = None
-    ) -> Solution:
-        """Solve one task of a problem made by `proximal`; see `InnerSolver`. The key is not used."""
+    def _solve(self, task: Instance) -> Solution:
+        """Solve one task of a problem made by `proximal`."""
+        problem, theta, batch, start, _ = task
         loss = _proximal_loss("ThenPulled", problem)
-        start = start_of(problem, theta, batch, phi0, key)
         slope = jax.grad(lambda p: loss(problem.full(p, theta), batch))
         down = lambda p, g: p - self.learning_rate * g  # noqa: E731
         phi = lax.fori_loop(0, self.steps, lambda _, p: jax.tree.map(down, p, slope(p)), start)
         pull, anchor = problem.strengths(phi, theta), problem.split(problem.mean(theta))
         phi = jax.tree.map(lambda p, s, t: down(p, s * (p - t)), phi, pull, anchor)
-        size = tree.norm(problem.residual(phi, theta, batch))
-        code = jnp.where(jnp.isfinite(size), int(Ending.STEPS_DONE), int(Ending.NOT_FINITE))
-        stats = Stats(jnp.asarray(self.steps + 1), size, jnp.asarray(False))
-        return Solution(phi, stats, Status(code))
+        ended = int(Ending.STEPS_DONE)
+        return to_tolerance(phi, jnp.asarray(self.steps + 1), task.size(phi), None, ended)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ displacement  theta - phi_k                                Reptile
 envelope      d/dtheta of the inner optimum's value        proximal Reptile
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,7 +39,7 @@ class OnAllData(RuleBase):
         return TaskGradient(gradient, query_loss(phi, theta, task.query), phi, found.stats.residual, found)
 
     def learned(self, problem: Problem, slope: Tree, start: Tree, found: Tree) -> Tree:
-        """Make the meta-gradient.
+        """Make the meta-gradient; by default the slope.
 
         Args:
             problem: The inner problem.
@@ -52,7 +50,7 @@ class OnAllData(RuleBase):
         Returns:
             A tree like theta.
         """
-        raise NotImplementedError
+        return slope
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,6 @@ class Envelope(OnAllData):
                 "evidence(...)."
             )
         super().refuse(problem, inner)
-
-    def learned(self, problem: Problem, slope: Tree, start: Tree, found: Tree) -> Tree:
-        """Return the objective's derivative in theta at the phi found."""
-        return slope
 
 
 @dataclass(frozen=True)

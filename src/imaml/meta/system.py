@@ -3,8 +3,6 @@
 A^T u = d query_loss / d phi,  A = dF/dphi         meta-gradient = d query_loss / d theta - (dF/dtheta)^T u
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Rules that differentiate through the inner steps, or leave them out."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,9 +7,8 @@ import jax
 from jax import lax
 
 from ..core.solution import Solution
-from ..core.tree import Tree
-from ..inner.base import InnerSolver
-from ..problems.base import Key, Problem
+from ..inner.base import InnerSolver, Instance
+from ..problems.base import Problem
 from .base import Differentiated, require_reversible
 
 
@@ -39,12 +36,10 @@ class Unrolled(Differentiated):
         hint = "GradientDescent or Descent with steps= and no tolerance, or the rule implicit(...)"
         require_reversible(self.owner, "inner", inner, hint)
 
-    def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
-    ) -> Solution:
+    def solution(self, inner: InnerSolver, task: Instance) -> Solution:
         """Solve the problem by the inner solver; derivatives pass through its steps."""
-        self.refuse(problem, inner)
-        return inner(problem, theta, batch, phi0, key)
+        self.refuse(task.problem, inner)
+        return inner(*task)
 
 
 @dataclass(frozen=True)
@@ -58,13 +53,11 @@ class FirstOrder(Differentiated):
     owner: ClassVar[str] = "first_order"
     needs_solution: ClassVar[bool] = False
 
-    def solution(
-        self, problem: Problem, inner: InnerSolver, theta: Tree, batch: Tree, phi0: Tree, key: Key
-    ) -> Solution:
+    def solution(self, inner: InnerSolver, task: Instance) -> Solution:
         """Solve the problem by the inner solver; the value has the derivatives of where it started."""
-        found = inner(*lax.stop_gradient((problem, theta, batch, phi0)), key)
+        found = inner(*lax.stop_gradient(task))
         passed = lambda p, s: lax.stop_gradient(p) + (s - lax.stop_gradient(s))  # noqa: E731
-        return Solution(jax.tree.map(passed, found.value, phi0), found.stats, found.status)
+        return Solution(jax.tree.map(passed, found.value, task.start), found.stats, found.status)
 
 
 unrolled = Unrolled

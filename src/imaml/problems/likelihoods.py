@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from ..core import tree
 from ..core.errors import ConfigError
 from ..core.tree import Tree
 from ..core.validation import require_number
+from .losses import CompositeLoss
 from .precision import Learned, Theta, logs_in
 
 
@@ -266,22 +267,8 @@ def by_row(outputs: Array) -> Array:
 Likelihood: TypeAlias = Gaussian | Categorical | Density
 
 
-class DeclaredLoss(Protocol):
-    """A loss that declares the distribution of its rows."""
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """The distribution of a row."""
-        ...
-
-    @property
-    def outputs(self) -> Callable[[Tree, Tree], Array]:
-        """The model, (phi, batch) -> outputs."""
-        ...
-
-
 @dataclass(frozen=True)
-class NegativeLogLikelihood:
+class NegativeLogLikelihood(CompositeLoss):
     """The negative log likelihood of a task's rows, a sum; made by `likelihood`.
 
     Attributes:
@@ -290,7 +277,7 @@ class NegativeLogLikelihood:
             whose value is part of theta (see `given`).
     """
 
-    model: DeclaredLoss
+    model: CompositeLoss
     noise: float | Array | Learned | None = None
     summed: ClassVar[bool] = True  # over rows, so that some of them are no estimate of all
 
@@ -322,18 +309,6 @@ class NegativeLogLikelihood:
             The negative log likelihood, a scalar.
         """
         return self.likelihood.cost(outputs, batch, self.variance)
-
-    def __call__(self, phi: Tree, batch: Tree) -> Array:
-        """Compute the sum over rows at given parameters.
-
-        Args:
-            phi: The full tree of parameters.
-            batch: The rows.
-
-        Returns:
-            The negative log likelihood, a scalar.
-        """
-        return self.cost(self.outputs(phi, batch), batch)
 
     @property
     def variance(self) -> Any:
@@ -409,7 +384,7 @@ class NegativeLogLikelihood:
         return mean
 
 
-def likelihood(loss: DeclaredLoss, noise: float | Learned | None = None) -> NegativeLogLikelihood:
+def likelihood(loss: CompositeLoss, noise: float | Learned | None = None) -> NegativeLogLikelihood:
     """Make the negative log likelihood of a task's rows, a sum, from a loss that declares their distribution.
 
     With `proximal`, the strength is the precision of a Gaussian prior, and the inner solution is the maximum

@@ -44,6 +44,28 @@ def solve_anchored(
     return linear(product, right, structure=structure, **given)
 
 
+def solve_linear(linear: LinearSolver, product: Matvec, right: Tree, structure: str, anchor: Tree) -> Tree:
+    """Solve a linear system; derivatives go through the system itself, not through the solver's steps.
+
+    Args:
+        linear: The linear solver.
+        product: v -> A v, a linear function that JAX can transpose.
+        right: The right-hand side.
+        structure: The structure of A.
+        anchor: The diagonal added to the curvature, or None.
+
+    Returns:
+        The solution, shaped like `right`.
+    """
+
+    def solve(matvec: Matvec, b: Tree) -> Tree:
+        return solve_anchored(linear, matvec, b, structure, anchor).value
+
+    symmetric = structure != "general"
+    transposed = None if symmetric else solve
+    return lax.custom_linear_solve(product, right, solve, transposed, symmetric=symmetric)
+
+
 def refuse_system(linear: LinearSolver, problem: Problem) -> None:
     """Check that a linear solver accepts a problem's systems.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,45 @@ from ..core.validation import require_function, require_scalar
 Join = Callable[[Tree, Tree], Tree]  # (support, query) -> batch
 
 
-class Composite(Protocol):
-    """A loss that says what it is a cost of: loss(phi, batch) = cost(outputs(phi, batch), batch)."""
+class CompositeLoss:
+    """The base of a loss that is a cost of a model's outputs: loss(phi, batch) = cost(outputs, batch).
 
-    @property
-    def outputs(self) -> Callable[[Tree, Tree], Tree]:
-        """The model, (phi, batch) -> outputs."""
-        ...
+    A subclass is a frozen dataclass that defines `outputs` and `cost`, the parts that Gauss-Newton curvature
+    and likelihoods need.
 
-    @property
-    def cost(self) -> Callable[[Tree, Tree], Array]:
-        """The cost, (outputs, batch) -> scalar, convex in the outputs."""
-        ...
+    Attributes:
+        likelihood: The distribution of a row, `imaml.Gaussian()` or `imaml.Categorical()`, if it is declared.
+    """
+
+    likelihood: Any
+
+    def outputs(self, phi: Tree, batch: Tree) -> Tree:
+        """Return the model's outputs.
+
+        Args:
+            phi: The full tree of parameters.
+            batch: The batch; leaves ``(rows, ...)``.
+
+        Returns:
+            Outputs, rows first.
+        """
+        raise NotImplementedError
+
+    def cost(self, outputs: Tree, batch: Tree) -> Array:
+        """Return the cost of outputs, which is convex in them.
+
+        Args:
+            outputs: What `outputs` returned.
+            batch: The same batch.
+
+        Returns:
+            A scalar.
+        """
+        raise NotImplementedError
+
+    def __call__(self, phi: Tree, batch: Tree) -> Array:
+        """Return the loss of parameters on a batch, a scalar."""
+        return self.cost(self.outputs(phi, batch), batch)
 
 
 @dataclass(frozen=True)
@@ -50,26 +77,14 @@ class HalfSquares:
 
 
 @dataclass(frozen=True)
-class Composed:
+class Composed(CompositeLoss):
     """A loss that is a convex cost of a model's outputs; made by `composed`."""
 
-    outputs: Callable[[Tree, Tree], Tree]
-    cost: Callable[[Tree, Tree], Array]
-
-    def __call__(self, phi: Tree, batch: Tree) -> Array:
-        """Compute the loss.
-
-        Args:
-            phi: The model's parameters.
-            batch: The batch.
-
-        Returns:
-            cost(outputs(phi, batch), batch), a scalar.
-        """
-        return self.cost(self.outputs(phi, batch), batch)
+    outputs: Callable[[Tree, Tree], Tree] = field()
+    cost: Callable[[Tree, Tree], Array] = field()
 
 
-def gauss_newton_slope(loss: Composite, phi: Tree, full: Callable[[Tree], Tree], batch: Tree) -> Tree:
+def gauss_newton_slope(loss: CompositeLoss, phi: Tree, full: Callable[[Tree], Tree], batch: Tree) -> Tree:
     """Compute the loss's gradient at phi by a program whose derivative in phi is the Gauss-Newton matrix.
 
     ```

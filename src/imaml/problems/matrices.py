@@ -24,8 +24,8 @@ from ..core.tree import Tree
 class Precision:
     """A positive definite matrix P over the n adapted parameters.
 
-    Its root R has R^T R = P. Vectors are flat, ``(n,)``, unless said otherwise. A subclass
-    defines the methods; `pull` and `part` by default follow from `product` and `matrix`.
+    Its root R has R^T R = P. Vectors are flat, ``(n,)``, unless said otherwise. Products follow from `root`
+    and `unroot`, and `part` from `matrix`, where a subclass has no shorter way.
     """
 
     def product(self, vector: Array) -> Array:
@@ -37,7 +37,8 @@ class Precision:
         Returns:
             P v.
         """
-        raise NotImplementedError
+        image, back = jax.vjp(self.root, vector)
+        return back(image)[0]
 
     def pull(self, displacement: Tree) -> Tree:
         """Compute the product P d.
@@ -60,7 +61,7 @@ class Precision:
         Returns:
             P^-1 v.
         """
-        raise NotImplementedError
+        return self.unroot(self.unroot_transposed(vector))
 
     def root(self, vector: Array) -> Array:
         """Compute the product R v.
@@ -93,7 +94,7 @@ class Precision:
         Returns:
             R^-T v.
         """
-        raise NotImplementedError
+        return jax.linear_transpose(self.unroot, vector)(vector)[0]
 
     def log_determinant(self) -> Array:
         """Compute the log-determinant, differentiable in P.
@@ -174,8 +175,6 @@ class Strengths(Precision):
         """The product v / sqrt(s)."""
         return vector / jnp.sqrt(self.flat)
 
-    unroot_transposed = unroot
-
     def log_determinant(self) -> Array:
         """The sum of log s."""
         return jnp.sum(jnp.log(self.flat))
@@ -209,14 +208,6 @@ class Factored(Precision):
 
     lower: Array
 
-    def product(self, vector: Array) -> Array:
-        """P v."""
-        return self.lower @ (self.lower.T @ vector)
-
-    def inverse(self, vector: Array) -> Array:
-        """P^-1 v."""
-        return self.unroot(self.unroot_transposed(vector))
-
     def root(self, vector: Array) -> Array:
         """L^T v."""
         return self.lower.T @ vector
@@ -224,10 +215,6 @@ class Factored(Precision):
     def unroot(self, vector: Array) -> Array:
         """L^-T v."""
         return solve_triangular(self.lower, vector, trans=1, lower=True)
-
-    def unroot_transposed(self, vector: Array) -> Array:
-        """L^-1 v."""
-        return solve_triangular(self.lower, vector, lower=True)
 
     def log_determinant(self) -> Array:
         """Twice the sum of log L_ii."""
@@ -271,11 +258,6 @@ class LowRank(Precision):
         scaled = self.factor / self.diagonal[:, None]
         return scaled, jnp.eye(scaled.shape[1], dtype=scaled.dtype) + self.factor.T @ scaled
 
-    def inverse(self, vector: Array) -> Array:
-        """P^-1 v."""
-        scaled, core = self._core()
-        return vector / self.diagonal - scaled @ cho_solve(cho_factor(core), scaled.T @ vector)
-
     def _root_parts(self) -> tuple[Array, Array, Array]:
         """V = S^-1/2 W, the lower T with T T^T = I + V^T V, and I + T.
 
@@ -299,14 +281,6 @@ class LowRank(Precision):
         inner = solve_triangular(more, across.T @ vector, lower=True)
         inner = solve_triangular(lower, inner, trans=1, lower=True)
         return (vector - across @ inner) / jnp.sqrt(self.diagonal)
-
-    def unroot_transposed(self, vector: Array) -> Array:
-        """R^-T v."""
-        across, lower, more = self._root_parts()
-        scaled = vector / jnp.sqrt(self.diagonal)
-        inner = solve_triangular(lower, across.T @ scaled, lower=True)
-        inner = solve_triangular(more, inner, trans=1, lower=True)
-        return scaled - across @ inner
 
     def log_determinant(self) -> Array:
         """The log-determinant, log |S| + log |I + W^T S^-1 W|."""
@@ -350,15 +324,6 @@ class Updated(Precision):
         """(I + U diag(k) U^T)^power v."""
         return vector + self.basis @ (((1 + self.values) ** power - 1) * (self.basis.T @ vector))
 
-    def product(self, vector: Array) -> Array:
-        """P v."""
-        image, back = jax.vjp(self.root, vector)
-        return back(image)[0]
-
-    def inverse(self, vector: Array) -> Array:
-        """P^-1 v."""
-        return self.base.unroot(self._scaled(self.base.unroot_transposed(vector), -1))
-
     def root(self, vector: Array) -> Array:
         """(I + U diag(k) U^T)^1/2 R v."""
         return self._scaled(self.base.root(vector), 0.5)
@@ -366,10 +331,6 @@ class Updated(Precision):
     def unroot(self, vector: Array) -> Array:
         """R^-1 (I + U diag(k) U^T)^-1/2 v."""
         return self.base.unroot(self._scaled(vector, -0.5))
-
-    def unroot_transposed(self, vector: Array) -> Array:
-        """(I + U diag(k) U^T)^-1/2 R^-T v."""
-        return self._scaled(self.base.unroot_transposed(vector), -0.5)
 
     def log_determinant(self) -> Array:
         """The log-determinant of `base` plus the sum of log(1 + k)."""

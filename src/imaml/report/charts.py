@@ -12,6 +12,7 @@ from markupsafe import Markup
 from .page import render
 
 ROWS = 400  # of a table, and half the points of a line; longer ones are thinned evenly
+DOTTED = ("b", "point")  # styles with a dot at each point
 UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
@@ -49,21 +50,6 @@ class Line:
     style: str
     half: np.ndarray | None = None
     smooth: bool = False
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its confidence interval, in a chart of intervals.
-
-    Attributes:
-        mean: The mean, as a share.
-        half: Half-width of the interval.
-        style: ``"a"`` or ``"b"``, as in `Line`.
-    """
-
-    mean: float
-    half: float
-    style: str
 
 
 class _Axis:
@@ -135,83 +121,62 @@ def figure(title: str, note: str, lines: Sequence[Line], x_name: str, kind: str 
         "lines.html",
         title=title,
         note=f"{note}, logarithmic" if log and note else note,
-        legend=[_key(line.name, line.style) for line in lines] if lines[0].name else [],
+        legend=[(line.name, line.style, line.style in DOTTED) for line in lines if lines[0].name],
         alt=f"{title} over {label}: {'; '.join(described)}",
         label=label,
         up=[(ys(tick), form.format(100 * tick if percent else tick)) for tick in ys.ticks()],
         across=[(xs(tick), f"{tick:,.6g}") for tick in xs.ticks()],
-        marks=Markup("".join(mark for line in lines for mark in _marks(line, xs, ys, scale))),
+        drawn=[_drawn(line, xs, ys, scale) for line in lines],
     )
 
 
-def intervals(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], key: Mapping[str, str]) -> Markup:
+def intervals(
+    title: str, rows: Sequence[tuple[str, Mapping[str, tuple[float, float]]]], key: Mapping[str, str]
+) -> Markup:
     """Draw confidence intervals about zero, in percentage points.
 
     Args:
         title: What the chart shows.
-        rows: The name of each row, and its intervals.
+        rows: The name of each row, and its intervals by style: the mean and the half-width.
         key: What each style means.
 
     Returns:
-        A ``<figure>`` element, empty where no interval is finite.
+        A ``<figure>`` element, empty where there is no interval.
     """
-    rows = [(name, [i for i in given if math.isfinite(i.mean + i.half)]) for name, given in rows]
-    found = [i for _, given in rows for i in given]
-    if not found:
-        return Markup("")
-    ends = np.array([0.0, *(i.mean - i.half for i in found), *(i.mean + i.half for i in found)])
-    xs = _Axis(100 * ends, 170, 690, False, 0.03)
-    placed = lambda one: [xs(100 * (one.mean + sign * one.half)) for sign in (-1, 0, 1)]  # noqa: E731
-    described = [
-        f"{name} {key[one.style]} {100 * one.mean:+.2f} ± {100 * one.half:.2f}"
-        for name, given in rows
-        for one in given
-    ]
-    return render(
-        "intervals.html",
-        title=title,
-        note="",
-        legend=[(meaning, style, "") for style, meaning in key.items()],
-        alt=f"{title}: {'; '.join(described)}",
-        across=[(xs(tick), f"{tick:+.4g}") for tick in xs.ticks()],
-        zero=xs(0.0),
-        rows=[(name, [(one.style, *placed(one)) for one in given]) for name, given in rows],
-    )
+    found = [interval for _, given in rows for interval in given.values()]
+    ends = np.array([0.0, *(mean + sign * half for mean, half in found for sign in (-1, 1))])
+    xs = _Axis(ends, 170, 690, False, 0.03)
+    legend = [(meaning, style, True) for style, meaning in key.items()]
+    values = {"title": title, "note": "", "rows": rows, "key": key, "legend": legend, "xs": xs}
+    return render("intervals.html", **values) if found else Markup("")
 
 
-def _key(name: str, style: str) -> tuple[str, str, str]:
-    """Return a line's entry in the legend: its name, and the styles of its stroke and of its dot."""
-    return name, "" if style == "point" else style, style if style in ("b", "point") else ""
-
-
-def _marks(line: Line, xs: _Axis, ys: _Axis, scale: float) -> list[str]:
-    """Return the SVG elements of one line."""
+def _drawn(line: Line, xs: _Axis, ys: _Axis, scale: float) -> dict[str, object]:
+    """Return what is drawn of one line: SVG paths, each with its style, and the places of dots."""
     keep = np.isfinite(line.x)
-    x, y, style = xs(line.x[keep] / scale), line.y[keep], line.style
-    good = np.isfinite(y)
-    if style == "column":
-        width, foot = max(0.8 * (xs.stop - xs.start) / x.size, 2.0), ys(0)
-        text = '<rect class="column" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
-        return [
-            text.format(a - width / 2, ys(b), width, foot - ys(b)) for a, b in zip(x, y, strict=True) if b > 0
-        ]
-    made = []
+    x, y = xs(line.x[keep] / scale), line.y[keep]
+    good, height, window, paths = np.isfinite(y), ys(y), x.size // 20, []
+    if line.style == "column":
+        columns = "".join(
+            f"M{a:.1f} {ys(0):.1f}V{b:.1f}" for a, b in zip(x[y > 0], height[y > 0], strict=True)
+        )
+        width = max(0.8 * (xs.stop - xs.start) / x.size, 2.0)
+        return {"style": "column", "paths": [("column", columns)], "width": width, "dots": []}
     if line.half is not None:
-        half = np.nan_to_num(line.half[keep])
-        ends = [np.column_stack([x, ys(np.maximum(y + sign * half, 1e-12))])[good] for sign in (-1, 1)]
-        corners = " ".join(f"{a:.1f},{b:.1f}" for a, b in np.concatenate([ends[0], ends[1][::-1]]))
-        made.append(f'<polygon class="band" points="{corners}"/>')
-    height, window = ys(y), x.size // 20
+        half, there = np.nan_to_num(line.half[keep])[good], x[good]
+        low, high = (ys(np.maximum(y[good] + sign * half, 1e-12)) for sign in (-1, 1))
+        outline = _path(np.append(there, there[::-1]), np.append(low, high[::-1]))
+        paths.append(("band", f"{outline}Z"))
+    dotted = line.style in DOTTED or good.sum() == 1
+    dots = list(zip(x[good], height[good], strict=True)) if dotted else []
     if line.smooth and window > 1:
-        made.append(f'<path class="faint" d="{_path(x, height)}"/>')
+        paths.append(("faint", _path(x, height)))
         kernel = np.ones(2 * (window // 2) + 1)
         known = np.convolve(good, kernel, "same")
         height = np.convolve(np.where(good, height, 0), kernel, "same") / np.where(known > 0, known, np.nan)
-    made.append(f'<path class="{style}" d="{_path(x, height)}"/>' if style != "point" else "")
-    if style in ("b", "point") or good.sum() == 1:
-        dot = f'<circle class="{style} dot" cx="{{:.1f}}" cy="{{:.1f}}" r="4"/>'
-        made += [dot.format(a, b) for a, b in zip(x[good], ys(y[good]), strict=True)]
-    return made
+    if line.style != "point":
+        paths.append((line.style, _path(x, height)))
+    return {"style": line.style, "paths": paths, "width": None, "dots": dots}
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:

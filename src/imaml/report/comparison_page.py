@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,8 @@ from markupsafe import Markup
 from ..core.errors import DataError
 from ..core.recipes import JsonObject
 from ..storage.atomic import disk_errors, write_whole
-from .charts import Interval, Line, figure, intervals
-from .page import render
-
-Column = Callable[[JsonObject], str]  # row -> cell
+from .charts import Line, figure, intervals
+from .page import render, render_text
 
 
 def _score(name: str, entry: JsonObject | None, signed: bool = False) -> str:
@@ -28,16 +26,36 @@ def _score(name: str, entry: JsonObject | None, signed: bool = False) -> str:
     return f"{scale * entry['mean']:{sign}.{digits}f} ± {scale * entry['ci95']:.{digits}f}"
 
 
-def _known_mean(values: Sequence[float | None], form: str) -> str:
+def _known_mean(values: Iterable[float | None], form: str, scale: float = 1.0) -> str:
     """Return the mean over seeds of what is known."""
     known = [value for value in values if value is not None]
-    return f"{np.mean(known):{form}}" if known else "–"
+    return f"{scale * np.mean(known):{form}}" if known else "–"
 
 
-def _calibration(row: JsonObject) -> str:
-    """Return the calibration error, in per cent, averaged over seeds."""
-    found = [run["scores"].get("calibration_error") for run in row["runs"]]
-    return _known_mean([None if value is None else 100 * value for value in found], ".2f")
+def _cells(summary: JsonObject, row: JsonObject) -> Iterator[tuple[str, str]]:
+    """Yield the head and the text of each cell of a method's row."""
+    name, against, runs = summary["headline"], summary["reference"], row["runs"]
+    inductive, unit = f"{name}_inductive", " %" if "accuracy" in name else ""
+
+    def score(kind: str, score: str = name, signed: bool = False) -> str:
+        return _score(score, (row.get(kind) or {}).get(score), signed)
+
+    def difference(kind: str) -> str:
+        return "" if row["method"] == against else score(kind, signed=True)
+
+    yield "method", row["method"]
+    yield "tasks seen", f"{np.mean([run['tasks_seen'] for run in runs]):,.0f}"
+    yield "tested step", ", ".join(f"{run['step']:,} of {run['steps']:,}" for run in runs)
+    yield name + unit, score("equal_time")
+    if any(inductive in each["equal_time"] for each in summary["rows"]):
+        yield f"inductive{unit}", score("equal_time", inductive)
+        yield "log loss", score("equal_time", "loss")
+        errors = (run["scores"].get("calibration_error") for run in runs)
+        yield "calibration error %", _known_mean(errors, ".2f", 100)
+    yield f"minus {against}", difference("difference_at_equal_time")
+    yield f"{name}{unit} at equal tasks", score("equal_tasks")
+    yield f"minus {against}", difference("difference_at_equal_tasks")
+    yield "adapts in ms", _known_mean((run["adaptation_ms"] for run in runs), ".0f")
 
 
 def cells(summary: JsonObject) -> tuple[list[str], list[list[str]]]:
@@ -49,76 +67,13 @@ def cells(summary: JsonObject) -> tuple[list[str], list[list[str]]]:
     Returns:
         The head of the table, and a row of texts for each method.
     """
-    name, against = summary["headline"], summary["reference"]
-    inductive, unit = f"{name}_inductive", " %" if "accuracy" in name else ""
-
-    def mean(kind: str, score: str = name) -> Column:
-        return lambda row: _score(score, (row.get(kind) or {}).get(score))
-
-    def difference(kind: str) -> Column:
-        own = lambda row: _score(name, (row.get(kind) or {}).get(name), signed=True)  # noqa: E731
-        return lambda row: "" if row["method"] == against else own(row)
-
-    columns: list[tuple[str, Column]] = [
-        ("method", lambda row: row["method"]),
-        ("tasks seen", lambda row: f"{np.mean([run['tasks_seen'] for run in row['runs']]):,.0f}"),
-        ("tested step", lambda row: ", ".join(f"{r['step']:,} of {r['steps']:,}" for r in row["runs"])),
-        (name + unit, mean("equal_time")),
-    ]
-    if any(inductive in row["equal_time"] for row in summary["rows"]):
-        columns += [
-            (f"inductive{unit}", mean("equal_time", inductive)),
-            ("log loss", mean("equal_time", "loss")),
-            ("calibration error %", _calibration),
-        ]
-    columns += [
-        (f"minus {against}", difference("difference_at_equal_time")),
-        (f"{name}{unit} at equal tasks", mean("equal_tasks")),
-        (f"minus {against}", difference("difference_at_equal_tasks")),
-        ("adapts in ms", lambda row: _known_mean([run["adaptation_ms"] for run in row["runs"]], ".0f")),
-    ]
-    return [head for head, _ in columns], [[cell(row) for _, cell in columns] for row in summary["rows"]]
+    rows = [list(_cells(summary, row)) for row in summary["rows"]]
+    return [head for head, _ in rows[0]], [[cell for _, cell in row] for row in rows]
 
 
 def _explanation(summary: JsonObject) -> str:
     """Return what the columns mean, in a few sentences."""
-    return (
-        f"Each method trained for {summary['minutes']:g} minutes (without compiling and validations), with "
-        f"{summary['seeds']} seed{'s' if summary['seeds'] > 1 else ''}. All are tested on the same "
-        f"{summary['test_tasks']:,} tasks, each run at its checkpoint with the best validation score. "
-        f"Equal tasks: {_equal(summary)}. ± is the half-width of the 95 % confidence interval over tasks; "
-        "differences are paired task by task."
-        + "".join(_failed(row) + _trade_off(row) for row in summary["rows"])
-    )
-
-
-def _equal(summary: JsonObject) -> str:
-    """Return after how many tasks methods are compared at equal tasks."""
-    if summary["equal_tasks"]:
-        return f"{summary['equal_tasks']:,} seen in training"
-    return "none, as a method did not reach its first checkpoint (give a larger budget)"
-
-
-def _failed(row: JsonObject) -> str:
-    """Return that a method's run failed, and when, in a sentence, or nothing."""
-    ends = [run["steps"] for run in row["runs"] if run.get("failure")]
-    if not ends:
-        return ""
-    after = " and ".join(f"{steps:,}" for steps in ends)
-    return f" {row['method']} failed numerically after {after} steps and is tested as it was before."
-
-
-def _trade_off(row: JsonObject) -> str:
-    """Return how evenly joint learning serves the groups of training classes, in a sentence, or nothing."""
-    groups = row["runs"][0].get("groups")
-    if not groups:
-        return ""
-    least, lower, middle, upper, most = (100 * share for share in groups["least_quartiles_most"])
-    return (
-        f" {row['method']} classifies {middle:.1f} % of the images within a training group correctly (median "
-        f"over {len(groups['accuracy'])} groups; quartiles {lower:.1f} and {upper:.1f} %, "
-        f"minimum {least:.1f}, maximum {most:.1f} %)."
-    )
+    return " ".join(render_text("explanation.txt", **summary).split())
 
 
 def markdown(summary: JsonObject) -> str:
@@ -194,41 +149,34 @@ def _differences(summary: JsonObject) -> Markup:
     name, against = summary["headline"], summary["reference"]
     if "accuracy" not in name:
         return Markup("")
-    rows = []
+    kinds, rows = {"a": "difference_at_equal_time", "b": "difference_at_equal_tasks"}, []
     for row in summary["rows"]:
-        kinds = (("a", "difference_at_equal_time"), ("b", "difference_at_equal_tasks"))
-        found = [((row.get(kind) or {}).get(name), style) for style, kind in kinds]
-        given = [Interval(one["mean"], one["ci95"], style) for one, style in found if one]
+        found = {style: (row.get(kind) or {}).get(name) for style, kind in kinds.items()}
+        given = {style: (100 * one["mean"], 100 * one["ci95"]) for style, one in found.items() if one}
         rows += [(row["method"], given)] if row["method"] != against else []
     key = {"a": "at equal time", "b": "at equal tasks"}
-    return intervals(f"{_capital(name)} minus that of {against}", rows, key)
+    return intervals(f"{name} minus that of {against}".capitalize(), rows, key)
 
 
 def _charts(summary: JsonObject, axis: str, title: str, x_name: str) -> JsonObject:
     """Return a small chart for each method beside the reference."""
     name, against = summary["headline"], summary["reference"]
-    curves = {row["method"]: _curve(row["runs"][0], axis, name) for row in summary["rows"]}
-    drawn = {method: Line(method, *curve, "a") for method, curve in curves.items() if curve}
+    lines = {row["method"]: _curve(row, axis, name) for row in summary["rows"]}
     kind, figures = "percent" if "accuracy" in name else "log", []
-    for method, line in drawn.items():
-        beside = [replace(drawn[against], style="d")] if against in drawn and method != against else []
-        figures.append(figure(method, "", [line, *beside], x_name, kind))
+    for method, line in lines.items():
+        if line.y.size:
+            beside = [replace(lines[against], style="d")] if method != against else []
+            figures.append(figure(method, "", [line, *beside], x_name, kind))
     note = "On test tasks." if axis == "steps" else "On validation tasks."
-    return {"title": _capital(title), "note": note, "figures": [one for one in figures if one]}
+    return {"title": title.capitalize(), "note": note, "figures": [one for one in figures if one]}
 
 
-def _capital(text: str) -> str:
-    """Return the text with a capital first letter."""
-    return text[:1].upper() + text[1:]
-
-
-def _curve(run: JsonObject, axis: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the x and y of a run's curve, or None."""
+def _curve(row: JsonObject, axis: str, name: str) -> Line:
+    """Return the curve of a method's first run; it may be empty."""
+    run = row["runs"][0]
     if axis == "steps":
         swept = run.get("inner_steps") or {}
         x, y = swept.get("steps", ()), swept.get(name, ())
     else:
         x, y = ([point.get(key) for point in run["curve"]] for key in (axis, name))
-    if not len(x):
-        return None
-    return np.asarray(x, float), np.asarray([np.nan if v is None else v for v in y], float)
+    return Line(row["method"], np.array(x, float), np.array(y, float), "a")  # None becomes nan

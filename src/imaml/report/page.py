@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 
@@ -22,11 +22,24 @@ def render(template: str, **values: object) -> Markup:
     return Markup(_environment().get_template(template).render(values))
 
 
+def render_text(template: str, **values: object) -> str:
+    """Render a template as plain text, in which nothing is escaped.
+
+    Args:
+        template: File name in the folder ``templates``, not of HTML.
+        **values: What the template shows.
+
+    Returns:
+        The text.
+    """
+    return _environment().get_template(template).render(values)
+
+
 @functools.cache
 def _environment() -> Environment:
     found = Environment(
         loader=PackageLoader("imaml.report"),
-        autoescape=True,
+        autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -19,7 +16,7 @@ from ..core.errors import DataError
 from ..core.recipes import JsonObject
 from ..core.version import installed_versions
 from ..domains.scenes import Example, Scene
-from ..storage.atomic import disk_errors, write_whole
+from ..storage.atomic import disk_errors, read_json, write_whole
 from ..training.journal import FILE, REASONS, clock, read_events, score_text
 from .charts import ROWS, Line, figure, number
 from .page import render
@@ -38,7 +35,7 @@ KINDS = {  # of the numerics: title, what it is, how it is drawn
 SPREAD = {"": "mean", "_median": "median", "_p90": "90th percentile", "_max": "maximum"}
 
 
-def write_report(folder: Path, examples: Sequence[Example | Scene] | None = None) -> Path:
+def write_report(folder: Path, examples: Sequence[Example | Scene] = ()) -> Path:
     """Write the report of a run from its events and configuration.
 
     A run that is unfinished, was interrupted or has no events yet gets a page that says so.
@@ -57,12 +54,7 @@ def write_report(folder: Path, examples: Sequence[Example | Scene] | None = None
     if not folder.is_dir():
         raise DataError(f"report: expected a run directory with config.json and {FILE}, got {folder}.")
     source, path = folder / "config.json", folder / "report.html"
-    try:
-        config = json.loads(source.read_text(encoding="utf-8")) if source.exists() else None
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{source}: expected JSON, got an error ({error}). Hint: restore it, or remove it."
-        ) from error
+    config = read_json(source) if source.exists() else None
     run = _Run(read_events(folder / FILE) if (folder / FILE).exists() else [], config)
     reason, shape = run.end.get("reason"), (run.domain.get("ways"), run.domain.get("shots"))
     page = render(
@@ -72,10 +64,16 @@ def write_report(folder: Path, examples: Sequence[Example | Scene] | None = None
         shape=shape if all(isinstance(number, int) for number in shape) else None,
         time=clock(run.seconds),
         ended=REASONS.get(str(reason), reason) if run.end else "no end was recorded",
-        results=_results(run),
+        better="Higher" if run.start.get("higher_is_better", "accuracy" in run.headline) else "Lower",
+        results=[(event, _full(event, run.headline)) for event in _evaluations(run)],
+        score_text=score_text,
+        words=_words,
         curves=_curves(run),
-        tasks=[_drawn(i, example) for i, example in enumerate(examples or (), 1)],
-        classes=bool(examples) and _shows_classes(examples[0]),
+        tasks=[
+            _scene(f"Task {i}", task) if isinstance(task, Scene) else _classes(f"Task {i}", task)
+            for i, task in enumerate(examples, 1)
+        ],
+        classes=isinstance(next(iter(examples), None), Example),
         numerics=_numerics(run),
         warnings=[text + (f" ({n} times)" if n > 1 else "") for text, n in Counter(run.warnings).items()],
         versions=", ".join(f"{n} {v}" for n, v in installed_versions("jax", "numpy", "optax").items()),
@@ -110,27 +108,15 @@ class _Run:
             elif kind == "evaluation":
                 self.evaluations[event.get("data"), event.get("split")] = event
         self.steps, self.validations = ([old[k] for k in sorted(old)] for old in lines.values())
-        scores = [e.get("scores") or {} for e in (*self.validations, *self.evaluations.values())]
-        names = [name for given in scores for name in given]
-        guess = "accuracy" if "accuracy" in names or not names else names[0]
-        self.headline = str(self.start.get("headline") or guess)
+        self.headline = str(self.start.get("headline") or "loss")
         timed = (*self.steps, *self.validations, self.end)
         self.seconds = max((event.get("seconds") or 0.0) for event in timed)
 
-    def column(self, name: str) -> np.ndarray:
-        """Return a number of every step event."""
-        return _column(self.steps, name)
 
-
-def _column(events: Sequence[JsonObject], *path: str) -> np.ndarray:
-    """Return one number of each event as float64, nan where there is none."""
-    values = []
-    for event in events:
-        value: Any = event
-        for name in path:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        values.append(math.nan if value is None else float(value))
-    return np.array(values, np.float64)
+def _column(events: Sequence[JsonObject], name: str, part: str = "") -> np.ndarray:
+    """Return one number of each event, or of a part of it, as float64, nan where there is none."""
+    parts = [event.get(part) or {} for event in events] if part else events
+    return np.array([found.get(name) for found in parts], np.float64)  # None becomes nan
 
 
 def _words(name: object) -> str:
@@ -139,37 +125,20 @@ def _words(name: object) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _results(run: _Run) -> list[dict[str, object]]:
-    """Return the scores after and before adaptation beside the baselines, for each evaluated data set."""
+def _evaluations(run: _Run) -> list[JsonObject]:
+    """Return the evaluation of each data set, those on test tasks and on the run's own data first."""
     own = run.domain.get("source")
     found = sorted(run.evaluations.values(), key=lambda e: (e.get("split") != "test", e.get("data") != own))
-    found = found or [{"split": "validation", **event} for event in run.validations[-1:]]
-    return [_result(run, event) for event in found]
+    return found or [{"split": "validation", **event} for event in run.validations[-1:]]
 
 
-def _result(run: _Run, event: JsonObject) -> dict[str, object]:
-    """Return one evaluation: its title, and a bar for each score."""
-    name, inductive = run.headline, f"{run.headline}_inductive"
+def _full(event: JsonObject, name: str) -> float:
+    """Return the score for which a bar has its full length."""
+    if "accuracy" in name:
+        return 1.0
     scores, before, others = (event.get(part) or {} for part in ("scores", "before", "baselines"))
-    both, percent = inductive in scores, "accuracy" in name
-    note = "query images are normalised with their own statistics, as in the literature" if both else ""
-    rows = [("After adaptation" + ", transductive" * both, note, scores, "ci95", name)]
-    note = "normalised with the support images only, so no prediction depends on other queries"
-    rows.append(("After adaptation, inductive", note, scores, "ci95", inductive))
-    rows.append(("Before adaptation", "the learned starting point itself", before, "before_ci95", name))
-    note = "a baseline that learns nothing across tasks"
-    rows += [(_words(other), note, others, "baselines_ci95", other) for other in others]
-    rows = [row for row in rows if row[-1] in row[2]]
-    top = 1.0 if percent else 1.1 * max((row[2][row[-1]] or 0.0 for row in rows), default=1.0) or 1.0
-    bars = []
-    for label, note, values, widths, key in rows:
-        value, half = values[key], (event.get(widths) or {}).get(key)
-        low, share, high = (min(max(((value or 0) + s * (half or 0)) / top, 0), 1) for s in (-1, 0, 1))
-        interval = (f"{low:.2%}", f"{high - low:.2%}") if half else None
-        bar = {"label": label, "note": note, "share": f"{share:.2%}", "interval": interval}
-        bars.append({**bar, "value": score_text(name, value, half).replace("+-", "±")})
-    better = "Higher" if run.start.get("higher_is_better", percent) else "Lower"
-    return {"score": _words(name), "event": event, "better": better, "bars": bars}
+    shown = (scores.get(name), scores.get(f"{name}_inductive"), before.get(name), *others.values())
+    return 1.1 * max(value or 0.0 for value in shown) or 1.0
 
 
 def _curves(run: _Run) -> dict[str, list[Markup]] | None:
@@ -178,18 +147,18 @@ def _curves(run: _Run) -> dict[str, list[Markup]] | None:
         return None
     figures, checks = [], run.validations
     for name in dict.fromkeys([run.headline, "loss"]):
-        mean, half = _column(checks, "scores", name), _column(checks, "ci95", name)
+        mean, half = _column(checks, name, "scores"), _column(checks, name, "ci95")
         for axis, words in (("step", "step"), ("seconds", "training time")):
             lines = [
-                Line("training", run.column(axis), run.column(name), "a", smooth=True),
+                Line("training", _column(run.steps, axis), _column(run.steps, name), "a", smooth=True),
                 Line("validation", _column(checks, axis), mean, "b", half),
             ]
             kind = "percent" if "accuracy" in name else "log"
             figures.append(figure(f"{_words(name)} by {words}", "", lines, axis, kind))
-    columns = {name: run.column(name) for name in ("step", "seconds", "loss", "accuracy")}
+    columns = {name: _column(run.steps, name) for name in ("step", "seconds", "loss", "accuracy")}
     checked = {name: _column(checks, name) for name in ("step", "seconds")}
     for name in dict.fromkeys(name for event in checks for name in event.get("scores") or {}):
-        checked |= {name: _column(checks, "scores", name), f"{name} ±": _column(checks, "ci95", name)}
+        checked |= {name: _column(checks, name, "scores"), f"{name} ±": _column(checks, name, "ci95")}
     return {"figures": figures, "tables": [_table("training", columns), _table("validation", checked)]}
 
 
@@ -197,7 +166,7 @@ def _numerics(run: _Run) -> dict[str, object] | None:
     """Return how accurately the inner and linear problems were solved; None where nothing is known."""
     figures, sentences = [], []
     names = ("step", *KINDS, *(f"{n}_steps{of}" for n in ("inner", "linear") for of in SPREAD))
-    columns = {name: run.column(name) for name in names}
+    columns = {name: _column(run.steps, name) for name in names}
     for name, (title, note, kind) in KINDS.items():
         if kind == "column" and columns[name].size and not np.nansum(columns[name]):
             sentences.append("No task failed numerically.")
@@ -207,15 +176,13 @@ def _numerics(run: _Run) -> dict[str, object] | None:
             figures.append(figure(title, note, [line], "step", kind))
     styles = dict(zip(SPREAD, "adbc", strict=True))
     for name in ("inner_steps", "linear_steps"):
-        words, known = name.replace("_", " "), {of: columns[f"{name}{of}"] for of in SPREAD}
-        known = {of: y for of, y in known.items() if np.isfinite(y).any()}
-        if not known:
-            continue
-        ends = np.concatenate([y[np.isfinite(y)] for y in known.values()])
-        if np.ptp(ends) < 1e-6:
-            sentences.append(f"Every task took {ends[0]:g} {words}.")
+        words, taken = name.replace("_", " "), {of: columns[f"{name}{of}"] for of in SPREAD}
+        known = np.concatenate(list(taken.values()))
+        known = known[np.isfinite(known)]
+        if known.size and np.ptp(known) < 1e-6:
+            sentences.append(f"Every task took {known[0]:g} {words}.")
         else:
-            lines = [Line(SPREAD[of], columns["step"], y, styles[of]) for of, y in known.items()]
+            lines = [Line(SPREAD[of], columns["step"], y, styles[of]) for of, y in taken.items()]
             note = "per task, over the tasks of each logged step"
             figures.append(figure(_words(words), note, lines, "step"))
     if not any(figures) and not sentences:
@@ -223,23 +190,12 @@ def _numerics(run: _Run) -> dict[str, object] | None:
     return {"figures": figures, "sentences": sentences, "table": _table("numerics", columns)}
 
 
-def _shows_classes(example: Example | Scene) -> bool:
-    """Return whether a picture has a row for each class; else it has curves, or the domain's own images."""
-    return isinstance(example, Example) and np.ndim(example.query) > 2
-
-
-def _drawn(number: int, example: Example | Scene) -> Markup:
-    """Return one task's picture: rows of images, curves, or the domain's own scene."""
-    if isinstance(example, Scene):
-        return _scene(f"Task {number}: {example.title}", example)
-    return (_classes if _shows_classes(example) else _curve)(f"Task {number}", example)
-
-
 def _scene(title: str, scene: Scene) -> Markup:
     """Return a scene as a chart of its lines, or its images side by side."""
+    title += f": {scene.title}"
     if scene.images:
         return render("images.html", title=title, note=scene.note, images=scene.images, png=_png)
-    styles = {"best": "c", "before": "d", "after": "a"}
+    styles = {"best": "c", "true": "c", "before": "d", "after": "a"}
     lines = [
         Line(name, np.ravel(x), np.ravel(y), styles.get(name, "point"))
         for name, (x, y) in scene.lines.items()
@@ -251,21 +207,20 @@ def _classes(title: str, example: Example) -> Markup:
     """Return a classification task: a row for each class, its support images and its queries."""
     arrays = (example.query_labels, example.predicted, example.support_labels, example.support, example.query)
     truth, given, known, support, query = map(np.asarray, arrays)
-    shares = ["" for _ in given]
+    shares = [""] * given.size
     if example.probabilities is not None:
         chosen = np.asarray(example.probabilities)[np.arange(given.size), given.astype(int)]
         shares = [f"{100 * share:.0f} %" for share in chosen.astype(float)]
-    rows = [
-        {
-            "name": _class(label),
-            "shots": support[known == label],
-            "queries": [(query[i], _class(given[i]), shares[i]) for i in np.flatnonzero(truth == label)],
-        }
-        for label in np.unique(np.concatenate([known, truth]))
-    ]
-    title += f": {int((truth == given).sum())} of {truth.size} correct"
-    coloured = query.ndim == 4 and query.shape[-1] == 3
-    return render("classes.html", title=title, rows=rows, coloured=coloured, png=_png)
+    return render(
+        "classes.html",
+        title=f"{title}: {int((truth == given).sum())} of {truth.size} correct",
+        labels=np.unique(np.concatenate([known, truth])),
+        shots=list(zip(known, support, strict=True)),
+        queries=list(zip(truth, query, given, shares, strict=True)),
+        coloured=query.ndim == 4 and query.shape[-1] == 3,
+        name_of=_class,
+        png=_png,
+    )
 
 
 def _class(label: float) -> str:
@@ -285,17 +240,6 @@ def _png(image: ArrayLike, alt: str, width: int = 52) -> Markup:
     data = base64.b64encode(file.getvalue()).decode()
     image_tag = Markup('<img alt="{}" width="{}" height="{}" src="data:image/png;base64,{}">')
     return image_tag.format(alt, width, width, data)
-
-
-def _curve(title: str, example: Example) -> Markup:
-    """Return a regression task: its points, and the curves before and after adaptation."""
-    x, true = np.ravel(example.query), example.query_labels
-    order = np.argsort(x)
-    curves = {"true": (true, "c"), "before": (example.before, "d"), "after": (example.predicted, "a")}
-    known = {name: (np.ravel(y)[order], style) for name, (y, style) in curves.items() if y is not None}
-    lines = [Line(name, x[order], y, style) for name, (y, style) in known.items()]
-    lines.append(Line("support", np.ravel(example.support), np.ravel(example.support_labels), "point"))
-    return figure(title, "", lines, "input")
 
 
 def _table(name: str, columns: Mapping[str, np.ndarray]) -> Markup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from ..core.errors import ArtefactError
 from ..core.recipes import Json, JsonObject
 from ..core.validation import some_of, suggestion
 from . import integrity
-from .atomic import disk_errors, make_folder, reason, write_whole
-from .integrity import DTYPES, FORMAT, DamageError, Leaf
+from .atomic import reason
+from .integrity import FORMAT, DamageError, ForeignError, Leaf
 
 ARTEFACT_NAME = "artefact.safetensors"
 
@@ -34,16 +33,10 @@ def write_artefact(path: str | Path, arrays: Mapping[str, Leaf], description: Ma
     Example:
         ``write_artefact("artefact.safetensors", flatten_names(theta), {"config": {"ways": 5}})``
     """
-    from safetensors.numpy import save
-
     host = integrity.on_host(dict(arrays), ArtefactError)
     path = Path(path, ARTEFACT_NAME) if Path(path).is_dir() else Path(path)
     integrity.refuse_non_finite(host, path)
-    record = {"format": FORMAT, "arrays": integrity.digest_all(host), "description": dict(description)}
-    metadata = {"imaml": integrity.sealed(record, ArtefactError).decode()}
-    with disk_errors(path, ArtefactError):
-        make_folder(path.parent)
-        write_whole(path, save(host, metadata=metadata), durable=True)
+    integrity.write_arrays(path, host, {"description": dict(description)}, ArtefactError)
 
 
 def missing(path: Path, error: OSError) -> str:
@@ -105,43 +98,28 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], JsonObject]:
     Example:
         ``arrays, description = read_artefact("artefact.safetensors")``
     """
-    from safetensors import SafetensorError, deserialize
-
     path = Path(path, ARTEFACT_NAME) if Path(path).is_dir() else Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ArtefactError(missing(path, error)) from error
-    end = 8 + int.from_bytes(data[:8], "little")
-    if data[8:9] not in (b"{", b""):
-        raise ArtefactError(
-            f"{path}: expected an artefact of imaml, got a file of another format. Hint: name the "
-            f"{ARTEFACT_NAME} of a run."
-        )
     try:
-        if len(data) < max(9, end):
-            raise DamageError("it is truncated within its header")
-        tensors = deserialize(data)
-        text = json.loads(data[8:end]).get("__metadata__", {}).get("imaml")  # well-formed, or refused above
-        if text is None:
-            raise ArtefactError(
-                f"{path}: expected an artefact of imaml, got a safetensors file of another program. Hint: "
-                f"name the {ARTEFACT_NAME} of a run."
-            )
-        if (record := integrity.unsealed(text.encode())) is None:
-            raise DamageError("its description is not as it was written")
+        record = integrity.read_record(data)
         if record["format"] != FORMAT:
             raise ArtefactError(
                 f"{path}: expected format {FORMAT}, got {record['format']}. Hint: upgrade imaml."
             )
-        flat = {key: np.frombuffer(part["data"], DTYPES[part["dtype"]]) for key, part in tensors}
-        arrays = {key: flat[key].reshape(part["shape"]).copy() for key, part in tensors}
-        if integrity.digest_all(arrays) != record["arrays"]:
-            raise DamageError("its arrays are not as they were written")
-    except (DamageError, SafetensorError, KeyError) as error:
+        if "description" not in record:
+            raise ForeignError("a checkpoint")
+        arrays = integrity.read_arrays(data, record)
+    except ForeignError as error:
         raise ArtefactError(
-            f"{path}: expected a whole artefact, got a damaged one: {reason(error)}. Hint: restore a copy, "
-            "or export it again."
+            f"{path}: expected an artefact of imaml, got {error}. Hint: name the {ARTEFACT_NAME} of a run."
+        ) from error
+    except DamageError as error:
+        raise ArtefactError(
+            f"{path}: expected a whole artefact, got a damaged one: {error}. Hint: restore a copy, or export "
+            "it again."
         ) from error
     integrity.refuse_non_finite(arrays, path)
     return arrays, record["description"]

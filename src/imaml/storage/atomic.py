@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..core.errors import ImamlError
-from ..core.recipes import Json
+from ..core.errors import DataError, ImamlError
+from ..core.recipes import Json, JsonObject
 
 _SUFFIX = ".writing"
 
@@ -68,6 +68,26 @@ def write_json(path: Path, content: Json, *, indent: int | None = 1) -> None:
     write_whole(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> JsonObject:
+    """Reads a file of JSON.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        DataError: If it cannot be read, or holds something else.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: expected JSON, got an error ({error}). Hint: restore it, or remove it."
+        ) from error
+
+
 def is_leftover(name: str) -> bool:
     """Tells whether a file is what a killed process leaves of `replacing`.
 
@@ -117,11 +137,11 @@ def disk_errors(path: str | Path | None, refusal: type[ImamlError]) -> Iterator[
         Nothing; the block runs once.
 
     Raises:
-        ImamlError: An instance of ``refusal``, if the block raises OSError, ValueError or RuntimeError.
+        ImamlError: An instance of ``refusal``, if the block raises OSError or ValueError.
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises the last two for a full disk
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise refusal(
             f"{path}: expected a place that can be written, got an error ({reason(error)}). Hint: free space "
             "there, or choose another folder."

@@ -1,4 +1,4 @@
-"""Checksums, and the names of leaves."""
+"""Named arrays in safetensors files with checksums, and the names of leaves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ..core.errors import ArtefactError, CheckpointError, ImamlError
 from ..core.recipes import Json, JsonObject
 from ..core.tree import Tree, name
+from .atomic import disk_errors, make_folder, reason, write_whole
 
 FORMAT = 1
 BLANK = "0" * 64
@@ -21,12 +21,15 @@ CODES = "BOOL F16 BF16 F32 F64 C64 I8 I16 I32 I64 U8 U16 U32 U64"
 NAMES = "bool float16 bfloat16 float32 float64 complex64 int8 int16 int32 int64 uint8 uint16 uint32 uint64"
 DTYPES = dict(zip(CODES.split(), map(jax.numpy.dtype, NAMES.split()), strict=True))
 
-
 Leaf = np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct
 
 
 class DamageError(Exception):
-    """Why one checkpoint cannot be used."""
+    """Why a file cannot be used: its content is not as it was written."""
+
+
+class ForeignError(DamageError):
+    """What a file is that this package has not written."""
 
 
 def flatten_names(tree: Tree, refusal: type[ImamlError] = ArtefactError) -> dict[str, Leaf]:
@@ -179,18 +182,6 @@ def unsealed(data: bytes) -> JsonObject | None:
     return json.loads(data) if hashlib.sha256(blank).hexdigest().encode() == seal else None
 
 
-def digest(array: ArrayLike) -> str:
-    """Computes the SHA-256 of an array's bytes.
-
-    Args:
-        array: A NumPy or JAX array.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    return hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
-
-
 def digest_all(arrays: Mapping[str, np.ndarray]) -> str:
     """Computes one SHA-256 of all names, dtypes, shapes and values.
 
@@ -200,19 +191,87 @@ def digest_all(arrays: Mapping[str, np.ndarray]) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    parts = [[key, array.dtype.name, array.shape, digest(array)] for key, array in sorted(arrays.items())]
+    parts = [
+        [key, array.dtype.name, array.shape, hashlib.sha256(array.tobytes()).hexdigest()]
+        for key, array in sorted(arrays.items())
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def contents(folder: Path) -> dict[str, list[int | str]]:
-    """Computes the checksums of every file in a directory, except its manifest.
+def write_arrays(
+    path: Path, arrays: Mapping[str, np.ndarray], record: Mapping[str, Json], refusal: type[ImamlError]
+) -> None:
+    """Writes one safetensors file, whole or not at all; it is then on the disk itself.
 
     Args:
-        folder: The directory.
+        path: The file.
+        arrays: Arrays by name, from `on_host`.
+        record: JSON values. They are stored in the file's metadata under "imaml", with digests of the arrays
+            and of themselves.
+        refusal: The error to raise.
+
+    Raises:
+        ImamlError: ``refusal``, if the record does not go to JSON, or the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    text = sealed({"format": FORMAT, "arrays": digest_all(arrays), **record}, refusal).decode()
+    with disk_errors(path, refusal):
+        make_folder(path.parent)
+        write_whole(path, save(dict(arrays), metadata={"imaml": text}), durable=True)
+
+
+def read_record(data: bytes) -> JsonObject:
+    """Reads the record of `write_arrays`, exactly as it was written; nothing in the file is executed.
+
+    Args:
+        data: The content of the file.
 
     Returns:
-        Size in bytes and SHA-256 by relative path.
+        The record. Its "format" says whether `read_arrays` reads the rest.
+
+    Raises:
+        DamageError: If it has changed, or the file is of another kind (`ForeignError`).
     """
-    paths = [path for path in folder.rglob("*") if not path.is_dir() and path != folder / "manifest.json"]
-    read = ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in paths)
-    return {relative: [len(data), hashlib.sha256(data).hexdigest()] for relative, data in read}
+    from safetensors import SafetensorError, deserialize
+
+    end = 8 + int.from_bytes(data[:8], "little")
+    if data[8:9] not in (b"{", b""):
+        raise ForeignError("a file of another format")
+    if len(data) < max(9, end):
+        raise DamageError("it is truncated within its header")
+    try:
+        deserialize(data)  # refuses a header that is not well-formed
+    except SafetensorError as error:
+        raise DamageError(reason(error)) from error
+    text = json.loads(data[8:end]).get("__metadata__", {}).get("imaml")
+    if text is None:
+        raise ForeignError("a safetensors file of another program")
+    if (record := unsealed(text.encode())) is None:
+        raise DamageError("its description is not as it was written")
+    return record
+
+
+def read_arrays(data: bytes, record: JsonObject) -> dict[str, np.ndarray]:
+    """Reads the arrays of `write_arrays`, exactly as they were written.
+
+    Args:
+        data: The content of the file.
+        record: Its record, from `read_record`.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        DamageError: If an array has changed.
+    """
+    from safetensors import deserialize
+
+    tensors = deserialize(data)
+    if unknown := {part["dtype"] for _, part in tensors} - DTYPES.keys():
+        raise DamageError(f"its dtypes {', '.join(unknown)} are unknown")
+    flat = {key: np.frombuffer(part["data"], DTYPES[part["dtype"]]) for key, part in tensors}
+    arrays = {key: flat[key].reshape(part["shape"]).copy() for key, part in tensors}
+    if digest_all(arrays) != record["arrays"]:
+        raise DamageError("its arrays are not as they were written")
+    return arrays

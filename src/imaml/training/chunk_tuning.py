@@ -5,8 +5,6 @@ one after another on a CPU, and all at once on a GPU. The number is stored in th
 a resumed run repeats itself on any machine.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -25,7 +23,7 @@ from ..core.recipes import to_json
 from ..core.version import __version__
 from ..domains.base import in_step
 from ..storage.atomic import write_json
-from .cost import prepare
+from .experiment import assemble
 
 STEPS = 3  # that each chunk is timed by
 SHARE = 0.5  # of the free memory that a chunk may take
@@ -93,8 +91,9 @@ def _candidates(config: Config) -> list[int | None]:
 
 def _milliseconds(config: Config) -> float | None:
     """Return the shortest time of a step, or None if it would take too much memory."""
-    step, (domain, state, key), _ = prepare(config)
-    compiled = step.lower(domain, state, key).compile()
+    experiment = assemble(config)
+    domain, state, key = experiment.begin()
+    compiled = experiment.step().lower(domain, state, key).compile()
     room, wanted = _room(), compiled.memory_analysis()
     if room and wanted is not None and wanted.temp_size_in_bytes > SHARE * room:
         return None

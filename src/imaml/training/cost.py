@@ -1,7 +1,5 @@
 """The cost of a meta-step: FLOPs counted from shapes, compiled memory, and measured time."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import statistics
@@ -16,11 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jax.stages import Wrapped
 
 from ..config.run import Config
 from ..core.tree import Tree
-from ..domains.base import Domain
 from .experiment import assemble
 from .step import mesh_size
 from .step_statistics import Window
@@ -274,26 +270,6 @@ def peak_bytes() -> int:
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
-
-
-def prepare(config: Config, estimate: bool = True) -> tuple[Wrapped, tuple[Domain, Tree, jax.Array], int]:
-    """Return the training step of a configuration, and what it is called with first.
-
-    Args:
-        config: The configuration.
-        estimate: Whether the step estimates errors where they are logged; most steps do not.
-
-    Returns:
-        The jitted step, its arguments (domain, state, key), and the number of devices.
-
-    Example:
-        >>> from imaml.config.presets import preset
-        >>> step, arguments, _ = prepare(preset("sinusoid"))
-        >>> count_flops(step, *arguments).flops > 1e6
-        True
-    """
-    experiment = assemble(config)
-    return experiment.step(estimate=estimate), experiment.begin(), mesh_size(experiment.method.mesh)
 
 
 def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:

@@ -1,7 +1,5 @@
 """The run directory: created for a new run, checked for one that is resumed."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 
@@ -39,7 +37,7 @@ def create_run_directory(folder: Path) -> None:
         found = {entry.name for entry in folder.iterdir() if not is_leftover(entry.name)}
         saved = {entry.name for entry in (folder / "checkpoints").glob("step-*")}
         tempfile.TemporaryFile(dir=folder).close()
-    if found - {FILE, "checkpoints"} or saved - {"step-00000000"}:
+    if found - {FILE, "checkpoints"} or saved - {"step-00000000.checkpoint"}:
         raise ConfigError(
             f"{folder}: expected a new or empty directory, got one with files in it. Hint: resume the run in "
             "it (--resume), or choose another directory (--out)."

@@ -1,7 +1,5 @@
 """An experiment: the objects of a run, built once, and what is done with them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from dataclasses import dataclass, field
@@ -67,8 +65,7 @@ class Experiment:
             ConfigError: If the shapes of ``start`` do not fit, or it is not finite.
         """
         fresh, key = jax.random.split(jax.random.key(self.training.seed))
-        transform, average = self.outer.transform, self.outer.average
-        state = initial_state(self.domain, self.method, transform, fresh, average, start)
+        state = initial_state(self.domain, self.method, self.outer, fresh, start)
         arguments = self.domain, state, key
         if self.method.mesh is None:
             return arguments
@@ -90,7 +87,7 @@ class Experiment:
         """
         method = self.method.certifying() if certify else self.method
         logged = (self.training.log_every, self.training.steps) if estimate else (0, 0)
-        return make_step(method, self.outer.transform, self.tasks, self.outer.average, *logged)
+        return make_step(method, self.outer, self.tasks, *logged)
 
     def train(
         self,

@@ -1,7 +1,5 @@
 """The training step, and the state that it starts from."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 import jax
@@ -11,8 +9,8 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
-from optax import GradientTransformation
 
+from ..config.optimiser import Outer
 from ..core import tree
 from ..core.compile import whole_program
 from ..core.errors import ConfigError
@@ -51,14 +49,7 @@ def mesh_size(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.size
 
 
-def make_step(
-    method: MetaGradient,
-    transform: GradientTransformation,
-    tasks: int,
-    average: float,
-    every: int = 1,
-    last: int = 0,
-) -> Wrapped:
+def make_step(method: MetaGradient, outer: Outer, tasks: int, every: int = 1, last: int = 0) -> Wrapped:
     """Make the training step: samples tasks, computes the meta-gradient, updates the meta-parameters.
 
     Tasks come from ``fold_in(key, step)``, so a step draws the same tasks whatever came before. If no task is
@@ -66,9 +57,8 @@ def make_step(
 
     Args:
         method: Gives the meta-gradient.
-        transform: The Optax transform of the outer optimiser.
+        outer: The outer optimiser.
         tasks: Tasks in each step.
-        average: Decay of the moving average of the meta-parameters, 0 for none.
         every: Errors are estimated in every so many steps, 0 for none. In the others they are NaN, and cost
             nothing.
         last: A step in which they are estimated, too.
@@ -92,11 +82,11 @@ def make_step(
         gradient, metrics = method(state["theta"], batch, method_key, state["step"], due)
         size = tree.norm(gradient)
         good = jnp.isfinite(size) & jnp.any(metrics.used)
-        updates, memory = transform.update(gradient, state["optimiser"], state["theta"])
+        updates, memory = outer.transform.update(gradient, state["optimiser"], state["theta"])
         theta = optax.apply_updates(state["theta"], updates)
         new = {"theta": theta, "optimiser": memory, "average": {}}
-        if average:
-            decayed = lambda a, t: average * a + (1 - average) * t  # noqa: E731
+        if outer.average:
+            decayed = lambda a, t: outer.average * a + (1 - outer.average) * t  # noqa: E731
             new["average"] = jax.tree.map(decayed, state["average"], theta)
         # A step without a usable task leaves the state as it was.
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, {k: state[k] for k in new})
@@ -107,21 +97,15 @@ def make_step(
 
 
 def initial_state(
-    domain: Domain,
-    method: MetaGradient,
-    transform: GradientTransformation,
-    key: Array,
-    average: float,
-    start: Tree = None,
+    domain: Domain, method: MetaGradient, outer: Outer, key: Array, start: Tree = None
 ) -> State:
     """Make the state of step 0.
 
     Args:
         domain: Gives fresh parameters of its network.
         method: Gives fresh meta-parameters.
-        transform: The Optax transform of the outer optimiser.
+        outer: The outer optimiser.
         key: For fresh parameters.
-        average: Decay of the moving average of the meta-parameters, 0 for none.
         start: Meta-parameters to start from, or None for fresh ones.
 
     Returns:
@@ -136,8 +120,8 @@ def initial_state(
         theta = jax.tree.map(lambda old, new: jnp.asarray(old, new.dtype), start, theta)
     return {
         "theta": theta,
-        "optimiser": transform.init(theta),
-        "average": jax.tree.map(jnp.copy, theta) if average else {},
+        "optimiser": outer.transform.init(theta),
+        "average": jax.tree.map(jnp.copy, theta) if outer.average else {},
         "step": jnp.zeros((), jnp.int32),
     }
 

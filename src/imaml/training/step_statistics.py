@@ -1,8 +1,7 @@
 """Summaries of training steps for the log."""
 
-from __future__ import annotations
-
 import math
+from operator import attrgetter
 
 import jax
 import numpy as np
@@ -12,16 +11,19 @@ from ..meta.gradient import Metrics
 from .step import Report
 
 
+def _joined(metrics: list[Metrics], name: str) -> np.ndarray:
+    """Return a field of all steps' tasks; name: with dots for one within another, as "inner_status.code"."""
+    return np.concatenate([np.asarray(attrgetter(name)(m), np.float64) for m in metrics])
+
+
 def _median(name: str, metrics: list[Metrics]) -> float | None:
     """Return the median over tasks of |error| / |g_i|, g_i the task's own meta-gradient.
 
     A task with NaN (it failed, or both are infinite) counts as infinite: nothing is known of it. None where
     that holds for half of the tasks.
     """
-    norms = np.concatenate([np.asarray(m.gradient_norm, np.float64) for m in metrics])
     with np.errstate(invalid="ignore"):
-        errors = np.concatenate([np.asarray(getattr(m, name), np.float64) for m in metrics])
-        shares = errors / np.maximum(norms, 1e-300)
+        shares = _joined(metrics, name) / np.maximum(_joined(metrics, "gradient_norm"), 1e-300)
     median = float(np.median(np.nan_to_num(shares, nan=np.inf, posinf=np.inf)))
     return median if math.isfinite(median) else None
 
@@ -32,13 +34,12 @@ def _errors(metrics: list[Metrics]) -> dict[str, float | None]:
     # The steps whose errors were not estimated have NaN in all tasks.
     looked = [m for m in metrics if m.error_estimate is not None and not np.isnan(m.error_estimate).all()]
     if looked:
+        codes = _joined(looked, "linear_status.certificate")
         fields["error_estimate"] = _median("error_estimate", looked)
-        statuses = [m.linear_status for m in looked if m.linear_status is not None]
-        codes = np.concatenate([np.asarray(status.certificate) for status in statuses])
-        fields["error_unreliable"] = float((codes == int(Certification.ESTIMATE_UNRELIABLE)).mean())
+        fields["error_unreliable"] = float((codes == Certification.ESTIMATE_UNRELIABLE).mean())
     bounded = [m for m in metrics if m.error_bound is not None]
     if bounded:
-        fields["certified"] = float(np.concatenate([np.asarray(m.certified) for m in bounded]).mean())
+        fields["certified"] = float(_joined(bounded, "certified").mean())
         fields["error_bound"] = _median("error_bound", bounded)
     return fields
 
@@ -70,28 +71,25 @@ class Window:
         metrics: list[Metrics] = [jax.device_get(report["metrics"]) for report in self.reports]
         used = np.concatenate([m.used for m in metrics])
 
-        def joined(name: str) -> np.ndarray:
-            return np.concatenate([np.asarray(getattr(m, name), np.float64) for m in metrics])
-
         def mean(values: np.ndarray) -> float:  # over the tasks that are not excluded
             return float(values[used].mean()) if used.any() else math.nan
 
         fields: dict[str, float | None] = {
-            "loss": mean(joined("loss")),
+            "loss": mean(_joined(metrics, "loss")),
             "gradient_norm": math.fsum(self.norms) / len(self.norms),
             "failed": int((~used).sum()),
         }
         for kind in ("inner", "linear"):
             if getattr(metrics[0], f"{kind}_status") is None:
                 continue
-            fields[f"{kind}_residual"] = mean(joined(f"{kind}_residual"))
-            steps, name = joined(f"{kind}_steps"), f"{kind}_steps"
+            fields[f"{kind}_residual"] = mean(_joined(metrics, f"{kind}_residual"))
+            name = f"{kind}_steps"
+            steps = _joined(metrics, name)
             middle, most = np.quantile(steps, (0.5, 0.9))
             fields |= {name: float(steps.mean()), f"{name}_median": float(middle)}
             fields |= {f"{name}_p90": float(most), f"{name}_max": float(steps.max())}
         if metrics[0].linear_status is not None:
-            curved = [np.asarray(m.negative_curvature).mean() for m in metrics]
-            fields["negative_curvature"] = float(np.mean(curved))
+            fields["negative_curvature"] = float(_joined(metrics, "negative_curvature").mean())
         fields |= _errors(metrics)
         for name in metrics[0].measures:
             fields[name] = mean(np.concatenate([np.asarray(m.measures[name], np.float64) for m in metrics]))

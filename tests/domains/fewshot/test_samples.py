@@ -5,17 +5,26 @@ import numpy as np
 import pytest
 
 import imaml
-from imaml.cli.data import write_task
 from imaml.cli.main import main
+from imaml.cli.options import configure, split_words
 from imaml.domains.fewshot.images import read_image_folder
 
-DOMAIN = imaml.characters(ways=3, shots=2, queries=4)
+SHAPE = ["--domain.ways=3", "--domain.shots=2", "--domain.queries=4"]
+DOMAIN = configure("characters-5w1s", split_words(SHAPE)[1]).domain.build()
+
+
+def sample(out, *words):
+    return main(["sample", f"--out={out}", *words])
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "my"
-    assert write_task(DOMAIN, folder, seed=3) == (6, 12)
+    assert sample(folder, "--seed=3", *SHAPE) == 0
+    assert {part: len(list((folder / part).glob("*/*.png"))) for part in ("support", "query")} == {
+        "support": 6,
+        "query": 12,
+    }
     return folder
 
 
@@ -31,31 +40,38 @@ def test_what_is_read_is_the_task(written, part):
         np.testing.assert_allclose(mine, rows.images[rows.labels == label][..., 0], atol=0.5 / 255 + 1e-6)
 
 
-def test_nothing_is_written_over(written):
+def test_nothing_is_written_over(written, capsys):
     before = {file: file.read_bytes() for file in written.glob("*/*/*")}
-    with pytest.raises(imaml.DataError, match="expected a directory that does not exist yet"):
-        write_task(DOMAIN, written, seed=4)
+    assert sample(written, "--seed=4", *SHAPE) == 2
+    assert "expected a directory that does not exist yet" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in written.glob("*/*/*")} == before
 
 
-def test_what_has_no_images_is_written_as_arrays(tmp_path):
-    assert write_task(imaml.sinusoid(shots=4, queries=3), tmp_path / "my") == (4, 3)
+def test_what_has_no_images_is_written_as_arrays(tmp_path, capsys):
+    assert sample(tmp_path / "my", "sinusoid", "--domain.shots=4", "--domain.queries=3") == 0
+    assert "4 support examples to adapt to, 3 query examples" in capsys.readouterr().out
     domain = imaml.sinusoid()
     support, _ = domain.encode(domain.read(tmp_path / "my" / "support.npz"))
     assert support.inputs.shape == (4, 1)
     assert domain.read(tmp_path / "my" / "query.npy", query=True).shape == (3, 1)
 
 
-def test_an_unknown_split_is_refused(tmp_path):
-    with pytest.raises(imaml.ConfigError, match="split"):
-        write_task(DOMAIN, tmp_path / "my", split="tests")
+def test_an_unknown_split_is_refused(tmp_path, capsys):
+    assert sample(tmp_path / "my", "--split=tests") == 2
+    assert "--split: expected one of" in capsys.readouterr().err
 
 
-def test_a_file_in_the_way_is_said(tmp_path):
+def test_a_file_in_the_way_is_said(tmp_path, capsys):
     (tmp_path / "my").write_text("mine")
-    with pytest.raises(imaml.DataError, match="expected a directory that does not exist yet"):
-        write_task(DOMAIN, tmp_path / "my")
+    assert sample(tmp_path / "my") == 2
+    assert "expected a directory that does not exist yet" in capsys.readouterr().err
     assert (tmp_path / "my").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path, capsys):
+    (tmp_path / "my").write_text("mine")
+    assert sample(tmp_path / "my" / "below") == 2
+    assert "expected a place that can be written, got an error" in capsys.readouterr().err
 
 
 def test_the_command_writes_what_adapt_reads(tmp_path, capsys):

@@ -52,7 +52,7 @@ def test_a_two_parameter_energy_has_the_gradient_that_a_grid_gives():
 
 
 def test_outputs_are_the_energy_s_slopes():
-    energy = imaml.densities(hidden=(6,)).energy
+    energy = imaml.densities(hidden=(6,)).loss
     phi = jax.tree.map(lambda leaf: leaf.astype(float), energy.network.init(jax.random.key(0)))
     points, noise = (
         jax.random.normal(jax.random.key(1), (4, 2)),
@@ -90,11 +90,11 @@ def test_true_and_learned_densities_integrate_to_one(family):
     width = 8 / 200
     line = -4 + width * (np.arange(200) + 0.5)
     wide = np.array(list(itertools.product(line, line)))
-    centres = domain.draw(jax.random.key(3), "test").centres
+    centres = domain.sample(jax.random.key(3), "test").query.centres
     true = np.exp(logs_of_mixture(jnp.asarray(wide), centres, 0.2))
     np.testing.assert_allclose(true.sum() * width**2, 1, atol=1e-4)
     inside = wide[np.abs(wide).max(1) < 3]
-    learned = np.exp(domain.logs(domain.init(jax.random.key(0)), jnp.asarray(inside)))
+    learned = np.exp(domain.forward(domain.init(jax.random.key(0)), jnp.asarray(inside)))
     np.testing.assert_allclose(learned.sum() * width**2, 1, atol=2e-3)  # two grids of one integral
 
 

@@ -18,13 +18,13 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from ...core.fields import Fraction, PositiveInt
 from ...core.tree import Tree
 from ..arrays import Field
 from ..base import EquilibriumDomain
-from ..networks import MLP
+from ..networks import MLP, init_each
 from ..recipes import DomainRecipe
 
 
@@ -145,23 +145,6 @@ class ActorCritic:
             "critic": values_vjp(-weights * advantages / count)[0],
         }
 
-    def surrogate(self, phi: Tree, batch: Transitions) -> Array:
-        """Return a scalar whose gradient is the field.
-
-        Its value has no meaning.
-
-        Args:
-            phi: The parameters of actor and critic.
-            batch: The transitions.
-
-        Returns:
-            A scalar.
-        """
-        advantages = lax.stop_gradient(self.advantages(phi["critic"], batch))
-        weights = self.weights(phi["actor"], batch)
-        values = self.value(phi["critic"], batch.states)
-        return -jnp.mean(advantages * weights) - jnp.mean(lax.stop_gradient(weights) * advantages * values)
-
 
 class ActorCriticDomain(EquilibriumDomain):
     """The base of domains with an actor and a critic; a subclass defines `field`."""
@@ -171,19 +154,9 @@ class ActorCriticDomain(EquilibriumDomain):
     higher_is_better: ClassVar[bool] = True
     support_type: ClassVar[type] = Transitions
 
-    @property
-    def field(self) -> ActorCritic:
-        """The vector field of the inner problem."""
-        raise NotImplementedError
-
     def init(self, key: Array) -> Tree:
         """Return fresh parameters of both networks."""
-        actor, critic = jax.random.split(key)
-        return {"actor": self.recipe.actor.init(actor), "critic": self.recipe.critic.init(critic)}
-
-    def shared_loss(self, theta: Tree, batch: Transitions) -> Array:
-        """Return a scalar whose gradient is the field, of one pair of networks for all tasks."""
-        return self.field.surrogate(theta, batch)
+        return init_each(key, actor=self.recipe.actor, critic=self.recipe.critic)
 
     def support_fields(self) -> dict[str, Field]:
         """Return what transitions are: states and actions as the domain's recipe has them."""

@@ -45,7 +45,6 @@ PUSHES = 2
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class CartsRecipe(ActorCriticRecipe):
     """Gymnasium's carts, each known from a few random pushes.
 

@@ -38,7 +38,6 @@ MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # up, right, down, left: rows and co
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class MazesRecipe(DomainRecipe):
     """Mazes of side x side cells, each known from a few random walks.
 

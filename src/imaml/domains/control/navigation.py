@@ -20,7 +20,6 @@ from ...core.fields import Fraction, NonNegativeFloat, PositiveFloat, PositiveIn
 from ...core.recipes import recipe
 from ...core.tree import Tree
 from ...problems.base import Task
-from ..base import split_key
 from ..recipes import builder
 from ..scenes import Scene
 from .actor_critic import ActorCritic, ActorCriticDomain, ActorCriticRecipe, Transitions
@@ -29,7 +28,6 @@ NEAREST, FARTHEST = 0.5, 1.0  # of a goal from the middle
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class NavigationRecipe(ActorCriticRecipe):
     """Points to be steered to goals.
 
@@ -81,14 +79,6 @@ class NavigationRecipe(ActorCriticRecipe):
 
 
 navigation = builder(NavigationRecipe)
-
-
-class Place(NamedTuple):
-    """The indices of a task: the goal ``(2,)``, the wind ``(2,)``, and the key of the episodes."""
-
-    goal: Array
-    wind: Array
-    key: Array
 
 
 class Judged(NamedTuple):
@@ -174,14 +164,6 @@ class Navigation(ActorCriticDomain):
         """Return minus the return of the policy's mean moves in the true task."""
         return -self._return(self._path(phi, batch), batch)
 
-    def draw(self, key: Array, split: str) -> Place:
-        """Return one random task."""
-        goal, wind, episodes = jax.random.split(split_key(key, split), 3)
-        angle, far = jax.random.uniform(goal, (2,), jnp.float32)
-        direction = jnp.stack([jnp.cos(2 * jnp.pi * angle), jnp.sin(2 * jnp.pi * angle)])
-        blowing = jax.random.uniform(wind, (2,), jnp.float32, -1, 1) * self.recipe.wind
-        return Place((NEAREST + (FARTHEST - NEAREST) * far) * direction, blowing, episodes)
-
     def _episodes(self, key: Array, goal: Array, wind: Array) -> Transitions:
         """Return random episodes from random places."""
         recipe = self.recipe
@@ -195,9 +177,13 @@ class Navigation(ActorCriticDomain):
         chances = _normal(actions, recipe.exploration)
         return Transitions(states, actions, -_distances(following, goal), following, chances)
 
-    def gather(self, indices: Place) -> Task:
-        """Return the task of a goal and a wind: random episodes to learn from, others to be judged by."""
-        goal, wind, key = indices
+    def gather(self, indices: Array) -> Task:
+        """Return a random task, drawn by a key: random episodes to learn from, others to be judged by."""
+        goal_key, wind_key, key = jax.random.split(indices, 3)
+        angle, far = jax.random.uniform(goal_key, (2,), jnp.float32)
+        direction = jnp.stack([jnp.cos(2 * jnp.pi * angle), jnp.sin(2 * jnp.pi * angle)])
+        goal = (NEAREST + (FARTHEST - NEAREST) * far) * direction
+        wind = jax.random.uniform(wind_key, (2,), jnp.float32, -1, 1) * self.recipe.wind
         support, query = (self._episodes(each, goal, wind) for each in jax.random.split(key))
         return Task(support, Judged(query, goal, wind))
 

@@ -28,7 +28,6 @@ from ...core.tree import Tree
 from ...inner.ilqr import ILQR, Trajectory
 from ...problems.base import Task
 from ..arrays import Field
-from ..base import split_key
 from ..networks import MLP
 from ..recipes import DomainRecipe, builder
 from ..regression import NetworkLoss, Points, RegressionDomain
@@ -37,7 +36,6 @@ from .physics import KINDS, Kind
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class PlantsRecipe(DomainRecipe):
     """Plants of one kind to be modelled and controlled.
 
@@ -90,13 +88,6 @@ class PlantsRecipe(DomainRecipe):
 
 
 plants = builder(PlantsRecipe)
-
-
-class Plant(NamedTuple):
-    """The indices of a plant: its physics ``(k,)``, and the key of its measurements."""
-
-    physics: Array
-    key: Array
 
 
 class Flight(NamedTuple):
@@ -201,13 +192,6 @@ class Plants(RegressionDomain):
             return self.loss(phi, batch.points)
         return self.followed(self.plan(phi).value, batch.physics)[2]
 
-    def draw(self, key: Array, split: str) -> Plant:
-        """Return one random plant."""
-        kind = self.recipe.kind
-        physics, seen = jax.random.split(split_key(key, split))
-        low, high = (jnp.array(bound, jnp.float32) for bound in (kind.lowest, kind.highest))
-        return Plant(low + (high - low) * jax.random.uniform(physics, low.shape, jnp.float32), seen)
-
     def _points(self, states: Array, controls: Array, physics: Array, noise: ArrayLike = 0.0) -> Points:
         """Return scaled accelerations at states (n, 2 d) under controls (n, m), with noise (n, d)."""
         kind = self.recipe.kind
@@ -221,23 +205,26 @@ class Plants(RegressionDomain):
         reach = jnp.array((*kind.around, *kind.speeds), jnp.float32)
         return reach * jax.random.uniform(key, (count, reach.size), jnp.float32, -1, 1)
 
-    def gather(self, indices: Plant) -> Task:
-        """Return the task of a plant: runs under random controls to learn from, and states elsewhere."""
+    def gather(self, indices: Array) -> Task:
+        """Return a random plant, drawn by a key: runs under random controls, and states elsewhere."""
         recipe, kind = self.recipe, self.recipe.kind
-        begin, push, noise, elsewhere, others = jax.random.split(indices.key, 5)
+        physics_key, seen = jax.random.split(indices)
+        low, high = (jnp.array(bound, jnp.float32) for bound in (kind.lowest, kind.highest))
+        physics = low + (high - low) * jax.random.uniform(physics_key, low.shape, jnp.float32)
+        begin, push, noise, elsewhere, others = jax.random.split(seen, 5)
         # The support: runs under random controls, with noisy accelerations.
         size = (recipe.walks, recipe.length, kind.actuators)
         controls = kind.most * jax.random.uniform(push, size, jnp.float32, -1, 1)
         true = self.true
         starts = 0.5 * self._states(begin, recipe.walks)
-        runs = jax.vmap(lambda x, u: true.rollout(indices.physics, x, u)[:-1])(starts, controls)
+        runs = jax.vmap(lambda x, u: true.rollout(physics, x, u)[:-1])(starts, controls)
         states, controls = (part.reshape(-1, part.shape[-1]) for part in (runs, controls))
         errors = recipe.noise * jax.random.normal(noise, (states.shape[0], kind.freedoms), jnp.float32)
-        support = self._points(states, controls, indices.physics, errors)
+        support = self._points(states, controls, physics, errors)
         # The query: random states and controls, with exact accelerations.
         there = self._states(elsewhere, recipe.queries)
         others = kind.most * jax.random.uniform(others, (recipe.queries, kind.actuators), jnp.float32, -1, 1)
-        return Task(support, Flight(self._points(there, others, indices.physics), indices.physics))
+        return Task(support, Flight(self._points(there, others, physics), physics))
 
     def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
         """Return the true cost of the adapted model's plan, whether it converged, and the model's error."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.ndimage import map_coordinates
 
 # Standard deviations at amount 1: of a rotation (radians), of the logarithm of a stretch along each axis, and
 # of a shear. Lengths are in units of half the side.
@@ -71,7 +72,7 @@ def warp(images: Array, maps: Maps) -> Array:
         Images of the same shape.
     """
     # where each pixel of the result comes from
-    number, side, _, channels = images.shape
+    number, side, _, _ = images.shape
     middle = (side - 1) / 2
     axis = (jnp.arange(side, dtype=jnp.float32) - middle) / (side / 2)
     down, across = jnp.meshgrid(axis, axis, indexing="ij")
@@ -79,20 +80,9 @@ def warp(images: Array, maps: Maps) -> Array:
     points = jnp.einsum("nij,jp->nip", maps.drawing, points)
     squares = jnp.stack([points[:, 0] ** 2, points[:, 0] * points[:, 1], points[:, 1] ** 2], axis=1)
     points = jnp.einsum("nij,njp->nip", maps.shape, jnp.concatenate([points, squares], axis=1))
-    source = jnp.clip(points * (side / 2) + middle, -1.0, side)  # a border of 0 lies at both ends
-    # the mean of the four pixels around it, weighted by their nearness
-    corner = jnp.floor(source)
-    high = source - corner
-    low = 1 - high
-    corner = corner.astype(jnp.int32) + 1
-    size = side + 2
-    padded = jnp.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)))
-    neighbours = jnp.stack([padded[:, i : i + size, j : j + size] for i in (0, 1) for j in (0, 1)], axis=3)
-    flat = neighbours.reshape(number, size * size, 4 * channels)
-    index = corner[:, 0] * size + corner[:, 1]
-    values = jnp.take_along_axis(flat, index[..., None], axis=1).reshape(number, side, side, 4, channels)
-    weights = jnp.stack([a * b for a in (low[:, 0], high[:, 0]) for b in (low[:, 1], high[:, 1])], axis=-1)
-    return jnp.einsum("nhwkc,nhwk->nhwc", values, weights.reshape(number, side, side, 4))
+    source = (points * (side / 2) + middle).reshape(number, 2, side, side)
+    moved = lambda image, at: map_coordinates(image, [*at], order=1, mode="constant")  # noqa: E731
+    return jax.vmap(jax.vmap(moved, (2, None), 2))(images, source)
 
 
 def _matrices(key: Array, shape: tuple[int, ...], rotation: float, stretch: float, shear: float) -> Array:

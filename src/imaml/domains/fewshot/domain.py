@@ -16,9 +16,9 @@ from ...core.fields import NonNegativeFloat, PositiveInt, SeveralInt
 from ...core.recipes import recipe
 from ...core.tree import Tree
 from ...core.validation import not_one_of
-from ...problems.base import Problem, Task
+from ...problems.base import Task
 from ...problems.likelihoods import Categorical
-from ...problems.proximal import Adapt, plain, proximal
+from ...problems.losses import CompositeLoss, joined
 from ..networks import Conv4
 from ..recipes import ReadsData
 from . import distortion, strokes
@@ -32,7 +32,6 @@ DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class FewShotRecipe(ReadsData):
     """The recipe of a few-shot domain.
 
@@ -152,13 +151,10 @@ class FewShot(FewShotInterface):
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
 
-    def init(self, key: Array) -> Tree:
-        """Return fresh parameters of the network."""
-        return self.network.init(key)
-
-    def loss(self, phi: Tree, batch: Labelled) -> Array:
-        """Return the mean cross-entropy on a batch normalised as the recipe says, a scalar."""
-        return cross_entropy(self.logits(phi, batch), batch.labels)
+    @property
+    def loss(self) -> ImagesLoss:
+        """The mean cross-entropy on a batch normalised as the recipe says."""
+        return ImagesLoss(self.recipe.network, self.recipe.normalisation == "inductive")
 
     def logits(self, phi: Tree, batch: Labelled, inductive: bool | None = None) -> Array:
         """Return logits ``(n, ways)``.
@@ -172,33 +168,20 @@ class FewShot(FewShotInterface):
         Returns:
             The logits.
         """
-        if inductive is None:
-            inductive = self.recipe.normalisation == "inductive"
-        reference = batch.reference if inductive else None
-        statistics = None if reference is None else self.network.forward(phi, reference)[1]
-        return self.network.forward(phi, batch.images, statistics)[0]
-
-    def problem(self, strength: Tree, adapt: Adapt = None, curvature: str = "hessian") -> Problem:
-        """Return the problem of the support set's mean cross-entropy; unanchored if ``strength`` is None."""
-        loss = SupportLoss(self.network)
-        if strength is None:
-            return plain(loss, adapt)
-        return proximal(loss, strength, adapt, curvature=curvature)
+        loss = self.loss if inductive is None else ImagesLoss(self.recipe.network, inductive)
+        return loss.outputs(phi, batch)
 
     @staticmethod
     def whole(support: Labelled, query: Labelled) -> Labelled:
         """Return all of a task's images as one batch."""
-        images, labels = (jnp.concatenate(pair) for pair in zip(support[:2], query[:2], strict=True))
-        if support.classes is None or query.classes is None:
-            return Labelled(images, labels)
-        return Labelled(images, labels, classes=jnp.concatenate([support.classes, query.classes]))
+        return joined(support, query._replace(reference=None))
 
     def wide(self, key: Array) -> Tree:
         """Return parameters of the network with an output for every class, for joint learning."""
         if self.groups is None and self.recipe.source != "characters":
             raise ConfigError("wide: expected a domain with its data, which say how many classes there are.")
         classes = DRAWN_CLASSES["train"][1] if self.groups is None else self.groups.shape[0]
-        return replace(self.network, ways=classes).init(key)
+        return replace(self.recipe.network, ways=classes).init(key)
 
     def narrow(self, theta: Tree) -> Tree:
         """Return the network's parameters with a fresh head for a new task, all zeros."""
@@ -232,10 +215,6 @@ class FewShot(FewShotInterface):
         logits = self.network.forward(theta, batch.images)[0]
         groups = self._groups(logits.shape[1])
         return jnp.where(groups[None] == groups[batch.classes][:, None], logits, -jnp.inf)
-
-    def query_loss(self, phi: Tree, theta: Tree, batch: Labelled) -> Array:
-        """Return the mean cross-entropy on the query batch, a scalar."""
-        return self.loss(phi, batch)
 
     def draw(self, key: Array, split: str) -> Indices:
         """Return the indices of one random episode: distinct classes, distinct images of each.
@@ -396,24 +375,28 @@ class FewShot(FewShotInterface):
 
 
 @dataclass(frozen=True)
-class SupportLoss:
-    """The loss of a task's support set, (phi, batch) -> scalar; hashable, so that a problem of it is, too."""
+class ImagesLoss(CompositeLoss):
+    """The mean cross-entropy of labelled images, (phi, batch) -> scalar; hashable.
+
+    Attributes:
+        network: The network.
+        inductive: Whether a query batch is normalised by the statistics of its reference, else by its own.
+    """
 
     network: Conv4
+    inductive: bool
     likelihood: ClassVar[Categorical] = Categorical()
     averages: ClassVar[bool] = True
 
     def outputs(self, phi: Tree, batch: Labelled) -> Array:
-        """Return logits ``(n, ways)`` of the batch, normalised by its own statistics."""
-        return self.network.forward(phi, batch.images)[0]
+        """Return logits ``(n, ways)``."""
+        reference = batch.reference if self.inductive else None
+        statistics = None if reference is None else self.network.forward(phi, reference)[1]
+        return self.network.forward(phi, batch.images, statistics)[0]
 
     def cost(self, outputs: Array, batch: Labelled) -> Array:
         """Return the mean cross-entropy of logits."""
         return cross_entropy(outputs, batch.labels)
-
-    def __call__(self, phi: Tree, batch: Labelled) -> Array:
-        """Return the mean cross-entropy of the batch, normalised by its own statistics."""
-        return self.cost(self.outputs(phi, batch), batch)
 
 
 def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -306,8 +307,8 @@ def read_split_folders(path: str | Path, side: int = 84, channels: int = 3) -> I
 def cached_array(key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Return the array that a function made when it was last called under a key, else call it.
 
-    A file's name carries the SHA-256 of its bytes, and it is put there by one rename: a damaged file is
-    noticed, removed and made anew, a half-written one is never seen. Without a writable folder none is kept.
+    A file is put in its place by one rename, and its checksum is verified when it is read: a damaged file is
+    made anew, a half-written one is never seen. Without a writable folder none is kept.
 
     Args:
         key: Says what the array is made of.
@@ -316,30 +317,19 @@ def cached_array(key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     Returns:
         The array.
     """
-    folder = user_cache() / "tables"
-    for file in folder.glob(f"{key}-*.npy"):
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            array = np.load(file, allow_pickle=False)
-            if file.stem == f"{key}-{_digest(array)}":
-                return array
-        with contextlib.suppress(OSError):
-            file.unlink()
+    file = user_cache() / "tables" / f"{key}.npz"
+    with (
+        contextlib.suppress(OSError, ValueError, EOFError, BadZipFile),
+        file.open("rb") as stream,
+        np.load(stream) as arrays,
+    ):
+        return arrays["array"]
     array = make()
     with contextlib.suppress(OSError):
-        make_folder(folder)
-        with (
-            replacing(folder / f"{key}-{_digest(array)}.npy", durable=True) as part,
-            part.open("wb") as stream,
-        ):
-            np.save(stream, array)
+        make_folder(file.parent)
+        with replacing(file, durable=True) as part, part.open("wb") as stream:
+            np.savez(stream, array=array)
     return array
-
-
-def _digest(array: np.ndarray) -> str:
-    """The SHA-256 of an array's dtype, shape and entries."""
-    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _integers(what: str, values: ArrayLike) -> np.ndarray:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from numpy.typing import ArrayLike
 
 from ...core.errors import DataError
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 ROUNDING = 1e-5  # how far pixels may lie outside [0, 1]: 400 times less than a grey level of 8 bits
 
 
-Statistics = Sequence[tuple[Array, Array]]  # each layer's mean and variance
 Support = ArrayLike | Labelled | Drawings
 
 
@@ -42,11 +39,6 @@ class FewShotInterface(DomainBase):
 
     recipe: FewShotRecipe
     support_type: ClassVar[type] = Labelled
-
-    @property
-    def network(self) -> Conv4:
-        """The network that learns these tasks."""
-        return self.recipe.network
 
     def encode(self, x: Support, y: ArrayLike | None = None) -> Encoded:
         """Return a user's support images and labels as a batch.
@@ -64,30 +56,26 @@ class FewShotInterface(DomainBase):
         """
         if isinstance(x, Labelled | Drawings):
             x, y = x.images, x.labels
-        images = check_images(x, self.network, "x")
-        classes, labels = check_labels(y, images.shape[0], self.network.ways)
+        images = check_images(x, self.recipe.network, "x")
+        classes, labels = check_labels(y, images.shape[0], self.recipe.network.ways)
         _warn_if_ambiguous(images, classes, labels)
         return Encoded(Labelled(jnp.asarray(images), jnp.asarray(labels, jnp.int32)), classes)
 
     def encode_query(self, x: Support) -> np.ndarray:
         """Return images as ``(n, side, side, channels)``; see `check_images`."""
-        return check_images(x.images if isinstance(x, Labelled | Drawings) else x, self.network, "x")
+        return check_images(x.images if isinstance(x, Labelled | Drawings) else x, self.recipe.network, "x")
 
-    def statistics(self, phi: Tree, support: Labelled) -> Statistics:
+    def statistics(self, phi: Tree, support: Labelled) -> Tree:
         """Return the statistics that support images are normalised by, layer by layer."""
-        return self.network.forward(phi, support.images)[1]
-
-    def forward(self, phi: Tree, rows: Array, statistics: Statistics | None = None) -> Array:
-        """Return logits ``(n, ways)`` for images, normalised by ``statistics``."""
-        return self.network.forward(phi, rows, statistics)[0]
+        return self.recipe.network.forward(phi, support.images)[1]
 
     def posterior_form(self, support: Labelled) -> dict[str, object]:
         """Return the options of a low-rank posterior, whose rank is at most that of the curvature."""
-        return {"form": "low-rank", "rank": support.labels.shape[0] * (self.network.ways - 1)}
+        return {"form": "low-rank", "rank": support.labels.shape[0] * (self.recipe.network.ways - 1)}
 
     def read(self, path: str | Path, query: bool = False) -> Drawings:
         """Return a folder's image files, shrunk to the network's side; see `read_image_folder`."""
-        return read_image_folder(path, self.network.side, self.network.channels, query)
+        return read_image_folder(path, self.recipe.network.side, self.recipe.network.channels, query)
 
     def answers(
         self, predictor: Predicts, support: Drawings, query: Drawings, uncertainty: bool = False

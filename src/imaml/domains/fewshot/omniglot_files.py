@@ -143,7 +143,8 @@ def _open_files(path: Path, parts: dict[str, Path]) -> Source:
     """Upstream's archives or their unpacked folders."""
     drawings = []
     for part, location in parts.items():
-        members = _members(location)
+        with _opened(location) as (names, _):
+            members = sorted(name for name in names if not _HIDDEN.search(name))
         matches = [match for member in members if (match := _FILE.search(member))]
         if not matches:
             raise not_omniglot(location, some_of(members), "drawings ALPHABET/characterNN/NNNN_MM.png")
@@ -156,10 +157,10 @@ def _open_files(path: Path, parts: dict[str, Path]) -> Source:
     def decode() -> tuple[np.ndarray, list[str]]:
         packed, problems = np.zeros((len(drawings), _PACKED), np.uint8), []
         with contextlib.ExitStack() as stack:
-            openers = {location: stack.enter_context(_opener(location)) for location in parts.values()}
+            readers = {location: stack.enter_context(_opened(location))[1] for location in parts.values()}
             for row, drawing in enumerate(drawings):
                 try:
-                    packed[row] = _packed_png(openers[drawing.file](drawing.member))
+                    packed[row] = _packed_png(readers[drawing.file](drawing.member))
                 except _DAMAGE as error:
                     problems.append(f"{drawing.file.name}: {drawing.member} cannot be read ({error})")
         return packed, problems
@@ -175,37 +176,25 @@ def _open_files(path: Path, parts: dict[str, Path]) -> Source:
     return Source(path, " and ".join(sorted(kinds)), drawings, decode, fingerprint)
 
 
-def _members(location: Path) -> list[str]:
-    """Names of all that is inside an archive or a folder, with forward slashes, without what is hidden."""
+@contextlib.contextmanager
+def _opened(location: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+    """Names of what is inside an archive or a folder, with forward slashes, and what reads one of them."""
     if location.is_dir():
         names = [file.relative_to(location).as_posix() for file in location.rglob("*")]
-    else:
-        with _opened_zip(location) as archive:
-            names = archive.namelist()
-    return sorted(name for name in names if not _HIDDEN.search(name))
-
-
-def _opened_zip(location: Path) -> zipfile.ZipFile:
+        yield names, lambda member: (location / member).read_bytes()
+        return
     try:
-        return zipfile.ZipFile(location)
+        archive = zipfile.ZipFile(location)
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise not_omniglot(location, f"an error ({error})", "a zip file") from None
 
+    def member_bytes(member: str) -> bytes:
+        if archive.getinfo(member).file_size > 1_000_000:  # a drawing has about 200 bytes
+            raise ValueError("larger than 1 MB, so not a drawing")
+        return archive.read(member)
 
-@contextlib.contextmanager
-def _opener(location: Path) -> Iterator[Callable[[str], bytes]]:
-    """A function that returns a member's bytes; none may be large, for a drawing has about 200 bytes."""
-    if location.is_dir():
-        yield lambda member: (location / member).read_bytes()
-        return
-    with _opened_zip(location) as archive:
-
-        def member_bytes(member: str) -> bytes:
-            if archive.getinfo(member).file_size > 1_000_000:
-                raise ValueError("larger than 1 MB, so not a drawing")
-            return archive.read(member)
-
-        yield member_bytes
+    with archive:
+        yield archive.namelist(), member_bytes
 
 
 def _packed_png(content: bytes) -> np.ndarray:

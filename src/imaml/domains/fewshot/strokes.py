@@ -20,6 +20,7 @@ nothing, and what it is worth shows on real handwriting.
     sheet = jax.jit(strokes.draws)(jnp.arange(5), jnp.tile(jnp.arange(20), (5, 1)))    # (5, 20, 28, 28)
 """
 
+from importlib import resources
 from typing import NamedTuple
 
 import jax
@@ -33,39 +34,9 @@ STROKES, SEGMENTS, POINTS = 5, 5, 96  # most strokes a character, segments a str
 PROPOSALS = 3  # places tried for a stroke
 SAMPLES = 13  # points along a stroke at which another may hang: ends, middle, thirds, quarters, sixths
 
-# One row is one primitive, the simple ones first. Segments alternate between kinds A and B. Before each the
-# pen turns by `turn` degrees (not before the first) and along it by `bend`; where `flip` is 1 every other
-# segment has the opposite sense; each is `shrink` times as long as the one before. Where `chord` is 1 the
-# straight way from start to end points along the stroke's heading, else its first segment does.
-#   weight, fewest, most, A: bend, turn, length,   B: bend, turn, length,  flip, shrink, chord
-_PRIMITIVES = np.array([
-    (24, 1, 1,    0,   0, 1.0,     0,   0, 1.0,  0, 1.0, 1),  # line
-    (5,  1, 1,   60,   0, 1.0,     0,   0, 1.0,  0, 1.0, 1),  # bow
-    (8,  2, 2,    0,  90, 1.0,     0,  90, 0.7,  0, 1.0, 0),  # right angle: L
-    (4,  2, 2,    0, 135, 1.0,     0, 135, 0.9,  0, 1.0, 1),  # acute angle: V
-    (2,  2, 2,    0, 135, 1.0,     0, 135, 0.7,  0, 1.0, 0),  # a stem with a flag: 1, 7
-    (5,  1, 1,  150,   0, 1.0,     0,   0, 1.0,  0, 1.0, 1),  # cup
-    (5,  2, 2,    0,   0, 1.0,   150,   0, 0.7,  0, 1.0, 0),  # hook: J
-    (3,  4, 4,  125,   0, 1.0,    53,   0, 1.1,  0, 1.0, 0),  # oval: 0
-    (4,  2, 2,  178,   0, 1.0,   178,   0, 1.0,  0, 1.0, 0),  # ring: O
-    (3,  1, 1,  250,   0, 1.0,     0,   0, 1.0,  0, 1.0, 1),  # open ring: C
-    (4,  2, 2,    0,   0, 1.0,   195,  90, 1.4,  0, 1.0, 0),  # stem and bowl: P, D
-    (4,  2, 2,    0,   0, 1.0,   290,   0, 1.3,  0, 1.0, 0),  # loop at the end: 6, 9
-    (3,  3, 3,    0,   0, 1.0,   178,   0, 1.0,  0, 1.0, 0),  # staple: U
-    (5,  3, 3,    0,  90, 1.0,     0,  90, 0.9,  0, 1.0, 0),  # three sides of a box
-    (3,  4, 4,    0,  90, 1.0,     0,  90, 0.8,  0, 1.0, 0),  # box
-    (2,  3, 3,    0, 120, 1.0,     0, 120, 1.0,  0, 1.0, 0),  # triangle
-    (4,  3, 4,    0, 128, 1.0,     0, 128, 1.0,  1, 1.0, 1),  # zigzag: Z, N, M
-    (2,  3, 4,    0,  90, 1.0,     0,  90, 0.7,  1, 1.0, 0),  # steps
-    (5,  2, 2,  190,   0, 1.0,   190,   0, 1.0,  1, 1.0, 1),  # S
-    (5,  2, 3,  195, 180, 1.0,   195, 180, 1.0,  0, 1.0, 1),  # bows meeting in a cusp: 3, m
-    (3,  3, 3,    0,   0, 0.8,   265,   0, 1.4,  0, 1.0, 1),  # loop in passing: the Greek gamma
-    (3,  3, 4,  150,   0, 1.0,   150,   0, 1.0,  1, 1.0, 1),  # wave
-    (3,  4, 4,    0, 180, 1.0,   178,   0, 0.9,  0, 1.0, 0),  # stem and arch: n, h
-    (3,  3, 4,  130,   0, 1.0,     0, 110, 0.7,  0, 1.0, 0),  # curve and corner by turns: 2, 5
-    (3,  3, 5,  200,   0, 1.0,   120,   0, 0.9,  1, 1.0, 1),  # curls
-    (2,  3, 4,  150,   0, 1.0,   150,   0, 1.0,  0, 0.7, 0),  # spiral
-])  # fmt: skip
+# The library of primitives, one a row; the file says what its columns are.
+_TABLE = resources.files("imaml.domains.fewshot").joinpath("primitives.txt")
+_PRIMITIVES = np.loadtxt(_TABLE.read_text(encoding="utf-8").splitlines())
 
 # Where a stroke sets off to, in degrees from rightwards towards downwards: a hand mostly goes down and right.
 _HEADINGS = np.array([0, 0, 0, 0, 0, 90, 90, 90, 90, 90, 90, 50, 120, 135, 180, -60], np.float32)

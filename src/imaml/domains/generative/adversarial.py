@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from ...core.fields import PositiveInt
 from ...core.tree import Tree
@@ -29,7 +29,7 @@ from ...problems.base import Task
 from ...problems.losses import joined
 from ..arrays import Field
 from ..base import EquilibriumDomain
-from ..networks import MLP, Network
+from ..networks import MLP, Network, init_each
 from ..recipes import DomainRecipe
 
 
@@ -64,21 +64,6 @@ class Players:
     penalty: float
     weight: float = 1.0
     bounded: bool = False
-
-    def init(self, key: Array) -> Tree:
-        """Return fresh parameters of both networks.
-
-        Args:
-            key: A random key.
-
-        Returns:
-            The generator's and the discriminator's parameters by name.
-        """
-        generator, discriminator = jax.random.split(key)
-        return {
-            "generator": self.generator.init(generator),
-            "discriminator": self.discriminator.init(discriminator),
-        }
 
     def made(self, generator: Tree, latents: Array) -> Array:
         """Return the generator's points, G(z).
@@ -158,23 +143,6 @@ class Players:
             "discriminator": jax.grad(self.telling, argnums=1)(generator, discriminator, batch),
         }
 
-    def surrogate(self, phi: Tree, batch: Samples) -> Array:
-        """Return a scalar whose gradient is the field.
-
-        Its value has no meaning.
-
-        Args:
-            phi: Both networks' parameters.
-            batch: True and latent points.
-
-        Returns:
-            A scalar.
-        """
-        held = lax.stop_gradient(phi)
-        return self.fooling(phi["generator"], held["discriminator"], batch) + self.telling(
-            held["generator"], phi["discriminator"], batch
-        )
-
 
 def two_samples(left: Array, right: Array, widths: tuple[float, ...]) -> Array:
     """Return the kernel two-sample statistic, 0 on average if both samples have one density.
@@ -235,16 +203,12 @@ class AdversarialDomain(EquilibriumDomain):
 
     def init(self, key: Array) -> Tree:
         """Return fresh parameters of both networks."""
-        return self.field.init(key)
+        return init_each(key, generator=self.field.generator, discriminator=self.field.discriminator)
 
     @staticmethod
     def whole(support: Samples, query: Samples) -> Samples:
         """Return all points of a task as one batch."""
         return joined(support, Samples(query.points, query.latents))
-
-    def shared_loss(self, theta: Tree, batch: Samples) -> Array:
-        """Return a scalar whose gradient is the field, of one pair of players for all tasks."""
-        return self.field.surrogate(theta, batch)
 
     def distance(self, points: Array, query: Samples) -> Array:
         """Return the two-sample statistic of points and the query's.

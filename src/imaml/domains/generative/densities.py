@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.scipy.stats import multivariate_normal
 from jax.typing import ArrayLike, DTypeLike
 
 from ...core.fields import PositiveFloat, PositiveInt, SeveralInt
@@ -23,7 +24,7 @@ from ...core.recipes import recipe
 from ...core.tree import Tree
 from ...problems.base import Task
 from ..arrays import Field
-from ..base import cut, split_key
+from ..base import cut
 from ..networks import MLP
 from ..recipes import builder
 from ..scenes import Scene
@@ -37,7 +38,6 @@ BANDWIDTHS = 16  # bandwidths that the kernel density estimate tries
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class DensitiesRecipe(EnergyRecipe):
     """Densities of one family in the plane.
 
@@ -82,11 +82,6 @@ class DensitiesRecipe(EnergyRecipe):
         """The network from a point to its energy, without the quadratic term."""
         return MLP((2, *self.hidden, 1), "silu")
 
-    @property
-    def energy(self) -> Energy:
-        """The energy, which is the inner loss as well."""
-        return Energy(self.network, self.sigma)
-
 
 densities = builder(DensitiesRecipe)
 
@@ -103,13 +98,6 @@ class Held(NamedTuple):
 
     cloud: Cloud
     centres: Array
-
-
-class Shape(NamedTuple):
-    """The indices of a density: its centres ``(k, 2)``, and the key of its points."""
-
-    centres: Array
-    key: Array
 
 
 @dataclass(frozen=True)
@@ -152,9 +140,8 @@ def normal_fit(points: Array, ridge: float) -> tuple[Array, Array]:
     Returns:
         The mean ``(2,)`` and the covariance ``(2, 2)``.
     """
-    mean = points.mean(0)
-    away = points - mean
-    return mean, away.T @ away / points.shape[0] + ridge * jnp.eye(2, dtype=points.dtype)
+    covariance = jnp.cov(points, rowvar=False, bias=True)
+    return points.mean(0), covariance + ridge * jnp.eye(2, dtype=points.dtype)
 
 
 def dots(points: Array, radius: int = 0) -> np.ndarray:
@@ -184,17 +171,10 @@ class Densities(EnergyDomain):
     headline: ClassVar[str] = "nll"
     support_type: ClassVar[type] = Cloud
 
-    def logs(self, phi: Tree, points: Array) -> Array:
-        """Return log p(x; phi), exact up to the grid's resolution.
-
-        Args:
-            phi: The energy's parameters.
-            points: ``(n, 2)``.
-
-        Returns:
-            ``(n,)``.
-        """
-        return self.forward(phi, points, self.normaliser(phi, points.dtype))
+    @property
+    def loss(self) -> Energy:
+        """The loss of score matching; its `at` is the energy."""
+        return Energy(self.recipe.network, self.recipe.sigma)
 
     def normaliser(self, phi: Tree, dtype: DTypeLike) -> Array:
         """Return the log of the integral of exp(-E) over the square, a sum over the middles of its cells.
@@ -209,7 +189,7 @@ class Densities(EnergyDomain):
         cells, width = self.recipe.grid, 2 * REACH / self.recipe.grid
         line = -REACH + width * (jnp.arange(cells, dtype=dtype) + 0.5)
         grid = jnp.stack(jnp.meshgrid(line, line), -1).reshape(-1, 2)
-        return jax.nn.logsumexp(-self.energy.at(phi, grid)) + 2 * math.log(width)
+        return jax.nn.logsumexp(-self.loss.at(phi, grid)) + 2 * math.log(width)
 
     def support_fields(self) -> dict[str, Field]:
         """Return what points ``(n, 2)`` and their noise ``(n, m, 2)`` are."""
@@ -220,43 +200,44 @@ class Densities(EnergyDomain):
         return self.normaliser(phi, support.points.dtype)
 
     def forward(self, phi: Tree, rows: Array, statistics: Array | None = None) -> Array:
-        """Return log densities ``(n,)`` at points ``(n, 2)``."""
+        """Return log densities ``(n,)`` at points ``(n, 2)``, exact up to the grid's resolution."""
         logarithm = self.normaliser(phi, rows.dtype) if statistics is None else statistics
-        return -self.energy.at(phi, rows) - logarithm
+        return -self.loss.at(phi, rows) - logarithm
 
     def query_loss(self, phi: Tree, theta: Tree, batch: Held) -> Array:
         """Return minus the mean log likelihood of held-out points, nats; or their loss of score matching."""
         if self.recipe.judge == "score":
-            return self.energy(phi, batch.cloud)
+            return self.loss(phi, batch.cloud)
         return self.measure(phi, theta, batch)["nll"]
 
     def measure(self, phi: Tree, theta: Tree, batch: Held) -> dict[str, Array]:
         """Return minus the mean log likelihood of held-out points, nats."""
-        return {"nll": -jnp.mean(self.logs(phi, batch.cloud.points))}
+        return {"nll": -jnp.mean(self.forward(phi, batch.cloud.points))}
 
-    def draw(self, key: Array, split: str) -> Shape:
-        """Return one random density."""
-        place, lobes, form, seen = jax.random.split(split_key(key, split), 4)
+    def _centres(self, place: Array, lobes: Array, form: Array) -> Array:
+        """Return the centres (k, 2) of a random density's normal parts, drawn by three keys."""
         if self.recipe.family == "modes":
-            return Shape(jax.random.uniform(place, (4, 2), jnp.float32, -2, 2), seen)
+            return jax.random.uniform(place, (4, 2), jnp.float32, -2, 2)
         # A closed curve: its distance from the middle is a cosine of the angle, of two to four lobes.
         middle = jax.random.uniform(place, (2,), jnp.float32, -0.5, 0.5)
         radius, depth, phase = jax.random.uniform(form, (3,), jnp.float32)
         angles = 2 * jnp.pi * jnp.arange(PIECES, dtype=jnp.float32) / PIECES
         waves = jnp.cos(jax.random.randint(lobes, (), 2, 5) * angles + 2 * jnp.pi * phase)
         far = (0.9 + 0.6 * radius) * (1 + 0.4 * depth * waves)
-        return Shape(middle + far[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1), seen)
+        return middle + far[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1)
 
-    def gather(self, indices: Shape) -> Task:
-        """Return the task of a density: points to learn from, and others."""
+    def gather(self, indices: Array) -> Task:
+        """Return the task of a random density, drawn by a key: points to learn from, and others."""
         recipe = self.recipe
-        which, around, noise = jax.random.split(indices.key, 3)
+        *shape, seen = jax.random.split(indices, 4)
+        centres = self._centres(*shape)
+        which, around, noise = jax.random.split(seen, 3)
         count = recipe.shots + recipe.queries
-        parts = jax.random.randint(which, (count,), 0, indices.centres.shape[0])
-        points = indices.centres[parts] + recipe.spread * jax.random.normal(around, (count, 2), jnp.float32)
+        parts = jax.random.randint(which, (count,), 0, centres.shape[0])
+        points = centres[parts] + recipe.spread * jax.random.normal(around, (count, 2), jnp.float32)
         cloud = Cloud(points, jax.random.normal(noise, (count, recipe.noises, 2), jnp.float32))
         support, query = cut(cloud, recipe.shots)
-        return Task(support, Held(query, indices.centres))
+        return Task(support, Held(query, centres))
 
     def _true_loss(self, query: Held) -> Array:
         """Return minus the mean log likelihood of held-out points by the true density."""
@@ -272,7 +253,7 @@ class Densities(EnergyDomain):
         line = np.linspace(-REACH, REACH, CELLS, dtype=np.float32)
         grid = jnp.stack(jnp.meshgrid(line, line[::-1]), -1).reshape(-1, 2)
         true = logs_of_mixture(grid, task.query.centres, self.recipe.spread)
-        logs = {"true": true, "before": self.logs(before, grid), "after": self.logs(after, grid)}
+        logs = {"true": true, "before": self.forward(before, grid), "after": self.forward(after, grid)}
         images = {
             name: np.clip(np.exp(np.asarray(each)) / float(jnp.exp(true.max())), 0, 1).reshape(CELLS, CELLS)
             for name, each in logs.items()
@@ -287,11 +268,7 @@ class Densities(EnergyDomain):
         The estimate's bandwidth is that of the most likely leave-one-out predictions of the support.
         """
         seen, points = task.support.points, task.query.cloud.points
-        # -log N(x; mean, C) = 1/2 (x - mean)^T C^-1 (x - mean) + 1/2 log det(2 pi C)
-        mean, covariance = normal_fit(seen, 1e-3)
-        away, count = points - mean, seen.shape[0]
-        far = jnp.sum(away * jnp.linalg.solve(covariance, away.T).T, -1)
-        normal = 0.5 * (far + jnp.linalg.slogdet(2 * jnp.pi * covariance)[1])
+        normal, count = multivariate_normal.logpdf(points, *normal_fit(seen, 1e-3)), seen.shape[0]
         # The kernel density estimate of each point from the others, for a range of bandwidths.
         others = jnp.array([[j for j in range(count) if j != i] for i in range(count)])
 
@@ -302,7 +279,7 @@ class Densities(EnergyDomain):
         widths = jnp.geomspace(0.1, 2.0, BANDWIDTHS, dtype=seen.dtype)
         width = widths[jnp.argmax(lax.map(left_out, widths))]
         return {
-            "normal": jnp.mean(normal),
+            "normal": -jnp.mean(normal),
             "kernels": -jnp.mean(logs_of_mixture(points, seen, width)),
             "true": self._true_loss(task.query),
         }

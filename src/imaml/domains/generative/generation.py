@@ -56,7 +56,6 @@ class Sketches:
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class GenerationRecipe(CharactersRecipe, AdversarialRecipe):
     """Characters to be drawn after seeing a few drawings of each.
 

@@ -22,11 +22,10 @@ from ..networks import MLP
 from ..recipes import builder
 from ..scenes import Scene
 from .adversarial import AdversarialDomain, AdversarialRecipe, Players, Samples
-from .densities import Densities, DensitiesRecipe, Family, Shape, dots, normal_fit
+from .densities import Densities, DensitiesRecipe, Family, dots, normal_fit
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class ImitationRecipe(AdversarialRecipe):
     """Densities in the plane to be imitated by a generator.
 
@@ -87,14 +86,10 @@ class Imitation(AdversarialDomain):
         recipe = self.recipe
         return DensitiesRecipe(recipe.family, recipe.shots, recipe.queries, 1, spread=recipe.spread).build()
 
-    def draw(self, key: Array, split: str) -> Shape:
-        """Return one random density."""
-        return self.truth.draw(key, split)
-
-    def gather(self, indices: Shape) -> Task:
-        """Return the task of a density: points to learn from, others, and latent points for both."""
+    def gather(self, indices: Array) -> Task:
+        """Return the task of a random density, drawn by a key, with latent points for support and query."""
         recipe, task = self.recipe, self.truth.gather(indices)
-        key = jax.random.fold_in(indices.key, 1)
+        key = jax.random.fold_in(jax.random.split(indices, 4)[3], 1)
         latents = jax.random.normal(key, (recipe.shots + recipe.queries, recipe.latent), jnp.float32)
         support, query = cut(latents, recipe.shots)
         return Task(Samples(task.support.points, support), Samples(task.query.cloud.points, query))

@@ -42,7 +42,6 @@ FAITH = 20.0  # weight of a visible pixel
 
 
 @recipe("domain")
-@dataclass(frozen=True)
 class RestorationRecipe(CharactersRecipe, EnergyRecipe):
     """Damaged drawings to be restored.
 
@@ -97,11 +96,6 @@ class RestorationRecipe(CharactersRecipe, EnergyRecipe):
         """The network f of the energy."""
         return MLP((self.side**2, *self.hidden, 1), "silu")
 
-    @property
-    def energy(self) -> Denoising:
-        """The energy, which is the inner loss as well."""
-        return Denoising(self.network, self.sigma)
-
 
 restoration = builder(RestorationRecipe)
 
@@ -146,12 +140,17 @@ class Restoration(CharactersDomain, EnergyDomain):
     headline: ClassVar[str] = "mse"
     support_type: ClassVar[type] = Blurred
 
+    @property
+    def loss(self) -> Denoising:
+        """The loss of score matching; its `at` is the energy."""
+        return Denoising(self.recipe.network, self.recipe.sigma)
+
     def restoring(self) -> Problem:
         """Return the problem that y* solves, of all drawings ``(n, pixels)`` at once; its theta is phi."""
 
         def objective(y: Array, phi: Tree, batch: Damaged) -> Array:
             kept = 0.5 * jnp.sum(batch.weights * jnp.square(y - batch.seen))
-            return jnp.sum(self.energy.at(phi, y)) + kept
+            return jnp.sum(self.loss.at(phi, y)) + kept
 
         return stationary(objective, lambda phi, batch, key: batch.seen, structure="symmetric")
 
@@ -222,7 +221,7 @@ class Restoration(CharactersDomain, EnergyDomain):
         ends = [jnp.linalg.norm(residual(y, phi, task.query)) for y in (made, task.query.seen)]
         return {
             "mse": self.error(made, task.query),
-            "score": self.energy(phi, task.query.blurred),
+            "score": self.loss(phi, task.query.blurred),
             "unrestored": ends[0] / jnp.maximum(ends[1], jnp.finfo(made.dtype).tiny),
         }
 

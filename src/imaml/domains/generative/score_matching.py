@@ -17,8 +17,8 @@ from jax import Array
 
 from ...core.fields import PositiveInt
 from ...core.tree import Tree
+from ...problems.losses import CompositeLoss
 from ..base import DomainBase
-from ..losses import CompositeLoss
 from ..networks import MLP
 from ..recipes import DomainRecipe
 
@@ -63,24 +63,15 @@ class EnergyRecipe(DomainRecipe):
 
     Attributes:
         noises: How many times each point of a support set is blurred.
-        energy: The energy, which is the inner loss as well.
     """
 
     noises: PositiveInt
-    energy: ScoreMatching
 
 
 class EnergyDomain(DomainBase):
-    """The base of domains whose tasks are learned by an energy, the recipe's."""
+    """The base of domains whose tasks are learned by an energy; a subclass defines `loss`."""
 
     recipe: EnergyRecipe
-
-    @property
-    def energy(self) -> ScoreMatching:
-        """The energy, which is the inner loss as well."""
-        return self.recipe.energy
-
-    loss = energy
 
     def completed(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
         """Return standard normal noise, the same for the same number of points."""

@@ -14,9 +14,9 @@ from ...core.errors import ConfigError, DataError
 from ...core.fields import Fraction, NonNegativeInt, PositiveInt
 from ...core.recipes import from_json, recipe
 from ...core.tree import Tree
-from ...problems.base import Problem, Task
+from ...problems.base import Task
 from ...problems.likelihoods import Categorical, Gaussian
-from ...problems.proximal import Adapt, plain, proximal
+from ...problems.losses import CompositeLoss
 from ..base import SPLITS
 from ..networks import MLP
 from ..recipes import ReadsData
@@ -26,7 +26,7 @@ from .layout import Layout, column_of
 
 
 @dataclass(frozen=True)
-class RowsLoss:
+class RowsLoss(CompositeLoss):
     """A network's loss on rows, summed over those that count: half squared errors, or cross entropies.
 
     A sum, so that the strength is the precision of a prior (for numbers in units of the noise's), the same
@@ -52,13 +52,8 @@ class RowsLoss:
             return Categorical().cost(outputs, batch)
         return 0.5 * jnp.sum(batch.weights * jnp.square(outputs - batch.targets)[:, 0])
 
-    def __call__(self, phi: Tree, batch: Rows) -> Array:
-        """Return the loss of parameters ``phi`` on ``batch``."""
-        return self.cost(self.outputs(phi, batch), batch)
-
 
 @recipe("domain")
-@dataclass(frozen=True)
 class TablesRecipe(ReadsData):
     """The recipe of a domain of tables: rows grouped by a column.
 
@@ -288,6 +283,11 @@ class Tables(TablesInterface):
         return self.classes
 
     @property
+    def convex(self) -> bool:
+        """Whether the model is linear."""
+        return not self.recipe.hidden
+
+    @property
     def loss(self) -> RowsLoss:
         """The loss of a task's rows, a sum."""
         return RowsLoss(self.recipe.network, self.classes)
@@ -297,20 +297,10 @@ class Tables(TablesInterface):
         made = self.recipe.network.init(key)
         return made if self.recipe.hidden else jax.tree.map(jnp.zeros_like, made)
 
-    def problem(self, strength: Tree, adapt: Adapt = None, curvature: str = "hessian") -> Problem:
-        """Return the problem of the loss of the support's rows; unanchored if ``strength`` is None."""
-        if strength is None:
-            return plain(self.loss, adapt)
-        return proximal(self.loss, strength, adapt, curvature=curvature, convex=not self.recipe.hidden)
-
     @staticmethod
     def whole(support: Rows, query: Rows) -> Rows:
         """Return all of a task's rows as one batch: each once, even if it is in both."""
         return support._replace(weights=jnp.maximum(support.weights, query.weights))
-
-    def shared_loss(self, theta: Tree, batch: Rows) -> Array:
-        """Return the loss of one network for all tasks, a scalar."""
-        return self.loss(theta, batch)
 
     def query_loss(self, phi: Tree, theta: Tree, batch: Rows) -> Array:
         """Return the mean over the query's rows of the loss, a scalar."""

@@ -125,10 +125,6 @@ class TablesInterface(DomainBase):
             return super().encode_query(x)
         return self.recipe.fixed.code(rows_of(x, "x")).astype(np.float32)
 
-    def forward(self, phi: Tree, rows: Array, statistics: None = None) -> Array:
-        """Return the network's outputs ``(n, outputs)`` for coded inputs."""
-        return self.recipe.network.forward(phi, rows)[0]
-
     def decode(self, outputs: np.ndarray, x: object) -> np.ndarray:
         """Return outputs ``(n, 1)`` as targets ``(n,)`` in the table's units, float64."""
         return self.target.mean + self.target.scale * outputs[:, 0].astype(np.float64)

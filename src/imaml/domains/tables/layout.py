@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
 
 import numpy as np
@@ -15,7 +14,6 @@ from .files import FLOAT32, Table
 
 
 @recipe()
-@dataclass(frozen=True)
 class Column:
     """One column of a table.
 
@@ -172,7 +170,6 @@ def _numbers_of(table: Table, name: str, what: str, rows: np.ndarray) -> Column:
 
 
 @recipe()
-@dataclass(frozen=True)
 class Layout:
     """What of a table was fixed when a run began.
 

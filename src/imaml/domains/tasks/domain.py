@@ -26,7 +26,7 @@ from ..networks import MLP, Network
 from ..recipes import DomainRecipe
 from ..scenes import Scene, compared
 from .collection import numbers_of
-from .layout import ArraySpec, TaskLayout, Rows, bucket, labels_of, padded
+from .layout import ArraySpec, Rows, TaskLayout, bucket, labels_of, padded
 from .losses import RowLoss, Squared, TaskLoss
 
 DRAWS = 400  # of predictive intervals that are simulated
