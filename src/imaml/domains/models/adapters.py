@@ -2,30 +2,119 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
+
+import jax
+
 from ...core.errors import ConfigError
 from ...core.tree import Tree
 from ..networks import Network
-from .own import Functions, hold
+from .own import Held, OwnModel, functions, hold
+
+# The module of this package for each library, by the package that the classes of its models are defined in.
+# Libraries are imported only for a model that is theirs.
+ADAPTERS: Mapping[str, str] = {
+    "equinox": "equinox",
+    "flax.nnx": "nnx",
+    "flax.linen": "linen",
+    "haiku": "haiku",
+}
+EXPECTED = "a network such as imaml.MLP or imaml.Conv4, functions (init, apply), or a module of Equinox, Flax or Haiku"
 
 
-def as_network(model: object, example: Tree) -> Network:
+def as_network(model: object, example: Tree, *, token: str | None = None) -> Network:
     """Return a user's model as a network.
 
     Args:
-        model: A network (an object with `init` and `forward`), or two functions ``(init, apply)``.
+        model: One of these:
+
+            - a network (an object with `init` and `forward`), which is returned as it is;
+            - two functions ``(init, apply)``, or an object that has them: ``init(key) -> parameters``,
+              ``apply(parameters, inputs) -> outputs``;
+            - a module of Equinox, or ``(module, state)``;
+            - a module of Flax NNX;
+            - a module of Flax Linen, or ``(module, variables)``;
+            - what `hk.transform` or `hk.transform_with_state` of Haiku return, or ``(transformed, params)`` or
+              ``(transformed, params, state)``.
+
+            What becomes of batch statistics, dropout and narrow dtypes is in docs/own_tasks.md, "Models".
         example: One blank row of inputs, leaves ``(1, ...)``.
+        token: The token of a saved recipe, to be found again under it; see `hold`.
 
     Returns:
-        The network.
+        The network. Passing a model twice gives equal networks, which compile once.
 
     Raises:
-        ConfigError: If it is none of these.
+        ConfigError: If it is none of these, has no parameters, or does not take the example.
     """
-    if hasattr(model, "init") and hasattr(model, "forward"):
+    held = _held(model, example)
+    if held is None:
         return model  # type: ignore[return-value]
-    if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
-        return hold(Functions(*model), getattr(model[1], "__name__", "model"))
-    raise ConfigError(
-        f"model: expected imaml.MLP, imaml.Conv4, functions (init, apply), or a module of Equinox, Flax or Haiku, "
-        f"got a {type(model).__name__}."
+    network = hold(held, token)
+    _try(network, example)
+    return network
+
+
+def library_of(model: object) -> str | None:
+    """Return which library a model is of, without importing one.
+
+    Args:
+        model: The model.
+
+    Returns:
+        A key of `ADAPTERS`; None if it is of none of them.
+    """
+    modules = [f"{kind.__module__}." for kind in type(model).__mro__]
+    for library in ADAPTERS:
+        if any(module.startswith(f"{library}.") for module in modules):
+            return library
+    return None
+
+
+def _held(model: object, example: Tree) -> Held | None:
+    """The model as pure functions; None if it is a network."""
+    first, *rest = model if isinstance(model, tuple) and library_of(model) is None and model else (model,)
+    library = library_of(first)
+    if library is not None:
+        adapter = importlib.import_module(f".{ADAPTERS[library]}", __package__)
+        try:
+            return adapter.held(first, tuple(rest), example)
+        except ConfigError:
+            raise
+        except Exception as error:  # a module's own code may raise anything
+            raise _unfit(_name(first), example, error) from error
+    if rest and len(rest) == 1 and callable(first) and callable(rest[0]):
+        return functions(first, rest[0], _name(rest[0]))
+    if not rest and not isinstance(first, type):
+        if hasattr(first, "init") and hasattr(first, "forward"):
+            return None
+        if hasattr(first, "init") and hasattr(first, "apply"):
+            return functions(first.init, first.apply, _name(first))
+    got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+    hint = " Hint: pass an instance." if isinstance(model, type) else ""
+    raise ConfigError(f"model: expected {EXPECTED}, got {got}.{hint}")
+
+
+def _try(network: OwnModel, example: Tree) -> None:
+    """Trace the network on one row, so that an error is met here and not amid training."""
+    try:
+        shapes = jax.eval_shape(network.init, jax.random.key(0))
+        jax.eval_shape(lambda parameters, x: network.forward(parameters, x)[0], shapes, example)
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's own code may raise anything
+        raise _unfit(network.name, example, error) from error
+
+
+def _unfit(name: str, example: Tree, error: Exception) -> ConfigError:
+    rows = ", ".join(str(tuple(leaf.shape[1:])) for leaf in jax.tree.leaves(example))
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return ConfigError(
+        f"model: {name}: expected a model that takes rows of shape {rows}, got an error ({type(error).__name__}: "
+        f"{first[:200]})."
     )
+
+
+def _name(model: object) -> str:
+    return getattr(model, "__name__", type(model).__name__)
