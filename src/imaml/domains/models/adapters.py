@@ -20,7 +20,10 @@ ADAPTERS: Mapping[str, str] = {
     "flax.linen": "linen",
     "haiku": "haiku",
 }
-EXPECTED = "a network such as imaml.MLP or imaml.Conv4, functions (init, apply), or a module of Equinox, Flax or Haiku"
+EXPECTED = (
+    "a network such as imaml.MLP or imaml.Conv4, functions (init, apply), or a module of Equinox, Flax or "
+    "Haiku"
+)
 
 
 def as_network(model: object, example: Tree, *, token: str | None = None) -> Network:
@@ -35,8 +38,8 @@ def as_network(model: object, example: Tree, *, token: str | None = None) -> Net
             - a module of Equinox, or ``(module, state)``;
             - a module of Flax NNX;
             - a module of Flax Linen, or ``(module, variables)``;
-            - what `hk.transform` or `hk.transform_with_state` of Haiku return, or ``(transformed, params)`` or
-              ``(transformed, params, state)``.
+            - what Haiku's `hk.transform` or `hk.transform_with_state` returns, or ``(transformed, params)``
+              or ``(transformed, params, state)``.
 
             What becomes of batch statistics, dropout and narrow dtypes is in docs/own_tasks.md, "Models".
         example: One blank row of inputs, leaves ``(1, ...)``.
@@ -85,12 +88,13 @@ def _held(model: object, example: Tree) -> Held | None:
         except Exception as error:  # a module's own code may raise anything
             raise _unfit(_name(first), example, error) from error
     if rest and len(rest) == 1 and callable(first) and callable(rest[0]):
-        return functions(first, rest[0], _name(rest[0]))
-    if not rest and not isinstance(first, type):
-        if hasattr(first, "init") and hasattr(first, "forward"):
+        return functions(first, rest[0], _name(rest[0]))  # type: ignore[arg-type]
+    own = [getattr(model, method, None) for method in ("init", "forward", "apply")]
+    if callable(own[0]) and not isinstance(model, type):
+        if callable(own[1]):
             return None
-        if hasattr(first, "init") and hasattr(first, "apply"):
-            return functions(first.init, first.apply, _name(first))
+        if callable(own[2]):
+            return functions(own[0], own[2], _name(model))  # type: ignore[arg-type]
     got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
     hint = " Hint: pass an instance." if isinstance(model, type) else ""
     raise ConfigError(f"model: expected {EXPECTED}, got {got}.{hint}")
@@ -111,8 +115,8 @@ def _unfit(name: str, example: Tree, error: Exception) -> ConfigError:
     rows = ", ".join(str(tuple(leaf.shape[1:])) for leaf in jax.tree.leaves(example))
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return ConfigError(
-        f"model: {name}: expected a model that takes rows of shape {rows}, got an error ({type(error).__name__}: "
-        f"{first[:200]})."
+        f"model: {name}: expected a model that takes rows of shape {rows}, got an error "
+        f"({type(error).__name__}: {first[:200]})."
     )
 
 

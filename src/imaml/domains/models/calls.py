@@ -39,8 +39,8 @@ def warn_of_dropout(model: str) -> None:
         model: What the message calls it.
     """
     warnings.warn(
-        f"model: {model}: dropout is off in adaptation, meta-training and prediction, as a task's inner problem "
-        "must be one fixed function.",
+        f"model: {model}: dropout is off in adaptation, meta-training and prediction, as a task's inner "
+        "problem must be one fixed function.",
         RuntimeWarning,
         stacklevel=5,
     )

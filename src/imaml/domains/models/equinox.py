@@ -96,10 +96,11 @@ class EquinoxModule:
 
         def call(row: Tree) -> tuple[Array, list]:
             outputs, after = module(row, _with(state, {}, dtype), **self.arguments)
+            # With given statistics the layers write nothing, so that these are those that were given.
             return outputs, [after.get(_index(layer)) for layer in layers]
 
         outputs, found = jax.vmap(call, axis_name=self.axis, out_axes=(0, None))(inputs)
-        return widened(outputs), (found if self.normalises else None) if statistics is None else statistics
+        return widened(outputs), found if self.normalises else None
 
     def chosen(self, adapt: object) -> None:
         """Return None: a filter of Equinox is a tree of booleans, as any library's."""
@@ -162,8 +163,8 @@ def _state(model: object, given: tuple, name: str) -> Tree:
         return eqx.nn.State(model)
     except ValueError as error:
         raise ConfigError(
-            f"model: {name}: expected the module and its state, got the module alone. Hint: pass (model, state), "
-            "as eqx.nn.make_with_state returns them."
+            f"model: {name}: expected the module and its state, got the module alone. Hint: pass "
+            "(model, state), as eqx.nn.make_with_state returns them."
         ) from error
 
 

@@ -1,15 +1,15 @@
 """Haiku functions as models: what `hk.transform` and `hk.transform_with_state` return.
 
-Their `init` gives parameters for each seed. With ``(transformed, params)`` or ``(transformed, params, state)``
-the given parameters are the start for every seed, so that pretrained weights are kept. Float arrays of the
-parameters are learned; state is constant.
+Their `init` gives parameters for each seed. With ``(transformed, params)`` or
+``(transformed, params, state)`` the given parameters are the start for every seed, so that pretrained weights
+are kept. Float arrays of the parameters are learned; state is constant.
 
 Layers of batch normalisation (`hk.BatchNorm`) normalise by the batch, or by statistics that an earlier call
 returned, never by running averages. The statistics are those that the layers compute themselves: with a decay
 of 0 the moving average after a batch is the batch's own.
 
-Functions are called as for evaluation: an argument such as `is_training` is found by name, and is False, which
-must turn dropout off. A function that needs a random key then is refused.
+Functions are called as for evaluation: an argument such as `is_training` is found by name, and is False,
+which must turn dropout off. A function that then still needs a random key is refused.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def held(model: object, given: tuple, example: Tree) -> HaikuFunction:
 
     if not isinstance(model, (hk.Transformed, hk.TransformedWithState)):
         raise ConfigError(
-            f"model: expected what hk.transform or hk.transform_with_state returns, got a {type(model).__name__}."
+            "model: expected what hk.transform or hk.transform_with_state returns, got a "
+            f"{type(model).__name__}."
         )
     stateful = isinstance(model, hk.TransformedWithState)
     name = _name(model)

@@ -1,18 +1,19 @@
 """A model's arrays: float arrays become parameters by path, everything else stays as it is.
 
 Parameters narrower than 32 bits (float16, bfloat16) are kept as float32 and cast to the model's own dtype in
-each forward pass: the solvers of inner problems add small steps to them, which a narrow dtype would round away.
+each forward pass: solvers of inner problems add small steps to them, which a narrow dtype would round away.
+Outputs are float32 then, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.tree_util import PyTreeDef
 
 from ...core.errors import ConfigError
 from ...core.tree import Tree, name
@@ -20,7 +21,7 @@ from ...core.tree import Tree, name
 NARROW = 4  # bytes of a float below which parameters are kept as float32
 
 
-def is_float(leaf: object) -> bool:
+def is_float(leaf: Any) -> bool:
     """Return whether a leaf is an array of real floats.
 
     Args:
@@ -72,10 +73,10 @@ class Leaves:
         dtypes: The dtype of each leaf that is a parameter, which `join` casts narrow ones to; None of others.
     """
 
-    structure: PyTreeDef
+    structure: Tree
     paths: tuple[str | None, ...]
     constants: tuple[object, ...]
-    dtypes: tuple[object, ...]
+    dtypes: tuple[Any, ...]
 
     @classmethod
     def of(cls, tree: Tree, what: str, learned: Callable[[object], bool] = is_float) -> Leaves:
@@ -97,14 +98,14 @@ class Leaves:
         for path, leaf in zip(names, leaves, strict=True):
             if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
                 raise ConfigError(
-                    f"{what}: {path}: expected real parameters, got {leaf.dtype}. Hint: keep the real and the "
-                    "imaginary part as two arrays."
+                    f"{what}: {path}: expected real parameters, got {leaf.dtype}. Hint: keep the real and "
+                    "the imaginary part as two arrays."
                 )
         flags = [learned(leaf) for leaf in leaves]
         if not any(flags):
             raise ConfigError(
-                f"{what}: expected parameters, float arrays, got none among {len(leaves)} leaves. Hint: pass a "
-                "model that has weights, as an instance."
+                f"{what}: expected parameters, float arrays, got none among {len(leaves)} leaves. Hint: pass "
+                "a model that has weights."
             )
         triples = list(zip(names, leaves, flags, strict=True))
         return cls(
@@ -140,7 +141,7 @@ class Leaves:
         for path, constant, dtype in zip(self.paths, self.constants, self.dtypes, strict=True):
             if path is None:
                 leaves.append(constant)
-            elif dtype.itemsize < NARROW:  # type: ignore[attr-defined]
+            elif dtype.itemsize < NARROW:
                 leaves.append(parameters[path].astype(dtype))
             else:
                 leaves.append(parameters[path])

@@ -129,13 +129,14 @@ def held(model: object, given: tuple, example: Tree) -> LinenModule:
 
     def initial(key: Array) -> Tree:
         with _intercepted(True, layers, drops):
-            return model.init(key, example, **arguments)
+            return model.init(key, example, **arguments)  # type: ignore[arg-type]
 
     shapes = jax.eval_shape(initial, jax.random.key(0))
     variables = given[0] if given else shapes
     if "params" not in variables:
         raise ConfigError(
-            f"model: {name}: expected variables with the collection 'params', got {', '.join(variables) or 'none'}."
+            f"model: {name}: expected variables with the collection 'params', got "
+            f"{', '.join(variables) or 'none'}."
         )
     if any(drops):
         warn_of_dropout(name)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from ...core.errors import ConfigError
@@ -77,7 +79,7 @@ class NNXModule:
         """Return the outputs, and the statistics of each layer of batch normalisation, by path."""
         from flax import nnx
 
-        values = {**self.leaves.join(parameters), **(statistics or {})}
+        values = {**self.leaves.join(parameters), **self._averages(parameters, inputs), **(statistics or {})}
         state = nnx.from_flat_state(
             [
                 (path, variable.replace(values[name]) if name in values else variable)
@@ -92,6 +94,12 @@ class NNXModule:
         found = {_name(path): variable for path, variable in nnx.to_flat_state(nnx.state(module))}
         return outputs, {name: _array(found[name]) for name in self.statistics}
 
+    def _averages(self, parameters: dict[str, Array], inputs: Tree) -> dict[str, Array]:
+        """The module's running averages, wide enough for a batch's to be written to."""
+        floats = [leaf for leaf in jax.tree.leaves((parameters, inputs)) if is_float(leaf)]
+        found = {name: _array(self.variables[name][1]) for name in self.statistics}
+        return {name: value.astype(jnp.result_type(value, *floats)) for name, value in found.items()}
+
     def chosen(self, adapt: object) -> tuple[str, ...] | None:
         """Return the paths of the parameters that a filter of NNX means."""
         from flax import nnx
@@ -99,7 +107,7 @@ class NNXModule:
         parts = adapt if isinstance(adapt, (tuple, list)) else (adapt,)
         if not parts or not all(_is_filter(part) for part in parts):
             return None
-        predicate = nnx.filterlib.to_predicate(adapt)
+        predicate = nnx.filterlib.to_predicate(adapt)  # type: ignore[arg-type]
         return tuple(name for name in self.start if predicate(*self.variables[name]))
 
 

@@ -101,8 +101,9 @@ class OwnModel(Checked):
         """The object; ConfigError if this process has none of that token."""
         if self.token not in _HELD:
             raise ConfigError(
-                f"model: expected the model {self.name!r}, which was brought by a user and is not in this process. "
-                "Hint: pass it, as in imaml.load(path, model=...), or on the command line --model FILE.py:NAME."
+                f"model: expected the model {self.name!r}, which was brought by a user and is not in this "
+                "process. Hint: pass it, as in imaml.load(path, model=...), or on the command line --model "
+                "FILE.py:NAME."
             )
         return _HELD[self.token]
 
@@ -174,12 +175,15 @@ class Functions:
         name: What messages call it.
     """
 
-    normalises: ClassVar[bool] = False
-
     initial: Callable[[Array], Tree]
     apply: Callable[[Tree, Tree], Array]
     leaves: Leaves
     name: str
+
+    @property
+    def normalises(self) -> bool:
+        """False, as there are no statistics."""
+        return False
 
     @property
     def identity(self) -> tuple:
@@ -204,8 +208,8 @@ def functions(initial: Callable[[Array], Tree], apply: Callable[[Tree, Tree], Ar
     """Return a model of two functions.
 
     Args:
-        initial: ``key -> parameters``, a pytree. Leaves that are not float arrays (whole numbers, flags, keys,
-            texts, functions) are set aside: they are constants, those of ``initial(jax.random.key(0))``.
+        initial: ``key -> parameters``, a pytree. Leaves that are not float arrays (whole numbers, flags,
+            keys, texts, functions) are constants, those of ``initial(jax.random.key(0))``.
         apply: ``(parameters, inputs) -> outputs``.
         name: What messages call it.
 
@@ -218,7 +222,7 @@ def functions(initial: Callable[[Array], Tree], apply: Callable[[Tree, Tree], Ar
     required = [one for one in inspect.signature(initial).parameters.values() if one.default is one.empty]
     if len([one for one in required if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]) != 1:
         raise ConfigError(
-            f"model: {name}: expected init(key) with one argument, got init{inspect.signature(initial)}. Hint: "
-            "bind the others, as in lambda key: init(key, shape)."
+            f"model: {name}: expected init(key) with one argument, got init{inspect.signature(initial)}. "
+            "Hint: bind the others, as in lambda key: init(key, shape)."
         )
     return Functions(initial, apply, Leaves.of(initial(jax.random.key(0)), f"model: {name}"), name)

@@ -78,8 +78,8 @@ def _selected(model: object, adapt: object, parameters: Tree, paths: list[str]) 
     if callable(adapt) and not isinstance(adapt, type):
         return _by_function(adapt, parameters, paths)
     raise ConfigError(
-        "adapt: expected None (all), a path such as 'head' or several, a tree of booleans, a function path -> bool, "
-        f"or a filter of the model's library, got {adapt!r}."
+        "adapt: expected None (all), a path such as 'head' or several, a tree of booleans, a function "
+        f"path -> bool, or a filter of the model's library, got {adapt!r}."
     )
 
 
@@ -117,6 +117,12 @@ def _by_function(function: Callable, parameters: Tree, paths: list[str]) -> Sequ
     if not all(_is_flag(flag) for flag in flags):
         raise ConfigError(f"adapt: expected a function path -> bool, got one that returns {flags[0]!r}.")
     return [path for path, flag in zip(paths, flags, strict=True) if flag]
+
+
+def _branches(path: str) -> list[str]:
+    """A path, and those of the branches that it is on."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def _related(path: str, other: str) -> bool:
