@@ -1,4 +1,4 @@
-"""Small models of each library, from 3 inputs to 2 outputs: with and without batch normalisation and dropout."""
+"""Small models of each library, from 3 inputs to 2 outputs, with and without batch normalisation."""
 
 import equinox as eqx
 import flax.linen as nn
@@ -12,7 +12,7 @@ EXAMPLE = np.zeros((1, 3), np.float32)
 
 
 class EquinoxNet(eqx.Module):
-    """As users of Equinox write it; it also holds a whole number, a flag, a text, a function and an array of keys."""
+    """As users of Equinox write it; it also holds whole numbers, keys, a flag, a text and a function."""
 
     first: eqx.nn.Linear
     norm: eqx.nn.BatchNorm

@@ -50,9 +50,7 @@ def test_forward_is_pure_under_transformations(make):
     np.testing.assert_allclose(jax.jit(loss)(theta, x), eager, rtol=1e-12)
     many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), theta)
     second = jax.tree.map(lambda leaf: 2 * leaf, theta)
-    np.testing.assert_allclose(
-        jax.vmap(loss, (0, None))(many, x), [eager, loss(second, x)], rtol=1e-12
-    )
+    np.testing.assert_allclose(jax.vmap(loss, (0, None))(many, x), [eager, loss(second, x)], rtol=1e-12)
     hessian = jax.jvp(lambda t: jax.grad(loss)(t, x), (theta,), (theta,))[1]
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in hessian.values())
 
@@ -163,9 +161,18 @@ WRONG = {
     "a class": (imaml.MLP, "got the class MLP. Hint: pass an instance."),
     "three functions": ((initial, apply, apply), "got a tuple"),
     "no floats": ((lambda key: {"n": jnp.arange(3)}, apply), "expected parameters, float arrays, got none"),
-    "complex": ((lambda key: {"n": jnp.zeros(3, complex)}, apply), "n: expected real parameters, got complex128"),
-    "two arguments": ((lambda key, shape: {}, apply), "expected init(key) with one argument, got init(key, shape)"),
-    "other rows": ((lambda key: {"w": jnp.zeros((5, 2))}, lambda p, x: x @ p["w"]), "takes rows of shape (3,)"),
+    "complex": (
+        (lambda key: {"n": jnp.zeros(3, complex)}, apply),
+        "n: expected real parameters, got complex128",
+    ),
+    "two arguments": (
+        (lambda key, shape: {}, apply),
+        "expected init(key) with one argument, got init(key, shape)",
+    ),
+    "other rows": (
+        (lambda key: {"w": jnp.zeros((5, 2))}, lambda p, x: x @ p["w"]),
+        "takes rows of shape (3,)",
+    ),
     "an error": ((initial, lambda p, x: p["missing"]), "an error (KeyError: 'missing')"),
 }
 
