@@ -108,6 +108,20 @@ def test_batch_statistics_of_other_layers_are_named():
     assert not network.normalises
 
 
+def test_a_layer_that_is_called_twice_gets_one_message():
+    class Net(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.norm(1 + 3 * self.norm(x) ** 2)
+
+    with pytest.raises(
+        imaml.ConfigError, match="Net: expected layers of batch normalisation that are each called"
+    ):
+        as_network(Net(), EXAMPLE)
+
+
 def test_a_module_without_params_gets_one_message():
     with pytest.raises(
         imaml.ConfigError, match="model: Dropout: expected parameters, float arrays, got none"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import partial
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
 from ...core.errors import ConfigError
 from ...core.tree import Tree
@@ -20,6 +24,8 @@ ADAPTERS: Mapping[str, str] = {
     "flax.linen": "linen",
     "haiku": "haiku",
 }
+TRIED = 4  # rows of a batch that batch statistics are checked on
+DIFFERENT = 0.05  # of the largest output: more than rounding in bfloat16
 EXPECTED = (
     "a network such as imaml.MLP or imaml.Conv4, functions (init, apply), or a module of Equinox, Flax or "
     "Haiku"
@@ -109,6 +115,38 @@ def _try(network: OwnModel, example: Tree) -> None:
         raise
     except Exception as error:  # a user's own code may raise anything
         raise _unfit(network.name, example, error) from error
+    if network.normalises:
+        _check_statistics(network, example)
+
+
+def _check_statistics(network: OwnModel, example: Tree) -> None:
+    """Check that outputs stay the same when a batch's own statistics are given back.
+
+    They do not if a layer of batch normalisation is called twice, as it keeps the statistics of one call.
+    """
+    draws = np.random.default_rng(0)
+
+    def batch(leaf: Array) -> Array:
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.asarray(draws.normal(size=(TRIED, *leaf.shape[1:])), leaf.dtype)
+        return jnp.repeat(jnp.asarray(leaf), TRIED, axis=0)
+
+    first, again = _twice(network, network.init(jax.random.key(0)), jax.tree.map(batch, example))
+    scale = max(float(jnp.max(jnp.abs(first))), 1e-6)
+    difference = float(jnp.max(jnp.abs(first - again))) / scale
+    if not difference < DIFFERENT:
+        raise ConfigError(
+            f"model: {network.name}: expected layers of batch normalisation that are each called once, got "
+            f"outputs that change by {difference:.2g} when a batch's own statistics are given. Hint: use one "
+            "layer for each call."
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _twice(network: OwnModel, parameters: Tree, inputs: Tree) -> tuple[Array, Array]:
+    """The outputs for a batch, and those with the statistics of the same batch given."""
+    outputs, statistics = network.forward(parameters, inputs)
+    return outputs, network.forward(parameters, inputs, statistics)[0]
 
 
 def _unfit(name: str, example: Tree, error: Exception) -> ConfigError:
