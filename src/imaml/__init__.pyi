@@ -45,6 +45,8 @@ from .domains.recipes import DomainRecipe as DomainRecipe
 from .domains.regression import linear_gaussian as linear_gaussian
 from .domains.regression import sinusoid as sinusoid
 from .domains.scenes import Scene as Scene
+from .domains.signals import GRU as GRU
+from .domains.signals import Conv1D as Conv1D
 from .domains.tables.domain import tables as tables
 from .domains.tasks.collection import Tasks as Tasks
 from .inner.base import InnerSolver as InnerSolver

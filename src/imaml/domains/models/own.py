@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from ...core.errors import ConfigError
 from ...core.fields import Checked
 from ...core.recipes import recipe
-from ...core.tree import Tree, name
+from ...core.tree import Tree
+from .leaves import Leaves, widened
 
 _HELD: dict[str, Held] = {}
 
@@ -22,7 +23,20 @@ _HELD: dict[str, Held] = {}
 class Held(Protocol):
     """A model as pure functions; what the adapters of this package make of a user's model."""
 
-    normalises: bool  # whether outputs for a row depend on the batch's statistics
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        ...
+
+    @property
+    def normalises(self) -> bool:
+        """Whether outputs for a row depend on the batch's statistics."""
+        ...
+
+    @property
+    def identity(self) -> tuple:
+        """What the model is made of, hashable: two of one class with equal identities are the same model."""
+        ...
 
     def init(self, key: Array) -> dict[str, Array]:
         """Return fresh parameters, float arrays by path.
@@ -47,6 +61,17 @@ class Held(Protocol):
 
         Returns:
             Outputs ``(n, ...)``, and the statistics, a tree.
+        """
+        ...
+
+    def chosen(self, adapt: object) -> tuple[str, ...] | None:
+        """Return the paths of the parameters that a filter of the model's library means.
+
+        Args:
+            adapt: What the user passed.
+
+        Returns:
+            Their paths; None if it is no filter of the library's own.
         """
         ...
 
@@ -76,8 +101,9 @@ class OwnModel(Checked):
         """The object; ConfigError if this process has none of that token."""
         if self.token not in _HELD:
             raise ConfigError(
-                f"model: expected the model {self.name!r}, which was brought by a user and is not in this process. "
-                "Hint: pass it, as in imaml.load(path, model=...), or on the command line --model FILE.py:NAME."
+                f"model: expected the model {self.name!r}, which was brought by a user and is not in this "
+                "process. Hint: pass it, as in imaml.load(path, model=...), or on the command line --model "
+                "FILE.py:NAME."
             )
         return _HELD[self.token]
 
@@ -113,107 +139,90 @@ class OwnModel(Checked):
         return self.held.forward(parameters, inputs, statistics)
 
 
-def hold(held: Held, name: str, token: str | None = None) -> OwnModel:
+def hold(held: Held, token: str | None = None) -> OwnModel:
     """Keep a model in this process, and return the recipe that refers to it.
 
     Args:
         held: The model.
-        name: What messages call it.
-        token: The token of a recipe that was loaded, to be found again under it; by default a new one.
+        token: The token of a recipe that was loaded, to be found again under it. By default that of an equal
+            model, so that passing a model twice compiles once, or a new one.
 
     Returns:
         The recipe.
-
-    Raises:
-        ConfigError: If its parameters are not float arrays.
     """
     shapes = jax.eval_shape(held.init, jax.random.key(0))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ConfigError(f"model: {path}: expected parameters that are floats, got {leaf.dtype}.")
     parts = sorted((path, leaf.shape, str(leaf.dtype)) for path, leaf in shapes.items())
     signature = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     if token is None:
-        token = next((known for known, other in _HELD.items() if other is held), f"{name}#{len(_HELD)}")
+        equal = (known for known, other in _HELD.items() if _key(other) == _key(held))
+        token = next(equal, f"{held.name}#{len(_HELD)}")
     _HELD[token] = held
-    return OwnModel(name, token, signature)
+    return OwnModel(held.name, token, signature)
+
+
+def _key(held: Held) -> tuple:
+    return type(held), held.identity
 
 
 @dataclass(frozen=True, eq=False)
 class Functions:
-    """A model as two functions.
+    """A model as two functions; `functions` makes it.
 
-    Args:
-        initial: ``key -> parameters``, a pytree.
+    Attributes:
+        initial: ``key -> parameters``, a pytree. Leaves that are not float arrays are constants.
         apply: ``(parameters, inputs) -> outputs``.
-        normalises: Whether outputs for a row depend on the batch.
+        leaves: The parts of the pytree.
+        name: What messages call it.
     """
 
     initial: Callable[[Array], Tree]
     apply: Callable[[Tree, Tree], Array]
-    normalises: bool = False
+    leaves: Leaves
+    name: str
+
+    @property
+    def normalises(self) -> bool:
+        """False, as there are no statistics."""
+        return False
+
+    @property
+    def identity(self) -> tuple:
+        """The two functions."""
+        return self.initial, self.apply
 
     def init(self, key: Array) -> dict[str, Array]:
-        """Return fresh parameters by path; see `Held.init`.
-
-        Args:
-            key: A random key.
-
-        Returns:
-            Float arrays by path.
-        """
-        return by_path(self.initial(key), "model: init(key)")
+        """Return fresh parameters by path."""
+        return self.leaves.select(self.initial(key))
 
     def forward(
         self, parameters: dict[str, Array], inputs: Tree, statistics: Tree = None
     ) -> tuple[Array, Tree]:
-        """Return the outputs; there are no statistics.
+        """Return the outputs; there are no statistics."""
+        return widened(self.apply(self.leaves.join(parameters), inputs)), None
 
-        Args:
-            parameters: As `init` returns them.
-            inputs: A tree of arrays ``(n, ...)``.
-            statistics: None.
-
-        Returns:
-            Outputs, and None.
-        """
-        like = jax.eval_shape(self.initial, jax.random.key(0))
-        leaves = [parameters[path] for path in paths_of(like)]
-        return self.apply(jax.tree.unflatten(jax.tree.structure(like), leaves), inputs), None
+    def chosen(self, adapt: object) -> None:
+        """Return None: functions have no filters of their own."""
 
 
-def paths_of(tree: Tree) -> list[str]:
-    """Return the paths of a tree's leaves, in their order.
+def functions(initial: Callable[[Array], Tree], apply: Callable[[Tree, Tree], Array], name: str) -> Functions:
+    """Return a model of two functions.
 
     Args:
-        tree: The tree.
+        initial: ``key -> parameters``, a pytree. Leaves that are not float arrays (whole numbers, flags,
+            keys, texts, functions) are constants, those of ``initial(jax.random.key(0))``.
+        apply: ``(parameters, inputs) -> outputs``.
+        name: What messages call it.
 
     Returns:
-        For example "layers/0/weight"; "value" of a tree that is one leaf.
-    """
-    return [name(path) or "value" for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def by_path(tree: Tree, what: str) -> dict[str, Array]:
-    """Return a tree's leaves by path.
-
-    Args:
-        tree: A tree of float arrays.
-        what: What messages call it.
-
-    Returns:
-        The arrays by path.
+        The model.
 
     Raises:
-        ConfigError: If a leaf is no float array.
+        ConfigError: If `initial` takes more than a key, or returns no float arrays.
     """
-    found = {}
-    for path, leaf in zip(paths_of(tree), jax.tree.leaves(tree), strict=True):
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            got = str(leaf.dtype) if hasattr(leaf, "dtype") else f"a {type(leaf).__name__}"
-            raise ConfigError(
-                f"{what}: {path}: expected float arrays, got {got}. Hint: keep whole numbers, flags and "
-                "functions out of the parameters."
-            )
-        found[path] = jnp.asarray(leaf)
-    return found
+    required = [one for one in inspect.signature(initial).parameters.values() if one.default is one.empty]
+    if len([one for one in required if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]) != 1:
+        raise ConfigError(
+            f"model: {name}: expected init(key) with one argument, got init{inspect.signature(initial)}. "
+            "Hint: bind the others, as in lambda key: init(key, shape)."
+        )
+    return Functions(initial, apply, Leaves.of(initial(jax.random.key(0)), f"model: {name}"), name)
