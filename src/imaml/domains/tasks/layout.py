@@ -143,6 +143,19 @@ class ArraySpec(Checked):
             array = (array - np.array(self.mean)) / np.array(self.scale)
         return finite_numbers(array, name).astype(np.float32)  # in units of a small scale it may be large
 
+    def units(self, coded: np.ndarray) -> np.ndarray:
+        """Return coded values in the user's units.
+
+        Args:
+            coded: What `code` returned.
+
+        Returns:
+            float64, or whole numbers; images stay numbers from 0 to 1.
+        """
+        if not self.mean:
+            return coded
+        return np.asarray(coded, np.float64) * np.array(self.scale) + np.array(self.mean)
+
     def example(self) -> Array:
         """Return one blank row, coded, ``(1, *shape)``."""
         return jnp.zeros((1, *self.shape), jnp.int32 if self.form == "int" else jnp.float32)
@@ -165,6 +178,16 @@ class TaskLayout(Checked):
     target: ArraySpec | None = None
     levels: tuple[Level, ...] | None = None
 
+    @property
+    def skeleton(self) -> Json:
+        """The structure as JSON that was read."""
+        return json.loads(self.structure)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the inputs' arrays; that of a single one is empty."""
+        return names_of(self.skeleton)
+
     def code(self, x: Tree, name: str = "x") -> Tree:
         """Return a user's inputs as the network takes them.
 
@@ -178,7 +201,7 @@ class TaskLayout(Checked):
         Raises:
             DataError: If the tree or an array does not fit.
         """
-        wanted = names_of(json.loads(self.structure))
+        wanted = self.names
         named = leaves_by_name(x, name)
         if sorted(named) != sorted(wanted):
             raise DataError(f"{name}: expected {_plural(wanted)}, got {_plural(list(named))}.")
@@ -187,11 +210,11 @@ class TaskLayout(Checked):
             for key, spec in zip(wanted, self.inputs, strict=True)
         ]
         rows_alike(dict(zip(wanted, coded, strict=True)), name)
-        return assemble(json.loads(self.structure), coded.__getitem__)
+        return assemble(self.skeleton, coded.__getitem__)
 
     def example(self) -> Tree:
         """Return one blank row of inputs, coded; leaves ``(1, ...)``."""
-        return assemble(json.loads(self.structure), lambda i: self.inputs[i].example())
+        return assemble(self.skeleton, lambda i: self.inputs[i].example())
 
     def numbers(self, y: object, name: str = "y") -> np.ndarray:
         """Return targets that are numbers, coded.
@@ -329,6 +352,30 @@ def assemble(skeleton: Json, leaf: Callable[[int], Tree]) -> Tree:
     if isinstance(skeleton, list):
         return tuple(assemble(item, leaf) for item in skeleton)
     return leaf(skeleton)
+
+
+def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Tree]:
+    """Return arrays named by their paths as a tree.
+
+    Args:
+        arrays: For example of "y", "x/left" and "x/right".
+
+    Returns:
+        Nested dicts; tuples where all names of a level are 0, 1, ...
+    """
+    below: dict[str, dict[str, np.ndarray]] = {}
+    found: dict[str, Tree] = {}
+    for path, array in arrays.items():
+        first, _, rest = path.partition("/")
+        if rest:
+            below.setdefault(first, {})[rest] = array
+        else:
+            found[first] = array
+    for first, inner in below.items():
+        tree = nested(inner)
+        numbers = [str(i) for i in range(len(tree))]
+        found[first] = tuple(tree[i] for i in numbers) if sorted(tree) == sorted(numbers) else tree
+    return found
 
 
 def rows_alike(arrays: Mapping[str, np.ndarray], name: str) -> int:
