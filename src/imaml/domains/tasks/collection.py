@@ -438,6 +438,9 @@ def _pairs(item: object, name: str) -> list[tuple[Tree, object]]:
 
 
 def _joined(name: str, arrays: Sequence[np.ndarray], pieces: Sequence[_Piece]) -> np.ndarray:
+    """The rows of all pieces; where some have rows of one number as a column, all have."""
+    if any(array.shape[1:] == (1,) for array in arrays):
+        arrays = [array[:, None] if array.ndim == 1 else array for array in arrays]
     for array, piece in zip(arrays, pieces, strict=True):
         if array.shape[1:] != arrays[0].shape[1:]:
             raise DataError(

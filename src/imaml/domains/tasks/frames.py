@@ -57,7 +57,7 @@ def numbers_of(frame: object, features: Sequence[str]) -> np.ndarray:
     strange = [name for name, array in arrays.items() if array.dtype.kind not in "fiub"]
     if strange:
         column = arrays[strange[0]]
-        example = f", for example {column[0]!r}" if len(column) else ""
+        example = f", for example {column[:1].tolist()[0]!r}" if len(column) else ""
         raise DataError(
             f"columns: expected numbers, got others in {some_of(strange)} ({column.dtype}{example}). Hint: "
             "name the columns to use, features=[...], or choose imaml.tables, which codes categories."
