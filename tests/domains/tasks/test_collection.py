@@ -54,7 +54,9 @@ def test_weights_and_offsets_go_with_their_rows():
     np.testing.assert_array_equal(tasks.offset, -tasks.targets)
     with pytest.raises(DataError, match=r"weights: expected numbers of at least 0, got -5"):
         Tasks.from_arrays(X, Y, groups, weights=-Y)
-    with pytest.raises(DataError, match=r"tasks: expected arrays with the same number of rows, got .* 5 of offset"):
+    with pytest.raises(
+        DataError, match=r"tasks: expected arrays with the same number of rows, got .* 5 of offset"
+    ):
         Tasks.from_arrays(X, Y, groups, offset=Y[:5])
 
 
@@ -64,7 +66,9 @@ def test_inputs_are_trees():
     assert tasks.structure == '{"about": [0, 1], "image": 2}'
     assert [array.shape for array in tasks.inputs] == [(6, 2), (6,), (6, 4, 4)]
     assert tasks.inputs[2].dtype == np.uint8
-    with pytest.raises(DataError, match=re.escape("x: expected arrays with the same number of rows, got 6 of a, 5 of b")):
+    with pytest.raises(
+        DataError, match=re.escape("x: expected arrays with the same number of rows, got 6 of a, 5 of b")
+    ):
         Tasks.from_arrays({"a": X, "b": Y[:5]}, Y, GROUPS["texts"])
 
 
@@ -137,9 +141,7 @@ COLUMNS = {
 @pytest.mark.parametrize("kind", FRAMES)
 def test_frames(kind):
     frame = FRAMES[kind](COLUMNS)
-    tasks = Tasks.from_frame(
-        frame, "person", "score", weights="times", offset="log_exposure", split="part"
-    )
+    tasks = Tasks.from_frame(frame, "person", "score", weights="times", offset="log_exposure", split="part")
     assert tasks.frame == ("person", "score", ("day", "late"), "times", "log_exposure")
     assert tasks.names == ("a", "b")
     np.testing.assert_array_equal(tasks.inputs[0], [[5, 1], [5, 0], [3, 0], [9, 1]])
@@ -155,7 +157,9 @@ def test_frames(kind):
 def test_all_columns_that_do_not_fit_are_named_at_once(kind):
     table = {"a": ["x", "y"], "b": [1.0, np.nan], "c": [np.nan, np.nan], "d": ["u", "v"], "e": [1, 2]}
     frame = FRAMES[kind](table)
-    with pytest.raises(DataError, match=r"columns: expected numbers, got others in a, d \(.*'x'\)\. Hint: .*features="):
+    with pytest.raises(
+        DataError, match=r"columns: expected numbers, got others in a, d \(.*'x'\)\. Hint: .*features="
+    ):
         numbers_of(frame, list("abcde"))
     with pytest.raises(DataError, match=r"missing cells \(1 in 'b', 2 in 'c'\), the first in row 0"):
         numbers_of(frame, list("bce"))

@@ -28,7 +28,11 @@ EVERY = np.ones(4, bool)
 
 def test_layouts_go_to_json_and_back():
     layout = TaskLayout(
-        (ArraySpec((2,), "float", (1.5, -2.0), (3.0, 1.0)), ArraySpec((4, 4, 1), "bytes"), ArraySpec((3,), "int")),
+        (
+            ArraySpec((2,), "float", (1.5, -2.0), (3.0, 1.0)),
+            ArraySpec((4, 4, 1), "bytes"),
+            ArraySpec((3,), "int"),
+        ),
         '{"a": 0, "b": [1, 2]}',
         None,
         ("x", 1, 2.5, True),
@@ -102,7 +106,10 @@ def test_all_numbers_are_accepted(dtype):
         (np.zeros((0, 3)), r"x: expected at least one row and one column, got shape \(0, 3\)"),
         (np.zeros((3, 0)), r"x: expected at least one row and one column, got shape \(3, 0\)"),
         ((i for i in range(3)), r"x: expected an array of numbers, got objects \(generator\)"),
-        (np.ma.array([1.0, 2.0], mask=[True, False]), "x: expected numbers in all rows, got 1 that are masked"),
+        (
+            np.ma.array([1.0, 2.0], mask=[True, False]),
+            "x: expected numbers in all rows, got 1 that are masked",
+        ),
     ],
 )
 def test_what_is_no_array_of_numbers_is_refused(values, says):
@@ -112,7 +119,11 @@ def test_what_is_no_array_of_numbers_is_refused(values, says):
 
 @pytest.mark.parametrize(
     ("value", "says"),
-    [(np.nan, "finite numbers, got nan"), (np.inf, "finite numbers, got inf"), (1e39, "float32 can hold, got 1e[+]39")],
+    [
+        (np.nan, "finite numbers, got nan"),
+        (np.inf, "finite numbers, got inf"),
+        (1e39, "float32 can hold, got 1e[+]39"),
+    ],
 )
 def test_numbers_that_are_not_finite_are_named_by_row(value, says):
     with pytest.raises(DataError, match=f"x: expected .*{says} in row 2 \\(1 in all\\)"):
@@ -162,7 +173,9 @@ def test_other_trees_are_refused():
         layout.code({"a": [1.0], "c": [2.0]})
     with pytest.raises(DataError, match="x: expected the arrays a, b, got one array"):
         layout.code([1.0])
-    with pytest.raises(DataError, match="x: expected arrays with the same number of rows, got 1 of a, 2 of b"):
+    with pytest.raises(
+        DataError, match="x: expected arrays with the same number of rows, got 1 of a, 2 of b"
+    ):
         layout.code({"a": [1.0], "b": [2.0, 3.0]})
     with pytest.raises(DataError, match="x: expected a dict whose keys are texts, got 1"):
         layout.code({1: [1.0]})

@@ -122,7 +122,8 @@ class TasksInterface(DomainBase):
         if not normalises(recipe.model):  # copies of rows would change the statistics
             batch = padded(batch, bucket(rows))
             batch[2][rows:] = 0
-        return Encoded(Rows(*jax.tree.map(jnp.asarray, batch)), classes)
+        # `device_put`, as `jnp.asarray` compiles a program for each shape.
+        return Encoded(Rows(*jax.device_put(batch)), classes)
 
     def _targets(self, y: Tree) -> tuple[np.ndarray, np.ndarray | None]:
         """Coded targets, and the classes that they are of, if they are classes."""
