@@ -337,7 +337,13 @@ def _targets(
     if tasks.targets is None:
         return None, None, None
     if row.targets == "classes":
-        labels = labels_of(tasks.targets, "y")
+        given = tasks.targets
+        if given.dtype.kind == "f" and (broken := given[given != np.round(given)]).size:
+            raise DataError(
+                f"y: expected classes with loss={row.kind!r}, got real numbers, such as {broken[0]:g}. Hint: "
+                "for numbers choose loss='squared'."
+            )
+        labels = labels_of(given, "y")
         levels = levels_of(labels)
         if len(levels) < 2 or len(levels) > 1000:
             raise DataError(
