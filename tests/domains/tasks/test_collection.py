@@ -142,7 +142,7 @@ COLUMNS = {
 def test_frames(kind):
     frame = FRAMES[kind](COLUMNS)
     tasks = Tasks.from_frame(frame, "person", "score", weights="times", offset="log_exposure", split="part")
-    assert tasks.frame == ("person", "score", ("day", "late"), "times", "log_exposure")
+    assert tasks.frame == ("person", ("score",), ("day", "late"), "times", "log_exposure")
     assert tasks.names == ("a", "b")
     np.testing.assert_array_equal(tasks.inputs[0], [[5, 1], [5, 0], [3, 0], [9, 1]])
     np.testing.assert_array_equal(tasks.targets, [1, 3, 2, 4])
@@ -203,3 +203,18 @@ def test_groups_in_no_split_are_named():
 def test_split_names_are_checked():
     with pytest.raises(ConfigError, match=r"split: expected one of .*, got 'valid'.*'validation'"):
         Tasks.from_arrays(X, Y, GROUPS["texts"], split={"train": ["a"], "valid": ["b"]})
+
+
+def test_frames_of_several_targets():
+    frame = {"who": [1, 1, 2, 2], "a": [1.0, 2, 3, 4], "y": [0.0, 1, 2, 3], "z": [5, 6, 7, 8]}
+    tasks = Tasks.from_frame(frame, "who", ["y", "z"])
+    assert tasks.frame.targets == ("y", "z")
+    np.testing.assert_array_equal(tasks.targets, np.stack([frame["y"], frame["z"]], 1))
+
+
+def test_objects_that_are_numbers_are_numbers():
+    frame = pd.DataFrame({"a": [1.5, 2.5], "b": [True, False], "c": [1, 2]})
+    assert frame.to_numpy().dtype == object
+    tasks = Tasks.from_arrays(frame, np.array([1, 2], dtype=object), [0, 1])
+    np.testing.assert_array_equal(tasks.inputs[0], [[1.5, 1, 1], [2.5, 0, 2]])
+    assert tasks.targets.dtype == float

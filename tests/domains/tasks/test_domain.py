@@ -76,6 +76,9 @@ def few(name):
         frame = {"who": GROUPS, "a": X[:, 0], "b": X[:, 1], "t": SHIFT, "n": COUNTS}
         made = Tasks.from_frame(frame, "who", "n", ["a", "b"], offset="t")
         return made, {"model": "linear", "loss": "poisson", "order": "first"}
+    if name == "frame of two targets":
+        frame = {"who": GROUPS, "a": X[:, 0], "y": Y, "z": -Y, "times": np.exp(SHIFT)}
+        return Tasks.from_frame(frame, "who", ["y", "z"], weights="times"), {"model": "linear"}
     if name == "trees":
         inputs = {"x": X, "which": RANDOM.integers(0, 5, ROWS)}
         return Tasks.from_arrays(inputs, classes, GROUPS), {"model": tree_model()}
@@ -88,7 +91,7 @@ def few(name):
 
 KINDS = [
     *("numbers", "several targets", "classes", "binary", "ordinal", "counts", "overdispersed counts"),
-    *("given supports", "frame", "trees", "episodes", "images"),
+    *("given supports", "frame", "frame of two targets", "trees", "episodes", "images"),
 ]
 METHOD = Method(strength=1.0, inner=imaml.GradientDescent(0.02, steps=2), linear=imaml.CG(steps=2))
 

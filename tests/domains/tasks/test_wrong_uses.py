@@ -13,6 +13,7 @@ import pytest
 
 from imaml.config.methods import Method
 from imaml.core.errors import ImamlError
+from imaml.domains.networks import MLP
 from imaml.domains.tasks.collection import Tasks
 from imaml.inner.gradient import GradientDescent
 from imaml.linear.cg import CG
@@ -192,6 +193,10 @@ CONSTRUCTORS = {
         "expected at least one row",
     ),
     "no folder": (lambda: Tasks.from_folder("/no/such/folder"), "expected a folder .*, got no such folder"),
+    "a path that is None": (
+        lambda: Tasks.from_folder(None),
+        "path: expected the path of a folder, got a NoneType",
+    ),
     "a side of 0": (
         lambda: Tasks.from_folder("/", side=0),
         "side: expected a whole number of at least 1, got 0",
@@ -315,6 +320,24 @@ FITS = {
         lambda: run(model=(init, lambda p, x: jnp.sum(x @ p["w"], 0))),
         r"got shape \(1,\)",
     ),
+    "a model whose init fails": (
+        lambda: run(model=(lambda key: 1 / 0, apply)),
+        "fit: model: .* got an error .ZeroDivisionError: division by zero",
+    ),
+    "a model whose init takes no key": (
+        lambda: run(model=(lambda: {}, apply)),
+        "fit: model: .* got an error .TypeError",
+    ),
+    "a model without parameters": (
+        lambda: run(model=(lambda key: {}, lambda p, x: x[:, :1])),
+        "model: expected a model with parameters to learn, got one without",
+    ),
+    "a model of whole numbers": (
+        lambda: run(model=(lambda key: {"w": jnp.ones((2, 1), int)}, apply)),
+        "model: .* got int",
+    ),
+    "a class for a model": (lambda: run(model=MLP), "model: "),
+    "a network of other inputs": (lambda: run(model=MLP((5, 1))), "fit: model: .* got an error .TypeError"),
     "several arrays without a model": (
         lambda: run(make(x={"a": X, "b": X}), model=None),
         "fit: model: expected a model, as inputs are several arrays, got None",

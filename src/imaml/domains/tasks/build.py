@@ -128,7 +128,7 @@ def domain_of(
         asked,
         order,  # type: ignore[arg-type]
         count,
-        () if tasks.frame is None else (tasks.frame.task, tasks.frame.target, *tasks.frame.features),
+        () if tasks.frame is None else (tasks.frame.task, *tasks.frame.targets, *tasks.frame.features),
         "" if tasks.offset is None else "offset" if tasks.frame is None else tasks.frame.offset,
         "" if tasks.weights is None else "weights" if tasks.frame is None else tasks.frame.weights,
     )
@@ -395,7 +395,19 @@ def _network(model: object, layout: TaskLayout, row: RowLoss, wanted: int, chose
         return MLP((*shape, HIDDEN, HIDDEN, outputs) if model == "mlp" else (*shape, outputs))
     if model == "conv4":
         return Conv4(outputs, 64, shape[0], shape[2])
-    return as_network(model, layout.example())
+    try:
+        return as_network(model, layout.example())
+    except ImamlError:
+        raise
+    except Exception as error:  # whatever the user's functions raise
+        raise _model_error("a model", error) from error
+
+
+def _model_error(wanted: str, error: Exception) -> ConfigError:
+    """The error on a model whose functions raise one."""
+    lines = str(error).strip().splitlines()
+    told = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return ConfigError(f"fit: model: expected {wanted}, got an error ({told}).")
 
 
 def _check_outputs(recipe: TasksRecipe, wanted: int) -> None:
@@ -409,12 +421,10 @@ def _check_outputs(recipe: TasksRecipe, wanted: int) -> None:
     except ImamlError:
         raise
     except Exception as error:  # whatever a user's function raises
-        lines = str(error).strip().splitlines()
         shapes = ", ".join(str((rows, *spec.shape)) for spec in recipe.layout.inputs)
-        raise ConfigError(
-            f"fit: model: expected a model that takes inputs of shape {shapes}, got an error "
-            f"({type(error).__name__}: {lines[0] if lines else ''})."
-        ) from error
+        raise _model_error(f"a model that takes inputs of shape {shapes}", error) from error
+    if not jax.tree.leaves(parameters):
+        raise ConfigError("fit: model: expected a model with parameters to learn, got one without.")
     own = isinstance(row, Own)
     outputs = row.outputs_for(wanted)
     shape = getattr(found, "shape", None)

@@ -19,6 +19,7 @@ from ...problems.base import Task
 from ..base import SPLITS
 from .frames import columns_of, numbers_of, warn_of_row_numbers
 from .layout import (
+    NUMBERS,
     Level,
     as_array,
     assemble,
@@ -35,14 +36,14 @@ class Frame(NamedTuple):
 
     Attributes:
         task: The column that names the tasks.
-        target: The column to be predicted.
-        features: The columns to predict it from.
+        targets: The columns to be predicted.
+        features: The columns to predict them from.
         weights: The column that says how many times a row counts, or empty.
         offset: The column that is added to each row's first output, or empty.
     """
 
     task: str
-    target: str
+    targets: tuple[str, ...]
     features: tuple[str, ...]
     weights: str = ""
     offset: str = ""
@@ -230,7 +231,7 @@ class Tasks:
         cls,
         frame: Tree,
         task: str,
-        target: str,
+        target: str | Sequence[str],
         features: Sequence[str] | None = None,
         *,
         weights: str | None = None,
@@ -242,7 +243,7 @@ class Tasks:
         Args:
             frame: The data frame.
             task: The column whose values name the tasks.
-            target: The column to be predicted.
+            target: The column to be predicted, or several columns of numbers.
             features: The columns to predict it from; by default all others, which must be numbers. A warning
                 names those that only count the rows, such as the index that pandas writes to a file.
             weights: The column that says how many times a row counts.
@@ -268,7 +269,8 @@ class Tasks:
         optional = {"weights": weights, "offset": offset, "split": split}
         if isinstance(features, str):
             features = [features]
-        used = [task, target, *(name for name in optional.values() if name is not None)]
+        targets = [target] if isinstance(target, str) else list(target)
+        used = [task, *targets, *(name for name in optional.values() if name is not None)]
         for name in [*used, *(features or ())]:
             if name not in columns:
                 raise DataError(not_one_of("column", name, list(columns)))
@@ -280,7 +282,7 @@ class Tasks:
             raise DataError(f"features: expected columns without another use, got {some_of(twice)} twice.")
         if not chosen:
             raise DataError(
-                f"features: expected at least one column besides {task!r} and {target!r}, got none."
+                f"features: expected at least one column besides {some_of([task, *targets])}, got none."
             )
         inputs = numbers_of(frame, chosen)
         if features is None:
@@ -288,13 +290,13 @@ class Tasks:
         values = {key: None if name is None else columns[name] for key, name in optional.items()}
         made = cls.from_arrays(
             inputs,
-            columns[target],
+            columns[targets[0]] if len(targets) == 1 else numbers_of(frame, targets),
             columns[task],
             weights=values["weights"],
             offset=values["offset"],
             split=values["split"],
         )
-        used_as = Frame(task, target, chosen, weights or "", offset or "")
+        used_as = Frame(task, tuple(targets), chosen, weights or "", offset or "")
         return replace(made, frame=used_as, source=f"a table of {len(inputs)} rows")
 
     @classmethod
@@ -319,6 +321,8 @@ class Tasks:
         """
         from .folders import read_classes  # late, as it imports what reads images
 
+        if not isinstance(path, (str, Path)):
+            raise DataError(f"path: expected the path of a folder, got a {type(path).__name__}.")
         require_whole("Tasks.from_folder", 1, side=side)
 
         images, labels, split = read_classes(Path(path), side, 3 if colour else 1)
@@ -395,7 +399,8 @@ def _targets(y: object, name: str = "y") -> np.ndarray:
         array = np.asarray(y)
     except (ValueError, TypeError) as error:
         raise DataError(f"{name}: expected one array, got rows of different shapes.") from error
-    if array.dtype.kind in "OUS":
+    numbers = array.dtype.kind == "O" and all(isinstance(item, NUMBERS) for item in array.ravel())
+    if array.dtype.kind in "OUS" and not numbers:
         return np.array(labels_of(y, name), dtype=object)
     array = as_array(array, name)
     if array.dtype.kind == "f":

@@ -43,7 +43,7 @@ class TasksRecipe(DomainRecipe):
         queries: The most rows of a query set.
         order: Whether a support set's rows are "random" ones of the task, or its "first".
         ways: Classes of an episode; 0 if groups are tasks.
-        columns: The columns of the data frame: task, target and features; empty for arrays.
+        columns: The columns of the data frame: task, targets and features; empty for arrays.
         offset: The data frame's column of offsets, "offset" for arrays with offsets, or empty for none.
         weights: The data frame's column of weights, "weights" for arrays with weights, or empty for none.
         quantiles: Of the absolute errors of validation rows in predicted standard deviations, at the levels

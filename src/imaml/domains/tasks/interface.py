@@ -179,19 +179,23 @@ class TasksInterface(DomainBase):
             columns = columns_of(x)
             if not columns:
                 return Given(x)
-            _, target, *features = recipe.columns
-            found = {
-                name: columns[name] for name in (target, recipe.offset, recipe.weights) if name in columns
-            }
-            return Given(
-                numbers_of(x, features),
-                found.get(target),
-                found.get(recipe.offset),
-                found.get(recipe.weights),
-            )
+            targets, features = self._columns
+            answered = all(name in columns for name in targets)
+            y = None
+            if answered:
+                y = columns[targets[0]] if len(targets) == 1 else numbers_of(x, targets)
+            extra = (columns.get(name) for name in (recipe.offset, recipe.weights))
+            return Given(numbers_of(x, features), y, *extra)
         if isinstance(x, Mapping) and "x" in x and set(x) <= set(PARTS) and not self._is_inputs(x):
             return Given(**x)
         return Given(x)
+
+    @property
+    def _columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The data frame's columns of targets and of features."""
+        target = self.recipe.layout.target
+        count = 1 if target is None else int(np.prod(target.shape))
+        return self.recipe.columns[1 : 1 + count], self.recipe.columns[1 + count :]
 
     def _is_inputs(self, x: Mapping[str, Tree]) -> bool:
         """Whether a dict is one of the run's inputs, which may have the names of `PARTS`."""
@@ -320,23 +324,30 @@ class TasksInterface(DomainBase):
             spec.units(named[name][kept])
             for name, spec in zip(recipe.layout.names, recipe.layout.inputs, strict=True)
         ]
+        targets, features = self._columns
         if recipe.columns:
-            found = dict(zip(recipe.columns[2:], values[0].T, strict=True))
+            found = dict(zip(features, values[0].T, strict=True))
         else:
-            found = {
-                f"x/{name}" if name else "x": value
-                for name, value in zip(recipe.layout.names, values, strict=True)
-            }
+            names = [f"x/{name}" if name else "x" for name in recipe.layout.names]
+            found = dict(zip(names, values, strict=True))
         if answered:
-            targets = np.asarray(rows.targets)[kept]
-            levels = recipe.layout.levels
-            y = targets if levels is None else np.array(levels)[targets]
-            found[recipe.columns[1] if recipe.columns else "y"] = y if self.classes else self.units(y)
+            found |= self._answered(np.asarray(rows.targets)[kept], targets)
             if recipe.weights:
                 found[recipe.weights] = np.asarray(rows.weights)[kept]
         if rows.offset is not None:
             found[recipe.offset] = np.asarray(rows.offset)[kept]
         return found
+
+    def _answered(self, targets: np.ndarray, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Coded targets in the user's units, by the name of their array or of their columns."""
+        levels = self.recipe.layout.levels
+        if self.classes:
+            y = targets if levels is None else as_classes(levels)[targets]
+        else:
+            y = self.units(targets)
+        if len(columns) > 1:
+            return dict(zip(columns, y.T, strict=True))
+        return {columns[0] if columns else "y": y}
 
     def answers(self, predictor: Predicts, support: Tree, query: Tree, uncertainty: bool = False) -> Answers:
         """Return an answer for each row of the query, with its probability or interval."""

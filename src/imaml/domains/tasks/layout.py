@@ -20,6 +20,7 @@ from ...core.tree import Tree
 from ...core.validation import not_one_of, some_of
 
 Level = str | int | float | bool  # a class as the user names it
+NUMBERS = (int, float, np.number, np.bool_)
 
 
 class Rows(NamedTuple):
@@ -45,7 +46,7 @@ class Rows(NamedTuple):
         return self.targets
 
 
-@recipe()
+@recipe(fresh={"shape": (1,)})
 @dataclass(frozen=True)
 class ArraySpec(Checked):
     """What one array of rows must be, and how it is coded.
@@ -161,7 +162,7 @@ class ArraySpec(Checked):
         return jnp.zeros((1, *self.shape), jnp.int32 if self.form == "int" else jnp.float32)
 
 
-@recipe()
+@recipe(fresh={"inputs": (ArraySpec((1,)),)})
 @dataclass(frozen=True)
 class TaskLayout(Checked):
     """What a run has fixed of its tasks' arrays.
@@ -423,6 +424,8 @@ def as_array(values: object, name: str) -> np.ndarray:
             f"{name}: expected numbers in all rows, got {np.ma.count_masked(values)} that are masked. Hint: "
             "drop these rows, or fill them in."
         )
+    if array.dtype.kind == "O" and array.size and all(isinstance(item, NUMBERS) for item in array.ravel()):
+        array = array.astype(np.float64)  # as of a data frame's columns of several kinds
     if array.dtype.kind == "O":
         kinds = sorted({type(item).__name__ for item in array.ravel()[:1000]})
         raise DataError(

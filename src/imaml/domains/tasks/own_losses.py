@@ -45,7 +45,7 @@ class Own(RowLoss):
         return _HELD[self.token]
 
 
-@recipe("loss")
+@recipe("loss", fresh={"name": "loss", "token": "loss#0"})
 @dataclass(frozen=True)
 class OwnLoss(Own):
     """A function of the user's own, ``(outputs, targets) -> (n,)``; made by `hold_loss`.
@@ -76,7 +76,7 @@ class OwnLoss(Own):
         return found
 
 
-@recipe("loss")
+@recipe("loss", fresh={"name": "density", "token": "density#0"})
 @dataclass(frozen=True)
 class OwnDensity(Own):
     """A log density of the user's own; made by `hold_loss` of an `imaml.Density`.
