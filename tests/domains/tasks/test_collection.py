@@ -206,7 +206,7 @@ def test_split_names_are_checked():
 
 
 def test_frames_of_several_targets():
-    frame = {"who": [1, 1, 2, 2], "a": [1.0, 2, 3, 4], "y": [0.0, 1, 2, 3], "z": [5, 6, 7, 8]}
+    frame = {"who": [1, 1, 2, 2], "a": [1.0, 5, 3, 4], "y": [0.0, 1, 2, 3], "z": [5, 6, 7, 8]}
     tasks = Tasks.from_frame(frame, "who", ["y", "z"])
     assert tasks.frame.targets == ("y", "z")
     np.testing.assert_array_equal(tasks.targets, np.stack([frame["y"], frame["z"]], 1))

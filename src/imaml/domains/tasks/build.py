@@ -86,6 +86,16 @@ def domain_of(
 
     Warns:
         RuntimeWarning: If groups are too small, and excluded.
+
+    Example:
+        >>> import numpy as np
+        >>> groups = np.repeat(np.arange(10), 6)
+        >>> tasks = Tasks.from_arrays(np.arange(60.0) % 7, np.arange(60.0) % 5, groups)
+        >>> domain, chosen = domain_of(tasks, "linear", shots=2)
+        >>> domain.size("train"), domain.recipe.support, domain.recipe.queries
+        (6, 2, 4)
+        >>> [choice.name for choice in chosen]
+        ['loss']
     """
     if not isinstance(tasks, Tasks):
         raise ConfigError(

@@ -180,6 +180,10 @@ def loss_of(loss: str | RowLoss | Density | Callable[[Array, Array], Array]) -> 
 
     Raises:
         ConfigError: If it is none of these.
+
+    Example:
+        >>> loss_of("poisson").outputs_for(1), loss_of("negative_binomial").outputs_for(1)
+        (1, 2)
     """
     if isinstance(loss, RowLoss):
         return loss
