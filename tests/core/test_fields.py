@@ -125,7 +125,8 @@ def test_types_without_intervals():
 
 
 # Deliberately unchecked: any recipe that has registered for a role may be there; `learned` makes a Learned.
-UNCHECKED = {"InnerSolver", "LinearSolver", "MethodRecipe", "DomainRecipe", "Any", "Learned"}
+ROLES = {"InnerSolver", "LinearSolver", "MethodRecipe", "DomainRecipe", "Network", "RowLoss"}
+UNCHECKED = {*ROLES, "Any", "Learned"}
 
 
 def understood(hint):

@@ -139,7 +139,9 @@ def elsewhere(tmp_path_factory):
 
 def test_every_registered_domain_is_held_to_the_laws():
     ours = {name for name, kind in kinds_of("domain").items() if kind.__module__.startswith("imaml.")}
-    assert {type(recipe).__name__ for recipe in TINY} == ours
+    # The recipe of a user's own tasks does not hold them: tests/domains/tasks holds domains made of tasks to
+    # the same laws.
+    assert {type(recipe).__name__ for recipe in TINY} == ours - {"TasksRecipe"}
     assert len(ours) >= 12
 
 

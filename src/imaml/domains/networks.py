@@ -61,7 +61,7 @@ def init_each(key: Array, **networks: Network) -> dict[str, Tree]:
     return {name: network.init(one) for (name, network), one in zip(networks.items(), keys, strict=True)}
 
 
-@recipe("network")
+@recipe("network", fresh={"ways": 5})
 @dataclass(frozen=True)
 class Conv4(Checked):
     """The four-layer convolutional network of few-shot learning, with strided convolutions.
@@ -183,7 +183,7 @@ def _patches(x: Array) -> Array:
     return jnp.concatenate(slices, axis=-1)
 
 
-@recipe("network")
+@recipe("network", fresh={"sizes": (1, 40, 1)})
 @dataclass(frozen=True)
 class MLP(Checked):
     """A multilayer perceptron; for sinusoids 1-40-40-1 with ReLU, as in MAML (Finn et al. 2017, section 5.1).

@@ -1,7 +1,7 @@
 """Negative log likelihoods of a task's rows, which are sums.
 
 A model's loss object has `outputs(phi, batch)` and `cost(outputs, batch)`, as for Gauss-Newton curvature. Its
-attribute `likelihood` declares the distribution of a row, a `Gaussian()`, a `Categorical()` or a `Density(...)`:
+attribute `likelihood` declares the distribution of a row: a `Gaussian()`, `Categorical()` or `Density(...)`:
 
     kind "gaussian"      outputs (n,) or (n, k), like `batch.targets`; noise variance in their squared units
     kind "categorical"   outputs (n, ways), logits; `batch.labels` (n,), whole numbers
@@ -29,7 +29,7 @@ from jax.typing import DTypeLike
 from ..core import tree
 from ..core.errors import ConfigError
 from ..core.tree import Tree
-from ..core.validation import require_number
+from ..core.validation import require_function, require_number
 from .losses import CompositeLoss
 from .precision import Learned, Theta, logs_in
 
@@ -187,9 +187,17 @@ class Categorical:
 class Density:
     """Rows with a log density of one's own.
 
+    The functions are hashable, and take what belongs to one row. With `mean` and `draw` a run predicts
+    targets and simulates their intervals; without, it predicts outputs.
+
     Args:
-        log_density: ``(outputs (k,), target (...)) -> log p(target)``, a scalar, for one row; hashable, and
-            twice differentiable in the outputs.
+        log_density: ``(outputs (k,), target (...)) -> log p(target)``, a scalar, twice differentiable in the
+            outputs.
+        mean: ``outputs (k,) -> the expected target (...)``, or None.
+        draw: ``(key, outputs (k,)) -> a random target (...)``, or None.
+
+    Raises:
+        ConfigError: If one is no function.
 
     Example:
         >>> import jax.numpy as jnp
@@ -200,7 +208,16 @@ class Density:
     """
 
     log_density: Callable[[Array, Array], Array]
+    mean: Callable[[Array], Array] | None = None
+    draw: Callable[[Array, Array], Array] | None = None
     kind: ClassVar[str] = "density"
+
+    def __post_init__(self) -> None:
+        """Check that what was given are functions (ConfigError)."""
+        for name in ("log_density", "mean", "draw"):
+            value = getattr(self, name)
+            if value is not None or name == "log_density":
+                require_function(f"Density: {name}", value)
 
     def cost(self, outputs: Array, batch: Tree, noise: Array | None = None) -> Array:
         """Compute the negative log likelihood -sum_i w_i log p(y_i | z_i).
@@ -273,8 +290,8 @@ class NegativeLogLikelihood(CompositeLoss):
 
     Attributes:
         model: The loss whose `outputs` and `likelihood` it takes.
-        noise: The noise variance of Gaussian rows: a number, None for categorical rows, or `learned(...)`,
-            whose value is part of theta (see `given`).
+        noise: The noise variance of Gaussian rows: a number, None for other rows, or `learned(...)`, whose
+            value is part of theta (see `given`).
     """
 
     model: CompositeLoss
@@ -365,8 +382,9 @@ class NegativeLogLikelihood(CompositeLoss):
     def score(self, query_loss: Callable) -> Callable:
         """Return the validation loss: the mean negative log likelihood of a query row.
 
-        For categorical rows it is the query loss, which is a cross-entropy, and for a density, too. For Gaussian rows a squared error
-        would not depend on the noise variance, so the likelihood's own mean takes its place.
+        For categorical rows and those of a density it is the query loss, which is of that kind already. For
+        Gaussian rows a squared error would not depend on the noise variance, so the likelihood's own mean
+        takes its place.
 
         Args:
             query_loss: (phi, theta, batch) -> scalar.
@@ -422,8 +440,8 @@ def likelihood(loss: CompositeLoss, noise: float | Learned | None = None) -> Neg
     if not isinstance(declared, Gaussian | Categorical | Density) or not hasattr(loss, "outputs"):
         raise ConfigError(
             "likelihood: loss: expected an object with outputs(phi, batch) and likelihood, imaml.Gaussian(), "
-            f"imaml.Categorical() or imaml.Density(...), got {loss!r}. Hint: a mean loss does not say how many "
-            "rows it is a mean of."
+            f"imaml.Categorical() or imaml.Density(...), got {loss!r}. Hint: a mean loss does not say how "
+            "many rows it is a mean of."
         )
     # Only Gaussian rows have a free variance; -log softmax(outputs)[label] has none.
     if not isinstance(declared, Gaussian):

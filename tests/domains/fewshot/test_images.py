@@ -25,7 +25,7 @@ from imaml.domains.fewshot.pixels import (
     MOST_PIXELS,
     MOST_SIDE,
     area_average,
-    area_weights,
+    area_sums,
     open_image,
     read_image,
 )
@@ -159,13 +159,28 @@ def test_by_group_refuses(arguments, error, message):
         by_group(table(), **arguments)
 
 
+def area_weights(before, after):
+    """How much of each old pixel lies in each new one, in parts of which both are whole numbers."""
+    unit = int(np.gcd(before, after))
+    wide, narrow = before // unit, after // unit
+    old, new = np.arange(before) * narrow, np.arange(after)[:, None] * wide
+    return np.clip(np.minimum(old + narrow, new + wide) - np.maximum(old, new), 0, None)
+
+
 @pytest.mark.parametrize(("before", "after"), [(105, 28), (28, 28), (7, 3), (3, 7), (100, 1), (1, 4)])
-def test_area_weights_share_every_pixel_out(before, after):
+def test_area_sums_share_every_pixel_out(before, after):
     weights = area_weights(before, after)
-    assert weights.shape == (after, before)
-    np.testing.assert_array_equal(weights, np.rint(weights))
-    np.testing.assert_array_equal(weights.sum(1), weights[0].sum())
     np.testing.assert_array_equal(weights.sum(0), weights[:, 0].sum())
+    np.testing.assert_array_equal(area_sums(np.eye(before), after), weights.T)
+
+
+@pytest.mark.parametrize("side", [28, 20, 130])
+def test_area_average_of_bits_is_exact(side):
+    bits = np.random.default_rng(0).random((3, 105, 98)) < 0.1
+    down, across = area_weights(105, side), area_weights(98, side)
+    sums = down @ bits.astype(np.int64) @ across.T
+    expected = sums.astype(np.float32) / np.float32(down[0].sum() * across[0].sum())
+    np.testing.assert_array_equal(area_average(bits, side), expected)
 
 
 def test_area_average_is_the_mean_over_blocks():

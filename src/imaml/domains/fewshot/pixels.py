@@ -147,24 +147,30 @@ def _check_size(name: str, width: int, height: int, padded: bool) -> None:
     )
 
 
-def area_weights(before: int, after: int) -> np.ndarray:
-    """Return how much of each old pixel lies in each new one.
+def area_sums(values: np.ndarray, after: int) -> np.ndarray:
+    """Return sums over equal parts of the last axis; of a pixel between two parts each gets its share.
 
-    The unit of length divides both pixels, and each row has the same sum, at most `before`. So averages of
-    1-bit images are sums of whole numbers below 2^24, exact in float32: the same bits on every machine.
+    The unit of length divides both old and new pixels, so that of whole numbers the sums are whole numbers,
+    which float64 holds exactly: the same on every machine. A part's sum is a difference of two cumulative
+    sums. A product with a matrix of shares would cost `after` times as much, and BLAS divides a small product
+    among so many threads that most of its time is theirs.
 
     Args:
-        before: Old pixels along an axis.
-        after: New pixels along it.
+        values: ``(..., before)``.
+        after: How many parts.
 
     Returns:
-        Whole numbers ``(after, before)``, float32.
+        float64 ``(..., after)``, in units of ``gcd(before, after) / after`` of an old pixel.
     """
+    before = values.shape[-1]
     unit = int(np.gcd(before, after))
-    wide, narrow = before // unit, after // unit
-    old, new = np.arange(before) * narrow, np.arange(after)[:, None] * wide
-    overlap = np.minimum(old + narrow, new + wide) - np.maximum(old, new)
-    return np.clip(overlap, 0, None).astype(np.float32)
+    wide, narrow = before // unit, after // unit  # of a new and of an old pixel, in units
+    whole, part = np.divmod(np.arange(after) * wide, narrow)  # old pixels before each new one, and units more
+    upto = np.zeros((*values.shape[:-1], before + 1))
+    np.cumsum(values, axis=-1, out=upto[..., 1:])
+    begins = narrow * upto[..., whole] + part * values[..., whole]
+    ends = np.concatenate([begins[..., 1:], narrow * upto[..., -1:]], axis=-1)
+    return ends - begins
 
 
 def area_average(images: np.ndarray, side: int) -> np.ndarray:
@@ -177,26 +183,32 @@ def area_average(images: np.ndarray, side: int) -> np.ndarray:
     Returns:
         float32 ``(..., side, side)``.
     """
-    down, across = area_weights(images.shape[-2], side), area_weights(images.shape[-1], side)
-    total = float(down[0].sum()) * float(across[0].sum())
-    rows = images.astype(np.float32, copy=False).reshape(-1, images.shape[-1])
-    flat = rows @ across.T  # one product, not one an image
-    return down @ flat.reshape(*images.shape[:-1], side) / np.float32(total)
+    height, width = images.shape[-2:]
+    across = area_sums(images.astype(np.float64), side)
+    sums = np.swapaxes(area_sums(np.swapaxes(across, -1, -2), side), -1, -2)
+    area = (height // np.gcd(height, side)) * (width // np.gcd(width, side))
+    return sums.astype(np.float32) / np.float32(area)
 
 
-def read_image(file: str | Path, side: int = 28, channels: int = 1) -> np.ndarray:
+FAINT = 0.08  # contrast, of 1 between black and white, below which a drawing is blank
+
+
+def read_image(file: str | Path, side: int = 28, channels: int = 1, stretch: bool = False) -> np.ndarray:
     """Read one image file.
 
     One channel is a drawing: 1 = ink; inverted if the median of its border is bright (dark ink on light
     paper); padded with its paper to a square, never squashed. Three channels are a photograph: brightness as
     it is, squashed to a square, as is the custom for mini-ImageNet. Grey, colour, palette, transparent, 1-bit
-    and 16-bit files are read. EXIF rotations are followed. Of an animation the first frame counts. Contrast
-    is not stretched. Formats: PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM, by the file's content.
+    and 16-bit files are read. EXIF rotations are followed. Of an animation the first frame counts. Formats:
+    PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM, by the file's content.
 
     Args:
         file: The image file.
         side: Pixels a side of what is returned.
         channels: 1 for a drawing, 3 for a photograph.
+        stretch: Of a drawing, whether ink is what differs from the border's colour, in brightness or in hue,
+            and is stretched to 1. A drawing with a contrast below 8 % is then blank. By default ink is
+            brightness or darkness, as it is.
 
     Returns:
         float32 in [0, 1], ``(side, side)`` for one channel, ``(side, side, 3)`` for three.
@@ -208,15 +220,30 @@ def read_image(file: str | Path, side: int = 28, channels: int = 1) -> np.ndarra
     """
     require_one_of("read_image", "channels", channels, (1, 3))
     require_whole("read_image", 1, side=side)
-    pixels = _decode(file, "L" if channels == 1 else "RGB")
+    pixels = _decode(file, "RGB" if channels == 3 or stretch else "L")
     if channels == 3:
         return np.clip(np.moveaxis(area_average(np.moveaxis(pixels, -1, 0), side), 0, -1), 0, 1)
-    if np.median(_border(pixels)) > 0.5:
+    if stretch:
+        pixels = _ink(pixels)
+    elif np.median(_border(pixels)) > 0.5:
         np.subtract(1, pixels, out=pixels)
     missing = [max(pixels.shape) - size for size in pixels.shape]
     margins = [(number // 2, number - number // 2) for number in missing]
     pixels = np.pad(pixels, margins, constant_values=np.median(_border(pixels)))
     return np.clip(area_average(pixels, side), 0, 1)
+
+
+def _ink(pixels: np.ndarray) -> np.ndarray:
+    """How far each pixel of a drawing (height, width, 3) is from its paper: 0 the paper, 1 the ink.
+
+    The paper is the border's colour. The ink's distance is that of the furthest thousandth of the pixels, of
+    which a speck is none.
+    """
+    squares = np.mean(np.square(pixels - np.median(_border(pixels), axis=0)), axis=-1)
+    distances = np.sqrt(squares)
+    last = -1 - distances.size // 1000
+    most = np.partition(distances, last, axis=None)[last]
+    return np.minimum(distances / most, 1) if most >= FAINT else np.zeros_like(distances)
 
 
 def _border(pixels: np.ndarray) -> np.ndarray:

@@ -12,18 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ...core.errors import ConfigError, DataError
-from ...core.validation import require_number, require_one_of, require_whole, some_of
+from ...core.errors import ConfigError, DataError, ImamlError
+from ...core.tree import Tree
+from ...core.validation import not_one_of, require_number, require_one_of, require_whole, some_of
+from ...problems.likelihoods import Density
 from ..base import SPLITS
+from ..models.adapters import as_network
 from ..networks import MLP, Conv4, Network
+from .baselines import pooled_model
 from .collection import Tasks
-from .domain import TasksDomain, TasksRecipe, normalises, require_counts
-from .layout import ArraySpec, TaskLayout, assemble, labels_of
-from .losses import RowLoss, loss_of
+from .domain import TasksDomain, TasksRecipe
+from .interface import normalises, require_counts
+from .layout import ArraySpec, Rows, TaskLayout, assemble, labels_of, levels_of
+from .losses import RowLoss, TaskLoss
+from .own_losses import Own, loss_of
 
 MOST_SUPPORT, MOST_QUERIES = 128, 64  # rows of a draw from a group, unless they were asked for
-POOLED_FEATURES, POOLED_ROWS = 512, 50_000  # up to which a linear model of all rows is fitted
 HIDDEN = 40  # units of the two hidden layers of the network for vectors
+NAMES = ("mlp", "linear", "conv4")  # of networks
 
 
 class Choice(NamedTuple):
@@ -38,10 +44,6 @@ class Choice(NamedTuple):
     name: str
     value: object
     why: str
-
-    def __str__(self) -> str:
-        """Return it as one line."""
-        return f"{self.name}: {self.value} ({self.why})"
 
 
 def domain_of(
@@ -72,7 +74,8 @@ def domain_of(
         validation: The share of tasks for validation, unless `tasks` has splits.
         test: The share of tasks for testing.
         seed: Draws the splits.
-        standardise: Whether inputs and targets that are numbers are coded by the mean and scale of training rows.
+        standardise: Whether inputs and targets that are numbers are coded by the mean and scale of training
+            rows.
 
     Returns:
         The domain, and what was chosen.
@@ -80,8 +83,28 @@ def domain_of(
     Raises:
         ConfigError: If an argument is not valid, or the model does not fit.
         DataError: If the tasks do not fit the loss, or are too few.
+
+    Warns:
+        RuntimeWarning: If groups are too small, and excluded.
+
+    Example:
+        >>> import numpy as np
+        >>> groups = np.repeat(np.arange(10), 6)
+        >>> tasks = Tasks.from_arrays(np.arange(60.0) % 7, np.arange(60.0) % 5, groups)
+        >>> domain, chosen = domain_of(tasks, "linear", shots=2)
+        >>> domain.size("train"), domain.recipe.support, domain.recipe.queries
+        (6, 2, 4)
+        >>> [choice.name for choice in chosen]
+        ['loss']
     """
-    _required(tasks)
+    if not isinstance(tasks, Tasks):
+        raise ConfigError(
+            f"fit: tasks: expected imaml.Tasks, got a {type(tasks).__name__}. Hint: make them with "
+            "Tasks.from_arrays(x, y, groups), from_list, from_frame or from_folder."
+        )
+    shots, queries, ways, seed = (_plain(value) for value in (shots, queries, ways, seed))
+    validation, test = _plain(validation), _plain(test)
+    _check_arguments(shots, queries, ways, validation, test, seed, standardise)
     chosen: list[Choice] = []
     row = _loss(tasks, loss, chosen)
     order = order or ("first" if tasks.supports is not None else "random")
@@ -91,96 +114,57 @@ def domain_of(
             "fit: shots: expected None and order='first', as the tasks' support sets are given, got "
             f"shots={shots!r}, order={order!r}."
         )
-    tasks, splits = _large_enough(tasks, tasks.splits(validation, test, seed), shots)
-    supports, support, asked = _sizes(tasks, shots, queries, chosen)
-    count = _ways(tasks, splits, ways, chosen) if tasks.episodes else 0
+    usable = _large_enough(tasks, shots)
+    splits = tasks.splits(validation, test, seed, usable)
+    if not splits["train"].size:
+        raise DataError(
+            f"fit: tasks: expected tasks for training ({tasks.source}), got none that is large enough."
+        )
+    usable = np.isin(np.arange(len(tasks)), np.concatenate(list(splits.values())))
+    supports, support, asked = _sizes(tasks, usable, shots, queries, chosen)
+    count = _ways(splits, ways, chosen) if tasks.episodes else 0
     training = _rows_of(tasks, splits["train"])
-    inputs = tuple(ArraySpec.of(array, training, standardise) for array in tasks.inputs)
+    arrays = [_numeric(array, model) for array in tasks.inputs]
+    inputs = tuple(ArraySpec.of(array, training, standardise) for array in arrays)
     target, levels, targets = _targets(tasks, row, training, standardise)
     layout = TaskLayout(inputs, tasks.structure, target, levels)
-    columns = () if tasks.frame is None else (tasks.frame.task, tasks.frame.target, *tasks.frame.features)
     wanted = count or (len(levels) if levels is not None else int(np.prod(target.shape)) if target else 1)
     network = _network(model, layout, row, wanted, chosen)
-    share = None if isinstance(shots, int) else 0.5 if shots is None else shots
-    recipe = TasksRecipe(network, row, layout, support, asked, order, count, columns, share)
-    coded = [
-        array if spec.form == "bytes" else spec.code(array, "x")
-        for array, spec in zip(tasks.inputs, inputs, strict=True)
-    ]
+    recipe = TasksRecipe(
+        network,
+        row,
+        layout,
+        support,
+        asked,
+        order,  # type: ignore[arg-type]
+        count,
+        () if tasks.frame is None else (tasks.frame.task, *tasks.frame.targets, *tasks.frame.features),
+        "" if tasks.offset is None else "offset" if tasks.frame is None else tasks.frame.offset,
+        "" if tasks.weights is None else "weights" if tasks.frame is None else tasks.frame.weights,
+    )
     _check_outputs(recipe, wanted)
-    if normalises(network) and len(set(supports.tolist())) > 1:
+    given = set(supports[usable].tolist())
+    if normalises(network) and len(given) > 1:
         raise ConfigError(
             "fit: shots: expected one whole number for all tasks, as the model normalises by a batch's "
-            f"statistics, which padding would change, got support sets of {supports.min()} to {supports.max()} rows."
+            f"statistics, which padding would change, got support sets of {min(given)} to {max(given)} rows."
         )
-    pooled = _pooled(coded, inputs, targets, training, levels)
-    return _made(recipe, tasks, coded, targets, supports, splits, pooled), chosen
-
-
-def recoded(recipe: TasksRecipe, tasks: object) -> TasksDomain:
-    """Return the domain of other tasks than those that a run was fitted on, coded in the same way.
-
-    Args:
-        recipe: The run's recipe.
-        tasks: The tasks.
-
-    Returns:
-        The domain. All tasks are in the split "test".
-
-    Raises:
-        ConfigError: If they are no tasks.
-        DataError: If they do not fit the run.
-    """
-    tasks = _required(tasks)
-    layout, everything = recipe.layout, np.arange(len(tasks))
-    if tasks.episodes != recipe.episodes:
-        wanted = "classes without targets" if recipe.episodes else "tasks with targets"
-        raise DataError(f"tasks: expected {wanted}, as the run was fitted on, got others.")
-    if tasks.structure != layout.structure or len(tasks.inputs) != len(layout.inputs):
-        raise DataError("tasks: expected inputs of the structure that the run was fitted on, got another.")
     coded = [
-        spec.check(array, "x").astype(np.uint8) if spec.form == "bytes" else spec.code(array, "x")
-        for array, spec in zip(tasks.inputs, layout.inputs, strict=True)
+        array if spec.form == "bytes" else spec.code(array, "x")
+        for array, spec in zip(arrays, inputs, strict=True)
     ]
-    targets = None
-    if layout.levels is not None:
-        targets = layout.classes(tasks.targets)
-    elif layout.target is not None:
-        targets = layout.numbers(tasks.targets)
-    if tasks.supports is None:
-        most = np.maximum(tasks.counts - 1, 1)
-        share = 1 if recipe.support_share is None else recipe.support_share
-        wanted = (
-            np.round(share * tasks.counts) if recipe.support_share else np.full(len(tasks), recipe.support)
-        )
-        supports = np.clip(wanted, 1, np.minimum(most, recipe.support)).astype(np.int64)
-    else:
-        supports = np.minimum(tasks.supports, recipe.support)
-    splits = {"train": everything[:0], "validation": everything[:0], "test": everything}
-    _, splits = _large_enough(tasks, splits, recipe.support if recipe.episodes else None, "test")
-    return _made(recipe, tasks, coded, targets, supports, splits, None)
-
-
-def _required(tasks: object) -> Tasks:
-    if not isinstance(tasks, Tasks):
-        raise ConfigError(
-            f"tasks: expected imaml.Tasks, got a {type(tasks).__name__}. Hint: Tasks.from_arrays(x, y, groups), "
-            "from_list, from_frame or from_folder make them."
-        )
-    return tasks
-
-
-def _made(
-    recipe: TasksRecipe,
-    tasks: Tasks,
-    coded: list[np.ndarray],
-    targets: np.ndarray | None,
-    supports: np.ndarray,
-    splits: dict[str, np.ndarray],
-    pooled: Array | None,
-) -> TasksDomain:
-    """The domain, its arrays on the device."""
     weights = np.ones(len(coded[0])) if tasks.weights is None else tasks.weights
+    pooled = None
+    if targets is not None and not isinstance(row, Own):
+        pooled = pooled_model(
+            [array[training] for array in coded],
+            inputs,
+            targets[training],
+            weights[training],
+            None if tasks.offset is None else tasks.offset[training],
+            row,
+            len(levels or ()),
+        )
     return TasksDomain(
         jax.tree.map(jnp.asarray, assemble(json.loads(tasks.structure), coded.__getitem__)),
         None if targets is None else jnp.asarray(targets),
@@ -193,16 +177,53 @@ def _made(
         pooled,
         int(tasks.counts.max()),
         recipe,
-    )
+    ), chosen
 
 
-def _loss(tasks: Tasks, loss: object, chosen: list[Choice]) -> RowLoss:
+def _plain(value: Tree) -> Tree:
+    """A number of NumPy as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_arguments(
+    shots: object,
+    queries: object,
+    ways: object,
+    validation: float,
+    test: float,
+    seed: object,
+    standardise: object,
+) -> None:
+    """Check what can be checked without the data (ConfigError)."""
+    for name, value, least in (("queries", queries, 1), ("ways", ways, 2), ("seed", seed, 0)):
+        if value is not None:
+            require_whole("fit", least, **{name: value})
+    require_number("fit", 0, 1, validation=validation, test=test)
+    if validation + test >= 1:
+        raise ConfigError(
+            f"fit: test: expected a share of tasks for training, got validation={validation:g} and "
+            f"test={test:g}."
+        )
+    require_one_of("fit", "standardise", standardise, (True, False))
+    if isinstance(shots, float):
+        if not 0 < shots < 1:
+            raise ConfigError(
+                "fit: shots: expected a whole number, or a share of a task's rows between 0 and 1, got "
+                f"{shots!r}."
+            )
+    elif shots is not None:
+        require_whole("fit", 1, shots=shots)
+
+
+def _loss(tasks: Tasks, loss: str | RowLoss | Density | Callable | None, chosen: list[Choice]) -> RowLoss:
     if loss is not None:
-        found = loss_of(loss)  # type: ignore[arg-type]
+        found = loss_of(loss)
+    elif tasks.targets is None or tasks.targets.dtype.kind in "Ob":
+        found = loss_of("cross_entropy")
+        chosen.append(Choice("loss", found.kind, "targets are classes"))
     else:
-        classes = tasks.targets is None or tasks.targets.dtype.kind in "Ob"
-        found = loss_of("cross_entropy" if classes else "squared")
-        chosen.append(Choice("loss", found.kind, "targets are classes" if classes else "targets are numbers"))
+        found = loss_of("squared")
+        chosen.append(Choice("loss", found.kind, "targets are numbers; for classes choose 'cross_entropy'"))
     if tasks.episodes and found.kind != "cross_entropy":
         raise ConfigError(
             f"fit: loss: expected 'cross_entropy', as tasks are episodes of classes, got {found.kind!r}."
@@ -210,79 +231,106 @@ def _loss(tasks: Tasks, loss: object, chosen: list[Choice]) -> RowLoss:
     return found
 
 
-def _large_enough(
-    tasks: Tasks, splits: dict[str, np.ndarray], shots: float | None, needed: str = "train"
-) -> tuple[Tasks, dict[str, np.ndarray]]:
-    """The splits without groups that are too small, which a warning names."""
-    least = 2 if not tasks.episodes else 1 + (shots if isinstance(shots, int) else 1)
-    small = np.flatnonzero(tasks.counts < least)
+def _large_enough(tasks: Tasks, shots: float | None) -> np.ndarray:
+    """The groups that have enough rows, booleans; a warning names the others."""
+    least = 2
+    if tasks.episodes and isinstance(shots, int):
+        least = shots + 1
     if tasks.supports is not None:
-        small = np.flatnonzero((tasks.supports < 1) | (tasks.supports >= tasks.counts))
-    if small.size:
-        names = [str(tasks.names[i]) for i in small]
-        what = "classes" if tasks.episodes else "tasks"
+        usable = (tasks.supports >= 1) & (tasks.supports < tasks.counts)
+    else:
+        usable = tasks.counts >= least
+    small = [str(tasks.names[i]) for i in np.flatnonzero(~usable)]
+    what = "classes" if tasks.episodes else "tasks"
+    if len(small) == len(tasks):
+        raise DataError(
+            f"fit: tasks: expected {what} of at least {least} rows, got none among {len(tasks)} "
+            f"({tasks.source}). Hint: rows of one {what.rstrip('s')} must have the same label."
+        )
+    if small:
         warnings.warn(
-            f"fit: {small.size} of {len(tasks)} {what} excluded, as they have fewer than {least} rows "
-            f"({some_of(names)}).",
+            f"fit: {len(small)} of {len(tasks)} {what} are excluded, as they have fewer than {least} rows "
+            f"({some_of(small)}).",
             RuntimeWarning,
             stacklevel=4,
         )
-        splits = {name: np.setdiff1d(numbers, small) for name, numbers in splits.items()}
-    if not splits[needed].size:
-        raise DataError(f"{tasks.source}: expected tasks of at least {least} rows, got none.")
-    return tasks, splits
+    return usable
 
 
 def _sizes(
-    tasks: Tasks, shots: float | None, queries: int | None, chosen: list[Choice]
+    tasks: Tasks, usable: np.ndarray, shots: float | None, queries: int | None, chosen: list[Choice]
 ) -> tuple[np.ndarray, int, int]:
     """The rows of each group's support set, the most of them, and the most rows of a query set."""
     counts = tasks.counts
-    if queries is not None:
-        require_whole("fit", 1, queries=queries)
     if tasks.supports is not None:
         supports = tasks.supports
     elif tasks.episodes:
         if shots is None:
-            shots = 1 if np.median(counts) < 6 else 5
-            chosen.append(Choice("shots", shots, f"classes have {int(np.median(counts))} rows in the median"))
-        require_whole("fit", 1, shots=shots)
-        supports = np.full(len(counts), int(shots))
+            middle = int(np.median(counts[usable]))
+            least = int(counts[usable].min())
+            shots = 5 if middle >= 10 and least > 5 else 1
+            chosen.append(
+                Choice("shots", shots, f"classes have {least} rows or more, {middle} in the median")
+            )
+        elif isinstance(shots, float):
+            raise ConfigError(f"fit: shots: expected a whole number of rows of each class, got {shots!r}.")
+        supports = np.full(len(counts), shots)
     elif shots is None or isinstance(shots, float):
         if shots is None:
             shots = 0.5
             chosen.append(Choice("shots", shots, "half of each task's rows"))
-        require_number("fit", 0, 1, open=True, shots=shots)
-        supports = np.clip(np.round(shots * counts), 1, np.minimum(np.maximum(counts - 1, 1), MOST_SUPPORT))
-        if (np.round(shots * counts) > MOST_SUPPORT).any():
+        wanted = np.maximum(np.round(shots * counts), 1)
+        if wanted[usable].max() > MOST_SUPPORT:
             chosen.append(Choice("shots", MOST_SUPPORT, "at most so many rows of a task are drawn at a time"))
+        supports = np.minimum(np.minimum(wanted, np.maximum(counts - 1, 1)), MOST_SUPPORT)
     else:
-        require_whole("fit", 1, shots=shots)
-        supports = np.minimum(int(shots), np.maximum(counts - 1, 1))
+        most = int(counts[usable].max())
+        if shots >= most:
+            raise ConfigError(
+                f"fit: shots: expected fewer than {most}, the rows of the largest task, got {shots}. Hint: a "
+                "row is left to be predicted."
+            )
+        few = int((counts[usable] <= shots).sum())
+        if few:
+            why = f"{few} tasks have no more rows; of them all but one row are learned from"
+            chosen.append(Choice("shots", shots, why))
+        supports = np.minimum(shots, np.maximum(counts - 1, 1))
     supports = supports.astype(np.int64)
-    rest = int(np.max(counts - supports))
+    rest = int((counts - supports)[usable].max())
     if queries is None:
         queries = min(rest, 15 if tasks.episodes else MOST_QUERIES)
         if queries < rest:
             chosen.append(
                 Choice("queries", queries, f"the largest group has {rest} rows besides its support set")
             )
-    if tasks.episodes and int(np.min(counts[counts > supports]) - supports.max()) < queries:
-        queries = max(1, min(queries, int(np.min(counts[counts > supports]) - supports.max())))
-    return supports, int(supports.max()), int(min(queries, max(rest, 1)))
+    return supports, int(supports[usable].max()), min(queries, rest)
 
 
-def _ways(tasks: Tasks, splits: dict[str, np.ndarray], ways: int | None, chosen: list[Choice]) -> int:
-    fewest = min(numbers.size for numbers in splits.values() if numbers.size)
+def _ways(splits: dict[str, np.ndarray], ways: int | None, chosen: list[Choice]) -> int:
+    smallest, fewest = min(
+        ((name, numbers.size) for name, numbers in splits.items() if numbers.size), key=lambda part: part[1]
+    )
+    if fewest < 2:
+        raise DataError(
+            f"fit: tasks: expected at least 2 classes in each split, got {fewest} in {smallest!r}. Hint: "
+            "bring more classes, or set the shares, validation= and test=."
+        )
     if ways is None:
         ways = min(5, fewest)
-        chosen.append(Choice("ways", ways, f"the smallest split has {fewest} classes"))
-    require_whole("fit", 2, ways=ways)
+        chosen.append(Choice("ways", ways, f"the smallest split, {smallest!r}, has {fewest} classes"))
     if ways > fewest:
         raise ConfigError(
-            f"fit: ways: expected at most {fewest}, the classes of the smallest split, got {ways}."
+            f"fit: ways: expected at most {fewest}, the classes of the smallest split ({smallest!r}), got "
+            f"{ways}."
         )
     return ways
+
+
+def _numeric(array: np.ndarray, model: object) -> np.ndarray:
+    """Whole numbers as real ones if the model is imaml's; one of the user's own may need whole ones."""
+    ours = model is None or isinstance(model, (str, MLP, Conv4))
+    bytes_of_images = array.dtype == np.uint8 and array.ndim > 2
+    return array.astype(np.float64) if ours and array.dtype.kind in "iu" and not bytes_of_images else array
 
 
 def _rows_of(tasks: Tasks, groups: np.ndarray) -> np.ndarray:
@@ -299,12 +347,23 @@ def _targets(
     if tasks.targets is None:
         return None, None, None
     if row.targets == "classes":
-        labels = labels_of(tasks.targets, "y")
-        levels = tuple(sorted(set(labels), key=lambda level: (str(type(level)), level)))
+        given = tasks.targets
+        if given.dtype.kind == "f" and (broken := given[given != np.round(given)]).size:
+            raise DataError(
+                f"y: expected classes with loss={row.kind!r}, got real numbers, such as {broken[0]:g}. Hint: "
+                "for numbers choose loss='squared'."
+            )
+        labels = labels_of(given, "y")
+        levels = levels_of(labels)
         if len(levels) < 2 or len(levels) > 1000:
             raise DataError(
-                f"y: expected 2 to 1,000 classes with loss={row.kind!r}, got {len(levels)}. Hint: for numbers "
-                "choose loss='squared'."
+                f"y: expected 2 to 1,000 classes with loss={row.kind!r}, got {len(levels)}. Hint: for "
+                "numbers choose loss='squared'."
+            )
+        if row.kind == "ordinal" and any(isinstance(level, str) for level in levels):
+            raise DataError(
+                "y: expected numbers with loss='ordinal', as they say the order of classes, got "
+                f"{next(level for level in levels if isinstance(level, str))!r}."
             )
         number = {level: i for i, level in enumerate(levels)}
         return None, levels, np.array([number[label] for label in labels], np.int32)
@@ -323,75 +382,76 @@ def _targets(
 
 def _network(model: object, layout: TaskLayout, row: RowLoss, wanted: int, chosen: list[Choice]) -> Network:
     """The network that a user means, or one that fits the inputs."""
-    outputs, first = row.outputs_for(wanted), layout.inputs[0]
+    outputs, shape = row.outputs_for(wanted), layout.inputs[0].shape
+    vectors, square = len(shape) == 1, len(shape) == 3 and shape[0] == shape[1]
+    if isinstance(model, str) and model not in NAMES:
+        raise ConfigError(not_one_of("fit: model", model, NAMES))
     if model is None:
-        if len(layout.inputs) > 1:
+        if len(layout.inputs) > 1 or not (vectors or square):
+            got = "several arrays" if len(layout.inputs) > 1 else f"rows of shape {shape}"
             raise ConfigError(
-                "fit: model: expected a model, as inputs are several arrays, got None. Hint: pass (init, apply)."
+                f"fit: model: expected a model, as inputs are {got}, got None. Hint: pass functions (init, "
+                "apply) or a module of Equinox, Flax or Haiku; images have the shape (side, side, channels)."
             )
-        vectors = len(first.shape) == 1
-        model = (
-            "mlp"
-            if vectors
-            else "conv4"
-            if len(first.shape) == 3 and first.shape[0] == first.shape[1]
-            else None
-        )
-        if model is None:
-            raise ConfigError(
-                f"fit: model: expected a model, as inputs have rows of shape {first.shape}, got None. Hint: pass "
-                "(init, apply), or a module of Equinox, Flax or Haiku."
-            )
+        model = "mlp" if vectors else "conv4"
         chosen.append(Choice("model", model, "inputs are vectors" if vectors else "inputs are square images"))
+    if model in NAMES and (len(layout.inputs) > 1 or not (square if model == "conv4" else vectors)):
+        wants = (
+            "square images (rows, side, side, channels)" if model == "conv4" else "vectors (rows, features)"
+        )
+        got = "several arrays" if len(layout.inputs) > 1 else f"rows of shape {shape}"
+        raise ConfigError(f"fit: model: expected inputs that are {wants} with {model!r}, got {got}.")
     if model in ("mlp", "linear"):
-        size = int(np.prod(first.shape))
-        return MLP((size, HIDDEN, HIDDEN, outputs) if model == "mlp" else (size, outputs))
+        return MLP((*shape, HIDDEN, HIDDEN, outputs) if model == "mlp" else (*shape, outputs))
     if model == "conv4":
-        return Conv4(outputs, 64, first.shape[0], first.shape[2])
-    from ..models.adapters import as_network
+        return Conv4(outputs, 64, shape[0], shape[2])
+    try:
+        return as_network(model, layout.example())
+    except ImamlError:
+        raise
+    except Exception as error:  # whatever the user's functions raise
+        raise _model_error("a model", error) from error
 
-    return as_network(model, layout.example())
+
+def _model_error(wanted: str, error: Exception) -> ConfigError:
+    """The error on a model whose functions raise one."""
+    lines = str(error).strip().splitlines()
+    told = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return ConfigError(f"fit: model: expected {wanted}, got an error ({told}).")
 
 
 def _check_outputs(recipe: TasksRecipe, wanted: int) -> None:
-    """Check that the network takes the inputs and gives as many outputs as the loss needs."""
-    network, row, example = recipe.model, recipe.loss, recipe.layout.example()
+    """Check that the network takes the inputs, and that the loss takes what it returns (ConfigError)."""
+    network, row = recipe.model, recipe.loss
+    rows = 3  # so that outputs of another number of rows are noticed
+    example = jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=0), recipe.layout.example())
     try:
-        shapes = jax.eval_shape(network.init, jax.random.key(0))
-        found = jax.eval_shape(lambda p, x: network.forward(p, x)[0], shapes, example)
-    except (TypeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        shapes_of = ", ".join(str(spec.shape) for spec in recipe.layout.inputs)
-        raise ConfigError(
-            f"model: expected a model that takes rows of shape {shapes_of}, got an error ({first})."
-        ) from error
-    if row.kind == "own":
-        return
+        parameters = jax.eval_shape(network.init, jax.random.key(0))
+        found = jax.eval_shape(lambda p, x: network.forward(p, x)[0], parameters, example)
+    except ImamlError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        shapes = ", ".join(str((rows, *spec.shape)) for spec in recipe.layout.inputs)
+        raise _model_error(f"a model that takes inputs of shape {shapes}", error) from error
+    if not jax.tree.leaves(parameters):
+        raise ConfigError("fit: model: expected a model with parameters to learn, got one without.")
+    own = isinstance(row, Own)
     outputs = row.outputs_for(wanted)
-    if not hasattr(found, "shape") or found.shape not in {(1, outputs)} | ({(1,)} if outputs == 1 else set()):
-        got = found.shape if hasattr(found, "shape") else f"a {type(found).__name__}"
+    shape = getattr(found, "shape", None)
+    if shape is None or shape[:1] != (rows,):
+        got = f"a {type(found).__name__}" if shape is None else f"shape {shape}"
         raise ConfigError(
-            f"model: expected outputs of shape (rows, {outputs}) for loss={row.kind!r}, got {got} for one row."
+            f"fit: model: expected one array of outputs with as many rows as inputs, got {got}."
         )
-
-
-def _pooled(
-    coded: list[np.ndarray],
-    inputs: tuple[ArraySpec, ...],
-    targets: np.ndarray | None,
-    training: np.ndarray,
-    levels: tuple | None,
-) -> Array | None:
-    """Least squares of training rows at once, (features + 1, outputs); of classes their indicators."""
-    features = sum(int(np.prod(spec.shape)) for spec in inputs)
-    if targets is None or features > POOLED_FEATURES:
-        return None
-    rows = np.flatnonzero(training)
-    rows = rows[:: -(-len(rows) // POOLED_ROWS)]
-    columns = [
-        array[rows].reshape(len(rows), -1).astype(np.float64) / (255 if spec.form == "bytes" else 1)
-        for array, spec in zip(coded, inputs, strict=True)
-    ]
-    design = np.column_stack([np.ones(len(rows)), *columns])
-    wanted = targets[rows] if levels is None else np.eye(len(levels))[targets[rows]]
-    return jnp.asarray(np.linalg.lstsq(design, wanted, rcond=None)[0], jnp.float32)
+    if not own and int(np.prod(shape[1:])) != outputs:
+        raise ConfigError(
+            f"fit: model: expected outputs of shape (rows, {outputs}) with loss={row.kind!r}, got {shape} "
+            f"for {rows} rows."
+        )
+    target = recipe.layout.target
+    columns = int(np.prod(target.shape)) if target else 1
+    if row.targets == "counts" and columns != 1:
+        raise ConfigError(f"y: expected one column with loss={row.kind!r}, got {columns}.")
+    blank = jnp.zeros(rows, jnp.int32) if target is None else jnp.zeros((rows, columns), jnp.float32)
+    batch = Rows(example, blank, jnp.ones(rows))
+    jax.eval_shape(lambda p: TaskLoss(network, row)(p, batch), parameters)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from ...core.errors import ConfigError, DataError
 from ...core.tree import Tree
-from ...core.validation import not_one_of, some_of
+from ...core.validation import not_one_of, require_whole, some_of
 from ...problems.base import Task
 from ..base import SPLITS
-from .layout import Level, as_array, finite_numbers, labels_of, rows_alike, structure_of
+from .frames import columns_of, numbers_of, warn_of_row_numbers
+from .layout import (
+    NUMBERS,
+    Level,
+    as_array,
+    assemble,
+    finite_numbers,
+    labels_of,
+    names_of,
+    rows_alike,
+    structure_of,
+)
 
 
 class Frame(NamedTuple):
@@ -23,16 +36,20 @@ class Frame(NamedTuple):
 
     Attributes:
         task: The column that names the tasks.
-        target: The column to be predicted.
-        features: The columns to predict it from.
+        targets: The columns to be predicted.
+        features: The columns to predict them from.
+        weights: The column that says how many times a row counts, or empty.
+        offset: The column that is added to each row's first output, or empty.
     """
 
     task: str
-    target: str
+    targets: tuple[str, ...]
     features: tuple[str, ...]
+    weights: str = ""
+    offset: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tasks:
     """Many tasks, each with its rows; made by `from_arrays`, `from_list`, `from_frame` or `from_folder`.
 
@@ -45,7 +62,7 @@ class Tasks:
         names: The name of each task.
         supports: How many of each task's rows, its first ones, are its support set, where that was given.
         weights: How many times each row counts, ``(rows,)``, or None for once.
-        offset: What is added to each row's outputs, ``(rows,)``, or None.
+        offset: What is added to each row's first output, ``(rows,)``, or None.
         split: The names of the tasks of each split, where that was given.
         episodes: Whether the groups are classes, of which tasks of classification are made.
         frame: The columns that they were read from, if they come from a data frame.
@@ -64,7 +81,7 @@ class Tasks:
     split: Mapping[str, tuple[Level, ...]] | None = None
     episodes: bool = False
     frame: Frame | None = None
-    source: str = field(default="tasks", compare=False)
+    source: str = "tasks"
 
     @classmethod
     def from_arrays(
@@ -103,31 +120,41 @@ class Tasks:
             (('a', 'b'), [2, 4])
         """
         structure, inputs = structure_of(x)
-        rows = len(inputs[0])
         if groups is None:
             raise DataError(
-                "groups: expected a label for each row, got None. Hint: name each row's task, or use Tasks.from_list."
+                "groups: expected a label for each row, got None. Hint: name each row's task, or use "
+                "Tasks.from_list."
             )
-        arrays: dict[str, np.ndarray | None] = {"x": inputs[0]}
-        arrays["groups"] = labels = np.asarray(labels_of(groups, "groups"), dtype=object)
-        arrays["y"] = targets = None if y is None else _targets(y)
-        arrays["weights"], arrays["offset"] = _column("weights", weights, 0), _column("offset", offset)
-        rows_alike({name: array for name, array in arrays.items() if array is not None}, "tasks")
-        names = tuple(dict.fromkeys(labels.tolist()))
+        labels = labels_of(groups, "groups", "label")
+        given = {
+            "x": inputs[0],
+            "y": None if y is None else _targets(y),
+            "groups": np.empty(len(labels)),
+            "weights": _column("weights", weights, 0),
+            "offset": _column("offset", offset),
+        }
+        rows = rows_alike({name: array for name, array in given.items() if array is not None}, "tasks")
+        for name, array in zip(names_of(json.loads(structure)), inputs, strict=True):
+            finite_numbers(array, f"x/{name}" if name else "x")
+        names = tuple(dict.fromkeys(labels))
         number = {name: i for i, name in enumerate(names)}
         index = np.array([number[label] for label in labels], np.int64)
         order = np.argsort(index, kind="stable")
         counts = np.bincount(index, minlength=len(names))
-        taken = lambda array: None if array is None else array[order]  # noqa: E731
+
+        def ordered(name: str) -> np.ndarray | None:
+            array = given[name]
+            return None if array is None else array[order]
+
         return cls(
             structure,
             tuple(array[order] for array in inputs),
-            taken(targets),
+            ordered("y"),
             np.cumsum(counts) - counts,
             counts,
             names,
-            weights=taken(arrays["weights"]),
-            offset=taken(arrays["offset"]),
+            weights=ordered("weights"),
+            offset=ordered("offset"),
             split=None if split is None else _given_split(split, labels, rows),
             episodes=y is None,
             source=f"{rows} rows in {len(names)} groups",
@@ -155,48 +182,56 @@ class Tasks:
             >>> tasks.counts.tolist()
             [3, 8]
         """
-        parts: list[tuple[Tree, object]] = []
-        supports: list[int | None] = []
-        for i, item in enumerate(tasks):
-            pieces = _pairs(item, f"tasks[{i}]")
-            structures = [structure_of(x, f"tasks[{i}]: x") for x, _ in pieces]
-            sizes = [len(arrays[0]) for _, arrays in structures]
-            for (_, y), rows in zip(pieces, sizes, strict=True):
-                rows_alike({"x": np.empty(rows), "y": _targets(y, f"tasks[{i}]: y")}, f"tasks[{i}]")
-            supports.append(sizes[0] if len(pieces) == 2 else None)
-            parts += pieces
-        if not parts:
-            raise DataError("tasks: expected at least one task, got none.")
-        count = len(supports)
-        given = [s is not None for s in supports]
-        if any(given) and not all(given):
+        if isinstance(tasks, (str, Mapping)) or not isinstance(tasks, Iterable):
             raise DataError(
-                f"tasks: expected all items to be pairs (x, y), or all (support, query), got both (tasks[0], "
-                f"tasks[{given.index(not given[0])}])."
+                f"tasks: expected a list of pairs (x, y), got a {type(tasks).__name__}. Hint: of a dict pass "
+                "its values, and its keys as names."
             )
-        if names is not None and len(names) != count:
-            raise DataError(f"names: expected {count}, one for each task, got {len(names)}.")
-        labels = list(range(count) if names is None else names)
-        each = np.repeat(np.arange(count), 2 if any(given) else 1)
-        first = jax.tree.structure(parts[0][0])
-        for i, (x, _) in enumerate(parts):
-            if jax.tree.structure(x) != first and not isinstance(x, list):
+        pieces: list[_Piece] = []
+        supports: list[int] = []
+        total = 0
+        for i, item in enumerate(tasks):
+            parts = [_Piece.of(x, y, f"tasks[{i}]", i) for x, y in _pairs(item, f"tasks[{i}]")]
+            if len(parts) == 2:
+                supports.append(parts[0].rows)
+            if bool(supports) != (len(parts) == 2):
                 raise DataError(
-                    f"tasks[{each[i]}]: expected inputs of the same structure as those of tasks[0], got others."
+                    "tasks: expected all items to be pairs (x, y), or all (support, query), got both "
+                    f"(tasks[0], tasks[{i}])."
                 )
-        joined = _stacked([x for x, _ in parts])
-        sizes = [len(structure_of(x)[1][0]) for x, _ in parts]
-        groups = np.repeat(np.asarray(labels, dtype=object)[each], sizes)
-        made = cls.from_arrays(joined, _joined("y", [_targets(y) for _, y in parts]), groups.tolist())
-        found = None if not any(given) else np.array(supports)
-        return replace(made, supports=found, source=f"{count} tasks")
+            pieces += parts
+            total = i + 1
+        if not pieces:
+            raise DataError("tasks: expected at least one task, got none.")
+        labels: list[Level] = list(range(total))
+        if names is not None:
+            labels = labels_of(names, "names", "name")
+            if len(labels) != total or len(set(labels)) != total:
+                raise DataError(
+                    f"names: expected {total} different ones, one for each task, got {len(labels)}, "
+                    f"{len(set(labels))} different."
+                )
+        first = pieces[0]
+        for piece in pieces:
+            if piece.structure != first.structure:
+                raise DataError(
+                    f"tasks[{piece.task}]: expected inputs of the same structure as those of tasks[0], "
+                    f"{_words(first)}, got {_words(piece)}."
+                )
+        inputs = [_joined("x", column, pieces) for column in zip(*(p.inputs for p in pieces), strict=True)]
+        made = cls.from_arrays(
+            assemble(json.loads(first.structure), inputs.__getitem__),
+            _joined("y", [piece.targets for piece in pieces], pieces),
+            [labels[piece.task] for piece in pieces for _ in range(piece.rows)],
+        )
+        return replace(made, supports=np.array(supports) if supports else None, source=f"{total} tasks")
 
     @classmethod
     def from_frame(
         cls,
         frame: Tree,
         task: str,
-        target: str,
+        target: str | Sequence[str],
         features: Sequence[str] | None = None,
         *,
         weights: str | None = None,
@@ -208,8 +243,9 @@ class Tasks:
         Args:
             frame: The data frame.
             task: The column whose values name the tasks.
-            target: The column to be predicted.
-            features: The columns to predict it from; by default all others, which must be numbers.
+            target: The column to be predicted, or several columns of numbers.
+            features: The columns to predict it from; by default all others, which must be numbers. A warning
+                names those that only count the rows, such as the index that pandas writes to a file.
             weights: The column that says how many times a row counts.
             offset: The column that is added to each row's first output.
             split: The column that says which split a task belongs to.
@@ -225,31 +261,52 @@ class Tasks:
             >>> Tasks.from_frame(frame, task="person", target="score").frame.features
             ('day',)
         """
-        columns = [str(name) for name in (frame.keys() if isinstance(frame, Mapping) else frame.columns)]
-        used = {"task": task, "target": target, "weights": weights, "offset": offset, "split": split}
-        for name in [*(name for name in used.values() if name is not None), *(features or ())]:
+        columns = columns_of(frame)
+        if not columns:
+            raise DataError(
+                f"frame: expected a data frame or a dict of columns, got a {type(frame).__name__}."
+            )
+        optional = {"weights": weights, "offset": offset, "split": split}
+        if isinstance(features, str):
+            features = [features]
+        targets = [target] if isinstance(target, str) else list(target)
+        used = [task, *targets, *(name for name in optional.values() if name is not None)]
+        for name in [*used, *(features or ())]:
             if name not in columns:
-                raise DataError(not_one_of("column", name, columns))
-        chosen = tuple(features or (name for name in columns if name not in used.values()))
+                raise DataError(not_one_of("column", name, list(columns)))
+        chosen = tuple(columns) if features is None else tuple(features)
+        if features is None:
+            chosen = tuple(name for name in columns if name not in used)
+        twice = sorted({name for name in chosen if name in used or chosen.count(name) > 1})
+        if twice:
+            raise DataError(f"features: expected columns without another use, got {some_of(twice)} twice.")
         if not chosen:
             raise DataError(
-                f"features: expected at least one column besides {task!r} and {target!r}, got none."
+                f"features: expected at least one column besides {some_of([task, *targets])}, got none."
             )
         inputs = numbers_of(frame, chosen)
-        optional = {
-            name: None if used[name] is None else np.asarray(frame[used[name]])
-            for name in ("weights", "offset", "split")
-        }
-        made = cls.from_arrays(inputs, frame[target], frame[task], **optional)
-        return replace(made, frame=Frame(task, target, chosen), source=f"a table of {len(inputs)} rows")
+        if features is None:
+            warn_of_row_numbers(inputs, chosen)
+        values = {key: None if name is None else columns[name] for key, name in optional.items()}
+        made = cls.from_arrays(
+            inputs,
+            columns[targets[0]] if len(targets) == 1 else numbers_of(frame, targets),
+            columns[task],
+            weights=values["weights"],
+            offset=values["offset"],
+            split=values["split"],
+        )
+        used_as = Frame(task, tuple(targets), chosen, weights or "", offset or "")
+        return replace(made, frame=used_as, source=f"a table of {len(inputs)} rows")
 
     @classmethod
     def from_folder(cls, path: str | Path, side: int = 28, colour: bool = False) -> Tasks:
         """Make episodes of few-shot classification of a folder of images, with a folder for each class.
 
         Args:
-            path: The folder. If it has the folders train/, val/ (or validation/) and test/, they are the splits;
-                else `fit` splits the classes at random.
+            path: The folder. Its folders with images are the classes, also those in other folders, as in
+                ``alphabet/character/1.png``. If it has a folder train/, then train/, val/ (or validation/)
+                and test/ are the splits; else `fit` splits the classes at random.
             side: The side in pixels that images are shrunk to.
             colour: Whether images keep their colours; else they are grey, ink is 1 and paper 0.
 
@@ -258,8 +315,15 @@ class Tasks:
 
         Raises:
             DataError: If there is no such folder, or no images in it.
+
+        Warns:
+            RuntimeWarning: If files are no images, a class has one image only, or an image is nearly blank.
         """
-        from .folders import read_classes
+        from .folders import read_classes  # late, as it imports what reads images
+
+        if not isinstance(path, (str, Path)):
+            raise DataError(f"path: expected the path of a folder, got a {type(path).__name__}.")
+        require_whole("Tasks.from_folder", 1, side=side)
 
         images, labels, split = read_classes(Path(path), side, 3 if colour else 1)
         made = cls.from_arrays(images, None, labels, split=split)
@@ -269,13 +333,16 @@ class Tasks:
         """Return the number of tasks, or of classes if tasks are episodes."""
         return len(self.names)
 
-    def splits(self, validation: float, test: float, seed: int) -> dict[str, np.ndarray]:
+    def splits(
+        self, validation: float, test: float, seed: int, usable: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Return the numbers of each split's groups.
 
         Args:
             validation: The share for validation, unless the split was given.
             test: The share for testing.
             seed: Draws them.
+            usable: The groups that may be in a split, booleans ``(groups,)``; by default all.
 
         Returns:
             Whole numbers by split.
@@ -283,65 +350,62 @@ class Tasks:
         Raises:
             DataError: If no group is left for training.
         """
+        usable = np.ones(len(self), bool) if usable is None else usable
         if self.split is not None:
             number = {name: i for i, name in enumerate(self.names)}
-            return {
-                part: np.array([number[n] for n in self.split.get(part, ())], np.int64) for part in SPLITS
-            }
-        total = len(self.names)
+            given = {part: [number[name] for name in self.split.get(part, ())] for part in SPLITS}
+            return {part: np.array([n for n in given[part] if usable[n]], np.int64) for part in SPLITS}
+        total = int(usable.sum())
         sizes = [max(1, round(share * total)) if share else 0 for share in (validation, test)]
         if total <= sum(sizes):
             raise DataError(
-                f"{self.source}: expected groups for training, validation ({validation:g}) and test ({test:g}), "
-                f"got {total}. Hint: lower the shares, or bring more groups."
+                f"{self.source}: expected groups for training, validation ({validation:g}) and test "
+                f"({test:g}), got {total}. Hint: lower the shares, or bring more groups."
             )
-        mixed = np.random.default_rng(seed).permutation(total)
+        mixed = np.random.default_rng(seed).permutation(np.flatnonzero(usable))
         first, last = total - sum(sizes), total - sizes[1]
         return {"train": mixed[:first], "validation": mixed[first:last], "test": mixed[last:]}
 
 
-def numbers_of(frame: Tree, features: Sequence[str]) -> np.ndarray:
-    """Return columns of numbers as one array.
+class _Piece(NamedTuple):
+    """Rows of one task of a list: all of them, or its support or query set."""
 
-    Args:
-        frame: A data frame, or a dict of columns.
-        features: The columns.
+    structure: str
+    inputs: list[np.ndarray]
+    targets: np.ndarray
+    rows: int
+    task: int
 
-    Returns:
-        float64 ``(rows, features)``.
+    @classmethod
+    def of(cls, x: Tree, y: object, name: str, task: int) -> _Piece:
+        structure, inputs = structure_of(x, f"{name}: x")
+        targets = _targets(y, f"{name}: y")
+        return cls(structure, inputs, targets, rows_alike({"x": inputs[0], "y": targets}, name), task)
 
-    Raises:
-        DataError: If a column is missing, is no numbers, or has missing cells.
-    """
-    columns = []
-    have = [str(name) for name in (frame.keys() if isinstance(frame, Mapping) else frame.columns)]
-    for name in features:
-        if name not in have:
-            raise DataError(not_one_of("column", name, have))
-        array = np.asarray(frame[name])
-        if array.dtype.kind not in "fiub":
-            raise DataError(
-                f"column {name!r}: expected numbers, got {array.dtype}, for example {array.ravel()[0]!r}. Hint: "
-                "leave it out with features=, or use imaml.tables, which codes categories."
-            )
-        columns.append(finite_numbers(array, f"column {name!r}"))
-    rows_alike(dict(zip(features, columns, strict=True)), "columns")
-    return np.stack(columns, axis=1)
+
+def _words(piece: _Piece) -> str:
+    """What a piece's inputs are, for a message."""
+    names = names_of(json.loads(piece.structure))
+    return "one array" if names == [""] else f"arrays {some_of(names)}"
 
 
 def _targets(y: object, name: str = "y") -> np.ndarray:
-    """Targets as an array: numbers, or objects where they are classes."""
-    if isinstance(y, (dict, tuple)):
+    """Targets as an array: finite numbers, or objects where they are classes."""
+    if isinstance(y, (Mapping, tuple)) and not (isinstance(y, tuple) and all(map(np.isscalar, y))):
         raise DataError(
             f"{name}: expected one array, got a {type(y).__name__}. Hint: join targets as columns."
         )
     try:
         array = np.asarray(y)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{name}: expected one array, got rows of different shapes.") from error
-    if array.dtype.kind in "OUS":
-        return np.asarray(labels_of(y, name), dtype=object)
-    return as_array(array, name)
+    numbers = array.dtype.kind == "O" and all(isinstance(item, NUMBERS) for item in array.ravel())
+    if array.dtype.kind in "OUS" and not numbers:
+        return np.array(labels_of(y, name), dtype=object)
+    array = as_array(array, name)
+    if array.dtype.kind == "f":
+        finite_numbers(array, name)
+    return array
 
 
 def _column(name: str, values: object, least: float | None = None) -> np.ndarray | None:
@@ -356,68 +420,88 @@ def _column(name: str, values: object, least: float | None = None) -> np.ndarray
 
 
 def _pairs(item: object, name: str) -> list[tuple[Tree, object]]:
-    """One pair (x, y), or two."""
-    parts = tuple(item) if isinstance(item, (tuple, list, Task)) else ()
+    """One pair (x, y), or two: those of the support and of the query set."""
+    parts = tuple(item) if isinstance(item, (tuple, list)) else ()
     if len(parts) != 2:
         got = f"{len(parts)} items" if parts else f"a {type(item).__name__}"
         raise DataError(f"{name}: expected a pair (x, y), or (support, query) of two such pairs, got {got}.")
-    pair = lambda part: isinstance(part, (tuple, list)) and len(part) == 2 and hasattr(part[0], "shape")  # noqa: E731
-    if all(pair(part) and hasattr(part[1], "__len__") for part in parts):
+
+    def paired(part: object) -> bool:
+        # A list of two arrays is a pair; a list of two numbers, or of two rows of numbers, is an array.
+        arrays = isinstance(part, list) and len(part) == 2 and all(hasattr(p, "shape") for p in part)
+        return arrays or (isinstance(part, tuple) and len(part) == 2 and not all(map(np.isscalar, part)))
+
+    if isinstance(item, Task) or all(map(paired, parts)):
+        for part in parts:
+            if not isinstance(part, (tuple, list)) or len(part) != 2:
+                raise DataError(
+                    f"{name}: expected a support and a query set that are pairs (x, y), got a "
+                    f"{type(part).__name__}."
+                )
         return [(parts[0][0], parts[0][1]), (parts[1][0], parts[1][1])]
     return [(parts[0], parts[1])]
 
 
-def _stacked(trees: Sequence[Tree]) -> Tree:
-    """The rows of several trees, one after another."""
-    if isinstance(trees[0], Mapping):
-        return {key: _stacked([tree[key] for tree in trees]) for key in trees[0]}
-    if isinstance(trees[0], tuple):
-        return tuple(_stacked([tree[i] for tree in trees]) for i in range(len(trees[0])))
-    return _joined("x", [np.asarray(tree) for tree in trees])
-
-
-def _joined(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    for i, array in enumerate(arrays):
+def _joined(name: str, arrays: Sequence[np.ndarray], pieces: Sequence[_Piece]) -> np.ndarray:
+    """The rows of all pieces; where some have rows of one number as a column, all have."""
+    if any(array.shape[1:] == (1,) for array in arrays):
+        arrays = [array[:, None] if array.ndim == 1 else array for array in arrays]
+    for array, piece in zip(arrays, pieces, strict=True):
         if array.shape[1:] != arrays[0].shape[1:]:
             raise DataError(
-                f"{name}: expected rows of one shape in all tasks, got {arrays[0].shape[1:]} and "
-                f"{array.shape[1:]} (part {i})."
+                f"{name}: expected rows of one shape in all tasks, got {arrays[0].shape[1:]} in tasks[0] and "
+                f"{array.shape[1:]} in tasks[{piece.task}]."
+            )
+        if (array.dtype.kind == "O") != (arrays[0].dtype.kind == "O"):
+            raise DataError(
+                f"{name}: expected numbers in all tasks, or classes in all, got {arrays[0].flat[0]!r} in "
+                f"tasks[0] and {array.flat[0]!r} in tasks[{piece.task}]."
             )
     return np.concatenate(arrays)
 
 
-def _given_split(split: object, labels: np.ndarray, rows: int) -> dict[str, tuple[Level, ...]]:
+def _given_split(split: object, labels: list[Level], rows: int) -> dict[str, tuple[Level, ...]]:
     """The names of each split's groups, from a dict or from a split for each row."""
+    found: dict[str, tuple[Level, ...]] = {name: () for name in SPLITS}
     if isinstance(split, Mapping):
-        for name in split:
+        for name, groups in split.items():
             if name not in SPLITS:
                 raise ConfigError(not_one_of("split", name, SPLITS))
-        found = {str(name): tuple(groups) for name, groups in split.items()}
+            if np.size(np.asarray(groups, dtype=object)):
+                found[name] = tuple(labels_of(groups, f"split: {name}", "label"))
     else:
-        parts = labels_of(split, "split")
+        parts = labels_of(split, "split", "split")
         if len(parts) != rows:
             raise DataError(f"split: expected {rows} rows, as x has, got {len(parts)}.")
-        found = {name: () for name in SPLITS}
         of: dict[Level, str] = {}
-        for part, label in zip(parts, labels.tolist(), strict=True):
+        for part, label in zip(parts, labels, strict=True):
             if part not in SPLITS:
                 raise DataError(not_one_of("split", part, SPLITS))
             if of.setdefault(label, str(part)) != part:
                 raise DataError(
-                    f"split: expected one split for all rows of a group, got {of[label]} and {part} for {label!r}."
+                    f"split: expected one split for all rows of a group, got {of[label]!r} and {part!r} for "
+                    f"{label!r}."
                 )
         for label, part in of.items():
-            found[part] += (label,)
-    known = set(labels.tolist())
+            found[part] = (*found[part], label)
+    known = dict.fromkeys(labels)
     named = [label for groups in found.values() for label in groups]
-    strange = [label for label in named if label not in known]
+    strange = [repr(label) for label in named if label not in known]
     if strange:
         raise DataError(
-            f"split: expected labels of groups, got others ({some_of([str(s) for s in strange])})."
+            f"split: expected labels of groups, such as {next(iter(known))!r}, got {some_of(strange)}."
         )
-    twice = sorted({str(label) for label in named if named.count(label) > 1})
+    twice = [str(label) for label, times in Counter(named).items() if times > 1]
     if twice:
         raise DataError(f"split: expected each group in one split, got some in two ({some_of(twice)}).")
-    if not found.get("train"):
+    if not found["train"]:
         raise DataError("split: expected groups for training, got none in 'train'.")
+    inside = set(named)
+    left = [str(label) for label in known if label not in inside]
+    if left:
+        warnings.warn(
+            f"split: {len(left)} of {len(known)} groups are in no split, and excluded ({some_of(left)}).",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     return found

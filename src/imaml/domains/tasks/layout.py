@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from ...core.tree import Tree
 from ...core.validation import not_one_of, some_of
 
 Level = str | int | float | bool  # a class as the user names it
+NUMBERS = (int, float, np.number, np.bool_)
 
 
 class Rows(NamedTuple):
@@ -45,7 +46,7 @@ class Rows(NamedTuple):
         return self.targets
 
 
-@recipe()
+@recipe(fresh={"shape": (1,)})
 @dataclass(frozen=True)
 class ArraySpec(Checked):
     """What one array of rows must be, and how it is coded.
@@ -85,10 +86,10 @@ class ArraySpec(Checked):
         if not standardise:
             return cls(shape)
         seen = values[training].astype(np.float64).reshape(-1, shape[-1])
-        scale = seen.std(axis=0)
-        return cls(
-            shape, "float", tuple(seen.mean(axis=0).tolist()), tuple(np.where(scale > 0, scale, 1).tolist())
-        )
+        mean, scale = seen.mean(axis=0), seen.std(axis=0)
+        # Of a constant column rounding may leave a little: 1e-12 of its size.
+        scale = np.where(scale > 1e-12 * np.abs(mean), scale, 1)
+        return cls(shape, "float", tuple(mean.tolist()), tuple(scale.tolist()))
 
     def check(self, values: object, name: str) -> np.ndarray:
         """Return values as an array of this specification, not coded yet.
@@ -106,17 +107,15 @@ class ArraySpec(Checked):
         array = as_array(values, name)
         if array.ndim == 1 and self.shape == (1,):
             array = array[:, None]
-        if array.shape[1:] != self.shape or not len(array):
+        if array.shape[1:] != self.shape:
             wanted = ", ".join(["rows", *map(str, self.shape)])
-            raise DataError(f"{name}: expected shape ({wanted}) with rows of at least 1, got {array.shape}.")
-        if self.form == "bytes" and array.dtype.kind == "f":  # images in [0, 1]
-            if not (np.isfinite(array).all() and array.min() >= -1e-5 and array.max() <= 1 + 1e-5):
-                raise DataError(f"{name}: expected bytes, or numbers from 0 to 1, got {_extent(array)}.")
-            return np.clip(array, 0, 1) * 255
+            raise DataError(f"{name}: expected shape ({wanted}), got {array.shape}.")
         if self.form == "bytes":
-            if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+            real = array.dtype.kind == "f"  # images in [0, 1], which rounding may have put just outside
+            least, most = (-1e-5, 1 + 1e-5) if real else (0, 255)
+            if array.dtype.kind == "b" or not ((array >= least) & (array <= most)).all():
                 raise DataError(f"{name}: expected bytes, or numbers from 0 to 1, got {_extent(array)}.")
-            return array
+            return np.clip(array, 0, 1) * 255 if real else array
         if self.form == "int":
             if array.dtype.kind not in "iub":
                 raise DataError(f"{name}: expected whole numbers, got dtype {array.dtype}.")
@@ -143,18 +142,27 @@ class ArraySpec(Checked):
             return array.astype(np.float32) / 255
         if self.mean:
             array = (array - np.array(self.mean)) / np.array(self.scale)
-        with np.errstate(over="ignore"):
-            coded = array.astype(np.float32)
-        if not np.isfinite(coded).all():
-            raise DataError(f"{name}: expected numbers that float32 can hold, got {_extent(array)}.")
-        return coded
+        return finite_numbers(array, name).astype(np.float32)  # in units of a small scale it may be large
+
+    def units(self, coded: np.ndarray) -> np.ndarray:
+        """Return coded values in the user's units.
+
+        Args:
+            coded: What `code` returned.
+
+        Returns:
+            float64, or whole numbers; images stay numbers from 0 to 1.
+        """
+        if not self.mean:
+            return coded
+        return np.asarray(coded, np.float64) * np.array(self.scale) + np.array(self.mean)
 
     def example(self) -> Array:
         """Return one blank row, coded, ``(1, *shape)``."""
         return jnp.zeros((1, *self.shape), jnp.int32 if self.form == "int" else jnp.float32)
 
 
-@recipe()
+@recipe(fresh={"inputs": (ArraySpec((1,)),)})
 @dataclass(frozen=True)
 class TaskLayout(Checked):
     """What a run has fixed of its tasks' arrays.
@@ -171,6 +179,16 @@ class TaskLayout(Checked):
     target: ArraySpec | None = None
     levels: tuple[Level, ...] | None = None
 
+    @property
+    def skeleton(self) -> Json:
+        """The structure as JSON that was read."""
+        return json.loads(self.structure)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the inputs' arrays; that of a single one is empty."""
+        return names_of(self.skeleton)
+
     def code(self, x: Tree, name: str = "x") -> Tree:
         """Return a user's inputs as the network takes them.
 
@@ -184,23 +202,20 @@ class TaskLayout(Checked):
         Raises:
             DataError: If the tree or an array does not fit.
         """
+        wanted = self.names
         named = leaves_by_name(x, name)
-        wanted = names_of(json.loads(self.structure))
         if sorted(named) != sorted(wanted):
-            strange = sorted(set(named) ^ set(wanted))
-            raise DataError(
-                f"{name}: expected {_plural(wanted)}, got {_plural(list(named))} (differing: {some_of(strange)})."
-            )
+            raise DataError(f"{name}: expected {_plural(wanted)}, got {_plural(list(named))}.")
         coded = [
             spec.code(named[key], f"{name}{key and '/' + key}")
             for key, spec in zip(wanted, self.inputs, strict=True)
         ]
         rows_alike(dict(zip(wanted, coded, strict=True)), name)
-        return assemble(json.loads(self.structure), coded.__getitem__)
+        return assemble(self.skeleton, coded.__getitem__)
 
     def example(self) -> Tree:
         """Return one blank row of inputs, coded; leaves ``(1, ...)``."""
-        return assemble(json.loads(self.structure), lambda i: self.inputs[i].example())
+        return assemble(self.skeleton, lambda i: self.inputs[i].example())
 
     def numbers(self, y: object, name: str = "y") -> np.ndarray:
         """Return targets that are numbers, coded.
@@ -260,12 +275,12 @@ def structure_of(x: Tree, name: str = "x") -> tuple[str, list[np.ndarray]]:
     return json.dumps(_skeleton(x, numbers)), list(named.values())
 
 
-def _skeleton(x: Tree, numbers: object) -> Json:
+def _skeleton(x: Tree, numbers: Iterator[int]) -> Json:
     if isinstance(x, Mapping):
-        return {str(key): _skeleton(x[key], numbers) for key in sorted(x, key=str)}
+        return {key: _skeleton(x[key], numbers) for key in sorted(x)}
     if isinstance(x, tuple):
         return [_skeleton(item, numbers) for item in x]
-    return next(numbers)  # type: ignore[call-overload]
+    return next(numbers)
 
 
 def leaves_by_name(x: Tree, name: str) -> dict[str, np.ndarray]:
@@ -285,8 +300,10 @@ def leaves_by_name(x: Tree, name: str) -> dict[str, np.ndarray]:
 
     def visit(node: Tree, path: str) -> None:
         if isinstance(node, Mapping):
-            for key in sorted(node, key=str):
-                visit(node[key], f"{path}/{key}" if path else str(key))
+            if not all(isinstance(key, str) for key in node):
+                raise DataError(f"{name}: expected a dict whose keys are texts, got {some_of(_shown(node))}.")
+            for key in sorted(node):
+                visit(node[key], f"{path}/{key}" if path else key)
         elif isinstance(node, tuple):
             for index, item in enumerate(node):
                 visit(item, f"{path}/{index}" if path else str(index))
@@ -338,6 +355,30 @@ def assemble(skeleton: Json, leaf: Callable[[int], Tree]) -> Tree:
     return leaf(skeleton)
 
 
+def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Tree]:
+    """Return arrays named by their paths as a tree.
+
+    Args:
+        arrays: For example of "y", "x/left" and "x/right".
+
+    Returns:
+        Nested dicts; tuples where all names of a level are 0, 1, ...
+    """
+    below: dict[str, dict[str, np.ndarray]] = {}
+    found: dict[str, Tree] = {}
+    for path, array in arrays.items():
+        first, _, rest = path.partition("/")
+        if rest:
+            below.setdefault(first, {})[rest] = array
+        else:
+            found[first] = array
+    for first, inner in below.items():
+        tree = nested(inner)
+        numbers = [str(i) for i in range(len(tree))]
+        found[first] = tuple(tree[i] for i in numbers) if sorted(tree) == sorted(numbers) else tree
+    return found
+
+
 def rows_alike(arrays: Mapping[str, np.ndarray], name: str) -> int:
     """Return how many rows arrays have.
 
@@ -351,10 +392,10 @@ def rows_alike(arrays: Mapping[str, np.ndarray], name: str) -> int:
     Raises:
         DataError: If they differ.
     """
-    counts = {key: len(array) for key, array in arrays.items()}
+    counts = {key or name: len(array) for key, array in arrays.items()}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{count} of {key}" for key, count in counts.items())
-        raise DataError(f"{name}: expected arrays of as many rows each, got {told}.")
+        raise DataError(f"{name}: expected arrays with the same number of rows, got {told}.")
     return next(iter(counts.values()))
 
 
@@ -375,13 +416,21 @@ def as_array(values: object, name: str) -> np.ndarray:
         array = np.asarray(values)
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"{name}: expected an array of numbers, got rows of different shapes or kinds."
+            f"{name}: expected an array of numbers, got rows of different shapes or kinds. Hint: a list with "
+            "the arrays of each task goes to Tasks.from_list."
         ) from error
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(
+            f"{name}: expected numbers in all rows, got {np.ma.count_masked(values)} that are masked. Hint: "
+            "drop these rows, or fill them in."
+        )
+    if array.dtype.kind == "O" and array.size and all(isinstance(item, NUMBERS) for item in array.ravel()):
+        array = array.astype(np.float64)  # as of a data frame's columns of several kinds
     if array.dtype.kind == "O":
         kinds = sorted({type(item).__name__ for item in array.ravel()[:1000]})
         raise DataError(
-            f"{name}: expected an array of numbers, got objects ({some_of(kinds)}). Hint: convert the values to "
-            "numbers, and rows to equal shapes."
+            f"{name}: expected an array of numbers, got objects ({some_of(kinds)}). Hint: convert the values "
+            "to numbers, and all rows to one shape."
         )
     if str(array.dtype) in ("bfloat16", "float16"):
         array = array.astype(np.float32)
@@ -391,11 +440,13 @@ def as_array(values: object, name: str) -> np.ndarray:
         )
     if not array.ndim:
         raise DataError(f"{name}: expected an array with an axis of rows, got one number.")
+    if not array.size:
+        raise DataError(f"{name}: expected at least one row and one column, got shape {array.shape}.")
     return array
 
 
 def finite_numbers(array: np.ndarray, name: str) -> np.ndarray:
-    """Return an array as float64, all of it finite.
+    """Return an array as float64, all of it finite, also in float32.
 
     Args:
         array: The array.
@@ -405,47 +456,78 @@ def finite_numbers(array: np.ndarray, name: str) -> np.ndarray:
         The array.
 
     Raises:
-        DataError: If a number is NaN or infinite; the message counts them and names the first row.
+        DataError: If a number is NaN, infinite or too large; the message counts them and names the first row.
     """
     array = array.astype(np.float64)
-    wrong = ~np.isfinite(array)
+    found = ~np.isfinite(array)
+    wanted, wrong = "finite numbers", found
+    if not found.any():
+        wanted, wrong = "numbers that float32 can hold", np.abs(array) > np.finfo(np.float32).max
     if wrong.any():
+        first = np.argwhere(wrong)[0]
         raise DataError(
-            f"{name}: expected finite numbers, got {int(wrong.sum())} that are not, the first in row "
-            f"{int(np.argwhere(wrong)[0, 0])}. Hint: drop these rows, or fill them in."
+            f"{name}: expected {wanted}, got {array[tuple(first)]:g} in row {int(first[0])} "
+            f"({int(wrong.sum())} in all). Hint: drop these rows, or fill them in."
         )
     return array
 
 
-def labels_of(y: object, name: str) -> list[Level]:
-    """Return classes as Python values.
+def labels_of(y: object, name: str, kind: str = "class") -> list[Level]:
+    """Return labels as Python values.
 
     Args:
-        y: An array or a sequence of texts, whole numbers or booleans, ``(rows,)``.
+        y: An array or a sequence of texts, numbers or booleans, ``(rows,)``.
         name: What messages call them.
+        kind: What one of them is.
 
     Returns:
-        The classes.
+        The labels.
 
     Raises:
         DataError: If they have another shape, or one is missing.
     """
-    array = np.asarray(y, dtype=None if hasattr(y, "dtype") or not _mixed(y) else object)
+    try:
+        # An array of texts and numbers would turn the numbers into texts.
+        array = np.asarray(y, dtype=object if isinstance(y, (list, tuple)) else None)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name}: expected one {kind} for each row, got rows of different shapes.") from error
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or not array.size:
-        raise DataError(f"{name}: expected one class for each row, shape (rows,), got {array.shape}.")
-    labels = array.tolist()
+        raise DataError(f"{name}: expected one {kind} for each row, shape (rows,), got {array.shape}.")
+    scalar = lambda item: item.item() if getattr(item, "shape", None) == () else item  # noqa: E731
+    labels = [scalar(item) for item in array.tolist()]
     for row, label in enumerate(labels):
         if not isinstance(label, Level) or (isinstance(label, float) and not math.isfinite(label)):
             raise DataError(
-                f"{name}: expected a class in each row, a text or a number, got {label!r} in row {row}."
+                f"{name}: expected a {kind} in each row, a text or a number, got {label!r} in row {row}."
             )
     return labels
 
 
-def _mixed(y: object) -> bool:
-    return isinstance(y, Sequence) and len({type(item) for item in y}) > 1
+def levels_of(labels: Iterable[Level]) -> tuple[Level, ...]:
+    """Return the different labels in order: numbers before texts, each sorted.
+
+    Args:
+        labels: The labels.
+
+    Returns:
+        Each label once.
+    """
+    return tuple(sorted(set(labels), key=lambda level: (isinstance(level, str), level)))
+
+
+def as_classes(levels: Sequence[Level]) -> np.ndarray:
+    """Return levels as an array whose items are the levels, also where kinds are mixed.
+
+    Args:
+        levels: The levels.
+
+    Returns:
+        ``(levels,)``, of objects where texts and numbers are mixed.
+    """
+    kinds = {type(level) for level in levels}
+    return np.array(levels, dtype=None if len(kinds) == 1 else object)
 
 
 def _extent(array: np.ndarray) -> str:
@@ -453,7 +535,11 @@ def _extent(array: np.ndarray) -> str:
 
 
 def _plural(names: Sequence[str]) -> str:
-    return "one array" if list(names) == [""] else f"the arrays {', '.join(names)}"
+    return "one array" if list(names) == [""] else f"the arrays {some_of(sorted(names), 10)}"
+
+
+def _shown(values: Iterable[object]) -> list[str]:
+    return [repr(value) for value in values]
 
 
 def bucket(rows: int, least: int = 4) -> int:

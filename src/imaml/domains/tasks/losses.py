@@ -6,7 +6,6 @@ Each is a recipe. `outputs_for` says how many outputs a network needs, `cost` is
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,11 +18,9 @@ from ...core.errors import ConfigError
 from ...core.fields import Checked
 from ...core.recipes import recipe
 from ...core.tree import Tree
-from ...core.validation import not_one_of
 from ...problems.likelihoods import Categorical, Density, Gaussian, by_row
+from ..networks import Network
 from .layout import Rows
-
-LOG_2PI = float(np.log(2 * np.pi))
 
 
 class RowLoss(Checked):
@@ -166,154 +163,27 @@ class Binary(CrossEntropy):
 
 @recipe("loss")
 @dataclass(frozen=True)
-class Poisson(RowLoss):
-    """Counts with mean exp(output + offset): the offset is the logarithm of the exposure."""
+class Ordinal(CrossEntropy):
+    """Classes in an order, by cumulative logits: P(class <= j) = sigmoid(t_j - z).
 
-    kind: ClassVar[str] = "poisson"
-    targets: ClassVar[Literal["numbers", "counts", "classes"]] = "counts"
+    Of K outputs the first is z, the second the first threshold, and the others the logarithms of the
+    distances to the next thresholds.
 
-    @property
-    def likelihood(self) -> Density:
-        """Poisson rows."""
-        return Density(poisson_log_density)
-
-    def cost(self, outputs: Array, batch: Rows) -> Array:
-        """Return the negative log probability of each row."""
-        return -jax.vmap(poisson_log_density)(outputs, batch.targets)
-
-    def mean(self, outputs: np.ndarray) -> np.ndarray:
-        """Return the expected counts."""
-        return np.exp(outputs[:, :1].astype(np.float64))
-
-    def draw(self, key: Array, outputs: Array) -> Array:
-        """Draw counts."""
-        return jax.random.poisson(key, jnp.exp(outputs[:, 0])).astype(outputs.dtype)
-
-
-def poisson_log_density(outputs: Array, target: Array) -> Array:
-    """Return log p(y) = y z - exp(z) - log y!, z the logarithm of the mean.
-
-    Args:
-        outputs: z, ``(1,)``.
-        target: y, ``(1,)``.
-
-    Returns:
-        A scalar.
-    """
-    z, y = outputs[0], target[0]
-    return y * z - jnp.exp(z) - jax.lax.lgamma(y + 1)
-
-
-@recipe("loss")
-@dataclass(frozen=True)
-class NegativeBinomial(RowLoss):
-    """Counts with mean m = exp(first output + offset) and variance m + m^2 exp(second output).
-
-    The second output is the logarithm of the dispersion.
+    References:
+        McCullagh (1980), Regression models for ordinal data, section 2.
     """
 
-    kind: ClassVar[str] = "negative_binomial"
-    targets: ClassVar[Literal["numbers", "counts", "classes"]] = "counts"
-
-    @property
-    def likelihood(self) -> Density:
-        """Negative binomial rows."""
-        return Density(negative_binomial_log_density)
-
-    def outputs_for(self, wanted: int) -> int:
-        """Return 2: the logarithms of mean and dispersion."""
-        return 2
-
-    def cost(self, outputs: Array, batch: Rows) -> Array:
-        """Return the negative log probability of each row."""
-        return -jax.vmap(negative_binomial_log_density)(outputs, batch.targets)
-
-    def mean(self, outputs: np.ndarray) -> np.ndarray:
-        """Return the expected counts."""
-        return np.exp(outputs[:, :1].astype(np.float64))
-
-    def draw(self, key: Array, outputs: Array) -> Array:
-        """Draw counts: Poisson with a gamma-distributed mean."""
-        first, second = jax.random.split(key)
-        size = jnp.exp(-outputs[:, 1])
-        rate = jnp.exp(outputs[:, 0]) * jax.random.gamma(first, size) / size
-        return jax.random.poisson(second, rate).astype(outputs.dtype)
-
-
-def negative_binomial_log_density(outputs: Array, target: Array) -> Array:
-    """Return log p(y) of mean m = exp(z) and size r = exp(-a), a the logarithm of the dispersion.
-
-    ```
-    log G(y + r) - log G(r) - log y!  +  r log(r / (r + m))  +  y log(m / (r + m))
-    ```
-
-    Args:
-        outputs: ``(z, a)``.
-        target: y, ``(1,)``.
-
-    Returns:
-        A scalar.
-    """
-    z, a, y = outputs[0], outputs[1], target[0]
-    r = jnp.exp(-a)
-    log_sum = jnp.logaddexp(z, -a)  # log(r + m)
-    gammas = jax.lax.lgamma(y + r) - jax.lax.lgamma(r) - jax.lax.lgamma(y + 1)
-    return gammas + r * (-a - log_sum) + y * (z - log_sum)
-
-
-@dataclass(frozen=True)
-class OwnLoss(RowLoss):
-    """A function of the user's own, ``(outputs, targets) -> (n,)``; it has no JSON form.
-
-    Args:
-        function: The function.
-    """
-
-    kind: ClassVar[str] = "own"
-
-    function: Callable[[Array, Array], Array]
+    kind: ClassVar[str] = "ordinal"
 
     def outputs(self, outputs: Array) -> Array:
-        """Return the outputs unchanged."""
-        return outputs
-
-    def cost(self, outputs: Array, batch: Rows) -> Array:
-        """Return what the function returns; ConfigError if that is not one number for each row."""
-        found = self.function(outputs, batch.targets)
-        rows = batch.weights.shape
-        if not hasattr(found, "shape") or found.shape != rows:
-            got = f"shape {found.shape}" if hasattr(found, "shape") else f"a {type(found).__name__}"
-            raise ConfigError(
-                f"loss: expected a function (outputs, targets) -> one number for each row, shape {rows}, got "
-                f"{got}. Hint: leave the mean over rows to imaml."
-            )
-        return found
-
-
-NAMED: dict[str, type[RowLoss]] = {
-    kind.kind: kind for kind in (Squared, CrossEntropy, Binary, Poisson, NegativeBinomial)
-}
-
-
-def loss_of(loss: str | RowLoss | Callable[[Array, Array], Array]) -> RowLoss:
-    """Return the loss that a user means.
-
-    Args:
-        loss: A name, a loss, or a function ``(outputs, targets) -> (n,)``.
-
-    Returns:
-        The loss.
-
-    Raises:
-        ConfigError: If it is none of these.
-    """
-    if isinstance(loss, RowLoss):
-        return loss
-    if callable(loss):
-        return OwnLoss(loss)
-    if loss not in NAMED:
-        raise ConfigError(not_one_of("loss", loss, NAMED))
-    return NAMED[loss]()
+        """Return the logarithms of the classes' probabilities, ``(n, K)``."""
+        columns = by_row(outputs)
+        z, start, steps = columns[:, :1], columns[:, 1:2], jnp.exp(columns[:, 2:])
+        places = jnp.cumsum(jnp.concatenate([start, steps], axis=1), axis=1) - z
+        above, below = jax.nn.log_sigmoid(-places), jax.nn.log_sigmoid(places)
+        # Between thresholds a < b: sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - e^(a - b))
+        between = below[:, 1:] + above[:, :-1] + jnp.log(-jnp.expm1(-steps))
+        return jnp.concatenate([below[:, :1], between, above[:, -1:]], axis=1)
 
 
 @dataclass(frozen=True)
@@ -327,7 +197,7 @@ class TaskLoss:
         row: The loss of a row.
     """
 
-    network: object
+    network: Network
     row: RowLoss
     averages: ClassVar[bool] = False
 
@@ -347,12 +217,23 @@ class TaskLoss:
             ``(n, k)``. A network that normalises uses the statistics of the batch's reference, or of the
             batch where it has none.
         """
-        forward = self.network.forward  # type: ignore[attr-defined]
-        statistics = None if batch.reference is None else forward(phi, batch.reference)[1]
-        found = self.row.outputs(forward(phi, batch.inputs, statistics)[0])
-        if batch.offset is None:
-            return found
-        return found.at[:, 0].add(batch.offset)
+        statistics = None if batch.reference is None else self.network.forward(phi, batch.reference)[1]
+        return self.formed(self.network.forward(phi, batch.inputs, statistics)[0], batch.offset)
+
+    def formed(self, outputs: Array, offset: Array | None) -> Array:
+        """Return the network's outputs with an offset, in the form that the loss takes.
+
+        Args:
+            outputs: The network's outputs.
+            offset: What is added to each row's first output, ``(n,)``, or None.
+
+        Returns:
+            ``(n, k)``.
+        """
+        if offset is not None:
+            outputs = by_row(outputs)
+            outputs = outputs.at[:, 0].add(offset.astype(outputs.dtype))
+        return self.row.outputs(outputs)
 
     def cost(self, outputs: Array, batch: Rows) -> Array:
         """Return the weighted sum of the rows' losses, a scalar."""

@@ -1,0 +1,200 @@
+"""A folder of images as labelled arrays: a folder a class."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ...core.errors import DataError
+from ...core.streams import note
+from ...core.validation import some_of
+from ..fewshot.images import SUFFIXES, cached_array
+from ..fewshot.pixels import read_image, regular_file
+
+SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+MANY = 300  # images from which on progress is shown
+EVERY = 5.0  # seconds between two lines of progress
+SPREAD = 0.1  # between an image's darkest and brightest pixel, below which it is nearly blank
+HEIC = (".heic", ".heif", ".avif")
+FORMAT = 1  # of what is kept; a change of how images are read makes another
+
+
+class Classes(NamedTuple):
+    """The images of a folder.
+
+    Attributes:
+        images: uint8 ``(n, side, side, channels)``.
+        labels: The class of each.
+        split: The split of each, or None if the folder has none.
+    """
+
+    images: np.ndarray
+    labels: list[str]
+    split: list[str] | None
+
+
+class Found(NamedTuple):
+    """What lies in a folder.
+
+    Attributes:
+        classes: The image files of each class, by its name.
+        others: Files that are no images, by suffix: how many.
+        loose: Images that are in no folder of a class.
+    """
+
+    classes: dict[str, list[Path]]
+    others: Counter[str]
+    loose: list[Path]
+
+
+def read_classes(path: Path, side: int, channels: int) -> Classes:
+    """Read a folder of images, with a folder for each class.
+
+    A class is a folder with images directly in it, at any depth; its name is its path, as "Greek/alpha". If
+    the folder has a folder train/, then train/, val/ (or validation/) and test/ are the splits. What was read
+    is kept in `user_cache()` by the names, sizes and times of change of the files.
+
+    Args:
+        path: The folder.
+        side: Pixels a side of what images are shrunk to.
+        channels: 1 for drawings, whose ink is stretched to 1 on paper of 0, or 3 for photographs.
+
+    Returns:
+        The images of all classes that have two or more.
+
+    Raises:
+        DataError: If there is no such folder, it has fewer than two classes, a class is in two splits, or an
+            image cannot be read.
+
+    Warns:
+        RuntimeWarning: If files are no images, a class has one image only, or an image is nearly blank.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        got = "a file" if path.exists() else "no such folder"
+        raise DataError(
+            f"{path}: expected a folder with one folder of images for each class, got {got}. Hint: check the "
+            "path."
+        )
+    splits = {path / name: split for name, split in SPLITS.items() if (path / name).is_dir()}
+    if path / "train" not in splits:
+        splits = {}
+    classes: dict[str, list[Path]] = {}
+    split_of: dict[str, str] = {}
+    others: Counter[str] = Counter()
+    loose: list[Path] = []
+    for folder in splits or [path]:
+        found = _found(folder)
+        split = splits.get(folder, "")
+        for name, files in found.classes.items():
+            if split_of.setdefault(name, split) != split:
+                raise DataError(
+                    f"{path}: expected each class in one split, got {name!r} in {split_of[name]!r} and "
+                    f"{split!r}. Hint: the classes of validation and test are new ones."
+                )
+            classes.setdefault(name, []).extend(files)
+        others += found.others
+        loose += found.loose
+    _warn_of_others(path, others, loose, bool(classes))
+    small = sorted(name for name, files in classes.items() if len(files) < 2)
+    if small:
+        _warn(f"{path}: {len(small)} of {len(classes)} classes are excluded, as they have one image", small)
+    kept = {name: sorted(files) for name, files in sorted(classes.items()) if len(files) > 1}
+    if len(kept) < 2:
+        held = f"{len(kept)} of at least two images" if classes else _held(others, loose)
+        raise DataError(
+            f"{path}: expected at least two folders of images, one for each class, got {held}. Hint: put "
+            f"images ({', '.join(SUFFIXES)}) into folders named after their classes, for example "
+            f"{path / 'apple' / '1.png'}."
+        )
+    images = _read([file for files in kept.values() for file in files], side, channels)
+    labels = [name for name, files in kept.items() for _ in files]
+    _warn_of_blank(path, images, [file for files in kept.values() for file in files])
+    return Classes(images, labels, [split_of[name] for name in labels] if splits else None)
+
+
+def _found(folder: Path) -> Found:
+    """The classes of a folder, and what else lies in it."""
+    classes: dict[str, list[Path]] = {}
+    others: Counter[str] = Counter()
+    loose: list[Path] = []
+    seen = {os.path.realpath(folder)}  # a link may lead back
+    for place, below, names in os.walk(folder, followlinks=True):
+        inside = {name: os.path.realpath(Path(place) / name) for name in below}
+        below[:] = sorted(n for n in below if not n.startswith((".", "__MACOSX")) and inside[n] not in seen)
+        seen |= {inside[name] for name in below}
+        files = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
+        images = [file for file in files if file.suffix.lower() in SUFFIXES]
+        others.update(file.suffix.lower() or "without a suffix" for file in files if file not in set(images))
+        if Path(place) == folder:
+            loose = images
+        elif images:
+            classes[Path(place).relative_to(folder).as_posix()] = images
+    return Found(classes, others, loose)
+
+
+def _read(files: list[Path], side: int, channels: int) -> np.ndarray:
+    """The images of files, from the cache or read anew."""
+
+    def read() -> np.ndarray:
+        pixels = np.empty((len(files), side, side, channels), np.uint8)
+        said = time.monotonic()
+        if len(files) > MANY:
+            note(f"reading {len(files):,} images; what is read is kept for the next time")
+        for row, file in enumerate(files):
+            values = read_image(file, side, channels, stretch=channels == 1)
+            pixels[row] = np.rint(255 * values).reshape(side, side, channels)
+            if len(files) > MANY and time.monotonic() - said > EVERY:
+                said = time.monotonic()
+                note(f"read {row + 1:,} of {len(files):,} images")
+        return pixels
+
+    statuses = [(file, regular_file(file)) for file in files]
+    stamps = [(str(file.resolve()), status.st_size, status.st_mtime_ns) for file, status in statuses]
+    key = hashlib.sha256(repr((FORMAT, side, channels, stamps)).encode()).hexdigest()[:32]
+    return cached_array(f"classes-{key}", read)
+
+
+def _warn_of_others(path: Path, others: Counter[str], loose: list[Path], classes: bool) -> None:
+    """Warn of files that are left out."""
+    if others and classes:
+        told = [f"{count:,} {suffix}" for suffix, count in others.most_common()]
+        hint = " Hint: save them as .png or .jpg." if any(suffix in others for suffix in HEIC) else ""
+        _warn(f"{path}: {others.total():,} files are left out, as their names are no images'", told, hint)
+    if loose and classes:
+        _warn(f"{path}: {len(loose)} images are left out, as they are in no folder of a class", loose)
+
+
+def _warn_of_blank(path: Path, images: np.ndarray, files: list[Path]) -> None:
+    """Warn of images with almost no difference between their pixels."""
+    flat = images.reshape(len(images), -1)
+    spread = flat.max(axis=1).astype(np.int64) - flat.min(axis=1)
+    blank = [
+        file.relative_to(path).as_posix()
+        for file, one in zip(files, spread, strict=True)
+        if one < 255 * SPREAD
+    ]
+    if blank:
+        side = images.shape[1]
+        hint = " Hint: crop what is drawn, or draw it in thicker lines." if images.shape[-1] == 1 else ""
+        _warn(f"{path}: {len(blank)} images are nearly blank at {side} x {side} pixels", blank, hint)
+
+
+def _warn(message: str, names: list[str] | list[Path], hint: str = "") -> None:
+    warnings.warn(f"{message} ({some_of(names)}).{hint}", RuntimeWarning, stacklevel=5)
+
+
+def _held(others: Counter[str], loose: list[Path]) -> str:
+    """What a folder without classes holds."""
+    if loose:
+        return f"images directly in it ({some_of(loose)})"
+    if others:
+        return f"no images but files {some_of(sorted(others))}"
+    return "an empty folder"

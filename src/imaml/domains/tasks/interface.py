@@ -1,0 +1,402 @@
+"""A user's rows as batches, and predictions in their units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ...core.errors import DataError
+from ...core.tree import Tree
+from ...core.validation import some_of
+from ...problems.base import Task
+from ..base import Answers, DomainBase, Encoded, Predicts
+from .frames import columns_of, numbers_of
+from .layout import (
+    Rows,
+    as_array,
+    as_classes,
+    bucket,
+    finite_numbers,
+    labels_of,
+    leaves_by_name,
+    levels_of,
+    nested,
+    padded,
+)
+
+if TYPE_CHECKING:
+    from .domain import TasksRecipe
+
+DRAWS = 400  # of predictive intervals that are simulated
+LEVEL = 0.9  # of the intervals of answers to files
+LEVELS = (*(i / 20 for i in range(1, 20)), 0.99)  # of the quantiles that a calibration keeps
+PARTS = ("x", "y", "offset", "weights")  # the arrays of rows by name
+
+
+class Asked(NamedTuple):
+    """Query rows of a run whose rows have offsets.
+
+    Attributes:
+        inputs: A tree of coded arrays ``(n, ...)``.
+        offset: ``(n,)``.
+    """
+
+    inputs: Tree
+    offset: np.ndarray | Array
+
+
+class Given(NamedTuple):
+    """A user's rows, by what they are for; None of what was not given."""
+
+    x: Tree
+    y: Tree = None
+    offset: Tree = None
+    weights: Tree = None
+
+
+class TasksInterface(DomainBase):
+    """What a user's own tasks encode, decode, read and write."""
+
+    recipe: TasksRecipe
+    support_type: ClassVar[type] = Rows
+
+    @property
+    def classes(self) -> bool:
+        """Whether targets are classes."""
+        return self.recipe.loss.targets == "classes"
+
+    @property
+    def ways(self) -> int:
+        """How many classes a task has; those that all tasks share, or those of an episode."""
+        levels = self.recipe.layout.levels
+        return self.recipe.ways if levels is None else len(levels)
+
+    def encode(self, x: object, y: object = None) -> Encoded:
+        """Return a user's support rows as a batch, padded to one of a few sizes.
+
+        Args:
+            x: Inputs like those of the run: an array or a tree of arrays. Of a data frame's run a data frame
+                or a dict of columns, which may hold the target. Of a run with offsets or weights a dict
+                ``{"x": ..., "offset": ..., "weights": ...}``. Or a sampled batch.
+            y: The targets.
+
+        Returns:
+            The batch, and the classes of its outputs.
+
+        Raises:
+            DataError: If a value does not fit.
+        """
+        recipe = self.recipe
+        if isinstance(x, Rows):
+            levels = range(recipe.ways) if recipe.layout.levels is None else recipe.layout.levels
+            return Encoded(x._replace(reference=None), as_classes(tuple(levels)) if self.classes else None)
+        given = self._given(x)
+        targets_given = given.y if y is None else y
+        if targets_given is None:
+            raise DataError(
+                "adapt: y: expected targets, got None. Hint: pass them as the second argument, adapt(x, y)."
+            )
+        inputs = recipe.layout.code(given.x)
+        rows = len(jax.tree.leaves(inputs)[0])
+        targets, classes = self._targets(targets_given)
+        weights = np.ones(rows) if given.weights is None else _column(given.weights, "weights")
+        parts = {"y": targets, "weights": weights}
+        offset = self._offset(given)
+        if offset is not None:
+            parts["offset"] = offset
+        for name, part in parts.items():
+            if len(part) != rows:
+                raise DataError(f"{name}: expected {rows} rows, as x has, got {len(part)}.")
+        if weights.min() < 0 or not weights.sum():
+            raise DataError(
+                f"weights: expected numbers of at least 0, not all of them 0, got {weights.min():g}."
+            )
+        batch = (inputs, targets, weights.astype(np.float32), offset)
+        if not normalises(recipe.model):  # copies of rows would change the statistics
+            batch = padded(batch, bucket(rows))
+            batch[2][rows:] = 0
+        # `device_put`, as `jnp.asarray` compiles a program for each shape.
+        return Encoded(Rows(*jax.device_put(batch)), classes)
+
+    def _targets(self, y: Tree) -> tuple[np.ndarray, np.ndarray | None]:
+        """Coded targets, and the classes that they are of, if they are classes."""
+        recipe = self.recipe
+        if recipe.episodes:
+            labels = labels_of(y, "y")
+            levels = levels_of(labels)
+            if len(levels) > recipe.ways:
+                raise DataError(
+                    f"y: expected at most {recipe.ways} classes, as the model has outputs, got "
+                    f"{len(levels)}. Hint: train with more ways."
+                )
+            number = {level: i for i, level in enumerate(levels)}
+            return np.array([number[label] for label in labels], np.int32), as_classes(levels)
+        if self.classes:
+            assert recipe.layout.levels is not None
+            return recipe.layout.classes(y), as_classes(recipe.layout.levels)
+        targets = recipe.layout.numbers(y)
+        if recipe.loss.targets == "counts":
+            require_counts(targets, "y")
+        return targets, None
+
+    def encode_query(self, x: Tree) -> Tree:
+        """Return coded rows, leaves ``(n, ...)``; of a run with offsets `Asked`. See `encode`."""
+        if isinstance(x, Rows):
+            inputs = jax.tree.map(np.asarray, x.inputs)
+            return inputs if x.offset is None else Asked(inputs, np.asarray(x.offset))
+        given = self._given(x)
+        inputs, offset = self.recipe.layout.code(given.x), self._offset(given)
+        if offset is None:
+            return inputs
+        rows = len(jax.tree.leaves(inputs)[0])
+        if len(offset) != rows:
+            raise DataError(f"offset: expected {rows} rows, as x has, got {len(offset)}.")
+        return Asked(inputs, offset)
+
+    @staticmethod
+    def asked_of(rows: Tree) -> tuple[Tree, Array | None]:
+        """Return the inputs and the offset of query rows.
+
+        Args:
+            rows: What `encode_query` returned, or a part of its rows.
+
+        Returns:
+            The inputs, and the offset or None.
+        """
+        return (rows.inputs, jnp.asarray(rows.offset)) if isinstance(rows, Asked) else (rows, None)
+
+    def _given(self, x: Tree) -> Given:
+        """A user's rows, by what they are for."""
+        recipe = self.recipe
+        if recipe.columns:
+            columns = columns_of(x)
+            if not columns:
+                return Given(x)
+            targets, features = self._columns
+            answered = all(name in columns for name in targets)
+            y = None
+            if answered:
+                y = columns[targets[0]] if len(targets) == 1 else numbers_of(x, targets)
+            extra = (columns.get(name) for name in (recipe.offset, recipe.weights))
+            return Given(numbers_of(x, features), y, *extra)
+        if isinstance(x, Mapping) and "x" in x and set(x) <= set(PARTS) and not self._is_inputs(x):
+            return Given(**x)
+        return Given(x)
+
+    @property
+    def _columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The data frame's columns of targets and of features."""
+        target = self.recipe.layout.target
+        count = 1 if target is None else int(np.prod(target.shape))
+        return self.recipe.columns[1 : 1 + count], self.recipe.columns[1 + count :]
+
+    def _is_inputs(self, x: Mapping[str, Tree]) -> bool:
+        """Whether a dict is one of the run's inputs, which may have the names of `PARTS`."""
+        skeleton = self.recipe.layout.skeleton
+        return isinstance(skeleton, dict) and sorted(skeleton) == sorted(x)
+
+    def _offset(self, given: Given) -> np.ndarray | None:
+        name = self.recipe.offset
+        if not name:
+            if given.offset is not None:
+                raise DataError("offset: expected none, as the run learned from rows without, got one.")
+            return None
+        if given.offset is None:
+            hint = f"with the column {name!r}" if self.recipe.columns else 'as {"x": x, "offset": offset}'
+            raise DataError(
+                "offset: expected an offset for each row, as the run learned from rows with offsets, got "
+                f"none. Hint: pass rows {hint}."
+            )
+        return _column(given.offset, "offset").astype(np.float32)
+
+    def decode(self, outputs: np.ndarray, x: Tree) -> np.ndarray:
+        """Return the expected targets in their units, ``(n,)`` or ``(n, ...)`` as the run's targets were.
+
+        Of a loss of the user's own, whose outputs are no targets, the outputs.
+        """
+        return self.units(self.recipe.loss.mean(outputs))
+
+    def units(self, coded: np.ndarray) -> np.ndarray:
+        """Return coded targets in their units.
+
+        Args:
+            coded: ``(n, ...)``.
+
+        Returns:
+            ``(n,)`` or ``(n, ...)`` as the run's targets were; the argument itself if it has another shape.
+        """
+        target = self.recipe.layout.target
+        if target is None or coded[0].size != int(np.prod(target.shape)):
+            return coded
+        values = np.asarray(coded, np.float64).reshape(len(coded), *target.shape)
+        if target.mean:
+            values = values * np.array(target.scale) + np.array(target.mean)
+        return values[:, 0] if target.shape == (1,) else values
+
+    def query_batch(self, rows: Tree) -> Rows:
+        """Return coded rows as a batch with blank targets."""
+        inputs, offset = self.asked_of(rows)
+        count = len(jax.tree.leaves(inputs)[0])
+        target = self.recipe.layout.target
+        shape = (count,) if target is None else (count, int(np.prod(target.shape)))
+        blank = jnp.zeros(shape, jnp.int32 if target is None else jnp.float32)
+        return Rows(jax.tree.map(jnp.asarray, inputs), blank, jnp.ones(count), offset)
+
+    def interval(
+        self, noise: Array | None, mean: Array, covariance: Array, level: float, x: Tree
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return predictions and intervals; see `UserData.interval`.
+
+        Of numbers with a squared loss the width is that of the errors on validation tasks, in predicted
+        standard deviations. Of other rows targets are simulated.
+        """
+        centre = np.asarray(mean, np.float64)
+        spread = np.asarray(covariance, np.float64)
+        if noise is not None:
+            variance = np.diagonal(spread, axis1=1, axis2=2) + float(noise)
+            half = self._factor(level) * np.sqrt(variance)
+            return self.units(centre), self.units(centre - half), self.units(centre + half)
+        values, vectors = np.linalg.eigh(spread)
+        roots = vectors * np.sqrt(np.maximum(values, 0))[:, None]  # rounding may leave values below 0
+        first, second = jax.random.split(jax.random.key(0))
+        normals = np.asarray(jax.random.normal(first, (DRAWS, *centre.shape)))
+        outputs = centre + np.einsum("nij,dnj->dni", roots, normals)
+        drawn = np.stack(
+            [
+                np.asarray(self.recipe.loss.draw(key, jnp.asarray(part, jnp.float32)))
+                for key, part in zip(jax.random.split(second, DRAWS), outputs, strict=True)
+            ]
+        )
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return drawn.mean(axis=0), low, high
+
+    def _factor(self, level: float) -> float:
+        """How many standard deviations an interval of a level is wide, to each side."""
+        gaussian = NormalDist().inv_cdf((1 + level) / 2)
+        quantiles = self.recipe.quantiles
+        if not quantiles:
+            return gaussian
+        if level > LEVELS[-1]:  # beyond what validation says, as much wider than a Gaussian as at its end
+            return quantiles[-1] * gaussian / NormalDist().inv_cdf((1 + LEVELS[-1]) / 2)
+        return float(np.interp(level, (0.0, *LEVELS), (0.0, *quantiles)))
+
+    # Files ------------------------------------------------------------------------------------------------
+
+    def read(self, path: str | Path, query: bool = False) -> Tree:
+        """Return the rows of an ``.npz`` file as a dict, or the array of an ``.npy`` file.
+
+        The arrays are ``x`` (of a tree ``x/NAME``), ``y``, ``offset`` and ``weights``; of a data frame's run
+        they are columns.
+        """
+        found = super().read(path)
+        if not isinstance(found, Mapping) or self.recipe.columns:
+            return found
+        parts = {name.split("/")[0] for name in found}
+        strange = parts - set(PARTS)
+        if "x" not in parts or strange:
+            raise DataError(
+                f"{path}: expected arrays named {', '.join(PARTS)}, or x/NAME, got {some_of(sorted(found))}."
+            )
+        return nested(found)
+
+    def write(self, task: Task, out: Path) -> tuple[int, int]:
+        """Write a task as OUT/support.npz and OUT/query.npz, which `read` reads."""
+        out.mkdir(parents=True, exist_ok=True)
+        sizes = []
+        for name, rows in (("support", task.support), ("query", task.query)):
+            kept = np.flatnonzero(np.asarray(rows.weights))
+            np.savez(out / f"{name}.npz", **self._arrays(rows, kept, name == "support"))  # type: ignore[arg-type]
+            sizes.append(len(kept))
+        return sizes[0], sizes[1]
+
+    def _arrays(self, rows: Rows, kept: np.ndarray, answered: bool) -> dict[str, np.ndarray]:
+        """The arrays of a sampled batch by name, in the user's units."""
+        recipe = self.recipe
+        named = leaves_by_name(jax.tree.map(np.asarray, rows.inputs), "x")
+        values = [
+            spec.units(named[name][kept])
+            for name, spec in zip(recipe.layout.names, recipe.layout.inputs, strict=True)
+        ]
+        targets, features = self._columns
+        if recipe.columns:
+            found = dict(zip(features, values[0].T, strict=True))
+        else:
+            names = [f"x/{name}" if name else "x" for name in recipe.layout.names]
+            found = dict(zip(names, values, strict=True))
+        if answered:
+            found |= self._answered(np.asarray(rows.targets)[kept], targets)
+            if recipe.weights:
+                found[recipe.weights] = np.asarray(rows.weights)[kept]
+        if rows.offset is not None:
+            found[recipe.offset] = np.asarray(rows.offset)[kept]
+        return found
+
+    def _answered(self, targets: np.ndarray, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Coded targets in the user's units, by the name of their array or of their columns."""
+        levels = self.recipe.layout.levels
+        if self.classes:
+            y = targets if levels is None else as_classes(levels)[targets]
+        else:
+            y = self.units(targets)
+        if len(columns) > 1:
+            return dict(zip(columns, y.T, strict=True))
+        return {columns[0] if columns else "y": y}
+
+    def answers(self, predictor: Predicts, support: Tree, query: Tree, uncertainty: bool = False) -> Answers:
+        """Return an answer for each row of the query, with its probability or interval."""
+        found = predictor.predict(query)
+        rows: list[dict[str, object]] = [
+            {"row": i, "prediction": np.asarray(one).tolist()} for i, one in enumerate(found, 1)
+        ]
+        if predictor.classes is not None:
+            chances = predictor.predict_proba(query, uncertainty)
+            for row, one in zip(rows, chances, strict=True):
+                row["probability"] = round(float(one.max()), 6)
+        elif uncertainty:
+            interval = predictor.predict_interval(query, LEVEL)
+            for row, low, high in zip(rows, interval.low, interval.high, strict=True):
+                row |= {"low": low.tolist(), "high": high.tolist()}
+        lines = ["\t".join(str(value) for value in row.values()) for row in rows]
+        return Answers(rows, ["\t".join(rows[0]), *lines] if rows else [])
+
+
+def _column(values: Tree, name: str) -> np.ndarray:
+    """One finite number for each row."""
+    array = finite_numbers(as_array(values, name), name)
+    if array.ndim != 1:
+        raise DataError(f"{name}: expected one number for each row, shape (rows,), got {array.shape}.")
+    return array
+
+
+def normalises(model: object) -> bool:
+    """Return whether a network's outputs for a row depend on the batch's statistics.
+
+    Args:
+        model: The network.
+
+    Returns:
+        Its attribute `normalises`; False where it has none.
+    """
+    return bool(getattr(model, "normalises", False))
+
+
+def require_counts(values: np.ndarray, name: str) -> None:
+    """Check that targets are counts.
+
+    Args:
+        values: The targets.
+        name: What messages call them.
+
+    Raises:
+        DataError: If one is negative or no whole number.
+    """
+    if (values < 0).any() or (values != np.round(values)).any():
+        wrong = values[(values < 0) | (values != np.round(values))].ravel()[0]
+        raise DataError(f"{name}: expected counts, whole numbers of at least 0, got {wrong:g}.")
