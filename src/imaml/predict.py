@@ -58,7 +58,7 @@ class Learner:
         """The method, with the problem and the inner solver that adapting uses."""
         return self.config.method.build(self.config.domain.without_data())
 
-    def adapt(self, x: Tree, y: ArrayLike | None = None) -> Predictor:
+    def adapt(self, x: Tree = None, y: ArrayLike | None = None) -> Predictor:
         """Adapt to a new task.
 
         What the support data are depends on the domain; see its `encode`:
@@ -70,6 +70,8 @@ class Learner:
         - sinusoids: inputs ``(n,)`` or ``(n, 1)`` and targets likewise.
         - tables: a mapping from column names to values, or a file's path, and the targets, or None if they
           are one of the columns.
+        - tasks of `imaml.fit`: inputs and targets like those of the run; nothing for a task without rows,
+          whose predictions are those for the population of all tasks.
         - all others: the arrays of a support batch by name; the first one, or two, may be given alone.
 
         Every domain takes a sampled ``task.support``.

@@ -215,8 +215,8 @@ def outer(optimiser: Optimiser | GradientTransformation, steps: int) -> Outer:
         return Outer(optimiser.build(steps), optimiser.rate(steps), optimiser.average)
     if isinstance(optimiser, OptaxTransform):
         raise ConfigError(
-            f"optimiser: expected imaml.Optimiser, got {optimiser.name}, which a configuration cannot hold. Hint: "
-            "resume the run from Python, with the same objects."
+            f"optimiser: expected imaml.Optimiser, got {optimiser.name}, which a configuration cannot hold. "
+            "Hint: resume the run from Python, with the same objects."
         )
     if not hasattr(optimiser, "update"):
         raise ConfigError(

@@ -95,8 +95,8 @@ class DomainRecipe(Checked):
             DataError: If the tasks do not fit.
         """
         raise ConfigError(
-            f"evaluate: expected a run of imaml.fit to be scored on other tasks, got one of {type(self).__name__}. "
-            "Hint: imaml.evaluate(run, domain)."
+            "evaluate: expected a run of imaml.fit to be scored on other tasks, got one of "
+            f"{type(self).__name__}. Hint: imaml.evaluate(run, domain)."
         )
 
     def scored_on(self, path: str) -> Self:

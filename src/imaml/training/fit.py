@@ -93,7 +93,7 @@ def fit(
             with the strength or the inner learning rate of the best of three short trials.
         strength: The regularisation strength: the precision of the prior, for rows whose loss is summed. With
             "squared" it is in units of one over the variance of the targets.
-        adapt: Which parameters a task adapts: names, or for the model's library what it uses (docs/own_tasks.md).
+        adapt: Which parameters a task adapts: names, or what the model's library uses (docs/own_tasks.md).
         optimiser: The outer optimiser, or an Optax transform. By default Adam.
         tasks_per_step: Tasks in each step.
         steps: The most steps.
@@ -101,7 +101,8 @@ def fit(
         seed: Draws splits, initial parameters and tasks.
         out: A run directory to write, or None.
         progress: None or True shows the choices and the run on stderr; False shows warnings only.
-        on_step: Called with a dict ("step", "seconds", "theta") after each step; returning True stops the run.
+        on_step: Called with a dict ("step", "seconds", "theta") after each step; the run ends if it returns
+            True.
         on_validation: Called likewise after each validation, with "scores", "ci95" and "best" as well.
 
     Returns:
@@ -275,8 +276,8 @@ def _chosen(
     sound = {name: sign * score for name, score in scores.items() if math.isfinite(score)}
     if not sound:
         raise NumericalError(
-            f"fit: expected a method that can adapt to validation tasks, got failures with {', '.join(scores)}. "
-            "Hint: check the data and the model, or pass method=."
+            "fit: expected a method that can adapt to validation tasks, got failures with "
+            f"{', '.join(scores)}. Hint: check the data and the model, or pass method=."
         )
     best = min(sound, key=sound.__getitem__)
     told = ", ".join(f"{score:.4g} with {name}" for name, score in scores.items())

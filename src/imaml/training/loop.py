@@ -66,7 +66,7 @@ class Run:
     last: Evaluation | None = None
     choices: tuple[Choice, ...] = ()
 
-    def adapt(self, x: Tree, y: Tree = None) -> Predictor:
+    def adapt(self, x: Tree = None, y: Tree = None) -> Predictor:
         """Adapt to a new task; see `imaml.load(...).adapt`.
 
         Args:
@@ -94,8 +94,8 @@ class Run:
         """What was learned, as `imaml.load` returns it; ConfigError if the run has no configuration."""
         if self.config is None:
             raise ConfigError(
-                "run: expected a run with a configuration, got one of objects without a JSON form. Hint: train "
-                "with imaml.fit, or with a recipe, imaml.config.Method(...)."
+                "run: expected a run with a configuration, got one of objects without a JSON form. Hint: "
+                "train with imaml.fit, or with a recipe, imaml.config.Method(...)."
             )
         return Learner(self.method.start(self.theta), self.config)
 

@@ -114,7 +114,7 @@ def domain_of(
             "fit: shots: expected None and order='first', as the tasks' support sets are given, got "
             f"shots={shots!r}, order={order!r}."
         )
-    usable = _large_enough(tasks, shots)
+    usable = large_enough(tasks, shots)
     splits = tasks.splits(validation, test, seed, usable)
     if not splits["train"].size:
         raise DataError(
@@ -141,6 +141,7 @@ def domain_of(
         () if tasks.frame is None else (tasks.frame.task, *tasks.frame.targets, *tasks.frame.features),
         "" if tasks.offset is None else "offset" if tasks.frame is None else tasks.frame.offset,
         "" if tasks.weights is None else "weights" if tasks.frame is None else tasks.frame.weights,
+        None if tasks.episodes or isinstance(shots, int) else shots or 0.5,
     )
     _check_outputs(recipe, wanted)
     given = set(supports[usable].tolist())
@@ -231,8 +232,19 @@ def _loss(tasks: Tasks, loss: str | RowLoss | Density | Callable | None, chosen:
     return found
 
 
-def _large_enough(tasks: Tasks, shots: float | None) -> np.ndarray:
-    """The groups that have enough rows, booleans; a warning names the others."""
+def large_enough(tasks: Tasks, shots: float | None) -> np.ndarray:
+    """Return which groups have enough rows; a warning names the others.
+
+    Args:
+        tasks: The tasks.
+        shots: Rows of a support set, if it is a whole number.
+
+    Returns:
+        Booleans ``(groups,)``.
+
+    Raises:
+        DataError: If none has.
+    """
     least = 2
     if tasks.episodes and isinstance(shots, int):
         least = shots + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax
@@ -11,13 +11,15 @@ import numpy as np
 from jax import Array
 
 from ...core.errors import ConfigError
-from ...core.fields import NonNegativeInt, PositiveInt
+from ...core.fields import NonNegativeInt, PositiveFraction, PositiveInt
 from ...core.recipes import Role, recipe
 from ...core.tree import Tree
 from ...problems.base import Problem, Task
 from ...problems.likelihoods import Gaussian, likelihood
 from ...problems.proximal import Adapt, plain, proximal
 from ..fewshot.episodes import distinct
+from ..models.adapters import as_network
+from ..models.own import OwnModel
 from ..networks import MLP, Network
 from ..recipes import DomainRecipe
 from ..scenes import Scene, compared
@@ -46,6 +48,7 @@ class TasksRecipe(DomainRecipe):
         columns: The columns of the data frame: task, targets and features; empty for arrays.
         offset: The data frame's column of offsets, "offset" for arrays with offsets, or empty for none.
         weights: The data frame's column of weights, "weights" for arrays with weights, or empty for none.
+        share: The share of a task's rows that its support set has, or None for a number of them.
         quantiles: Of the absolute errors of validation rows in predicted standard deviations, at the levels
             0.05, 0.1, ..., 0.95 and 0.99; empty for those of a Gaussian.
 
@@ -63,6 +66,7 @@ class TasksRecipe(DomainRecipe):
     columns: tuple[str, ...] = ()
     offset: str = ""
     weights: str = ""
+    share: PositiveFraction | None = None
     quantiles: tuple[float, ...] = ()
 
     @property
@@ -74,6 +78,25 @@ class TasksRecipe(DomainRecipe):
     def episodes(self) -> bool:
         """Whether tasks are episodes of classification."""
         return self.ways > 0
+
+    def with_model(self, model: Tree) -> TasksRecipe:
+        """Return this recipe with the model that the run was fitted with."""
+        found = as_network(model, self.layout.example())
+        same = found == self.model
+        if isinstance(self.model, OwnModel) and isinstance(found, OwnModel):
+            same = found.signature == self.model.signature
+        if not same:
+            raise ConfigError(
+                f"load: model: expected the model that the run was fitted with, {self.model!r}, got one with "
+                f"other parameters, {found!r}."
+            )
+        return replace(self, model=found)
+
+    def with_tasks(self, tasks: Tree) -> TasksDomain:
+        """Return the domain of other tasks, coded in the same way, all of them in the split "test"."""
+        from .others import recoded
+
+        return recoded(self, tasks)
 
     def build(self) -> TasksDomain:
         """Raise ConfigError: the tasks are not part of the recipe."""

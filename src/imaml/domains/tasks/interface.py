@@ -82,7 +82,8 @@ class TasksInterface(DomainBase):
         """Return a user's support rows as a batch, padded to one of a few sizes.
 
         Args:
-            x: Inputs like those of the run: an array or a tree of arrays. Of a data frame's run a data frame
+            x: None for no rows: predictions are then those for the population of all tasks. Or inputs like
+                those of the run: an array or a tree of arrays. Of a data frame's run a data frame
                 or a dict of columns, which may hold the target. Of a run with offsets or weights a dict
                 ``{"x": ..., "offset": ..., "weights": ...}``. Or a sampled batch.
             y: The targets.
@@ -94,6 +95,8 @@ class TasksInterface(DomainBase):
             DataError: If a value does not fit.
         """
         recipe = self.recipe
+        if x is None and y is None:
+            return self._nothing()
         if isinstance(x, Rows):
             levels = range(recipe.ways) if recipe.layout.levels is None else recipe.layout.levels
             return Encoded(x._replace(reference=None), as_classes(tuple(levels)) if self.classes else None)
@@ -124,6 +127,25 @@ class TasksInterface(DomainBase):
             batch[2][rows:] = 0
         # `device_put`, as `jnp.asarray` compiles a program for each shape.
         return Encoded(Rows(*jax.device_put(batch)), classes)
+
+    def _nothing(self) -> Encoded:
+        """A support set of no rows that count: the adapted parameters are then theta."""
+        recipe, rows = self.recipe, bucket(1)
+        if normalises(recipe.model) or recipe.episodes:
+            what = (
+                "classes are new in each task" if recipe.episodes else "the model normalises by support rows"
+            )
+            raise DataError(f"adapt: x: expected support rows, as {what}, got None.")
+        inputs = jax.tree.map(lambda leaf: np.repeat(leaf, rows, axis=0), recipe.layout.example())
+        blank = self.query_batch(inputs)
+        offset = np.zeros(rows, np.float32) if recipe.offset else None
+        levels = recipe.layout.levels
+        support = Rows(inputs, blank.targets, np.zeros(rows, np.float32), offset)
+        return Encoded(jax.device_put(support), as_classes(tuple(levels)) if levels is not None else None)
+
+    def posterior_form(self, support: Rows) -> dict[str, Tree]:
+        """Return the form whose rank is the number of rows; it is exact for Gauss-Newton curvature."""
+        return {"form": "rows"}
 
     def _targets(self, y: Tree) -> tuple[np.ndarray, np.ndarray | None]:
         """Coded targets, and the classes that they are of, if they are classes."""
