@@ -10,17 +10,17 @@ import imaml
 
 FILE = sys.argv[1] if len(sys.argv) > 1 else "moods.imaml"
 rngs, rng = nnx.Rngs(0), np.random.default_rng(0)
-layers = nnx.Linear(8, 32, rngs=rngs), nnx.BatchNorm(32, rngs=rngs), nnx.relu, nnx.Dropout(0.1, rngs=rngs)
-model = nnx.Sequential(*layers, nnx.Linear(32, 2, rngs=rngs))
+layers = nnx.Linear(8, 32, rngs=rngs), nnx.BatchNorm(32, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)
+model = nnx.Sequential(*layers, nnx.relu, nnx.Linear(32, 2, rngs=rngs))
 
 if "--adapt" not in sys.argv:
-    person = np.repeat(np.arange(60), 30)
-    x, taste = rng.normal(size=(len(person), 8)), rng.normal(size=(60, 8)) + 1
+    person, taste = np.repeat(np.arange(60), 30), rng.normal(size=(60, 8)) + 1
+    x = rng.normal(size=(len(person), 8))
     y = np.where(np.sum(x * taste[person], 1) > 0, "likes", "dislikes")
-    run = imaml.fit(imaml.Tasks.from_arrays(x, y, person), model, shots=10, steps=200)
+    run = imaml.fit(imaml.Tasks.from_arrays(x, y, person), model, shots=10, steps=300)
     print(run.evaluate())
     run.save(FILE)
     subprocess.run([sys.executable, __file__, FILE, "--adapt"], check=True)  # another process
 else:
-    predictor = imaml.load(FILE, model=model).adapt(x := rng.normal(size=(10, 8)), ["likes", "dislikes"] * 5)
-    print(predictor.predict(x[:3]), predictor.predict_proba(x[:3], uncertainty=True))
+    predictor = imaml.load(FILE, model=model).adapt(rng.normal(size=(10, 8)), ["likes", "dislikes"] * 5)
+    print(predictor.predict_proba(rng.normal(size=(3, 8)), uncertainty=True))

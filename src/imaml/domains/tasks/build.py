@@ -45,6 +45,10 @@ class Choice(NamedTuple):
     value: object
     why: str
 
+    def __str__(self) -> str:
+        """Return it as one line."""
+        return f"{self.name}: {self.value} ({self.why})"
+
 
 def domain_of(
     tasks: Tasks,

@@ -14,8 +14,9 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...core.streams import note
+from ...core.tree import Tree
 from ...core.validation import some_of
-from ..fewshot.images import SUFFIXES, cached_array
+from ..fewshot.images import SUFFIXES, cached_array, image_files
 from ..fewshot.pixels import read_image, regular_file
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -118,6 +119,32 @@ def read_classes(path: Path, side: int, channels: int) -> Classes:
     labels = [name for name, files in kept.items() for _ in files]
     _warn_of_blank(path, images, [file for files in kept.values() for file in files])
     return Classes(images, labels, [split_of[name] for name in labels] if splits else None)
+
+
+def read_images(path: Tree, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str] | None]:
+    """Read images of one task as `read_classes` reads them.
+
+    Args:
+        path: An image, a list of images, a folder of images, or a folder with a folder for each class.
+        shape: ``(side, side, channels)`` of the run's images.
+
+    Returns:
+        uint8 ``(n, *shape)``, and the class of each; None if they are not in folders of classes.
+
+    Raises:
+        DataError: If there are none, or one cannot be read.
+    """
+    places = [Path(item).expanduser() for item in ([path] if isinstance(path, str | Path) else path)]
+    files, labels = places, None
+    if len(places) == 1 and places[0].is_dir():
+        found = image_files(places[0], flat=True)
+        files = [file for members in found.values() for file in members]
+        names = [name for name, members in found.items() for _ in members]
+        labels = None if list(found) == [""] else names
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]}: expected an image or a folder of images, got no such file.")
+    return _read(files, shape[0], shape[2]), labels
 
 
 def _found(folder: Path) -> Found:

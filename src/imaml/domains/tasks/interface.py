@@ -17,6 +17,7 @@ from ...core.tree import Tree
 from ...core.validation import some_of
 from ...problems.base import Task
 from ..base import Answers, DomainBase, Encoded, Predicts
+from .folders import read_images
 from .frames import columns_of, numbers_of
 from .layout import (
     Rows,
@@ -82,7 +83,8 @@ class TasksInterface(DomainBase):
         """Return a user's support rows as a batch, padded to one of a few sizes.
 
         Args:
-            x: None for no rows: predictions are then those for the population of all tasks. Or inputs like
+            x: Of a run on images the path of a folder with a folder for each class, or a list of image files.
+                None for no rows: predictions are then those for the population of all tasks. Or inputs like
                 those of the run: an array or a tree of arrays. Of a data frame's run a data frame
                 or a dict of columns, which may hold the target. Of a run with offsets or weights a dict
                 ``{"x": ..., "offset": ..., "weights": ...}``. Or a sampled batch.
@@ -197,6 +199,11 @@ class TasksInterface(DomainBase):
     def _given(self, x: Tree) -> Given:
         """A user's rows, by what they are for."""
         recipe = self.recipe
+        if are_paths(x):
+            spec = recipe.layout.inputs[0]
+            if len(recipe.layout.inputs) > 1 or spec.form != "bytes" or len(spec.shape) != 3:
+                raise DataError(f"x: expected arrays, as the run was not fitted on images, got {x!r}.")
+            return Given(*read_images(x, spec.shape))
         if recipe.columns:
             columns = columns_of(x)
             if not columns:
@@ -317,6 +324,8 @@ class TasksInterface(DomainBase):
         The arrays are ``x`` (of a tree ``x/NAME``), ``y``, ``offset`` and ``weights``; of a data frame's run
         they are columns.
         """
+        if Path(path).is_dir():
+            return path
         found = super().read(path)
         if not isinstance(found, Mapping) or self.recipe.columns:
             return found
@@ -387,6 +396,20 @@ class TasksInterface(DomainBase):
                 row |= {"low": low.tolist(), "high": high.tolist()}
         lines = ["\t".join(str(value) for value in row.values()) for row in rows]
         return Answers(rows, ["\t".join(rows[0]), *lines] if rows else [])
+
+
+def are_paths(x: object) -> bool:
+    """Return whether a user gives files instead of arrays.
+
+    Args:
+        x: What the user gives.
+
+    Returns:
+        True for a path, or a list of paths.
+    """
+    if isinstance(x, list | tuple):
+        return bool(x) and all(isinstance(item, str | Path) for item in x)
+    return isinstance(x, str | Path)
 
 
 def _column(values: Tree, name: str) -> np.ndarray:

@@ -12,8 +12,8 @@ from ...core.errors import ConfigError, DataError
 from ...core.tree import Tree
 from .build import large_enough
 from .collection import Tasks
-from .counts import require_counts
 from .domain import TasksDomain, TasksRecipe
+from .interface import require_counts
 from .layout import assemble
 
 
