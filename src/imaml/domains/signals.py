@@ -15,7 +15,7 @@ from ..core.tree import Tree
 from .networks import Parameters
 
 
-@recipe("network")
+@recipe("network", fresh={"outputs": 1})
 @dataclass(frozen=True)
 class Conv1D(Checked):
     """Convolutions over time with stride 2 and ReLU, the mean over time, then a linear head.
@@ -102,7 +102,7 @@ def _patches(x: Array, kernel: int) -> Array:
     return jnp.concatenate(slices, axis=-1)
 
 
-@recipe("network")
+@recipe("network", fresh={"outputs": 1})
 @dataclass(frozen=True)
 class GRU(Checked):
     """A gated recurrent unit over time, and a linear head on its last state (Cho et al. 2014).

@@ -76,7 +76,7 @@ class Held(Protocol):
         ...
 
 
-@recipe("network")
+@recipe("network", fresh={"name": "model", "token": "", "signature": ""})
 @dataclass(frozen=True)
 class OwnModel(Checked):
     """A model that the user brought, by its name; the process holds the object itself.
