@@ -23,9 +23,10 @@ from .baselines import pooled_model
 from .collection import Tasks
 from .domain import TasksDomain, TasksRecipe
 from .interface import normalises, require_counts
-from .layout import ArraySpec, Rows, TaskLayout, assemble, labels_of, levels_of
+from .layout import ArraySpec, Rows, TaskLayout, assemble
 from .losses import RowLoss, TaskLoss
 from .own_losses import Own, loss_of
+from .values import labels_of, levels_of
 
 MOST_SUPPORT, MOST_QUERIES = 128, 64  # rows of a draw from a group, unless they were asked for
 HIDDEN = 40  # units of the two hidden layers of the network for vectors

@@ -18,18 +18,8 @@ from ...core.validation import some_of
 from ...problems.base import Task
 from ..base import Answers, DomainBase, Encoded, Predicts
 from .frames import columns_of, numbers_of
-from .layout import (
-    Rows,
-    as_array,
-    as_classes,
-    bucket,
-    finite_numbers,
-    labels_of,
-    leaves_by_name,
-    levels_of,
-    nested,
-    padded,
-)
+from .layout import Rows, bucket, leaves_by_name, nested, padded
+from .values import as_array, as_classes, finite_numbers, labels_of, levels_of
 
 if TYPE_CHECKING:
     from .domain import TasksRecipe
