@@ -15,7 +15,7 @@ import imaml
 from imaml.config.methods import Method
 from imaml.config.run import Config
 from imaml.core import tree
-from imaml.core.errors import DataError
+from imaml.core.errors import ConfigError, DataError
 from imaml.core.recipes import from_json, to_json
 from imaml.domains.base import SPLITS, DomainBase
 from imaml.domains.tasks.build import domain_of
@@ -297,6 +297,17 @@ def test_supports_are_counts_or_shares(shots, supports):
     assert domain.recipe.queries == max(np.subtract(sizes, supports))
     few = [choice for choice in chosen if choice.name == "shots"]
     assert bool(few) == (shots in (3, 9))  # some tasks have fewer rows
+
+
+def test_a_network_that_normalises_has_support_sets_of_one_size():
+    images = RANDOM.integers(0, 256, (ROWS, 8, 8, 1)).astype(np.uint8)
+    tasks = Tasks.from_arrays(images, Y > 0, GROUPS)
+    model = imaml.Conv4(2, 4, 8, 1)
+    domain, chosen = domain_of(tasks, model)
+    assert set(domain.supports.tolist()) == {max(1, SIZES.min() // 2)}
+    assert "shots" in {choice.name for choice in chosen}
+    with pytest.raises(ConfigError, match=r"fit: shots: expected one whole number .*, got support sets of"):
+        domain_of(tasks, model, shots=0.5)
 
 
 def test_the_first_rows_are_the_support_set():
