@@ -15,7 +15,7 @@ import imaml
 from imaml.config.methods import Method
 from imaml.config.run import Config
 from imaml.core import tree
-from imaml.core.errors import DataError
+from imaml.core.errors import ConfigError, DataError
 from imaml.core.recipes import from_json, to_json
 from imaml.domains.base import SPLITS, DomainBase
 from imaml.domains.tasks.build import domain_of
@@ -299,6 +299,17 @@ def test_supports_are_counts_or_shares(shots, supports):
     assert bool(few) == (shots in (3, 9))  # some tasks have fewer rows
 
 
+def test_a_network_that_normalises_has_support_sets_of_one_size():
+    images = RANDOM.integers(0, 256, (ROWS, 8, 8, 1)).astype(np.uint8)
+    tasks = Tasks.from_arrays(images, Y > 0, GROUPS)
+    model = imaml.Conv4(2, 4, 8, 1)
+    domain, chosen = domain_of(tasks, model)
+    assert set(domain.supports.tolist()) == {max(1, SIZES.min() // 2)}
+    assert "shots" in {choice.name for choice in chosen}
+    with pytest.raises(ConfigError, match=r"fit: shots: expected one whole number .*, got support sets of"):
+        domain_of(tasks, model, shots=0.5)
+
+
 def test_the_first_rows_are_the_support_set():
     domain, _ = numbered([10, 5], shots=3, order="first", queries=4)
     task = SAMPLE(domain, KEY)
@@ -556,11 +567,11 @@ def test_intervals_of_counts_cover_their_level(made):
     for name in ("counts", "overdispersed counts"):
         domain = made[name]
         columns = domain.recipe.loss.outputs_for(1)
-        outputs = jnp.broadcast_to(jnp.array([3.0, -1.5])[:columns], (2000, columns))
-        covariance = jnp.zeros((2000, columns, columns))
+        outputs = jnp.broadcast_to(jnp.array([3.0, -1.5])[:columns], (500, columns))
+        covariance = jnp.zeros((500, columns, columns))
         mean, low, high = domain.interval(None, outputs, covariance, 0.9, None)
         drawn = np.asarray(domain.recipe.loss.draw(jax.random.key(9), outputs))
-        assert 0.88 < np.mean((low <= drawn) & (drawn <= high)) < 0.96
+        assert 0.86 < np.mean((low <= drawn) & (drawn <= high)) < 0.97
         np.testing.assert_allclose(mean.mean(), np.exp(3.0), rtol=0.02)
         wide = domain.interval(None, outputs[:50], covariance[:50] + jnp.eye(columns), 0.9, None)
         assert np.all(wide[2] - wide[1] > (high - low)[:50])

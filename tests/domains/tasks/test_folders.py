@@ -63,6 +63,21 @@ def test_splits(tmp_path, validation):
         read_classes(tmp_path, 8, 3)
 
 
+def test_folders_beside_the_splits_are_named(tmp_path):
+    for name in ("train/a", "train/b", "dev/c"):
+        save(tmp_path / name)
+    with pytest.warns(RuntimeWarning, match=r"1 folders are left out, as they are none of .* \(dev\)"):
+        assert read_classes(tmp_path, 8, 1).labels == ["a", "a", "b", "b"]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("train", "car"):
+        save(tmp_path / name)
+    found = read_classes(tmp_path, 8, 1)
+    assert set(found.labels) == {"train", "car"}
+    assert found.split is None
+
+
 def test_nested_folders_are_classes_by_their_path(tmp_path):
     for name in ("Greek/alpha", "Greek/beta", "Latin/a", "Latin/old/a"):
         save(tmp_path / name)

@@ -10,18 +10,8 @@ import pytest
 
 from imaml.core.errors import DataError
 from imaml.core.recipes import from_json, to_json
-from imaml.domains.tasks.layout import (
-    ArraySpec,
-    TaskLayout,
-    as_array,
-    as_classes,
-    bucket,
-    labels_of,
-    levels_of,
-    nested,
-    padded,
-    structure_of,
-)
+from imaml.domains.tasks.layout import ArraySpec, TaskLayout, bucket, nested, padded, structure_of
+from imaml.domains.tasks.values import as_array, as_classes, labels_of, levels_of
 
 EVERY = np.ones(4, bool)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -23,9 +22,10 @@ from .baselines import pooled_model
 from .collection import Tasks
 from .domain import TasksDomain, TasksRecipe
 from .interface import normalises, require_counts
-from .layout import ArraySpec, Rows, TaskLayout, assemble, labels_of, levels_of
+from .layout import ArraySpec, Rows, TaskLayout, assemble
 from .losses import RowLoss, TaskLoss
 from .own_losses import Own, loss_of
+from .values import labels_of, levels_of
 
 MOST_SUPPORT, MOST_QUERIES = 128, 64  # rows of a draw from a group, unless they were asked for
 HIDDEN = 40  # units of the two hidden layers of the network for vectors
@@ -125,7 +125,6 @@ def domain_of(
             f"fit: tasks: expected tasks for training ({tasks.source}), got none that is large enough."
         )
     usable = np.isin(np.arange(len(tasks)), np.concatenate(list(splits.values())))
-    supports, support, asked = _sizes(tasks, usable, shots, queries, chosen)
     count = _ways(splits, ways, chosen) if tasks.episodes else 0
     training = _rows_of(tasks, splits["train"])
     arrays = [_numeric(array, model) for array in tasks.inputs]
@@ -134,55 +133,61 @@ def domain_of(
     layout = TaskLayout(inputs, tasks.structure, target, levels)
     wanted = count or (len(levels) if levels is not None else int(np.prod(target.shape)) if target else 1)
     network = _network(model, layout, row, wanted, chosen)
+    _check_outputs(network, row, layout, wanted)
+    supports, support, asked = _sizes(tasks, usable, shots, queries, normalises(network), chosen)
+    columns, offset, weights = _used_as(tasks)
     recipe = TasksRecipe(
-        network,
-        row,
-        layout,
-        support,
-        asked,
-        order,  # type: ignore[arg-type]
-        count,
-        () if tasks.frame is None else (tasks.frame.task, *tasks.frame.targets, *tasks.frame.features),
-        "" if tasks.offset is None else "offset" if tasks.frame is None else tasks.frame.offset,
-        "" if tasks.weights is None else "weights" if tasks.frame is None else tasks.frame.weights,
-        None if tasks.episodes or isinstance(shots, int) else shots or 0.5,
+        model=network,
+        loss=row,
+        layout=layout,
+        support=support,
+        queries=asked,
+        order=order,
+        ways=count,
+        columns=columns,
+        offset=offset,
+        weights=weights,
+        share=None if tasks.episodes or isinstance(shots, int) else shots or 0.5,
     )
-    _check_outputs(recipe, wanted)
-    given = set(supports[usable].tolist())
-    if normalises(network) and len(given) > 1:
-        raise ConfigError(
-            "fit: shots: expected one whole number for all tasks, as the model normalises by a batch's "
-            f"statistics, which padding would change, got support sets of {min(given)} to {max(given)} rows."
-        )
     coded = [
         array if spec.form == "bytes" else spec.code(array, "x")
         for array, spec in zip(arrays, inputs, strict=True)
     ]
-    weights = np.ones(len(coded[0])) if tasks.weights is None else tasks.weights
+    times = np.ones(len(coded[0])) if tasks.weights is None else tasks.weights
     pooled = None
     if targets is not None and not isinstance(row, Own):
         pooled = pooled_model(
             [array[training] for array in coded],
             inputs,
             targets[training],
-            weights[training],
+            times[training],
             None if tasks.offset is None else tasks.offset[training],
             row,
             len(levels or ()),
         )
-    return TasksDomain(
-        jax.tree.map(jnp.asarray, assemble(json.loads(tasks.structure), coded.__getitem__)),
-        None if targets is None else jnp.asarray(targets),
-        jnp.asarray(weights, jnp.float32),
-        None if tasks.offset is None else jnp.asarray(tasks.offset, jnp.float32),
-        jnp.asarray(tasks.first, jnp.int32),
-        jnp.asarray(tasks.counts, jnp.int32),
-        jnp.asarray(supports, jnp.int32),
-        {name: jnp.asarray(splits[name], jnp.int32) for name in SPLITS},
-        pooled,
-        int(tasks.counts.max()),
-        recipe,
-    ), chosen
+    made = TasksDomain(
+        inputs=jax.tree.map(jnp.asarray, assemble(layout.skeleton, coded.__getitem__)),
+        targets=None if targets is None else jnp.asarray(targets),
+        weights=jnp.asarray(times, jnp.float32),
+        offset=None if tasks.offset is None else jnp.asarray(tasks.offset, jnp.float32),
+        first=jnp.asarray(tasks.first, jnp.int32),
+        counts=jnp.asarray(tasks.counts, jnp.int32),
+        supports=jnp.asarray(supports, jnp.int32),
+        splits={name: jnp.asarray(splits[name], jnp.int32) for name in SPLITS},
+        pooled=pooled,
+        most=int(tasks.counts.max()),
+        recipe=recipe,
+    )
+    return made, chosen
+
+
+def _used_as(tasks: Tasks) -> tuple[tuple[str, ...], str, str]:
+    """The columns of task, targets and features, and the names of offset and weights; empty for none."""
+    frame = tasks.frame
+    if frame is not None:
+        return (frame.task, *frame.targets, *frame.features), frame.offset, frame.weights
+    offset = "" if tasks.offset is None else "offset"
+    return (), offset, "" if tasks.weights is None else "weights"
 
 
 def _plain(value: Tree) -> Tree:
@@ -274,10 +279,22 @@ def large_enough(tasks: Tasks, shots: float | None) -> np.ndarray:
 
 
 def _sizes(
-    tasks: Tasks, usable: np.ndarray, shots: float | None, queries: int | None, chosen: list[Choice]
+    tasks: Tasks,
+    usable: np.ndarray,
+    shots: float | None,
+    queries: int | None,
+    alike: bool,
+    chosen: list[Choice],
 ) -> tuple[np.ndarray, int, int]:
-    """The rows of each group's support set, the most of them, and the most rows of a query set."""
+    """The rows of each group's support set, the most of them, and the most rows of a query set.
+
+    With ``alike`` all support sets have as many rows: the model normalises by a batch's statistics, which
+    padding would change.
+    """
     counts = tasks.counts
+    if alike and shots is None and tasks.supports is None and not tasks.episodes:
+        shots = max(1, min(int(counts[usable].min()) // 2, MOST_SUPPORT))
+        chosen.append(Choice("shots", shots, "as many rows of each task, as the model normalises by a batch"))
     if tasks.supports is not None:
         supports = tasks.supports
     elif tasks.episodes:
@@ -312,6 +329,12 @@ def _sizes(
             chosen.append(Choice("shots", shots, why))
         supports = np.minimum(shots, np.maximum(counts - 1, 1))
     supports = supports.astype(np.int64)
+    least, most = int(supports[usable].min()), int(supports[usable].max())
+    if alike and least < most:
+        raise ConfigError(
+            "fit: shots: expected one whole number for all tasks, as the model normalises by a batch's "
+            f"statistics, which padding would change, got support sets of {least} to {most} rows."
+        )
     rest = int((counts - supports)[usable].max())
     if queries is None:
         queries = min(rest, 15 if tasks.episodes else MOST_QUERIES)
@@ -319,7 +342,7 @@ def _sizes(
             chosen.append(
                 Choice("queries", queries, f"the largest group has {rest} rows besides its support set")
             )
-    return supports, int(supports[usable].max()), min(queries, rest)
+    return supports, most, min(queries, rest)
 
 
 def _ways(splits: dict[str, np.ndarray], ways: int | None, chosen: list[Choice]) -> int:
@@ -436,18 +459,17 @@ def _model_error(wanted: str, error: Exception) -> ConfigError:
     return ConfigError(f"fit: model: expected {wanted}, got an error ({told}).")
 
 
-def _check_outputs(recipe: TasksRecipe, wanted: int) -> None:
+def _check_outputs(network: Network, row: RowLoss, layout: TaskLayout, wanted: int) -> None:
     """Check that the network takes the inputs, and that the loss takes what it returns (ConfigError)."""
-    network, row = recipe.model, recipe.loss
     rows = 3  # so that outputs of another number of rows are noticed
-    example = jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=0), recipe.layout.example())
+    example = jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=0), layout.example())
     try:
         parameters = jax.eval_shape(network.init, jax.random.key(0))
         found = jax.eval_shape(lambda p, x: network.forward(p, x)[0], parameters, example)
     except ImamlError:
         raise
     except Exception as error:  # whatever a user's function raises
-        shapes = ", ".join(str((rows, *spec.shape)) for spec in recipe.layout.inputs)
+        shapes = ", ".join(str((rows, *spec.shape)) for spec in layout.inputs)
         raise _model_error(f"a model that takes inputs of shape {shapes}", error) from error
     if not jax.tree.leaves(parameters):
         raise ConfigError("fit: model: expected a model with parameters to learn, got one without.")
@@ -464,7 +486,7 @@ def _check_outputs(recipe: TasksRecipe, wanted: int) -> None:
             f"fit: model: expected outputs of shape (rows, {outputs}) with loss={row.kind!r}, got {shape} "
             f"for {rows} rows."
         )
-    target = recipe.layout.target
+    target = layout.target
     columns = int(np.prod(target.shape)) if target else 1
     if row.targets == "counts" and columns != 1:
         raise ConfigError(f"y: expected one column with loss={row.kind!r}, got {columns}.")

@@ -18,17 +18,8 @@ from ...core.validation import not_one_of, require_whole, some_of
 from ...problems.base import Task
 from ..base import SPLITS
 from .frames import columns_of, numbers_of, warn_of_row_numbers
-from .layout import (
-    NUMBERS,
-    Level,
-    as_array,
-    assemble,
-    finite_numbers,
-    labels_of,
-    names_of,
-    rows_alike,
-    structure_of,
-)
+from .layout import assemble, names_of, structure_of
+from .values import NUMBERS, Level, as_array, finite_numbers, labels_of, require_finite, rows_alike
 
 
 class Frame(NamedTuple):
@@ -135,7 +126,7 @@ class Tasks:
         }
         rows = rows_alike({name: array for name, array in given.items() if array is not None}, "tasks")
         for name, array in zip(names_of(json.loads(structure)), inputs, strict=True):
-            finite_numbers(array, f"x/{name}" if name else "x")
+            require_finite(array, f"x/{name}" if name else "x")
         names = tuple(dict.fromkeys(labels))
         number = {name: i for i, name in enumerate(names)}
         index = np.array([number[label] for label in labels], np.int64)
@@ -403,8 +394,7 @@ def _targets(y: object, name: str = "y") -> np.ndarray:
     if array.dtype.kind in "OUS" and not numbers:
         return np.array(labels_of(y, name), dtype=object)
     array = as_array(array, name)
-    if array.dtype.kind == "f":
-        finite_numbers(array, name)
+    require_finite(array, name)
     return array
 
 

@@ -84,9 +84,7 @@ def read_classes(path: Path, side: int, channels: int) -> Classes:
             f"{path}: expected a folder with one folder of images for each class, got {got}. Hint: check the "
             "path."
         )
-    splits = {path / name: split for name, split in SPLITS.items() if (path / name).is_dir()}
-    if path / "train" not in splits:
-        splits = {}
+    splits = _splits(path)
     classes: dict[str, list[Path]] = {}
     split_of: dict[str, str] = {}
     others: Counter[str] = Counter()
@@ -145,6 +143,18 @@ def read_images(path: Tree, shape: tuple[int, ...]) -> tuple[np.ndarray, list[st
     if missing:
         raise DataError(f"{missing[0]}: expected an image or a folder of images, got no such file.")
     return _read(files, shape[0], shape[2]), labels
+
+
+def _splits(path: Path) -> dict[Path, str]:
+    """The folders of splits; none if there is no train/, or it has images directly in it and is a class."""
+    train = path / "train"
+    if not train.is_dir() or any(file.suffix.lower() in SUFFIXES for file in train.iterdir()):
+        return {}
+    inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    left = [entry.name for entry in inside if entry.name not in SPLITS]
+    if left:
+        _warn(f"{path}: {len(left)} folders are left out, as they are none of train/, val/ and test/", left)
+    return {path / name: split for name, split in SPLITS.items() if (path / name).is_dir()}
 
 
 def _found(folder: Path) -> Found:

@@ -10,7 +10,7 @@ import numpy as np
 from ...core.errors import DataError
 from ...core.tree import Tree
 from ...core.validation import not_one_of, some_of
-from .layout import as_array, rows_alike
+from .values import as_array, rows_alike
 
 
 def columns_of(frame: object) -> dict[str, Tree]:

@@ -19,18 +19,8 @@ from ...problems.base import Task
 from ..base import Answers, DomainBase, Encoded, Predicts
 from .folders import read_images
 from .frames import columns_of, numbers_of
-from .layout import (
-    Rows,
-    as_array,
-    as_classes,
-    bucket,
-    finite_numbers,
-    labels_of,
-    leaves_by_name,
-    levels_of,
-    nested,
-    padded,
-)
+from .layout import Rows, bucket, leaves_by_name, nested, padded
+from .values import as_array, as_classes, finite_numbers, labels_of, levels_of
 
 if TYPE_CHECKING:
     from .domain import TasksRecipe
@@ -297,12 +287,8 @@ class TasksInterface(DomainBase):
         first, second = jax.random.split(jax.random.key(0))
         normals = np.asarray(jax.random.normal(first, (DRAWS, *centre.shape)))
         outputs = centre + np.einsum("nij,dnj->dni", roots, normals)
-        drawn = np.stack(
-            [
-                np.asarray(self.recipe.loss.draw(key, jnp.asarray(part, jnp.float32)))
-                for key, part in zip(jax.random.split(second, DRAWS), outputs, strict=True)
-            ]
-        )
+        keys = jax.random.split(second, DRAWS)
+        drawn = np.asarray(jax.vmap(self.recipe.loss.draw)(keys, jnp.asarray(outputs, jnp.float32)))
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return drawn.mean(axis=0), low, high
 
