@@ -32,6 +32,20 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Tests that wait half a minute or more for a process of their own, which no other test can share.
+LONG = (
+    "test_examples_in_docstrings",
+    "test_ten_kills_at_random_moments_change_nothing",
+    "test_answers_are_those_recorded",
+    "test_counts_of_whole_steps_are_the_committed_ones",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests come first, so that of several workers none waits for another at the end."""
+    items.sort(key=lambda item: item.name not in LONG)
+
+
 @pytest.fixture
 def strict_dtypes():
     """Strict dtype promotion around our own kernels (Optax's Adam does not stand it)."""

@@ -4,7 +4,6 @@ Examples run in processes of their own. The check for completeness reads the sou
 """
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -12,9 +11,8 @@ import sys
 import pytest
 
 from helpers.paths import ROOT
+from helpers.processes import QUICK
 
-# The results are the same, and compiling is most of the time.
-QUICK = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 RUNNER = """
 import doctest, importlib, pkgutil, sys
 import imaml

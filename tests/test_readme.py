@@ -1,6 +1,5 @@
 """What the README and its pages show runs, word for word, and what they link to is there."""
 
-import os
 import re
 import subprocess
 import sys
@@ -8,10 +7,10 @@ import sys
 import pytest
 
 from helpers.paths import ROOT
+from helpers.processes import QUICK
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-QUICK = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def shown(page):
@@ -54,7 +53,8 @@ def test_the_first_gradient_is_the_file_and_runs():
 def test_an_algorithm_of_one_s_own_is_short_and_finds_the_family_s_middle():
     file = ROOT / "examples/own_algorithm.py"
     assert len(file.read_text().splitlines()) < 60
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=QUICK)
     assert done.returncode == 0, done.stderr
     assert "64 x CONVERGED" in done.stdout
     first, second = map(float, re.search(r"\[ ?([\d.-]+) +([\d.-]+)\]", done.stdout).groups())
