@@ -1,4 +1,4 @@
-"""Arrays whose rows are grouped by a label: each group is a task, here one sensor with an offset and a gain."""
+"""Arrays whose rows are grouped by a label: each group is a task, here a sensor with its offset and gain."""
 
 import subprocess
 import sys

@@ -8,11 +8,10 @@ from flax import nnx
 
 import imaml
 
-FILE = sys.argv[1] if len(sys.argv) > 1 else "moods.imaml"
+FILE = sys.argv[1] if len(sys.argv) > 1 else "tastes.imaml"
 rngs, rng = nnx.Rngs(0), np.random.default_rng(0)
 layers = nnx.Linear(8, 32, rngs=rngs), nnx.BatchNorm(32, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)
 model = nnx.Sequential(*layers, nnx.relu, nnx.Linear(32, 2, rngs=rngs))
-
 if "--adapt" not in sys.argv:
     person, taste = np.repeat(np.arange(60), 30), rng.normal(size=(60, 8)) + 1
     x = rng.normal(size=(len(person), 8))

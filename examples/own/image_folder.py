@@ -21,7 +21,5 @@ if "--adapt" not in sys.argv:
     run.save(FILE)
     subprocess.run([sys.executable, __file__, FILE, "--adapt"], check=True)  # another process
 else:
-    predictor = imaml.load(FILE).adapt(
-        [FOLDER / "angle 0" / "0.png", FOLDER / "angle 9" / "0.png"], ["-", "|"]
-    )
-    print(predictor.classes, predictor.predict_proba([FOLDER / "angle 9" / "5.png"]))
+    predictor = imaml.load(FILE).adapt([FOLDER / "angle 0/0.png", FOLDER / "angle 9/0.png"], ["-", "|"])
+    print(predictor.classes, predictor.predict_proba([FOLDER / "angle 9/5.png"]))

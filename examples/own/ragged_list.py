@@ -10,9 +10,7 @@ import numpy as np
 import imaml
 
 FILE = sys.argv[1] if len(sys.argv) > 1 else "curves.imaml"
-model = eqx.nn.MLP(
-    in_size=1, out_size=1, width_size=32, depth=2, activation=jax.nn.tanh, key=jax.random.key(0)
-)
+model = eqx.nn.MLP(1, 1, width_size=32, depth=2, activation=jax.nn.tanh, key=jax.random.key(0))
 rng = np.random.default_rng(0)
 
 if "--adapt" not in sys.argv:

@@ -122,13 +122,14 @@ class Learner:
         return self.config.domain.without_data().read(path, flat)
 
 
-def load(path: str | Path, model: object = None) -> Learner:
+def load(path: str | Path, *, model: object = None, loss: object = None) -> Learner:
     """Load what was learned. Loading executes nothing that the file holds.
 
     Args:
         path: An artefact, or a run's directory.
         model: The model, if the run was fitted with one of the user's own, which a file cannot hold: as
             `imaml.fit` takes it.
+        loss: The loss, if it is a function of the user's own.
 
     Returns:
         The learner.
@@ -164,8 +165,7 @@ def load(path: str | Path, model: object = None) -> Learner:
         ) from error
     if not isinstance(config, Config):
         raise ArtefactError(f"{file}: expected the configuration of a run, got a {type(config).__name__}.")
-    if model is not None:
-        config = replace(config, domain=config.domain.with_model(model))
+    config = replace(config, domain=config.domain.with_objects(model, loss))
     theta = unflatten_names(like_theta(config), arrays)
     if description.get("untrained"):
         warnings.warn(

@@ -169,7 +169,7 @@ class Optimiser(Checked):
         return jax.tree.map(lambda leaf: numbers if chosen(leaf) else None, theta)
 
 
-@recipe()
+@recipe(fresh={"name": "an Optax transform"})
 class OptaxTransform(Checked):
     """Stands in a configuration for an Optax transform, which has no JSON form.
 

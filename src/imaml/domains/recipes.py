@@ -65,20 +65,24 @@ class DomainRecipe(Checked):
             "tasks. Hint: leave --data out, or choose a preset that reads images or a table (imaml presets)."
         )
 
-    def with_model(self, model: object) -> Self:
-        """Return this recipe with the user's model that it was fitted with.
+    def with_objects(self, model: object = None, loss: object = None) -> Self:
+        """Return this recipe with the user's model and loss that it was fitted with.
 
         Args:
-            model: The model, as `imaml.fit` takes it.
+            model: The model, as `imaml.fit` takes it, or None for one that the recipe holds.
+            loss: The loss, likewise.
 
         Returns:
             The recipe.
 
         Raises:
-            ConfigError: If the recipe has a network of its own, or the model has other parameters.
+            ConfigError: If the recipe has a network and a loss of its own, or the model has other parameters.
         """
+        if model is None and loss is None:
+            return self
         raise ConfigError(
-            f"load: model: expected None, as {type(self).__name__} has a network of its own, got {model!r}."
+            f"load: expected neither model nor loss, as {type(self).__name__} has its own, got "
+            f"model={model!r} and loss={loss!r}."
         )
 
     def with_tasks(self, tasks: object) -> DomainBase:

@@ -21,7 +21,7 @@ from ..config.run import Config
 from ..config.training import Training
 from ..core.errors import ConfigError, NumericalError
 from ..core.tree import Tree
-from ..core.validation import require_number, require_whole
+from ..domains.models.selection import adapt_names
 from ..domains.tasks.build import Choice, domain_of
 from ..domains.tasks.collection import Tasks
 from ..domains.tasks.domain import LEVELS, TasksDomain, normalises
@@ -36,7 +36,7 @@ from .experiment import assemble
 from .loop import Run, Watch
 
 SMALL = 20_000  # parameters up to which Newton's method solves a task
-STRENGTHS = (0.1, 1.0, 10.0)  # tried: the precision of the prior, in units of a row's loss
+STRENGTHS = (0.003, 0.03, 0.3, 3.0)  # tried: the precision of the prior, in units of a row's loss
 RATES = (0.5, 0.1, 0.02)  # tried for larger networks: learning rates of the mean loss of a support set
 MOST_STEPS = 5000
 TRIAL_STEPS, TRIAL_SHARE = 100, 0.1  # of each trial: its steps, and its share of the time
@@ -90,7 +90,7 @@ def fit(
         test: The share of tasks for testing.
         standardise: Whether numbers are coded by the mean and the standard deviation of training rows.
         method: How to learn, a recipe such as ``imaml.config.Method("maml", ...)``. By default implicit MAML,
-            with the strength or the inner learning rate of the best of three short trials.
+            with the strength or the inner learning rate of the best of a few short trials.
         strength: The regularisation strength: the precision of the prior, for rows whose loss is summed. With
             "squared" it is in units of one over the variance of the targets.
         adapt: Which parameters a task adapts: names, or what the model's library uses (docs/own_tasks.md).
@@ -132,9 +132,6 @@ def fit(
         Rajeswaran et al. (2019), Meta-learning with implicit gradients.
     """
     began = time.monotonic()
-    for name, share in (("validation", validation), ("test", test)):
-        require_number("fit", 0, 1, **{name: share})
-    require_whole("fit", 0, seed=seed)
     domain, choices = domain_of(
         tasks,
         model,
@@ -158,7 +155,7 @@ def fit(
     transform = None if isinstance(optimiser, Optimiser) else optimiser
     plan = Config(domain.recipe, IMAMLRecipe(), described(optimiser), training)
     if method is None:
-        names = adapted(domain, model, adapt)
+        names = adapt_names(domain.recipe.model, adapt, jax.eval_shape(domain.init, jax.random.key(0)))
         method = _chosen(plan, domain, transform, strength, names, choices, progress)
     elif strength is not None or adapt is not None:
         raise ConfigError(
@@ -178,27 +175,6 @@ def fit(
         write_config(run.folder, run.config)
         save(run.folder / "artefact.safetensors", run.method.start(run.theta), run.config, run.step == 0)
     return run
-
-
-def adapted(domain: TasksDomain, model: object, adapt: Tree) -> tuple[str, ...] | None:
-    """Return the names of the parameters that a task adapts.
-
-    Args:
-        domain: The domain.
-        model: The model as the user gave it.
-        adapt: What the user said; see `fit`.
-
-    Returns:
-        Names, or None for all.
-
-    Raises:
-        ConfigError: If there is no such parameter.
-    """
-    if adapt is None:
-        return None
-    from ..domains.models.adapters import adapt_names
-
-    return adapt_names(model, adapt, jax.eval_shape(domain.init, jax.random.key(0)))
 
 
 def _training(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -155,7 +156,7 @@ def hold(held: Held, token: str | None = None) -> OwnModel:
     signature = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     if token is None:
         equal = (known for known, other in _HELD.items() if _key(other) == _key(held))
-        token = next(equal, f"{held.name}#{len(_HELD)}")
+        token = next(equal, f"{held.name}#{uuid.uuid4().hex[:12]}")
     _HELD[token] = held
     return OwnModel(held.name, token, signature)
 

@@ -28,6 +28,7 @@ from .interface import LEVELS as LEVELS
 from .interface import TasksInterface, normalises
 from .layout import ArraySpec, Rows, TaskLayout
 from .losses import RowLoss, Squared, TaskLoss
+from .own_losses import Own, loss_of
 
 SORTED = 4096  # rows of the largest group up to which a random order of all rows is drawn
 
@@ -79,8 +80,14 @@ class TasksRecipe(DomainRecipe):
         """Whether tasks are episodes of classification."""
         return self.ways > 0
 
-    def with_model(self, model: Tree) -> TasksRecipe:
-        """Return this recipe with the model that the run was fitted with."""
+    def with_objects(self, model: object = None, loss: object = None) -> TasksRecipe:
+        """Return this recipe with the model and the loss that the run was fitted with."""
+        if loss is not None:
+            if not isinstance(self.loss, Own):
+                raise ConfigError(f"load: loss: expected None, as the run has loss={self.loss.kind!r}.")
+            return replace(self, loss=loss_of(loss)).with_objects(model)  # type: ignore[arg-type]
+        if model is None:
+            return self
         found = as_network(model, self.layout.example())
         same = found == self.model
         if isinstance(self.model, OwnModel) and isinstance(found, OwnModel):

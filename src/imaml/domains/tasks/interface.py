@@ -130,9 +130,9 @@ class TasksInterface(DomainBase):
             raise DataError(f"adapt: x: expected support rows, as {what}, got None.")
         inputs = jax.tree.map(lambda leaf: np.repeat(leaf, rows, axis=0), recipe.layout.example())
         blank = self.query_batch(inputs)
-        offset = np.zeros(rows, np.float32) if recipe.offset else None
+        offset = jnp.zeros(rows) if recipe.offset else None
         levels = recipe.layout.levels
-        support = Rows(inputs, blank.targets, np.zeros(rows, np.float32), offset)
+        support = Rows(inputs, blank.targets, jnp.zeros(rows), offset)
         return Encoded(jax.device_put(support), as_classes(tuple(levels)) if levels is not None else None)
 
     def posterior_form(self, support: Rows) -> dict[str, Tree]:

@@ -236,7 +236,15 @@ class TaskLoss:
         return self.row.outputs(outputs)
 
     def cost(self, outputs: Array, batch: Rows) -> Array:
-        """Return the weighted sum of the rows' losses, a scalar."""
+        """Return the weighted sum of the rows' losses.
+
+        Args:
+            outputs: ``(n, k)``, as `outputs` returns them.
+            batch: The rows.
+
+        Returns:
+            A scalar.
+        """
         return jnp.sum(batch.weights * self.row.cost(outputs, batch))
 
     def __call__(self, phi: Tree, batch: Rows) -> Array:

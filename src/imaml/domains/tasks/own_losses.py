@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -139,7 +140,9 @@ def hold_loss(loss: Density | Callable[[Array, Array], Array], token: str | None
     function = loss.log_density if isinstance(loss, Density) else loss
     name = getattr(function, "__name__", type(function).__name__)
     if token is None:
-        token = next((known for known, held in _HELD.items() if held is loss), f"{name}#{len(_HELD)}")
+        token = next(
+            (known for known, held in _HELD.items() if held is loss), f"{name}#{uuid.uuid4().hex[:12]}"
+        )
     _HELD[token] = loss
     return OwnDensity(name, token) if isinstance(loss, Density) else OwnLoss(name, token)
 

@@ -1,0 +1,154 @@
+"""`imaml.fit`: choices, callbacks, saving and loading, other tasks, intervals."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import imaml
+from imaml.training.fit import LEVELS
+
+
+def lines(groups=30, rows=12, seed=0, noise=0.1):
+    """Lines with levels and slopes of their own, as x, y and groups."""
+    rng = np.random.default_rng(seed)
+    group = np.repeat(np.arange(groups), rows)
+    x = rng.uniform(-1, 1, len(group))
+    level, slope = rng.normal(5, 2, groups), rng.normal(1, 0.5, groups)
+    return x, level[group] + slope[group] * x + rng.normal(0, noise, len(group)), group
+
+
+TASKS = imaml.Tasks.from_arrays(*lines())
+
+
+@pytest.fixture(autouse=True)
+def ranks(ranks_mixed):
+    """Networks add a bias to every row."""
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A quick fit of lines by a linear model."""
+    with jax.numpy_rank_promotion("allow"):
+        return imaml.fit(TASKS, "linear", shots=4, strength=0.01, steps=60, progress=False)
+
+
+def test_what_was_left_open_is_chosen_and_reported():
+    run = imaml.fit(TASKS, "linear", steps=30, progress=False)
+    found = {choice.name: choice for choice in run.choices}
+    assert {"loss", "shots", "tasks_per_step", "optimiser", "method"} <= set(found)
+    assert found["method"].why.count("with strength=") == 4
+    assert str(found["shots"]) == "shots: 0.5 (half of each task's rows)"
+
+
+def test_a_saved_run_predicts_the_same_and_scores_other_tasks(run, tmp_path):
+    run.save(tmp_path / "lines.imaml")
+    learner = imaml.load(tmp_path / "lines.imaml")
+    x, y, group = lines(seed=3)
+    few, rest = slice(0, 4), slice(4, 12)
+    here, there = run.adapt(x[few], y[few]), learner.adapt(x[few], y[few])
+    np.testing.assert_array_equal(here.predict(x[rest]), there.predict(x[rest]))
+    other = imaml.Tasks.from_arrays(x, y, group)
+    scores = [imaml.evaluate(found, other, tasks=100).scores for found in (run, learner)]
+    assert scores[0] == scores[1] == run.evaluate(other, tasks=100).scores
+    result = run.evaluate(tasks=100)
+    assert result.scores["rmse"] < min(result.baselines.values())
+
+
+def test_a_fitted_line_is_ridge_regression_towards_theta(run):
+    x, y, _ = lines(seed=4)
+    x, y = x[:4], y[:4]
+    layout = run.domain.recipe.layout
+    coded, targets = layout.code(x), layout.numbers(y)
+    theta = np.concatenate([run.theta["layer1"]["bias"], run.theta["layer1"]["kernel"].ravel()])
+    design = np.column_stack([np.ones(4), coded])
+    wanted = theta + np.linalg.solve(
+        design.T @ design + 0.01 * np.eye(2), design.T @ (targets[:, 0] - design @ theta)
+    )
+    phi = run.adapt(x, y).phi["layer1"]
+    np.testing.assert_allclose([*phi["bias"], *phi["kernel"].ravel()], wanted, rtol=2e-4, atol=2e-5)
+
+
+def test_a_task_without_rows_gets_the_population_s_prediction_and_a_wider_interval(run):
+    x, y, _ = lines(seed=5)
+    none, some = run.adapt(), run.adapt(x[:8], y[:8])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), none.phi, run.theta)
+    wide, narrow = none.predict_interval([0.0]), some.predict_interval([0.0])
+    assert wide.high[0] - wide.low[0] > 3 * (narrow.high[0] - narrow.low[0])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_intervals_cover_new_tasks_as_often_as_they_say(level):
+    tasks = imaml.Tasks.from_arrays(*lines(groups=120, noise=0.5))
+    run = imaml.fit(tasks, "linear", shots=4, strength=0.05, steps=60, validation=0.4, progress=False)
+    assert len(run.domain.recipe.quantiles) == len(LEVELS)
+    x, y, group = lines(groups=100, seed=9, noise=0.5)
+    inside = []
+    for number in range(100):
+        rows = np.flatnonzero(group == number)
+        found = run.adapt(x[rows[:4]], y[rows[:4]]).predict_interval(x[rows[4:]], level)
+        inside.append(np.mean((found.low <= y[rows[4:]]) & (y[rows[4:]] <= found.high)))
+    error = np.std(inside) / 10
+    assert abs(np.mean(inside) - level) < 4 * error + 0.03  # and the quantiles are estimates, too
+
+
+def test_callbacks_see_every_step_and_may_stop():
+    seen, validated = [], []
+
+    def watch(told):
+        seen.append(told["step"])
+        return told["step"] == 7
+
+    options = {"shots": 4, "strength": 1.0, "steps": 20, "progress": False}
+    run = imaml.fit(TASKS, "linear", **options, on_step=watch, on_validation=validated.append)
+    assert seen == list(range(1, 8))
+    assert (run.step, run.reason) == (7, "callback")
+    assert [told["step"] for told in validated] == [2, 4, 6]
+    assert set(validated[0]["scores"]) == {"rmse", "loss"}
+
+
+@pytest.mark.parametrize(
+    "optimiser", [optax.adam(1e-2), optax.sgd(optax.cosine_decay_schedule(1e-2, 20))], ids=["adam", "sgd"]
+)
+def test_a_run_with_an_optax_transform_loads_adapts_and_evaluates(optimiser, tmp_path):
+    options = {"shots": 4, "strength": 1.0, "steps": 20, "progress": False}
+    run = imaml.fit(TASKS, "linear", **options, optimiser=optimiser, out=tmp_path / "run")
+    learner = imaml.load(tmp_path / "run")
+    x, y, _ = lines(seed=3)
+    np.testing.assert_array_equal(
+        learner.adapt(x[:4], y[:4]).predict(x[:2]), run.adapt(x[:4], y[:4]).predict(x[:2])
+    )
+    held = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert held["optimiser"]["kind"] == "OptaxTransform"
+    assert imaml.evaluate(learner, TASKS, tasks=4).tasks == 4
+
+
+def test_a_model_of_functions_is_asked_for_when_it_is_loaded(tmp_path):
+    def init(key):
+        return {"w": jax.random.normal(key, (1,)), "b": jnp.zeros(1)}
+
+    def apply(parameters, x):
+        return x @ parameters["w"][:, None] + parameters["b"]
+
+    run = imaml.fit(TASKS, (init, apply), shots=4, strength=1.0, steps=10, progress=False)
+    run.save(tmp_path / "own.imaml")
+    x, y, _ = lines(seed=3)
+    wanted = run.adapt(x[:4], y[:4]).predict(x[:2])
+    found = imaml.load(tmp_path / "own.imaml", model=(init, apply)).adapt(x[:4], y[:4]).predict(x[:2])
+    np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(imaml.ConfigError, match="load: model: expected the model that the run was fitted with"):
+        imaml.load(tmp_path / "own.imaml", model=imaml.MLP((1, 3, 1)))
+
+
+def test_a_model_that_no_process_holds_gets_a_message_that_says_how_to_give_it(tmp_path, monkeypatch):
+    from imaml.domains.models import own
+
+    functions = (lambda key: {"w": jnp.zeros((1, 1))}, lambda parameters, x: x @ parameters["w"])
+    run = imaml.fit(TASKS, functions, shots=4, strength=1.0, steps=5, progress=False)
+    run.save(tmp_path / "own.imaml")
+    monkeypatch.setattr(own, "_HELD", {})
+    with pytest.raises(imaml.ConfigError, match=r"imaml\.load\(path, model=\.\.\.\)"):
+        imaml.load(tmp_path / "own.imaml")
