@@ -139,7 +139,9 @@ def test_a_model_of_functions_is_asked_for_when_it_is_loaded(tmp_path):
     wanted = run.adapt(x[:4], y[:4]).predict(x[:2])
     found = imaml.load(tmp_path / "own.imaml", model=(init, apply)).adapt(x[:4], y[:4]).predict(x[:2])
     np.testing.assert_array_equal(found, wanted)
-    with pytest.raises(imaml.ConfigError, match="load: model: expected the model that the run was fitted with"):
+    with pytest.raises(
+        imaml.ConfigError, match="load: model: expected the model that the run was fitted with"
+    ):
         imaml.load(tmp_path / "own.imaml", model=imaml.MLP((1, 3, 1)))
 
 

@@ -19,6 +19,7 @@ from ...core.fields import Checked
 from ...core.recipes import recipe
 from ...core.tree import Tree
 from ...problems.likelihoods import Categorical, Density, Gaussian, by_row
+from ...problems.losses import CompositeLoss
 from ..networks import Network
 from .layout import Rows
 
@@ -187,7 +188,7 @@ class Ordinal(CrossEntropy):
 
 
 @dataclass(frozen=True)
-class TaskLoss:
+class TaskLoss(CompositeLoss):
     """The loss of a task's rows, a sum over those that count; hashable.
 
     A sum, so that the strength is the precision of a prior, the same for tasks of 2 rows and of 200.
@@ -246,7 +247,3 @@ class TaskLoss:
             A scalar.
         """
         return jnp.sum(batch.weights * self.row.cost(outputs, batch))
-
-    def __call__(self, phi: Tree, batch: Rows) -> Array:
-        """Return the loss of parameters ``phi`` on ``batch``."""
-        return self.cost(self.outputs(phi, batch), batch)
