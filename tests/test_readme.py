@@ -33,8 +33,13 @@ def test_the_example_is_the_file_trains_and_adapts(tmp_path):
         [sys.executable, str(file)], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=QUICK
     )
     assert done.returncode == 0, done.stderr
-    first, second = map(float, re.findall(r"\d+\.\d*", done.stdout))
-    assert 300 < first < second < 350  # the person gains about 6.5 a day from 280
+    mean, low, high = (
+        [float(number) for number in re.findall(r"\d+\.\d*", part)]
+        for part in re.findall(r"(?:mean|low|high)=array\(\[(.*?)\]", done.stdout)
+    )
+    assert 300 < mean[0] < mean[1] < 350  # the person gains about 6.5 a day from 280
+    assert all(a < b < c for a, b, c in zip(low, mean, high, strict=True))
+    assert "12 tasks (test split" in done.stdout
 
 
 def test_the_first_gradient_is_the_file_and_runs():
@@ -105,4 +110,26 @@ def test_examples_of_inner_algorithms_run(name):
     assert done.returncode == 0, done.stderr
     assert re.search(r"before adaptation: .*\d", done.stdout)
     assert re.search(r"^after: .*\d", done.stdout, re.MULTILINE)
+    assert "nan" not in done.stdout
+
+
+OWN = sorted((ROOT / "examples/own").glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", OWN, ids=[file.stem for file in OWN])
+def test_programs_on_own_tasks_learn_save_load_in_another_process_and_adapt(file, tmp_path):
+    assert len(OWN) == 5
+    assert len(file.read_text().splitlines()) <= 25
+    command = [sys.executable, str(file), str(tmp_path / "learned.imaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=QUICK)
+    assert done.returncode == 0, done.stderr
+    after = float(re.search(r"(?:after adaptation) +(\S+)", done.stdout)[1])
+    against = [float(score) for score in re.findall(r"minus this, paired +(\S+)", done.stdout)]
+    sign = 1 if "accuracy after" in done.stdout else -1
+    assert len(against) >= 2  # baselines
+    assert sum(sign * difference > 0 for difference in against) > len(against) / 2, done.stdout
+    assert after > 0
+    answer = done.stdout.split("paired")[-1]
+    assert "array" in answer or "[[" in answer  # intervals or probabilities of the new task
     assert "nan" not in done.stdout

@@ -26,6 +26,8 @@ from .directory import check_resumable, create_run_directory
 from .loop import Loop, Run, Watch
 from .step import State, devices_mesh, initial_state, make_step
 
+UNSTORED = "the optimiser is an Optax transform, which has no JSON form"
+
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
@@ -37,7 +39,7 @@ class Experiment:
         outer: The outer optimiser.
         training: How long, and how often it validates and saves.
         config: The configuration that all this was built from, or None.
-        reason: Why there is no configuration.
+        reason: Why there is no configuration, or one that does not say everything; else empty.
     """
 
     domain: Domain
@@ -161,8 +163,9 @@ def assemble(
     mesh = devices_mesh(in_step(built, config.training.tasks))
     method = config.method.build(built, mesh)
     config = dataclasses.replace(config, domain=built.recipe)  # it knows the layout of its data
-    optimiser = config.optimiser if transform is None else transform
-    return Experiment(built, method, outer(optimiser, config.training.steps), config.training, config)
+    optimiser, reason = (config.optimiser, "") if transform is None else (transform, UNSTORED)
+    made = outer(optimiser, config.training.steps)
+    return Experiment(built, method, made, config.training, config, reason)
 
 
 def train(
@@ -249,4 +252,4 @@ def _described(
         to_json(config)
     except ConfigError as error:
         return None, str(error).rstrip(".")
-    return config, ""
+    return config, "" if isinstance(optimiser, Optimiser) else UNSTORED

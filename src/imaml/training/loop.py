@@ -250,7 +250,7 @@ class Loop:
         # Not in checkpoints of earlier versions.
         self.owed, self.fresh = note.get("owed", False), note.get("fresh", True)
         self.saved = restored.step
-        if self.experiment.config is None:
+        if self.experiment.reason:
             unknown = "Whether the configuration is that of the interrupted run cannot be checked"
             warned = [*warned, f"{unknown}: {self.experiment.reason}."]
         for message in warned:

@@ -306,11 +306,11 @@ FITS = {
     ),
     "a model for other inputs": (
         lambda: run(model=(lambda key: {"w": jnp.zeros((7, 1))}, apply)),
-        r"fit: model: expected a model that takes inputs of shape \(3, 2\), got an error .TypeError",
+        r"model: apply: expected a model that takes rows of shape \(2,\), got an error .TypeError",
     ),
     "a model for a tree": (
         lambda: run(model=(init, lambda p, x: x["a"] @ p["w"])),
-        "fit: model: expected a model that takes inputs of shape",
+        r"model: <lambda>: expected a model that takes rows of shape \(2,\)",
     ),
     "a model that returns more": (
         lambda: run(model=(init, lambda p, x: (x @ p["w"], {}))),
@@ -326,15 +326,15 @@ FITS = {
     ),
     "a model whose init takes no key": (
         lambda: run(model=(lambda: {}, apply)),
-        "fit: model: .* got an error .TypeError",
+        r"model: apply: expected init\(key\) with one argument, got init\(\)",
     ),
     "a model without parameters": (
         lambda: run(model=(lambda key: {}, lambda p, x: x[:, :1])),
-        "model: expected a model with parameters to learn, got one without",
+        "model: <lambda>: expected parameters, float arrays, got none",
     ),
     "a model of whole numbers": (
         lambda: run(model=(lambda key: {"w": jnp.ones((2, 1), int)}, apply)),
-        "model: .* got int",
+        "model: apply: expected parameters, float arrays, got none among 1 leaves",
     ),
     "a class for a model": (lambda: run(model=MLP), "model: "),
     "a network of other inputs": (lambda: run(model=MLP((5, 1))), "fit: model: .* got an error .TypeError"),
