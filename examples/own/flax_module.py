@@ -16,7 +16,7 @@ if "--adapt" not in sys.argv:
     person, taste = np.repeat(np.arange(60), 30), rng.normal(size=(60, 8)) + 1
     x = rng.normal(size=(len(person), 8))
     y = np.where(np.sum(x * taste[person], 1) > 0, "likes", "dislikes")
-    run = imaml.fit(imaml.Tasks.from_arrays(x, y, person), model, shots=10, steps=300)
+    run = imaml.fit(imaml.Tasks.from_arrays(x, y, person), model, shots=10, strength=0.3, steps=200)
     print(run.evaluate())
     run.save(FILE)
     subprocess.run([sys.executable, __file__, FILE, "--adapt"], check=True)  # another process

@@ -37,7 +37,10 @@ from .loop import Run, Watch
 
 SMALL = 20_000  # parameters up to which Newton's method solves a task
 STRENGTHS = (0.003, 0.03, 0.3, 3.0)  # tried: the precision of the prior, in units of a row's loss
-RATES = (0.5, 0.1, 0.02)  # tried for larger networks: learning rates of the mean loss of a support set
+RATES = (0.1, 0.5, 0.02)  # tried for larger networks: learning rates of the mean loss of a support set
+LONG = (
+    4  # minutes, or thousands of steps, of a run from which trials of larger networks pay: each compiles anew
+)
 MOST_STEPS = 5000
 TRIAL_STEPS, TRIAL_SHARE = 100, 0.1  # of each trial: its steps, and its share of the time
 CALIBRATION = 200  # validation tasks whose errors calibrate the intervals
@@ -236,6 +239,11 @@ def _chosen(
     tried, training = _candidates(domain, strength, adapt), plan.training
     first = next(iter(tried))
     if len(tried) == 1:
+        return tried[first]
+    long = training.minutes >= LONG if training.minutes is not None else training.steps >= 1000 * LONG
+    if first.startswith("rate") and not long:
+        why = f"a usual rate; in runs of {LONG} minutes or {LONG},000 steps, others are tried"
+        choices.append(Choice("method", f"imaml, {first}", why))
         return tried[first]
     if not training.validate_every:
         choices.append(Choice("method", f"imaml, {first}", "there are no validation tasks to choose by"))
