@@ -35,7 +35,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests that wait half a minute or more for a process of their own, which no other test can share.
 LONG = (
     "test_examples_in_docstrings",
-    "test_ten_kills_at_random_moments_change_nothing",
+    "test_kills_at_random_moments_change_nothing",
     "test_answers_are_those_recorded",
     "test_counts_of_whole_steps_are_the_committed_ones",
 )
