@@ -38,9 +38,8 @@ from .loop import Run, Watch
 SMALL = 20_000  # parameters up to which Newton's method solves a task
 STRENGTHS = (0.003, 0.03, 0.3, 3.0)  # tried: the precision of the prior, in units of a row's loss
 RATES = (0.1, 0.5, 0.02)  # tried for larger networks: learning rates of the mean loss of a support set
-LONG = (
-    4  # minutes, or thousands of steps, of a run from which trials of larger networks pay: each compiles anew
-)
+# Minutes, or thousands of steps, of a run from which trials of larger networks pay: each compiles anew.
+LONG = 4
 MOST_STEPS = 5000
 TRIAL_STEPS, TRIAL_SHARE = 100, 0.1  # of each trial: its steps, and its share of the time
 CALIBRATION = 200  # validation tasks whose errors calibrate the intervals
