@@ -44,6 +44,12 @@ def test_what_was_left_open_is_chosen_and_reported():
     assert str(found["shots"]) == "shots: 0.5 (half of each task's rows)"
 
 
+def test_without_a_console_nothing_is_printed_on_stdout(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr", None)
+    imaml.fit(TASKS, "linear", shots=4, strength=1.0, steps=2)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_saved_run_predicts_the_same_and_scores_other_tasks(run, tmp_path):
     run.save(tmp_path / "lines.imaml")
     learner = imaml.load(tmp_path / "lines.imaml")

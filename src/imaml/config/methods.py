@@ -178,5 +178,5 @@ def _of_earlier_files(options: Mapping[str, object]) -> MethodRecipe:
     kind = named(options.get("name", "imaml"))
     own = {f.name for f in fields(kind)}
     for name in options.keys() - own - {"name"}:
-        default_of(name)  # refuses what no method has
+        default_of(name)  # ConfigError for an option that no method has
     return kind(**{name: value for name, value in options.items() if name in own})  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ class Field:
         kind: "float", "int" or "bool".
         below: Whole numbers run from 0 to below this one; None for any.
         rows: The name of the number of rows. Arrays of one batch with the same name have as many rows.
-        column: Whether a last axis of length 1 may be left out.
+        column: Whether a last axis of length 1 may be omitted.
     """
 
     shape: tuple[int | None, ...] = ()
@@ -119,7 +119,7 @@ def require_fields(
     Args:
         fields: What each array must be.
         arrays: The user's arrays by name.
-        completed: Returns, from the checked arrays, those that may be left out.
+        completed: Returns, from the checked arrays, those that may be omitted.
 
     Returns:
         JAX arrays by name, one for each field.

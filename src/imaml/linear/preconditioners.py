@@ -69,7 +69,7 @@ class Nystrom(Checked, Solver):
 
     As `CG(precondition=Nystrom(rank))` it gives M^-1, with the least of the curvatures found for all others.
 
-    It is made for H positive semidefinite. Negative directions that the sketch shows are left out of it.
+    It is made for H positive semidefinite. Negative directions that the sketch shows are excluded from it.
     Where they are steeper than the anchor, `stats.negative_curvature` says so.
 
     Args:

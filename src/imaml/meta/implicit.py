@@ -149,7 +149,7 @@ class Implicit(ImplicitBase):
     return how the linear solve ended; where that matters, as in training, use `implicit_vjp`.
 
     Args:
-        linear: The linear solver, such as ``CG(steps=5)``. It may be left out if `accuracy` is given.
+        linear: The linear solver, such as ``CG(steps=5)``. It may be omitted if `accuracy` is given.
         certify: Whether `IMAML` bounds each task's error: True, or a `Certificate`.
         correct: Whether `IMAML` takes one Newton step more, after which the error falls with the square of
             the inner solution's. The linear steps then count its products, too.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +19,7 @@ from ..config.optimiser import Optimiser, described
 from ..config.run import Config
 from ..config.training import Training
 from ..core.errors import ConfigError, NumericalError
+from ..core.streams import note
 from ..core.tree import Tree
 from ..domains.models.selection import adapt_names
 from ..domains.tasks.build import Choice, domain_of
@@ -169,7 +169,7 @@ def fit(
         training = replace(training, minutes=max(minutes - spent, minutes / 2))
     if progress is not False:
         for choice in choices:
-            print(f"chosen   {choice}", file=sys.stderr)
+            note(f"chosen   {choice}")
     experiment = assemble(replace(plan, method=method, training=training), domain, transform)
     run = experiment.train(out=out, progress=progress, on_step=on_step, on_validation=on_validation)
     run = replace(_calibrated(run, domain), choices=tuple(choices))
@@ -253,7 +253,7 @@ def _chosen(
     scores = {}
     for name, method in tried.items():
         if progress is not False:
-            print(f"trial    {name}: {steps} steps", file=sys.stderr)
+            note(f"trial    {name}: {steps} steps")
         scores[name] = _score(replace(plan, method=method, training=trial), domain, transform)
     sign = -1 if domain.higher_is_better else 1
     sound = {name: sign * score for name, score in scores.items() if math.isfinite(score)}

@@ -66,7 +66,7 @@ def test_splits(tmp_path, validation):
 def test_folders_beside_the_splits_are_named(tmp_path):
     for name in ("train/a", "train/b", "dev/c"):
         save(tmp_path / name)
-    with pytest.warns(RuntimeWarning, match=r"1 folders are left out, as they are none of .* \(dev\)"):
+    with pytest.warns(RuntimeWarning, match=r"1 folders are excluded, as they are none of .* \(dev\)"):
         assert read_classes(tmp_path, 8, 1).labels == ["a", "a", "b", "b"]
 
 
@@ -98,9 +98,9 @@ def test_what_is_left_out_is_named_once(tmp_path):
         found = read_classes(tmp_path, 8, 1)
     told = [str(warning.message).removeprefix(f"{tmp_path}: ") for warning in caught]
     assert told == [
-        "4 files are left out, as their names are no images' (2 .heic, 1 without a suffix, 1 .txt). "
+        "4 files are excluded, as their names are no images' (2 .heic, 1 without a suffix, 1 .txt). "
         "Hint: save them as .png or .jpg.",
-        "1 images are left out, as they are in no folder of a class (loose.png).",
+        "1 images are excluded, as they are in no folder of a class (loose.png).",
         "2 of 5 classes are excluded, as they have one image (alone, single).",
     ]
     assert sorted(set(found.labels)) == ["a", "b", "c"]

@@ -153,7 +153,7 @@ def _splits(path: Path) -> dict[Path, str]:
     inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     left = [entry.name for entry in inside if entry.name not in SPLITS]
     if left:
-        _warn(f"{path}: {len(left)} folders are left out, as they are none of train/, val/ and test/", left)
+        _warn(f"{path}: {len(left)} folders are excluded, as they are none of train/, val/ and test/", left)
     return {path / name: split for name, split in SPLITS.items() if (path / name).is_dir()}
 
 
@@ -200,13 +200,13 @@ def _read(files: list[Path], side: int, channels: int) -> np.ndarray:
 
 
 def _warn_of_others(path: Path, others: Counter[str], loose: list[Path], classes: bool) -> None:
-    """Warn of files that are left out."""
+    """Warn of files that are excluded."""
     if others and classes:
         told = [f"{count:,} {suffix}" for suffix, count in others.most_common()]
         hint = " Hint: save them as .png or .jpg." if any(suffix in others for suffix in HEIC) else ""
-        _warn(f"{path}: {others.total():,} files are left out, as their names are no images'", told, hint)
+        _warn(f"{path}: {others.total():,} files are excluded, as their names are no images'", told, hint)
     if loose and classes:
-        _warn(f"{path}: {len(loose)} images are left out, as they are in no folder of a class", loose)
+        _warn(f"{path}: {len(loose)} images are excluded, as they are in no folder of a class", loose)
 
 
 def _warn_of_blank(path: Path, images: np.ndarray, files: list[Path]) -> None:
