@@ -35,6 +35,7 @@ def train_command(
     target: str | None = None,
     features: Names = None,
     weights: str | None = None,
+    offset: str | None = None,
     missing: Literal["error", "drop", "mean"] | None = None,
     unseen: Literal["error", "baseline"] | None = None,
     dates: Literal["error", "days"] | None = None,
@@ -66,6 +67,7 @@ def train_command(
         features: Table columns to predict from, as A,B (preset tables; default: all others that can say
             something).
         weights: Table column that says how many times a row counts.
+        offset: Table column that is added to predictions.
         missing: What to do about missing cells of a table: "drop" their rows, or fill in the "mean" of a
             feature (default: error).
         unseen: A category that no training task has is an error, or coded as the baseline (default: error).
@@ -101,7 +103,7 @@ def train_command(
     stored = read_config(out) if resume and out else None
     config = configuration(preset or DEFAULT) if stored is None or preset else stored
     columns = {"task": task, "target": target, "features": features, "weights": weights}
-    columns |= {"missing": missing, "unseen": unseen, "dates": dates}
+    columns |= {"offset": offset, "missing": missing, "unseen": unseen, "dates": dates}
     columns |= {"separator": separator, "encoding": encoding, "decimal": decimal}
     named = [f"--{name}" for name, value in columns.items() if value is not None]
     if named and not config.domain.reads_table:

@@ -13,7 +13,7 @@ import numpy as np
 from ...core.errors import ConfigError, DataError
 from ...core.validation import some_of
 from ..base import SPLITS
-from .columns import chosen, complete, described, weights_of
+from .columns import chosen, complete, described, less_offset, weights_of
 from .files import Table, label_of
 from .layout import Layout, column_of
 
@@ -42,9 +42,12 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
     """
     assert recipe.task is not None
     assert recipe.target is not None
-    used = [recipe.task, recipe.target, *([recipe.weights] if recipe.weights else [])]
-    for name, what in zip(used, ("the task", "the target", "the weights"), strict=False):
-        table.column(name, what)
+    roles = {"the task": recipe.task, "the target": recipe.target}
+    roles |= {"the weights": recipe.weights, "the offset": recipe.offset}
+    used = [name for name in roles.values() if name is not None]
+    for what, name in roles.items():
+        if name is not None:
+            table.column(name, what)
     for name in (*recipe.features, *recipe.texts):
         table.column(name, "a feature")
     named = (*used, *recipe.features)
@@ -67,7 +70,7 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
         if name not in recipe.texts:
             table.kind(name, "a column")  # so that a cell in doubt is reported before anything else
     kept = complete(table, recipe.missing, used, features)
-    table = kept.table
+    table = less_offset(kept.table, recipe.target, recipe.offset)
     labels = np.array(table.labels(recipe.task, "the task"))
     names = list(dict.fromkeys(labels.tolist()))
     splits = layout.splits if layout else _split(recipe, names, table.source)
@@ -88,7 +91,8 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
         pooled = _pooled(inputs, targets, weights, training, layout)
         layout = replace(layout, digest=digest, pooled=pooled)
     recipe = replace(recipe, layout=replace(layout, splits=splits))
-    told = described(table, layout, used[0], recipe.weights, excluded, kept, recipe.missing == "mean")
+    others = {"weights": recipe.weights, "offset": recipe.offset}
+    told = described(table, layout, str(recipe.task), others, excluded, kept, recipe.missing == "mean")
     return _domain(recipe, table.source, labels, names, (inputs, targets, weights), told)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -143,11 +144,34 @@ def weights_of(table: Table, name: str | None) -> np.ndarray:
     return values
 
 
+def less_offset(table: Table, target: str, offset: str | None) -> Table:
+    """Return the rows with a target from which the offset was subtracted.
+
+    Args:
+        table: The rows.
+        target: The column to be predicted.
+        offset: The column that is added to predictions, or None.
+
+    Returns:
+        The rows.
+
+    Raises:
+        DataError: If a column is no numbers.
+    """
+    if offset is None:
+        return table
+    for name in (target, offset):
+        if table.kind(name, "the offset") != "numbers":
+            raise DataError(f"{table.source}, column {name!r}: expected numbers with an offset, got others.")
+    values = table.numbers(target, "the target") - table.numbers(offset, "the offset")
+    return replace(table, columns={**table.columns, target: tuple(map(repr, values.tolist()))})
+
+
 def described(
     table: Table,
     layout: Layout,
     task: str,
-    weights: str | None,
+    others: Mapping[str, str | None],
     excluded: Mapping[str, str],
     kept: Kept,
     fill: bool,
@@ -158,7 +182,7 @@ def described(
         table: The rows that are used.
         layout: How columns are coded.
         task: The column of tasks.
-        weights: The column of weights, or None.
+        others: The columns of weights and offset by these names, or None.
         excluded: Why columns are excluded.
         kept: What was done about missing cells.
         fill: Whether missing features are filled in.
@@ -171,8 +195,7 @@ def described(
     told = {task: ("task", f"{sizes.size:,} tasks of {rows} rows")}
     told[layout.target.name] = ("target", _coded(layout.target))
     told |= {column.name: ("feature", _coded(column)) for column in layout.features}
-    if weights is not None:
-        told[weights] = ("weights", "how many times a row counts")
+    told |= {name: (role, "numbers") for role, name in others.items() if name is not None}
     told |= {name: ("excluded", f"{why}; to use it, name it in features") for name, why in excluded.items()}
     for name in table.columns:
         told.setdefault(name, ("excluded", "not named in features"))

@@ -71,6 +71,7 @@ class TablesRecipe(ReadsData):
         features: The columns to predict it from; by default all others but those that only number the rows,
             have one value, or are texts that differ in most rows.
         weights: The column that says how many times a row counts.
+        offset: The column that is added to predictions; for targets that are numbers.
         texts: Columns that are categories although they look like numbers or dates.
         dates: "days" to take columns of dates as days since 1970-01-01; "error" to refuse them.
         missing: What is done about missing cells: "error", "drop" for their rows, or "mean", which takes the
@@ -98,6 +99,7 @@ class TablesRecipe(ReadsData):
     target: str | None = None
     features: tuple[str, ...] = ()
     weights: str | None = None
+    offset: str | None = None
     texts: tuple[str, ...] = ()
     dates: Literal["error", "days"] = "error"
     missing: Literal["error", "drop", "mean"] = "error"

@@ -21,7 +21,7 @@ from ..base import Answers, DomainBase, Encoded, Predicts
 from ..scenes import Scene, compared
 from ..tasks.layout import bucket, padded
 from ..user_data import Part
-from .columns import complete, weights_of
+from .columns import complete, less_offset, weights_of
 from .files import Table, label_of, table_of
 from .layout import Column
 from .mixed_model import learned_prior, prior_text
@@ -146,8 +146,9 @@ class TablesInterface(DomainBase):
                 answers = table_of({"y": y}, "y").columns["y"]
                 table = replace(table, columns={**table.columns, layout.target.name: answers})
             weighed = self.recipe.weights if self.recipe.weights in table.columns else None
-            needed = [layout.target.name, *([weighed] if weighed else [])]
-            table = self._complete(table, needed, self.recipe.missing)
+            extra = [name for name in (weighed, self.recipe.offset) if name is not None]
+            table = self._complete(table, [layout.target.name, *extra], self.recipe.missing)
+            table = less_offset(table, layout.target.name, self.recipe.offset)
             inputs = layout.code(table, self.recipe.unseen).astype(np.float32)
             targets = layout.targets(table).astype(kind)
             weights = weights_of(table, weighed).astype(np.float32)
@@ -169,7 +170,8 @@ class TablesInterface(DomainBase):
         if isinstance(x, Rows):
             return super().encode_query(x)
         filled = "mean" if self.recipe.missing == "mean" else "error"  # no row can be dropped
-        table = self._complete(self.table(x), [], filled)
+        needed = [] if self.recipe.offset is None else [self.recipe.offset]
+        table = self._complete(self.table(x), needed, filled)
         return self.recipe.fixed.code(table, self.recipe.unseen).astype(np.float32)
 
     def padded_query(self, rows: Tree) -> Tree:
@@ -178,7 +180,11 @@ class TablesInterface(DomainBase):
 
     def decode(self, outputs: np.ndarray, x: object) -> np.ndarray:
         """Return outputs ``(n, 1)`` as targets ``(n,)`` in the table's units, float64."""
-        return self.target.mean + self.target.scale * outputs[:, 0].astype(np.float64)
+        found = self.target.mean + self.target.scale * outputs[:, 0].astype(np.float64)
+        offset = self.recipe.offset
+        if offset is None or x is None or isinstance(x, Rows):
+            return found
+        return found + self.table(x).numbers(offset, "the offset")
 
     def query_batch(self, rows: Array) -> Rows:
         """Return coded inputs as a batch with blank targets."""
