@@ -21,8 +21,8 @@ import imaml
 from benchmarks.harness import HERE, benchmark
 from benchmarks.peers import environments
 from imaml.cli.main import main as command
+from imaml.domains.tables.files import read_table
 from imaml.domains.tables.mixed_model import learned_prior
-from imaml.domains.tables.readers import read_table
 
 TRUTH = {"mean": [3.0, -2.0], "covariance": [[4.0, 0.5], [0.5, 1.0]], "noise_variance": 0.25}
 EFFECTS = 20  # groups whose effects are compared: each number of rows is compiled anew

@@ -13,8 +13,8 @@ import pytest
 import imaml
 from imaml.cli.main import main
 from imaml.core.errors import ConfigError, DataError
-from imaml.domains.tables.files import label_of, table_of
-from imaml.domains.tables.readers import Format, read_table
+from imaml.domains.tables.cells import label_of, table_of
+from imaml.domains.tables.files import Format, read_table
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 FORM = re.compile(r"^[^:\n]+: (.*: )?expected [^\n]+, got [^\n]+\.( Hint: [^\n]+[.?])?$")

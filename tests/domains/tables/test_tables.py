@@ -14,11 +14,11 @@ from helpers.paths import DATA
 from imaml.cli.main import main
 from imaml.core.errors import ConfigError, DataError
 from imaml.core.recipes import from_json, to_json
+from imaml.domains.tables.cells import table_of
 from imaml.domains.tables.domain import TablesRecipe
-from imaml.domains.tables.files import table_of
+from imaml.domains.tables.files import read_table
 from imaml.domains.tables.interface import Rows
 from imaml.domains.tables.layout import Column, Layout, column_of
-from imaml.domains.tables.readers import read_table
 
 SLEEPSTUDY = DATA / "sleepstudy.csv"
 

@@ -13,8 +13,8 @@ import numpy as np
 from ...core.errors import ConfigError, DataError
 from ...core.validation import some_of
 from ..base import SPLITS
+from .cells import Table, label_of
 from .columns import chosen, complete, described, less_offset, weights_of
-from .files import Table, label_of
 from .layout import Layout, column_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...core.validation import some_of
-from .files import Table
+from .cells import Table
 from .layout import Column, Layout, too_many
 
 LEVELS = 6  # of a category that are told

@@ -24,10 +24,10 @@ from ..networks import MLP
 from ..recipes import ReadsData
 from ..tasks.groups import Drawn, Grouped
 from .build import build
-from .files import table_of
+from .cells import table_of
+from .files import Format, read_table
 from .interface import Rows, TablesInterface
 from .layout import Layout
-from .readers import Format, read_table
 
 TINY = 1e-6  # of sums of weights that something is divided by
 

@@ -21,11 +21,11 @@ from ..base import Answers, DomainBase, Encoded, Predicts
 from ..scenes import Scene, compared
 from ..tasks.layout import bucket, padded
 from ..user_data import Part
+from .cells import Table, label_of, table_of
 from .columns import complete, less_offset, weights_of
-from .files import Table, label_of, table_of
+from .files import read_table
 from .layout import Column
 from .mixed_model import learned_prior, prior_text
-from .readers import read_table
 
 if TYPE_CHECKING:
     from .domain import TablesRecipe

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from ...core.errors import ConfigError, DataError
 from ...core.recipes import recipe
 from ...core.validation import some_of
-from .files import FLOAT32, Table, label_of
+from .cells import FLOAT32, Table, label_of
 
 
 @recipe()
