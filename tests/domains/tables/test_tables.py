@@ -374,10 +374,16 @@ def test_a_linear_model_has_the_same_loss_on_fewer_rows(weights, tmp_path):
 def test_a_large_task_does_not_make_the_others_long():
     who = np.repeat(np.arange(8), [3, 3, 3, 3, 3, 3, 3, 5000])
     frame = {"who": who, "x": np.random.default_rng(0).normal(size=who.size), "y": who + 0.5}
-    for holdout, rows in (("random", 512), ("last", 512), ("none", 3)):
+    for holdout, rows in (("random", 256), ("last", 256), ("none", 3)):
         domain = imaml.tables(frame, "who", "y", holdout=holdout)
         task = jax.eval_shape(lambda key, domain=domain: domain.sample(key, "train"), jax.random.key(0))
         assert task.support.weights.shape == task.query.weights.shape == (rows,)
+    for options in ({"hidden": (3,)}, {"texts": ("y",)}):  # random rows stand for all
+        domain = imaml.tables(frame, "who", "y", holdout="none", validation=0.0, test=0.0, **options)
+        task = domain.gather(domain._drawn(jnp.asarray(7), jax.random.key(0), "train"))
+        np.testing.assert_allclose(task.support.weights, 5000 / 1024)
+        assert len(np.unique(task.support.inputs)) == 1024
+        np.testing.assert_allclose(domain.whole(*task).weights.sum(), 5000, rtol=1e-5)
 
 
 def test_a_batch_has_every_task_once_before_any_comes_twice(file):

@@ -20,7 +20,8 @@ from .layout import Layout, column_of
 if TYPE_CHECKING:
     from .domain import Tables, TablesRecipe
 
-MOST = 512  # rows of a support set, and of a query set, that a training step draws of a larger task
+MOST = 256  # rows of a support set, and of a query set, that a training step draws of a larger task
+MOST_WHOLE = 1024  # rows where a training step learns from all rows
 
 
 def build(recipe: TablesRecipe, table: Table) -> Tables:
@@ -140,14 +141,12 @@ def _domain(
             raise DataError(f"{source}: expected tasks of at least 2 rows to score, got none.")
     wanted = (counts + 1) // 2 if recipe.shots is None else recipe.shots
     supports = np.clip(np.minimum(wanted, MOST), 1, np.maximum(counts - 1, 1))
-    first_whole, counts_whole = None, None
-    if recipe.holdout == "none":
+    first_whole, counts_whole = first, counts
+    if recipe.holdout == "none" and not recipe.hidden and layout.target.levels is None:
         pieces = [
-            [array[i : i + n] for array in (inputs, targets, weights)]
+            _equivalent(*(array[i : i + n] for array in (inputs, targets, weights)))
             for i, n in zip(first, counts, strict=True)
         ]
-        if not recipe.hidden and layout.target.levels is None:
-            pieces = [_equivalent(*piece) for piece in pieces]
         counts_whole = np.array([len(piece[0]) for piece in pieces])
         first_whole = len(inputs) + np.cumsum(counts_whole) - counts_whole
         inputs, targets, weights = (
@@ -155,7 +154,7 @@ def _domain(
             for array, parts in zip((inputs, targets, weights), zip(*pieces, strict=True), strict=True)
         )
     kind = np.float32 if layout.target.levels is None else np.int32
-    indices = lambda part: None if part is None else jnp.asarray(part, jnp.int32)  # noqa: E731
+    indices = lambda part: jnp.asarray(part, jnp.int32)  # noqa: E731
     return Tables(
         inputs=jnp.asarray(inputs, jnp.float32),
         targets=jnp.asarray(targets.astype(kind)),
@@ -168,7 +167,7 @@ def _domain(
         splits=dict(zip(SPLITS, map(indices, numbers), strict=True)),
         most=int(counts.max()),
         sizes=(int(supports.max()), int(np.minimum(np.maximum(counts - supports, 1), MOST).max())),
-        whole_most=0 if counts_whole is None else int(counts_whole.max()),
+        whole_most=min(int(counts_whole.max()), MOST_WHOLE),
         recipe=recipe,
         read_as=told,
     )

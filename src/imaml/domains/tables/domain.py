@@ -190,12 +190,12 @@ class Tables(Grouped, TablesInterface):
         first: The first row of each task, ``(tasks,)``.
         counts: The number of rows of each task, ``(tasks,)``.
         supports: The rows of each task's support set, ``(tasks,)``.
-        whole_first: The first of the rows that training learns from where ``holdout="none"``, or None.
+        whole_first: The first of the rows that training learns from where ``holdout="none"``, ``(tasks,)``.
         whole_counts: Their number.
         splits: The numbers of tasks by split.
         most: The rows of the largest task.
         sizes: The most rows of a support set, and of a query set.
-        whole_most: The most rows that training learns from where ``holdout="none"``.
+        whole_most: The most of them in a draw.
         recipe: The recipe.
         read_as: How the table was read, as lines.
     """
@@ -262,15 +262,24 @@ class Tables(Grouped, TablesInterface):
         """The indices of a random task of one group; in training all of its rows if ``holdout="none"``."""
         if self.recipe.holdout != "none" or split != "train":
             return super()._drawn(group, key, split)
-        places = jnp.arange(self.whole_most)
-        known = places < self.whole_counts[group]
+        places, count = jnp.arange(self.whole_most), self.whole_counts[group]
+        known = places < count
+        if self.most > self.whole_most and (self.recipe.hidden or self.classes):
+            # Random rows stand for all of a larger task; linear models have equivalent ones.
+            places = self._order(key, count, self.whole_most)
         rows = self.whole_first[group] + jnp.where(known, places, 0)
-        return Drawn(group, rows, rows, known, known)
+        times = known * jnp.maximum(count / self.whole_most, 1)
+        return Drawn(group, rows, rows, times, times)
 
     def gather(self, indices: Drawn) -> Task:
         """Return the task: its support rows and its query rows."""
         parts = (indices.support, indices.known), (indices.query, indices.asked)
-        return Task(*(Rows(self.inputs[r], self.targets[r], self.weights[r] * flags) for r, flags in parts))
+        return Task(
+            *(
+                Rows(self.inputs[rows], self.targets[rows], self.weights[rows] * times.astype(jnp.float32))
+                for rows, times in parts
+            )
+        )
 
     def _scored(self, outputs: Array, query: Rows) -> Array:
         """The accuracy, or the root mean squared error in the target's units, of outputs on the query."""

@@ -10,7 +10,7 @@ from jax import Array
 
 from ...core.tree import Tree
 
-SORTED = 4096  # rows of the largest group up to which a random order of all rows is drawn
+SORTED = 4096, 64  # rows of the largest group, or of it for each row drawn, up to which all are sorted
 
 
 class Drawn(NamedTuple):
@@ -20,8 +20,8 @@ class Drawn(NamedTuple):
         group: The number of its group, or ``(ways,)`` of its classes.
         support: Rows of the support set, ``(rows,)``.
         query: Rows of the query set.
-        known: Which of the support's rows count, booleans.
-        asked: Which of the query's rows count, booleans.
+        known: Which of the support's rows count, booleans, or how many times.
+        asked: The same of the query's rows.
     """
 
     group: Array
@@ -112,7 +112,7 @@ class Grouped:
 
     def _order(self, key: Array, count: Array, wanted: int) -> Array:
         """The first ``wanted`` rows of a random order of ``count`` rows; those beyond ``count`` are any."""
-        if self.most <= SORTED:
+        if self.most <= max(SORTED[0], SORTED[1] * wanted):
             rows = jnp.arange(max(self.most, wanted))
             scores = jnp.where(rows < count, jax.random.uniform(key, rows.shape), 2.0 + rows)
             return jnp.argsort(scores)[:wanted]
