@@ -97,8 +97,8 @@ class Learner:
         """Predict for several new tasks of a table, each by its own rows.
 
         Args:
-            support: Rows of the tasks, with the columns of task and target: a file, or a data frame. A task
-                of the query without rows gets the prediction for the population of all tasks.
+            support: Rows of the tasks, with the columns of task and target: a file, or a data frame; or None.
+                A task of the query without rows gets the prediction for the population of all tasks.
             query: The rows to predict, with the column of the task.
 
         Returns:

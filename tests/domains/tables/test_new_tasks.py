@@ -137,6 +137,7 @@ def test_each_task_is_predicted_by_its_own_rows_and_one_without_rows_as_the_popu
         p.predict_interval({"x": [5.0]}) for p in (learner.adapt(few[few.who == "new3"]), population)
     )
     assert least.high - least.low > known.high - known.low
+    np.testing.assert_allclose(learner.predict(None, others), learner.adapt().predict(others), rtol=1e-6)
     nameless = few.drop(columns="who")
     with pytest.raises(DataError, match="expected a column 'who', as query has rows of 21 tasks, got none"):
         learner.predict(nameless, others)

@@ -197,12 +197,19 @@ class TablesInterface(DomainBase):
 
     def _tasks_of(self, table: Table) -> list[str]:
         """The tasks that a table has rows of, if it has a column of tasks."""
-        name = str(self.recipe.task)
-        return list(dict.fromkeys(table.labels(name, "the task"))) if name in table.columns else []
+        return list(dict.fromkeys(self._labels(table)))
 
-    def separate(self, x: Cells, query: Cells) -> list[Part]:
+    def _labels(self, table: Table) -> tuple[str, ...]:
+        """The task of each row, if a table has a column of tasks."""
+        name = str(self.recipe.task)
+        return table.labels(name, "the task") if name in table.columns else ()
+
+    def separate(self, x: Cells | None, query: Cells) -> list[Part]:
         """Return the rows of each task of the query: those to learn from, which may be none, and its own."""
-        support, asked = self.table(x, "support"), self.table(query, "query")
+        asked = self.table(query, "query")
+        if x is None:
+            return [Part(None, asked, np.arange(asked.rows))]
+        support = self.table(x, "support")
         tasks, name = self._tasks_of(asked), str(self.recipe.task)
         known = self._tasks_of(support)
         if not tasks or (len(tasks) == 1 and not known):
@@ -220,14 +227,14 @@ class TablesInterface(DomainBase):
         return parts
 
     def answers(
-        self, predictor: Predicts, support: Table, query: Table, uncertainty: bool = False
+        self, predictor: Predicts, support: Table | None, query: Table, uncertainty: bool = False
     ) -> Answers:
         """Return an answer for each row of the query; its note says how far they are from its target column.
 
         The first line names the columns: the row's number in the query, its task if the rows say it, the
         answer, and how sure it is.
         """
-        tasks = self._tasks_of(query) or self._tasks_of(support)
+        tasks = self._labels(query) or (support and self._labels(support)[:1] * query.rows) or []
         target, found = self.target, predictor.predict(query)
         numbers = [query.number(i) + 1 for i in range(query.rows)]
         rows: list[dict[str, object]] = [
@@ -246,19 +253,21 @@ class TablesInterface(DomainBase):
         head = ["row", *([str(self.recipe.task)] if tasks else []), target.name]
         head += ["probability"] if target.levels else []
         head += [f"{LEVEL:.0%} interval".replace("%", " %")] if "level" in about else []
-        lines = [self._line({**row, "row": "\t".join([str(row["row"]), *tasks])}) for row in rows]
+        shown = [f"{i}\t{task}" for i, task in zip(numbers, tasks, strict=True)] if tasks else numbers
+        lines = [self._line({**row, "row": first}) for row, first in zip(rows, shown, strict=True)]
         return Answers(rows, ["\t".join(head), *lines], about, lambda: self._judged(query, found))
 
     def answers_each(
-        self, adapt: Callable[[Tree], Predicts], support: Table, query: Table, uncertainty: bool = False
+        self,
+        adapt: Callable[[Tree], Predicts],
+        support: Table | None,
+        query: Table,
+        uncertainty: bool = False,
     ) -> Answers:
         """Return an answer for each row of the query, each task's by the task's own support rows."""
         parts = self.separate(support, query)
-        done = [
-            self.answers(adapt(part.support), part.support or support, part.query, uncertainty)
-            for part in parts
-        ]
-        if len(done) == 1 and parts[0].support is not None:
+        done = [self.answers(adapt(p.support), p.support, p.query, uncertainty) for p in parts]
+        if len(done) == 1 and (support is None or parts[0].support is not None):
             return done[0]
         order = np.argsort(np.concatenate([part.rows for part in parts]))
         task = str(self.recipe.task)
