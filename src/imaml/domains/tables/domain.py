@@ -355,7 +355,8 @@ def tables(data: object, task: str, target: str, **options: object) -> Tables:
     fields = {"data": where, "task": task, "target": target, **options}
     recipe: TablesRecipe = from_json({"kind": "TablesRecipe", **fields})  # type: ignore[assignment]
     domain = recipe.build() if where is not None else build(recipe, table_of(data, "data"))
-    excluded = [line.split()[0] for line in domain.about() if " excluded " in line]
+    parts = [line.partition("  excluded  ") for line in domain.about()]
+    excluded = [name.strip() for name, found, _ in parts if found]
     if excluded and not recipe.features:
         warnings.warn(
             f"tables: columns are excluded from the features ({some_of(excluded)}). Hint: domain.about() "
