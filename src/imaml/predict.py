@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
@@ -68,8 +67,9 @@ class Learner:
           support set's statistics, so that no prediction depends on its neighbours in the batch. Pixels that
           rounding has put just outside [0, 1] are clipped.
         - sinusoids: inputs ``(n,)`` or ``(n, 1)`` and targets likewise.
-        - tables: a mapping from column names to values, or a file's path, and the targets, or None if they
-          are one of the columns.
+        - tables: a file's path, a data frame, a mapping from column names to values, or a matrix with a
+          column for each feature, and the targets, or None if they are one of the columns; nothing for a task
+          without rows, whose predictions are those for the population of all tasks.
         - tasks of `imaml.fit`: inputs and targets like those of the run; nothing for a task without rows,
           whose predictions are those for the population of all tasks.
         - all others: the arrays of a support batch by name; the first one, or two, may be given alone.
@@ -92,6 +92,25 @@ class Learner:
                 or a class all of whose images are in other classes, too.
         """
         return adapt(self.theta, self.config, x, y)
+
+    def predict(self, support: Tree, query: Tree) -> np.ndarray:
+        """Predict for several new tasks of a table, each by its own rows.
+
+        Args:
+            support: Rows of the tasks, with the columns of task and target: a file, or a data frame; or None.
+                A task of the query without rows gets the prediction for the population of all tasks.
+            query: The rows to predict, with the column of the task.
+
+        Returns:
+            What `Predictor.predict` returns, in the order of the query's rows.
+
+        Raises:
+            ConfigError: If the run is not on a table.
+            DataError: If rows do not fit.
+        """
+        parts = self.config.domain.without_data().separate(support, query)
+        found = np.concatenate([self.adapt(part.support).predict(part.query) for part in parts])
+        return found[np.argsort(np.concatenate([part.rows for part in parts]))]
 
     def save(self, path: str | Path) -> None:
         """Write an artefact, one file that `imaml.load` reads.
@@ -307,9 +326,11 @@ class Predictor:
         if self.classes is not None:
             raise ConfigError("predict_interval: expected numbers, got classes. Hint: use predict_proba.")
         require_number("predict_interval", 0, 1, open=True, level=level)
-        rows = self.domain.query_batch(jax.tree.map(jnp.asarray, self.domain.encode_query(x)))
-        found, noise = jax.device_get((self.posterior.outputs(rows), self.posterior.noise))
-        parts = self.domain.interval(noise, found.mean, found.covariance, level, x)
+        rows = self.domain.encode_query(x)
+        count = len(jax.tree.leaves(rows)[0])
+        batch = self.domain.query_batch(jax.device_put(self.domain.padded_query(rows)))
+        found, noise = jax.device_get((self.posterior.outputs(batch), self.posterior.noise))
+        parts = self.domain.interval(noise, found.mean[:count], found.covariance[:count], level, x)
         return Interval(*(_finite("predict_interval", part) for part in parts))
 
     def predict_proba(self, x: Tree, uncertainty: bool = False) -> np.ndarray:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from ..core.streams import note
 from .options import Flag, print_json
 from .startup import keep_compiled
+
+if TYPE_CHECKING:
+    from ..core.solution import Status
+    from ..core.tree import Tree
+    from ..predict import Predictor
 
 
 def adapt_command(
@@ -27,8 +32,9 @@ def adapt_command(
     40 million pixels when padded to a square, dark on light or light on dark. Each answer depends on its own
     image and the support set alone.
 
-    For a run on a table, both files hold rows of the new task, the support file with the target's column.
-    Prints a head and a line for each query row: its number, its task, the answer.
+    For a run on a table, both files hold rows of new tasks, the support file with the target's column. Each
+    task is learned from its own rows; one without support rows gets the prediction for the population of all
+    tasks. Prints a head and a line for each query row: its number, its task, the answer.
 
     Args:
         run: Run directory or artefact.
@@ -47,9 +53,15 @@ def adapt_command(
     domain = learned.config.domain.without_data()
     few = domain.read(support)
     asked = domain.read(query, query=True)
-    predictor = learned.adapt(few)
-    found = domain.answers(predictor, few, asked, uncertainty)
-    status = predictor.solution.status
+    statuses: list[Status] = []
+
+    def adapt(x: Tree) -> Predictor:
+        predictor = learned.adapt(x)
+        statuses.append(predictor.solution.status)
+        return predictor
+
+    found = domain.answers_each(adapt, few, asked, uncertainty)
+    status = next((one for one in statuses if not bool(one.ok)), statuses[0])
     if not bool(status.ok):
         note(f"imaml: warning: the inner solve ended in {status.ending.name}. {status.advice}")
     if json:

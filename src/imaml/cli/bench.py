@@ -58,8 +58,12 @@ def print_prediction(config: Config) -> None:
         config: The run's configuration.
     """
     from ..training.cost import measure
+    from ..training.experiment import assemble
 
-    cost, steps = measure(config, PROBE, SECONDS), config.training.steps
+    experiment = assemble(config)
+    for line in experiment.domain.about():
+        print(line)
+    cost, steps = measure(config, PROBE, SECONDS, experiment), config.training.steps
     _print_cost(cost)
     taken = len(cost.milliseconds)
     print(f"predicted step    {cost.median_ms:,.2f} ms, the median of a probe of {taken} steps")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ..core.errors import ConfigError
-from .options import Count, Flag, Several, print_json
+from .options import Count, Flag, Whole, at_least, print_json, whole
 from .startup import prepare_jax
 
 Split = Literal["train", "validation", "test"]
@@ -19,7 +19,8 @@ def evaluate_command(
     /,
     *others: Annotated[str, Parameter(name="NAME=OTHER", negative=())],
     split: Split = "test",
-    tasks: Several = 1000,
+    tasks: Annotated[int | None, Parameter(validator=at_least(2), converter=whole)] = None,
+    shots: Whole = None,
     seed: Count = 0,
     data: str | None = None,
     json: Flag = False,
@@ -35,15 +36,17 @@ def evaluate_command(
         others: Other runs to score on the same tasks, for example maml=runs/maml. Their difference from RUN
             is paired, task by task.
         split: Split that the tasks come from.
-        tasks: Number of tasks.
+        tasks: Number of tasks (default: 1000, or each task of a table once if it has more).
+        shots: Support examples of each task, instead of as many as in the run; short for --domain.shots.
         seed: Random seed of the tasks.
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
-            Omniglot.
+            Omniglot. Of another table all tasks are scored.
         json: Print JSON.
     """
     prepare_jax()
     import jax
 
+    from ..config.overrides import override
     from ..predict import load
     from ..training.evaluation import evaluate_theta, same_tasks
     from ..training.step import devices_mesh
@@ -61,7 +64,10 @@ def evaluate_command(
         beside[name] = other
     runs, mesh = [learned, *beside.values()], devices_mesh(len(jax.devices()))
     recipes = [one.config.domain if data is None else one.config.domain.scored_on(data) for one in runs]
+    if shots is not None:
+        recipes = [override(recipe, "shots", str(shots), "--shots") for recipe in recipes]
     domains = [recipe.build() for recipe in recipes]
+    count = max(1000, domains[0].size(split) or 0) if tasks is None else tasks
     for word, domain in zip(others, domains[1:], strict=True):
         if not same_tasks(domains[0], domain, split):
             raise ConfigError(
@@ -70,7 +76,7 @@ def evaluate_command(
             )
     result, *rest = (
         evaluate_theta(
-            domain, one.config.method.build(domain, mesh), one.theta, split=split, tasks=tasks, seed=seed
+            domain, one.config.method.build(domain, mesh), one.theta, split=split, tasks=count, seed=seed
         )
         for one, domain in zip(runs, domains, strict=True)
     )

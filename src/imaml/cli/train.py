@@ -7,7 +7,7 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import ConfigError, ImamlError
 from ..core.interrupts import STATUS
@@ -34,6 +34,14 @@ def train_command(
     task: str | None = None,
     target: str | None = None,
     features: Names = None,
+    weights: str | None = None,
+    offset: str | None = None,
+    missing: Literal["error", "drop", "mean"] | None = None,
+    unseen: Literal["error", "baseline"] | None = None,
+    dates: Literal["error", "days"] | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
+    decimal: str | None = None,
     out: Path | None = None,
     resume: Flag = False,
     from_: Path | None = None,
@@ -56,7 +64,17 @@ def train_command(
         data: File or directory with the images or the table, for presets that read data.
         task: Table column that names the task of each row (preset tables).
         target: Table column to predict (preset tables).
-        features: Table columns to predict from, as A,B (preset tables; default: all others).
+        features: Table columns to predict from, as A,B (preset tables; default: all others that can say
+            something).
+        weights: Table column that says how many times a row counts.
+        offset: Table column that is added to predictions.
+        missing: What to do about missing cells of a table: "drop" their rows, or fill in the "mean" of a
+            feature (default: error).
+        unseen: A category that no training task has is an error, or coded as the baseline (default: error).
+        dates: Take dates of a table as days since 1970-01-01, a number (default: error).
+        separator: What separates the cells of a text file (default: what its header has most of).
+        encoding: Encoding of a text file, such as cp1252 (default: utf-8).
+        decimal: Sign before the fraction of a number in a text file, "." or "," (default: ".").
         out: Run directory (default: runs/PRESET, then runs/PRESET-2, and so on).
         resume: Continue the run in --out with its own configuration.
         from_: Start a new run from the parameters of this run directory or artefact.
@@ -84,7 +102,9 @@ def train_command(
 
     stored = read_config(out) if resume and out else None
     config = configuration(preset or DEFAULT) if stored is None or preset else stored
-    columns = {"task": task, "target": target, "features": features}
+    columns = {"task": task, "target": target, "features": features, "weights": weights}
+    columns |= {"offset": offset, "missing": missing, "unseen": unseen, "dates": dates}
+    columns |= {"separator": separator, "encoding": encoding, "decimal": decimal}
     named = [f"--{name}" for name, value in columns.items() if value is not None]
     if named and not config.domain.reads_table:
         raise ConfigError(
@@ -139,7 +159,10 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
         create_run_directory(out)
     start = None if origin is None else load(origin).theta
     progress = False if quiet else None
-    run = assemble(config).train(out=out, resume=resume, start=start, progress=progress)
+    experiment = assemble(config)
+    for line in () if quiet else experiment.domain.about():
+        print(line)
+    run = experiment.train(out=out, resume=resume, start=start, progress=progress)
     typed = Path(sys.argv[0])
     program = "imaml" if shutil.which("imaml") or typed.name != "imaml" else typed
     onwards = f"continue with: {program} train --resume --out {out}"  # can be typed here

@@ -147,6 +147,20 @@ class DomainBase(UserData):
         """
         return None
 
+    def draw_in_turn(self, key: Array, split: str, place: Array) -> Tree:
+        """Draw the indices of a task for an evaluation, in which no task is left out.
+
+        Args:
+            key: A random key.
+            split: "train", "validation" or "test".
+            place: The number of the draw in the evaluation, an integer scalar.
+
+        Returns:
+            What `draw` returns. Of a split with a fixed number of tasks each comes once before one comes
+            twice; by default ``draw(key, split)``.
+        """
+        return self.draw(key, split)
+
     def number(self, indices: Tree) -> Array | None:
         """Return which task was drawn.
 
@@ -386,6 +400,10 @@ class DomainBase(UserData):
         """
         scores = [float(self.metrics(phi, task)[metric or self.headline]) for phi in (before, after)]
         return " to ".join(format(score, form) for score in scores)
+
+    def about(self) -> Sequence[str]:
+        """Return how the data were read, as lines that are printed before training; none by default."""
+        return ()
 
     def summary(self, theta: Tree, problem: Problem) -> tuple[Json, str]:
         """Return what theta itself says about the tasks.

@@ -50,6 +50,20 @@ class Answers(NamedTuple):
     note: Callable[[], str] = str
 
 
+class Part(NamedTuple):
+    """The rows of one of several tasks.
+
+    Attributes:
+        support: The rows to learn from, as `encode` takes them; None for no rows.
+        query: The rows to predict, as `encode_query` takes them.
+        rows: Their places in the whole query.
+    """
+
+    support: Tree
+    query: Tree
+    rows: np.ndarray
+
+
 class Predicts(Protocol):
     """What a domain may ask of a predictor; `imaml.Predictor` is one."""
 
@@ -176,6 +190,36 @@ class UserData:
         """
         return self.query_field().check(self.asked(x) if hasattr(x, "_fields") else x, "x")
 
+    def separate(self, x: Tree, query: Tree) -> list[Part]:
+        """Return the tasks that a user's rows are of.
+
+        Args:
+            x: Rows to learn from, of one task or of several.
+            query: Rows to predict.
+
+        Returns:
+            The rows of each task of the query.
+
+        Raises:
+            DataError: If rows do not say of which task they are.
+            ConfigError: If the domain takes the rows of one task at a time, as by default.
+        """
+        raise ConfigError(
+            f"predict: expected a run on a table, whose rows say of which task they are, got one on "
+            f"{type(self).__name__}. Hint: use learner.adapt(x, y).predict(query)."
+        )
+
+    def padded_query(self, rows: Tree) -> Tree:
+        """Return encoded query rows padded to one of a few sizes, so that few programs are compiled.
+
+        Args:
+            rows: What `encode_query` returned.
+
+        Returns:
+            The rows, and perhaps copies of the first behind them; by default none.
+        """
+        return rows
+
     def statistics(self, phi: Tree, support: Tree) -> Tree:
         """Return what `forward` needs of the whole support set, computed once a task.
 
@@ -297,6 +341,22 @@ class UserData:
         rows = [{"row": i + 1, "prediction": one.tolist()} for i, one in enumerate(found)]
         lines = ["\t".join([str(i + 1), *(f"{v}" for v in np.ravel(one))]) for i, one in enumerate(found)]
         return Answers(rows, lines)
+
+    def answers_each(
+        self, adapt: Callable[[Tree], Predicts], support: Tree, query: Tree, uncertainty: bool = False
+    ) -> Answers:
+        """Return the answers to a query that may be of several tasks.
+
+        Args:
+            adapt: Returns a predictor that is adapted to support data.
+            support: What is learned from, as `read` returned it.
+            query: What is asked.
+            uncertainty: Whether to add intervals, or probabilities by the task's posterior.
+
+        Returns:
+            The answers; by default those of one task.
+        """
+        return self.answers(adapt(support), support, query, uncertainty)
 
     def query_rows(self, query: Tree) -> np.ndarray:
         """Return a sampled query batch as one array that `encode_query` takes.

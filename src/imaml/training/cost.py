@@ -17,7 +17,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from ..config.run import Config
 from ..core.tree import Tree
-from .experiment import assemble
+from .experiment import Experiment, assemble
 from .step import mesh_size
 from .step_statistics import Window
 
@@ -272,7 +272,9 @@ def peak_bytes() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
-def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
+def measure(
+    config: Config, steps: int = 5, seconds: float = 0.0, experiment: Experiment | None = None
+) -> Cost:
     """Measure the cost of a configuration's meta-step on this machine.
 
     Compiles the step and times it. Nothing is written, and what is learned is discarded.
@@ -281,6 +283,7 @@ def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
         config: The configuration.
         steps: Steps to time, after the first.
         seconds: Time to go on for at least; a short burst is faster than a long run.
+        experiment: The configuration's, where it is assembled already.
 
     Returns:
         The cost.
@@ -296,7 +299,7 @@ def measure(config: Config, steps: int = 5, seconds: float = 0.0) -> Cost:
         1761
     """
     rate = matmul_rate()
-    experiment = assemble(config)
+    experiment = experiment or assemble(config)
     step, (domain, state, key) = experiment.step(), experiment.begin()
     counted = count_flops(experiment.step(estimate=False), domain, state, key)
     began = time.perf_counter()

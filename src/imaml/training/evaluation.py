@@ -228,7 +228,7 @@ def same_tasks(domain: Domain, other: Domain, split: str) -> bool:
 
 
 def score(
-    domain: Domain, method: MetaGradient, theta: Tree, keys: Array, split: str
+    domain: Domain, method: MetaGradient, theta: Tree, keys: Array, places: Array, split: str
 ) -> dict[str, dict[str, Array]]:
     """Score the tasks that are drawn with ``keys``.
 
@@ -237,6 +237,7 @@ def score(
         method: Adapts to each task.
         theta: The meta-parameters.
         keys: Random keys, one for each task.
+        places: The number of each task in the evaluation.
         split: The split that tasks are drawn from.
 
     Returns:
@@ -244,8 +245,9 @@ def score(
         with a leading axis of tasks.
     """
 
-    def one(key: Array) -> dict[str, dict[str, Array]]:
-        drawn = domain.draw(key, split)
+    def one(given: tuple[Array, Array]) -> dict[str, dict[str, Array]]:
+        key, place = given
+        drawn = domain.draw_in_turn(key, split, place)
         task, number = domain.gather(drawn), domain.number(drawn)
         phi, solution = method.adapt(theta, task.support, key)
         both = jax.tree.map(lambda *pair: jnp.stack(pair), phi, method.mean(theta))
@@ -263,7 +265,7 @@ def score(
         }
 
     chunk = method.chunk or keys.shape[0]
-    return lax.map(one, keys, batch_size=None if chunk == 1 else chunk)
+    return lax.map(one, (keys, places), batch_size=None if chunk == 1 else chunk)
 
 
 def over_devices(run: Callable[..., Tree], mesh: Mesh | None) -> Wrapped:
@@ -309,9 +311,11 @@ def compiled(method: MetaGradient, split: str, mesh: Mesh | None) -> Wrapped:
         mesh: Devices that share the tasks, or None for one device.
 
     Returns:
-        The compiled function (domain, theta, keys) -> scores.
+        The compiled function (domain, theta, (keys, places)) -> scores.
     """
-    return over_devices(lambda domain, theta, keys: score(domain, method, theta, keys, split), mesh)
+    return over_devices(
+        lambda domain, theta, tasks: score(domain, method, theta, tasks[0], tasks[1], split), mesh
+    )
 
 
 def evaluate(
@@ -403,7 +407,7 @@ def evaluate_theta(
     run, batch = compiled(method, split, method.mesh), _batch(method, tasks)
     parts = []
     for start in range(0, tasks, batch):
-        parts.append(jax.device_get(run(domain, theta, task_keys(seed, start, batch))))
+        parts.append(jax.device_get(run(domain, theta, _tasks(seed, start, batch))))
         if progress is not None:
             progress(min(start + batch, tasks), tasks)
     joined = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:tasks].astype(np.float64), *parts)
@@ -451,8 +455,13 @@ def lower_evaluation(
     Returns:
         What `evaluate_theta` with the same arguments finds compiled, once its `compile()` was called.
     """
-    keys = task_keys(seed, 0, _batch(method, tasks))
-    return compiled(method, split, method.mesh).lower(domain, theta, keys)
+    given = _tasks(seed, 0, _batch(method, tasks))
+    return compiled(method, split, method.mesh).lower(domain, theta, given)
+
+
+def _tasks(seed: int, start: int, count: int) -> tuple[Array, Array]:
+    """Return the keys of tasks, and their numbers."""
+    return task_keys(seed, start, count), jnp.arange(start, start + count)
 
 
 def _batch(method: MetaGradient, tasks: int) -> int:

@@ -14,8 +14,10 @@ from helpers.paths import DATA
 from imaml.cli.main import main
 from imaml.core.errors import ConfigError, DataError
 from imaml.core.recipes import from_json, to_json
+from imaml.domains.tables.cells import table_of
 from imaml.domains.tables.domain import TablesRecipe
-from imaml.domains.tables.files import read_table, table_of
+from imaml.domains.tables.files import read_table
+from imaml.domains.tables.interface import Rows
 from imaml.domains.tables.layout import Column, Layout, column_of
 
 SLEEPSTUDY = DATA / "sleepstudy.csv"
@@ -57,11 +59,15 @@ BAD = {
     "no such file": (
         None,
         {},
-        "rows.csv: expected a table (.csv, .tsv or .parquet), got no such file. Hint: check the path.",
+        "rows.csv: expected a table (.csv, .tsv, .parquet or .xlsx), got no such file. Hint: check the path.",
     ),
     "empty": ("", {}, "got 0 lines"),
     "a header alone": (HEAD, {}, "rows.csv: expected a header and at least one row, got 1 line."),
-    "one column": ("who;day;score\na;1;2\n", {}, "got one column, 'who;day;score'"),
+    "one column": (
+        "who;day;score\na;1;2\n",
+        {"separator": ","},
+        "expected columns separated by ',', got one column, 'who;day;score'. Hint: give the separator",
+    ),
     "a target that is the task": (None, {"target": "who"}, "got 'who' for both"),
     "ragged": (
         HEAD + "a,1,2\na,1\n",
@@ -81,16 +87,17 @@ BAD = {
         "column 'day': expected a finite number, as 2 of 3 cells are, got 'x'",
     ),
     "a missing cell": (
-        HEAD + "a,1,2\na,,3\n",
+        HEAD + "a,1,2\na,,3\na,2,3\n",
         {},
         "rows.csv, row 2 below the header (line 3 of the file), column 'day': expected a value, got an empty "
-        "cell. Hint: fill the cell, or leave the row out.",
+        "cell. Hint: fill them, or say --missing=drop or --missing=mean.",
     ),
     "missing cells below a cell of two lines and a blank line": (
-        'who,day,score\n"a\nb",1,2\n\na,,3\na, ,3\na,nan,3\n',
+        'who,day,score\n"a\nb",1,2\n\na,,3\na, ,3\na,nan,3\na,2,\n',
         {},
         "rows.csv, row 2 below the header (line 5 of the file), column 'day': expected a value, got an empty "
-        "cell (and 2 more in this column). Hint: fill the cell, or leave the row out.",
+        "cell (missing in all: 1 in 'score', 3 in 'day'). Hint: fill them, or say --missing=drop or "
+        "--missing=mean.",
     ),
     "not a number": (
         HEAD + "a,1,2\na,2,nan\n",
@@ -99,7 +106,7 @@ BAD = {
     ),
     "infinite": (HEAD + "a,1,2\na,2,inf\n", {}, "expected a finite number, as 1 of 2 cells are, got 'inf'"),
     "a name twice": ("who,day,day\na,1,2\n", {}, "column 3: expected a name of its own, got 'day'"),
-    "no name": ("who,,score\na,1,2\n", {}, "column 2: expected a name of its own, got ''"),
+    "no names": ("who,,,score\na,1,1,2\n", {}, "column 3: expected a name of its own, got ''"),
     "one task": (
         HEAD + "a,1,2\na,2,3\n",
         {},
@@ -131,7 +138,6 @@ BAD = {
     "not set": (lines(), {"task": None}, "expected --task for a run on a table"),
     "shares": (lines(), {"validation": 0.5, "test": 0.5}, "to leave tasks for training"),
     "holdout": (lines(), {"holdout": "lst"}, "did you mean 'last'?"),
-    "shots of none": (lines(), {"holdout": "none", "shots": 3}, "as all rows are support"),
     "option": (lines(), {"hiden": (3,)}, "did you mean 'hidden'?"),
 }
 
@@ -150,7 +156,7 @@ def test_what_is_wrong_with_a_table_is_said(case, tmp_path):
 
 def test_files_that_are_no_text_or_no_table_are_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"who,day\n\xff\xfe,1\n")
-    with pytest.raises(DataError, match="expected CSV in UTF-8"):
+    with pytest.raises(DataError, match=r"expected text in UTF-8, .* Hint: .*--encoding=cp1252"):
         read_table(tmp_path / "a.csv")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"pyarrow|a Parquet table"):
@@ -173,7 +179,7 @@ def changed(path, row, column, cell):
 def test_a_table_that_is_not_there_may_be_one_with_another_suffix(there, tmp_path):
     (tmp_path / there).write_text("")
     (tmp_path / "others.csv").write_text("")
-    expected = "expected a table (.csv, .tsv or .parquet), got no such file"
+    expected = "expected a table (.csv, .tsv, .parquet or .xlsx), got no such file"
     with pytest.raises(DataError) as caught:
         read_table(tmp_path / "score.xlsx")
     assert str(caught.value) == f"{tmp_path / 'score.xlsx'}: {expected}. Hint: did you mean {there!r}?"
@@ -326,28 +332,70 @@ def test_every_row_of_a_task_is_used_once(file, holdout):
     counts = np.asarray(domain.counts)
     drawn = jax.vmap(lambda k: domain.draw(k, "train"))(jax.random.split(jax.random.key(0), 40))
     support, query = jax.vmap(domain.gather)(drawn)
-    for i, task in enumerate(np.asarray(drawn.task)):
+    for i, task in enumerate(np.asarray(drawn.group)):
         known, asked = (np.asarray(part.weights[i]) for part in (support, query))
-        both = known + asked
-        assert both.sum() == (2 if holdout == "none" else 1) * counts[task]
-        assert known.sum() == (counts[task] if holdout == "none" else (counts[task] + 1) // 2)
-        rows = np.asarray(domain.inputs[task, : counts[task]])
-        used = np.asarray(support.inputs[i])[both > 0]
-        np.testing.assert_allclose(np.sort(used, 0), np.sort(rows, 0))
+        rows = np.asarray(domain.inputs[domain.first[task] :][: counts[task]])
+        if holdout == "none":
+            np.testing.assert_allclose([known.sum(), asked.sum()], counts[task], rtol=1e-6)
+            continue
+        assert known.sum() == (counts[task] + 1) // 2
+        assert known.sum() + asked.sum() == counts[task]
+        used = np.concatenate([np.asarray(p.inputs[i])[w > 0] for p, w in ((support, known), (query, asked))])
         if holdout == "last":
-            np.testing.assert_allclose(np.asarray(query.inputs[i])[asked > 0], rows[int(known.sum()) :])
+            np.testing.assert_allclose(used, rows)
+        np.testing.assert_allclose(used[np.lexsort(used.T)], rows[np.lexsort(rows.T)])
+
+
+@pytest.mark.parametrize("weights", [None, "times"])
+def test_a_linear_model_has_the_same_loss_on_fewer_rows(weights, tmp_path):
+    """Where all rows are learned from, a task of many rows is as long as one of few."""
+    random, rows = np.random.default_rng(0), ["who,x,z,times,y"]
+    for who, count in enumerate([1, 3, 200, 7]):
+        rows += [f"{who},{a},{b},{c},{a - b + d}" for a, b, c, d in np.abs(random.normal(size=(count, 4)))]
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    domain = imaml.tables(
+        tmp_path / "rows.csv", "who", "y", features=["x", "z"], weights=weights,
+        holdout="none", validation=0.0, test=0.0,
+    )  # fmt: skip
+    theta = jax.tree.map(lambda leaf: leaf + 0.3, domain.init(jax.random.key(0)))
+    for group in range(4):
+        task = domain.gather(domain._drawn(jnp.asarray(group), jax.random.key(0), "train"))
+        assert task.support.weights.shape == (4,)
+        own = domain.first[group] + np.arange(domain.counts[group])
+        every = Rows(domain.inputs[own], domain.targets[own], domain.weights[own])
+        np.testing.assert_allclose(task.support.weights.sum(), every.weights.sum(), rtol=1e-5)
+        fewer, all_rows = (
+            jax.value_and_grad(domain.loss)(theta, jax.tree.map(np.float64, batch))
+            for batch in (domain.whole(*task), every)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), fewer, all_rows)
+
+
+def test_a_large_task_does_not_make_the_others_long():
+    who = np.repeat(np.arange(8), [3, 3, 3, 3, 3, 3, 3, 5000])
+    frame = {"who": who, "x": np.random.default_rng(0).normal(size=who.size), "y": who + 0.5}
+    for holdout, rows in (("random", 256), ("last", 256), ("none", 3)):
+        domain = imaml.tables(frame, "who", "y", holdout=holdout)
+        task = jax.eval_shape(lambda key, domain=domain: domain.sample(key, "train"), jax.random.key(0))
+        assert task.support.weights.shape == task.query.weights.shape == (rows,)
+    for options in ({"hidden": (3,)}, {"texts": ("y",)}):  # random rows stand for all
+        domain = imaml.tables(frame, "who", "y", holdout="none", validation=0.0, test=0.0, **options)
+        task = domain.gather(domain._drawn(jnp.asarray(7), jax.random.key(0), "train"))
+        np.testing.assert_allclose(task.support.weights, 5000 / 1024)
+        assert len(np.unique(task.support.inputs)) == 1024
+        np.testing.assert_allclose(domain.whole(*task).weights.sum(), 5000, rtol=1e-5)
 
 
 def test_a_batch_has_every_task_once_before_any_comes_twice(file):
     domain = made(file)
     numbers = np.sort(np.asarray(domain.splits["train"]))
-    drawn = np.asarray(domain.draws(jax.random.key(0), "train", 2 * numbers.size + 1).task)
+    drawn = np.asarray(domain.draws(jax.random.key(0), "train", 2 * numbers.size + 1).group)
     np.testing.assert_array_equal(np.sort(drawn[: numbers.size]), numbers)
     np.testing.assert_array_equal(np.sort(drawn[numbers.size : -1]), numbers)
 
 
 def test_padding_changes_no_loss_and_no_gradient(file):
-    domain = made(file, holdout="none")
+    domain = made(file)
     task = domain.gather(domain.draw(jax.random.key(1), "train"))
     rows = int(task.support.weights.sum())
     assert rows < task.support.weights.size
@@ -469,7 +517,6 @@ def test_the_command_line_learns_adapts_and_predicts(trained, tmp_path, capsys):
 
 
 def test_rows_of_several_tasks_are_not_learned_from_as_one(trained, tmp_path, capsys):
-    """Nor are another task's answered, silently."""
     head, *rows = lines(people=2, seed=5, least=8, most=8).splitlines()
     one, other = ([row for row in rows if row.startswith(f"p{i}")] for i in (0, 1))
     for name, content in {
@@ -483,15 +530,13 @@ def test_rows_of_several_tasks_are_not_learned_from_as_one(trained, tmp_path, ca
         return status, capsys.readouterr().err
 
     assert adapt("one.csv", "rest.csv")[0] == 0
-    status, said = adapt("both.csv", "rest.csv")
-    assert status == 2
-    assert "both.csv: expected rows of one task, got 2 ('who': p0, p1)" in said
-    status, said = adapt("one.csv", "other.csv")
-    assert status == 2
-    assert "other.csv with rows of other tasks" in said
+    with pytest.raises(
+        DataError, match=r"both.csv: expected rows of one task, got 2 \('who': p0, p1\). Hint:"
+    ):
+        imaml.load(trained / "run").adapt(tmp_path / "both.csv")
     status, said = adapt("one.csv", ".")
     assert status == 2
-    assert "expected a table (.csv, .tsv or .parquet), got a folder. Hint: " in said
+    assert "expected a table (.csv, .tsv, .parquet or .xlsx), got a folder. Hint: " in said
     (tmp_path / "nothing.csv").write_text("when\n1\n2\n")
     status, said = adapt("one.csv", "nothing.csv")
     assert status == 2
@@ -544,7 +589,7 @@ def test_a_recipe_goes_to_json_with_its_layout(file):
     assert recipe.without_data().recipe.network.sizes == (2, 4, 3, 1)
     with pytest.raises(ConfigError, match="expected a recipe that has read its table"):
         _ = TablesRecipe().network
-    assert jnp.shape(imaml.tables(recipe.data, "who", "score", hidden=(4,)).pooled) == (3, 1)
+    assert np.shape(recipe.layout.pooled) == (3, 1)
 
 
 # --- a linear mixed model --------------------------------------------------------------------------------

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from ...core.errors import ConfigError, DataError
+from ...core.errors import ConfigError
 from ...core.fields import Fraction, NonNegativeInt, PositiveInt
 from ...core.recipes import from_json, recipe
 from ...core.tree import Tree
+from ...core.validation import some_of
 from ...problems.base import Task
 from ...problems.likelihoods import Categorical, Gaussian
-from ...problems.losses import CompositeLoss
-from ..base import SPLITS
+from ...problems.losses import CompositeLoss, joined
 from ..networks import MLP
 from ..recipes import ReadsData
-from .files import Table, read_table
+from ..tasks.groups import Drawn, Grouped
+from .build import build
+from .cells import table_of
+from .files import Format, read_table
 from .interface import Rows, TablesInterface
-from .layout import Layout, column_of
+from .layout import Layout
+
+TINY = 1e-6  # of sums of weights that something is divided by
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,25 @@ class TablesRecipe(ReadsData):
     """The recipe of a domain of tables: rows grouped by a column.
 
     Args:
-        data: The file, .csv, .tsv or .parquet.
+        data: The file, .csv, .tsv, .parquet or .xlsx.
         task: The column whose values name the tasks.
         target: The column to be predicted. A column of texts makes tasks of classification.
-        features: The columns to predict it from; by default all others.
-        texts: Columns that are categories although they look like numbers.
+        features: The columns to predict it from; by default all others but those that only number the rows,
+            have one value, or are texts that differ in most rows.
+        weights: The column that says how many times a row counts.
+        offset: The column that is added to predictions; for targets that are numbers.
+        texts: Columns that are categories although they look like numbers or dates.
+        dates: "days" to take columns of dates as days since 1970-01-01; "error" to refuse them.
+        missing: What is done about missing cells: "error", "drop" for their rows, or "mean", which takes the
+            mean of a feature, or its most frequent category, and drops rows without task or target.
+        unseen: A category that training tasks do not have: "error", or "baseline" to code it as the first.
+        separator: What separates the cells of a text file; by default what its header has most of: a comma, a
+            semicolon, a tab or a bar.
+        encoding: The encoding of a text file, such as "cp1252".
+        decimal: The sign before the fraction of a number in a text file, "." or ",".
         hidden: Units of the network's hidden layers (tanh); none for a linear model.
-        holdout: Which rows of a task are its query set: "random" ones, the "last" in the file, or "none": all
-            rows are both support and query.
+        holdout: Which rows of a task are its query set: "random" ones, the "last" in the file, or "none": in
+            training all rows are both support and query; an evaluation takes random ones.
         shots: Rows of a support set, by default half of the task's.
         validation: The share of tasks for validation.
         test: The share of tasks for testing.
@@ -80,7 +98,15 @@ class TablesRecipe(ReadsData):
     task: str | None = None
     target: str | None = None
     features: tuple[str, ...] = ()
+    weights: str | None = None
+    offset: str | None = None
     texts: tuple[str, ...] = ()
+    dates: Literal["error", "days"] = "error"
+    missing: Literal["error", "drop", "mean"] = "error"
+    unseen: Literal["error", "baseline"] = "error"
+    separator: str = ""
+    encoding: str = "utf-8"
+    decimal: Literal[".", ","] = "."
     hidden: tuple[PositiveInt, ...] = ()
     holdout: Literal["random", "last", "none"] = "random"
     shots: PositiveInt | None = None
@@ -104,10 +130,6 @@ class TablesRecipe(ReadsData):
                 "domain: expected validation and test with a sum below 1, to leave tasks for training, got "
                 f"{self.validation:g} and {self.test:g}."
             )
-        if self.shots is not None and self.holdout == "none":
-            raise ConfigError(
-                f"domain: shots: expected None with holdout='none', as all rows are support, got {self.shots}"
-            )
 
     @property
     def fixed(self) -> Layout:
@@ -123,11 +145,13 @@ class TablesRecipe(ReadsData):
 
     def without_data(self) -> Tables:
         """Return the domain with its network and problem, but no rows."""
-        return Tables(None, None, None, None, None, self)
+        return Tables(None, None, None, None, None, None, None, None, None, 0, (1, 1), 0, self)
 
     def scored_on(self, path: str) -> TablesRecipe:
         """Return the recipe of the same network on other rows, coded in the same way."""
-        return replace(self, data=path, layout=replace(self.fixed, splits=()))
+        # A run of an earlier version does not know its table by a digest.
+        same = not self.fixed.digest and self.data is not None and Path(path) == Path(self.data)
+        return replace(self, data=path, layout=self.fixed if same else replace(self.fixed, splits=()))
 
     def published(self) -> TablesRecipe:
         """Return this recipe without the path and the names of tasks, which may be people."""
@@ -145,132 +169,51 @@ class TablesRecipe(ReadsData):
                     f"domain: {name}: expected {option} for a run on a table, got None. Hint: imaml train "
                     "tables --data FILE.csv --task COLUMN --target COLUMN."
                 )
-        return build(self, read_table(str(self.data)))
+        return build(self, read_table(str(self.data), self.format))
 
-
-def build(recipe: TablesRecipe, table: Table) -> Tables:
-    """Build the domain of a table that was read.
-
-    Args:
-        recipe: The recipe.
-        table: The table.
-
-    Returns:
-        The domain.
-
-    Raises:
-        ConfigError: If columns are missing or used twice.
-        DataError: If the table does not fit the recipe.
-    """
-    assert recipe.task is not None
-    assert recipe.target is not None
-    groups = np.array(table.column(recipe.task, "the task"))
-    table.column(recipe.target, "the target")
-    for name in (*recipe.features, *recipe.texts):
-        table.column(name, "a feature")
-    features = recipe.features or tuple(n for n in table.columns if n not in (recipe.task, recipe.target))
-    if not features or {recipe.task, recipe.target} & set(features):
-        raise ConfigError(
-            f"domain: features: expected columns other than the task {recipe.task!r} and the target "
-            f"{recipe.target!r}, one at least, got {', '.join(features) or 'none'}."
-        )
-    for name in (*features, recipe.target):
-        if name not in recipe.texts:
-            table.numeric(name, "a column")  # so that a cell in doubt is reported before anything else
-    # The tasks in the order of the file, their splits, and what is learned from rows of training tasks alone.
-    names = list(dict.fromkeys(groups.tolist()))
-    number = {name: i for i, name in enumerate(names)}
-    splits = recipe.layout.splits if recipe.layout else ()
-    splits = splits or _split(recipe, names, table.source)
-    training = np.isin(groups, splits[0])
-    if recipe.layout is None:
-        columns = tuple(column_of(table, n, "a feature", training, n in recipe.texts) for n in features)
-        target = column_of(table, recipe.target, "the target", training, recipe.target in recipe.texts)
-        recipe = replace(recipe, layout=Layout(columns, target))
-    layout = replace(recipe.fixed, splits=splits)
-    strange = sorted({name for split in splits for name in split} ^ set(names))
-    if strange:
-        raise DataError(
-            f"{table.source}: expected the tasks that this run began with, got others ({strange[0]!r}, ...). "
-            "Hint: continue with the table as it was, or begin a new run with --from."
-        )
-    # Tasks are padded to the length of the longest with copies of their first rows.
-    places = [np.flatnonzero(groups == name) for name in names]
-    counts = np.array([len(rows) for rows in places])
-    if counts.min() < 2 and recipe.holdout != "none":
-        raise DataError(
-            f"{table.source}: expected at least 2 rows of each task, one of them for its query set, got 1 of "
-            f"{names[counts.argmin()]!r}. Hint: leave it out, or say --domain.holdout=none."
-        )
-    padded = np.stack([np.append(rows, np.repeat(rows[:1], counts.max() - len(rows))) for rows in places])
-    inputs, targets = layout.code(table), layout.targets(table)
-    kind = np.float32 if layout.target.levels is None else np.int32
-    return Tables(
-        jnp.asarray(inputs[padded], jnp.float32),
-        jnp.asarray(targets[padded].astype(kind)),
-        jnp.asarray(counts, jnp.int32),
-        {
-            split: jnp.asarray([number[name] for name in group], jnp.int32)
-            for split, group in zip(SPLITS, splits, strict=True)
-        },
-        jnp.asarray(_pooled(inputs, targets, training, layout), jnp.float32),
-        replace(recipe, layout=layout),
-    )
-
-
-def _split(recipe: TablesRecipe, names: list[str], source: str) -> tuple[tuple[str, ...], ...]:
-    """The names of each split's tasks: shares rounded, one task at least if a share is asked for."""
-    shares = (recipe.validation, recipe.test)
-    sizes = [max(1, round(share * len(names))) if share else 0 for share in shares]
-    if len(names) <= max(1, sum(sizes)):
-        raise DataError(
-            f"{source}, column {recipe.task!r}: expected several tasks, enough for shares of {shares[0]:g} "
-            f"(validation) and {shares[1]:g} (test), got {len(names)}. Hint: lower the shares, or add tasks."
-        )
-    mixed = np.random.default_rng(recipe.seed).permutation(names).tolist()
-    first, last = len(names) - sum(sizes), len(names) - sizes[1]
-    return tuple(mixed[:first]), tuple(mixed[first:last]), tuple(mixed[last:])
-
-
-def _pooled(inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray, layout: Layout) -> np.ndarray:
-    """Least squares of all training rows at once, (inputs + 1, outputs); of classes their indicators."""
-    design = np.column_stack([np.ones(rows.sum()), inputs[rows]])
-    wanted = targets[rows] if layout.target.levels is None else np.eye(layout.outputs)[targets[rows]]
-    return np.linalg.lstsq(design, wanted, rcond=None)[0]
-
-
-class Drawn(NamedTuple):
-    """The indices of a task.
-
-    Attributes:
-        task: Its number.
-        order: The order of its rows, ``(n,)``: support rows are first, padding is last.
-    """
-
-    task: Array
-    order: Array
+    @property
+    def format(self) -> Format:
+        """How text files are written."""
+        return Format(self.separator, self.encoding, self.decimal)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Tables(TablesInterface):
+class Tables(Grouped, TablesInterface):
     """The tasks of a table; all arrays are None in a domain without data.
 
     Attributes:
-        inputs: Coded inputs ``(tasks, n, inputs)``, padded.
-        targets: ``(tasks, n, ...)``, padded.
+        inputs: Coded inputs ``(rows, inputs)``, the rows of one task after those of another; behind them
+            those that training learns from where ``holdout="none"``, which are fewer.
+        targets: ``(rows, ...)``.
+        weights: How many times each row counts, ``(rows,)``.
+        first: The first row of each task, ``(tasks,)``.
         counts: The number of rows of each task, ``(tasks,)``.
+        supports: The rows of each task's support set, ``(tasks,)``.
+        whole_first: The first of the rows that training learns from where ``holdout="none"``, ``(tasks,)``.
+        whole_counts: Their number.
         splits: The numbers of tasks by split.
-        pooled: The coefficients of one least-squares model for all training rows, intercept first.
+        most: The rows of the largest task.
+        sizes: The most rows of a support set, and of a query set.
+        whole_most: The most of them in a draw.
         recipe: The recipe.
+        read_as: How the table was read, as lines.
     """
 
     inputs: Tree
     targets: Tree
+    weights: Tree
+    first: Tree
     counts: Tree
+    supports: Tree
+    whole_first: Tree
+    whole_counts: Tree
     splits: Tree
-    pooled: Tree
+    most: int = field(metadata={"static": True})
+    sizes: tuple[int, int] = field(metadata={"static": True})
+    whole_most: int = field(metadata={"static": True})
     recipe: TablesRecipe = field(metadata={"static": True})
+    read_as: tuple[str, ...] = field(default=(), metadata={"static": True})
 
     @property
     def headline(self) -> str:
@@ -297,70 +240,50 @@ class Tables(TablesInterface):
         made = self.recipe.network.init(key)
         return made if self.recipe.hidden else jax.tree.map(jnp.zeros_like, made)
 
-    @staticmethod
-    def whole(support: Rows, query: Rows) -> Rows:
-        """Return all of a task's rows as one batch: each once, even if it is in both."""
-        return support._replace(weights=jnp.maximum(support.weights, query.weights))
+    @property
+    def whole(self) -> Callable[[Rows, Rows], Rows]:  # type: ignore[override]
+        """The function that joins support and query rows: all of a task's rows as one batch, each once."""
+        return _support_alone if self.recipe.holdout == "none" else joined
 
     def query_loss(self, phi: Tree, theta: Tree, batch: Rows) -> Array:
         """Return the mean over the query's rows of the loss, a scalar."""
-        return self.loss(phi, batch) / jnp.maximum(jnp.sum(batch.weights), 1)
+        return self.loss(phi, batch) / jnp.maximum(jnp.sum(batch.weights), TINY)
 
-    def _numbers(self, split: str) -> Array:
-        """The tasks of a split; if none was held out for it, those of training."""
-        chosen = self.splits[split]
-        return chosen if chosen.size else self.splits["train"]
+    @property
+    def ordered(self) -> bool:  # type: ignore[override]
+        """Whether a support set has the first rows of its task."""
+        return self.recipe.holdout == "last"
 
-    def _order(self, task: Array, key: Array) -> Array:
-        rows = jnp.arange(self.inputs.shape[1])
-        if self.recipe.holdout != "random":
-            return rows
-        known = rows < self.counts[task]
-        return jnp.argsort(jnp.where(known, jax.random.uniform(key, rows.shape), 2.0 + rows))
+    def about(self) -> tuple[str, ...]:
+        """Return how the table was read: a line for each column."""
+        return self.read_as
 
-    def draw(self, key: Array, split: str) -> Drawn:
-        """Return the indices of one random task of a split, its rows in random order."""
-        which, how = jax.random.split(key)
-        task = jax.random.choice(which, self._numbers(split))
-        return Drawn(task, self._order(task, how))
-
-    def draws(self, key: Array, split: str, count: int) -> Drawn:
-        """Return the indices of ``count`` tasks: every task of the split before any comes twice."""
-        which, how = jax.random.split(key)
-        numbers = self._numbers(split)
-        rounds = -(-count // numbers.size)
-        mixed = [jax.random.permutation(k, numbers) for k in jax.random.split(which, rounds)]
-        tasks = jnp.concatenate(mixed)[:count]
-        return Drawn(tasks, jax.vmap(self._order)(tasks, jax.random.split(how, count)))
-
-    def size(self, split: str) -> int:
-        """Return how many tasks a split has."""
-        return int(self._numbers(split).size)
-
-    def held_out(self, split: str) -> bool:
-        """Return whether a split has tasks of its own; else those of training stand in for them."""
-        return bool(self.splits[split].size)
-
-    def number(self, indices: Drawn) -> Array:
-        """Return which task was drawn: draws of the same one are not independent."""
-        return indices.task
+    def _drawn(self, group: Array, key: Array, split: str) -> Drawn:
+        """The indices of a random task of one group; in training all of its rows if ``holdout="none"``."""
+        if self.recipe.holdout != "none" or split != "train":
+            return super()._drawn(group, key, split)
+        places, count = jnp.arange(self.whole_most), self.whole_counts[group]
+        known = places < count
+        if self.most > self.whole_most and (self.recipe.hidden or self.classes):
+            # Random rows stand for all of a larger task; linear models have equivalent ones.
+            places = self._order(key, count, self.whole_most)
+        rows = self.whole_first[group] + jnp.where(known, places, 0)
+        times = known * jnp.maximum(count / self.whole_most, 1)
+        return Drawn(group, rows, rows, times, times)
 
     def gather(self, indices: Drawn) -> Task:
-        """Return the task: its rows in the order drawn, of which the first are the support."""
-        count, order = self.counts[indices.task], indices.order
-        inputs, targets = (part[indices.task][order] for part in (self.inputs, self.targets))
-        place = jnp.arange(order.size)
-        known = (place < count).astype(inputs.dtype)
-        if self.recipe.holdout == "none":
-            rows = Rows(inputs, targets, known)
-            return Task(rows, rows)
-        wanted = (count + 1) // 2 if self.recipe.shots is None else self.recipe.shots
-        seen = (place < jnp.clip(wanted, 1, count - 1)).astype(inputs.dtype)
-        return Task(Rows(inputs, targets, known * seen), Rows(inputs, targets, known * (1 - seen)))
+        """Return the task: its support rows and its query rows."""
+        parts = (indices.support, indices.known), (indices.query, indices.asked)
+        return Task(
+            *(
+                Rows(self.inputs[rows], self.targets[rows], self.weights[rows] * times.astype(jnp.float32))
+                for rows, times in parts
+            )
+        )
 
     def _scored(self, outputs: Array, query: Rows) -> Array:
         """The accuracy, or the root mean squared error in the target's units, of outputs on the query."""
-        rows = jnp.maximum(jnp.sum(query.weights), 1)
+        rows = jnp.maximum(jnp.sum(query.weights), TINY)
         if self.classes:
             return jnp.sum(query.weights * (jnp.argmax(outputs, 1) == query.labels)) / rows
         squares = jnp.sum(query.weights * jnp.square(outputs - query.targets)[:, 0])
@@ -372,42 +295,73 @@ class Tables(TablesInterface):
         return {self.headline: headline, "loss": self.query_loss(phi, None, task.query)}
 
     def baselines(self, task: Task) -> dict[str, Array]:
-        """Return scores of least squares for all tasks, for this task alone (least norm), and of the mean."""
+        """Return scores of least squares for all tasks, for this task alone (least norm), and of the mean.
+
+        The least squares for all tasks are those of the run's training tasks, also where others are scored;
+        a run of an earlier version does not know them.
+        """
         support, query = task
-        ones = jnp.ones_like(support.inputs[:, :1])
-        design = lambda rows: jnp.concatenate([ones, rows.inputs], 1)  # noqa: E731
+        design = lambda rows: jnp.concatenate([jnp.ones_like(rows.inputs[:, :1]), rows.inputs], 1)  # noqa: E731
         outputs = self.recipe.fixed.outputs
         wanted = jax.nn.one_hot(support.labels, outputs) if self.classes else support.targets
         weights = support.weights[:, None]
-        own = jnp.linalg.lstsq(weights * design(support), weights * wanted)[0]
-        mean = jnp.sum(weights * wanted, 0) / jnp.maximum(jnp.sum(weights), 1)
+        root = jnp.sqrt(weights)
+        own = jnp.linalg.lstsq(root * design(support), root * wanted)[0]
+        mean = jnp.sum(weights * wanted, 0) / jnp.maximum(jnp.sum(weights), TINY)
         found = {
-            "pooled_model": design(query) @ self.pooled,
             "model_of_its_own": design(query) @ own,
             "support_mean": jnp.broadcast_to(mean, (query.inputs.shape[0], outputs)),
         }
+        if pooled := self.recipe.fixed.pooled:
+            found = {"pooled_model": design(query) @ jnp.asarray(pooled, query.inputs.dtype), **found}
         return {name: self._scored(answers, query) for name, answers in found.items()}
 
 
-def tables(data: str, task: str, target: str, **options: object) -> Tables:
-    r"""Return the tasks of a table in a file.
+def _support_alone(support: Rows, query: Rows) -> Rows:
+    """All rows of a task whose support and query set are the same."""
+    return support
+
+
+def tables(data: object, task: str, target: str, **options: object) -> Tables:
+    r"""Return the tasks of a table.
 
     Args:
-        data: The file.
+        data: A file, or a data frame of pandas, polars or the like, or a dict of columns.
         task: The column whose values name the tasks.
         target: The column to be predicted.
         **options: The other fields of `TablesRecipe`.
 
     Returns:
-        The domain.
+        The domain. ``domain.about()`` says how each column was read.
+
+    Raises:
+        ConfigError: If an option is not valid, or a column is missing or used twice.
+        DataError: If the table cannot be read, or does not fit.
+
+    Warns:
+        RuntimeWarning: If columns are excluded, although no features were named.
 
     Example:
-        >>> import imaml, pathlib, tempfile
-        >>> file = pathlib.Path(tempfile.mkdtemp()) / "scores.csv"
-        >>> rows = [f"{who},{day},{who + 2 * day}" for who in range(10) for day in range(4)]
-        >>> _ = file.write_text("\n".join(["who,day,score", *rows]))
-        >>> imaml.tables(str(file), "who", "score").inputs.shape
-        (10, 4, 1)
+        >>> import imaml
+        >>> who, day = [i // 4 for i in range(40)], [i % 4 for i in range(40)]
+        >>> score = [w + 2 * d for w, d in zip(who, day)]
+        >>> domain = imaml.tables({"who": who, "day": day, "score": score}, "who", "score")
+        >>> domain.inputs.shape
+        (40, 1)
+        >>> print(domain.about()[2])
+          day    feature   number: mean 1.5, standard deviation 1.11803
     """
-    fields = {"data": data, "task": task, "target": target, **options}
-    return from_json({"kind": "TablesRecipe", **fields}).build()
+    where = str(data) if isinstance(data, str | Path) else None
+    fields = {"data": where, "task": task, "target": target, **options}
+    recipe: TablesRecipe = from_json({"kind": "TablesRecipe", **fields})  # type: ignore[assignment]
+    domain = recipe.build() if where is not None else build(recipe, table_of(data, "data"))
+    parts = [line.partition("  excluded  ") for line in domain.about()]
+    excluded = [name.strip() for name, found, _ in parts if found]
+    if excluded and not recipe.features:
+        warnings.warn(
+            f"tables: columns are excluded from the features ({some_of(excluded)}). Hint: domain.about() "
+            "says why; name the columns to use, features=[...].",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return domain

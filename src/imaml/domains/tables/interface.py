@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -18,7 +19,11 @@ from ...problems.base import Problem, Task
 from ..arrays import Field
 from ..base import Answers, DomainBase, Encoded, Predicts
 from ..scenes import Scene, compared
-from .files import Table, read_table, table_of
+from ..tasks.layout import bucket, padded
+from ..user_data import Part
+from .cells import Table, label_of, table_of
+from .columns import complete, less_offset, weights_of
+from .files import read_table
 from .layout import Column
 from .mixed_model import learned_prior, prior_text
 
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from .domain import TablesRecipe
 
 LEVEL = 0.9  # of the intervals
-Cells = Table | str | Path | Mapping[str, Iterable[object]]
+Cells = object  # a `Table`, a file's path, a data frame, a mapping from column names to values, or a matrix
 
 
 class Rows(NamedTuple):
@@ -46,22 +51,6 @@ class Rows(NamedTuple):
     def labels(self) -> Array:
         """The targets, if they are classes."""
         return self.targets
-
-
-def rows_of(rows: Cells, source: str) -> Table:
-    """Return rows as a table.
-
-    Args:
-        rows: A `Table`, a file's path, or a mapping from column names to values.
-        source: What messages call a mapping.
-
-    Returns:
-        The table.
-
-    Raises:
-        DataError: If the rows cannot be read.
-    """
-    return read_table(rows) if isinstance(rows, str | Path) else table_of(rows, source)
 
 
 class TablesInterface(DomainBase):
@@ -90,11 +79,44 @@ class TablesInterface(DomainBase):
         """Return what a row of coded inputs is."""
         return Field((self.recipe.fixed.inputs,))
 
-    def encode(self, x: Cells | Rows, y: Iterable[object] | None = None) -> Encoded:
-        """Return a user's rows as a batch.
+    def table(self, x: Cells, source: str = "x") -> Table:
+        """Return a user's rows as a table.
 
         Args:
-            x: A mapping from column names to values, a file's path, a `Table`, or a sampled batch of `Rows`.
+            x: A `Table`, a file's path, a data frame, a mapping from column names to values, or a matrix with
+                a column for each feature.
+            source: What messages call it.
+
+        Returns:
+            The table.
+
+        Raises:
+            DataError: If the rows cannot be read.
+        """
+        if isinstance(x, str | Path):
+            return self.read(x)
+        names = [column.name for column in self.recipe.fixed.features]
+        if isinstance(x, np.ndarray | jax.Array | list):
+            try:
+                matrix = np.asarray(x)
+            except ValueError as error:
+                raise DataError(f"{source}: expected rows of one length, got others ({error}).") from error
+            if matrix.ndim == 1 and len(names) == 1:
+                matrix = matrix[:, None]
+            if matrix.ndim != 2 or matrix.shape[1] != len(names):
+                raise DataError(
+                    f"{source}: expected a table, or a matrix with a column for each of {some_of(names)}, "
+                    f"got shape {matrix.shape}."
+                )
+            return table_of(dict(zip(names, matrix.T, strict=True)), source)
+        return table_of(x, source)
+
+    def encode(self, x: Cells | Rows = None, y: Iterable[object] | None = None) -> Encoded:
+        """Return a user's rows as a batch, padded to one of a few sizes.
+
+        Args:
+            x: Rows as `table` takes them, a sampled batch of `Rows`, or None for no rows: predictions are
+                then those for the population of all tasks.
             y: The targets, or None if they are one of the columns.
 
         Returns:
@@ -106,28 +128,63 @@ class TablesInterface(DomainBase):
         classes = np.array(self.target.levels) if self.classes else None
         if isinstance(x, Rows):
             return Encoded(super().encode(x, y).support, classes)
-        table, layout, task = rows_of(x, "x"), self.recipe.fixed, self.recipe.task
-        if len(tasks := self._tasks_of(table)) > 1:
-            raise DataError(
-                f"{table.source}: expected rows of one task, got {len(tasks)} ({task!r}: {some_of(tasks)})."
-            )
-        if y is not None:
-            columns = {**table.columns, layout.target.name: table_of({"y": y}, "y").columns["y"]}
-            table = table_of(columns, table.source)
+        layout, task = self.recipe.fixed, self.recipe.task
         kind = np.int32 if self.classes else np.float32
-        inputs, targets = layout.code(table).astype(np.float32), layout.targets(table).astype(kind)
-        ones = jnp.ones(table.rows, jnp.float32)
-        return Encoded(Rows(jnp.asarray(inputs), jnp.asarray(targets), ones), classes)
+        if x is None and y is None:
+            inputs = np.zeros((1, layout.inputs), np.float32)
+            targets = np.zeros((1,) if self.classes else (1, 1), kind)
+            weights = np.zeros(1, np.float32)
+        else:
+            table = self.table(x)
+            if len(tasks := self._tasks_of(table)) > 1:
+                raise DataError(
+                    f"{table.source}: expected rows of one task, got {len(tasks)} ({task!r}: "
+                    f"{some_of(tasks)}). Hint: name each row's task in the query, too, as in "
+                    "learner.predict(support, query)."
+                )
+            if y is not None:
+                answers = table_of({"y": y}, "y").columns["y"]
+                table = replace(table, columns={**table.columns, layout.target.name: answers})
+            weighed = self.recipe.weights if self.recipe.weights in table.columns else None
+            extra = [name for name in (weighed, self.recipe.offset) if name is not None]
+            table = self._complete(table, [layout.target.name, *extra], self.recipe.missing)
+            table = less_offset(table, layout.target.name, self.recipe.offset)
+            inputs = layout.code(table, self.recipe.unseen).astype(np.float32)
+            targets = layout.targets(table).astype(kind)
+            weights = weights_of(table, weighed).astype(np.float32)
+        rows = len(inputs)
+        batch = padded((inputs, targets, weights), bucket(rows))
+        batch[2][rows:] = 0
+        # `device_put`, as `jnp.asarray` compiles a program for each shape.
+        return Encoded(Rows(*jax.device_put(batch)), classes)
+
+    def _complete(self, table: Table, needed: list[str], missing: str) -> Table:
+        """The rows of a table that can be learned from, or predicted."""
+        features = [column.name for column in self.recipe.fixed.features]
+        for name in (*needed, *features):
+            table.column(name, "the target" if name in needed else "a feature")
+        return complete(table, missing, needed, features).table
 
     def encode_query(self, x: Cells | Rows) -> np.ndarray:
         """Return the coded inputs ``(n, inputs)`` of rows, given as `encode` takes them."""
         if isinstance(x, Rows):
             return super().encode_query(x)
-        return self.recipe.fixed.code(rows_of(x, "x")).astype(np.float32)
+        filled = "mean" if self.recipe.missing == "mean" else "error"  # no row can be dropped
+        needed = [] if self.recipe.offset is None else [self.recipe.offset]
+        table = self._complete(self.table(x), needed, filled)
+        return self.recipe.fixed.code(table, self.recipe.unseen).astype(np.float32)
+
+    def padded_query(self, rows: Tree) -> Tree:
+        """Return query rows padded to one of a few sizes."""
+        return padded(rows, bucket(len(rows)))
 
     def decode(self, outputs: np.ndarray, x: object) -> np.ndarray:
         """Return outputs ``(n, 1)`` as targets ``(n,)`` in the table's units, float64."""
-        return self.target.mean + self.target.scale * outputs[:, 0].astype(np.float64)
+        found = self.target.mean + self.target.scale * outputs[:, 0].astype(np.float64)
+        offset = self.recipe.offset
+        if offset is None or x is None or isinstance(x, Rows):
+            return found
+        return found + self.table(x).numbers(offset, "the offset")
 
     def query_batch(self, rows: Array) -> Rows:
         """Return coded inputs as a batch with blank targets."""
@@ -136,32 +193,53 @@ class TablesInterface(DomainBase):
 
     def read(self, path: str | Path, query: bool = False) -> Table:
         """Return the table in a file."""
-        return read_table(path)
+        return read_table(path, self.recipe.format)
 
     def _tasks_of(self, table: Table) -> list[str]:
         """The tasks that a table has rows of, if it has a column of tasks."""
-        return list(dict.fromkeys(map(str, table.columns.get(str(self.recipe.task), ()))))
+        return list(dict.fromkeys(self._labels(table)))
+
+    def _labels(self, table: Table) -> tuple[str, ...]:
+        """The task of each row, if a table has a column of tasks."""
+        name = str(self.recipe.task)
+        return table.labels(name, "the task") if name in table.columns else ()
+
+    def separate(self, x: Cells | None, query: Cells) -> list[Part]:
+        """Return the rows of each task of the query: those to learn from, which may be none, and its own."""
+        asked = self.table(query, "query")
+        if x is None:
+            return [Part(None, asked, np.arange(asked.rows))]
+        support = self.table(x, "support")
+        tasks, name = self._tasks_of(asked), str(self.recipe.task)
+        known = self._tasks_of(support)
+        if not tasks or (len(tasks) == 1 and not known):
+            return [Part(support, asked, np.arange(asked.rows))]
+        if not known:
+            raise DataError(
+                f"{support.source}: expected a column {name!r}, as {asked.source} has rows of {len(tasks)} "
+                "tasks, got none. Hint: add it, so that each task is learned from its own rows."
+            )
+        parts = []
+        labels = [np.array(table.labels(name, "the task")) for table in (support, asked)]
+        for task in tasks:
+            own, rows = (np.flatnonzero(label == task) for label in labels)
+            parts.append(Part(support.take(own) if own.size else None, asked.take(rows), rows))
+        return parts
 
     def answers(
-        self, predictor: Predicts, support: Table, query: Table, uncertainty: bool = False
+        self, predictor: Predicts, support: Table | None, query: Table, uncertainty: bool = False
     ) -> Answers:
         """Return an answer for each row of the query; its note says how far they are from its target column.
 
         The first line names the columns: the row's number in the query, its task if the rows say it, the
         answer, and how sure it is.
-
-        Raises:
-            DataError: If the query has rows of another task than the support.
         """
-        tasks = list(dict.fromkeys([*self._tasks_of(support), *self._tasks_of(query)]))
-        if len(tasks) > 1:
-            raise DataError(
-                f"query: expected rows of the task in {support.source}, got {query.source} with rows of "
-                f"other tasks ({self.recipe.task!r}: {some_of(tasks, 3)}). Hint: keep one task's rows, or "
-                "leave out that column."
-            )
+        tasks = self._labels(query) or (support and self._labels(support)[:1] * query.rows) or []
         target, found = self.target, predictor.predict(query)
-        rows: list[dict[str, object]] = [{"row": i, target.name: _plain(a)} for i, a in enumerate(found, 1)]
+        numbers = [query.number(i) + 1 for i in range(query.rows)]
+        rows: list[dict[str, object]] = [
+            {"row": i, target.name: _plain(a)} for i, a in zip(numbers, found, strict=True)
+        ]
         about: dict[str, object] = {"target": target.name}
         if target.levels is not None:
             for row, p in zip(rows, predictor.predict_proba(query, uncertainty), strict=True):
@@ -175,8 +253,41 @@ class TablesInterface(DomainBase):
         head = ["row", *([str(self.recipe.task)] if tasks else []), target.name]
         head += ["probability"] if target.levels else []
         head += [f"{LEVEL:.0%} interval".replace("%", " %")] if "level" in about else []
-        lines = [self._line({**row, "row": "\t".join([str(row["row"]), *tasks])}) for row in rows]
+        shown = [f"{i}\t{task}" for i, task in zip(numbers, tasks, strict=True)] if tasks else numbers
+        lines = [self._line({**row, "row": first}) for row, first in zip(rows, shown, strict=True)]
         return Answers(rows, ["\t".join(head), *lines], about, lambda: self._judged(query, found))
+
+    def answers_each(
+        self,
+        adapt: Callable[[Tree], Predicts],
+        support: Table | None,
+        query: Table,
+        uncertainty: bool = False,
+    ) -> Answers:
+        """Return an answer for each row of the query, each task's by the task's own support rows."""
+        parts = self.separate(support, query)
+        done = [self.answers(adapt(p.support), p.support, p.query, uncertainty) for p in parts]
+        if len(done) == 1 and (support is None or parts[0].support is not None):
+            return done[0]
+        order = np.argsort(np.concatenate([part.rows for part in parts]))
+        task = str(self.recipe.task)
+        names = [self._tasks_of(part.query)[0] for part in parts for _ in part.rows]
+        every = [row for one in done for row in one.rows]
+        rows = [{"row": every[i]["row"], task: names[i], **every[i]} for i in order]
+        lines = [line for one in done for line in one.lines[1:]]
+        found = np.array([row[self.target.name] for row in rows])
+        alone = [self._tasks_of(part.query)[0] for part in parts if part.support is None]
+
+        def note() -> str:
+            told = [self._judged(query, found)]
+            if alone:
+                told.append(
+                    f"{len(alone)} of {len(parts)} tasks have no support rows, and are predicted as the "
+                    f"population ({some_of(alone)})"
+                )
+            return "; ".join(filter(None, told))
+
+        return Answers(rows, [done[0].lines[0], *(lines[i] for i in order)], done[0].about, note)
 
     def _line(self, row: dict[str, object]) -> str:
         """An answer as text."""
@@ -191,10 +302,14 @@ class TablesInterface(DomainBase):
         if name not in table.columns:
             return ""
         if self.classes:
-            right = sum(a == b for a, b in zip(found, table.columns[name], strict=True))
+            right = sum(
+                label_of(a) == b for a, b in zip(found, table.labels(name, "the target"), strict=True)
+            )
             return f"{right} of {table.rows} as the column {name!r} has them"
-        errors = found - table.numbers(name, "the target")
-        return f"root mean squared error from the column {name!r}: {np.sqrt(np.mean(errors**2)):.6g}"
+        errors = found - self.target.values(table, "the target")
+        if np.isnan(errors).all():
+            return ""
+        return f"root mean squared error from the column {name!r}: {np.sqrt(np.nanmean(errors**2)):.6g}"
 
     def scenes(self, before: Tree, after: Tree, task: Task) -> list[Scene]:
         """Return the query's predictions before and after adaptation, over the true targets.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,12 @@ from ..networks import MLP, Network
 from ..recipes import DomainRecipe
 from ..scenes import Scene, compared
 from . import baselines as simple
+from .groups import Drawn, Grouped
 from .interface import LEVELS as LEVELS
 from .interface import TasksInterface, normalises
 from .layout import ArraySpec, Rows, TaskLayout
 from .losses import RowLoss, Squared, TaskLoss
 from .own_losses import Own, loss_of
-
-SORTED = 4096  # rows of the largest group up to which a random order of all rows is drawn
 
 
 @recipe("domain")
@@ -117,27 +116,9 @@ class TasksRecipe(DomainRecipe):
         return TasksDomain(None, None, None, None, None, None, None, {}, None, 0, self)
 
 
-class Drawn(NamedTuple):
-    """The indices of a task.
-
-    Attributes:
-        group: The number of its group, or ``(ways,)`` of its classes.
-        support: Rows of the support set, ``(rows,)``.
-        query: Rows of the query set.
-        known: Which of the support's rows count, booleans.
-        asked: Which of the query's rows count, booleans.
-    """
-
-    group: Array
-    support: Array
-    query: Array
-    known: Array
-    asked: Array
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class TasksDomain(TasksInterface):
+class TasksDomain(Grouped, TasksInterface):
     """A user's own tasks; made by `domain_of`. All arrays are None in a domain without data.
 
     Attributes:
@@ -222,69 +203,41 @@ class TasksDomain(TasksInterface):
 
     # Tasks ------------------------------------------------------------------------------------------------
 
-    def _numbers(self, split: str) -> Array:
-        """The groups of a split; if none was held out for it, those of training."""
-        chosen = self.splits[split]
-        return chosen if chosen.size else self.splits["train"]
+    @property
+    def sizes(self) -> tuple[int, int]:  # type: ignore[override]
+        """The most rows of a support set, and of a query set."""
+        return self.recipe.support, self.recipe.queries
+
+    @property
+    def ordered(self) -> bool:  # type: ignore[override]
+        """Whether a support set has the first rows of its group."""
+        return self.recipe.order == "first"
 
     def size(self, split: str) -> int | None:
         """Return how many tasks a split has; episodes are drawn without end."""
-        return None if self.recipe.episodes else int(self._numbers(split).size)
-
-    def held_out(self, split: str) -> bool:
-        """Return whether a split has groups of its own."""
-        return bool(self.splits[split].size)
+        return None if self.recipe.episodes else super().size(split)
 
     def number(self, indices: Drawn) -> Array | None:
         """Return the number of the task's group; None of episodes."""
-        return None if self.recipe.episodes else indices.group
+        return None if self.recipe.episodes else super().number(indices)
 
     def draw(self, key: Array, split: str) -> Drawn:
         """Return the indices of one random task of a split."""
+        if not self.recipe.episodes:
+            return super().draw(key, split)
         which, how = jax.random.split(key)
         numbers = self._numbers(split)
-        if self.recipe.episodes:
-            chosen = numbers[distinct(which, numbers.size, self.recipe.ways)]
-            parts = jax.vmap(self._rows)(chosen, jax.random.split(how, self.recipe.ways))
-            flat = [part.reshape(-1) for part in parts]
-            return Drawn(chosen, *flat)
-        group = jax.random.choice(which, numbers)
-        return Drawn(group, *self._rows(group, how))
+        chosen = numbers[distinct(which, numbers.size, self.recipe.ways)]
+        parts = jax.vmap(self._rows)(chosen, jax.random.split(how, self.recipe.ways))
+        return Drawn(chosen, *(part.reshape(-1) for part in parts))
+
+    def draw_in_turn(self, key: Array, split: str, place: Array) -> Drawn:
+        """Return the indices of a task of a split: groups in turn, episodes at random."""
+        return self.draw(key, split) if self.recipe.episodes else super().draw_in_turn(key, split, place)
 
     def draws(self, key: Array, split: str, count: int) -> Drawn | None:
         """Return the indices of ``count`` tasks: every task of the split before any comes twice."""
-        if self.recipe.episodes:
-            return None
-        which, how = jax.random.split(key)
-        numbers = self._numbers(split)
-        rounds = -(-count // numbers.size)
-        mixed = [jax.random.permutation(k, numbers) for k in jax.random.split(which, rounds)]
-        groups = jnp.concatenate(mixed)[:count]
-        return Drawn(groups, *jax.vmap(self._rows)(groups, jax.random.split(how, count)))
-
-    def _rows(self, group: Array, key: Array) -> tuple[Array, Array, Array, Array]:
-        """The rows of a group's support and query set, and which of them count."""
-        recipe = self.recipe
-        count, known = self.counts[group], self.supports[group]
-        wanted = recipe.support + recipe.queries
-        places = jnp.arange(wanted)
-        # In the "first" order the query set is what follows the support set.
-        order = places if recipe.order == "first" else self._order(key, count, wanted)
-        support = order[: recipe.support]
-        query = order[jnp.minimum(known + jnp.arange(recipe.queries), wanted - 1)]
-        kept = jnp.arange(recipe.support) < known
-        asked = known + jnp.arange(recipe.queries) < jnp.minimum(count, wanted)
-        # Rows that do not count are copies of the group's first one that does.
-        within = lambda rows, flags: self.first[group] + jnp.where(flags, rows, order[0])  # noqa: E731
-        return within(support, kept), within(query, asked), kept, asked
-
-    def _order(self, key: Array, count: Array, wanted: int) -> Array:
-        """The first ``wanted`` rows of a random order of ``count`` rows; those beyond ``count`` are any."""
-        if self.most <= SORTED:
-            rows = jnp.arange(max(self.most, wanted))
-            scores = jnp.where(rows < count, jax.random.uniform(key, rows.shape), 2.0 + rows)
-            return jnp.argsort(scores)[:wanted]
-        return _distinct(key, count, wanted)
+        return None if self.recipe.episodes else super().draws(key, split, count)
 
     def gather(self, indices: Drawn) -> Task:
         """Return the task that indices mean."""
@@ -377,23 +330,6 @@ class TasksDomain(TasksInterface):
         ]
         first = [self.units(part)[kept].reshape(len(kept), -1)[:, 0] for part in parts]
         return [compared("predicted rows", *first, name="target")]
-
-
-def _distinct(key: Array, number: Array, wanted: int) -> Array:
-    """As `distinct`, of many: a loop, as the program of an unrolled one grows with ``wanted``.
-
-    The i-th number is drawn from those left, and then moved past the ones taken before it.
-    """
-    places = jnp.arange(wanted, dtype=jnp.int32)
-
-    def take(taken: Array, step: tuple[Array, Array]) -> tuple[Array, None]:
-        i, one = step
-        rank = jax.random.randint(one, (), 0, jnp.maximum(number - i, 1), jnp.int32)
-        value = rank + jnp.sum(rank >= jnp.sort(taken) - places, dtype=jnp.int32)
-        return taken.at[i].set(value), None
-
-    start = jnp.full(wanted, number + wanted, jnp.int32)
-    return jax.lax.scan(take, start, (places, jax.random.split(key, wanted)))[0]
 
 
 def _floats(leaf: Array) -> Array:

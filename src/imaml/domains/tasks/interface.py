@@ -174,6 +174,12 @@ class TasksInterface(DomainBase):
             raise DataError(f"offset: expected {rows} rows, as x has, got {len(offset)}.")
         return Asked(inputs, offset)
 
+    def padded_query(self, rows: Tree) -> Tree:
+        """Return query rows padded to one of a few sizes, unless the model normalises by them."""
+        if normalises(self.recipe.model):
+            return rows
+        return padded(rows, bucket(len(jax.tree.leaves(rows)[0])))
+
     @staticmethod
     def asked_of(rows: Tree) -> tuple[Tree, Array | None]:
         """Return the inputs and the offset of query rows.
