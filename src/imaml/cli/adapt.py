@@ -15,7 +15,7 @@ def adapt_command(
     run: Annotated[str, Parameter(name="RUN")],
     /,
     *,
-    support: str,
+    support: str | None = None,
     query: str,
     uncertainty: Flag = False,
     json: Flag = False,
@@ -32,7 +32,8 @@ def adapt_command(
 
     Args:
         run: Run directory or artefact.
-        support: Labelled examples of the new task: DIR/CLASS/*.png, or FILE.csv.
+        support: Labelled examples of the new task: DIR/CLASS/*.png, or FILE.csv. Without it,
+            answers for a table are those for a task without rows.
         query: What to predict: a directory of images, or FILE.csv.
         uncertainty: Use the task's posterior. Probabilities are lower where the support set says little,
             which helps to detect images of none of the classes; they are not calibrated. Numbers of a table
@@ -45,7 +46,7 @@ def adapt_command(
 
     learned = load(run)
     domain = learned.config.domain.without_data()
-    few = domain.read(support)
+    few = None if support is None else domain.read(support)
     asked = domain.read(query, query=True)
     predictor = learned.adapt(few)
     found = domain.answers(predictor, few, asked, uncertainty)

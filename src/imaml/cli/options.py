@@ -29,7 +29,7 @@ DEFAULT = "characters-5w1s"  # the preset of a command that names none
 # Options that set a field of the configuration, beside the field's own option.
 SHORTHANDS = {
     **{name: f"training.{name}" for name in ("steps", "tasks", "seed", "minutes")},
-    **{name: f"domain.{name}" for name in ("task", "target", "features", "data")},
+    **{name: f"domain.{name}" for name in ("task", "target", "features", "random", "data")},
     "budget": "training.minutes",
 }
 

@@ -7,6 +7,7 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
+from statistics import fmean, median, variance
 from typing import TYPE_CHECKING
 
 from ..core.errors import ConfigError, ImamlError
@@ -34,6 +35,7 @@ def train_command(
     task: str | None = None,
     target: str | None = None,
     features: Names = None,
+    random: Names = None,
     out: Path | None = None,
     resume: Flag = False,
     from_: Path | None = None,
@@ -56,7 +58,8 @@ def train_command(
         data: File or directory with the images or the table, for presets that read data.
         task: Table column that names the task of each row (preset tables).
         target: Table column to predict (preset tables).
-        features: Table columns to predict from, as A,B (preset tables; default: all others).
+        features: Table columns to predict from, as A,B (preset tables; default: all others); none for none.
+        random: Coefficients that vary between tasks, "intercept" and columns, as A,B (default: all).
         out: Run directory (default: runs/PRESET, then runs/PRESET-2, and so on).
         resume: Continue the run in --out with its own configuration.
         from_: Start a new run from the parameters of this run directory or artefact.
@@ -84,7 +87,7 @@ def train_command(
 
     stored = read_config(out) if resume and out else None
     config = configuration(preset or DEFAULT) if stored is None or preset else stored
-    columns = {"task": task, "target": target, "features": features}
+    columns = {"task": task, "target": target, "features": features, "random": random}
     named = [f"--{name}" for name, value in columns.items() if value is not None]
     if named and not config.domain.reads_table:
         raise ConfigError(
@@ -139,7 +142,11 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
         create_run_directory(out)
     start = None if origin is None else load(origin).theta
     progress = False if quiet else None
-    run = assemble(config).train(out=out, resume=resume, start=start, progress=progress)
+    experiment = assemble(config)
+    if config.method.learned == "auto" and not quiet:
+        per = experiment.config.method.learned  # type: ignore[union-attr]
+        note(f"chosen   --method.learned={per}, by the number of training tasks for each parameter of a task")
+    run = experiment.train(out=out, resume=resume, start=start, progress=progress)
     typed = Path(sys.argv[0])
     program = "imaml" if shutil.which("imaml") or typed.name != "imaml" else typed
     onwards = f"continue with: {program} train --resume --out {out}"  # can be typed here
@@ -156,7 +163,37 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
     from ..report.run_page import write_report
 
     print(f"report   {write_report(out, examples(run))}")
+    for doubt in _doubts(run, out) if config.domain.reads_table else ():
+        print(f"warning: {doubt}")
+    if summary := run.domain.summary(run.theta, run.method.problem)[1]:
+        print(summary)
     return None
+
+
+def _doubts(run: Run, out: Path) -> list[str]:
+    """Return what speaks against a run on a table: a loss that still falls, intervals wider than the data."""
+    import jax
+
+    from ..core.statistics import NORMAL_QUANTILE
+    from ..training.journal import read_events
+
+    said = []
+    losses = [event["loss"] for event in read_events(out) if event["event"] == "step"]
+    last, before = losses[-len(losses) // 5 :], losses[-2 * len(losses) // 5 : -len(losses) // 5]
+    if run.reason == "steps" and len(last) > 3 and None not in losses:
+        gap = fmean(before) - fmean(last)
+        if gap > 3 * (variance(last) / len(last) + variance(before) / len(before)) ** 0.5:
+            said.append("the loss is still falling. Hint: train for more --steps.")
+    target = run.domain.recipe.fixed.target  # type: ignore[union-attr]
+    if target.levels is None and getattr(run.method.problem.loss, "summed", False):
+        rows = run.domain.sample(jax.random.key(0), "train").support
+        found = run.learner.adapt(rows).predict_interval(rows)
+        if median(found.high - found.low) > 2 * NORMAL_QUANTILE * target.scale:
+            said.append(
+                "intervals are wider than the spread of the data. Hint: train for more --steps, or learn "
+                "fewer numbers, with --method.learned=all, fewer features or a smaller --domain.hidden."
+            )
+    return said
 
 
 def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from optax import GradientTransformation
 
-from ..config.method import IMAMLRecipe, MethodRecipe
+from ..config.method import EvidenceRecipe, IMAMLRecipe, MethodRecipe
 from ..config.optimiser import Optimiser, described
 from ..config.run import Config
 from ..config.training import Training
@@ -44,6 +44,7 @@ MOST_STEPS = 5000
 TRIAL_STEPS, TRIAL_SHARE = 100, 0.1  # of each trial: its steps, and its share of the time
 CALIBRATION = 200  # validation tasks whose errors calibrate the intervals
 ENOUGH = 50  # errors for a calibration
+SOLVER = NewtonCG(steps=20, linear=CG(20))  # of a task of a mixed model
 
 
 def fit(
@@ -97,6 +98,9 @@ def fit(
             "squared" it is in units of one over the variance of the targets.
         adapt: Which parameters a task adapts: names, or what the model's library uses (docs/own_tasks.md).
         optimiser: The outer optimiser, or an Optax transform. By default Adam.
+            ``imaml.Optimiser("newton")`` fits a mixed model to all rows of the training tasks by maximum
+            likelihood: the parameters that `adapt` names vary between tasks, and `Run.likelihood` has
+            standard errors (docs/tables.md).
         tasks_per_step: Tasks in each step.
         steps: The most steps.
         minutes: The most minutes, trials included. By default 1 if `steps` is not given either.
@@ -150,7 +154,8 @@ def fit(
     if minutes is None and steps is None:
         minutes = 1.0
         choices.append(Choice("minutes", minutes, "enough for a first look"))
-    training = _training(domain, steps, minutes, tasks_per_step, seed, choices)
+    newton = isinstance(optimiser, Optimiser) and optimiser.name == "newton"
+    training = _training(domain, steps, minutes, 0 if newton else tasks_per_step, seed, choices)
     if optimiser is None:
         optimiser = Optimiser("adam", 3e-3, clip=10.0)
         choices.append(Choice("optimiser", "adam, 3e-3", "suits most small networks"))
@@ -158,7 +163,12 @@ def fit(
     plan = Config(domain.recipe, IMAMLRecipe(), described(optimiser), training)
     if method is None:
         names = adapt_names(domain.recipe.model, adapt, jax.eval_shape(domain.init, jax.random.key(0)))
-        method = _chosen(plan, domain, transform, strength, names, choices, progress)
+        if newton:
+            given = {"adapt": names, "inner": SOLVER, "linear": CG(20), "learned": "dense"}
+            method = EvidenceRecipe(strength=strength or 1.0, **given)
+            choices.append(Choice("method", "evidence", "the likelihood is what Newton's method maximises"))
+        else:
+            method = _chosen(plan, domain, transform, strength, names, choices, progress)
     elif strength is not None or adapt is not None:
         raise ConfigError(
             "fit: method: expected None with strength= or adapt=, which are options of a method, got "
@@ -195,6 +205,16 @@ def _training(
         choices.append(Choice("tasks_per_step", tasks_per_step, why))
     if steps is None:
         steps = MOST_STEPS
+    if not tasks_per_step:  # Newton's method, whose step is a norm in standard errors
+        return Training(
+            steps=steps,
+            tasks=0,
+            seed=seed,
+            minutes=minutes,
+            validate_every=0,
+            log_every=1,
+            gradient_below=1e-3,
+        )
     return Training(
         steps=steps,
         tasks=tasks_per_step,

@@ -14,15 +14,20 @@ from ...core.errors import ConfigError, DataError
 from ...core.fields import Fraction, NonNegativeInt, PositiveInt
 from ...core.recipes import from_json, recipe
 from ...core.tree import Tree
-from ...problems.base import Task
+from ...core.validation import not_one_of, some_of
+from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical, Gaussian
 from ...problems.losses import CompositeLoss
+from ...problems.proximal import Adapt
 from ..base import SPLITS
 from ..networks import MLP
 from ..recipes import ReadsData
 from .files import Table, read_table
 from .interface import Rows, TablesInterface
 from .layout import Layout, column_of
+from .mixed_model import INTERCEPT, PartlyVarying, varying_network
+
+NONE = "none"  # features
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class RowsLoss(CompositeLoss):
     for tasks of 2 rows and of 200; hashable.
     """
 
-    network: MLP
+    network: MLP | PartlyVarying
     classes: bool
     averages: ClassVar[bool] = False
 
@@ -61,8 +66,11 @@ class TablesRecipe(ReadsData):
         data: The file, .csv, .tsv or .parquet.
         task: The column whose values name the tasks.
         target: The column to be predicted. A column of texts makes tasks of classification.
-        features: The columns to predict it from; by default all others.
+        features: The columns to predict it from; by default all others. "none" for none: the model is an
+            intercept.
         texts: Columns that are categories although they look like numbers.
+        random: Of a linear model: the coefficients that vary between tasks, "intercept" and names of
+            features, all others being shared; by default all vary.
         hidden: Units of the network's hidden layers (tanh); none for a linear model.
         holdout: Which rows of a task are its query set: "random" ones, the "last" in the file, or "none": all
             rows are both support and query.
@@ -81,6 +89,7 @@ class TablesRecipe(ReadsData):
     target: str | None = None
     features: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    random: tuple[str, ...] = ()
     hidden: tuple[PositiveInt, ...] = ()
     holdout: Literal["random", "last", "none"] = "random"
     shots: PositiveInt | None = None
@@ -104,6 +113,11 @@ class TablesRecipe(ReadsData):
                 "domain: expected validation and test with a sum below 1, to leave tasks for training, got "
                 f"{self.validation:g} and {self.test:g}."
             )
+        if self.random and self.hidden:
+            raise ConfigError(
+                "domain: random: expected none with hidden layers, as coefficients are those of a linear "
+                f"model, got {', '.join(self.random)}. Hint: leave out hidden, or choose --method.adapt."
+            )
         if self.shots is not None and self.holdout == "none":
             raise ConfigError(
                 f"domain: shots: expected None with holdout='none', as all rows are support, got {self.shots}"
@@ -117,9 +131,16 @@ class TablesRecipe(ReadsData):
         return self.layout
 
     @property
-    def network(self) -> MLP:
-        """The network: inputs, hidden layers, outputs."""
+    def network(self) -> MLP | PartlyVarying:  # type: ignore[override]
+        """The network: inputs, hidden layers, outputs; of one kind where some coefficients are shared."""
+        if self.random or not self.fixed.inputs:
+            return varying_network(self)
         return MLP((self.fixed.inputs, *self.hidden, self.fixed.outputs), "tanh")
+
+    @property
+    def network_placement(self) -> np.ndarray:
+        """The matrix from a linear model's flat parameters to its coefficients, intercept first."""
+        return varying_network(self).placement
 
     def without_data(self) -> Tables:
         """Return the domain with its network and problem, but no rows."""
@@ -164,16 +185,25 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
     """
     assert recipe.task is not None
     assert recipe.target is not None
+    _refuse_crossed(recipe.task, table)
     groups = np.array(table.column(recipe.task, "the task"))
     table.column(recipe.target, "the target")
-    for name in (*recipe.features, *recipe.texts):
+    given = () if recipe.features == (NONE,) and NONE not in table.columns else recipe.features
+    for name in (*given, *recipe.texts):
         table.column(name, "a feature")
-    features = recipe.features or tuple(n for n in table.columns if n not in (recipe.task, recipe.target))
-    if not features or {recipe.task, recipe.target} & set(features):
+    features = given or tuple(n for n in table.columns if n not in (recipe.task, recipe.target))
+    if given != recipe.features:
+        features = ()
+    if {recipe.task, recipe.target} & set(features):
         raise ConfigError(
             f"domain: features: expected columns other than the task {recipe.task!r} and the target "
-            f"{recipe.target!r}, one at least, got {', '.join(features) or 'none'}."
+            f"{recipe.target!r}, got {', '.join(features)}."
         )
+    for name in recipe.random:
+        if name not in (INTERCEPT, *features):
+            raise ConfigError(not_one_of("domain: random: coefficient", name, (INTERCEPT, *features)))
+    if recipe.hidden and not features:
+        raise ConfigError("domain: hidden: expected features with hidden layers, got none.")
     for name in (*features, recipe.target):
         if name not in recipe.texts:
             table.numeric(name, "a column")  # so that a cell in doubt is reported before anything else
@@ -216,6 +246,17 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
         jnp.asarray(_pooled(inputs, targets, training, layout), jnp.float32),
         replace(recipe, layout=layout),
     )
+
+
+def _refuse_crossed(task: str, table: Table) -> None:
+    """Raise ConfigError where several columns are named as the task."""
+    parts = [part.strip() for part in task.replace("*", ",").replace(":", ",").replace("/", ",").split(",")]
+    if len(parts) > 1 and task not in table.columns and all(part in table.columns for part in parts):
+        raise ConfigError(
+            f"domain: task: expected one column, got {len(parts)} ({some_of(parts)}). Hint: a task is a "
+            "group of rows; for crossed or nested factors use lme4 or glmmTMB in R, or bambi or statsmodels "
+            "in Python."
+        )
 
 
 def _split(recipe: TablesRecipe, names: list[str], source: str) -> tuple[tuple[str, ...], ...]:
@@ -296,6 +337,27 @@ class Tables(TablesInterface):
         """Return fresh parameters of the network; zeros for a linear model."""
         made = self.recipe.network.init(key)
         return made if self.recipe.hidden else jax.tree.map(jnp.zeros_like, made)
+
+    def problem(self, strength: Tree, adapt: Adapt = None, curvature: str = "hessian") -> Problem:
+        """Return the inner problem; a task adapts the coefficients of `random` where there are such."""
+        if self.recipe.random and adapt is not None:
+            raise ConfigError(
+                "method: adapt: expected None with random coefficients, which say what a task adapts, got "
+                f"{adapt!r}."
+            )
+        shared = self.recipe.random and varying_network(self.recipe).shared
+        return super().problem(strength, ("varying",) if shared else adapt, curvature)
+
+    def rows_of_tasks(self, numbers: Array) -> Rows:
+        """Return all rows of some tasks, leaves ``(tasks, n, ...)``."""
+        known = jnp.arange(self.inputs.shape[1]) < self.counts[numbers, None]
+        return Rows(self.inputs[numbers], self.targets[numbers], known.astype(self.inputs.dtype))
+
+    def design(self) -> np.ndarray:
+        """Return the coded inputs of all training rows, a one before each, float64."""
+        rows = self.rows_of_tasks(self.splits["train"])
+        inputs = np.asarray(rows.inputs, np.float64)[np.asarray(rows.weights) > 0]
+        return np.column_stack([np.ones(len(inputs)), inputs])
 
     @staticmethod
     def whole(support: Rows, query: Rows) -> Rows:

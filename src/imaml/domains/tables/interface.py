@@ -18,9 +18,10 @@ from ...problems.base import Problem, Task
 from ..arrays import Field
 from ..base import Answers, DomainBase, Encoded, Predicts
 from ..scenes import Scene, compared
+from ..user_data import Json
 from .files import Table, read_table, table_of
 from .layout import Column
-from .mixed_model import learned_prior, prior_text
+from .mixed_model import summary_of
 
 if TYPE_CHECKING:
     from .domain import TablesRecipe
@@ -90,11 +91,12 @@ class TablesInterface(DomainBase):
         """Return what a row of coded inputs is."""
         return Field((self.recipe.fixed.inputs,))
 
-    def encode(self, x: Cells | Rows, y: Iterable[object] | None = None) -> Encoded:
+    def encode(self, x: Cells | Rows | None = None, y: Iterable[object] | None = None) -> Encoded:
         """Return a user's rows as a batch.
 
         Args:
             x: A mapping from column names to values, a file's path, a `Table`, or a sampled batch of `Rows`.
+                None for a task without rows, whose predictions are the population's.
             y: The targets, or None if they are one of the columns.
 
         Returns:
@@ -106,6 +108,10 @@ class TablesInterface(DomainBase):
         classes = np.array(self.target.levels) if self.classes else None
         if isinstance(x, Rows):
             return Encoded(super().encode(x, y).support, classes)
+        if x is None:  # one row that does not count
+            blank = self.query_batch(jnp.zeros((1, self.recipe.fixed.inputs), jnp.float32))
+            targets = jnp.zeros(1, jnp.int32) if self.classes else blank.targets
+            return Encoded(blank._replace(targets=targets, weights=jnp.zeros_like(blank.weights)), classes)
         table, layout, task = rows_of(x, "x"), self.recipe.fixed, self.recipe.task
         if len(tasks := self._tasks_of(table)) > 1:
             raise DataError(
@@ -143,7 +149,7 @@ class TablesInterface(DomainBase):
         return list(dict.fromkeys(map(str, table.columns.get(str(self.recipe.task), ()))))
 
     def answers(
-        self, predictor: Predicts, support: Table, query: Table, uncertainty: bool = False
+        self, predictor: Predicts, support: Table | None, query: Table, uncertainty: bool = False
     ) -> Answers:
         """Return an answer for each row of the query; its note says how far they are from its target column.
 
@@ -153,8 +159,9 @@ class TablesInterface(DomainBase):
         Raises:
             DataError: If the query has rows of another task than the support.
         """
-        tasks = list(dict.fromkeys([*self._tasks_of(support), *self._tasks_of(query)]))
-        if len(tasks) > 1:
+        given = [] if support is None else self._tasks_of(support)
+        tasks = list(dict.fromkeys([*given, *self._tasks_of(query)]))
+        if support is not None and len(tasks) > 1:
             raise DataError(
                 f"query: expected rows of the task in {support.source}, got {query.source} with rows of "
                 f"other tasks ({self.recipe.task!r}: {some_of(tasks, 3)}). Hint: keep one task's rows, or "
@@ -212,10 +219,13 @@ class TablesInterface(DomainBase):
         lines = {"before": first, "after": last}
         return [Scene("probability of the true class", self.target.name, lines, "row")]
 
-    def summary(self, theta: Tree, problem: Problem) -> tuple[dict[str, object], str]:
-        """Return the learned prior of a linear model's coefficients; nothing for other models."""
-        prior = learned_prior(self.recipe, theta, problem)
-        return ({}, "") if prior is None else ({"prior": prior}, prior_text(prior))
+    def summary(self, theta: Tree, problem: Problem) -> tuple[Json, str]:
+        """Return the learned prior of a linear model's coefficients; nothing for other models.
+
+        With data, and a likelihood, also what the likelihood says of it: standard errors, AIC, what is
+        degenerate, and whether the fit has converged.
+        """
+        return summary_of(self, theta, problem)  # type: ignore[arg-type]
 
 
 def _plain(answer: str | float) -> str | float:
