@@ -271,7 +271,7 @@ def _warnings(domain: Tables, found: Fitted, prior: Prior, groups: int, rows: in
             "the covariance between groups is singular: a variance is zero, or a correlation is 1 or -1"
         )
     vague = ~none & (found.deviation_errors > VAGUE * found.deviations)
-    if vague.any():
+    if vague.any() and found.distance < NEAR:
         said.append(
             "the data barely determine the variance between groups: its standard error is as large as "
             "itself, or nearly"
