@@ -256,7 +256,7 @@ def _constructor(name: str) -> Callable[..., GradientTransformation]:
 
 def _newton(learning_rate: Schedule) -> GradientTransformation:
     """Return the memory of Newton's method: NaN until the first step."""
-    unknown = lambda theta: jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), theta)  # noqa: E731
+    unknown = lambda params: jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)  # noqa: E731
     return GradientTransformation(unknown, optax.identity().update)
 
 

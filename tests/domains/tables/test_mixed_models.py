@@ -229,6 +229,17 @@ def test_newtons_method_is_refused_where_it_has_no_likelihood(change, message, t
         assemble(replace(config, domain=domain, **change)).step()
 
 
+@pytest.mark.parametrize(
+    ("groups", "hidden", "per"), [(60, (), "dense"), (9, (), "parameter"), (60, (8,), "leaf")]
+)
+def test_a_precision_is_dense_only_where_tasks_are_many_more_than_parameters(groups, hidden, per, tmp_path):
+    write(rows(groups=groups), tmp_path / "rows.csv")
+    config = preset("tables")
+    domain = replace(config.domain, data=str(tmp_path / "rows.csv"), task="g", target="y", hidden=hidden)
+    chosen = assemble(replace(config, domain=domain))
+    assert chosen.config.method.learned == chosen.method.problem.learns.per == per
+
+
 @pytest.mark.slow
 def test_the_command_line_fits_random_intercepts(tmp_path, capsys):
     """The estimates are the last lines, also where the intercept is chosen by --method.adapt."""
