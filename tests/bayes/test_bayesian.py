@@ -233,8 +233,8 @@ def test_posterior_and_evidence_are_the_closed_form(per):
             close(covariance, expected, 1e-8)
             close(variance, np.diag(expected), 1e-8)
             close(precision, np.linalg.inv(expected), 1e-8)
-            close(prediction[0][:, 0], design @ mean, 1e-8)
-            close(prediction[1][:, 0], np.diag(design @ expected @ design.T) + noise, 1e-8)
+            close(prediction[0], design @ mean, 1e-8)
+            close(prediction[1], np.diag(design @ expected @ design.T) + noise, 1e-8)
     assert not np.any(surprises.error)
 
 

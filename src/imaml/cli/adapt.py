@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from ..core.errors import ConfigError
 from ..core.streams import note
 from .options import Flag, print_json
 from .startup import keep_compiled
@@ -45,6 +46,8 @@ def adapt_command(
     from ..predict import load
 
     learned = load(run)
+    if support is None and not learned.config.domain.reads_table:
+        raise ConfigError("adapt: expected --support, got nothing. Hint: name the new task's examples.")
     domain = learned.config.domain.without_data()
     few = None if support is None else domain.read(support)
     asked = domain.read(query, query=True)

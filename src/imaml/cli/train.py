@@ -7,7 +7,7 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
-from statistics import fmean, median, variance
+from statistics import correlation, median
 from typing import TYPE_CHECKING
 
 from ..core.errors import ConfigError, ImamlError
@@ -179,10 +179,10 @@ def _doubts(run: Run, out: Path) -> list[str]:
 
     said = []
     losses = [event["loss"] for event in read_events(out) if event["event"] == "step"]
-    last, before = losses[-len(losses) // 5 :], losses[-2 * len(losses) // 5 : -len(losses) // 5]
-    if run.reason == "steps" and len(last) > 3 and None not in losses:
-        gap = fmean(before) - fmean(last)
-        if gap > 3 * (variance(last) / len(last) + variance(before) / len(before)) ** 0.5:
+    half = losses[len(losses) // 2 :]
+    if run.reason == "steps" and len(half) >= 10 and None not in half:
+        related = correlation(range(len(half)), half)  # of a trend; t is Student's
+        if related * (len(half) - 2) ** 0.5 < -3 * (1 - related**2) ** 0.5:
             said.append("the loss is still falling. Hint: train for more --steps.")
     target = run.domain.recipe.fixed.target  # type: ignore[union-attr]
     if target.levels is None and getattr(run.method.problem.loss, "summed", False):

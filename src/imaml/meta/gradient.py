@@ -256,14 +256,14 @@ class MetaGradient(Checked, ByContent):
 
         Args:
             domain: The domain, or where no domain is, the tree of parameters that tasks start at.
-            key: A random key for the domain's network.
+            key: A random key for the domain's network; None with parameters.
 
         Returns:
             Theta; a `Theta` if a strength, rate or noise is learned.
         """
         if self.view is not None:
             return self.view.wide(key)  # type: ignore[arg-type]
-        fresh = domain.init(key) if hasattr(domain, "init") else domain  # type: ignore[arg-type]
+        fresh = domain if key is None else domain.init(key)
         theta = self.problem.parameters(fresh)
         learns = getattr(self.inner, "parameters", None)
         return theta if learns is None else learns(self.problem, theta)

@@ -32,6 +32,7 @@ MOST = 300  # numbers that are learned: the Hessian is a matrix over them
 DAMPING = (0.0, 0.01, 0.1, 1.0, 10.0, 100.0, 1e4)  # of a Newton step, in units of the Hessian's diagonal
 SHRINKING = (1.0, 0.5, 0.2, 0.05, 0.01)  # of a Newton step for one task
 FLAT = 1e-9  # eigenvalues of the scaled Hessian below which a direction is not determined
+TOGETHER = 4_000_000  # entries of the rows times columns of the Hessian that are computed at once
 INNER = 60  # Newton steps at most for one task
 
 
@@ -239,10 +240,15 @@ def _each(problem: Problem, back: Callable[[Array], Theta], batches: Tree) -> Ca
     return lambda x: jax.vmap(lambda batch: surprise(problem, back(x), batch))(batches)
 
 
-def _measured(each: Callable[[Array], Array], at: Array) -> tuple[Array, Array, Array]:
+def _measured(each: Callable[[Array], Array], at: Array, size: int) -> tuple[Array, Array, Array]:
     """Every task's negative log likelihood, and slope and Hessian of their sum: one program for all three.
 
-    The Hessian's columns come a few at a time, so that memory stays that of a few.
+    The Hessian's columns come a few at a time, so that memory stays bounded.
+
+    Args:
+        each: What `_each` returned.
+        at: The learned numbers.
+        size: The number of entries of the batches.
     """
 
     def both(x: Array) -> tuple[Array, Array]:
@@ -250,7 +256,8 @@ def _measured(each: Callable[[Array], Array], at: Array) -> tuple[Array, Array, 
         return values, pull(jnp.ones_like(values))[0]
 
     along = lambda e: jax.jvp(both, (at,), (e,))  # noqa: E731
-    (values, slopes), (_, columns) = lax.map(along, jnp.eye(at.size, dtype=at.dtype), batch_size=8)
+    several = max(1, min(at.size, TOGETHER // size))
+    (values, slopes), (_, columns) = lax.map(along, jnp.eye(at.size, dtype=at.dtype), batch_size=several)
     return values[0], slopes[0], (columns + columns.T) / 2
 
 
@@ -274,7 +281,7 @@ def newton(problem: Problem, rooted: Theta, batches: Tree) -> Move:
     at, back = flattened(problem, rooted)
     _require_few(at.size)
     each = _each(problem, back, batches)
-    surprises, slope, hessian = _measured(each, at)
+    surprises, slope, hessian = _measured(each, at, _size(batches))
     scale, values, vectors = _spectrum(hessian)
     slopes = vectors.T @ (slope / scale)
     # At a saddle the slope is 0: a small push lets the step leave it.
@@ -362,7 +369,7 @@ def _fitted(problem: Problem, theta: Tree, batches: Tree) -> tuple[Array, ...]:
     rooted = _cleaned(problem, roots(problem, theta))
     at, back = flattened(problem, rooted)
     _require_few(at.size)
-    surprises, slope, hessian = _measured(_each(problem, back, batches), at)
+    surprises, slope, hessian = _measured(_each(problem, back, batches), at, _size(batches))
     deviations = lambda x: jnp.sqrt(jnp.sum(root_matrix(problem, back(x)) ** 2, 1) + 1e-30)  # noqa: E731
     spread = jnp.linalg.svd(root_matrix(problem, rooted), compute_uv=False)
     found = tree.ravel(rooted.mean)[0], surprises, slope, spread, deviations(at), jax.jacfwd(deviations)(at)
@@ -380,6 +387,11 @@ def _cleaned(problem: Problem, rooted: Theta) -> Theta:
     left, values, _ = jnp.linalg.svd(root_matrix(problem, rooted))
     upper = jnp.linalg.qr((left * jnp.where(values > least, values, 0)).T, mode="r")
     return rooted._replace(log_strength=(upper * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[:, None]).T)
+
+
+def _size(batches: Tree) -> int:
+    """The number of entries of the arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(batches))
 
 
 def doubled(value: Tree) -> Tree:

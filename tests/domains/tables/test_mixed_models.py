@@ -192,7 +192,7 @@ def test_a_group_without_rows_gets_the_populations_interval(tmp_path):
     np.testing.assert_allclose(found.high - found.low, 2 * 1.644854 * total, rtol=1e-3)
 
 
-@pytest.mark.parametrize("task", ["g,h", "g:h", "g * h"])
+@pytest.mark.parametrize("task", ["g,h", "g:h", "g * h", ["g", "h"]])
 def test_crossed_factors_are_refused_with_programs_that_take_them(task, tmp_path):
     write(rows(h=alternating), tmp_path / "rows.csv")
     with pytest.raises(ConfigError, match=r"expected one column, got 2 .*lme4 or glmmTMB.*bambi or statsm"):
@@ -269,3 +269,18 @@ def test_the_command_line_fits_random_intercepts(tmp_path, capsys):
     words = [f"--query={tmp_path / 'new.csv'}", "--uncertainty"]
     assert main(["adapt", str(tmp_path / "0"), *words]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_short_says_what_speaks_against_it(tmp_path, capsys):
+    write(rows(groups=60), tmp_path / "rows.csv")
+    words = ["--task=g", "--target=y", "--training.test_tasks=0", f"--data={tmp_path}/rows.csv"]
+    assert (
+        main(["train", "tables", *words, "--steps=20", "--training.log_every=1", f"--out={tmp_path}/run"])
+        == 0
+    )
+    out, err = capsys.readouterr()
+    assert "chosen   --method.learned=dense, by the number of training tasks" in err
+    assert "warning: the loss is still falling. Hint: train for more --steps." in out
+    assert "warning: intervals are wider than the spread of the data." in out
+    assert "converged" not in out  # the likelihood is not what it maximises

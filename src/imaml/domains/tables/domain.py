@@ -349,7 +349,14 @@ class Tables(TablesInterface):
         return super().problem(strength, ("varying",) if shared else adapt, curvature)
 
     def rows_of_tasks(self, numbers: Array) -> Rows:
-        """Return all rows of some tasks, leaves ``(tasks, n, ...)``."""
+        """Return all rows of some tasks.
+
+        Args:
+            numbers: The tasks, ``(tasks,)``.
+
+        Returns:
+            The rows, leaves ``(tasks, n, ...)``.
+        """
         known = jnp.arange(self.inputs.shape[1]) < self.counts[numbers, None]
         return Rows(self.inputs[numbers], self.targets[numbers], known.astype(self.inputs.dtype))
 
@@ -471,5 +478,6 @@ def tables(data: str, task: str, target: str, **options: object) -> Tables:
         >>> imaml.tables(str(file), "who", "score").inputs.shape
         (10, 4, 1)
     """
-    fields = {"data": data, "task": task, "target": target, **options}
+    several = task if isinstance(task, str) else ",".join(task)  # two columns are refused with advice
+    fields = {"data": data, "task": several, "target": target, **options}
     return from_json({"kind": "TablesRecipe", **fields}).build()

@@ -293,7 +293,7 @@ def summary_of(domain: Tables, theta: Tree, problem: Problem) -> tuple[Json, str
     prior, fit = learned_prior(domain.recipe, theta, problem), None
     if prior is None:
         return {}, ""
-    if domain.inputs is not None:
+    if domain.inputs is not None and domain.recipe.holdout == "none":  # else theta is for rows held out
         with contextlib.suppress(StructureError):  # no likelihood, or too many numbers for a Hessian
             fit = fit_of(domain, theta, problem, prior)
     return {"prior": prior, **({"fit": fit} if fit else {})}, fit_text(prior, fit)
