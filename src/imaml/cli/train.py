@@ -180,7 +180,7 @@ def _doubts(run: Run, out: Path) -> list[str]:
     said = []
     losses = [event["loss"] for event in read_events(out) if event["event"] == "step"]
     half = losses[len(losses) // 2 :]
-    if run.reason == "steps" and len(half) >= 10 and None not in half:
+    if run.reason == "steps" and len(half) >= 10 and None not in half and len(set(half)) > 1:
         related = correlation(range(len(half)), half)  # of a trend; t is Student's
         if related * (len(half) - 2) ** 0.5 < -3 * (1 - related**2) ** 0.5:
             said.append("the loss is still falling. Hint: train for more --steps.")
