@@ -18,6 +18,7 @@ from imaml.config.method import Bayes
 from imaml.config.methods import Method
 from imaml.config.run import Config
 from imaml.core.recipes import from_json, to_json
+from imaml.domains.regression import LinearLoss, Points
 from imaml.problems.matrices import LowRank, Updated
 from imaml.problems.precision import Spread
 
@@ -232,8 +233,8 @@ def test_posterior_and_evidence_are_the_closed_form(per):
             close(covariance, expected, 1e-8)
             close(variance, np.diag(expected), 1e-8)
             close(precision, np.linalg.inv(expected), 1e-8)
-            close(prediction[0][:, 0], design @ mean, 1e-8)
-            close(prediction[1][:, 0], np.diag(design @ expected @ design.T) + noise, 1e-8)
+            close(prediction[0], design @ mean, 1e-8)
+            close(prediction[1], np.diag(design @ expected @ design.T) + noise, 1e-8)
     assert not np.any(surprises.error)
 
 
@@ -916,3 +917,34 @@ def test_recipes_become_methods(name, options):
     assert from_json(to_json(config)) == config
     theta = method.init(domain, KEY)
     assert theta.log_noise == np.log(recipe.bayes.noise)
+
+
+@pytest.mark.parametrize("make", [imaml.EmpiricalBayes, imaml.ExpectationMaximisation])
+def test_a_task_whose_rows_are_both_support_and_query_counts_each_once(make):
+    """Also if they are copies: Task(rows, rows) is Task(rows), and no split of other rows is."""
+    problem = imaml.proximal(imaml.likelihood(LinearLoss(), imaml.learned(1.0, per="all")), 1.0)
+    options = {"linear": imaml.CG(steps=2)} if make is imaml.EmpiricalBayes else {}
+    method = make(problem, lambda *_: jnp.zeros(()), inner=INNER, **options)
+    x = np.random.default_rng(0).normal(size=(3, 4, 2))
+    rows = Points(jnp.asarray(x), jnp.asarray(x @ [1.0, 2.0]))
+    theta = method.init(jnp.zeros(2))
+    once = method(theta, imaml.Task(rows))[0]
+    for query in (rows, jax.tree.map(jnp.copy, rows)):
+        for got, wanted in zip(
+            jax.tree.leaves(method(theta, imaml.Task(rows, query))[0]), jax.tree.leaves(once), strict=True
+        ):
+            np.testing.assert_array_equal(got, wanted)
+    half = [jax.tree.map(lambda leaf, s=s: leaf[:, s], rows) for s in (slice(2), slice(2, 4))]
+    for got, wanted in zip(
+        jax.tree.leaves(method(theta, imaml.Task(*half))[0]), jax.tree.leaves(once), strict=True
+    ):
+        np.testing.assert_allclose(got, wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_predictions_of_a_posterior_are_shaped_like_the_targets(shape):
+    problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), 1.0)
+    rows = Points(jnp.ones((3, 2)), jnp.ones(shape))
+    phi = jnp.zeros((2, *shape[1:]))
+    for part in imaml.posterior(problem, phi, phi, rows).predict(rows):
+        assert part.shape == shape

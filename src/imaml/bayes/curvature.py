@@ -25,7 +25,7 @@ from ..core.tree import Selection, Tree
 from ..core.validation import require_one_of
 from ..linear.lanczos import eigenpairs, krylov
 from ..problems.base import CURVATURES, Key, Problem
-from ..problems.likelihoods import NegativeLogLikelihood, by_row
+from ..problems.likelihoods import by_row, likelihood_of
 from ..problems.matrices import Precision, log_determinant
 
 Curvature = Literal["hessian", "gauss-newton"]
@@ -197,29 +197,6 @@ class LocalCurvature:
                 "Quadrature() for a determinant, form='low-rank' or 'diagonal' for a posterior, or adapt "
                 "fewer leaves."
             )
-
-
-def likelihood_of(owner: str, problem: Problem) -> NegativeLogLikelihood:
-    """The loss of a problem, which must be a sum of negative log likelihoods.
-
-    Args:
-        owner: The name in the message.
-        problem: The problem.
-
-    Returns:
-        The loss.
-
-    Raises:
-        StructureError: If it is no such sum, or the problem has no prior.
-    """
-    if problem.has_precision and isinstance(problem.loss, NegativeLogLikelihood):
-        return problem.loss
-    raise StructureError(
-        f"{owner}: expected proximal(likelihood(loss), strength), whose strength is a prior's precision, "
-        f"got a {problem.kind} problem with the loss {type(problem.loss).__name__}, which is not declared to "
-        "be a sum over rows. Hint: a mean loss over n rows with a strength is like a likelihood with n times "
-        "that strength as precision."
-    )
 
 
 def curvature_at(

@@ -23,10 +23,17 @@ from ..core.tree import Selection, Tree
 from ..core.validation import require_one_of, require_whole
 from ..linear.lanczos import eigenpairs, krylov
 from ..problems.base import Key, Problem
-from ..problems.likelihoods import Categorical, Gaussian, NegativeLogLikelihood, by_row, likelihood
+from ..problems.likelihoods import (
+    Categorical,
+    Gaussian,
+    NegativeLogLikelihood,
+    by_row,
+    likelihood,
+    likelihood_of,
+)
 from ..problems.matrices import Factored, LowRank, Precision, Strengths, Updated
 from ..problems.proximal import Adapt, proximal
-from .curvature import LocalCurvature, Quadrature, Value, curvature_at, determinant, likelihood_of, map_rows
+from .curvature import LocalCurvature, Quadrature, Value, curvature_at, determinant, map_rows
 
 Outputs = Callable[[Tree, Tree], Array]  # (phi, batch) -> (n, k)
 Form = Literal["dense", "diagonal", "low-rank", "rows"]
@@ -145,14 +152,17 @@ class Laplace:
                 own.
 
         Returns:
-            Their mean, and their variance including noise, each ``(n, k)``.
+            Their mean, and their variance including noise, each shaped like the model's outputs, ``(n,)`` or
+            ``(n, k)``.
 
         Raises:
             ConfigError: If rows are not Gaussian.
         """
         loss = self._of_kind("predict", Gaussian, "probabilities")
-        found = self.outputs(batch, outputs)
-        return found.mean, jnp.diagonal(found.covariance, axis1=1, axis2=2) + loss.given(self.theta).variance
+        found, (point, place) = self.outputs(batch, outputs), self._place()
+        shape = jax.eval_shape(outputs or loss.outputs, place(point), batch).shape
+        variance = jnp.diagonal(found.covariance, axis1=1, axis2=2) + loss.given(self.theta).variance
+        return found.mean.reshape(shape), variance.reshape(shape)
 
     def probabilities(
         self, batch: Tree, *, samples: int | None = None, key: Key = None, outputs: Outputs | None = None
@@ -296,7 +306,7 @@ def posterior(
         >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), 1.0)
         >>> rows = Points(jnp.ones((3, 1)), 2 * jnp.ones(3))
         >>> found = imaml.posterior(problem, jnp.array([1.5]), jnp.zeros(1), rows)  # precision 1 + 3
-        >>> [float(part[0, 0]) for part in found.predict(Points(jnp.ones((1, 1)), jnp.zeros(1)))]
+        >>> [float(part[0]) for part in found.predict(Points(jnp.ones((1, 1)), jnp.zeros(1)))]
         [1.5, 1.25]
 
     References:

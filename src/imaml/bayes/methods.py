@@ -31,7 +31,8 @@ def EmpiricalBayes(
 ) -> MetaGradient:
     """Empirical Bayes: theta, mean, precision and noise, by the gradient of the tasks' evidence.
 
-    `Metrics.loss` is a task's negative log evidence.
+    All of a task's rows count: pass them as ``Task(rows)``, or split as ``Task(support, query)``. Both parts
+    are joined. `Metrics.loss` is a task's negative log evidence.
 
     Args:
         problem: ``proximal(likelihood(loss), strength)``, the strength fixed or learned.
@@ -57,10 +58,10 @@ def EmpiricalBayes(
         >>> problem = imaml.proximal(imaml.likelihood(LinearLoss(), noise=1.0), 1.0)
         >>> method = EmpiricalBayes(problem, lambda phi, theta, batch: LinearLoss()(phi, batch),
         ...                         inner=imaml.GradientDescent(0.3, steps=60), linear=imaml.CG(steps=1))
-        >>> rows = Points(jnp.ones((4, 1, 1)), jnp.ones((4, 1)))  # two of y = phi + noise
-        >>> gradient, metrics = method(jnp.zeros(1), imaml.Task(rows, rows))
-        >>> gradient.round(4)  # -2 / 3, as the mean of both is N(theta, 1 + 1/2)
-        Array([-0.6667], dtype=float32)
+        >>> rows = Points(jnp.ones((4, 1, 1)), jnp.ones((4, 1)))  # one of y = phi + noise
+        >>> gradient, metrics = method(jnp.zeros(1), imaml.Task(rows))
+        >>> gradient.round(4)  # -1 / 2, as y is N(theta, 1 + 1)
+        Array([-0.5], dtype=float32)
 
     References:
         MacKay (1992); Immer et al. (2021).
@@ -110,9 +111,9 @@ def ExpectationMaximisation(
         >>> method = ExpectationMaximisation(problem, lambda phi, theta, batch: LinearLoss()(phi, batch),
         ...                                  inner=imaml.GradientDescent(0.3, steps=60))
         >>> rows = Points(jnp.ones((2, 1, 1)), jnp.array([[1.0], [-1.0]]))
-        >>> step, _ = method(problem.parameters(jnp.zeros(1)), imaml.Task(rows, rows))
-        >>> round(float(jnp.exp(step.log_strength)), 3)  # E phi^2 = (2/3)^2 + 1/3
-        0.778
+        >>> step, _ = method(problem.parameters(jnp.zeros(1)), imaml.Task(rows))
+        >>> round(float(jnp.exp(step.log_strength)), 3)  # E phi^2 = (1/2)^2 + 1/2
+        0.75
 
     References:
         Dempster, Laird, Rubin (1977).

@@ -25,7 +25,7 @@ from ..meta.base import Learning, RuleBase, TaskGradient
 from ..meta.implicit import ImplicitBase
 from ..meta.system import outer_loss_of
 from ..problems.base import Key, Problem, Task
-from ..problems.likelihoods import weights_of
+from ..problems.likelihoods import likelihood_of, weights_of
 from ..problems.losses import Join, joined
 from ..problems.matrices import Precision
 from ..problems.precision import Learned, Theta
@@ -35,7 +35,6 @@ from .curvature import (
     Quadrature,
     curvature_at,
     determinant,
-    likelihood_of,
     map_rows,
 )
 from .laplace import Form, posterior_precision
@@ -72,6 +71,7 @@ class ByEvidence(ImplicitBase):
     """
 
     owner: ClassVar[str] = "evidence"
+    marginal: ClassVar[bool] = True  # its loss is the likelihood of all rows, which Newton's method maximises
 
     determinant: Quadrature | None = None
     curvature: Curvature = "gauss-newton"
@@ -84,7 +84,7 @@ class ByEvidence(ImplicitBase):
 
     def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Differentiate objective(phi*) + 1/2 log |P + H(phi*)| - 1/2 log |P|, which is the loss."""
-        problem, batch = learning.problem, self.whole(*task)
+        problem, batch = learning.problem, task.whole(self.whole)
 
         def surprise(phi: Tree, theta: Tree, batch: Tree) -> Array:
             adapted = problem.split(phi)
@@ -233,7 +233,7 @@ class ByMoments(RuleBase):
 
     def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Compute the posterior's moments about the prior's mean, whose mean over tasks `combine` takes."""
-        problem, batch = learning.problem, self.whole(*task)
+        problem, batch = learning.problem, task.whole(self.whole)
         phi, found = learning.solved(theta, batch, key)
         # Moments about the prior's mean: phi* - mean, and the posterior's covariance plus its outer product.
         here = curvature_at("moments", problem, found.value, theta, batch, self.curvature)
@@ -244,7 +244,7 @@ class ByMoments(RuleBase):
             full = problem.learns.per == "dense"
             around = spread.inverse(jnp.eye(first.size, dtype=first.dtype)) if full else spread.variances()
             second = around + (jnp.outer(first, first) if full else jnp.square(first))
-        loss = learning.query_loss(phi, theta, task.query)
+        loss = learning.query_loss(phi, theta, task.asked)
         noise = self._noise(problem, phi, theta, batch, here, spread)
         statistics = Statistics(jnp.ones_like(first[0]), first, second, noise)
         return TaskGradient(statistics, loss, phi, found.stats.residual, found)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ..core.errors import ConfigError
 from ..core.streams import note
 from .options import Flag, print_json
 from .startup import keep_compiled
@@ -20,7 +21,7 @@ def adapt_command(
     run: Annotated[str, Parameter(name="RUN")],
     /,
     *,
-    support: str,
+    support: str | None = None,
     query: str,
     uncertainty: Flag = False,
     json: Flag = False,
@@ -38,7 +39,8 @@ def adapt_command(
 
     Args:
         run: Run directory or artefact.
-        support: Labelled examples of the new task: DIR/CLASS/*.png, or FILE.csv.
+        support: Labelled examples of the new task: DIR/CLASS/*.png, or FILE.csv. Without it,
+            answers for a table are those for a task without rows.
         query: What to predict: a directory of images, or FILE.csv.
         uncertainty: Use the task's posterior. Probabilities are lower where the support set says little,
             which helps to detect images of none of the classes; they are not calibrated. Numbers of a table
@@ -50,8 +52,10 @@ def adapt_command(
     from ..predict import load
 
     learned = load(run)
+    if support is None and not learned.config.domain.reads_table:
+        raise ConfigError("adapt: expected --support, got nothing. Hint: name the new task's examples.")
     domain = learned.config.domain.without_data()
-    few = domain.read(support)
+    few = None if support is None else domain.read(support)
     asked = domain.read(query, query=True)
     statuses: list[Status] = []
 

@@ -81,7 +81,8 @@ def evaluate_command(
         for one, domain in zip(runs, domains, strict=True)
     )
     result, recipe = result.beside(dict(zip(beside, rest, strict=True))), recipes[0]
-    about, text = recipe.without_data().summary(learned.theta, learned.method.problem)
+    own = domains[0] if data is None else recipe.without_data()  # of other data it would be no fit
+    about, text = own.summary(learned.theta, learned.method.problem)
     if json:
         print_json({**result.to_json(), **about, "data": recipe.data_name, "run": run})
         return

@@ -29,7 +29,10 @@ DEFAULT = "characters-5w1s"  # the preset of a command that names none
 # Options that set a field of the configuration, beside the field's own option.
 SHORTHANDS = {
     **{name: f"training.{name}" for name in ("steps", "tasks", "seed", "minutes")},
-    **{name: f"domain.{name}" for name in ("task", "target", "features", "data", "weights", "offset")},
+    **{
+        name: f"domain.{name}"
+        for name in ("task", "target", "features", "random", "data", "weights", "offset")
+    },
     **{name: f"domain.{name}" for name in ("dates", "missing", "unseen", "separator", "encoding", "decimal")},
     "budget": "training.minutes",
 }

@@ -7,6 +7,7 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
+from statistics import correlation, median
 from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import ConfigError, ImamlError
@@ -42,6 +43,7 @@ def train_command(
     separator: str | None = None,
     encoding: str | None = None,
     decimal: str | None = None,
+    random: Names = None,
     out: Path | None = None,
     resume: Flag = False,
     from_: Path | None = None,
@@ -65,7 +67,8 @@ def train_command(
         task: Table column that names the task of each row (preset tables).
         target: Table column to predict (preset tables).
         features: Table columns to predict from, as A,B (preset tables; default: all others that can say
-            something).
+            something); none for none.
+        random: Coefficients that vary between tasks, "intercept" and columns, as A,B (default: all).
         weights: Table column that says how many times a row counts.
         offset: Table column that is added to predictions.
         missing: What to do about missing cells of a table: "drop" their rows, or fill in the "mean" of a
@@ -102,7 +105,7 @@ def train_command(
 
     stored = read_config(out) if resume and out else None
     config = configuration(preset or DEFAULT) if stored is None or preset else stored
-    columns = {"task": task, "target": target, "features": features, "weights": weights}
+    columns = {"task": task, "target": target, "features": features, "random": random, "weights": weights}
     columns |= {"offset": offset, "missing": missing, "unseen": unseen, "dates": dates}
     columns |= {"separator": separator, "encoding": encoding, "decimal": decimal}
     named = [f"--{name}" for name, value in columns.items() if value is not None]
@@ -162,6 +165,9 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
     experiment = assemble(config)
     for line in () if quiet else experiment.domain.about():
         print(line)
+    if config.method.learned == "auto" and not quiet:
+        per = experiment.config.method.learned  # type: ignore[union-attr]
+        note(f"chosen   --method.learned={per}, by the number of training tasks for each parameter of a task")
     run = experiment.train(out=out, resume=resume, start=start, progress=progress)
     typed = Path(sys.argv[0])
     program = "imaml" if shutil.which("imaml") or typed.name != "imaml" else typed
@@ -179,7 +185,37 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
     from ..report.run_page import write_report
 
     print(f"report   {write_report(out, examples(run))}")
+    for doubt in _doubts(run, out) if config.domain.reads_table else ():
+        print(f"warning: {doubt}")
+    if summary := run.domain.summary(run.theta, run.method.problem)[1]:
+        print(summary)
     return None
+
+
+def _doubts(run: Run, out: Path) -> list[str]:
+    """Return what speaks against a run on a table: a loss that still falls, intervals wider than the data."""
+    import jax
+
+    from ..core.statistics import NORMAL_QUANTILE
+    from ..training.journal import read_events
+
+    said = []
+    losses = [event["loss"] for event in read_events(out) if event["event"] == "step"]
+    half = losses[len(losses) // 2 :]
+    if run.reason == "steps" and len(half) >= 10 and None not in half and len(set(half)) > 1:
+        related = correlation(range(len(half)), half)  # of a trend; t is Student's
+        if related * (len(half) - 2) ** 0.5 < -3 * (1 - related**2) ** 0.5:
+            said.append("the loss is still falling. Hint: train for more --steps.")
+    target = run.domain.recipe.fixed.target  # type: ignore[union-attr]
+    if target.levels is None and getattr(run.method.problem.loss, "summed", False):
+        rows = run.domain.sample(jax.random.key(0), "train").support
+        found = run.learner.adapt(rows).predict_interval(rows)
+        if median(found.high - found.low) > 2 * NORMAL_QUANTILE * target.scale:
+            said.append(
+                "intervals are wider than the spread of the data. Hint: train for more --steps, or learn "
+                "fewer numbers, with --method.learned=all, fewer features or a smaller --domain.hidden."
+            )
+    return said
 
 
 def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:

@@ -6,10 +6,12 @@ A new method is one class that registers itself with ``@recipe("method")``; docs
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, Unpack
 
+import jax
 from jax.sharding import Mesh
 
 from ..bayes.curvature import Curvature, Quadrature
@@ -30,6 +32,8 @@ from ..problems.base import Problem
 from ..problems.likelihoods import likelihood
 from ..problems.precision import Learned, learned
 from ..problems.proximal import proximal
+
+DENSE_TASKS = 5  # training tasks for each parameter, from which learned="auto" learns a dense precision
 
 
 @recipe(fresh={"inner": GradientDescent(0.1, steps=5)})
@@ -224,14 +228,30 @@ class Strengths(Anchored):
 
     Args:
         learned: None for a fixed strength, or how it is learned: "all", "leaf", "parameter", "dense" or
-            "low-rank".
+            "low-rank"; "auto" chooses by the numbers of training tasks and of parameters.
         curvature: "hessian", or "gauss-newton", which is never indefinite; see `imaml.proximal`.
     """
 
     rank: ClassVar[int] = 5
 
-    learned: Literal["all", "leaf", "parameter", "dense", "low-rank"] | None = None  # type: ignore[misc]
+    learned: Literal["all", "leaf", "parameter", "dense", "low-rank", "auto"] | None = None  # type: ignore[misc]
     curvature: Curvature = "hessian"
+
+    def build(self, domain: Domain, mesh: Mesh | None = None) -> MetaGradient:
+        """Make the method on a domain's problem; "auto" is decided by the domain's tasks."""
+        if self.learned != "auto":
+            return super().build(domain, mesh)
+        problem = domain.problem(1.0, self.adapt)
+        own = jax.eval_shape(lambda key: problem.split(domain.init(key)), jax.random.key(0))
+        size, tasks = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own)), domain.size("train")
+        per = (
+            "dense"
+            if tasks is None or tasks >= DENSE_TASKS * size
+            else "parameter"
+            if domain.convex
+            else "leaf"
+        )
+        return replace(self, learned=per).build(domain, mesh)
 
     def initial(self) -> float | Learned:
         """Return the strength that learning begins with."""

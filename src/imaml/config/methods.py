@@ -13,6 +13,7 @@ from ..core.recipes import former, kinds_of
 from ..core.validation import not_one_of
 from ..domains.base import Domain
 from ..meta.gradient import MetaGradient, require_method
+from ..problems.losses import joined
 from .method import Anchored, MethodRecipe
 
 
@@ -169,6 +170,11 @@ def made(method: MethodRecipe | MetaGradient, domain: Domain, mesh: Mesh | None)
     if isinstance(method, MethodRecipe):
         return method.build(domain, mesh)
     method = require_method(method)
+    if (
+        getattr(method.rule, "whole", None) is joined
+    ):  # the domain knows whether both batches have the same rows
+        rule = dataclasses.replace(method.rule, whole=domain.whole)  # type: ignore[type-var, call-arg]
+        method = dataclasses.replace(method, rule=rule).built_from(method.origin)
     return method if mesh is None or method.mesh is not None else method.on(mesh)
 
 

@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import GradientTransformation, Schedule, contrib
 
@@ -21,7 +22,7 @@ from ..core.tree import Tree
 from ..core.validation import not_one_of
 from ..problems.precision import Theta
 
-Name = Literal["adam", "sgd", "rmsprop", "adamw", "muon"]
+Name = Literal["adam", "sgd", "rmsprop", "adamw", "muon", "newton"]
 
 # The parameters of Optax's constructors that each option sets. A constructor without them lacks the option.
 PARAMETERS = {
@@ -42,11 +43,13 @@ class Outer(NamedTuple):
         transform: The Optax transform.
         rate: The learning rate as a function of the step, or None where it is not known.
         average: Decay of the moving average of the meta-parameters, 0 for none.
+        newton: Whether steps are Newton's on the likelihood, for which the transform has no part but memory.
     """
 
     transform: GradientTransformation
     rate: Schedule | None
     average: float
+    newton: bool = False
 
 
 @recipe()
@@ -57,8 +60,11 @@ class Optimiser(Checked):
     entries have (Liu et al. 2025, section 2.2: a root mean square of 0.2 learning rates). The other
     parameters use Adam with Nesterov's momentum.
 
+    "newton" maximises the likelihood of linear models with the method "evidence", by damped Newton steps on
+    all training tasks (see `imaml.meta.marginal`). It has no learning rate.
+
     Args:
-        name: "adam", "adamw", "sgd", "rmsprop" or "muon".
+        name: "adam", "adamw", "sgd", "rmsprop", "muon" or "newton".
         learning_rate: Learning rate, after the warm-up and at the start of the schedule.
         schedule: "cosine" (to zero at the last step) or "constant".
         warmup: Steps of linear warm-up from 0, so the first step does not move the meta-parameters.
@@ -200,7 +206,9 @@ def _saved(options: Mapping[str, object]) -> Optimiser:
 
 @functools.lru_cache(maxsize=16)  # runs of equal optimisers share their compiled steps
 def _outer(optimiser: Optimiser, steps: int) -> Outer:
-    return Outer(optimiser.build(steps), optimiser.rate(steps), optimiser.average)
+    newton = optimiser.name == "newton"
+    rate = None if newton else optimiser.rate(steps)
+    return Outer(optimiser.build(steps), rate, optimiser.average, newton)
 
 
 def outer(optimiser: Optimiser | GradientTransformation, steps: int) -> Outer:
@@ -246,7 +254,15 @@ def described(optimiser: Optimiser | GradientTransformation) -> Optimiser:
 
 def _constructor(name: str) -> Callable[..., GradientTransformation]:
     """Return Optax's constructor of an optimiser."""
+    if name == "newton":
+        return _newton
     return contrib.muon if name == "muon" else getattr(optax, name)
+
+
+def _newton(learning_rate: Schedule) -> GradientTransformation:
+    """Return the memory of Newton's method: NaN until the first step."""
+    unknown = lambda params: jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)  # noqa: E731
+    return GradientTransformation(unknown, optax.identity().update)
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from ..core.tree import Tree
 from ..core.validation import require_scalar
 from ..inner.base import InnerSolver
 from ..problems.base import Key, Problem, Task
+from ..problems.losses import joined, same_arrays
 from .base import Flag, Learning, StepNumber, TaskGradient, TaskRule
 from .implicit import Implicit
 from .system import QueryLoss
@@ -77,6 +78,20 @@ class Metrics(NamedTuple):
         """Whether each task's `error_bound` bounds its error, shape ``(tasks,)``."""
         code = None if self.linear_status is None else self.linear_status.certificate
         return jnp.zeros(self.used.shape, bool) if code is None else bounded(code)
+
+
+def unsolved(loss: Array, gradient_norm: Array, used: Array) -> Metrics:
+    """Return the statistics of a step that solves no inner problem and no linear system.
+
+    Args:
+        loss: See `Metrics`.
+        gradient_norm: See `Metrics`.
+        used: See `Metrics`.
+
+    Returns:
+        The statistics.
+    """
+    return Metrics(loss, gradient_norm, *[None] * 9, used, {})  # type: ignore[arg-type]
 
 
 Measure = Callable[[Tree, Tree, Tree], dict[str, Array]]  # (phi, theta, batch) -> scalars
@@ -236,19 +251,20 @@ class MetaGradient(Checked, ByContent):
             )
         return replace(self, rule=replace(self.rule, certify=self.rule.certificate or True))
 
-    def init(self, domain: Network, key: Array) -> Tree:
-        """Fresh meta-parameters for a domain's network.
+    def init(self, domain: Network | Tree, key: Key = None) -> Tree:
+        """Fresh meta-parameters for a domain's network, or for parameters that there are.
 
         Args:
-            domain: The domain.
-            key: A random key.
+            domain: The domain, or where no domain is, the tree of parameters that tasks start at.
+            key: A random key for the domain's network; None with parameters.
 
         Returns:
             Theta; a `Theta` if a strength, rate or noise is learned.
         """
         if self.view is not None:
-            return self.view.wide(key)
-        theta = self.problem.parameters(domain.init(key))
+            return self.view.wide(key)  # type: ignore[arg-type]
+        fresh = domain if key is None else domain.init(key)
+        theta = self.problem.parameters(fresh)
         learns = getattr(self.inner, "parameters", None)
         return theta if learns is None else learns(self.problem, theta)
 
@@ -339,6 +355,8 @@ class MetaGradient(Checked, ByContent):
         Raises:
             NumericalError: Outside jit, if tasks failed and the policy is "raise", or if all failed.
         """
+        if getattr(self.rule, "whole", None) is joined and same_arrays(tasks.support, tasks.query):
+            tasks = Task(tasks.support, None)  # else each row would count twice, as both are joined
         count = _count(tasks)
         keys = None if key is None else jax.random.split(key, count)
         mean = self.at_step(step, estimate)._mean_gradient
@@ -439,7 +457,7 @@ class MetaGradient(Checked, ByContent):
             inner_status=inner.status,
             linear_status=linear.status,
             used=_usable(found, self.rule.needs_solution),
-            measures={} if self.measure is None else self.measure(found.phi, theta, task.query),
+            measures={} if self.measure is None else self.measure(found.phi, theta, task.asked),
         )
 
 

@@ -38,7 +38,7 @@ class Jointly(RuleBase):
 
     def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Differentiate the loss on all of the task's data; phi is theta, as nothing is adapted."""
-        whole = self.whole(*task)
+        whole = task.whole(self.whole)
         loss, gradient = jax.value_and_grad(lambda t: require_scalar("loss", self.loss(t, whole)))(theta)
         return TaskGradient(gradient, loss, theta)
 

@@ -31,12 +31,12 @@ class OnAllData(RuleBase):
     def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Adapt to all of the task's data; the query loss is only measured; see `TaskRule.task_gradient`."""
         problem, query_loss, _ = learning
-        batch = self.whole(*task)
+        batch = task.whole(self.whole)
         start = problem.init(theta, batch, key)
         phi, found = learning.solved(theta, batch, key)
         slope = jax.grad(lambda t: problem.objective(found.value, t, batch))(theta)
         gradient = self.learned(problem, slope, start, found.value)
-        return TaskGradient(gradient, query_loss(phi, theta, task.query), phi, found.stats.residual, found)
+        return TaskGradient(gradient, query_loss(phi, theta, task.asked), phi, found.stats.residual, found)
 
     def learned(self, problem: Problem, slope: Tree, start: Tree, found: Tree) -> Tree:
         """Make the meta-gradient; by default the slope.

@@ -43,11 +43,28 @@ class Task(NamedTuple):
 
     Attributes:
         support: What a task is learned from, any pytree.
-        query: What the learned parameters are scored on, any pytree.
+        query: What the learned parameters are scored on, any pytree. None for methods that learn from all
+            of a task's rows at once (evidence, moments, reptile), which else join both.
     """
 
     support: Tree
-    query: Tree
+    query: Tree = None
+
+    @property
+    def asked(self) -> Tree:
+        """The query set, or the support set where there is no other."""
+        return self.support if self.query is None else self.query
+
+    def whole(self, join: Callable[[Tree, Tree], Tree]) -> Tree:
+        """Return all of a task's rows as one batch.
+
+        Args:
+            join: Joins both sets, (support, query) -> batch.
+
+        Returns:
+            The batch; the support set where there is no other.
+        """
+        return self.support if self.query is None else join(self.support, self.query)
 
 
 class Problem(ByContent):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +27,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ..core import tree
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, StructureError
 from ..core.tree import Tree
 from ..core.validation import require_function, require_number
 from .losses import CompositeLoss
 from .precision import Learned, Theta, logs_in
+
+if TYPE_CHECKING:
+    from .base import Problem
 
 
 def weights_of(batch: Tree, rows: int, dtype: DTypeLike) -> Array:
@@ -459,3 +462,26 @@ def likelihood(loss: CompositeLoss, noise: float | Learned | None = None) -> Neg
     else:
         require_number("likelihood", 0, open=True, noise=noise)
     return NegativeLogLikelihood(loss, noise)
+
+
+def likelihood_of(owner: str, problem: Problem) -> NegativeLogLikelihood:
+    """The loss of a problem, which must be a sum of negative log likelihoods.
+
+    Args:
+        owner: The name in the message.
+        problem: The problem.
+
+    Returns:
+        The loss.
+
+    Raises:
+        StructureError: If it is no such sum, or the problem has no prior.
+    """
+    if problem.has_precision and isinstance(problem.loss, NegativeLogLikelihood):
+        return problem.loss
+    raise StructureError(
+        f"{owner}: expected proximal(likelihood(loss), strength), whose strength is a prior's precision, "
+        f"got a {problem.kind} problem with the loss {type(problem.loss).__name__}, which is not declared to "
+        "be a sum over rows. Hint: a mean loss over n rows with a strength is like a likelihood with n times "
+        "that strength as precision."
+    )

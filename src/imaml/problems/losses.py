@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from ..core import tree
 from ..core.errors import ConfigError
@@ -155,3 +157,20 @@ def joined(support: Tree, query: Tree) -> Tree:
             f"{tree.shapes(query)}. Hint: pass whole=(support, query) -> batch."
         )
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, query)
+
+
+def same_arrays(support: Tree, query: Tree) -> bool:
+    """Return whether two batches are the same rows.
+
+    Args:
+        support: The support set.
+        query: The query set.
+
+    Returns:
+        Whether each leaf of one is that of the other, or has its values. False for arguments of a compiled
+        function, whose values are not known.
+    """
+    leaves, others = jax.tree.leaves(support), jax.tree.leaves(query)
+    if len(leaves) != len(others) or any(isinstance(leaf, Tracer) for leaf in (*leaves, *others)):
+        return False
+    return all(a is b or np.array_equal(a, b) for a, b in zip(leaves, others, strict=True))

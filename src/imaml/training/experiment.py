@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 from optax import GradientTransformation
 
@@ -24,7 +24,7 @@ from ..domains.base import Domain, in_step
 from ..meta.gradient import MetaGradient
 from .directory import check_resumable, create_run_directory
 from .loop import Loop, Run, Watch
-from .step import State, devices_mesh, initial_state, make_step
+from .step import NewtonStep, State, devices_mesh, initial_state, make_step
 
 UNSTORED = "the optimiser is an Optax transform, which has no JSON form"
 
@@ -87,6 +87,8 @@ class Experiment:
         Raises:
             ConfigError: If errors are to be bounded and the method has no certificate.
         """
+        if self.outer.newton:
+            return NewtonStep(self.method, self.domain, self.tasks)  # type: ignore[return-value]
         method = self.method.certifying() if certify else self.method
         logged = (self.training.log_every, self.training.steps) if estimate else (0, 0)
         return make_step(method, self.outer, self.tasks, *logged)
@@ -160,12 +162,18 @@ def assemble(
         25
     """
     built = config.domain.build() if domain is None else domain
-    mesh = devices_mesh(in_step(built, config.training.tasks))
-    method = config.method.build(built, mesh)
-    config = dataclasses.replace(config, domain=built.recipe)  # it knows the layout of its data
     optimiser, reason = (config.optimiser, "") if transform is None else (transform, UNSTORED)
     made = outer(optimiser, config.training.steps)
+    method = config.method.build(built, _mesh(made, built, config.training.tasks))
+    chosen = config.method if method.origin is None else method.origin.method
+    # The recipes know the layout of the data, and what was chosen by them.
+    config = dataclasses.replace(config, domain=built.recipe, method=chosen)
     return Experiment(built, method, made, config.training, config, reason)
+
+
+def _mesh(made: Outer, domain: Domain, tasks: int) -> Mesh | None:
+    """Return the devices that share the tasks of a step; one where the step is a single small program."""
+    return None if made.newton else devices_mesh(in_step(domain, tasks))
 
 
 def train(
@@ -217,7 +225,7 @@ def train(
         >>> import imaml
         >>> domain = imaml.sinusoid()
         >>> method = imaml.IMAML(domain.problem(0.5), domain.query_loss,
-        ...                      inner=imaml.GradientDescent(0.02, steps=5), linear=imaml.CG(steps=3))
+        ...                      inner=imaml.GradientDescent(0.01, steps=5), linear=imaml.CG(steps=3))
         >>> imaml.train(domain, method, imaml.Optimiser("adam", 1e-3), steps=2, tasks=4, validate_every=0,
         ...             progress=False).step
         2
@@ -228,7 +236,7 @@ def train(
     training = Training(**options)  # type: ignore[arg-type]
     optimiser = Optimiser() if optimiser is None else optimiser
     transform = outer(optimiser, training.steps)
-    method = made(method, domain, devices_mesh(in_step(domain, training.tasks)))
+    method = made(method, domain, _mesh(transform, domain, training.tasks))
     config, reason = _described(domain, method, optimiser, training)
     experiment = Experiment(domain, method, transform, training, config, reason)
     watched = {"on_step": on_step, "on_validation": on_validation}

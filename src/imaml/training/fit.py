@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from optax import GradientTransformation
 
-from ..config.method import IMAMLRecipe, MethodRecipe
+from ..config.method import EvidenceRecipe, IMAMLRecipe, MethodRecipe
 from ..config.optimiser import Optimiser, described
 from ..config.run import Config
 from ..config.training import Training
@@ -25,6 +25,8 @@ from ..domains.tasks.build import Choice, domain_of
 from ..domains.tasks.collection import Tasks
 from ..domains.tasks.domain import LEVELS, TasksDomain, normalises
 from ..domains.tasks.losses import RowLoss
+from ..inner.newton import NewtonCG
+from ..linear.cg import CG
 from ..predict import save
 from .choosing import choose
 from .directory import write_config
@@ -38,6 +40,7 @@ OPTIMISERS = {
 }
 CALIBRATION = 200  # validation tasks whose errors calibrate the intervals
 ENOUGH = 50  # errors for a calibration
+SOLVER = NewtonCG(steps=20, linear=CG(20))  # of a task of a mixed model
 
 
 def fit(
@@ -93,6 +96,9 @@ def fit(
             "squared" it is in units of one over the variance of the targets.
         adapt: Which parameters a task adapts: names, or what the model's library uses (docs/own_tasks.md).
         optimiser: The outer optimiser, or an Optax transform. By default Adam.
+            ``imaml.Optimiser("newton")`` fits a mixed model to all rows of the training tasks by maximum
+            likelihood: the parameters that `adapt` names vary between tasks, and `Run.likelihood` has
+            standard errors (docs/tables.md).
         pretrain: The most steps on all rows without adaptation, from which meta-training starts. By default
             at most 2,000, and none for episodes or with `method`.
         tasks_per_step: Tasks in each step.
@@ -148,7 +154,8 @@ def fit(
     if minutes is None and steps is None:
         minutes = 1.0
         choices.append(Choice("minutes", minutes, "enough for a first look"))
-    training = _training(domain, steps, minutes, tasks_per_step, seed, choices)
+    newton = isinstance(optimiser, Optimiser) and optimiser.name == "newton"
+    training = _training(domain, steps, minutes, 0 if newton else tasks_per_step, seed, choices)
     if optimiser is None:
         images = domain.recipe.episodes and normalises(domain.recipe.model)
         name, why = ("muon", "suits episodes of images") if images else ("adam", "suits most networks")
@@ -160,15 +167,20 @@ def fit(
     if method is None:
         names = adapt_names(domain.recipe.model, adapt, jax.eval_shape(domain.init, jax.random.key(0)))
         began = time.monotonic()
-        found = choose(plan, domain, transform, strength, names, pretrain, choices, progress)
-        method, start = found.method, found.start
-        if minutes is not None:
-            # At least half of what was asked for, whatever the trials took.
-            left = max(minutes - (time.monotonic() - began) / 60, minutes / 2)
-            training = replace(training, minutes=left)
-            if steps is None and found.seconds:  # so that the learning rate falls to zero in that time
-                planned = max(10, min(MOST_STEPS, int(60 * left / found.seconds)))
-                training = replace(training, **_rhythm(domain, planned))
+        if newton:
+            given = {"adapt": names, "inner": SOLVER, "linear": CG(20), "learned": "dense"}
+            method = EvidenceRecipe(strength=strength or 1.0, **given)
+            choices.append(Choice("method", "evidence", "the likelihood is what Newton's method maximises"))
+        else:
+            found = choose(plan, domain, transform, strength, names, pretrain, choices, progress)
+            method, start = found.method, found.start
+            if minutes is not None:
+                # At least half of what was asked for, whatever the trials took.
+                left = max(minutes - (time.monotonic() - began) / 60, minutes / 2)
+                training = replace(training, minutes=left)
+                if steps is None and found.seconds:  # so that the learning rate falls to zero in that time
+                    planned = max(10, min(MOST_STEPS, int(60 * left / found.seconds)))
+                    training = replace(training, **_rhythm(domain, planned))
     elif strength is not None or adapt is not None or pretrain is not None:
         raise ConfigError(
             "fit: method: expected None with strength=, adapt= or pretrain=, which are options of the usual "
@@ -211,6 +223,16 @@ def _training(
         choices.append(Choice("tasks_per_step", tasks_per_step, why))
     if steps is None:
         steps = MOST_STEPS
+    if not tasks_per_step:  # Newton's method, whose step is a norm in standard errors
+        return Training(
+            steps=steps,
+            tasks=0,
+            seed=seed,
+            minutes=minutes,
+            validate_every=0,
+            log_every=1,
+            gradient_below=1e-3,
+        )
     return Training(
         tasks=tasks_per_step,
         seed=seed,

@@ -322,6 +322,8 @@ class _Words:
             after = "" if get("seconds") is None else f" after {clock(event['seconds'])} of training"
             at += f" of {self.total}" if self.total and get("reason") not in ("steps", "failed") else ""
             ended = f"ended at {at}{after}: {REASONS.get(get('reason', ''), get('reason'))}"
+            if get("converged") is not None:
+                ended += f"; {'converged' if event['converged'] else 'not converged'}"
             if not self.unknown:
                 return ended
             return (

@@ -19,10 +19,11 @@ from ..core.errors import ConfigError, NumericalError
 from ..core.interrupts import Interrupted, Interrupts
 from ..core.tree import Tree
 from ..core.version import __version__
-from ..domains.base import Domain
+from ..domains.base import Domain, in_step, sample_many
 from ..domains.tasks.build import Choice
 from ..domains.tasks.collection import Tasks
 from ..meta.gradient import MetaGradient
+from ..meta.marginal import Fitted, fitted
 from ..predict import Learner, Predictor, adapt, save
 from ..storage.checkpoint import Checkpoints
 from .directory import write_config
@@ -110,6 +111,21 @@ class Run:
             ArtefactError: If the file cannot be written.
         """
         self.learner.save(path)
+
+    def likelihood(self) -> Fitted:
+        """Say what the likelihood of all rows of the training tasks is at theta, by Laplace's method.
+
+        Returns:
+            The log likelihood, standard errors, and how far theta is from the maximum, in the units of the
+            coded data.
+
+        Raises:
+            StructureError: If the loss is no sum of negative log likelihoods, or the model is not linear.
+        """
+        tasks = sample_many(
+            self.domain, jax.random.key(0), "train", in_step(self.domain, 0), lambda drawn: drawn
+        )
+        return fitted(self.method.problem, self.theta, jax.vmap(self.domain.whole)(*tasks))
 
     def evaluate(
         self,
@@ -210,7 +226,9 @@ class Loop:
                     write_config(directory, described)
                 state, reason = self._steps(state)
                 count = int(state["step"])
-                journal.write("end", step=count, reason=reason, seconds=self._seconds())
+                asked = training.gradient_below is not None
+                converged = {"converged": reason == "gradient"} if asked else {}
+                journal.write("end", step=count, reason=reason, seconds=self._seconds(), **converged)
             theta = self._theta(state)
             if directory is not None:
                 kept = experiment.method.start(theta)

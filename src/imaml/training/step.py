@@ -1,6 +1,7 @@
 """The training step, and the state that it starts from."""
 
 import functools
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -17,7 +18,9 @@ from ..core.compile import whole_program
 from ..core.errors import ConfigError
 from ..core.tree import Tree
 from ..domains.base import Domain, sample_many
-from ..meta.gradient import AXIS, MetaGradient
+from ..meta.gradient import AXIS, MetaGradient, unsolved
+from ..meta.marginal import doubled, newton, roots, unrooted
+from ..problems.precision import Theta
 
 State: TypeAlias = dict[str, Tree]  # "theta", "optimiser", "average" and "step"
 Report: TypeAlias = dict[str, Tree]  # "gradient_norm" and "metrics"
@@ -96,6 +99,73 @@ def make_step(method: MetaGradient, outer: Outer, tasks: int, every: int = 1, la
         return kept, {"gradient_norm": size, "metrics": metrics}
 
     return whole_program(step)
+
+
+class NewtonStep:
+    """The training step of Newton's method on the likelihood of all training tasks, in float64.
+
+    It is called as what `make_step` returns, with the same report: "gradient_norm" is the distance from the
+    maximum, in standard errors. Standard deviations of 0 are kept in the optimiser's memory, as a precision
+    cannot hold them.
+
+    Args:
+        method: Gives the problem, by the rule `evidence`.
+        tasks: How many training tasks there are.
+
+    Raises:
+        ConfigError: If the method has another rule, or steps do not have all training tasks.
+    """
+
+    def __init__(self, method: MetaGradient, domain: Domain, tasks: int) -> None:
+        """Check what can be, and prepare the program."""
+        if not getattr(method.rule, "marginal", False):
+            raise ConfigError(
+                "optimiser: expected the method evidence with name='newton', got another, with the rule "
+                f"{type(method.rule).__name__}. Hint: --method.name=evidence, or --optimiser.name=adam."
+            )
+        if tasks != domain.size("train"):
+            raise ConfigError(
+                "optimiser: expected every training task in each step with name='newton', got "
+                f"tasks={tasks} of {domain.size('train')}. Hint: --training.tasks=0."
+            )
+        self._program = whole_program(functools.partial(self._taken, method, tasks))
+
+    @staticmethod
+    def _taken(
+        method: MetaGradient, tasks: int, domain: Domain, state: State, key: Array
+    ) -> tuple[State, Report]:
+        batch = sample_many(domain, key, "train", tasks, lambda drawn: drawn)
+        rows = jax.vmap(lambda task: task.whole(method.rule.whole))(batch)  # type: ignore[attr-defined]
+        theta, memory, rows = doubled((state["theta"], state["optimiser"], rows))
+        fresh = roots(method.problem, theta)
+        known = jax.tree.map(lambda old, new: jnp.where(jnp.isnan(old), new, old), Theta.of(memory), fresh)
+        move = newton(method.problem, known, rows)
+        found = unrooted(method.problem, move.rooted)
+        used = jnp.isfinite(move.surprises)
+        good = jnp.all(used) & jnp.isfinite(move.distance)
+        new = {"theta": found, "optimiser": move.rooted}
+        new = {n: part if isinstance(state["theta"], Theta) else part.mean for n, part in new.items()}
+        narrow = lambda old, now: jnp.where(good, now.astype(old.dtype), old)  # noqa: E731
+        kept: State = {name: jax.tree.map(narrow, state[name], new[name]) for name in new}
+        kept |= {"average": state["average"], "step": state["step"] + good.astype(jnp.int32)}
+        metrics = unsolved(move.surprises, jnp.broadcast_to(move.distance, used.shape), used)
+        return kept, {"gradient_norm": move.distance, "metrics": metrics}
+
+    def __call__(self, domain: Domain, state: State, key: Array) -> tuple[State, Report]:
+        """Take a step."""
+        with jax.enable_x64(True):
+            return self._program(domain, state, key)
+
+    def __getattr__(self, name: str) -> Callable:
+        """Return `lower`, `trace` or `eval_shape` of the program, in float64 as well."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def within(*arguments: object) -> object:
+            with jax.enable_x64(True):
+                return getattr(self._program, name)(*arguments)
+
+        return within
 
 
 def initial_state(

@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.errors import ConfigError, DataError
-from ...core.validation import some_of
+from ...core.validation import not_one_of, some_of
 from ..base import SPLITS
 from .cells import Table, label_of
 from .columns import chosen, complete, described, less_offset, weights_of
 from .layout import Layout, column_of
+from .mixed_model import INTERCEPT
 
 if TYPE_CHECKING:
     from .domain import Tables, TablesRecipe
 
+NONE = "none"  # features
 MOST = 256  # rows of a support set, and of a query set, that a training step draws of a larger task
 MOST_WHOLE = 1024  # rows where a training step learns from all rows
 
@@ -43,30 +45,39 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
     """
     assert recipe.task is not None
     assert recipe.target is not None
+    _refuse_crossed(recipe.task, table)
     roles = {"the task": recipe.task, "the target": recipe.target}
     roles |= {"the weights": recipe.weights, "the offset": recipe.offset}
     used = [name for name in roles.values() if name is not None]
     for what, name in roles.items():
         if name is not None:
             table.column(name, what)
-    for name in (*recipe.features, *recipe.texts):
+    none = recipe.features == (NONE,) and NONE not in table.columns
+    given = () if none else recipe.features
+    for name in (*given, *recipe.texts):
         table.column(name, "a feature")
-    named = (*used, *recipe.features)
+    named = (*used, *given)
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise ConfigError(
             f"domain: features: expected columns other than the task {recipe.task!r} and the target "
             f"{recipe.target!r}, each once, got {', '.join(twice)} twice."
         )
     layout, excluded = recipe.layout, {}
-    features = tuple(column.name for column in layout.features) if layout else recipe.features
-    if not features:
+    features = tuple(column.name for column in layout.features) if layout else given
+    if not features and not none:
         features, excluded = chosen(table, used, recipe.texts)
-    if not features:
+    if not features and not none:
         reasons = some_of([f"{name} {why}" for name, why in excluded.items()])
         raise ConfigError(
             f"domain: features: expected columns other than the task {recipe.task!r} and the target "
-            f"{recipe.target!r}, one at least, got none{f' ({reasons})' if excluded else ''}."
+            f"{recipe.target!r}, one at least, got none{f' ({reasons})' if excluded else ''}. Hint: "
+            "for a model of an intercept alone, choose features 'none'."
         )
+    for name in recipe.random:
+        if name not in (INTERCEPT, *features):
+            raise ConfigError(not_one_of("domain: random: coefficient", name, (INTERCEPT, *features)))
+    if recipe.hidden and not features:
+        raise ConfigError("domain: hidden: expected features with hidden layers, got none.")
     for name in (*features, recipe.target) if layout is None else ():
         if name not in recipe.texts:
             table.kind(name, "a column")  # so that a cell in doubt is reported before anything else
@@ -95,6 +106,17 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
     others = {"weights": recipe.weights, "offset": recipe.offset}
     told = described(table, layout, str(recipe.task), others, excluded, kept, recipe.missing == "mean")
     return _domain(recipe, table.source, labels, names, (inputs, targets, weights), told)
+
+
+def _refuse_crossed(task: str, table: Table) -> None:
+    """Raise ConfigError where several columns are named as the task."""
+    parts = [part.strip() for part in task.replace("*", ",").replace(":", ",").replace("/", ",").split(",")]
+    if len(parts) > 1 and task not in table.columns and all(part in table.columns for part in parts):
+        raise ConfigError(
+            f"domain: task: expected one column, got {len(parts)} ({some_of(parts)}). Hint: a task is a "
+            "group of rows; for crossed or nested factors use lme4 or glmmTMB in R, or bambi or statsmodels "
+            "in Python."
+        )
 
 
 def _domain(

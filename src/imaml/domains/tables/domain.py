@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ...core.errors import ConfigError
@@ -17,9 +18,10 @@ from ...core.fields import Fraction, NonNegativeInt, PositiveInt
 from ...core.recipes import from_json, recipe
 from ...core.tree import Tree
 from ...core.validation import some_of
-from ...problems.base import Task
+from ...problems.base import Problem, Task
 from ...problems.likelihoods import Categorical, Gaussian
 from ...problems.losses import CompositeLoss, joined
+from ...problems.proximal import Adapt
 from ..networks import MLP
 from ..recipes import ReadsData
 from ..tasks.groups import Drawn, Grouped
@@ -28,6 +30,7 @@ from .cells import table_of
 from .files import Format, read_table
 from .interface import Rows, TablesInterface
 from .layout import Layout
+from .mixed_model import PartlyVarying, varying_network
 
 TINY = 1e-6  # of sums of weights that something is divided by
 
@@ -40,7 +43,7 @@ class RowsLoss(CompositeLoss):
     for tasks of 2 rows and of 200; hashable.
     """
 
-    network: MLP
+    network: MLP | PartlyVarying
     classes: bool
     averages: ClassVar[bool] = False
 
@@ -69,7 +72,7 @@ class TablesRecipe(ReadsData):
         task: The column whose values name the tasks.
         target: The column to be predicted. A column of texts makes tasks of classification.
         features: The columns to predict it from; by default all others but those that only number the rows,
-            have one value, or are texts that differ in most rows.
+            have one value, or are texts that differ in most rows. "none" for none: the model is an intercept.
         weights: The column that says how many times a row counts.
         offset: The column that is added to predictions; for targets that are numbers.
         texts: Columns that are categories although they look like numbers or dates.
@@ -81,6 +84,8 @@ class TablesRecipe(ReadsData):
             semicolon, a tab or a bar.
         encoding: The encoding of a text file, such as "cp1252".
         decimal: The sign before the fraction of a number in a text file, "." or ",".
+        random: Of a linear model: the coefficients that vary between tasks, "intercept" and names of
+            features, all others being shared; by default all vary.
         hidden: Units of the network's hidden layers (tanh); none for a linear model.
         holdout: Which rows of a task are its query set: "random" ones, the "last" in the file, or "none": in
             training all rows are both support and query; an evaluation takes random ones.
@@ -107,6 +112,7 @@ class TablesRecipe(ReadsData):
     separator: str = ""
     encoding: str = "utf-8"
     decimal: Literal[".", ","] = "."
+    random: tuple[str, ...] = ()
     hidden: tuple[PositiveInt, ...] = ()
     holdout: Literal["random", "last", "none"] = "random"
     shots: PositiveInt | None = None
@@ -130,6 +136,11 @@ class TablesRecipe(ReadsData):
                 "domain: expected validation and test with a sum below 1, to leave tasks for training, got "
                 f"{self.validation:g} and {self.test:g}."
             )
+        if self.random and self.hidden:
+            raise ConfigError(
+                "domain: random: expected none with hidden layers, as coefficients are those of a linear "
+                f"model, got {', '.join(self.random)}. Hint: leave out hidden, or choose --method.adapt."
+            )
 
     @property
     def fixed(self) -> Layout:
@@ -139,9 +150,16 @@ class TablesRecipe(ReadsData):
         return self.layout
 
     @property
-    def network(self) -> MLP:
-        """The network: inputs, hidden layers, outputs."""
+    def network(self) -> MLP | PartlyVarying:  # type: ignore[override]
+        """The network: inputs, hidden layers, outputs; of one kind where some coefficients are shared."""
+        if self.random or not self.fixed.inputs:
+            return varying_network(self)
         return MLP((self.fixed.inputs, *self.hidden, self.fixed.outputs), "tanh")
+
+    @property
+    def network_placement(self) -> np.ndarray:
+        """The matrix from a linear model's flat parameters to its coefficients, intercept first."""
+        return varying_network(self).placement
 
     def without_data(self) -> Tables:
         """Return the domain with its network and problem, but no rows."""
@@ -239,6 +257,35 @@ class Tables(Grouped, TablesInterface):
         """Return fresh parameters of the network; zeros for a linear model."""
         made = self.recipe.network.init(key)
         return made if self.recipe.hidden else jax.tree.map(jnp.zeros_like, made)
+
+    def problem(self, strength: Tree, adapt: Adapt = None, curvature: str = "hessian") -> Problem:
+        """Return the inner problem; a task adapts the coefficients of `random` where there are such."""
+        if self.recipe.random and adapt is not None:
+            raise ConfigError(
+                "method: adapt: expected None with random coefficients, which say what a task adapts, got "
+                f"{adapt!r}."
+            )
+        shared = self.recipe.random and varying_network(self.recipe).shared
+        return super().problem(strength, ("varying",) if shared else adapt, curvature)
+
+    def rows_of_tasks(self, numbers: Array) -> Rows:
+        """Return all rows of some tasks, or of linear models rows that are equivalent to them.
+
+        Args:
+            numbers: The tasks, ``(tasks,)``.
+
+        Returns:
+            The rows, leaves ``(tasks, n, ...)``.
+        """
+        drawn = jax.vmap(lambda number: self._drawn(number, jax.random.key(0), "train"))(numbers)
+        return jax.vmap(self.gather)(drawn).support
+
+    def design(self) -> np.ndarray:
+        """Return the coded inputs of all training rows, a one before each, float64."""
+        numbers = np.asarray(self.splits["train"])
+        places = zip(np.asarray(self.first)[numbers], np.asarray(self.counts)[numbers], strict=True)
+        rows = np.concatenate([np.arange(first, first + count) for first, count in places])
+        return np.column_stack([np.ones(len(rows)), np.asarray(self.inputs, np.float64)[rows]])
 
     @property
     def whole(self) -> Callable[[Rows, Rows], Rows]:  # type: ignore[override]
@@ -352,7 +399,8 @@ def tables(data: object, task: str, target: str, **options: object) -> Tables:
           day    feature   number: mean 1.5, standard deviation 1.11803
     """
     where = str(data) if isinstance(data, str | Path) else None
-    fields = {"data": where, "task": task, "target": target, **options}
+    several = task if isinstance(task, str) else ",".join(task)  # two columns are refused with advice
+    fields = {"data": where, "task": several, "target": target, **options}
     recipe: TablesRecipe = from_json({"kind": "TablesRecipe", **fields})  # type: ignore[assignment]
     domain = recipe.build() if where is not None else build(recipe, table_of(data, "data"))
     parts = [line.partition("  excluded  ") for line in domain.about()]

@@ -20,12 +20,12 @@ from ..arrays import Field
 from ..base import Answers, DomainBase, Encoded, Predicts
 from ..scenes import Scene, compared
 from ..tasks.layout import bucket, padded
-from ..user_data import Part
+from ..user_data import Json, Part
 from .cells import Table, label_of, table_of
 from .columns import complete, less_offset, weights_of
 from .files import read_table
 from .layout import Column
-from .mixed_model import learned_prior, prior_text
+from .mixed_model import summary_of
 
 if TYPE_CHECKING:
     from .domain import TablesRecipe
@@ -327,10 +327,13 @@ class TablesInterface(DomainBase):
         lines = {"before": first, "after": last}
         return [Scene("probability of the true class", self.target.name, lines, "row")]
 
-    def summary(self, theta: Tree, problem: Problem) -> tuple[dict[str, object], str]:
-        """Return the learned prior of a linear model's coefficients; nothing for other models."""
-        prior = learned_prior(self.recipe, theta, problem)
-        return ({}, "") if prior is None else ({"prior": prior}, prior_text(prior))
+    def summary(self, theta: Tree, problem: Problem) -> tuple[Json, str]:
+        """Return the learned prior of a linear model's coefficients; nothing for other models.
+
+        With data, and a likelihood, also what the likelihood says of it: standard errors, AIC, what is
+        degenerate, and whether the fit has converged.
+        """
+        return summary_of(self, theta, problem)  # type: ignore[arg-type]
 
 
 def _plain(answer: str | float) -> str | float:

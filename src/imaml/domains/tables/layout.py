@@ -251,7 +251,8 @@ class Layout:
         Raises:
             DataError: If a cell is no number, or a category that training did not have.
         """
-        return np.concatenate([column.code(table, unseen) for column in self.features], axis=1)
+        none = np.empty((table.rows, 0))
+        return np.concatenate([none, *(column.code(table, unseen) for column in self.features)], axis=1)
 
     def targets(self, table: Table) -> np.ndarray:
         """Return the targets of a table's rows.
@@ -285,7 +286,7 @@ class Layout:
         if self.target.levels is not None:
             raise ConfigError("in_units: expected a target of numbers, which have units, got a class.")
         # With y = m + s (b + sum_j w_j (x_j - m_j) / s_j) the coefficients are linear in (b, w).
-        widths = [column.width for column in self.features]
+        widths = np.array([column.width for column in self.features], int)
         centres = np.repeat([column.mean for column in self.features], widths)  # 0 and 1 of categories
         scales = np.repeat([column.scale for column in self.features], widths)
         linear = np.diag(np.concatenate([[1.0], 1 / scales])) * self.target.scale

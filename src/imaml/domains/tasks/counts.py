@@ -16,6 +16,7 @@ from ...problems.likelihoods import Density
 from .layout import Rows
 from .losses import RowLoss
 
+SHIFT = 8  # from where on Stirling's series is taken
 LOG_MOST = 20.0  # of the mean of a count, half a thousand million: draws are whole numbers of 32 bits
 
 
@@ -77,22 +78,23 @@ def negative_binomial_log_density(outputs: Array, target: Array) -> Array:
     a = jnp.clip(outputs[1], -30, 30)  # further out exp(-a) would overflow, and nothing changes
     r = jnp.exp(-a)
     total = jax.nn.softplus(z + a)
-    return _rising(y, r, a) - jax.lax.lgamma(y + 1) + y * (z - total) - r * total
+    return _rising(y, r) - jax.lax.lgamma(y + 1) + y * (z - total) - r * total
 
 
-def _rising(y: Array, r: Array, a: Array) -> Array:
-    """Log G(y + r) - log G(r) + y a, where r = exp(-a).
+def _rising(y: Array, r: Array) -> Array:
+    """Log G(y + r) - log G(r) - y log r, without differences of large logarithms.
 
-    Of a large r both logarithms are large, and their difference is lost in float32. There Stirling's series
-    gives it: with s(x) = 1 / (12 x) - 1 / (360 x^3),
+    By log G(x) = log G(x + 8) - sum_j<8 log(x + j), and Stirling's series for G(x + 8). With R = r + 8 and
+    s(x) = 1 / (12 x) - 1 / (360 x^3) + 1 / (1260 x^5), whose error is below 1e-9 from 8 on, it is
 
-        (y + r - 1/2) log(1 + y / r) - y + s(y + r) - s(r)          with an error below 1e-7 from r = 8 on
+        (y + R - 1/2) log(1 + y / R) - y + s(y + R) - s(R)  +  y log(R / r)  -  sum_j<8 log(1 + y / (r + j))
+
+    Unlike the gamma function's, all derivatives are elementary and quick to compile.
     """
-    near, far = jnp.minimum(r, 8.0), jnp.maximum(r, 8.0)  # so that the other branch's derivatives are finite
-    direct = jax.lax.lgamma(y + near) - jax.lax.lgamma(near) + y * a
-    rest = lambda x: (1 / 12 - 1 / (360 * x * x)) / x  # noqa: E731
-    series = (y + far - 0.5) * jnp.log1p(y / far) - y + rest(y + far) - rest(far)
-    return jnp.where(r < 8.0, direct, series)
+    shifted = r + SHIFT
+    rest = lambda x: (1 / 12 - (1 / 360 - 1 / (1260 * x * x)) / (x * x)) / x  # noqa: E731
+    series = (y + shifted - 0.5) * jnp.log1p(y / shifted) - y + rest(y + shifted) - rest(shifted)
+    return series + y * jnp.log1p(SHIFT / r) - jnp.sum(jnp.log1p(y / (r + jnp.arange(SHIFT, dtype=r.dtype))))
 
 
 @recipe("loss")
