@@ -399,7 +399,8 @@ def tables(data: object, task: str, target: str, **options: object) -> Tables:
           day    feature   number: mean 1.5, standard deviation 1.11803
     """
     where = str(data) if isinstance(data, str | Path) else None
-    several = task if isinstance(task, str) else ",".join(task)  # two columns are refused with advice
+    # Two columns are refused with advice.
+    several = ",".join(task) if isinstance(task, list | tuple) else task
     fields = {"data": where, "task": several, "target": target, **options}
     recipe: TablesRecipe = from_json({"kind": "TablesRecipe", **fields})  # type: ignore[assignment]
     domain = recipe.build() if where is not None else build(recipe, table_of(data, "data"))
