@@ -22,9 +22,10 @@ from ..core.fields import Checked, PositiveInt, Such
 from ..core.recipes import Recipe
 from ..core.solution import Ending, Solution, Stats, Status, bounded
 from ..core.tree import Tree
-from ..core.validation import require_scalar
+from ..core.validation import require_function, require_scalar
 from ..inner.base import InnerSolver
 from ..problems.base import Key, Problem, Task
+from .arguments import require_parameters, require_tasks
 from .base import Flag, Learning, StepNumber, TaskGradient, TaskRule
 from .implicit import Implicit
 from .system import QueryLoss
@@ -195,6 +196,7 @@ class MetaGradient(Checked, ByContent):
             )
         if self.mesh is not None and tuple(self.mesh.axis_names) != (AXIS,):
             raise ConfigError(f"method: mesh: expected one axis, named {AXIS!r}, got {self.mesh.axis_names}.")
+        require_function("method: query_loss", self.query_loss, "phi", "theta", "batch")
         self.rule.refuse(self.problem, self.inner)
 
     def built_from(self, origin: Origin | None) -> MetaGradient:
@@ -339,6 +341,8 @@ class MetaGradient(Checked, ByContent):
         Raises:
             NumericalError: Outside jit, if tasks failed and the policy is "raise", or if all failed.
         """
+        require_parameters("method", theta, wide=getattr(self.rule, "linear", None) is not None)
+        require_tasks(tasks)
         count = _count(tasks)
         keys = None if key is None else jax.random.split(key, count)
         mean = self.at_step(step, estimate)._mean_gradient

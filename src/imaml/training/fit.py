@@ -67,6 +67,7 @@ def fit(
     minutes: float | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    start: Tree = None,
     progress: bool | None = None,
     on_step: Watch | None = None,
     on_validation: Watch | None = None,
@@ -102,9 +103,10 @@ def fit(
         minutes: The most minutes, trials included. By default 1 if `steps` is not given either.
         seed: Draws splits, initial parameters and tasks.
         out: A run directory to write, or None.
+        start: Meta-parameters to start from, such as ``imaml.load(path).theta``, or None for fresh ones.
         progress: None or True shows the choices and the run on stderr; False shows warnings only.
-        on_step: Called with a dict ("step", "seconds", "theta") after each step; the run ends if it returns
-            True.
+        on_step: Called with a dict ("step", "seconds", "theta"; in steps that are logged "loss" and others as
+            well) after each step; the run ends if it returns True. `imaml.loggers` has loggers.
         on_validation: Called likewise after each validation, with "scores", "ci95" and "best" as well.
 
     Returns:
@@ -171,8 +173,22 @@ def fit(
         for choice in choices:
             note(f"chosen   {choice}")
     experiment = assemble(replace(plan, method=method, training=training), domain, transform)
-    run = experiment.train(out=out, progress=progress, on_step=on_step, on_validation=on_validation)
-    run = replace(_calibrated(run, domain), choices=tuple(choices))
+    run = experiment.train(
+        out=out, start=start, progress=progress, on_step=on_step, on_validation=on_validation
+    )
+    return replace(finish(run), choices=tuple(choices))
+
+
+def finish(run: Run) -> Run:
+    """Calibrate the intervals of a run on a user's own tasks, and write its directory again.
+
+    Args:
+        run: What `Experiment.train` returned for a domain of own tasks.
+
+    Returns:
+        The run.
+    """
+    run = _calibrated(run, run.domain)  # type: ignore[arg-type]
     if run.folder is not None and run.config is not None:  # both now hold the calibration
         write_config(run.folder, run.config)
         save(run.folder / "artefact.safetensors", run.method.start(run.theta), run.config, run.step == 0)
