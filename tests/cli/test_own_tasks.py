@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 import imaml
+from helpers.paths import ROOT
 from imaml.cli.main import main
+from imaml.cli.own_tasks import shipped
 from imaml.domains.models import own
 from imaml.domains.models.imported import imported
 from imaml.domains.tasks import own_losses
@@ -157,6 +159,7 @@ def test_a_run_prints_its_choices_scores_and_files(place, capsys, monkeypatch):
     assert Path(told["report"]).is_file()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_that_of_an_uninterrupted_one(place, capsys, tmp_path):
     model = f"{place}/mine.py:Line"
     words = ["train", "arrays", f"--data={place}/lines.npz", "--model", model, "--steps=6", *QUICK]
@@ -184,6 +187,11 @@ def test_a_table_with_counts(place, capsys):
     assert all(row["prediction"] > 0 for row in found["predictions"])
     scored = said(capsys, "evaluate", place / "counts", "--tasks=8", "--json")
     assert "one linear model for all tasks" in scored["baselines"]
+    artefact = place / "counts" / "artefact.safetensors"
+    assert main(["evaluate", str(artefact)]) == 2
+    assert "on the command line --data PATH" in capsys.readouterr().err
+    again = said(capsys, "evaluate", artefact, f"--data={place}/counts.csv", "--tasks=8", "--json")
+    assert (again["data"], again["split"]) == ("counts.csv", "test")
 
 
 def test_folders_of_images(place, capsys):
@@ -268,6 +276,7 @@ def test_a_bad_input_ends_with_one_clear_message(case, place, capsys, monkeypatc
     assert not (place / "runs" / "counts").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_of_one_s_own_is_named_by_its_place(place, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(place)
     words = [
@@ -287,3 +296,21 @@ def test_a_loss_of_one_s_own_is_named_by_its_place(place, capsys, monkeypatch, t
         said(capsys, "evaluate", f"{tmp_path}/run", "--loss=mine:absolute", "--tasks=4", "--json")["tasks"]
         == 4
     )
+
+
+def test_a_run_may_start_from_another(place, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(place)
+    words = ["train", "arrays", "--data=lines.npz", "--model=linear", "--strength=1", "--quiet"]
+    assert main([*words, "--steps=3", f"--out={tmp_path}/first"]) == 0
+    assert main([*words, "--steps=0", f"--from={tmp_path}/first", f"--out={tmp_path}/second"]) == 0
+    first, second = (imaml.load(tmp_path / name).theta for name in ("first", "second"))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_the_artefacts_of_the_repository_have_names(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    for name in ("omniglot", "omniglot-5w1s"):
+        assert shipped(name).resolve() == ROOT / "artefacts" / "omniglot-5w1s.safetensors"
+    (tmp_path / "omniglot").mkdir()  # a path that exists is that path
+    monkeypatch.chdir(tmp_path)
+    assert shipped("omniglot") == Path("omniglot")

@@ -127,7 +127,8 @@ def test_draws_of_two_persons_are_no_hundred_tasks():
     assert "20 draws from 2 tasks" in str(found)
     means = [found.values["loss"][found.number == number].mean() for number in (0, 1)]
     assert found.scores["loss"] == pytest.approx(np.mean(means))
-    assert found.ci95["loss"] == pytest.approx(1.96 * np.std(means, ddof=1) / np.sqrt(2), rel=1e-3)
+    student = 12.706  # of one degree of freedom
+    assert found.ci95["loss"] == pytest.approx(student * np.std(means, ddof=1) / np.sqrt(2), rel=1e-3)
     many = evaluate_theta(WAVES, method(WAVES), theta, tasks=20)
     assert (many.different, many.number) == (20, None)
 

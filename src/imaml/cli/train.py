@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..training.loop import Run
 
 DRAWS = 10  # of each test task of a user's own, each with another support set
+EPISODES = 300  # test tasks of a user's own, if they are episodes
 SCORES = ("split", "scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95", "tasks", "seed")
 
 
@@ -217,8 +218,8 @@ def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:
     count, size = config.training.test_tasks, run.domain.size("test")
     if not count:
         return
-    if config.domain.own_tasks and size is not None:
-        count = max(2, min(count, DRAWS * size))
+    if config.domain.own_tasks:
+        count = max(2, min(count, EPISODES if size is None else DRAWS * size))
 
     def say(done: int, tasks: int) -> None:
         end = "\r" if done < tasks else "\r\033[K"  # a live line

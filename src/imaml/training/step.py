@@ -16,6 +16,7 @@ from ..core.compile import whole_program
 from ..core.errors import ConfigError
 from ..core.tree import Tree
 from ..domains.base import Domain, sample_many
+from ..meta.arguments import require_parameters
 from ..meta.gradient import AXIS, MetaGradient
 
 State: TypeAlias = dict[str, Tree]  # "theta", "optimiser", "average" and "step"
@@ -115,6 +116,7 @@ def initial_state(
         ConfigError: If the shapes of ``start`` do not fit, or it is not finite.
     """
     theta = method.init(domain, key)
+    require_parameters("train", theta)
     if start is not None:
         check_theta(start, theta)
         theta = jax.tree.map(lambda old, new: jnp.asarray(old, new.dtype), start, theta)

@@ -313,13 +313,15 @@ def read_files(files: Sequence[Path], side: int, channels: int) -> np.ndarray:
         said = time.monotonic()
         if len(files) > MANY:
             note(f"reading {len(files):,} images; what is read is kept for the next time")
-        # Pillow decodes without the interpreter's lock.
-        with ThreadPoolExecutor(usable_cores()) as threads:
+        threads = ThreadPoolExecutor(usable_cores())  # Pillow decodes without the interpreter's lock
+        try:
             for row, image in enumerate(threads.map(one, files)):
                 pixels[row] = image
                 if len(files) > MANY and time.monotonic() - said > EVERY:
                     said = time.monotonic()
                     note(f"read {row + 1:,} of {len(files):,} images")
+        finally:
+            threads.shutdown(cancel_futures=True)
         return pixels
 
     statuses = [(file, regular_file(file)) for file in files]
