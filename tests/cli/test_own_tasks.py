@@ -1,7 +1,10 @@
 """`imaml train arrays`, `frame` and `images`: from a file to a run that is evaluated, adapted, resumed."""
 
+import dataclasses
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import jax
@@ -17,6 +20,7 @@ from imaml.domains.models import own
 from imaml.domains.models.imported import imported
 from imaml.domains.tasks import own_losses
 from imaml.domains.tasks.sources import TasksFile
+from imaml.training import fit as fitting
 
 CODE = """
 import jax, jax.numpy as jnp
@@ -134,7 +138,9 @@ def test_arrays_with_a_model_of_one_s_own(place, capsys, monkeypatch):
     assert (scored["split"], scored["different_tasks"], scored["data"]) == ("test", 4, "lines.npz")
     options = {"shots": 4, "strength": 0.1, "steps": 6, "progress": False}
     again = imaml.fit(imaml.Tasks.from_arrays(*rows()), imported(model), **options)
-    assert again.evaluate(tasks=40).scores["rmse"] == pytest.approx(scored["score"], rel=1e-6)
+    result = again.evaluate(tasks=40)
+    assert result.scores["rmse"] == pytest.approx(scored["score"], rel=1e-6)
+    assert result.baselines == pytest.approx(scored["baselines"], rel=1e-6)
     other = said(capsys, "evaluate", run, "--model", model, "--tasks=9", f"--data={place}/new.npz", "--json")
     assert (other["different_tasks"], other["data"]) == (3, "new.npz")
     assert main(["sample", str(run), "--model", model, f"--out={place}/sample"]) == 0
@@ -314,3 +320,43 @@ def test_the_artefacts_of_the_repository_have_names(monkeypatch, tmp_path):
     (tmp_path / "omniglot").mkdir()  # a path that exists is that path
     monkeypatch.chdir(tmp_path)
     assert shipped("omniglot") == Path("omniglot")
+
+
+def test_an_interrupted_fit_ends_at_once(place):
+    """After a step of the run, without the calibration of its intervals."""
+    file = TasksFile(f"{place}/lines.npz")
+    options = {"shots": 4, "steps": 50, "progress": False}
+
+    def stop(told):
+        if told["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = imaml.fit(file.read(), "linear", strength=1.0, **options, on_step=stop)
+    assert (run.reason, run.step, run.domain.recipe.quantiles) == ("interrupted", 2, ())
+
+
+def test_an_interrupted_trial_ends_the_fit(place, monkeypatch):
+    """Without a run: what follows is not wanted either."""
+    assemble = fitting.assemble
+
+    class Stopped:
+        def __init__(self, *parts):
+            self.experiment = assemble(*parts)
+
+        def train(self, **options):
+            return dataclasses.replace(self.experiment.train(**options), reason="interrupted")
+
+    monkeypatch.setattr(fitting, "assemble", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        imaml.fit(TasksFile(f"{place}/lines.npz").read(), "linear", steps=20, progress=False)
+
+
+@pytest.mark.slow
+def test_small_drawings_are_told_of_the_artefact(place, capsys, tmp_path):
+    words = ["--ways=2", "--shots=1", "--steps=0", "--strength=1", f"--out={tmp_path}/run"]
+    (tmp_path / "big.py").write_text(CODE.replace("(64, 2)", "(784, 2)"))
+    model = f"--model={tmp_path}/big.py:flat"
+    assert main(["train", "images", f"--data={place}/drawings", model, *words]) == 0
+    err = capsys.readouterr().err
+    assert "read     12 classes of 36 rows" in err
+    assert "--from omniglot starts from what was learned on Omniglot" in err

@@ -176,14 +176,17 @@ def fit(
     run = experiment.train(
         out=out, start=start, progress=progress, on_step=on_step, on_validation=on_validation
     )
-    return replace(finish(run), choices=tuple(choices))
+    if run.reason != "interrupted":
+        run = finish(run, run.step == 0 and start is None)
+    return replace(run, choices=tuple(choices))
 
 
-def finish(run: Run) -> Run:
+def finish(run: Run, untrained: bool = False) -> Run:
     """Calibrate the intervals of a run on a user's own tasks, and write its directory again.
 
     Args:
         run: What `Experiment.train` returned for a domain of own tasks.
+        untrained: Whether its parameters are random ones.
 
     Returns:
         The run.
@@ -191,7 +194,7 @@ def finish(run: Run) -> Run:
     run = _calibrated(run, run.domain)  # type: ignore[arg-type]
     if run.folder is not None and run.config is not None:  # both now hold the calibration
         write_config(run.folder, run.config)
-        save(run.folder / "artefact.safetensors", run.method.start(run.theta), run.config, run.step == 0)
+        save(run.folder / "artefact.safetensors", run.method.start(run.theta), run.config, untrained)
     return run
 
 
@@ -292,6 +295,8 @@ def _score(plan: Config, domain: TasksDomain, transform: GradientTransformation 
         run = assemble(plan, domain, transform).train(progress=False)
     except NumericalError:
         return math.nan
+    if run.reason == "interrupted":
+        raise KeyboardInterrupt
     count = plan.training.validation_tasks
     found = evaluate_theta(domain, run.method, run.theta, split="validation", tasks=count, seed=1)
     return math.nan if found.failed else found.scores[domain.headline]

@@ -50,10 +50,10 @@ def imported(place: str, option: str = "--model", made: bool = True) -> Imported
     """
     where, _, name = place.rpartition(":")
     if not where or not name.isidentifier():
-        raise ConfigError(
-            f"{option}: expected {FORM}, got {place!r}. Hint: name the object in it, "
-            f"{place.rstrip(':')}:NAME."
-        )
+        hint = "only what is your own is given, not what imaml has"
+        if ":" in place or place.endswith(".py"):
+            hint = f"name the object in it, {place.rstrip(':')}:NAME"
+        raise ConfigError(f"{option}: expected {FORM}, got {place!r}. Hint: {hint}.")
     module = _module(where, option)
     if not hasattr(module, name):
         own = [known for known in vars(module) if not known.startswith("_")]
