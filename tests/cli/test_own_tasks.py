@@ -152,6 +152,7 @@ def test_arrays_with_a_model_of_one_s_own(place, capsys, monkeypatch):
     assert main(["report", str(run)]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_prints_its_choices_scores_and_files(place, capsys, monkeypatch):
     monkeypatch.chdir(place)
     words = ["--model=linear", "--strength=1", "--steps=2"]
@@ -304,6 +305,7 @@ def test_a_loss_of_one_s_own_is_named_by_its_place(place, capsys, monkeypatch, t
     )
 
 
+@pytest.mark.slow
 def test_a_run_may_start_from_another(place, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(place)
     words = ["train", "arrays", "--data=lines.npz", "--model=linear", "--strength=1", "--quiet"]
@@ -311,6 +313,8 @@ def test_a_run_may_start_from_another(place, capsys, monkeypatch, tmp_path):
     assert main([*words, "--steps=0", f"--from={tmp_path}/first", f"--out={tmp_path}/second"]) == 0
     first, second = (imaml.load(tmp_path / name).theta for name in ("first", "second"))
     jax.tree.map(np.testing.assert_array_equal, first, second)
+    words[3] = f"--model={place}/mine.py:Line"
+    assert main([*words, "--steps=0", f"--from={place}/run", f"--out={tmp_path}/third"]) == 0
 
 
 def test_the_artefacts_of_the_repository_have_names(monkeypatch, tmp_path):

@@ -24,7 +24,18 @@ FEW = 500  # classes of drawings below which a run should start from an artefact
 
 
 def rows(kind: type, tokens: list[Token]) -> float:
-    """Convert the text of --shots: "5" is a number of rows, "0.5" a share of them."""
+    """Convert the text of --shots: "5" is a number of rows, "0.5" a share of them.
+
+    Args:
+        kind: The option's type, which Cyclopts passes.
+        tokens: The option's text, one item.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If the text is no number.
+    """
     text = tokens[0].value
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
@@ -223,11 +234,9 @@ def shipped(origin: str) -> Path:
         for name in (file.stem, file.stem.split("-")[0])
     }
     if origin not in found:
-        listed = (
-            f"the artefacts here are {some_of(sorted(found))}"
-            if found
-            else ("the artefacts are in the folder artefacts/ of the repository; give the path of one")
-        )
+        listed = "artefacts are in the folder artefacts/ of the repository; give the path of one"
+        if found:
+            listed = f"the artefacts here are {some_of(sorted(found))}"
         raise ConfigError(
             f"--from: expected a run directory or an artefact, got {origin!r}, and there is none. "
             f"Hint: {listed}."
@@ -240,13 +249,8 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
     from .train import free_directory, train_command
 
     if given.resume:
-        given_again = {
-            "model": given.model,
-            "loss": given.loss,
-            "steps": given.steps,
-            "minutes": given.minutes,
-        }
-        return train_command(out=given.out, resume=True, data=file.path, quiet=given.quiet, **given_again)
+        again: dict[str, Any] = {n: getattr(given, n) for n in ("out", "model", "loss", "steps", "minutes")}
+        return train_command(resume=True, data=file.path, quiet=given.quiet, **again)
     prepare_jax()
     from ..domains.tasks.own_losses import NAMED
     from ..predict import load
@@ -255,7 +259,8 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
 
     model = object_at(given.model, "--model", MODELS)
     loss = object_at(given.loss, "--loss", tuple(NAMED))
-    start = None if given.from_ is None else load(shipped(given.from_))
+    brought = None if isinstance(model, str) else model
+    start = None if given.from_ is None else load(shipped(given.from_), model=brought)
     ways = given.ways
     if start is not None and ways is None:
         ways = getattr(start.config.domain, "ways", None) or None
@@ -267,10 +272,7 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
         note(f"read     {len(tasks):,} {kind} of {int(tasks.counts.sum()):,} rows from {file.path}")
         drawings = file.form == "images" and file.side == 28 and not file.colour
         if drawings and start is None and len(tasks) < FEW:
-            note(
-                "hint     for drawings of few classes, --from omniglot starts from what was learned on "
-                "Omniglot"
-            )
+            note("hint     --from omniglot starts from what was learned on Omniglot: better for few drawings")
     out = given.out
     if out is None:
         out = free_directory(Path("runs") / (Path(file.path).stem or "tasks"))
