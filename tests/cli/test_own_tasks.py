@@ -1,6 +1,7 @@
 """`imaml train arrays`, `frame` and `images`: from a file to a run that is evaluated, adapted, resumed."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -128,7 +129,9 @@ def test_arrays_with_a_model_of_one_s_own(place, capsys, monkeypatch):
     forget(monkeypatch)
     model = f"{place}/mine.py:Line"
     run = place / "run"
-    assert main(["evaluate", str(run)]) == 2
+    with monkeypatch.context() as patch:  # a run never imports what it names
+        patch.setattr(importlib.util, "spec_from_file_location", pytest.fail)
+        assert main(["evaluate", str(run)]) == 2
     message = capsys.readouterr().err
     assert f"on the command line --model {model}." in message
     held = (run / "artefact.safetensors").read_bytes()
@@ -206,6 +209,9 @@ def test_folders_of_images(place, capsys):
     folder = place / "drawings"
     scored = said(capsys, "evaluate", run, "--model", model, "--tasks=4", "--json")
     assert scored["data"] == "drawings"
+    artefact = run / "artefact.safetensors"
+    options = ["--model", model, f"--data={folder}", "--tasks=4", "--json"]
+    assert said(capsys, "evaluate", artefact, *options)["tasks"] == 4
     words = ["--support", folder, "--query", folder / "kind0", "--model", model, "--json"]
     assert main(["adapt", str(run), *map(str, words)]) == 2
     assert "expected at most 2 classes" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def check_command(
     counts, then what is wrong and what to do about it: values that are missing, tasks that are too small or
     too few, rows or images that are in two tasks, constant columns, rare classes, files that cannot be read.
 
-    The exit status is 0 if there is nothing to mend, 1 if a run would exclude something or tell less than it
+    The exit status is 0 if there is nothing to fix, 1 if a run would exclude something or tell less than it
     seems to, and 2 if no run can use the data as they are.
 
     Args:

@@ -74,7 +74,7 @@ class Report:
             lines.append(f"{severity}: {message}")
             lines += [f"  do: {advice}"] * bool(advice)
         counts = Counter(finding.severity for finding in self.findings)
-        told = {"clean": "nothing to mend", "warnings": "usable, with", "unusable": "not usable:"}
+        told = {"clean": "nothing to fix", "warnings": "usable, with", "unusable": "not usable:"}
         parts = [f"{n} {kind}{'s' * (n != 1)}" for kind, n in sorted(counts.items())]
         return "\n".join([*lines, f"{told[self.status]} {' and '.join(parts)}".rstrip()])
 

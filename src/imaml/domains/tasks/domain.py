@@ -144,7 +144,11 @@ class TasksRecipe(DomainRecipe):
             return replace(self, file=replace(self.file, path=path))
         target = self.layout.target
         targets = 1 if target is None else int(np.prod(target.shape))
-        return replace(self, file=file_of(path, self.columns, targets, self.offset, self.weights))
+        file = file_of(path, self.columns, targets, self.offset, self.weights)
+        shape = self.layout.inputs[0].shape
+        if file.form == "images" and len(shape) == 3:
+            file = replace(file, side=shape[0], colour=shape[2] == 3)
+        return replace(self, file=file)
 
     def scored_on(self, path: str) -> TasksRecipe:
         """Return the recipe to evaluate what was learned on the tasks of another file, all of them new."""
