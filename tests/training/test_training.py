@@ -236,7 +236,7 @@ def test_a_run_with_a_constant_learning_rate_may_be_prolonged(tmp_path):
     assert imaml.load(tmp_path / "part").config.training.steps == 4
     falling = dataclasses.replace(ADAM, schedule="cosine")
     train(falling, out=tmp_path / "falling", steps=2)
-    says = r"Hint: the learning rate falls to zero .*--minutes.*--from.*constant"
+    says = r"Hint: the learning rate falls to zero .*--from.*schedule=constant"
     with pytest.raises(ConfigError, match=says):
         train(falling, out=tmp_path / "falling", steps=4, resume=True)
 

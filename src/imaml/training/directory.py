@@ -110,8 +110,8 @@ def check_resumable(folder: Path, described: Config | str) -> None:
         if new["training"]["steps"] != old["training"]["steps"] and new["optimiser"].get("schedule"):
             hint = (
                 "the learning rate falls to zero at the last step, so that with another number those taken "
-                "would have been others. Change --minutes instead, start a new run from what this one has "
-                "learned (--from), or begin with --optimiser.schedule=constant a run that is to be prolonged."
+                "would have been others. Start a new run from what this one has learned (--from). A run with "
+                "a constant learning rate (schedule=constant) may be prolonged."
             )
         same = difference is None
     if not same:
