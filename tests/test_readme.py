@@ -81,13 +81,14 @@ def test_the_index_has_every_page():
 
 def test_commands_exist():
     from imaml.cli.main import COMMANDS
+    from imaml.cli.own_tasks import OWN
     from imaml.config.presets import PRESETS
 
     text = "\n".join(page.read_text() for page in PAGES)
     for command, word in re.findall(r"^imaml (\w+) (\S+)", text, re.MULTILINE):
         assert command in COMMANDS
         if command == "train" and not word.startswith("-"):
-            assert word in PRESETS
+            assert word in {*PRESETS, *OWN}
 
 
 def test_the_table_is_what_the_result_files_say():

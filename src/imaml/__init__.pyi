@@ -117,6 +117,7 @@ from .problems.proximal import equilibrium as equilibrium
 from .problems.proximal import least_squares as least_squares
 from .problems.proximal import plain as plain
 from .problems.proximal import proximal as proximal
+from .training import loggers as loggers
 from .training.evaluation import Evaluation as Evaluation
 from .training.evaluation import evaluate as evaluate
 from .training.experiment import train as train

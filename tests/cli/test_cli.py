@@ -264,7 +264,7 @@ BAD = {
     ),
     "data of a sinusoid": (["evaluate", WAVES, "--data={root}/data"], "expected a run that reads data"),
     "data action": (["data", "lits"], "did you mean 'list'?"),
-    "data name": (["data", "check", "omniglob"], "NAME: expected one of omniglot, got 'omniglob'"),
+    "data name": (["data", "check", "omniglob"], "omniglot, got 'omniglob'. Hint: did you mean 'omniglot'?"),
     # artefacts
     "no run named": (["evaluate"], "evaluate: expected RUN, got nothing"),
     "artefact missing": (

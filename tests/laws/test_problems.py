@@ -30,6 +30,10 @@ def three(phi, theta, batch):
     return loss(phi - theta, batch)
 
 
+def rival(x, y, theta, batch):
+    return -player(x, y, theta, batch)
+
+
 def player(x, y, theta, batch):
     return jnp.sum(x * y)
 
@@ -94,7 +98,7 @@ DIFFERENT = {
     "owner of the method": imaml.proximal(Domain(2.0).loss, 0.5),
     "another object": imaml.proximal(Network(), 0.5),
     "start": imaml.stationary(three, init=lambda theta, batch, key: theta),
-    "order of players": imaml.game(player, three),
+    "order of players": imaml.game(player, rival),
 }
 
 

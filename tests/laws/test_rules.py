@@ -207,5 +207,6 @@ def test_the_page_shows_the_file():
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     assert len(blocks) >= 4
     assert all(block in file for block in blocks)
+    outer = lambda phi, theta, batch: network_loss(phi, batch)  # noqa: E731
     with pytest.raises(imaml.StructureError, match="Contrastive: problem: expected one with an objective"):
-        MY_METHOD.contrastive_method(imaml.plain(network_loss), network_loss, inner=SOLVED)
+        MY_METHOD.contrastive_method(imaml.plain(network_loss), outer, inner=SOLVED)

@@ -373,7 +373,10 @@ def test_float32_in_a_process_of_its_own():
         ({"inner": 3}, "inner: expected an inner solver .*, got 3"),
         ({"problem": loss}, r"problem: expected one such as proximal\(loss, strength\)"),
         ({"problem": imaml.plain(loss)}, "expected a problem whose solution depends on theta"),
-        ({"problem": imaml.fixed_point(loss)}, "CG: expected a system of structure spd, got 'general'"),
+        (
+            {"problem": imaml.fixed_point(lambda phi, theta, batch: phi)},
+            "CG: expected a system of structure spd, got 'general'",
+        ),
     ],
 )
 def test_recipes_refuse_when_made(change, message):

@@ -28,6 +28,14 @@ def close(left, right):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **EXACT), left, right)
 
 
+def third(phi, theta, batch):
+    return vector_loss(phi, batch)
+
+
+def player(x, y, theta, batch):
+    return vector_loss(x, batch)
+
+
 def vector_loss(phi, batch):
     return 0.5 * jnp.sum((phi - batch) ** 2)
 
@@ -235,7 +243,10 @@ REFUSED = {
         lambda: imaml.proximal(loss, 1.0, adapt=lambda theta: [True]).init(THETA, BATCH),
         "expected a function that returns a tree of booleans shaped like theta",
     ),
-    "loss no function": (lambda: imaml.proximal(3.0, 1.0), "loss: expected a function, got 3.0"),
+    "loss no function": (
+        lambda: imaml.proximal(3.0, 1.0),
+        r"loss: expected a function \(phi, batch\), got 3.0",
+    ),
     "loss vector": (
         lambda: imaml.proximal(lambda phi, x: phi - x, 1.0).residual(jnp.ones(2), jnp.ones(2), jnp.ones(2)),
         r"^loss: expected a function that returns one floating-point number, got one that returns an array "
@@ -246,7 +257,7 @@ REFUSED = {
         "expected a function that returns one floating-point number",
     ),
     "stationary structure": (
-        lambda: imaml.stationary(vector_loss, structure="general"),
+        lambda: imaml.stationary(third, structure="general"),
         "structure: expected one of spd, symmetric, got 'general'",
     ),
     "stationary init": (
@@ -266,7 +277,7 @@ REFUSED = {
         "phi starts at what `init` returned; check its shapes",
     ),
     "game init": (
-        lambda: imaml.game(vector_loss, vector_loss).residual(jnp.ones(2), jnp.ones(2), None),
+        lambda: imaml.game(player, player).residual(jnp.ones(2), jnp.ones(2), None),
         r"game: phi: expected a pair \(x, y\), got one array of shape \(2,\).*pass init=",
     ),
     "plain under implicit": (

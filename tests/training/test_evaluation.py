@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import imaml
+from imaml.domains.base import cut
 from imaml.training.evaluation import evaluate_theta, lower_evaluation, task_keys
 
 WAVES = imaml.sinusoid(hidden=4)
@@ -114,3 +115,40 @@ def test_a_baseline_that_is_better_is_named_and_one_that_is_not_clearly_better_i
     assert other.worse_than() == ["b", "a"]
     assert "b is better than adaptation here: use it instead" in str(other)
     assert dataclasses.replace(other, higher_is_better=True).worse_than() == ["c"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class TwoWaves(type(WAVES)):
+    """Waves of two persons; each draw divides the same rows anew into support and query set."""
+
+    def gather(self, indices):
+        person, how = jax.random.bernoulli(indices).astype(jnp.int32), jax.random.fold_in(indices, 1)
+        support, query = super().gather(jax.random.key(person))
+        rows = jax.tree.map(lambda *both: jnp.concatenate(both), support, query)
+        mixed = jax.tree.map(lambda leaf: jax.random.permutation(how, leaf), rows)
+        return imaml.Task(*cut(mixed, 10))
+
+
+def test_draws_of_two_persons_are_no_hundred_tasks():
+    domain = TwoWaves(WAVES.recipe)
+    theta = WAVES.init(jax.random.key(0))
+    found = evaluate_theta(domain, method(domain), theta, tasks=20)
+    assert found.different == len(np.unique(found.number)) == 2
+    assert "20 draws from 2 tasks" in str(found)
+    means = [found.values["loss"][found.number == number].mean() for number in (0, 1)]
+    assert found.scores["loss"] == pytest.approx(np.mean(means))
+    student = 12.706  # of one degree of freedom
+    assert found.ci95["loss"] == pytest.approx(student * np.std(means, ddof=1) / np.sqrt(2), rel=1e-3)
+    many = evaluate_theta(WAVES, method(WAVES), theta, tasks=20)
+    assert (many.different, many.number) == (20, None)
+
+
+def test_training_asks_for_a_domain_before_it_begins():
+    """One without `baselines`, say, would train to its end and fail in its evaluation."""
+
+    class Wave:
+        recipe, init, sample = WAVES.recipe, WAVES.init, WAVES.sample
+
+    with pytest.raises(imaml.ConfigError, match=r"train: domain: .* Hint: .* subclasses imaml\.DomainBase"):
+        imaml.train(Wave(), method(WAVES), steps=1)

@@ -227,11 +227,24 @@ def test_what_a_killed_run_leaves_is_no_run(tmp_path):
     assert (tmp_path / "config.json").is_file()
 
 
+def test_a_run_with_a_constant_learning_rate_may_be_prolonged(tmp_path):
+    constant = dataclasses.replace(ADAM, schedule="constant")
+    whole = train(constant, out=tmp_path / "whole", steps=4)
+    assert train(constant, out=tmp_path / "part", steps=2).step == 2
+    longer = train(constant, out=tmp_path / "part", steps=4, resume=True)
+    equal(longer.theta, whole.theta)
+    assert imaml.load(tmp_path / "part").config.training.steps == 4
+    falling = dataclasses.replace(ADAM, schedule="cosine")
+    train(falling, out=tmp_path / "falling", steps=2)
+    says = r"Hint: the learning rate falls to zero .*--from.*schedule=constant"
+    with pytest.raises(ConfigError, match=says):
+        train(falling, out=tmp_path / "falling", steps=4, resume=True)
+
+
 def test_resuming_refuses_another_configuration(tmp_path):
     out = tmp_path / "run"
     train(out=out, steps=4)
     for optimiser, options, says in (
-        (ADAM, {"steps": 5}, "training.steps was 4 and is now 5"),
         (ADAM, {"steps": 4, "seed": 3}, "training.seed was 0 and is now 3"),
         (
             imaml.Optimiser("sgd", 0.05, schedule="constant"),

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from ..core.errors import ConfigError
 from ..core.streams import note
 from .options import Flag, print_json
+from .own_tasks import object_at
 from .startup import keep_compiled
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def adapt_command(
     support: str | None = None,
     query: str,
     uncertainty: Flag = False,
+    model: str | None = None,
+    loss: str | None = None,
     json: Flag = False,
 ) -> None:
     """Adapt a trained run to a new task, and predict.
@@ -45,13 +48,15 @@ def adapt_command(
         uncertainty: Use the task's posterior. Probabilities are lower where the support set says little,
             which helps to detect images of none of the classes; they are not calibrated. Numbers of a table
             get an interval of 90 % probability.
+        model: The model that the run was fitted with if it is your own, FILE.py:NAME. This executes the file.
+        loss: The loss likewise.
         json: Print JSON.
     """
     keep_compiled()
 
     from ..predict import load
 
-    learned = load(run)
+    learned = load(run, model=object_at(model, "--model"), loss=object_at(loss, "--loss"))
     if support is None and not learned.config.domain.reads_table:
         raise ConfigError("adapt: expected --support, got nothing. Hint: name the new task's examples.")
     domain = learned.config.domain.without_data()

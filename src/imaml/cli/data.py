@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from ..core.interrupts import Interrupts
+from ..core.validation import some_of, suggestion
 from ..storage.atomic import disk_errors
-from .options import DEFAULT, Changes, Count, configure
+from .options import DEFAULT, Changes, Count, Flag, Names, Positive, configure, print_json, split_names
+from .own_tasks import object_at
 from .startup import prepare_jax
 
 data_app = App(name="data", help="List, download or check data sets.")
 Name = Annotated[Literal["omniglot"], Parameter(name="NAME")]
+STATUS = {"clean": 0, "warnings": 1, "unusable": 2}
 
 
 @data_app.command(name="list")
@@ -40,21 +44,74 @@ def get_command(name: Name, folder: Annotated[str | None, Parameter(name="DIR")]
 
 
 @data_app.command(name="check")
-def check_command(name: Name, path: Annotated[str | None, Parameter(name="PATH")] = None, /) -> int:
-    """Verify a data set that is on this machine.
+def check_command(
+    name: Annotated[str, Parameter(name="PATH")],
+    path: Annotated[str | None, Parameter(name="PLACE")] = None,
+    /,
+    *,
+    task: str | None = None,
+    target: Names = None,
+    features: Names = None,
+    side: Positive = 28,
+    colour: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Check tasks of your own, or a downloaded data set.
+
+    PATH is a file or folder that imaml train arrays, frame or images takes: an .npz file with arrays x, y and
+    groups; a table, with --task and --target; or a folder with one folder of images for each class. Prints
+    counts, then what is wrong and what to do about it: values that are missing, tasks that are too small or
+    too few, rows or images that are in two tasks, constant columns, rare classes, files that cannot be read.
+
+    The exit status is 0 if there is nothing to fix, 1 if a run would exclude something or tell less than it
+    seems to, and 2 if no run can use the data as they are.
 
     Args:
-        name: Data set.
-        path: Where it is (default: the usual places).
+        name: File or folder; or omniglot, whose files are compared with their checksums.
+        path: Of omniglot, where it is (default: the usual places).
+        task: Of a table, the column that names the task of each row.
+        target: Of a table, the column to predict; several as A,B.
+        features: Of a table, the columns to predict from, as A,B (default: all others).
+        side: Of images, pixels a side of what they are shrunk to.
+        colour: Of images, whether colours are kept.
+        json: Print JSON.
 
     Returns:
-        The exit status, 2 where the data are damaged.
+        The exit status.
     """
-    from ..domains.fewshot import omniglot
+    if name == "omniglot":
+        from ..domains.fewshot import omniglot
 
-    report = omniglot.check(path)
-    print(report)
-    return 0 if report.ok else 2
+        verified = omniglot.check(path)
+        print(verified)
+        return 0 if verified.ok else 2
+    from ..domains.tasks.check import check
+    from ..domains.tasks.sources import TABLES, TasksFile, read_columns
+
+    if path is not None:
+        raise ConfigError(f"data check: expected one path, got {path!r} as well.")
+    if not Path(name).exists():
+        hint = suggestion(name, ["omniglot"]) or " Hint: check the path."
+        raise DataError(f"data check: expected a file, a folder or omniglot, got {name!r}.{hint}")
+    if Path(name).is_dir():
+        file = TasksFile(name, "images", side=side, colour=colour)
+    elif Path(name).suffix.lower() in TABLES:
+        if task is None or target is None:
+            columns = some_of(list(read_columns(name)), 20)
+            raise ConfigError(
+                "data check: expected --task and --target, the columns that name the tasks and that are to "
+                f"be predicted, got {'no --task' if task is None else 'no --target'}. Hint: the columns of "
+                f"{name} are {columns}."
+            )
+        file = TasksFile(name, "frame", task, split_names(target), split_names(features))
+    else:
+        file = TasksFile(name)
+    report = check(file)
+    if json:
+        print_json(report.to_json())
+    else:
+        print(report)
+    return STATUS[report.status]
 
 
 def sample_command(
@@ -65,6 +122,7 @@ def sample_command(
     seed: Count = 0,
     split: Literal["train", "validation", "test"] = "test",
     data: str | None = None,
+    model: str | None = None,
     changes: Changes = (),
 ) -> None:
     """Write a random task as files, to try imaml adapt with.
@@ -74,15 +132,21 @@ def sample_command(
     for imaml train, for example --domain.shots=5.
 
     Args:
-        preset: Named configuration. `imaml presets` lists them.
+        preset: Named configuration, or a run directory. `imaml presets` lists the configurations.
         out: New directory for the files.
         seed: Random seed of the task.
         split: Split that the task comes from.
         data: File or directory with the images, for presets that read images.
+        model: The model that a run was fitted with if it is your own, FILE.py:NAME.
         changes: Fields of the configuration set by options with a dot.
     """
-    config = configure(preset, changes, data=data)
+    from ..training.directory import read_config
+
+    run = Path(preset)
+    config = read_config(run) if (run / "config.json").is_file() else preset
+    config = configure(config, changes, data=data)
     prepare_jax()
+    config = replace(config, domain=config.domain.with_objects(object_at(model, "--model")))
     import jax
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

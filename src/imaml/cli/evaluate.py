@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from ..core.errors import ConfigError
 from .options import Count, Flag, Whole, at_least, print_json, whole
+from .own_tasks import object_at
 from .startup import prepare_jax
 
 Split = Literal["train", "validation", "test"]
@@ -23,6 +24,8 @@ def evaluate_command(
     shots: Whole = None,
     seed: Count = 0,
     data: str | None = None,
+    model: str | None = None,
+    loss: str | None = None,
     json: Flag = False,
 ) -> None:
     """Score a trained run on new tasks, before and after adaptation.
@@ -41,6 +44,8 @@ def evaluate_command(
         seed: Random seed of the tasks.
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
             Omniglot. Of another table all tasks are scored.
+        model: The model that the run was fitted with if it is your own, FILE.py:NAME. This executes the file.
+        loss: The loss likewise.
         json: Print JSON.
     """
     prepare_jax()
@@ -51,10 +56,11 @@ def evaluate_command(
     from ..training.evaluation import evaluate_theta, same_tasks
     from ..training.step import devices_mesh
 
-    learned, beside = load(run), {}
+    brought = {"model": object_at(model, "--model"), "loss": object_at(loss, "--loss")}
+    learned, beside = load(run, **brought), {}
     for word in others:
         name, _, file = ("", "", word) if Path(word).exists() or "=" not in word else word.partition("=")
-        other = load(file)
+        other = load(file, **brought)
         name = name or other.config.method.name
         if name in beside:
             raise ConfigError(

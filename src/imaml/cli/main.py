@@ -25,6 +25,7 @@ from .compare import compare_command
 from .data import data_app, sample_command
 from .evaluate import evaluate_command
 from .options import DEFAULT, explain, split_words, with_fields
+from .own_tasks import OWN
 from .report import presets_command, report_command
 from .train import train_command
 
@@ -93,11 +94,17 @@ def parser(words: Sequence[str] = ()) -> App:
     completing = words[:1] == ["--install-completion"]
     helping = not HELP.isdisjoint(words)
     for order, (name, command) in enumerate(COMMANDS.items()):
-        if name in CONFIGURED and (completing or (helping and words[0] == name)):
+        if name in CONFIGURED and (completing or (helping and words[0] == name and _configured(words))):
             command = with_fields(command, _config_in(words))
         if isinstance(command, App):
             command.sort_key = order
             app.command(command)
+        elif name == "train":  # a preset, or a kind of one's own tasks
+            train = App(name=name, sort_key=order, group_commands=Group("Tasks of your own", sort_key=0))
+            train.default(command)
+            for kind, own in OWN.items():
+                train.command(own, name=kind)
+            app.command(train)
         else:
             app.command(command, name=name, sort_key=order)
     app.register_install_completion_command(help="Set up completion of commands and options in your shell.")
@@ -114,6 +121,11 @@ def _config_in(words: Sequence[str]) -> Config:
     return overrides(preset(next((word for word in named if word in PRESETS), DEFAULT)), changes)
 
 
+def _configured(words: Sequence[str]) -> bool:
+    """Whether a command sets fields of a configuration; tasks of one's own have options instead."""
+    return words[0] in CONFIGURED and not (words[0] == "train" and len(words) > 1 and words[1] in OWN)
+
+
 def _show_warning(message: Warning | str, kind: type[Warning], file: str, *where: Any) -> None:
     """Show this package's warnings as one line each, without file and line."""
     if issubclass(kind, RuntimeWarning) and file.startswith(PACKAGE):
@@ -128,7 +140,7 @@ def _run(words: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            others, changes = split_words(words) if words[0] in CONFIGURED else (words, [])
+            others, changes = split_words(words) if _configured(words) else (words, [])
             command, bound, unparsed = parser(words).parse_args(
                 others, print_error=False, exit_on_error=False, help_on_error=False, verbose=False
             )

@@ -113,6 +113,18 @@ def split_words(words: Iterable[str]) -> tuple[list[str], list[Change]]:
     return others, changes
 
 
+def split_names(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names in the texts of an option, each one name or several as A,B.
+
+    Args:
+        names: The texts; None for none.
+
+    Returns:
+        The names.
+    """
+    return tuple(part for name in names or () for part in name.split(","))
+
+
 def print_json(content: JsonObject) -> None:
     """Print strict JSON in one line.
 

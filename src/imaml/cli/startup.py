@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.machine import processor, user_cache
+from ..core.machine import processor, usable_cores, user_cache
 
 if TYPE_CHECKING:
     from ..config.run import Config
@@ -38,7 +38,7 @@ def use_all_cores(spare: bool = True) -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         ours = f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = f"{flags} {ours}".strip()
         if spare:

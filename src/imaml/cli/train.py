@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import correlation, median
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ..config.run import Config
     from ..training.loop import Run
 
+DRAWS = 10  # of each test task of a user's own, each with another support set
+EPISODES = 300  # test tasks of a user's own, if they are episodes
 SCORES = ("split", "scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95", "tasks", "seed")
 
 
@@ -46,7 +49,9 @@ def train_command(
     random: Names = None,
     out: Path | None = None,
     resume: Flag = False,
-    from_: Path | None = None,
+    from_: str | None = None,
+    model: str | None = None,
+    loss: str | None = None,
     quiet: Flag = False,
     dry_run: Flag = False,
     changes: Changes = (),
@@ -56,6 +61,9 @@ def train_command(
     The run directory holds config.json, events.jsonl, checkpoints/, artefact.safetensors and report.html.
     Ctrl-C stops the run after the current step, with a checkpoint. Every field of the configuration is an
     option, for example --method.inner.steps=8 or --method.linear=GMRES.
+
+    imaml train arrays, images and frame learn from tasks of your own, with a model of your own if you like;
+    see their --help.
 
     Args:
         preset: Named configuration (default: characters-5w1s). `imaml presets` lists them.
@@ -80,7 +88,10 @@ def train_command(
         decimal: Sign before the fraction of a number in a text file, "." or "," (default: ".").
         out: Run directory (default: runs/PRESET, then runs/PRESET-2, and so on).
         resume: Continue the run in --out with its own configuration.
-        from_: Start a new run from the parameters of this run directory or artefact.
+        from_: Start a new run from the parameters of this run directory or artefact; "omniglot" and
+            "characters" are those of this package.
+        model: With --resume, the model that the run was begun with if it is your own, FILE.py:NAME.
+        loss: With --resume, the loss likewise.
         quiet: Show no progress.
         dry_run: Print parameters, memory and time that the run would need; train and write nothing.
         changes: Fields of the configuration set by options with a dot.
@@ -122,6 +133,16 @@ def train_command(
 
         # A run continues with what was measured at its start.
         config = with_chunk(config, stored.method.chunk) if stored else settled(config, note)
+    if stored is not None:
+        from .own_tasks import object_at
+
+        brought = object_at(model, "--model"), object_at(loss, "--loss")
+        config = replace(config, domain=config.domain.with_objects(*brought))
+    elif model or loss:
+        raise ConfigError(
+            f"--{'model' if model else 'loss'}: expected a run on tasks of your own, got the preset "
+            f"{preset or DEFAULT}. Hint: imaml train arrays --data FILE.npz --model FILE.py:NAME."
+        )
     if dry_run:
         from .bench import print_prediction
 
@@ -129,7 +150,7 @@ def train_command(
         return None
     if out is None:
         usual = Path("runs") / (preset or DEFAULT)
-        out = _free_directory(usual)
+        out = free_directory(usual)
         if out != usual and not quiet:
             note(f"{usual} exists, so this run is written to {out}")
     new = not out.exists()
@@ -142,25 +163,33 @@ def train_command(
         raise
 
 
-def _free_directory(base: Path) -> Path:
-    """Return the directory, or the first of base-2, base-3, ... that does not exist yet, or is empty."""
+def free_directory(base: Path) -> Path:
+    """Return the directory, or the first of base-2, base-3, ... that does not exist yet, or is empty.
+
+    Args:
+        base: The directory that is wanted.
+
+    Returns:
+        The free one.
+    """
     numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
     taken = lambda place: place.exists() and not (place.is_dir() and not any(place.iterdir()))  # noqa: E731
     return next(place for place in itertools.chain([base], numbered) if not taken(place))
 
 
-def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: bool) -> int | None:
+def _train(config: Config, out: Path, resume: bool, origin: str | None, quiet: bool) -> int | None:
     """Train, score and report; return the exit status when interrupted."""
     from ..predict import load
     from ..training.directory import check_resumable, create_run_directory
     from ..training.experiment import assemble
+    from .own_tasks import shipped
 
     # Before the data are read, which may take long.
     if resume:
         check_resumable(out, config)
     else:
         create_run_directory(out)
-    start = None if origin is None else load(origin).theta
+    start = None if origin is None else load(shipped(origin)).theta
     progress = False if quiet else None
     experiment = assemble(config)
     for line in () if quiet else experiment.domain.about():
@@ -169,9 +198,30 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
         per = experiment.config.method.learned  # type: ignore[union-attr]
         note(f"chosen   --method.learned={per}, by the number of training tasks for each parameter of a task")
     run = experiment.train(out=out, resume=resume, start=start, progress=progress)
+    if config.domain.own_tasks and run.reason != "interrupted":
+        from ..training.fit import finish
+
+        run = finish(run, run.step == 0)
+    return conclude(run, out, quiet)
+
+
+def conclude(run: Run, out: Path, quiet: bool) -> int | None:
+    """Score a run on test tasks, and write its report.
+
+    Args:
+        run: The run.
+        out: Its directory.
+        quiet: Whether to show no progress.
+
+    Returns:
+        The exit status when interrupted.
+    """
+    config = run.config
+    assert config is not None
     typed = Path(sys.argv[0])
     program = "imaml" if shutil.which("imaml") or typed.name != "imaml" else typed
     onwards = f"continue with: {program} train --resume --out {out}"  # can be typed here
+    onwards += "".join(f" --{option} {place}" for option, place in config.domain.brought.items())
     if run.reason == "interrupted":
         print(onwards)
         return STATUS
@@ -179,8 +229,9 @@ def _train(config: Config, out: Path, resume: bool, origin: Path | None, quiet: 
     if run.reason == "minutes":
         cut = ", before the learning rate had decayed" if config.optimiser.schedule == "cosine" else ""
         print(f"stopped by --minutes at step {run.step} of {config.training.steps}{cut}")
-        print(f"{onwards} --minutes {2 * (config.training.minutes or 1):g}")
+        print(f"{onwards} --minutes {2 * (config.training.minutes or 1):.2g}")
     print(f"run      {out}")
+    print(f"artefact {out / 'artefact.safetensors'}")
     from ..report.examples import examples
     from ..report.run_page import write_report
 
@@ -223,17 +274,21 @@ def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:
     from ..training.evaluation import evaluate
     from ..training.journal import Journal
 
-    if not config.training.test_tasks:
+    count, size = config.training.test_tasks, run.domain.size("test")
+    if not count:
         return
+    if config.domain.own_tasks:
+        count = max(2, min(count, EPISODES if size is None else DRAWS * size))
 
     def say(done: int, tasks: int) -> None:
         end = "\r" if done < tasks else "\r\033[K"  # a live line
         note(f"scored {done:,} of {tasks:,} test tasks", end=end)
 
     if not quiet:
-        note(f"scoring on {config.training.test_tasks:,} test tasks (--training.test_tasks) ...")
+        option = "" if config.domain.own_tasks else " (--training.test_tasks)"
+        note(f"scoring on {count:,} test tasks{option} ...")
     progress = say if not quiet and on_terminal(sys.stderr) else None
-    result = evaluate(run, split="test", tasks=config.training.test_tasks, progress=progress)
+    result = evaluate(run, split="test", tasks=count, progress=progress)
     with Journal(out, progress=False, append=True) as journal:
         facts = {name: getattr(result, name) for name in SCORES}
         journal.write("evaluation", **facts, data=config.domain.data_name)

@@ -22,6 +22,15 @@ def processor() -> str:
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
+def usable_cores() -> int:
+    """Counts the cores that this process may use.
+
+    Returns:
+        At least 1.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def user_cache() -> Path:
     """Finds the directory of downloads and resized tables.
 

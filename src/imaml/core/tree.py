@@ -147,15 +147,16 @@ class Selection:
         """
         if choice is None or isinstance(choice, Selection):
             return choice or cls()
-        if callable(choice):
-            return cls(choice)
         if isinstance(choice, str):
             return cls((choice,))
         if isinstance(choice, (tuple, list, set, frozenset)) and all(isinstance(c, str) for c in choice):
             return cls(tuple(sorted(choice)))
         leaves = jax.tree_util.tree_leaves_with_path(choice)
+        # Before functions: a module of booleans, as filters of Equinox are, can be called, too.
         if leaves and all(isinstance(leaf, (bool, np.bool_)) for _, leaf in leaves):
             return cls(tuple(name(path) for path, leaf in leaves if leaf))
+        if callable(choice):
+            return cls(choice)
         raise ConfigError(
             "adapt: expected None (all), a name such as 'head', a tuple of names, a tree of booleans shaped "
             f"like theta, or a function theta -> tree of booleans, got {choice!r}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -177,18 +178,30 @@ def require_one_of(owner: str, name: str, value: object, accepted: Sequence[obje
         raise ConfigError.of_field(owner, name, no_choice(value, accepted))
 
 
-def require_function(argument: str, value: object) -> None:
+def require_function(argument: str, value: object, *names: str) -> None:
     """Check that a value can be called.
 
     Args:
         argument: The name of the argument, for the message.
         value: The value.
+        *names: What it is called with; not checked if there are none, or if its signature is not known.
 
     Raises:
-        ConfigError: If it cannot.
+        ConfigError: If it cannot, or takes other arguments.
     """
+    wanted = f"a function ({', '.join(names)})" if names else "a function"
     if not callable(value):
-        raise ConfigError(f"{argument}: expected a function, got {value!r}.")
+        raise ConfigError(f"{argument}: expected {wanted}, got {value!r}.")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        if names:
+            name = getattr(value, "__name__", type(value).__name__)
+            raise ConfigError(f"{argument}: expected {wanted}, got {name}{signature}.") from None
 
 
 def require_scalar(argument: str, value: Array) -> Array:

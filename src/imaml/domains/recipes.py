@@ -27,12 +27,14 @@ class DomainRecipe(Checked):
     Attributes:
         reads_table: Whether its tasks come from a table with named columns.
         factorises: Whether its own computations may factorise matrices.
+        own_tasks: Whether its tasks are a user's own, as those of `imaml.fit`.
         network: The network that learns the tasks, if there is one.
     """
 
     owner: ClassVar[str] = "domain"
     reads_table: ClassVar[bool] = False
     factorises: ClassVar[bool] = True
+    own_tasks: ClassVar[bool] = False
     network: Network
 
     def build(self) -> DomainBase:
@@ -84,6 +86,11 @@ class DomainRecipe(Checked):
             f"load: expected neither model nor loss, as {type(self).__name__} has its own, got "
             f"model={model!r} and loss={loss!r}."
         )
+
+    @property
+    def brought(self) -> dict[str, str]:
+        """The places of the user's code that a run needs again, "model" and "loss"; see `imported`."""
+        return {}
 
     def with_tasks(self, tasks: object) -> DomainBase:
         """Return the domain that draws a user's tasks, coded as this recipe says.

@@ -12,6 +12,7 @@ from ..core.tree import Tree
 from ..inner.base import InnerSolver, Instance
 from ..problems.base import Key, Problem, Task
 from ..problems.precision import Learned
+from .arguments import require_parameters
 from .system import QueryLoss
 
 Flag = bool | Array  # may be traced
@@ -245,5 +246,6 @@ def solve(
         raise ConfigError(
             f"solve: rule: expected implicit(linear), unrolled() or first_order(), got {rule!r}."
         )
+    require_parameters("solve", theta)
     start = problem.init(theta, batch, key) if phi0 is None else problem.split(phi0)
     return problem.full(rule(problem, inner, theta, batch, start, key), theta)

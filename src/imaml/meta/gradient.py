@@ -22,10 +22,11 @@ from ..core.fields import Checked, PositiveInt, Such
 from ..core.recipes import Recipe
 from ..core.solution import Ending, Solution, Stats, Status, bounded
 from ..core.tree import Tree
-from ..core.validation import require_scalar
+from ..core.validation import require_function, require_scalar
 from ..inner.base import InnerSolver
 from ..problems.base import Key, Problem, Task
 from ..problems.losses import joined, same_arrays
+from .arguments import require_parameters, require_tasks
 from .base import Flag, Learning, StepNumber, TaskGradient, TaskRule
 from .implicit import Implicit
 from .system import QueryLoss
@@ -210,6 +211,7 @@ class MetaGradient(Checked, ByContent):
             )
         if self.mesh is not None and tuple(self.mesh.axis_names) != (AXIS,):
             raise ConfigError(f"method: mesh: expected one axis, named {AXIS!r}, got {self.mesh.axis_names}.")
+        require_function("method: query_loss", self.query_loss, "phi", "theta", "batch")
         self.rule.refuse(self.problem, self.inner)
 
     def built_from(self, origin: Origin | None) -> MetaGradient:
@@ -355,6 +357,8 @@ class MetaGradient(Checked, ByContent):
         Raises:
             NumericalError: Outside jit, if tasks failed and the policy is "raise", or if all failed.
         """
+        require_parameters("method", theta, wide=getattr(self.rule, "linear", None) is not None)
+        require_tasks(tasks)
         if getattr(self.rule, "whole", None) is joined and same_arrays(tasks.support, tasks.query):
             tasks = Task(tasks.support, None)  # else each row would count twice, as both are joined
         count = _count(tasks)

@@ -98,7 +98,7 @@ def stationary(objective: Objective, init: Start | None = None, structure: str =
         >>> problem.residual(jnp.ones(1), jnp.ones(1), 3 * jnp.ones(1))
         Array([-2.], dtype=float32)
     """
-    require_function("objective", objective)
+    require_function("objective", objective, "phi", "theta", "batch")
     require_one_of("stationary", "structure", structure, ("spd", "symmetric"))
     return Stationary(objective, init, structure)
 
@@ -124,7 +124,7 @@ def fixed_point(update: Update, init: Start | None = None) -> FixedPoint:
         >>> imaml.GradientDescent(1.0, steps=20)(problem, jnp.ones(1), None).value.round(4)
         Array([2.], dtype=float32)
     """
-    require_function("update", update)
+    require_function("update", update, "phi", "theta", "batch")
     return FixedPoint(update, init)
 
 
@@ -149,6 +149,6 @@ def game(loss_x: PlayerLoss, loss_y: PlayerLoss, init: Start | None = None) -> G
         >>> tuple(map(float, problem.residual((jnp.asarray(2.0), jnp.asarray(3.0)), None, None)))
         (3.0, -2.0)
     """
-    require_function("loss_x", loss_x)
-    require_function("loss_y", loss_y)
+    require_function("loss_x", loss_x, "x", "y", "theta", "batch")
+    require_function("loss_y", loss_y, "x", "y", "theta", "batch")
     return Game(loss_x, loss_y, init)

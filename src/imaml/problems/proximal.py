@@ -231,7 +231,7 @@ def proximal(
     References:
         Rajeswaran et al. (2019), equation 3.
     """
-    require_function("loss", loss)
+    require_function("loss", loss, "phi", "batch")
     # A learned strength is part of theta, so the problem holds its form and no number.
     learns = strength if isinstance(strength, Learned) else None
     if learns is None:
@@ -270,7 +270,7 @@ def plain(loss: Loss, adapt: Adapt = None) -> Plain:
         >>> plain(lambda phi, x: 0.5 * jnp.sum((phi - x) ** 2)).anchored
         False
     """
-    require_function("loss", loss)
+    require_function("loss", loss, "phi", "batch")
     return Plain(loss, Selection.of(adapt))
 
 
@@ -301,7 +301,7 @@ def equilibrium(field: Field, strength: Tree, adapt: Adapt = None) -> Equilibriu
         >>> imaml.solve(problem, theta, None, inner=inner, rule=imaml.implicit(imaml.Dense())).round(3)
         Array([0., 1.], dtype=float32)
     """
-    require_function("field", field)
+    require_function("field", field, "phi", "batch")
     if isinstance(strength, Learned):
         raise ConfigError(
             f"equilibrium: strength: expected a positive number, a tree of them, or None, got {strength!r}."

@@ -36,6 +36,7 @@ from ..problems.base import Task
 from ..problems.precision import Theta
 from .evaluation import evaluate_theta
 from .experiment import Experiment, assemble
+from .step import check_theta
 
 SMALL = 20_000  # parameters up to which inner problems are solved thoroughly
 THOROUGH, BRIEF = (3, 10), (2, 4)  # Newton steps, and products with the curvature in each
@@ -72,6 +73,7 @@ def choose(
     strength: float | None,
     adapt: tuple[str, ...] | None,
     pretrain: int | None,
+    given: Tree,
     choices: list[Choice],
     progress: bool | None,
 ) -> Chosen:
@@ -84,6 +86,7 @@ def choose(
         strength: The regularisation strength, or None to choose and learn it.
         adapt: Names of the parameters that a task adapts, or None for all.
         pretrain: The most steps without adaptation, or None to choose them.
+        given: Meta-parameters to start from, or None.
         choices: Choices so far, to which these are added.
         progress: False shows no trial.
 
@@ -91,17 +94,22 @@ def choose(
         What was chosen.
 
     Raises:
+        ConfigError: If the given meta-parameters are others than the model's.
         NumericalError: If no candidate can adapt to validation tasks.
     """
     training = plan.training
     minutes = training.minutes
-    start = fresh = domain.init(jax.random.split(jax.random.key(training.seed))[0])
+    fresh = domain.init(jax.random.split(jax.random.key(training.seed))[0])
+    start = fresh if given is None else Theta.of(given).mean
+    check_theta(start, fresh)
+    if given is not None and pretrain is None:
+        pretrain = 0
     if pretrain is None:  # classes that are new in each episode cannot be told apart without adaptation
         pretrain = 0 if domain.recipe.episodes else min(PRETRAIN_STEPS, 10 * training.steps)
     each = None
     if pretrain:
         limit = None if minutes is None else PRETRAIN_SHARE * 60 * minutes
-        found, taken, each = pretrained(domain, fresh, training.tasks or 1, pretrain, limit, training.seed)
+        found, taken, each = pretrained(domain, start, training.tasks or 1, pretrain, limit, training.seed)
         if bool(tree.finite(found)):
             start = found
             choices.append(Choice("pretrain", taken, "steps on all rows, without adaptation, come first"))
@@ -208,6 +216,8 @@ class _Trials:
             run = self.experiments[method].train(start=start, progress=False, on_step=watch)
         except NumericalError:
             run = None
+        if run is not None and run.reason == "interrupted":
+            raise KeyboardInterrupt
         if run is not None:
             theta, count = run.theta, training.validation_tasks
         if run is not None and scored:

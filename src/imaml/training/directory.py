@@ -11,7 +11,9 @@ from .journal import FILE
 
 MAY_CHANGE = {
     "domain.": "data quantiles",
-    "domain.model.": "token",
+    "domain.file.": "path",
+    "domain.model.": "name token",
+    "domain.loss.": "name token",
     "method.": "new_task",
     "training.": "minutes patience gradient_below checkpoint_every keep log_every test_tasks",
 }
@@ -88,6 +90,8 @@ def _content(folder: Path) -> str:
 def check_resumable(folder: Path, described: Config | str) -> None:
     """Check that a directory holds a run of a configuration.
 
+    The number of steps may be another one if the learning rate is constant, as steps taken are then the same.
+
     Args:
         folder: The run directory.
         described: The configuration, or the reason why there is none.
@@ -95,15 +99,25 @@ def check_resumable(folder: Path, described: Config | str) -> None:
     Raises:
         ConfigError: If it holds no run, or one of another configuration.
     """
+    hint = "leave that as it was, or start a new run from what this one has learned (--from)."
     if isinstance(described, str):
         same, difference = f'"kind": "{PYTHON}"' in _content(folder), f"now {described}"
     else:
-        difference = first_difference(to_json(read_config(folder)), to_json(described))
+        old, new = to_json(read_config(folder)), to_json(described)
+        if new["optimiser"].get("schedule") == "constant":
+            new["training"]["steps"] = old["training"]["steps"]
+        difference = first_difference(old, new)
+        if new["training"]["steps"] != old["training"]["steps"] and new["optimiser"].get("schedule"):
+            hint = (
+                "the learning rate falls to zero at the last step, so that with another number those taken "
+                "would have been others. Start a new run from what this one has learned (--from). A run with "
+                "a constant learning rate (schedule=constant) may be prolonged."
+            )
         same = difference is None
     if not same:
         raise ConfigError(
             f"{folder}: expected the configuration that the run was started with, got another: {difference}. "
-            "Hint: leave that as it was, or start a new run from what this one has learned (--from)."
+            f"Hint: {hint}"
         )
 
 

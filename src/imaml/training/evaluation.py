@@ -71,7 +71,7 @@ class Evaluation:
         baseline_values: The baselines' scores of each task.
         different: Of a domain with a fixed number of tasks: how many different ones were drawn. Draws of one
             task are averaged first, so that intervals are over different tasks.
-        number: Of such a domain: which task each draw is.
+        number: Of such a domain, and of one whose draws are not all different: which task each draw is.
         held_out: False if the split has no tasks of its own, and those of training were scored.
         unscored: Number of tasks without a finite score, of "before" and of each baseline that has such.
     """
@@ -261,11 +261,34 @@ def score(
             "baselines": domain.baselines(task),
             "calibration": domain.calibration(phi, task),
             "finite": sound,
-            "number": {} if number is None else {"task": number},
+            "number": {"content": _content(task)} if number is None else {"task": number},
         }
 
     chunk = method.chunk or keys.shape[0]
     return lax.map(one, (keys, places), batch_size=None if chunk == 1 else chunk)
+
+
+def _content(task: Tree) -> Array:
+    """Return two numbers that are equal for tasks of the same rows, in whatever order and halves.
+
+    Tasks of a domain that has no `number` are compared by them: draws of one person are no more independent
+    than the persons are.
+    """
+    leaves = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(task)]
+    total = jnp.zeros(2, jnp.uint32)
+    for leaf in map(jnp.asarray, leaves):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaf = lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        bits = leaf.astype(jnp.uint32).ravel()
+        for i, factor in enumerate((0x9E3779B1, 0x85EBCA77)):
+            mixed = (bits ^ (bits >> 15)) * jnp.uint32(factor)
+            total = total.at[i].add(jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32))
+    return total
+
+
+def _is_key(leaf: Tree) -> bool:
+    """Return whether a leaf is an array of typed random keys."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def over_devices(run: Callable[..., Tree], mesh: Mesh | None) -> Wrapped:
@@ -418,6 +441,9 @@ def evaluate_theta(
     unscored |= {name: int(np.isnan(values).sum()) for name, values in baselines.items()}
     errors, widths = _calibration(joined["calibration"], ~failed)
     number = joined["number"].get("task")
+    if number is None:
+        number = np.unique(joined["number"]["content"], axis=0, return_inverse=True)[1].ravel()
+        number = None if len(np.unique(number)) == tasks else number.astype(np.float64)
     scores, ci95 = mean_intervals(after, number)
     return Evaluation(
         {**scores, **errors},

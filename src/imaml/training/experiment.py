@@ -20,12 +20,13 @@ from ..core.errors import ConfigError
 from ..core.recipes import to_json
 from ..core.tree import Tree
 from ..core.validation import not_one_of
-from ..domains.base import Domain, in_step
+from ..domains.base import Domain, in_step, require_domain
 from ..meta.gradient import MetaGradient
 from .directory import check_resumable, create_run_directory
 from .loop import Loop, Run, Watch
 from .step import NewtonStep, State, devices_mesh, initial_state, make_step
 
+CALLBACKS = ("logger", "loggers", "callback", "callbacks")  # what other libraries call them
 UNSTORED = "the optimiser is an Optax transform, which has no JSON form"
 
 
@@ -110,8 +111,8 @@ class Experiment:
             resume: Whether to continue from the newest sound checkpoint in ``out``.
             start: Meta-parameters to start from, or None for fresh ones.
             progress: None or True shows the run on stderr; False shows warnings only.
-            on_step: Called after each step with a dict ("step", "seconds", "theta"); the run ends if it
-                returns True.
+            on_step: Called after each step with a dict ("step", "seconds", "theta"; in steps that are logged
+                "loss", "gradient_norm", ... as well); the run ends if it returns True.
             on_validation: Called likewise after each validation, with "scores", "ci95", "before", "tasks",
                 "failed" and "best" as well.
 
@@ -232,7 +233,13 @@ def train(
     """
     known = [f.name for f in dataclasses.fields(Training)]
     for name in options.keys() - known:
+        if name in CALLBACKS:
+            raise ConfigError(
+                f"train: option: expected callbacks as on_step= and on_validation=, got {name!r}. Hint: log "
+                "= imaml.loggers.TensorBoard(folder), then on_step=log, on_validation=log."
+            )
         raise ConfigError(not_one_of("train: option", name, known))
+    require_domain("train", domain)  # a run would end in an evaluation that asks it for more
     training = Training(**options)  # type: ignore[arg-type]
     optimiser = Optimiser() if optimiser is None else optimiser
     transform = outer(optimiser, training.steps)

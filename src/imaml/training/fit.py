@@ -65,6 +65,7 @@ def fit(
     minutes: float | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    start: Tree = None,
     progress: bool | None = None,
     on_step: Watch | None = None,
     on_validation: Watch | None = None,
@@ -107,9 +108,10 @@ def fit(
             1 if `steps` is not given either.
         seed: Draws splits, initial parameters and tasks.
         out: A run directory to write, or None.
+        start: Meta-parameters to start from, such as ``imaml.load(path).theta``, or None for fresh ones.
         progress: None or True shows the choices and the run on stderr; False shows warnings only.
-        on_step: Called with a dict ("step", "seconds", "theta") after each step; the run ends if it returns
-            True.
+        on_step: Called with a dict ("step", "seconds", "theta"; in steps that are logged "loss" and others as
+            well) after each step; the run ends if it returns True. `imaml.loggers` has loggers.
         on_validation: Called likewise after each validation, with "scores", "ci95" and "best" as well.
 
     Returns:
@@ -163,7 +165,6 @@ def fit(
         choices.append(Choice("optimiser", f"{name}, {optimiser.learning_rate:g}", why))
     transform = None if isinstance(optimiser, Optimiser) else optimiser
     plan = Config(domain.recipe, IMAMLRecipe(), described(optimiser), training)
-    start = None
     if method is None:
         names = adapt_names(domain.recipe.model, adapt, jax.eval_shape(domain.init, jax.random.key(0)))
         began = time.monotonic()
@@ -172,7 +173,7 @@ def fit(
             method = EvidenceRecipe(strength=strength or 1.0, **given)
             choices.append(Choice("method", "evidence", "the likelihood is what Newton's method maximises"))
         else:
-            found = choose(plan, domain, transform, strength, names, pretrain, choices, progress)
+            found = choose(plan, domain, transform, strength, names, pretrain, start, choices, progress)
             method, start = found.method, found.start
             if minutes is not None:
                 # At least half of what was asked for, whatever the trials took.
@@ -198,12 +199,27 @@ def fit(
         return None if on_validation is None else on_validation(told)
 
     run = experiment.train(out=out, start=start, progress=progress, on_step=on_step, on_validation=validated)
-    if best:
-        run = replace(run, theta=best["theta"])
-    run = replace(_calibrated(run, domain), choices=tuple(choices))
+    if run.reason != "interrupted":
+        if best:
+            run = replace(run, theta=best["theta"])
+        run = finish(run, run.step == 0 and start is None)
+    return replace(run, choices=tuple(choices))
+
+
+def finish(run: Run, untrained: bool = False) -> Run:
+    """Calibrate the intervals of a run on a user's own tasks, and write its directory again.
+
+    Args:
+        run: What `Experiment.train` returned for a domain of own tasks.
+        untrained: Whether its parameters are random ones.
+
+    Returns:
+        The run.
+    """
+    run = _calibrated(run, run.domain)  # type: ignore[arg-type]
     if run.folder is not None and run.config is not None:  # both now hold the calibration
         write_config(run.folder, run.config)
-        save(run.folder / "artefact.safetensors", run.method.start(run.theta), run.config, run.step == 0)
+        save(run.folder / "artefact.safetensors", run.method.start(run.theta), run.config, untrained)
     return run
 
 

@@ -371,7 +371,7 @@ class Loop:
         """Write what is due after a step."""
         training = self.training
         self.window.add(report)
-        self._tell(self.on_step, state, count)
+        fields: dict[str, Any] = {}
         if count % training.log_every == 0 or count == training.steps:
             fields = self.window.summary()
             if self.experiment.outer.rate is not None:
@@ -380,6 +380,7 @@ class Loop:
             if training.gradient_below is not None:
                 norm = fields["gradient_norm"]
                 self.flat = norm is not None and norm < training.gradient_below
+        self._tell(self.on_step, state, count, **fields)
         if training.validate_every and (count % training.validate_every == 0 or count == training.steps):
             self._validate(state, count)
 

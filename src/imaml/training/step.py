@@ -18,6 +18,7 @@ from ..core.compile import whole_program
 from ..core.errors import ConfigError
 from ..core.tree import Tree
 from ..domains.base import Domain, sample_many
+from ..meta.arguments import require_parameters
 from ..meta.gradient import AXIS, MetaGradient, unsolved
 from ..meta.marginal import doubled, newton, roots, unrooted
 from ..problems.precision import Theta
@@ -187,6 +188,7 @@ def initial_state(
         ConfigError: If the shapes of ``start`` do not fit, or it is not finite.
     """
     theta = method.init(domain, key)
+    require_parameters("train", theta)
     if start is not None:
         check_theta(start, theta)
         theta = jax.tree.map(lambda old, new: jnp.asarray(old, new.dtype), start, theta)

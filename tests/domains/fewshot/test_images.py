@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -16,6 +17,7 @@ from imaml.domains.fewshot.images import (
     by_group,
     cached_array,
     image_files,
+    read_files,
     read_image_folder,
     read_split_folders,
 )
@@ -374,10 +376,10 @@ BAD_FOLDERS = {
         r"b: expected images of the class 'b', got no images but notes\.txt\. Hint: put its images there, "
         r"for example \S+b/1\.png\.$",
     ),
-    "a folder above": (
-        made("a/b/1.png"),
-        r"a: expected images of the class 'a', got no images but b\. Hint: if the folders in it are the "
-        r"classes, use \S+a\.$",
+    "images that cannot be read": (
+        made_of("b/1.heic"),
+        r"b: expected images of the class 'b', got no images but 1\.heic\. Hint: save them as \.png or "
+        r"\.jpg\.$",
     ),
     "a truncated image": (
         truncated,
@@ -678,7 +680,11 @@ BAD_SPLITS = {
         leak,
         "class 'train-a': expected it in one split, got 'train' and 'test'.*remove it",
     ),
-    "a class with one image": (single, "class 'lonely': expected at least 2 images"),
+    "folders of classes alone": (
+        made("a/1.png", "b/1.png"),
+        r"got a, b\. Hint: for a folder with one folder for each class use imaml train images --data "
+        r"\S+data\.$",
+    ),
     "csv with a file that is not there": (
         lost_file,
         r"train.csv, line 3: expected .*got .'2.jpg', 'x'., and .*images/2.jpg is no file",
@@ -694,6 +700,44 @@ def test_bad_split_folders_are_refused(case, tmp_path):
     make, message = BAD_SPLITS[case]
     with pytest.raises(DataError, match=message):
         read_split_folders(make(tmp_path / "data") if case != "missing" else make(tmp_path))
+
+
+def test_a_class_with_one_image_is_excluded(tmp_path):
+    with pytest.warns(RuntimeWarning, match=r"1 classes are excluded, as they have one image \(lonely\)"):
+        assert "lonely" not in read_split_folders(single(tmp_path / "data"), side=4).names
+
+
+def test_folders_of_classes_may_be_nested(tmp_path):
+    save(tmp_path, "Greek/alpha/1.png", "Greek/beta/1.png", "Latin/a/1.png", "train/0.png")
+    names = ["Greek/alpha", "Greek/beta", "Latin/a", "train"]
+    assert list(image_files(tmp_path)) == names
+    assert read_image_folder(tmp_path, side=4).labels == names
+
+
+def test_images_that_cannot_be_read_are_said(tmp_path):
+    save(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "a" / "2.HEIC").write_text("")
+    (tmp_path / "a" / "notes.txt").write_text("")
+    with pytest.warns(RuntimeWarning, match=r"1 images are excluded, as \.heic cannot be read\. Hint: save"):
+        assert len(read_image_folder(tmp_path, side=4).labels) == 2
+
+
+def test_a_drawing_to_adapt_to_is_read_at_any_contrast(tmp_path):
+    """As drawings are read for training: ink is 1, whatever its colour."""
+    grey = np.where(INK[..., None], np.uint8([90, 90, 170]), np.uint8([150, 150, 230]))
+    Image.fromarray(grey).save(tmp_path / "1.png")
+    read = read_image_folder(tmp_path, flat=True).images[0]
+    np.testing.assert_allclose(read, area_average(INK, 28), atol=1e-6)
+
+
+def test_threads_read_what_one_reads_and_leave_warnings_as_they_were(tmp_path):
+    save(tmp_path, *(f"a/{i}.png" for i in range(40)))
+    before = list(warnings.filters)
+    files = image_files(tmp_path)["a"]
+    found = read_files(files, 9, 1)
+    assert warnings.filters == before
+    one = np.stack([np.rint(255 * read_image(file, 9, stretch=True)) for file in files])
+    np.testing.assert_array_equal(found[..., 0], one)
 
 
 def cache_files(tmp_path):

@@ -38,6 +38,16 @@ def test_a_filter_of_equinox_is_no_function():
     assert sum(jax.tree.leaves(mask)) == 2
 
 
+def test_a_filter_of_equinox_is_no_function_of_a_problem_either():
+    module = PLAIN["equinox"]()
+    problem = imaml.proximal(lambda phi, batch: 0.0, 1.0, adapt=last_layer(module))
+    chosen = problem.split(module)
+    assert [leaf.shape for leaf in jax.tree.leaves(chosen)] == [
+        module.layers[1].weight.shape,
+        module.layers[1].bias.shape,
+    ]
+
+
 def test_marks_on_what_is_no_parameter_do_not_matter():
     module = PLAIN["equinox"]()
     everything = jax.tree.map(lambda _: True, module)

@@ -9,8 +9,8 @@ from PIL import Image
 
 import imaml
 from imaml.core.errors import DataError
+from imaml.domains.fewshot import images
 from imaml.domains.fewshot.pixels import area_average, read_image
-from imaml.domains.tasks import folders
 from imaml.domains.tasks.build import domain_of
 from imaml.domains.tasks.collection import Tasks
 from imaml.domains.tasks.folders import read_classes
@@ -185,7 +185,7 @@ def test_blank_images_are_named(tmp_path):
 def test_what_was_read_is_kept_until_a_file_changes(tmp_path, monkeypatch, capsys):
     for name in "ab":
         save(tmp_path / name)
-    monkeypatch.setattr(folders, "MANY", 3)
+    monkeypatch.setattr(images, "MANY", 3)
     first = read_classes(tmp_path, 8, 1)
     assert capsys.readouterr().err == "reading 4 images; what is read is kept for the next time\n"
     again = read_classes(tmp_path, 8, 1)
@@ -193,7 +193,7 @@ def test_what_was_read_is_kept_until_a_file_changes(tmp_path, monkeypatch, capsy
     np.testing.assert_array_equal(first.images, again.images)
     drawing(mask=~INK & (np.arange(56) > 20)).save(tmp_path / "a" / "0.png")
     assert not np.array_equal(read_classes(tmp_path, 8, 1).images, first.images)
-    monkeypatch.setattr(folders, "EVERY", -1.0)
+    monkeypatch.setattr(images, "EVERY", -1.0)
     read_classes(tmp_path, 9, 1)
     assert "read 4 of 4 images" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -15,7 +16,7 @@ from ...core.errors import ConfigError, DataError
 from ...core.fields import NonNegativeFloat, PositiveInt, SeveralInt
 from ...core.recipes import recipe
 from ...core.tree import Tree
-from ...core.validation import not_one_of
+from ...core.validation import not_one_of, some_of
 from ...problems.base import Task
 from ...problems.likelihoods import Categorical
 from ...problems.losses import CompositeLoss, joined
@@ -113,7 +114,8 @@ class FewShotRecipe(ReadsData):
         if self.data is None:
             raise DataError(
                 f"{self.source}: expected images, got no path. Hint: pass --data PATH, a folder with "
-                "train/, val/ and test/ and in each a folder of images for every class."
+                "train/, val/ and test/ and in each a folder of images for every class; for one folder with "
+                "a folder for each class use imaml train images."
             )
         network = self.network
         return table_of(self, read_split_folders(self.data, side=network.side, channels=network.channels))
@@ -432,13 +434,21 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
                 f"{name} split: expected at least {recipe.ways} classes (the ways), got {ids.size}. Hint: "
                 "lower --domain.ways, or add classes."
             )
-        least = ids[np.argmin(table.count[ids])]
-        if table.count[least] < wanted:
+        least, enough = ids[np.argmin(table.count[ids])], ids[table.count[ids] >= wanted]
+        if enough.size < recipe.ways:
             raise DataError(
                 f"class {table.names[least]!r} of the {name} split: expected at least {wanted} images (shots "
                 f"and queries), got {table.count[least]}. Hint: lower --domain.shots or --domain.queries."
             )
-        splits[name] = jnp.asarray(ids)
+        if enough.size < ids.size:
+            small = [table.names[i] for i in ids if table.count[i] < wanted]
+            warnings.warn(
+                f"{name} split: {len(small)} of {ids.size} classes are excluded, as they have fewer than "
+                f"{wanted} images, shots and queries ({some_of(small)}).",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        splits[name] = jnp.asarray(enough)
     expected = (recipe.network.side, recipe.network.side, recipe.network.channels)
     if table.image_shape != expected:
         raise DataError(f"images: expected {expected} for {recipe.source}, got {table.image_shape}.")

@@ -9,8 +9,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import os
+import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,12 +25,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...core.errors import DataError
-from ...core.machine import user_cache
+from ...core.machine import usable_cores, user_cache
+from ...core.streams import note
 from ...core.validation import not_one_of, require_number, some_of
 from ...storage.atomic import make_folder, reason, replacing
 from .pixels import FORMATS, read_image, regular_file
 
 SPLITS = ("train", "validation", "test")
+HEIC = (".heic", ".heif", ".avif")
+AS_PNG = "Hint: save them as .png or .jpg."
+MANY = 300  # images from which on progress is shown
+EVERY = 5.0  # seconds between two lines of progress
+FORMAT = 2  # of what is kept; a change of how images are read makes another
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 _LAYOUT = "train/, val/ and test/ with one folder of images for each class, or train.csv, ... beside images/"
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
@@ -183,8 +193,9 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
 def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]:
     """Return the image files of a folder, by class.
 
-    A class is a folder directly inside. Hidden files and files that are no images by their names (those of
-    PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM) are passed over.
+    A class is a folder with images in it, at any depth; its name is its path, such as "Greek/alpha". Hidden
+    files and files that are no images by their names (those of PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM)
+    are passed over.
 
     Args:
         folder: The folder.
@@ -195,32 +206,128 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
 
     Raises:
         DataError: If the folder is missing or empty, a class is empty, or images lie beside folders.
+
+    Warns:
+        RuntimeWarning: If there are images of a kind that cannot be read, such as HEIC.
     """
     folder = Path(folder).expanduser()
     expected = "a folder of images" if flat else "a folder with one folder of images for each class"
     example = folder / "1.png" if flat else folder / "apple" / "1.png"
     entries, loose = _listing(folder, expected, f"an example of an image is {example}"), _images_in(folder)
-    found = {entry.name: _images_in(entry) for entry in entries if entry.is_dir()}
-    if loose and flat and not found:
+    below = [entry.name for entry in entries if entry.is_dir()]
+    held = found_images(folder)
+    unread = [suffix for suffix in HEIC if held.others[suffix]]
+    if unread and (loose or held.classes):
+        count = sum(held.others[suffix] for suffix in unread)
+        warnings.warn(
+            f"{folder}: {count} images are excluded, as {', '.join(unread)} cannot be read. {AS_PNG}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    if loose and flat and not below:
         return {"": loose}
-    if loose or not found:
-        beside = f" beside the folders {some_of(list(found))}" if found else ""
+    if loose or not below:
+        beside = f" beside the folders {some_of(below)}" if below else ""
         given = f"images, {some_of(loose)}{beside}" if loose else _held(entries)
         where = "directly in it" if flat else "in a folder named after its class"
         raise DataError(
             f"{folder}: expected {expected}, got {given}. Hint: put each image ({', '.join(SUFFIXES)}) "
             f"{where}, for example {example}."
         )
-    for name, files in found.items():
-        if not files:
-            held = _listing(folder / name)
-            hint = f"put its images there, for example {folder / name / '1.png'}"
-            if any(entry.is_dir() for entry in held):
-                hint = f"if the folders in it are the classes, use {folder / name}"
+    for name in below:
+        if not any(known == name or known.startswith(f"{name}/") for known in held.classes):
+            entries = _listing(folder / name)
+            hint = f"put its images there, for example {folder / name / '1.png'}."
+            if any(entry.suffix.lower() in HEIC for entry in entries):
+                hint = AS_PNG.removeprefix("Hint: ")
             raise DataError(
-                f"{folder / name}: expected images of the class {name!r}, got {_held(held)}. Hint: {hint}."
+                f"{folder / name}: expected images of the class {name!r}, got {_held(entries)}. Hint: {hint}"
             )
-    return found
+    return {name: held.classes[name] for name in sorted(held.classes)}
+
+
+class Found(NamedTuple):
+    """What lies in a folder.
+
+    Attributes:
+        classes: The image files of each class, by its name.
+        others: Files that are no images, by suffix: how many.
+        loose: Images that are in no folder of a class.
+    """
+
+    classes: dict[str, list[Path]]
+    others: Counter[str]
+    loose: list[Path]
+
+
+def found_images(folder: Path) -> Found:
+    """Return the images in a folder and in the folders below it, links included.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        What lies in it; a class for each folder below that has images directly in it.
+    """
+    classes: dict[str, list[Path]] = {}
+    others: Counter[str] = Counter()
+    loose: list[Path] = []
+    seen = {os.path.realpath(folder)}  # a link may lead back
+    for place, below, names in os.walk(folder, followlinks=True):
+        inside = {name: os.path.realpath(Path(place) / name) for name in below}
+        below[:] = sorted(n for n in below if not n.startswith((".", "__MACOSX")) and inside[n] not in seen)
+        seen |= {inside[name] for name in below}
+        files = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
+        images = [file for file in files if file.suffix.lower() in SUFFIXES]
+        others.update(file.suffix.lower() or "without a suffix" for file in files if file not in set(images))
+        if Path(place) == folder:
+            loose = images
+        elif images:
+            classes[Path(place).relative_to(folder).as_posix()] = images
+    return Found(classes, others, loose)
+
+
+def read_files(files: Sequence[Path], side: int, channels: int) -> np.ndarray:
+    """Read image files in parallel threads, with lines of progress.
+
+    The array is kept in `user_cache()` by the names, sizes and times of change of the files.
+
+    Args:
+        files: The files.
+        side: Pixels a side.
+        channels: 1 for drawings, whose ink is stretched to 1, or 3.
+
+    Returns:
+        uint8 ``(n, side, side, channels)``.
+
+    Raises:
+        DataError: If an image cannot be read.
+    """
+
+    def one(file: Path) -> np.ndarray:
+        values = read_image(file, side, channels, stretch=channels == 1)
+        return np.rint(255 * values).reshape(side, side, channels).astype(np.uint8)
+
+    def read() -> np.ndarray:
+        pixels = np.empty((len(files), side, side, channels), np.uint8)
+        said = time.monotonic()
+        if len(files) > MANY:
+            note(f"reading {len(files):,} images; what is read is kept for the next time")
+        threads = ThreadPoolExecutor(usable_cores())  # Pillow decodes without the interpreter's lock
+        try:
+            for row, image in enumerate(threads.map(one, files)):
+                pixels[row] = image
+                if len(files) > MANY and time.monotonic() - said > EVERY:
+                    said = time.monotonic()
+                    note(f"read {row + 1:,} of {len(files):,} images")
+        finally:
+            threads.shutdown(cancel_futures=True)
+        return pixels
+
+    statuses = [(file, regular_file(file)) for file in files]
+    stamps = [(str(file.resolve()), status.st_size, status.st_mtime_ns) for file, status in statuses]
+    key = hashlib.sha256(repr((FORMAT, side, channels, stamps)).encode()).hexdigest()[:32]
+    return cached_array(f"images-{key}", read)
 
 
 class Drawings(NamedTuple):
@@ -240,7 +347,8 @@ class Drawings(NamedTuple):
 def read_image_folder(path: str | Path, side: int = 28, channels: int = 1, flat: bool = False) -> Drawings:
     """Read the images of a folder.
 
-    They come in the order of `image_files`; `read_image` says how one is read.
+    They come in the order of `image_files`; `read_image` says how one is read. The ink of drawings is
+    stretched to 1.
 
     Args:
         path: The folder.
@@ -255,7 +363,7 @@ def read_image_folder(path: str | Path, side: int = 28, channels: int = 1, flat:
         DataError: If it is no such folder, or an image cannot be read.
     """
     found = [(file, name) for name, members in image_files(path, flat).items() for file in members]
-    images = np.stack([read_image(file, side, channels) for file, _ in found])
+    images = np.stack([read_image(file, side, channels, stretch=channels == 1) for file, _ in found])
     return Drawings(images, [name for _, name in found], [file for file, _ in found])
 
 
@@ -283,25 +391,26 @@ def read_split_folders(path: str | Path, side: int = 84, channels: int = 3) -> I
     entries = _listing(path, _LAYOUT, hint)
     found = {split: classes for split in SPLITS if (classes := _split_files(path, split)) is not None}
     if "train" not in found:
+        if any(_images_in(entry) for entry in entries if entry.is_dir()):
+            hint = f"for a folder with one folder for each class use imaml train images --data {path}"
         raise DataError(f"{path}: expected {_LAYOUT}, got {some_of(entries)}. Hint: {hint}.")
+    single = [name for classes in found.values() for name, files in classes.items() if len(files) < 2]
+    if single and len(single) < sum(map(len, found.values())):
+        warnings.warn(
+            f"{path}: {len(single)} classes are excluded, as they have one image ({some_of(single)}).",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        kept = {split: {n: f for n, f in classes.items() if len(f) > 1} for split, classes in found.items()}
+        found = {split: classes for split, classes in kept.items() if classes}
     members = [files for classes in found.values() for files in classes.values()]
     files, count = [file for group in members for file in group], np.array([len(group) for group in members])
-
-    def decoded() -> np.ndarray:
-        pixels = np.empty((len(files), side, side, channels), np.uint8)
-        for row, file in enumerate(files):
-            pixels[row] = np.rint(255 * read_image(file, side, channels)).reshape(side, side, channels)
-        return pixels
 
     names = tuple(dict.fromkeys(name for classes in found.values() for name in classes))
     number = {name: index for index, name in enumerate(names)}
     splits = {split: np.array([number[name] for name in classes]) for split, classes in found.items()}
     _checked_splits(splits, count, names)  # before a minute of decoding, not after
-    statuses = [(file, regular_file(file)) for file in files]
-    stamps = [(str(file.resolve()), status.st_size, status.st_mtime_ns) for file, status in statuses]
-    key = hashlib.sha256(repr((1, side, channels, stamps)).encode()).hexdigest()[:32]
-    pixels = cached_array(f"folders-{key}", decoded)
-    return Images(pixels, np.cumsum(count) - count, count, names, names, splits)
+    return Images(read_files(files, side, channels), np.cumsum(count) - count, count, names, names, splits)
 
 
 def cached_array(key: str, make: Callable[[], np.ndarray]) -> np.ndarray:

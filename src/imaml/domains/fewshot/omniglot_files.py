@@ -73,7 +73,7 @@ def not_omniglot(path: Path | str, found: str, expected: str = FORMS) -> DataErr
     """
     return DataError(
         f"{path}: expected {expected}, got {found}. Hint: give its place with --data PATH, or download it "
-        "with: imaml data get omniglot."
+        "with: imaml data get omniglot; for drawings of your own use imaml train images --data PATH."
     )
 
 

@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,9 +103,7 @@ def open_image(
     name = "the image" if isinstance(content, bytes) else str(content)
     if not isinstance(content, bytes):
         regular_file(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", category=UserWarning)  # damaged EXIF: not the pixels
+    with _FILTERS:
         try:
             with (
                 io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as stream,
@@ -133,6 +132,37 @@ def open_image(
                 f"{name}: expected a {wanted} image, got one that is damaged or of another format{why}. "
                 "Hint: save it again, for example as PNG; the suffix of its name does not count."
             ) from None
+
+
+class _Filters:
+    """How Pillow's warnings are treated while images are open, in however many threads.
+
+    `warnings.catch_warnings` alone restores what another thread has set.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        from PIL import Image
+
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.saved = warnings.catch_warnings()
+                self.saved.__enter__()
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                warnings.filterwarnings("ignore", category=UserWarning)  # damaged EXIF: not the pixels
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.saved.__exit__(None, None, None)
+
+
+_FILTERS = _Filters()
 
 
 def _check_size(name: str, width: int, height: int, padded: bool) -> None:

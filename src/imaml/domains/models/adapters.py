@@ -14,6 +14,7 @@ from jax import Array
 from ...core.errors import ConfigError
 from ...core.tree import Tree
 from ..networks import Network
+from .imported import unwrapped
 from .own import Held, OwnModel, functions, hold
 
 # The module of this package for each library, by the package that the classes of its models are defined in.
@@ -32,7 +33,7 @@ EXPECTED = (
 )
 
 
-def as_network(model: object, example: Tree, *, token: str | None = None) -> Network:
+def as_network(model: object, example: Tree, *, token: str | None = None, place: str = "") -> Network:
     """Return a user's model as a network.
 
     Args:
@@ -50,6 +51,7 @@ def as_network(model: object, example: Tree, *, token: str | None = None) -> Net
             What becomes of batch statistics, dropout and narrow dtypes is in docs/own_tasks.md, "Models".
         example: One blank row of inputs, leaves ``(1, ...)``.
         token: The token of a saved recipe, to be found again under it; see `hold`.
+        place: Where the model was imported from, for messages and saved runs; see `imported`.
 
     Returns:
         The network. Passing a model twice gives equal networks, which compile once.
@@ -57,10 +59,11 @@ def as_network(model: object, example: Tree, *, token: str | None = None) -> Net
     Raises:
         ConfigError: If it is none of these, has no parameters, or does not take the example.
     """
+    model, named = unwrapped(model)
     held = _held(model, example)
     if held is None:
         return model  # type: ignore[return-value]
-    network = hold(held, token)
+    network = hold(held, token, place or named)
     _try(network, example)
     return network
 

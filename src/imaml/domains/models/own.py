@@ -101,10 +101,11 @@ class OwnModel(Checked):
     def held(self) -> Held:
         """The object; ConfigError if this process has none of that token."""
         if self.token not in _HELD:
+            place = self.name if ":" in self.name else "FILE.py:NAME"
             raise ConfigError(
                 f"model: expected the model {self.name!r}, which was brought by a user and is not in this "
-                "process. Hint: pass it, as in imaml.load(path, model=...), or on the command line --model "
-                "FILE.py:NAME."
+                f"process. Hint: pass it, as in imaml.load(path, model=...), or on the command line "
+                f"--model {place}."
             )
         return _HELD[self.token]
 
@@ -140,13 +141,14 @@ class OwnModel(Checked):
         return self.held.forward(parameters, inputs, statistics)
 
 
-def hold(held: Held, token: str | None = None) -> OwnModel:
+def hold(held: Held, token: str | None = None, place: str = "") -> OwnModel:
     """Keep a model in this process, and return the recipe that refers to it.
 
     Args:
         held: The model.
         token: The token of a recipe that was loaded, to be found again under it. By default that of an equal
             model, so that passing a model twice compiles once, or a new one.
+        place: Where it was imported from, its name in messages and saved runs; by default its own name.
 
     Returns:
         The recipe.
@@ -158,7 +160,7 @@ def hold(held: Held, token: str | None = None) -> OwnModel:
         equal = (known for known, other in _HELD.items() if _key(other) == _key(held))
         token = next(equal, f"{held.name}#{uuid.uuid4().hex[:12]}")
     _HELD[token] = held
-    return OwnModel(held.name, token, signature)
+    return OwnModel(place or held.name, token, signature)
 
 
 def _key(held: Held) -> tuple:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import jax
@@ -13,17 +13,17 @@ from jax import Array
 
 from ...core.errors import ConfigError, DataError, ImamlError
 from ...core.tree import Tree
-from ...core.validation import not_one_of, require_number, require_one_of, require_whole, some_of
+from ...core.validation import not_one_of, require_number, require_one_of, require_whole
 from ...problems.likelihoods import Density
-from ..base import SPLITS
 from ..models.adapters import as_network
+from ..models.imported import unwrapped
 from ..networks import MLP, Conv4, Network
-from .baselines import pooled_model
 from .collection import Tasks
 from .domain import TasksDomain, TasksRecipe
 from .interface import normalises, require_counts
-from .layout import ArraySpec, Rows, TaskLayout, assemble
+from .layout import ArraySpec, Rows, TaskLayout
 from .losses import RowLoss, TaskLoss
+from .others import filled, large_enough
 from .own_losses import Own, loss_of
 from .values import labels_of, levels_of
 
@@ -107,6 +107,7 @@ def domain_of(
             f"fit: tasks: expected imaml.Tasks, got a {type(tasks).__name__}. Hint: make them with "
             "Tasks.from_arrays(x, y, groups), from_list, from_frame or from_folder."
         )
+    model, place = unwrapped(model)
     shots, queries, ways, seed = (_plain(value) for value in (shots, queries, ways, seed))
     validation, test = _plain(validation), _plain(test)
     _check_arguments(shots, queries, ways, validation, test, seed, standardise)
@@ -127,15 +128,15 @@ def domain_of(
         )
     usable = np.isin(np.arange(len(tasks)), np.concatenate(list(splits.values())))
     count = _ways(splits, ways, chosen) if tasks.episodes else 0
-    training = _rows_of(tasks, splits["train"])
+    training = tasks.rows_of(splits["train"])
     arrays = [_numeric(array, model) for array in tasks.inputs]
     inputs = tuple(ArraySpec.of(array, training, standardise) for array in arrays)
-    target, levels, targets = _targets(tasks, row, training, standardise)
+    target, levels = _targets(tasks, row, training, standardise)
     layout = TaskLayout(inputs, tasks.structure, target, levels)
     wanted = count or (len(levels) if levels is not None else int(np.prod(target.shape)) if target else 1)
-    network = _network(model, layout, row, wanted, chosen)
+    network = _network(model, place, layout, row, wanted, chosen)
     _check_outputs(network, row, layout, wanted)
-    supports, support, asked = _sizes(tasks, usable, shots, queries, normalises(network), chosen)
+    supports, support, asked, share = _sizes(tasks, usable, shots, queries, normalises(network), chosen)
     columns, offset, weights = _used_as(tasks)
     recipe = TasksRecipe(
         model=network,
@@ -148,38 +149,10 @@ def domain_of(
         columns=columns,
         offset=offset,
         weights=weights,
-        share=None if tasks.episodes or isinstance(shots, int) else shots or 0.5,
+        share=share,
+        file=tasks.file and replace(tasks.file, validation=validation, test=test, seed=seed),
     )
-    coded = [
-        array if spec.form == "bytes" else spec.code(array, "x")
-        for array, spec in zip(arrays, inputs, strict=True)
-    ]
-    times = np.ones(len(coded[0])) if tasks.weights is None else tasks.weights
-    pooled = None
-    if targets is not None and not isinstance(row, Own):
-        pooled = pooled_model(
-            [array[training] for array in coded],
-            inputs,
-            targets[training],
-            times[training],
-            None if tasks.offset is None else tasks.offset[training],
-            row,
-            len(levels or ()),
-        )
-    made = TasksDomain(
-        inputs=jax.tree.map(jnp.asarray, assemble(layout.skeleton, coded.__getitem__)),
-        targets=None if targets is None else jnp.asarray(targets),
-        weights=jnp.asarray(times, jnp.float32),
-        offset=None if tasks.offset is None else jnp.asarray(tasks.offset, jnp.float32),
-        first=jnp.asarray(tasks.first, jnp.int32),
-        counts=jnp.asarray(tasks.counts, jnp.int32),
-        supports=jnp.asarray(supports, jnp.int32),
-        splits={name: jnp.asarray(splits[name], jnp.int32) for name in SPLITS},
-        pooled=pooled,
-        most=int(tasks.counts.max()),
-        recipe=recipe,
-    )
-    return made, chosen
+    return filled(recipe, replace(tasks, inputs=tuple(arrays)), splits, supports), chosen
 
 
 def _used_as(tasks: Tasks) -> tuple[tuple[str, ...], str, str]:
@@ -242,43 +215,6 @@ def _loss(tasks: Tasks, loss: str | RowLoss | Density | Callable | None, chosen:
     return found
 
 
-def large_enough(tasks: Tasks, shots: float | None) -> np.ndarray:
-    """Return which groups have enough rows; a warning names the others.
-
-    Args:
-        tasks: The tasks.
-        shots: Rows of a support set, if it is a whole number.
-
-    Returns:
-        Booleans ``(groups,)``.
-
-    Raises:
-        DataError: If none has.
-    """
-    least = 2
-    if tasks.episodes and isinstance(shots, int):
-        least = shots + 1
-    if tasks.supports is not None:
-        usable = (tasks.supports >= 1) & (tasks.supports < tasks.counts)
-    else:
-        usable = tasks.counts >= least
-    small = [str(tasks.names[i]) for i in np.flatnonzero(~usable)]
-    what = "classes" if tasks.episodes else "tasks"
-    if len(small) == len(tasks):
-        raise DataError(
-            f"fit: tasks: expected {what} of at least {least} rows, got none among {len(tasks)} "
-            f"({tasks.source}). Hint: rows of one {what.rstrip('s')} must have the same label."
-        )
-    if small:
-        warnings.warn(
-            f"fit: {len(small)} of {len(tasks)} {what} are excluded, as they have fewer than {least} rows "
-            f"({some_of(small)}).",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    return usable
-
-
 def _sizes(
     tasks: Tasks,
     usable: np.ndarray,
@@ -286,8 +222,8 @@ def _sizes(
     queries: int | None,
     alike: bool,
     chosen: list[Choice],
-) -> tuple[np.ndarray, int, int]:
-    """The rows of each group's support set, the most of them, and the most rows of a query set.
+) -> tuple[np.ndarray, int, int, float | None]:
+    """The rows of each group's support set, the most of them, the most of a query set, and the share.
 
     With ``alike`` all support sets have as many rows: the model normalises by a batch's statistics, which
     padding would change.
@@ -343,7 +279,7 @@ def _sizes(
             chosen.append(
                 Choice("queries", queries, f"the largest group has {rest} rows besides its support set")
             )
-    return supports, most, min(queries, rest)
+    return supports, most, min(queries, rest), shots if isinstance(shots, float) else None
 
 
 def _ways(splits: dict[str, np.ndarray], ways: int | None, chosen: list[Choice]) -> int:
@@ -373,19 +309,12 @@ def _numeric(array: np.ndarray, model: object) -> np.ndarray:
     return array.astype(np.float64) if ours and array.dtype.kind in "iu" and not bytes_of_images else array
 
 
-def _rows_of(tasks: Tasks, groups: np.ndarray) -> np.ndarray:
-    """Which rows belong to some groups, booleans."""
-    flags = np.zeros(len(tasks), bool)
-    flags[groups] = True
-    return np.repeat(flags, tasks.counts)
-
-
 def _targets(
     tasks: Tasks, row: RowLoss, training: np.ndarray, standardise: bool
-) -> tuple[ArraySpec | None, tuple | None, np.ndarray | None]:
-    """The specification of targets, the classes that all tasks share, and the coded targets."""
+) -> tuple[ArraySpec | None, tuple | None]:
+    """The specification of targets, and the classes that all tasks share."""
     if tasks.targets is None:
-        return None, None, None
+        return None, None
     if row.targets == "classes":
         given = tasks.targets
         if given.dtype.kind == "f" and (broken := given[given != np.round(given)]).size:
@@ -405,8 +334,7 @@ def _targets(
                 "y: expected numbers with loss='ordinal', as they say the order of classes, got "
                 f"{next(level for level in levels if isinstance(level, str))!r}."
             )
-        number = {level: i for i, level in enumerate(levels)}
-        return None, levels, np.array([number[label] for label in labels], np.int32)
+        return None, levels
     if tasks.targets.dtype.kind == "O":
         raise DataError(
             f"y: expected numbers with loss={row.kind!r}, got {tasks.targets[0]!r}. Hint: for classes choose "
@@ -414,13 +342,14 @@ def _targets(
         )
     values = tasks.targets.astype(np.float64)
     spec = ArraySpec.of(values, training, standardise and row.kind == "squared")
-    coded = spec.code(values, "y").reshape(len(values), -1)
     if row.targets == "counts":
-        require_counts(coded, "y")
-    return spec, None, coded
+        require_counts(values, "y")
+    return spec, None
 
 
-def _network(model: object, layout: TaskLayout, row: RowLoss, wanted: int, chosen: list[Choice]) -> Network:
+def _network(
+    model: object, place: str, layout: TaskLayout, row: RowLoss, wanted: int, chosen: list[Choice]
+) -> Network:
     """The network that a user means, or one that fits the inputs."""
     outputs, shape = row.outputs_for(wanted), layout.inputs[0].shape
     vectors, square = len(shape) == 1, len(shape) == 3 and shape[0] == shape[1]
@@ -446,7 +375,7 @@ def _network(model: object, layout: TaskLayout, row: RowLoss, wanted: int, chose
     if model == "conv4":
         return Conv4(outputs, 64, shape[0], shape[2])
     try:
-        return as_network(model, layout.example())
+        return as_network(model, layout.example(), place=place)
     except ImamlError:
         raise
     except Exception as error:  # whatever the user's functions raise

@@ -19,6 +19,7 @@ from ...problems.base import Task
 from ..base import SPLITS
 from .frames import columns_of, numbers_of, warn_of_row_numbers
 from .layout import assemble, names_of, structure_of
+from .sources import TasksFile
 from .values import NUMBERS, Level, as_array, finite_numbers, labels_of, require_finite, rows_alike
 
 
@@ -58,6 +59,7 @@ class Tasks:
         episodes: Whether the groups are classes, of which tasks of classification are made.
         frame: The columns that they were read from, if they come from a data frame.
         source: What messages call them.
+        file: Where they were read from, or None.
     """
 
     structure: str
@@ -73,6 +75,7 @@ class Tasks:
     episodes: bool = False
     frame: Frame | None = None
     source: str = "tasks"
+    file: TasksFile | None = None
 
     @classmethod
     def from_arrays(
@@ -318,11 +321,25 @@ class Tasks:
 
         images, labels, split = read_classes(Path(path), side, 3 if colour else 1)
         made = cls.from_arrays(images, None, labels, split=split)
-        return replace(made, source=str(path))
+        place = TasksFile(str(path), "images", side=side, colour=bool(colour))
+        return replace(made, source=str(path), file=place)
 
     def __len__(self) -> int:
         """Return the number of tasks, or of classes if tasks are episodes."""
         return len(self.names)
+
+    def rows_of(self, groups: np.ndarray) -> np.ndarray:
+        """Return which rows belong to some tasks.
+
+        Args:
+            groups: The numbers of the tasks.
+
+        Returns:
+            Booleans ``(rows,)``.
+        """
+        flags = np.zeros(len(self), bool)
+        flags[groups] = True
+        return np.repeat(flags, self.counts)
 
     def splits(
         self, validation: float, test: float, seed: int, usable: np.ndarray | None = None

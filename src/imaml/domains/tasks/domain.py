@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import jax
@@ -30,6 +31,7 @@ from .interface import TasksInterface, normalises
 from .layout import ArraySpec, Rows, TaskLayout
 from .losses import RowLoss, Squared, TaskLoss
 from .own_losses import Own, loss_of
+from .sources import TasksFile, file_of
 
 
 @recipe("domain")
@@ -51,6 +53,7 @@ class TasksRecipe(DomainRecipe):
         share: The share of a task's rows that its support set has, or None for a number of them.
         quantiles: Of the absolute errors of validation rows in predicted standard deviations, at the levels
             0.05, 0.1, ..., 0.95 and 0.99; empty for those of a Gaussian.
+        file: Where the tasks were read from, or None if they were passed as arrays.
 
     Raises:
         ConfigError: If a field is out of its range.
@@ -68,6 +71,9 @@ class TasksRecipe(DomainRecipe):
     weights: str = ""
     share: PositiveFraction | None = None
     quantiles: tuple[float, ...] = ()
+    file: TasksFile | None = None
+
+    own_tasks: ClassVar[bool] = True
 
     @property
     def network(self) -> Network:  # type: ignore[override]
@@ -81,22 +87,26 @@ class TasksRecipe(DomainRecipe):
 
     def with_objects(self, model: object = None, loss: object = None) -> TasksRecipe:
         """Return this recipe with the model and the loss that the run was fitted with."""
+        changed = self
         if loss is not None:
             if not isinstance(self.loss, Own):
                 raise ConfigError(f"load: loss: expected None, as the run has loss={self.loss.kind!r}.")
-            return replace(self, loss=loss_of(loss)).with_objects(model)  # type: ignore[arg-type]
-        if model is None:
-            return self
-        found = as_network(model, self.layout.example())
-        same = found == self.model
-        if isinstance(self.model, OwnModel) and isinstance(found, OwnModel):
-            same = found.signature == self.model.signature
-        if not same:
-            raise ConfigError(
-                f"load: model: expected the model that the run was fitted with, {self.model!r}, got one with "
-                f"other parameters, {found!r}."
-            )
-        return replace(self, model=found)
+            changed = replace(changed, loss=loss_of(loss))  # type: ignore[arg-type]
+        if model is not None:
+            found = as_network(model, self.layout.example())
+            same = found == self.model
+            if isinstance(self.model, OwnModel) and isinstance(found, OwnModel):
+                same = found.signature == self.model.signature
+            if not same:
+                raise ConfigError(
+                    f"load: model: expected the model that the run was fitted with, {self.model!r}, got one "
+                    f"with other parameters, {found!r}."
+                )
+            changed = replace(changed, model=found)
+        for brought in (changed.model, changed.loss):
+            if isinstance(brought, OwnModel | Own):
+                brought.held  # noqa: B018  it raises if this process has none
+        return changed
 
     def with_tasks(self, tasks: Tree) -> TasksDomain:
         """Return the domain of other tasks, coded in the same way, all of them in the split "test"."""
@@ -105,11 +115,54 @@ class TasksRecipe(DomainRecipe):
         return recoded(self, tasks)
 
     def build(self) -> TasksDomain:
-        """Raise ConfigError: the tasks are not part of the recipe."""
-        raise ConfigError(
-            "domain: expected the tasks, which a saved run does not hold. Hint: pass them, as in "
-            "learner.evaluate(tasks)."
-        )
+        """Return the domain with the tasks of the recipe's file; ConfigError if it has none."""
+        from .others import reread
+
+        if self.file is None:
+            raise ConfigError(
+                "domain: expected the tasks, which a saved run does not hold. Hint: pass them, as in "
+                "learner.evaluate(tasks), or on the command line --data PATH."
+            )
+        return reread(self)
+
+    @property
+    def brought(self) -> dict[str, str]:
+        """The places of the model and of the loss, if they were imported."""
+        parts = {"model": self.model, "loss": self.loss}
+        named = {what: part.name for what, part in parts.items() if isinstance(part, OwnModel | Own)}
+        return {what: name for what, name in named.items() if ":" in name}
+
+    @property
+    def data_name(self) -> str:
+        """The name of the file that tasks were read from."""
+        return "tasks" if self.file is None else Path(self.file.path).name
+
+    def with_data(self, path: str) -> TasksRecipe:
+        """Return this recipe with its tasks at another path."""
+        if self.file is not None:
+            return replace(self, file=replace(self.file, path=path))
+        target = self.layout.target
+        targets = 1 if target is None else int(np.prod(target.shape))
+        file = file_of(path, self.columns, targets, self.offset, self.weights)
+        shape = self.layout.inputs[0].shape
+        if file.form == "images" and len(shape) == 3:
+            file = replace(file, side=shape[0], colour=shape[2] == 3)
+        return replace(self, file=file)
+
+    def scored_on(self, path: str) -> TasksRecipe:
+        """Return the recipe to evaluate what was learned on the tasks of another file, all of them new."""
+        found = self.with_data(path)
+        assert found.file is not None
+        file = replace(found.file, new=True, features=self.columns[1 + len(found.file.targets) :], split="")
+        return replace(found, file=file)
+
+    def published(self) -> TasksRecipe:
+        """Return this recipe without the path of its tasks."""
+        return replace(self, file=None)
+
+    def restored(self, stored: TasksRecipe) -> TasksRecipe:
+        """Return this recipe with the stored path of its tasks."""
+        return replace(self, file=stored.file)
 
     def without_data(self) -> TasksDomain:
         """Return the domain with its network and problem, but no rows."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -13,18 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ...core.errors import DataError
-from ...core.streams import note
 from ...core.tree import Tree
 from ...core.validation import some_of
-from ..fewshot.images import SUFFIXES, cached_array, image_files
-from ..fewshot.pixels import read_image, regular_file
+from ..fewshot.images import AS_PNG, HEIC, SUFFIXES, found_images, image_files, read_files
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-MANY = 300  # images from which on progress is shown
-EVERY = 5.0  # seconds between two lines of progress
 SPREAD = 0.1  # between an image's darkest and brightest pixel, below which it is nearly blank
-HEIC = (".heic", ".heif", ".avif")
-FORMAT = 1  # of what is kept; a change of how images are read makes another
 
 
 class Classes(NamedTuple):
@@ -39,20 +30,6 @@ class Classes(NamedTuple):
     images: np.ndarray
     labels: list[str]
     split: list[str] | None
-
-
-class Found(NamedTuple):
-    """What lies in a folder.
-
-    Attributes:
-        classes: The image files of each class, by its name.
-        others: Files that are no images, by suffix: how many.
-        loose: Images that are in no folder of a class.
-    """
-
-    classes: dict[str, list[Path]]
-    others: Counter[str]
-    loose: list[Path]
 
 
 def read_classes(path: Path, side: int, channels: int) -> Classes:
@@ -90,7 +67,7 @@ def read_classes(path: Path, side: int, channels: int) -> Classes:
     others: Counter[str] = Counter()
     loose: list[Path] = []
     for folder in splits or [path]:
-        found = _found(folder)
+        found = found_images(folder)
         split = splits.get(folder, "")
         for name, files in found.classes.items():
             if split_of.setdefault(name, split) != split:
@@ -113,7 +90,7 @@ def read_classes(path: Path, side: int, channels: int) -> Classes:
             f"images ({', '.join(SUFFIXES)}) into folders named after their classes, for example "
             f"{path / 'apple' / '1.png'}."
         )
-    images = _read([file for files in kept.values() for file in files], side, channels)
+    images = read_files([file for files in kept.values() for file in files], side, channels)
     labels = [name for name, files in kept.items() for _ in files]
     _warn_of_blank(path, images, [file for files in kept.values() for file in files])
     return Classes(images, labels, [split_of[name] for name in labels] if splits else None)
@@ -132,6 +109,22 @@ def read_images(path: Tree, shape: tuple[int, ...]) -> tuple[np.ndarray, list[st
     Raises:
         DataError: If there are none, or one cannot be read.
     """
+    files, labels = files_of(path)
+    return read_files(files, shape[0], shape[2]), labels
+
+
+def files_of(path: Tree) -> tuple[list[Path], list[str] | None]:
+    """Return the image files of one task.
+
+    Args:
+        path: See `read_images`.
+
+    Returns:
+        The files, and the class of each; None if they are not in folders of classes.
+
+    Raises:
+        DataError: If there are none, or one is missing.
+    """
     places = [Path(item).expanduser() for item in ([path] if isinstance(path, str | Path) else path)]
     files, labels = places, None
     if len(places) == 1 and places[0].is_dir():
@@ -142,7 +135,20 @@ def read_images(path: Tree, shape: tuple[int, ...]) -> tuple[np.ndarray, list[st
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(f"{missing[0]}: expected an image or a folder of images, got no such file.")
-    return _read(files, shape[0], shape[2]), labels
+    return files, labels
+
+
+def image_paths(path: str | Path) -> list[Path]:
+    """Return the files that `read_classes` reads.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The images of all classes.
+    """
+    found = found_images(Path(path).expanduser())
+    return [file for files in found.classes.values() for file in files]
 
 
 def _splits(path: Path) -> dict[Path, str]:
@@ -157,53 +163,11 @@ def _splits(path: Path) -> dict[Path, str]:
     return {path / name: split for name, split in SPLITS.items() if (path / name).is_dir()}
 
 
-def _found(folder: Path) -> Found:
-    """The classes of a folder, and what else lies in it."""
-    classes: dict[str, list[Path]] = {}
-    others: Counter[str] = Counter()
-    loose: list[Path] = []
-    seen = {os.path.realpath(folder)}  # a link may lead back
-    for place, below, names in os.walk(folder, followlinks=True):
-        inside = {name: os.path.realpath(Path(place) / name) for name in below}
-        below[:] = sorted(n for n in below if not n.startswith((".", "__MACOSX")) and inside[n] not in seen)
-        seen |= {inside[name] for name in below}
-        files = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
-        images = [file for file in files if file.suffix.lower() in SUFFIXES]
-        others.update(file.suffix.lower() or "without a suffix" for file in files if file not in set(images))
-        if Path(place) == folder:
-            loose = images
-        elif images:
-            classes[Path(place).relative_to(folder).as_posix()] = images
-    return Found(classes, others, loose)
-
-
-def _read(files: list[Path], side: int, channels: int) -> np.ndarray:
-    """The images of files, from the cache or read anew."""
-
-    def read() -> np.ndarray:
-        pixels = np.empty((len(files), side, side, channels), np.uint8)
-        said = time.monotonic()
-        if len(files) > MANY:
-            note(f"reading {len(files):,} images; what is read is kept for the next time")
-        for row, file in enumerate(files):
-            values = read_image(file, side, channels, stretch=channels == 1)
-            pixels[row] = np.rint(255 * values).reshape(side, side, channels)
-            if len(files) > MANY and time.monotonic() - said > EVERY:
-                said = time.monotonic()
-                note(f"read {row + 1:,} of {len(files):,} images")
-        return pixels
-
-    statuses = [(file, regular_file(file)) for file in files]
-    stamps = [(str(file.resolve()), status.st_size, status.st_mtime_ns) for file, status in statuses]
-    key = hashlib.sha256(repr((FORMAT, side, channels, stamps)).encode()).hexdigest()[:32]
-    return cached_array(f"classes-{key}", read)
-
-
 def _warn_of_others(path: Path, others: Counter[str], loose: list[Path], classes: bool) -> None:
     """Warn of files that are excluded."""
     if others and classes:
         told = [f"{count:,} {suffix}" for suffix, count in others.most_common()]
-        hint = " Hint: save them as .png or .jpg." if any(suffix in others for suffix in HEIC) else ""
+        hint = f" {AS_PNG}" if any(suffix in others for suffix in HEIC) else ""
         _warn(f"{path}: {others.total():,} files are excluded, as their names are no images'", told, hint)
     if loose and classes:
         _warn(f"{path}: {len(loose)} images are excluded, as they are in no folder of a class", loose)

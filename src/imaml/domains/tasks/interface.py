@@ -17,9 +17,11 @@ from ...core.tree import Tree
 from ...core.validation import some_of
 from ...problems.base import Task
 from ..base import Answers, DomainBase, Encoded, Predicts
-from .folders import read_images
+from ..fewshot.images import SUFFIXES
+from .folders import files_of, read_images
 from .frames import columns_of, numbers_of
 from .layout import Rows, bucket, leaves_by_name, nested, padded
+from .sources import TABLES, read_columns
 from .values import as_array, as_classes, finite_numbers, labels_of, levels_of
 
 if TYPE_CHECKING:
@@ -314,10 +316,13 @@ class TasksInterface(DomainBase):
         """Return the rows of an ``.npz`` file as a dict, or the array of an ``.npy`` file.
 
         The arrays are ``x`` (of a tree ``x/NAME``), ``y``, ``offset`` and ``weights``; of a data frame's run
-        they are columns.
+        they are columns, also those of a table (.csv, .tsv, .parquet). Images are given by their folder.
         """
-        if Path(path).is_dir():
+        suffix = Path(path).suffix.lower()
+        if Path(path).is_dir() or suffix in SUFFIXES:
             return path
+        if self.recipe.columns and suffix in TABLES:
+            return read_columns(path)
         found = super().read(path)
         if not isinstance(found, Mapping) or self.recipe.columns:
             return found
@@ -375,8 +380,13 @@ class TasksInterface(DomainBase):
     def answers(self, predictor: Predicts, support: Tree, query: Tree, uncertainty: bool = False) -> Answers:
         """Return an answer for each row of the query, with its probability or interval."""
         found = predictor.predict(query)
+        names: dict[str, list[Tree]] = {"row": list(range(1, len(found) + 1))}
+        if are_paths(query):
+            names = {"file": [str(file) for file in files_of(query)[0]]}
+        key, values = names.popitem()
         rows: list[dict[str, object]] = [
-            {"row": i, "prediction": np.asarray(one).tolist()} for i, one in enumerate(found, 1)
+            {key: name, "prediction": np.asarray(one).tolist()}
+            for name, one in zip(values, found, strict=True)
         ]
         if predictor.classes is not None:
             chances = predictor.predict_proba(query, uncertainty)

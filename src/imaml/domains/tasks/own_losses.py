@@ -17,6 +17,7 @@ from ...core.recipes import recipe
 from ...core.tree import Tree
 from ...core.validation import not_one_of
 from ...problems.likelihoods import Density, by_row
+from ..models.imported import unwrapped
 from .counts import NegativeBinomial, Poisson
 from .layout import Rows
 from .losses import Binary, CrossEntropy, Ordinal, RowLoss, Squared
@@ -39,9 +40,11 @@ class Own(RowLoss):
     def held(self) -> Density | Callable[[Array, Array], Array]:
         """The object; ConfigError if this process has none of that token."""
         if self.token not in _HELD:
+            place = self.name if ":" in self.name else "FILE.py:NAME"
             raise ConfigError(
                 f"loss: expected the loss {self.name!r}, which was brought by a user and is not in this "
-                "process. Hint: pass it, as in imaml.load(path, loss=...)."
+                f"process. Hint: pass it, as in imaml.load(path, loss=...), or on the command line "
+                f"--loss {place}."
             )
         return _HELD[self.token]
 
@@ -127,18 +130,21 @@ class OwnDensity(Own):
 _HELD: dict[str, Density | Callable[[Array, Array], Array]] = {}
 
 
-def hold_loss(loss: Density | Callable[[Array, Array], Array], token: str | None = None) -> Own:
+def hold_loss(
+    loss: Density | Callable[[Array, Array], Array], token: str | None = None, place: str = ""
+) -> Own:
     """Keep a loss in this process, and return the recipe that refers to it.
 
     Args:
         loss: A log density, or a function ``(outputs, targets) -> (n,)``.
         token: The token of a recipe that was loaded, to be found again under it; by default a new one.
+        place: Where it was imported from, its name in messages and saved runs; by default its own name.
 
     Returns:
         The recipe.
     """
     function = loss.log_density if isinstance(loss, Density) else loss
-    name = getattr(function, "__name__", type(function).__name__)
+    name = place or getattr(function, "__name__", type(function).__name__)
     if token is None:
         token = next(
             (known for known, held in _HELD.items() if held is loss), f"{name}#{uuid.uuid4().hex[:12]}"
@@ -188,10 +194,11 @@ def loss_of(loss: str | RowLoss | Density | Callable[[Array, Array], Array]) -> 
         >>> loss_of("poisson").outputs_for(1), loss_of("negative_binomial").outputs_for(1)
         (1, 2)
     """
+    loss, place = unwrapped(loss)  # type: ignore[assignment]
     if isinstance(loss, RowLoss):
         return loss
     if isinstance(loss, Density) or (callable(loss) and not isinstance(loss, type)):
-        return hold_loss(loss)
+        return hold_loss(loss, place=place)
     if not isinstance(loss, str) or loss not in NAMED:
         raise ConfigError(not_one_of("fit: loss", loss, NAMED))
     return NAMED[loss]()

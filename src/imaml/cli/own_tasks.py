@@ -1,0 +1,299 @@
+"""`imaml train arrays`, `images` and `frame`: runs of `imaml.fit` on a user's own tasks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter, Token
+
+from ..core.errors import ConfigError, ImamlError
+from ..core.streams import note
+from .options import Count, Flag, Names, Positive, Whole, split_names
+from .startup import prepare_jax
+
+if TYPE_CHECKING:
+    from ..domains.models.imported import Imported
+    from ..domains.tasks.sources import TasksFile
+
+MODELS = ("mlp", "linear", "conv4")
+FEW = 500  # classes of drawings below which a run should start from an artefact of drawings
+
+
+def rows(kind: type, tokens: list[Token]) -> float:
+    """Convert the text of --shots: "5" is a number of rows, "0.5" a share of them.
+
+    Args:
+        kind: The option's type, which Cyclopts passes.
+        tokens: The option's text, one item.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If the text is no number.
+    """
+    text = tokens[0].value
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Fit:
+    """Options of `imaml.fit`.
+
+    Args:
+        model: The network: mlp, linear, conv4, or one of your own, FILE.py:NAME or package.module:NAME. The
+            name is that of an object, or of a class or function that is called without arguments. By default
+            mlp for vectors and conv4 for images.
+        loss: The loss of a row: squared, cross_entropy, binary, ordinal, poisson, negative_binomial, or a
+            function of your own, FILE.py:NAME. By default squared for numbers, cross_entropy for classes.
+        shots: Rows of a support set: a whole number, or a share of the task's rows, such as 0.5. Of classes:
+            images or rows of each class.
+        queries: The most rows of a query set; of classes: of each class.
+        ways: Classes of a task, if tasks are episodes of classes.
+        order: Whether a support set has random rows of a task, or its first ones.
+        strength: The regularisation strength.
+        adapt: Parameters that a task adapts, as A,B (default: all).
+        tasks_per_step: Tasks in each step.
+        steps: The most steps.
+        minutes: The most minutes, trials included (default: 1 if --steps is not given either).
+        validation: The share of tasks for validation.
+        test: The share of tasks for testing.
+        seed: Draws splits, initial parameters and tasks.
+        out: Run directory (default: runs/NAME by the name of the data, then runs/NAME-2, and so on).
+        resume: Continue the run in --out as it was begun; give --model and --loss of your own again.
+        from_: Start from the parameters of this run directory or artefact; "omniglot" and "characters" are
+            those of this package, for drawings.
+        quiet: Show no progress.
+    """
+
+    model: str | None = None
+    loss: str | None = None
+    shots: Annotated[float | None, Parameter(converter=rows)] = None
+    queries: Whole = None
+    ways: Whole = None
+    order: Literal["random", "first"] | None = None
+    strength: float | None = None
+    adapt: Names = None
+    tasks_per_step: Whole = None
+    steps: Whole = None
+    minutes: float | None = None
+    validation: float = 0.2
+    test: float = 0.2
+    seed: Count = 0
+    out: Path | None = None
+    resume: Flag = False
+    from_: str | None = None
+    quiet: Flag = False
+
+
+def arrays_command(*, data: str, options: Fit = Fit()) -> int | None:
+    """Learn from the tasks in an .npz file, with a model of your own if you like.
+
+    The file has the arrays x (rows, ...), y (rows, ...) and groups (rows,), the label of each row's task.
+    Without y the groups are classes, and tasks are episodes of classification. A tree of inputs is x/NAME,
+    .... The arrays weights, offset and split ("train", "validation" or "test" for each row) are optional.
+
+    What you leave open is chosen from the data, and the choices are printed. The run directory works with
+    imaml evaluate, adapt, sample and report.
+
+    Args:
+        data: The .npz file.
+        options: How to learn.
+
+    Returns:
+        The exit status when interrupted.
+    """
+    from ..domains.tasks.sources import TasksFile
+
+    return _fit(TasksFile(data), options)
+
+
+def frame_command(
+    *,
+    data: str,
+    task: str,
+    target: Names,
+    features: Names = None,
+    weights: str = "",
+    offset: str = "",
+    split: str = "",
+    options: Fit = Fit(),
+) -> int | None:
+    """Learn from a table of numbers, one row an observation, with a model or a loss of your own if you like.
+
+    For columns of categories, and for linear mixed models, choose imaml train tables. This command is for
+    what that one does not have: any model, counts and other losses, weights and offsets.
+
+    Args:
+        data: A .csv, .tsv or .parquet file with a header.
+        task: The column that names the task of each row.
+        target: The column to predict; several as A,B.
+        features: The columns to predict from, as A,B (default: all others).
+        weights: The column that says how many times a row counts.
+        offset: The column that is added to the first output, such as the logarithm of an exposure.
+        split: The column that says which split a task belongs to: train, validation or test.
+        options: How to learn.
+
+    Returns:
+        The exit status when interrupted.
+    """
+    from ..domains.tasks.sources import TasksFile
+
+    columns = split_names(target), split_names(features), weights, offset, split
+    return _fit(TasksFile(data, "frame", task, *columns), options)
+
+
+def images_command(
+    *,
+    data: str,
+    side: Positive = 28,
+    colour: Flag = False,
+    options: Fit = Fit(),
+) -> int | None:
+    """Learn to tell new classes of images apart from a few images each.
+
+    A class is a folder with images in it, at any depth. If the folder has train/, then train/, val/ and test/
+    are the splits; else classes are divided at random. Drawings may have any size, colours and contrast: ink
+    is what differs from the border's colour. For drawings, --from omniglot starts from what was learned on
+    Omniglot, and serves best where there are few classes.
+
+    Args:
+        data: The folder.
+        side: Pixels a side of what images are shrunk to.
+        colour: Keep colours, for photographs.
+        options: How to learn.
+
+    Returns:
+        The exit status when interrupted.
+    """
+    from ..domains.tasks.sources import TasksFile
+
+    return _fit(TasksFile(data, "images", side=side, colour=colour), options)
+
+
+OWN: dict[str, Callable[..., int | None]] = {
+    "arrays": arrays_command,
+    "images": images_command,
+    "frame": frame_command,
+}
+
+
+def object_at(text: str | None, option: str, known: tuple[str, ...] = ()) -> Imported | str | None:
+    """Return what an option for a model or a loss names. A place of Python code is imported.
+
+    Args:
+        text: The option's text.
+        option: The option.
+        known: Names that are no places.
+
+    Returns:
+        The object; a known name as it is; None for none.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    from ..core.validation import not_one_of
+    from ..domains.models.imported import FORM, imported
+
+    if text is None or text in known:
+        return text
+    if known and ":" not in text and not text.endswith(".py"):
+        message = not_one_of(option, text, known)
+        hint = "" if "Hint" in message else f" Hint: one of your own is {FORM}."
+        raise ConfigError(message + hint)
+    return imported(text, option, made=option == "--model")
+
+
+def shipped(origin: str) -> Path:
+    """Return the artefact that --from means.
+
+    Args:
+        origin: A path, or the first word of the name of an artefact of this package.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    from ..core.validation import some_of
+
+    path = Path(origin)
+    if path.exists() or len(path.parts) > 1:
+        return path
+    places = (Path("artefacts"), Path(__file__).parents[3] / "artefacts")
+    found = {
+        name: file
+        for place in places
+        for file in sorted(place.glob("*.safetensors"))
+        for name in (file.stem, file.stem.split("-")[0])
+    }
+    if origin not in found:
+        listed = "artefacts are in the folder artefacts/ of the repository; give the path of one"
+        if found:
+            listed = f"the artefacts here are {some_of(sorted(found))}"
+        raise ConfigError(
+            f"--from: expected a run directory or an artefact, got {origin!r}, and there is none. "
+            f"Hint: {listed}."
+        )
+    return found[origin]
+
+
+def _fit(file: TasksFile, given: Fit) -> int | None:
+    """Learn, score and report."""
+    from .train import free_directory, train_command
+
+    if given.resume:
+        again: dict[str, Any] = {n: getattr(given, n) for n in ("out", "model", "loss", "steps", "minutes")}
+        return train_command(resume=True, data=file.path, quiet=given.quiet, **again)
+    prepare_jax()
+    from ..domains.tasks.own_losses import NAMED
+    from ..predict import load
+    from ..training.fit import fit
+    from .train import conclude
+
+    model = object_at(given.model, "--model", MODELS)
+    loss = object_at(given.loss, "--loss", tuple(NAMED))
+    brought = None if isinstance(model, str) else model
+    start = None if given.from_ is None else load(shipped(given.from_), model=brought)
+    ways = given.ways
+    if start is not None and ways is None:
+        ways = getattr(start.config.domain, "ways", None) or None
+    if file.form == "images" and not given.quiet:
+        note(f"reading {file.path}")
+    tasks = file.read()
+    if not given.quiet:
+        kind = "classes" if tasks.episodes else "tasks"
+        note(f"read     {len(tasks):,} {kind} of {int(tasks.counts.sum()):,} rows from {file.path}")
+        drawings = file.form == "images" and file.side == 28 and not file.colour
+        if drawings and start is None and len(tasks) < FEW:
+            note("hint     --from omniglot starts from what was learned on Omniglot: better for few drawings")
+    out = given.out
+    if out is None:
+        out = free_directory(Path("runs") / (Path(file.path).stem or "tasks"))
+    names: tuple[str, ...] = ("shots", "queries", "order", "validation", "test", "strength", "tasks_per_step")
+    chosen: dict[str, Any] = {name: getattr(given, name) for name in (*names, "steps", "minutes", "seed")}
+    new = not out.exists()
+    try:
+        run = fit(
+            tasks,
+            model,
+            loss,  # type: ignore[arg-type]
+            ways=ways,
+            adapt=split_names(given.adapt) or None,
+            out=out,
+            start=None if start is None else start.theta,
+            progress=False if given.quiet else None,
+            **chosen,
+        )
+    except ImamlError:
+        if new:  # what failed before it began leaves nothing behind
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
+    return conclude(run, out, given.quiet)
