@@ -7,8 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..core.streams import note
+from ..storage.programs import keep_programs
 from .options import Flag, print_json
-from .startup import keep_compiled
 
 
 def adapt_command(
@@ -39,7 +39,7 @@ def adapt_command(
             get an interval of 90 % probability.
         json: Print JSON.
     """
-    keep_compiled()
+    keep_programs()
 
     from ..predict import load
 
