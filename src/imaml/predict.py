@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from .domains.recipes import DomainRecipe
 from .meta.gradient import MetaGradient
 from .storage.artefact import read_artefact, write_artefact
 from .storage.integrity import flatten_names, unflatten_names
+from .storage.standalone import write_standalone
 
 FORMAT = "imaml run, 1"
 AT_ONCE = 16  # query rows of a call of a compiled program
@@ -112,6 +113,26 @@ class Learner(Pickled):
             ArtefactError: If it cannot be written.
         """
         save(path, self.theta, self.config)
+
+    def export(
+        self, path: str | Path, *, rows: Sequence[int] = (4, 8, 16, 32, 64), platforms: Sequence[str] = ()
+    ) -> None:
+        """Write what was learned for a process that has JAX, NumPy and flatbuffers, but not this package.
+
+        Beside the file it writes `imaml_standalone.py`: ``load(path).adapt(x, y).predict(x)``. The programs
+        are StableHLO, one for each number of support rows that sets are padded to. Nothing is traced again.
+
+        Args:
+            path: The file.
+            rows: The numbers of support rows. Of a model that normalises by a batch the very numbers, as its
+                support sets are not padded.
+            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default here.
+
+        Raises:
+            ConfigError: If it is no run of `imaml.fit`, or its loss is a density of your own.
+            ArtefactError: If the file cannot be written.
+        """
+        _export(Path(path), self, rows, platforms)
 
     def read(self, path: str | Path, flat: bool = False) -> Tree:
         """Read files as `adapt` and `predict` take them.
@@ -278,6 +299,21 @@ class Predictor(Pickled):
         """
         return _programs(self.method, self.recipe).posterior(self.phi, self.theta, self.support)
 
+    def export(self, path: str | Path, *, platforms: Sequence[str] = ()) -> None:
+        """Write this task's predictor for a process without this package; see `Learner.export`.
+
+        Args:
+            path: The file.
+            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default here.
+
+        Raises:
+            ConfigError: If it is of no run of `imaml.fit`, or its loss is a density of your own.
+            ArtefactError: If the file cannot be written.
+        """
+        known = Learner(self.theta, Config(self.recipe, self.method))
+        rows = len(jax.tree.leaves(self.support)[0])
+        _export(Path(path), known, [rows], platforms, self)
+
     def predict(self, x: Tree) -> np.ndarray:
         """Predict.
 
@@ -430,6 +466,11 @@ class _Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def _programs(recipe: MethodRecipe, kind: DomainRecipe) -> _Programs:
+    return _Programs(*map(whole_program, _functions(recipe, kind)))
+
+
+def _functions(recipe: MethodRecipe, kind: DomainRecipe) -> _Programs:
+    """What is compiled, not marked for compilation."""
     domain = kind.without_data()
     method = recipe.build(domain)
 
@@ -441,7 +482,7 @@ def _programs(recipe: MethodRecipe, kind: DomainRecipe) -> _Programs:
         problem, prior = summed((method.new_task or method).problem, theta, support)
         return posterior(problem, phi, prior, support, **domain.posterior_form(support))
 
-    return _Programs(whole_program(solve), whole_program(posterior_at))
+    return _Programs(solve, posterior_at)
 
 
 def adapt(theta: Tree, config: Config, x: Tree, y: ArrayLike | None = None) -> Predictor:
@@ -467,3 +508,42 @@ def adapt(theta: Tree, config: Config, x: Tree, y: ArrayLike | None = None) -> P
     if not np.isfinite(np.asarray(solution.stats.residual)):
         raise NumericalError(f"adapt: expected a finite inner solution, got NaN. {solution.status.advice}")
     return Predictor(phi, classes, solution, recipe, statistics, support, theta, config.method)
+
+
+def _export(
+    path: Path, known: Learner, sizes: Sequence[int], platforms: Sequence[str], task: Predictor | None = None
+) -> None:
+    """Write the programs of a learner, or of one of its tasks."""
+    recipe, theta = known.config.domain.published(), known.theta
+    domain = recipe.without_data()
+    solve, posterior_at = _functions(known.config.method, recipe)
+    about, _, query = domain.standalone(1, AT_ONCE)
+    asked, programs = (query, np.int32(AT_ONCE)), {}
+
+    def adapted(theta: Tree, support: Tree) -> Tree:
+        phi, solution, statistics = solve(theta, support)
+        return (phi, statistics), solution.stats.residual
+
+    def answer(found: Tree, rows: Tree, count: Array) -> Tree:
+        return _answers(recipe, None, *found, rows, count)
+
+    def spread(theta: Tree, found: Tree, support: Tree, rows: Tree, count: Array) -> Tree:
+        under = posterior_at(found[0], theta, support)
+        mean, covariance = _under(recipe, None, under, support, rows, count)
+        variance = jnp.diagonal(covariance, axis1=1, axis2=2)
+        return mean, variance if under.noise is None else variance + under.noise
+
+    for size in sizes:
+        support = domain.standalone(size, AT_ONCE).support
+        found = jax.eval_shape(adapted, theta, support)[0]
+        if task is None:
+            programs[f"adapt-{size}"] = adapted, (theta, support)
+        programs["answer"] = answer, (found, *asked)
+        if about["spread"]:
+            programs[f"spread-{size}"] = spread, (theta, found, support, *asked)
+    arrays: dict[str, Tree] = {"theta": theta}
+    if task is not None:
+        arrays |= {"task": (task.phi, task.statistics), "support": task.support}
+        about["task"] = [*sizes, None if task.classes is None else task.classes.tolist()]
+    about |= {"rows": sorted(sizes), "queries": AT_ONCE}
+    write_standalone(path, about, arrays, programs, platforms)
