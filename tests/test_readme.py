@@ -114,6 +114,17 @@ def test_examples_of_inner_algorithms_run(name):
     assert "nan" not in done.stdout
 
 
+@pytest.mark.slow
+def test_the_example_of_deployment_gives_the_same_answers_in_each_process():
+    command = [sys.executable, str(ROOT / "examples/deployment.py"), "linear"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=QUICK)
+    assert done.returncode == 0, done.stderr
+    answers = re.findall(r"answers \[(.*)\]", done.stdout)
+    assert len(answers) == 5
+    numbers = [[float(one) for one in line.split(", ")] for line in answers]
+    assert max(abs(a - b) for line in numbers for a, b in zip(line, numbers[0], strict=True)) < 0.01
+
+
 OWN = sorted((ROOT / "examples/own").glob("*.py"))
 
 

@@ -117,7 +117,10 @@ from .problems.proximal import equilibrium as equilibrium
 from .problems.proximal import least_squares as least_squares
 from .problems.proximal import plain as plain
 from .problems.proximal import proximal as proximal
+from .storage.programs import keep_programs as keep_programs
 from .training import loggers as loggers
+from .training.estimators import MetaClassifier as MetaClassifier
+from .training.estimators import MetaRegressor as MetaRegressor
 from .training.evaluation import Evaluation as Evaluation
 from .training.evaluation import evaluate as evaluate
 from .training.experiment import train as train

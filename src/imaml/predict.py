@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from numpy.typing import ArrayLike
 
 from .bayes.laplace import Laplace, posterior, summed
@@ -29,12 +30,22 @@ from .domains.recipes import DomainRecipe
 from .meta.gradient import MetaGradient
 from .storage.artefact import read_artefact, write_artefact
 from .storage.integrity import flatten_names, unflatten_names
+from .storage.standalone import write_standalone
 
 FORMAT = "imaml run, 1"
+AT_ONCE = 16  # query rows of a call of a compiled program
+
+
+class Pickled:
+    """The base of frozen dataclasses that are pickled by their fields, without what was made of them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class Learner:
+class Learner(Pickled):
     """Meta-parameters with the configuration that they were learned by; what `load` returns.
 
     Attributes:
@@ -122,6 +133,26 @@ class Learner:
             ArtefactError: If it cannot be written.
         """
         save(path, self.theta, self.config)
+
+    def export(
+        self, path: str | Path, *, rows: Sequence[int] = (4, 8, 16, 32, 64), platforms: Sequence[str] = ()
+    ) -> None:
+        """Write what was learned for a process that has JAX, NumPy and flatbuffers, but not this package.
+
+        Beside the file it writes `imaml_standalone.py`: ``load(path).adapt(x, y).predict(x)``. The programs
+        are StableHLO, one for each number of support rows that sets are padded to. Nothing is traced again.
+
+        Args:
+            path: The file.
+            rows: The numbers of support rows. Of a model that normalises by a batch the very numbers, as its
+                support sets are not padded.
+            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default here.
+
+        Raises:
+            ConfigError: If it is no run of `imaml.fit`, or its loss is a density of your own.
+            ArtefactError: If the file cannot be written.
+        """
+        _export(Path(path), self, rows, platforms)
 
     def read(self, path: str | Path, flat: bool = False) -> Tree:
         """Read files as `adapt` and `predict` take them.
@@ -250,7 +281,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Predictor:
+class Predictor(Pickled):
     """One task's adapted parameters, ready to predict.
 
     Attributes:
@@ -261,7 +292,8 @@ class Predictor:
         recipe: The recipe of the domain that the task is of.
         statistics: What the domain's `forward` needs of the support set.
         support: The encoded support set.
-        known: Returns the task's posterior.
+        theta: The meta-parameters that were adapted.
+        method: The recipe of the method.
     """
 
     phi: Tree
@@ -270,7 +302,8 @@ class Predictor:
     recipe: DomainRecipe
     statistics: Tree
     support: Tree
-    known: Callable[[], Laplace]
+    theta: Tree
+    method: MethodRecipe
 
     @functools.cached_property
     def domain(self) -> DomainBase:
@@ -284,7 +317,22 @@ class Predictor:
         Classes have the regularisation strength as their prior. For numbers the run must have learned their
         noise; else ConfigError.
         """
-        return self.known()
+        return _programs(self.method, self.recipe).posterior(self.phi, self.theta, self.support)
+
+    def export(self, path: str | Path, *, platforms: Sequence[str] = ()) -> None:
+        """Write this task's predictor for a process without this package; see `Learner.export`.
+
+        Args:
+            path: The file.
+            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default here.
+
+        Raises:
+            ConfigError: If it is of no run of `imaml.fit`, or its loss is a density of your own.
+            ArtefactError: If the file cannot be written.
+        """
+        known = Learner(self.theta, Config(self.recipe, self.method))
+        rows = len(jax.tree.leaves(self.support)[0])
+        _export(Path(path), known, [rows], platforms, self)
 
     def predict(self, x: Tree) -> np.ndarray:
         """Predict.
@@ -326,11 +374,10 @@ class Predictor:
         if self.classes is not None:
             raise ConfigError("predict_interval: expected numbers, got classes. Hint: use predict_proba.")
         require_number("predict_interval", 0, 1, open=True, level=level)
-        rows = self.domain.encode_query(x)
-        count = len(jax.tree.leaves(rows)[0])
-        batch = self.domain.query_batch(jax.device_put(self.domain.padded_query(rows)))
-        found, noise = jax.device_get((self.posterior.outputs(batch), self.posterior.noise))
-        parts = self.domain.interval(noise, found.mean[:count], found.covariance[:count], level, x)
+        posterior = self.posterior
+        found = self._by_row(_under, None, posterior, self.support, rows=self.domain.encode_query(x))
+        noise = jax.device_get(posterior.noise)
+        parts = self.domain.interval(noise, found.mean, found.covariance, level, x)
         return Interval(*(_finite("predict_interval", part) for part in parts))
 
     def predict_proba(self, x: Tree, uncertainty: bool = False) -> np.ndarray:
@@ -352,18 +399,25 @@ class Predictor:
         """
         if self.classes is None:
             raise ConfigError("predict_proba: expected classes, got numbers. Hint: use predict.")
-        rows = self.domain.encode_query(x)
-        if not uncertainty:
-            return self._outputs(rows, len(self.classes))
-        of = functools.partial(_probable, self.recipe, len(self.classes), self.posterior, self.support)
-        return _finite("predict_proba", np.concatenate([np.asarray(of(row[None])) for row in rows]))
+        rows, ways = self.domain.encode_query(x), len(self.classes)
+        if uncertainty:
+            chances = self._by_row(_under, ways, self.posterior, self.support, rows=rows)
+            return _finite("predict_proba", chances)
+        return self._outputs(rows, ways)
 
     def _outputs(self, rows: Tree, ways: int | None = None) -> np.ndarray:
-        # Row by row through one program: in a batched product a row may round otherwise beside other rows.
-        one = functools.partial(_answer, self.recipe, ways, self.phi, self.statistics)
-        count = len(jax.tree.leaves(rows)[0])
-        each = (jax.tree.map(lambda leaf, i=i: leaf[i], rows) for i in range(count))
-        return _finite("predict", np.stack(jax.device_get([one(row) for row in each])))
+        return _finite("predict", self._by_row(_answers, ways, self.phi, self.statistics, rows=rows))
+
+    def _by_row(self, program: Callable[..., Tree], ways: int | None, *known: Tree, rows: Tree) -> Tree:
+        """What a program makes of rows, of which it takes AT_ONCE at a time: the last ones are filled up."""
+        total = len(jax.tree.leaves(rows)[0])
+        parts = []
+        for start in range(0, total, AT_ONCE):
+            taken = slice(start, start + AT_ONCE)
+            filled = lambda leaf, taken=taken: np.resize(leaf[taken], (AT_ONCE, *leaf.shape[1:]))  # noqa: E731
+            piece, count = jax.tree.map(filled, rows), min(AT_ONCE, total - start)
+            parts.append(program(self.recipe, ways, *known, piece, count))
+        return jax.tree.map(lambda *each: np.concatenate(each)[:total], *jax.device_get(parts))
 
 
 def _finite(what: str, predictions: np.ndarray) -> np.ndarray:
@@ -372,24 +426,55 @@ def _finite(what: str, predictions: np.ndarray) -> np.ndarray:
     return predictions
 
 
+def _looped(one: Callable[[Tree], Tree], rows: Tree, count: Array) -> Tree:
+    """What ``one`` makes of each of the first ``count`` rows, zeros behind them.
+
+    One row after another, as in a batched product a row may round otherwise beside other rows.
+    """
+
+    def of(i: Array | int) -> Tree:
+        return one(jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, i, 1), rows))
+
+    def take(i: Array, found: Tree) -> Tree:
+        return jax.tree.map(lambda every, new: every.at[i].set(new), found, of(i))
+
+    size = len(jax.tree.leaves(rows)[0])
+    blank = jax.tree.map(lambda new: jnp.zeros((size, *new.shape), new.dtype), jax.eval_shape(of, 0))
+    return lax.fori_loop(0, count, take, blank)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _probable(recipe: DomainRecipe, ways: int, posterior: Laplace, support: Tree, rows: Array) -> Array:
-    """Class probabilities (n, ways) by a posterior, whose likelihood takes all of the support set."""
+def _answers(
+    recipe: DomainRecipe, ways: int | None, phi: Tree, statistics: Tree, rows: Tree, count: Array
+) -> Array:
+    """The answer to each row: probabilities (ways,), or the outputs if ``ways`` is None."""
+
+    def one(row: Tree) -> Array:
+        outputs = recipe.without_data().forward(phi, row, statistics)[0]
+        return outputs if ways is None else jax.nn.softmax(outputs[:ways])
+
+    return _looped(one, rows, count)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _under(
+    recipe: DomainRecipe, ways: int | None, posterior: Laplace, support: Tree, rows: Tree, count: Array
+) -> Tree:
+    """As `_answers`, by a posterior; its likelihood takes all of the support set, outputs are `Predicted`."""
     domain = recipe.without_data()
 
-    def outputs(phi: Tree, batch: Tree) -> Array:
-        rows, support = batch
-        return domain.forward(phi, rows, domain.statistics(phi, support))[:, :ways]
+    def one(row: Tree) -> Tree:
+        def outputs(phi: Tree, batch: Tree) -> Array:
+            found = domain.forward(phi, row, domain.statistics(phi, support))
+            return found if ways is None else found[:, :ways]
 
-    return posterior.probabilities((rows, support), outputs=outputs)
+        if ways is None:
+            found = posterior.outputs(domain.query_batch(row), outputs)
+        else:
+            found = posterior.probabilities(row, outputs=outputs)
+        return jax.tree.map(lambda leaf: leaf[0], found)
 
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _answer(recipe: DomainRecipe, ways: int | None, phi: Tree, statistics: Tree, row: Tree) -> Array:
-    """The answer to one row: probabilities (ways,), or the outputs if ``ways`` is None."""
-    rows = jax.tree.map(lambda leaf: leaf[None], row)
-    outputs = recipe.without_data().forward(phi, rows, statistics)[0]
-    return outputs if ways is None else jax.nn.softmax(outputs[:ways])
+    return _looped(one, rows, count)
 
 
 class _Programs(NamedTuple):
@@ -401,6 +486,11 @@ class _Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def _programs(recipe: MethodRecipe, kind: DomainRecipe) -> _Programs:
+    return _Programs(*map(whole_program, _functions(recipe, kind)))
+
+
+def _functions(recipe: MethodRecipe, kind: DomainRecipe) -> _Programs:
+    """What is compiled, not marked for compilation."""
     domain = kind.without_data()
     method = recipe.build(domain)
 
@@ -412,7 +502,7 @@ def _programs(recipe: MethodRecipe, kind: DomainRecipe) -> _Programs:
         problem, prior = summed((method.new_task or method).problem, theta, support)
         return posterior(problem, phi, prior, support, **domain.posterior_form(support))
 
-    return _Programs(whole_program(solve), whole_program(posterior_at))
+    return _Programs(solve, posterior_at)
 
 
 def adapt(theta: Tree, config: Config, x: Tree, y: ArrayLike | None = None) -> Predictor:
@@ -437,5 +527,43 @@ def adapt(theta: Tree, config: Config, x: Tree, y: ArrayLike | None = None) -> P
     phi, solution, statistics = programs.solve(theta, support)
     if not np.isfinite(np.asarray(solution.stats.residual)):
         raise NumericalError(f"adapt: expected a finite inner solution, got NaN. {solution.status.advice}")
-    known = functools.partial(programs.posterior, phi, theta, support)
-    return Predictor(phi, classes, solution, recipe, statistics, support, known)
+    return Predictor(phi, classes, solution, recipe, statistics, support, theta, config.method)
+
+
+def _export(
+    path: Path, known: Learner, sizes: Sequence[int], platforms: Sequence[str], task: Predictor | None = None
+) -> None:
+    """Write the programs of a learner, or of one of its tasks."""
+    recipe, theta = known.config.domain.published(), known.theta
+    domain = recipe.without_data()
+    solve, posterior_at = _functions(known.config.method, recipe)
+    about, _, query = domain.standalone(1, AT_ONCE)
+    asked, programs = (query, np.int32(AT_ONCE)), {}
+
+    def adapted(theta: Tree, support: Tree) -> Tree:
+        phi, solution, statistics = solve(theta, support)
+        return (phi, statistics), solution.stats.residual
+
+    def answer(found: Tree, rows: Tree, count: Array) -> Tree:
+        return _answers(recipe, None, *found, rows, count)
+
+    def spread(theta: Tree, found: Tree, support: Tree, rows: Tree, count: Array) -> Tree:
+        under = posterior_at(found[0], theta, support)
+        mean, covariance = _under(recipe, None, under, support, rows, count)
+        variance = jnp.diagonal(covariance, axis1=1, axis2=2)
+        return mean, variance if under.noise is None else variance + under.noise
+
+    for size in sizes:
+        support = domain.standalone(size, AT_ONCE).support
+        found = jax.eval_shape(adapted, theta, support)[0]
+        if task is None:
+            programs[f"adapt-{size}"] = adapted, (theta, support)
+        programs["answer"] = answer, (found, *asked)
+        if about["spread"]:
+            programs[f"spread-{size}"] = spread, (theta, found, support, *asked)
+    arrays: dict[str, Tree] = {"theta": theta}
+    if task is not None:
+        arrays |= {"task": (task.phi, task.statistics), "support": task.support}
+        about["task"] = [*sizes, None if task.classes is None else task.classes.tolist()]
+    about |= {"rows": sorted(sizes), "queries": AT_ONCE}
+    write_standalone(path, about, arrays, programs, platforms)

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import imaml
-from imaml.cli import startup
+from imaml.storage import programs
 
 PROGRAM = """
 from imaml.cli.startup import prepare_jax
@@ -96,15 +96,15 @@ def test_a_home_that_is_a_file_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
-    startup.keep_compiled()
+    programs.keep_programs()
     assert jax.config.jax_compilation_cache_dir is None
     jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_the_oldest_programs_go_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(startup, "MOST", 250)
+    monkeypatch.setattr(programs, "MOST", 250)
     for age, name in enumerate("cab"):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1000 + age, 1000 + age))
-    startup._trim(tmp_path)
+    programs.trim(tmp_path)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "b"]

@@ -8,9 +8,9 @@ from cyclopts import Parameter
 
 from ..core.errors import ConfigError
 from ..core.streams import note
+from ..storage.programs import keep_programs
 from .options import Flag, print_json
 from .own_tasks import object_at
-from .startup import keep_compiled
 
 if TYPE_CHECKING:
     from ..core.solution import Status
@@ -52,7 +52,7 @@ def adapt_command(
         loss: The loss likewise.
         json: Print JSON.
     """
-    keep_compiled()
+    keep_programs()
 
     from ..predict import load
 

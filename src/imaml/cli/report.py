@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ..core.errors import DataError, ImamlError
 from ..core.streams import note
-from .startup import keep_compiled
+from ..storage.programs import keep_programs
 
 
 def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> None:
@@ -24,7 +24,7 @@ def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> None:
             f"report: expected a run directory, got {run}, which holds no events.jsonl. "
             "Hint: give the --out of an imaml train."
         )
-    keep_compiled()
+    keep_programs()
     from ..predict import load
     from ..report.examples import examples
     from ..report.run_page import write_report

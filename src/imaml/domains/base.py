@@ -41,6 +41,7 @@ from .scenes import Example, Scene
 from .user_data import Answers as Answers
 from .user_data import Encoded as Encoded
 from .user_data import Json, Predicts, UserData
+from .user_data import Standalone as Standalone
 
 SPLITS = ("train", "validation", "test")
 T = TypeVar("T")

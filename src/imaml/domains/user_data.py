@@ -64,6 +64,20 @@ class Part(NamedTuple):
     rows: np.ndarray
 
 
+class Standalone(NamedTuple):
+    """What a predictor that runs without this package needs of a domain.
+
+    Attributes:
+        about: How a user's values are coded, JSON.
+        support: A blank support batch.
+        query: Blank query rows.
+    """
+
+    about: Json
+    support: Tree
+    query: Tree
+
+
 class Predicts(Protocol):
     """What a domain may ask of a predictor; `imaml.Predictor` is one."""
 
@@ -209,17 +223,6 @@ class UserData:
             f"{type(self).__name__}. Hint: use learner.adapt(x, y).predict(query)."
         )
 
-    def padded_query(self, rows: Tree) -> Tree:
-        """Return encoded query rows padded to one of a few sizes, so that few programs are compiled.
-
-        Args:
-            rows: What `encode_query` returned.
-
-        Returns:
-            The rows, and perhaps copies of the first behind them; by default none.
-        """
-        return rows
-
     def statistics(self, phi: Tree, support: Tree) -> Tree:
         """Return what `forward` needs of the whole support set, computed once a task.
 
@@ -297,6 +300,24 @@ class UserData:
         half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance)
         decoded = [np.ravel(self.decode(part, x)) for part in (centre, centre - half, centre + half)]
         return decoded[0], decoded[1], decoded[2]
+
+    def standalone(self, rows: int, queries: int) -> Standalone:
+        """Return what a predictor that runs without this package needs.
+
+        Args:
+            rows: The rows of a support set.
+            queries: The rows of a query.
+
+        Returns:
+            It.
+
+        Raises:
+            ConfigError: If the domain is not of a user's own tasks.
+        """
+        raise ConfigError(
+            f"export: expected a run of imaml.fit, got one of {type(self).__name__}. Hint: use "
+            "learner.save(path), and imaml.load(path) where this package is installed."
+        )
 
     # Files ------------------------------------------------------------------------------------------------
 

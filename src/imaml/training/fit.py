@@ -76,9 +76,10 @@ def fit(
 
     Args:
         tasks: The tasks; see `imaml.Tasks`.
-        model: The network: "linear", "mlp" or "conv4"; `imaml.MLP`, `imaml.Conv4`, ...; functions ``(init,
-            apply)`` with ``init(key) -> parameters`` and ``apply(parameters, x) -> outputs``; or a module of
-            Equinox, Flax or Haiku (docs/own_tasks.md). By default "mlp" for vectors and "conv4" for images.
+        model: The network: "linear", "mlp", "conv1d" or "conv4"; `imaml.MLP`, `imaml.Conv4`, ...; functions
+            ``(init, apply)`` with ``init(key) -> parameters`` and ``apply(parameters, x) -> outputs``; or a
+            module of Equinox, Flax or Haiku (docs/own_tasks.md). By default "mlp" for vectors, "conv1d" for
+            signals ``(time, channels)`` and "conv4" for images.
         loss: The loss of a row: "squared", "cross_entropy", "binary", "poisson", "negative_binomial", or a
             function ``(outputs, targets) -> (rows,)``. By default "squared" for numbers and "cross_entropy"
             for texts and booleans.

@@ -218,3 +218,26 @@ def test_objects_that_are_numbers_are_numbers():
     tasks = Tasks.from_arrays(frame, np.array([1, 2], dtype=object), [0, 1])
     np.testing.assert_array_equal(tasks.inputs[0], [[1.5, 1, 1], [2.5, 0, 2]])
     assert tasks.targets.dtype == float
+
+
+def test_a_frozen_function_sees_each_row_once_in_calls_of_one_size():
+    sizes = []
+
+    def features(x):
+        sizes.append(len(x["a"]))
+        return {"sum": x["a"] + x["b"].sum(axis=1), "twice": 2 * x["b"]}
+
+    tasks = Tasks.from_arrays(
+        {"a": Y, "b": X}, Y, GROUPS["texts"], split={"train": ["b"], "test": ["a", "c"]}
+    )
+    found = tasks.map(features, rows=4)
+    assert sizes == [4, 4]
+    (both, twice), targets = rows_of(found, "b")
+    np.testing.assert_array_equal(both, [Y[i] + X[i].sum() for i in (0, 2, 5)])
+    np.testing.assert_array_equal(twice, 2 * X[[0, 2, 5]])
+    np.testing.assert_array_equal(targets, Y[[0, 2, 5]])
+    assert (found.split, found.names) == (tasks.split, tasks.names)
+    with pytest.raises(DataError, match=r"map: expected 4 rows, as inputs have, got shape \(2,\)"):
+        tasks.map(lambda x: x["b"].sum(axis=0), rows=4)
+    with pytest.raises(DataError, match="map: expected finite numbers"):
+        tasks.map(lambda x: x["a"] * np.nan)

@@ -612,3 +612,34 @@ def test_choices_say_what_and_why():
 
 def test_rows_have_the_batch_s_fields():
     assert Rows._fields == ("inputs", "targets", "weights", "offset", "reference")
+
+
+DEFAULTS = {
+    "numbers": (np.ones(36), imaml.MLP((1, 40, 40, 1))),
+    "vectors": (np.ones((36, 3)), imaml.MLP((3, 40, 40, 1))),
+    "signals": (np.ones((36, 9, 2)), imaml.Conv1D(1, channels=2)),
+    "whole signals": (np.ones((36, 9, 2), int), imaml.Conv1D(1, channels=2)),
+    "square images": (np.ones((36, 8, 8, 3)), imaml.Conv4(1, 64, 8, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_the_network_that_is_chosen_fits_the_shape_of_a_row(kind):
+    x, network = DEFAULTS[kind]
+    domain, chosen = domain_of(Tasks.from_arrays(x, np.arange(36.0) % 7, np.repeat(np.arange(6), 6)))
+    assert domain.recipe.model == network
+    assert "model" in {choice.name for choice in chosen}
+    assert domain.inputs.dtype == np.float32
+
+
+def test_baselines_on_features_are_those_of_the_frozen_features():
+    """Inputs say nothing, and their features all."""
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, 6, 200)
+    tasks = Tasks.from_arrays(
+        np.stack([np.cos(angle), np.sin(angle)], 1), angle > 3, np.repeat(np.arange(20), 10)
+    )
+    mapped = tasks.map(lambda x: np.arctan2(-x[:, 1], -x[:, 0])[:, None])
+    domain, _ = domain_of(mapped, "linear", shots=6)
+    scores = [float(domain.baselines(domain.sample(k, "test"))["nearest class mean"]) for k in KEYS[:10]]
+    assert np.mean(scores) > 0.9

@@ -174,10 +174,6 @@ class TablesInterface(DomainBase):
         table = self._complete(self.table(x), needed, filled)
         return self.recipe.fixed.code(table, self.recipe.unseen).astype(np.float32)
 
-    def padded_query(self, rows: Tree) -> Tree:
-        """Return query rows padded to one of a few sizes."""
-        return padded(rows, bucket(len(rows)))
-
     def decode(self, outputs: np.ndarray, x: object) -> np.ndarray:
         """Return outputs ``(n, 1)`` as targets ``(n,)`` in the table's units, float64."""
         found = self.target.mean + self.target.scale * outputs[:, 0].astype(np.float64)

@@ -18,6 +18,7 @@ from ...problems.likelihoods import Density
 from ..models.adapters import as_network
 from ..models.imported import unwrapped
 from ..networks import MLP, Conv4, Network
+from ..signals import GRU, Conv1D
 from .collection import Tasks
 from .domain import TasksDomain, TasksRecipe
 from .interface import normalises, require_counts
@@ -30,7 +31,12 @@ from .values import labels_of, levels_of
 MOST_SUPPORT, MOST_QUERIES = 128, 64  # rows of a draw from a group, unless they were asked for
 EPISODE_QUERIES = 5  # query images of each class, unless they were asked for
 HIDDEN = 40  # units of the two hidden layers of the network for vectors
-NAMES = ("mlp", "linear", "conv4")  # of networks
+NAMES = {  # of networks, and the rows that they take
+    "mlp": "vectors (rows, features)",
+    "linear": "vectors (rows, features)",
+    "conv1d": "signals (rows, time, channels)",
+    "conv4": "square images (rows, side, side, channels)",
+}
 
 
 class Choice(NamedTuple):
@@ -304,7 +310,7 @@ def _ways(splits: dict[str, np.ndarray], ways: int | None, chosen: list[Choice])
 
 def _numeric(array: np.ndarray, model: object) -> np.ndarray:
     """Whole numbers as real ones if the model is imaml's; one of the user's own may need whole ones."""
-    ours = model is None or isinstance(model, (str, MLP, Conv4))
+    ours = model is None or isinstance(model, (str, MLP, Conv4, Conv1D, GRU))
     bytes_of_images = array.dtype == np.uint8 and array.ndim > 2
     return array.astype(np.float64) if ours and array.dtype.kind in "iu" and not bytes_of_images else array
 
@@ -352,26 +358,26 @@ def _network(
 ) -> Network:
     """The network that a user means, or one that fits the inputs."""
     outputs, shape = row.outputs_for(wanted), layout.inputs[0].shape
-    vectors, square = len(shape) == 1, len(shape) == 3 and shape[0] == shape[1]
+    several, square = len(layout.inputs) > 1, len(shape) == 3 and shape[0] == shape[1]
+    fits = {1: "mlp", 2: "conv1d", 3: "conv4" if square else None}.get(len(shape))
+    got = "several arrays" if several else f"rows of shape {shape}"
     if isinstance(model, str) and model not in NAMES:
         raise ConfigError(not_one_of("fit: model", model, NAMES))
     if model is None:
-        if len(layout.inputs) > 1 or not (vectors or square):
-            got = "several arrays" if len(layout.inputs) > 1 else f"rows of shape {shape}"
+        if several or fits is None or (fits == "conv1d" and shape[0] == shape[1]):  # or grey images
             raise ConfigError(
                 f"fit: model: expected a model, as inputs are {got}, got None. Hint: pass functions (init, "
-                "apply) or a module of Equinox, Flax or Haiku; images have the shape (side, side, channels)."
+                "apply) or a module of Equinox, Flax or Haiku; images have the shape (side, side, channels), "
+                "signals (time, channels)."
             )
-        model = "mlp" if vectors else "conv4"
-        chosen.append(Choice("model", model, "inputs are vectors" if vectors else "inputs are square images"))
-    if model in NAMES and (len(layout.inputs) > 1 or not (square if model == "conv4" else vectors)):
-        wants = (
-            "square images (rows, side, side, channels)" if model == "conv4" else "vectors (rows, features)"
-        )
-        got = "several arrays" if len(layout.inputs) > 1 else f"rows of shape {shape}"
-        raise ConfigError(f"fit: model: expected inputs that are {wants} with {model!r}, got {got}.")
+        model = fits
+        chosen.append(Choice("model", model, f"inputs are {NAMES[fits].partition(' (')[0]}"))
+    if isinstance(model, str) and (several or fits != model.replace("linear", "mlp")):
+        raise ConfigError(f"fit: model: expected inputs that are {NAMES[model]} with {model!r}, got {got}.")
     if model in ("mlp", "linear"):
         return MLP((*shape, HIDDEN, HIDDEN, outputs) if model == "mlp" else (*shape, outputs))
+    if model == "conv1d":
+        return Conv1D(outputs, channels=shape[1])
     if model == "conv4":
         return Conv4(outputs, 64, shape[0], shape[2])
     try:

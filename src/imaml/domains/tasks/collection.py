@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ...core.errors import ConfigError, DataError
@@ -340,6 +341,48 @@ class Tasks:
         flags = np.zeros(len(self), bool)
         flags[groups] = True
         return np.repeat(flags, self.counts)
+
+    def map(self, function: Callable[[Tree], Tree], rows: int = 256) -> Tasks:
+        """Return these tasks with inputs that a function makes of theirs, such as a pretrained network.
+
+        The function is frozen: it is called once for each row, and its results are kept with the tasks. What
+        is learned, and the baselines of an evaluation (the nearest class mean, ridge regression), are then of
+        its features. Rows of new tasks are passed through it before `adapt` and `predict`.
+
+        Args:
+            function: From inputs ``(n, ...)``, as they were given, to an array or a tree of arrays
+                ``(n, ...)``.
+            rows: The rows of a call, the same in all calls.
+
+        Returns:
+            The tasks.
+
+        Raises:
+            DataError: If the function does not return one row for each.
+
+        Example:
+            >>> import numpy as np
+            >>> tasks = Tasks.from_arrays(np.ones((6, 8, 8)), np.arange(6.0), list("aabbbb"))
+            >>> tasks.map(lambda images: images.mean(axis=1)).inputs[0].shape
+            (6, 8)
+        """
+        require_whole("map", 1, rows=rows)
+        inputs = assemble(json.loads(self.structure), self.inputs.__getitem__)
+        total = len(self.inputs[0])
+        size = min(rows, total)
+        found: list[Tree] = []
+        for start in range(0, total, size):  # the last call is filled up, for functions of `jax.jit`
+            chosen = np.minimum(np.arange(start, start + size), total - 1)
+            made = function(jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], inputs))
+            found.append(jax.tree.map(np.asarray, made))
+            for leaf in jax.tree.leaves(found[-1]):
+                if leaf.shape[:1] != (size,):
+                    raise DataError(f"map: expected {size} rows, as inputs have, got shape {leaf.shape}.")
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *found)
+        structure, arrays = structure_of(joined, "map")
+        for array in arrays:
+            require_finite(array, "map")
+        return replace(self, structure=structure, inputs=tuple(arrays), frame=None)
 
     def splits(
         self, validation: float, test: float, seed: int, usable: np.ndarray | None = None

@@ -12,15 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ...core.errors import DataError
+from ...core.errors import ConfigError, DataError
+from ...core.recipes import to_json
 from ...core.tree import Tree
 from ...core.validation import some_of
 from ...problems.base import Task
-from ..base import Answers, DomainBase, Encoded, Predicts
+from ..base import Answers, DomainBase, Encoded, Predicts, Standalone
 from ..fewshot.images import SUFFIXES
+from .counts import LOG_MOST
 from .folders import files_of, read_images
 from .frames import columns_of, numbers_of
 from .layout import Rows, bucket, leaves_by_name, nested, padded
+from .own_losses import Own
 from .sources import TABLES, read_columns
 from .values import as_array, as_classes, finite_numbers, labels_of, levels_of
 
@@ -176,12 +179,6 @@ class TasksInterface(DomainBase):
             raise DataError(f"offset: expected {rows} rows, as x has, got {len(offset)}.")
         return Asked(inputs, offset)
 
-    def padded_query(self, rows: Tree) -> Tree:
-        """Return query rows padded to one of a few sizes, unless the model normalises by them."""
-        if normalises(self.recipe.model):
-            return rows
-        return padded(rows, bucket(len(jax.tree.leaves(rows)[0])))
-
     @staticmethod
     def asked_of(rows: Tree) -> tuple[Tree, Array | None]:
         """Return the inputs and the offset of query rows.
@@ -309,6 +306,34 @@ class TasksInterface(DomainBase):
         if level > LEVELS[-1]:  # beyond what validation says, as much wider than a Gaussian as at its end
             return quantiles[-1] * gaussian / NormalDist().inv_cdf((1 + LEVELS[-1]) / 2)
         return float(np.interp(level, (0.0, *LEVELS), (0.0, *quantiles)))
+
+    def standalone(self, rows: int, queries: int) -> Standalone:
+        """Return what `imaml_standalone.py` needs to code rows and to decode answers."""
+        recipe, layout = self.recipe, self.recipe.layout
+        loss = recipe.loss
+        if loss.likelihood is not None and loss.kind == Own.kind:
+            raise ConfigError("export: expected a loss with a name, or a function, got a density.")
+        support, query = (
+            jax.tree.map(lambda leaf, n=n: np.zeros((n, *leaf.shape[1:]), leaf.dtype), layout.example())
+            for n in (rows, queries)
+        )
+        blank = self.query_batch(support)._replace(weights=np.ones(rows, np.float32))
+        if recipe.offset:
+            blank = blank._replace(offset=np.zeros(rows, np.float32))
+            query = Asked(query, np.zeros(queries, np.float32))
+        about: dict[str, Tree] = {
+            "form": layout.skeleton,
+            "inputs": to_json(layout.inputs),
+            "target": to_json(layout.target),
+            "levels": None if layout.levels is None else list(layout.levels),
+            "ways": recipe.ways,
+            "offset": bool(recipe.offset),
+            "most": LOG_MOST if loss.targets == "counts" else None,
+            "quantiles": [LEVELS, recipe.quantiles],
+            "spread": self.classes or self.headline == "rmse",
+            "pads": not normalises(recipe.model),
+        }
+        return Standalone(about, blank, query)
 
     # Files ------------------------------------------------------------------------------------------------
 

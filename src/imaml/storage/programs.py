@@ -1,0 +1,69 @@
+"""Compiled programs kept on disk, so that another process need not compile them again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..core.machine import processor, user_cache
+
+MOST = 2**30  # bytes of compiled programs that are kept; the oldest go first
+LEAST = 0.3  # seconds: what compiles faster is not kept
+
+
+def keep_programs(folder: str | Path | None = None, *, least: float = LEAST) -> Path | None:
+    """Keep compiled programs on disk, so that the same work starts sooner in the next process.
+
+    It is JAX's persistent compilation cache, which is one for the whole process: it keeps your own programs,
+    too. So `imaml` turns it on only if it is asked to, here or by the command line. Call it once, before the
+    first `imaml.load` or `imaml.fit`. If you have set JAX's JAX_COMPILATION_CACHE_DIR, a path, that stands.
+    Programs that are kept are trusted: do not share the folder with users that you do not trust.
+
+    Args:
+        folder: The folder. By default ``$XDG_CACHE_HOME/imaml/compiled``, or ``~/.cache/imaml/compiled``,
+            which keeps at most 1 GiB. Each kind of processor has a folder inside, as a program compiled for
+            one may not run on another.
+        least: Seconds that a program must take to compile to be kept.
+
+    Returns:
+        The folder that programs are kept in; None if it cannot be written, so that nothing is kept.
+
+    Example:
+        >>> import imaml
+        >>> folder = imaml.keep_programs()  # doctest: +SKIP
+    """
+    import jax  # late, as the command line sets what JAX reads when it is imported
+
+    already = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if already:
+        return Path(already)
+    try:
+        root = user_cache() / "compiled" if folder is None else Path(folder).expanduser()
+        place = root / processor()
+        place.mkdir(parents=True, exist_ok=True)
+        if folder is None:
+            trim(root)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
+    if not os.access(place, os.W_OK):
+        return None
+    # JAX reads the environment once, when it is imported: later only its configuration counts.
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    return place
+
+
+def trim(folder: Path) -> None:
+    """Delete the oldest files while there are more than MOST bytes.
+
+    Args:
+        folder: The folder, with all folders inside.
+    """
+    found = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in folder.rglob("*") if f.is_file())
+    total = sum(size for _, size, _ in found)
+    for _, size, file in found:
+        if total <= MOST:
+            return
+        file.unlink(missing_ok=True)
+        total -= size

@@ -1,0 +1,220 @@
+"""`Learner` and `Predictor`: inputs that are trees, pickling, threads, programs that are kept."""
+
+import concurrent.futures
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imaml
+from imaml.config.method import IMAMLRecipe
+from imaml.config.run import Config
+from imaml.config.training import Training
+from imaml.domains.tasks.build import domain_of
+from imaml.domains.tasks.domain import LEVELS
+from imaml.predict import Learner
+
+pytestmark = pytest.mark.usefixtures("ranks_mixed")
+X = np.random.default_rng(0).normal(size=(60, 3))
+Y = X @ [1.0, -2.0, 0.5]
+GROUPS = np.repeat(np.arange(10), 6)
+LOSSES = ("squared", "cross_entropy")
+TARGETS = {
+    "squared": Y,
+    "cross_entropy": np.where(Y > 0, "yes", "no"),
+    "poisson": np.round(np.abs(Y)),
+}
+TREES = {
+    "array": lambda x: x,
+    "dict": lambda x: {"left": x[:, :1], "right": x[:, 1:]},
+    "tuple": lambda x: (x[:, :2], x[:, 2]),
+    "nested": lambda x: {"both": (x[:, :1], x[:, 1:2]), "last": x[:, 2]},
+}
+METHODS = {
+    "predict": ("squared", lambda task, x: task.predict(x)),
+    "predict_interval": ("squared", lambda task, x: np.stack(task.predict_interval(x))),
+    "predict classes": ("cross_entropy", lambda task, x: task.predict(x)),
+    "predict_proba": ("cross_entropy", lambda task, x: task.predict_proba(x)),
+    "predict_proba under the posterior": ("cross_entropy", lambda task, x: task.predict_proba(x, True)),
+}
+
+
+def linear(outputs):
+    """A linear model of all inputs, whatever tree they form."""
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(3, outputs)), jnp.float32)
+
+    def apply(parameters, x):
+        leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(x)]
+        return jnp.concatenate(leaves, axis=1) @ parameters["w"]
+
+    return (lambda key: {"w": weights}), apply
+
+
+def learner(tree, loss, x=X, model=None, episodes=False, **rows):
+    """Meta-parameters that are as they were drawn, and the targets."""
+    y = TARGETS[loss]
+    model = model or linear(2 if loss == "cross_entropy" else 1)
+    tasks = imaml.Tasks.from_arrays(tree(x), None if episodes else y, GROUPS, **rows)
+    domain, _ = domain_of(tasks, model, loss, shots=3, ways=2 if episodes else None)
+    method = IMAMLRecipe(strength=0.1, inner=imaml.GradientDescent(0.1, steps=3), curvature="gauss-newton")
+    config = Config(domain.recipe, method, imaml.Optimiser(), Training(steps=1))
+    return Learner(domain.init(jax.random.key(0)), config), y
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """Predictors by tree and loss."""
+    with jax.numpy_rank_promotion("allow"):
+        made = {(name, loss): learner(tree, loss) for name, tree in TREES.items() for loss in LOSSES}
+        return {key: known.adapt(TREES[key[0]](X[:4]), y[:4]) for key, (known, y) in made.items()}
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_inputs_of_every_tree(adapted, tree, method):
+    loss, ask = METHODS[method]
+    wanted = ask(adapted["array", loss], X)
+    found = ask(adapted[tree, loss], TREES[tree](X))
+    if found.dtype.kind == "U":
+        np.testing.assert_array_equal(found, wanted)
+    else:
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    one = ask(adapted[tree, loss], TREES[tree](X[20:21]))  # no answer depends on its neighbours
+    np.testing.assert_array_equal(one, found[..., 20:21] if method == "predict_interval" else found[20:21])
+
+
+def test_what_is_learned_and_adapted_is_pickled(adapted):
+    for (tree, loss), task in adapted.items():
+        x = TREES[tree](X)
+        task.posterior  # noqa: B018, so that what was computed is there and left out
+        if loss == "squared":
+            np.testing.assert_array_equal(
+                pickle.loads(pickle.dumps(task)).predict_interval(x), task.predict_interval(x)
+            )
+    known, y = learner(TREES["dict"], "squared")
+    again = pickle.loads(pickle.dumps(known))
+    few = TREES["dict"](X[:4])
+    np.testing.assert_array_equal(again.adapt(few, y[:4]).predict(few), known.adapt(few, y[:4]).predict(few))
+
+
+def test_threads_get_the_answers_of_one_after_another(adapted):
+    known, y = learner(TREES["array"], "squared")
+    task = adapted["array", "squared"]
+
+    def work(i):
+        own = known.adapt(X[i : i + 2 + i % 3], y[i : i + 2 + i % 3])
+        return np.concatenate(
+            [own.predict(X[:20]), task.predict(X[i:20]), *task.predict_interval(X[i : i + 2])]
+        )
+
+    wanted = [work(i) for i in range(16)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(16)))
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+PROGRAM = """
+import sys
+sys.modules["imaml"] = None  # an import of it fails
+import concurrent.futures, pathlib, numpy as np
+from imaml_standalone import load
+
+def unpacked(saved, name):
+    leaves = {key.split("/", 1)[1]: saved[key] for key in saved if key.startswith(name + "/")}
+    return leaves if "" not in leaves else leaves[""]
+
+for file in sorted(pathlib.Path().glob("*.zip")):
+    saved = dict(np.load(f"{file.stem}.npz"))
+    few, asked = unpacked(saved, "few"), unpacked(saved, "asked")
+    shift = [{"offset": saved[part]} if part in saved else {} for part in ("offset few", "offset asked")]
+    task = load(file)
+    if file.stem != "task":
+        task = task.adapt(few, saved["y"], **shift[0])
+
+    def answers(_=0):
+        found = {"predict": task.predict(asked, **shift[1])}
+        if task.classes is not None:
+            found["proba"] = task.predict_proba(asked)
+            found["probable"] = task.predict_proba(asked, uncertainty=True)
+        elif task.learner.about["spread"]:
+            found["interval"] = np.stack(task.predict_interval(asked, 0.8))
+        return found
+
+    found = answers()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for other in pool.map(answers, range(8)):
+            assert all(np.array_equal(other[name], found[name]) for name in found)
+    if file.stem == "numbers":
+        found["population"] = load(file).adapt().predict(asked)
+    np.savez(f"found-{file.stem}.npz", **found)
+"""
+IMAGES = np.random.default_rng(2).integers(0, 255, (60, 8, 8, 1), np.uint8)
+
+
+@pytest.mark.slow
+def test_a_process_without_this_package_gives_the_same_answers(tmp_path):
+    plain, shift, asked = TREES["array"], np.linspace(-1, 1, 60), slice(20, 40)
+    numbers, y = learner(plain, "squared")
+    recipe = replace(numbers.config.domain, quantiles=tuple(np.linspace(0.1, 2, len(LEVELS)).tolist()))
+    numbers = Learner(numbers.theta, replace(numbers.config, domain=recipe))
+    cases = {
+        "numbers": (numbers, y, X),
+        "classes": (*learner(TREES["dict"], "cross_entropy"), TREES["dict"](X)),
+        "counts": (*learner(plain, "poisson", offset=shift), X),
+        "episodes": (*learner(plain, "cross_entropy", IMAGES, imaml.Conv4(2, 4, 8), True), IMAGES),
+        "task": (*learner(plain, "squared"), X),
+    }
+    wanted = {}
+    for name, (known, y, x) in cases.items():
+        few = slice(6 if name == "episodes" else 5)
+
+        def rows(chosen, name=name, x=x):
+            cut = {key: leaf[chosen] for key, leaf in x.items()} if isinstance(x, dict) else x[chosen]
+            return {"x": cut, "offset": shift[chosen]} if name == "counts" else cut
+
+        task = known.adapt(rows(few), y[few])
+        if name == "task":
+            task.export(tmp_path / "task.zip", platforms=("cpu", "cuda", "tpu"))
+        else:
+            known.export(tmp_path / f"{name}.zip", rows=(few.stop,) if name == "episodes" else (8,))
+        saved = {"y": y[few]}
+        for part, chosen in (("few", few), ("asked", asked)):
+            leaves = x if isinstance(x, dict) else {"": x}
+            saved |= {f"{part}/{key}": leaf[chosen] for key, leaf in leaves.items()}
+            saved |= {f"offset {part}": shift[chosen]} if name == "counts" else {}
+        np.savez(tmp_path / f"{name}.npz", **saved)
+        wanted[name] = {"predict": task.predict(rows(asked))}
+        if task.classes is not None:
+            wanted[name]["proba"] = task.predict_proba(rows(asked))
+            wanted[name]["probable"] = task.predict_proba(rows(asked), uncertainty=True)
+        elif name != "counts":
+            wanted[name]["interval"] = np.stack(task.predict_interval(rows(asked), 0.8))
+        if name == "numbers":
+            wanted[name]["population"] = known.adapt().predict(rows(asked))
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "XLA_FLAGS")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=kept, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name, answers in wanted.items():
+        found = np.load(tmp_path / f"found-{name}.npz")
+        assert set(found) == set(answers)
+        for key, value in answers.items():
+            if value.dtype.kind == "U":
+                np.testing.assert_array_equal(found[key], value)
+            else:
+                told = f"{name}: {key}"
+                np.testing.assert_allclose(found[key], value, rtol=2e-4, atol=2e-5, err_msg=told)
+
+
+def test_other_runs_are_not_exported(tmp_path):
+    known = Learner(None, Config(imaml.sinusoid().recipe))
+    with pytest.raises(imaml.ConfigError, match=r"export: expected a run of imaml\.fit, got one of Sinusoid"):
+        known.export(tmp_path / "sinusoid.zip")
