@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("ranks_mixed")
 X = np.random.default_rng(0).normal(size=(60, 3))
 Y = X @ [1.0, -2.0, 0.5]
 GROUPS = np.repeat(np.arange(10), 6)
+IMAGES = np.random.default_rng(2).integers(0, 255, (60, 8, 8, 1), np.uint8)
 LOSSES = ("squared", "cross_entropy")
 TARGETS = {
     "squared": Y,
@@ -87,6 +88,16 @@ def test_every_method_takes_inputs_of_every_tree(adapted, tree, method):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     one = ask(adapted[tree, loss], TREES[tree](X[20:21]))  # no answer depends on its neighbours
     np.testing.assert_array_equal(one, found[..., 20:21] if method == "predict_interval" else found[20:21])
+
+
+def test_an_interval_of_a_network_that_normalises_is_about_its_prediction():
+    """Both use the support set's statistics; those of a single row would make it 0."""
+    known, y = learner(TREES["array"], "squared", IMAGES, imaml.Conv4(1, 4, 8))
+    task = known.adapt(IMAGES[:3], y[:3])
+    found = task.predict_interval(IMAGES[20:24])
+    np.testing.assert_allclose(found.mean, task.predict(IMAGES[20:24]), rtol=1e-4, atol=1e-5)
+    assert np.ptp(found.mean) > 0
+    assert (found.low < found.mean).all()
 
 
 def test_what_is_learned_and_adapted_is_pickled(adapted):
@@ -155,7 +166,6 @@ for file in sorted(pathlib.Path().glob("*.zip")):
         found["population"] = load(file).adapt().predict(asked)
     np.savez(f"found-{file.stem}.npz", **found)
 """
-IMAGES = np.random.default_rng(2).integers(0, 255, (60, 8, 8, 1), np.uint8)
 
 
 @pytest.mark.slow

@@ -101,6 +101,23 @@ def test_a_home_that_is_a_file_is_passed_over(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+def test_programs_are_kept_in_the_folder_that_is_named_unless_jax_has_one(tmp_path):
+    program = """
+import jax, imaml
+jax.jit(lambda x: x + 2)(1)  # it may be called after JAX has started
+print(imaml.keep_programs({folder!r}, least=0.0) is not None and 1)
+jax.jit(lambda x: x @ x.T + 1)(jax.numpy.ones((5, 5))).block_until_ready()
+"""
+    own = tmp_path / "own"
+    assert _programs(tmp_path, program.format(folder=str(own)))[1] == 1
+    assert list(own.glob("*/*-cache"))
+    elsewhere = tmp_path / "elsewhere"
+    _programs(
+        tmp_path, program.format(folder=str(tmp_path / "other")), JAX_COMPILATION_CACHE_DIR=str(elsewhere)
+    )
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_oldest_programs_go_first(tmp_path, monkeypatch):
     monkeypatch.setattr(programs, "MOST", 250)
     for age, name in enumerate("cab"):
