@@ -19,7 +19,10 @@ BEFORE = json.loads((ROOT / "tests" / "recorded" / "artefacts.json").read_text()
 
 @pytest.mark.slow
 def test_answers_are_those_recorded():
-    """Equal bit for bit with the processor and the jaxlib of the record, and to 1e-3 with others.
+    """Adapted parameters are equal bit for bit with the processor and the jaxlib of the record.
+
+    Probabilities are then equal to 3e-7: they came from a program for one row, and now come from one that
+    takes the rows in a loop, in which XLA fuses the softmax. With others they are equal to 1e-3.
 
     `python tests/helpers/recorded.py > tests/recorded/artefacts.json` records them anew.
     """
@@ -32,8 +35,9 @@ def test_answers_are_those_recorded():
     command = [sys.executable, recorded.__file__]
     found = json.loads(subprocess.run(command, env=kept, capture_output=True, check=True).stdout)
     assert found["answers"].keys() == BEFORE["answers"].keys()
+    same = all(found[name] == BEFORE[name] for name in ("machine", "jaxlib"))
     for name, before in BEFORE["answers"].items():
         for one, other in zip(found["answers"][name], before, strict=True):
-            np.testing.assert_allclose(one["values"], other["values"], atol=1e-3)
-    if all(found[name] == BEFORE[name] for name in ("machine", "jaxlib")):
-        assert found == BEFORE
+            np.testing.assert_allclose(one["values"], other["values"], rtol=0, atol=3e-7 if same else 1e-3)
+            if same:
+                assert (one["task"], one["phi"]) == (other["task"], other["phi"])
