@@ -16,7 +16,7 @@ from PIL import Image
 import imaml
 from helpers.paths import ROOT
 from imaml.cli.main import main
-from imaml.cli.own_tasks import shipped
+from imaml.cli.own_tasks import beginning, shipped
 from imaml.domains.models import own
 from imaml.domains.models.imported import imported
 from imaml.domains.tasks import own_losses
@@ -362,6 +362,15 @@ def test_an_interrupted_trial_ends_the_fit(place, monkeypatch):
     monkeypatch.setattr(fitting, "assemble", Stopped)
     with pytest.raises(KeyboardInterrupt):
         imaml.fit(TasksFile(f"{place}/lines.npz").read(), "linear", steps=20, progress=False)
+
+
+def test_a_start_for_other_classes_has_a_fresh_head():
+    learner = imaml.load(ROOT / "artefacts" / "characters-5w1s.safetensors")
+    same, ways = beginning(learner, None)
+    assert (ways, same is learner.theta) == (5, True)
+    theta, ways = beginning(learner, 7)
+    assert (ways, theta["head"]["kernel"].shape) == (7, (256, 7))
+    np.testing.assert_array_equal(theta["conv4"]["kernel"], learner.theta["conv4"]["kernel"])
 
 
 @pytest.mark.slow
