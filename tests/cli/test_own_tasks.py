@@ -16,7 +16,7 @@ from PIL import Image
 import imaml
 from helpers.paths import ROOT
 from imaml.cli.main import main
-from imaml.cli.own_tasks import shipped
+from imaml.cli.own_tasks import beginning, shipped
 from imaml.domains.models import own
 from imaml.domains.models.imported import imported
 from imaml.domains.tasks import own_losses
@@ -82,7 +82,7 @@ def csv(path, names, *columns):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Files of tasks, the code of models, and runs of three kinds; made once."""
+    """Files of tasks, the code of models, and a run; made once."""
     root = tmp_path_factory.mktemp("own")
     x, y, group = rows()
     np.savez(root / "lines.npz", x=x, y=y, groups=group)
@@ -104,12 +104,6 @@ def place(tmp_path_factory):
         model = f"--model={root}/mine.py:Line"
         words = [f"--data={root}/lines.npz", model, "--steps=6", f"--out={root}/run", *QUICK]
         assert main(["train", "arrays", *words]) == 0
-        words = ["--task=who", "--target=n", "--loss=poisson", "--model=linear", "--steps=4", *QUICK]
-        assert main(["train", "frame", f"--data={root}/counts.csv", *words, f"--out={root}/counts"]) == 0
-        words = ["--side=8", "--ways=2", "--shots=1", "--steps=3", "--strength=1", "--quiet"]
-        model = f"--model={root}/mine.py:flat"
-        words += ["--validation=0.25", "--test=0.25"]
-        assert main(["train", "images", f"--data={root}/drawings", model, *words, f"--out={root}/seen"]) == 0
     return root
 
 
@@ -190,7 +184,11 @@ def test_a_resumed_run_is_that_of_an_uninterrupted_one(place, capsys, tmp_path):
     assert two[0].config.domain.quantiles == two[1].config.domain.quantiles
 
 
+@pytest.mark.slow
 def test_a_table_with_counts(place, capsys):
+    words = ["--task=who", "--target=n", "--loss=poisson", "--model=linear", "--steps=4", *QUICK]
+    assert main(["train", "frame", f"--data={place}/counts.csv", *words, f"--out={place}/counts"]) == 0
+    capsys.readouterr()
     words = ["adapt", place / "counts", f"--support={place}/few.csv", f"--query={place}/asked.csv", "--json"]
     found = said(capsys, *words)
     assert [row["row"] for row in found["predictions"]] == [1, 2, 3, 4]
@@ -204,9 +202,14 @@ def test_a_table_with_counts(place, capsys):
     assert (again["data"], again["split"]) == ("counts.csv", "test")
 
 
+@pytest.mark.slow
 def test_folders_of_images(place, capsys):
     run, model = place / "seen", f"{place}/mine.py:flat"
     folder = place / "drawings"
+    words = ["--side=8", "--ways=2", "--shots=1", "--steps=3", "--strength=1", "--quiet"]
+    words += ["--validation=0.25", "--test=0.25", f"--model={model}", f"--out={run}"]
+    assert main(["train", "images", f"--data={folder}", *words]) == 0
+    capsys.readouterr()
     scored = said(capsys, "evaluate", run, "--model", model, "--tasks=4", "--json")
     assert scored["data"] == "drawings"
     artefact = run / "artefact.safetensors"
@@ -359,6 +362,15 @@ def test_an_interrupted_trial_ends_the_fit(place, monkeypatch):
     monkeypatch.setattr(fitting, "assemble", Stopped)
     with pytest.raises(KeyboardInterrupt):
         imaml.fit(TasksFile(f"{place}/lines.npz").read(), "linear", steps=20, progress=False)
+
+
+def test_a_start_for_other_classes_has_a_fresh_head():
+    learner = imaml.load(ROOT / "artefacts" / "characters-5w1s.safetensors")
+    same, ways = beginning(learner, None)
+    assert (ways, same is learner.theta) == (5, True)
+    theta, ways = beginning(learner, 7)
+    assert (ways, theta["head"]["kernel"].shape) == (7, (256, 7))
+    np.testing.assert_array_equal(theta["conv4"]["kernel"], learner.theta["conv4"]["kernel"])
 
 
 @pytest.mark.slow

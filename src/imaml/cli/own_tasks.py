@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,8 +16,10 @@ from .options import Count, Flag, Names, Positive, Whole, split_names
 from .startup import prepare_jax
 
 if TYPE_CHECKING:
+    from ..core.tree import Tree
     from ..domains.models.imported import Imported
     from ..domains.tasks.sources import TasksFile
+    from ..predict import Learner
 
 MODELS = ("mlp", "linear", "conv4")
 FEW = 500  # classes of drawings below which a run should start from an artefact of drawings
@@ -244,6 +246,22 @@ def shipped(origin: str) -> Path:
     return found[origin]
 
 
+def beginning(learner: Learner, ways: int | None) -> tuple[Tree, int | None]:
+    """Return the meta-parameters that a run starts from, and the classes of its tasks.
+
+    Args:
+        learner: What was learned before.
+        ways: The classes of a task that were asked for, or None for as many as before.
+
+    Returns:
+        The meta-parameters, with a fresh head if the number of classes is another one; and the classes.
+    """
+    domain, before = learner.config.domain, getattr(learner.config.domain, "ways", None) or None
+    if ways is None or before is None or ways == before:
+        return learner.theta, ways or before
+    return replace(domain, ways=ways).without_data().narrow(learner.theta), ways  # type: ignore[type-var]
+
+
 def _fit(file: TasksFile, given: Fit) -> int | None:
     """Learn, score and report."""
     from .train import free_directory, train_command
@@ -261,9 +279,7 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
     loss = object_at(given.loss, "--loss", tuple(NAMED))
     brought = None if isinstance(model, str) else model
     start = None if given.from_ is None else load(shipped(given.from_), model=brought)
-    ways = given.ways
-    if start is not None and ways is None:
-        ways = getattr(start.config.domain, "ways", None) or None
+    theta, ways = (None, given.ways) if start is None else beginning(start, given.ways)
     if file.form == "images" and not given.quiet:
         note(f"reading {file.path}")
     tasks = file.read()
@@ -287,7 +303,7 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
             ways=ways,
             adapt=split_names(given.adapt) or None,
             out=out,
-            start=None if start is None else start.theta,
+            start=theta,
             progress=False if given.quiet else None,
             **chosen,
         )
