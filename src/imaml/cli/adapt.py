@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ..core.errors import ConfigError
 from ..core.streams import note
-from .options import Flag, print_json
+from .options import Flag, Missing, Unseen, print_json, with_options
 from .startup import keep_compiled
 
 if TYPE_CHECKING:
@@ -20,9 +22,14 @@ def adapt_command(
     run: Annotated[str, Parameter(name="RUN")],
     /,
     *,
-    support: str,
+    support: str | None = None,
     query: str,
     uncertainty: Flag = False,
+    missing: Missing = None,
+    unseen: Unseen = None,
+    separator: str | None = None,
+    encoding: str | None = None,
+    decimal: str | None = None,
     json: Flag = False,
 ) -> None:
     """Adapt a trained run to a new task, and predict.
@@ -38,11 +45,17 @@ def adapt_command(
 
     Args:
         run: Run directory or artefact.
-        support: Labelled examples of the new task: DIR/CLASS/*.png, or FILE.csv.
+        support: Labelled examples of the new task: DIR/CLASS/*.png, or FILE.csv. Without it,
+            answers for a table are those for a task without rows.
         query: What to predict: a directory of images, or FILE.csv.
         uncertainty: Use the task's posterior. Probabilities are lower where the support set says little,
             which helps to detect images of none of the classes; they are not calibrated. Numbers of a table
             get an interval of 90 % probability.
+        missing: What to do about missing cells of a table, if not what the run did.
+        unseen: What to do about categories that no training task has, if not what the run did.
+        separator: What separates the cells of a text file.
+        encoding: Encoding of a text file.
+        decimal: Sign before the fraction of a number in a text file.
         json: Print JSON.
     """
     keep_compiled()
@@ -50,8 +63,16 @@ def adapt_command(
     from ..predict import load
 
     learned = load(run)
-    domain = learned.config.domain.without_data()
-    few = domain.read(support)
+    given = {"missing": missing, "unseen": unseen}
+    given |= {"separator": separator, "encoding": encoding, "decimal": decimal}
+    recipe = with_options(learned.config.domain, **given)
+    learned = replace(learned, config=replace(learned.config, domain=recipe))
+    if support is None and not recipe.reads_table:
+        raise ConfigError(
+            "adapt: expected --support, got nothing. Hint: a run on a table alone can do without examples."
+        )
+    domain = recipe.without_data()
+    few = None if support is None else domain.read(support)
     asked = domain.read(query, query=True)
     statuses: list[Status] = []
 

@@ -60,6 +60,22 @@ def evaluated(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
+def test_files_are_read_and_judged_otherwise_than_in_training_on_request(folder, tmp_path, capsys):
+    text = (folder / "new.csv").read_text().replace(",", ";").replace(".", ",")
+    (tmp_path / "new.csv").write_text(text + "new0;;1,5\n")
+    words = [f"--data={tmp_path / 'new.csv'}", "--decimal=,", "--missing=drop", "--tasks=21"]
+    found = evaluated(capsys, folder / "tables", *words)
+    assert (
+        found["rmse"]
+        == evaluated(capsys, folder / "tables", f"--data={folder / 'new.csv'}", "--tasks=21")["rmse"]
+    )
+    adapt = ["adapt", str(folder / "tables"), f"--query={tmp_path / 'new.csv'}", "--decimal=,"]
+    assert main([*adapt, "--missing=drop"]) == 2
+    assert "column 'x': expected a value, got an empty cell" in capsys.readouterr().err
+    assert main([*adapt, "--missing=mean"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(NEW)
+
+
 @pytest.mark.parametrize("preset", ["tables", "tables-evidence"])
 def test_all_new_tasks_are_scored_on_rows_that_were_not_learned_from(preset, folder, capsys):
     run, new = folder / preset, folder / "new.csv"
