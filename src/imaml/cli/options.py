@@ -13,7 +13,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from cyclopts import Group, Parameter, Token
 from cyclopts import exceptions as wrong
@@ -79,6 +79,9 @@ def whole(kind: type, tokens: Sequence[Token]) -> int:
     return int(tokens[0].value)
 
 
+T = TypeVar("T")
+Missing = Literal["error", "drop", "mean"] | None
+Unseen = Literal["error", "baseline"] | None
 Flag = Annotated[bool, Parameter(negative=(), allow_repeating=True, show_default=False)]
 Count = Annotated[int, Parameter(validator=at_least(0), converter=whole)]
 Positive = Annotated[int, Parameter(validator=at_least(1), converter=whole)]
@@ -123,6 +126,25 @@ def split_names(names: Sequence[str] | None) -> tuple[str, ...]:
         The names.
     """
     return tuple(part for name in names or () for part in name.split(","))
+
+
+def with_options(recipe: T, **options: object) -> T:
+    """Set fields of a recipe from options of their names.
+
+    Args:
+        recipe: The recipe.
+        **options: Values by name; None for an option that was not given.
+
+    Returns:
+        The changed recipe.
+
+    Raises:
+        ConfigError: If the recipe has no such field, or it does not take the value.
+    """
+    from ..config.overrides import overrides
+
+    given = {name: value for name, value in options.items() if value is not None}
+    return overrides(recipe, [(name, as_text(value), f"--{name}") for name, value in given.items()])
 
 
 def print_json(content: JsonObject) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from ..core.errors import ConfigError, ImamlError
 from ..core.interrupts import STATUS
 from ..core.streams import note, on_terminal
-from .options import DEFAULT, Changes, Flag, Names, Whole, configure
+from .options import DEFAULT, Changes, Flag, Missing, Names, Unseen, Whole, configure
 from .startup import factorises, prepare_jax
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def train_command(
     features: Names = None,
     weights: str | None = None,
     offset: str | None = None,
-    missing: Literal["error", "drop", "mean"] | None = None,
-    unseen: Literal["error", "baseline"] | None = None,
+    missing: Missing = None,
+    unseen: Unseen = None,
     dates: Literal["error", "days"] | None = None,
     separator: str | None = None,
     encoding: str | None = None,

@@ -60,6 +60,23 @@ def evaluated(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
+def test_files_are_read_and_judged_otherwise_than_in_training_on_request(folder, tmp_path, capsys):
+    text = (folder / "new.csv").read_text().replace(",", ";").replace(".", ",")
+    (tmp_path / "new.csv").write_text(text + "new0;;1,5\n")
+    words = [f"--data={tmp_path / 'new.csv'}", "--decimal=,", "--missing=drop", "--tasks=21"]
+    found = evaluated(capsys, folder / "tables", *words)
+    assert (
+        found["rmse"]
+        == evaluated(capsys, folder / "tables", f"--data={folder / 'new.csv'}", "--tasks=21")["rmse"]
+    )
+    adapt = ["adapt", str(folder / "tables"), f"--query={tmp_path / 'new.csv'}", "--decimal=,"]
+    assert main([*adapt, "--missing=drop"]) == 2
+    assert "column 'x': expected a value, got an empty cell" in capsys.readouterr().err
+    assert main([*adapt, "--missing=mean"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(NEW)
+
+
 @pytest.mark.parametrize("preset", ["tables", "tables-evidence"])
 def test_all_new_tasks_are_scored_on_rows_that_were_not_learned_from(preset, folder, capsys):
     run, new = folder / preset, folder / "new.csv"
@@ -84,6 +101,7 @@ def test_all_new_tasks_are_scored_on_rows_that_were_not_learned_from(preset, fol
     np.testing.assert_allclose(domain.baselines(task)["pooled_model"], error, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_knows_the_table_that_it_was_trained_on(folder, capsys, tmp_path):
     """By its content: the same test tasks are scored, whatever the file is called."""
     (tmp_path / "other.csv").write_bytes((folder / "trained.csv").read_bytes())

@@ -358,7 +358,7 @@ def test_a_linear_model_has_the_same_loss_on_fewer_rows(weights, tmp_path):
         holdout="none", validation=0.0, test=0.0,
     )  # fmt: skip
     theta = jax.tree.map(lambda leaf: leaf + 0.3, domain.init(jax.random.key(0)))
-    for group in range(4):
+    for group in (0, 2):
         task = domain.gather(domain._drawn(jnp.asarray(group), jax.random.key(0), "train"))
         assert task.support.weights.shape == (4,)
         own = domain.first[group] + np.arange(domain.counts[group])

@@ -82,7 +82,14 @@ class Table:
         return tuple(known[cell] for cell in cells)
 
     def missing(self, name: str) -> np.ndarray:
-        """Return which cells of a column are missing, booleans ``(rows,)``."""
+        """Return which cells of a column are missing.
+
+        Args:
+            name: The column.
+
+        Returns:
+            Booleans, ``(rows,)``.
+        """
         return np.array([cell.strip().lower() in MISSING for cell in self.columns[name]], bool)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Table:
@@ -102,7 +109,14 @@ class Table:
         return Table(columns, self.source, self.lines and taken(self.lines), tuple(map(self.number, rows)))
 
     def number(self, row: int | np.integer) -> int:
-        """Return a row's number in the whole table, from 0."""
+        """Return a row's number in the whole table.
+
+        Args:
+            row: The row's number here, from 0.
+
+        Returns:
+            The number, from 0.
+        """
         return self.numbered[row] if self.numbered else int(row)
 
     def place(self, row: int | np.integer) -> str:

@@ -160,7 +160,15 @@ def column_of(
 
 
 def too_many(levels: int, rows: int) -> bool:
-    """Return whether a column of texts has so many levels that they are no categories."""
+    """Return whether a column of texts has so many levels that they are no categories.
+
+    Args:
+        levels: How many levels it has.
+        rows: In how many rows.
+
+    Returns:
+        True if most rows differ.
+    """
     return levels > 0.5 * rows
 
 

@@ -60,29 +60,76 @@ class Grouped:
         return chosen if chosen.size else self.splits["train"]
 
     def size(self, split: str) -> int | None:
-        """Return how many tasks a split has."""
+        """Return how many tasks a split has.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            The number.
+        """
         return int(self._numbers(split).size)
 
     def held_out(self, split: str) -> bool:
-        """Return whether a split has groups of its own; else those of training stand in for them."""
+        """Return whether a split has groups of its own; else those of training stand in for them.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            True if it has.
+        """
         return bool(self.splits[split].size)
 
     def number(self, indices: Drawn) -> Array | None:
-        """Return the number of the task's group: draws of the same one are not independent."""
+        """Return the number of the task's group: draws of the same one are not independent.
+
+        Args:
+            indices: What `draw` returned.
+
+        Returns:
+            An integer scalar.
+        """
         return indices.group
 
     def draw(self, key: Array, split: str) -> Drawn:
-        """Return the indices of one random task of a split."""
+        """Return the indices of one random task of a split.
+
+        Args:
+            key: A random key.
+            split: "train", "validation" or "test".
+
+        Returns:
+            The indices.
+        """
         which, how = jax.random.split(key)
         return self._drawn(jax.random.choice(which, self._numbers(split)), how, split)
 
     def draw_in_turn(self, key: Array, split: str, place: Array) -> Drawn:
-        """Return the indices of a task of a split: groups in turn, their rows at random."""
+        """Return the indices of a task of a split: groups in turn, their rows at random.
+
+        Args:
+            key: A random key.
+            split: "train", "validation" or "test".
+            place: The number of the draw, an integer scalar.
+
+        Returns:
+            The indices.
+        """
         numbers = self._numbers(split)
         return self._drawn(numbers[place % numbers.size], jax.random.split(key)[1], split)
 
     def draws(self, key: Array, split: str, count: int) -> Drawn | None:
-        """Return the indices of ``count`` tasks: every task of the split before any comes twice."""
+        """Return the indices of ``count`` tasks: every task of the split before any comes twice.
+
+        Args:
+            key: A random key.
+            split: "train", "validation" or "test".
+            count: How many.
+
+        Returns:
+            The indices, leaves ``(count, ...)``.
+        """
         which, how = jax.random.split(key)
         numbers = self._numbers(split)
         rounds = -(-count // numbers.size)
