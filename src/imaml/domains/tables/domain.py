@@ -478,6 +478,6 @@ def tables(data: str, task: str, target: str, **options: object) -> Tables:
         >>> imaml.tables(str(file), "who", "score").inputs.shape
         (10, 4, 1)
     """
-    several = task if isinstance(task, str) else ",".join(task)  # two columns are refused with advice
+    several = ",".join(task) if isinstance(task, list | tuple) else task  # two are refused with advice
     fields = {"data": data, "task": several, "target": target, **options}
     return from_json({"kind": "TablesRecipe", **fields}).build()
