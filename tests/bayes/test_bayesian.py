@@ -919,7 +919,7 @@ def test_recipes_become_methods(name, options):
     assert theta.log_noise == np.log(recipe.bayes.noise)
 
 
-@pytest.mark.parametrize("make", [imaml.EmpiricalBayes, imaml.ExpectationMaximisation])
+@pytest.mark.parametrize("make", slow_after_first([imaml.ExpectationMaximisation, imaml.EmpiricalBayes]))
 def test_a_task_whose_rows_are_both_support_and_query_counts_each_once(make):
     """Also if they are copies: Task(rows, rows) is Task(rows), and no split of other rows is."""
     problem = imaml.proximal(imaml.likelihood(LinearLoss(), imaml.learned(1.0, per="all")), 1.0)

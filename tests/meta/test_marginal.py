@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.marks import slow_after_first
 from imaml.core.errors import StructureError
 from imaml.domains.networks import MLP
 from imaml.domains.regression import NetworkLoss, Points
@@ -49,7 +50,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_after_first(CASES))
 def test_the_surprise_is_the_evidence_and_its_derivatives_are_central_differences(name):
     problem, theta, rows = case(*CASES[name])
     rooted = roots(problem, theta)

@@ -335,5 +335,5 @@ def fit_text(prior: Prior, fit: Fit | None) -> str:
     lines.append(f"  log likelihood {fit['log_likelihood']:.4f}, AIC {fit['aic']:.4f} ({facts})")
     lines += [f"  warning: {one}" for one in fit["warnings"]]
     far = "a saddle" if fit["distance"] is None else f"{fit['distance']:.2g} standard errors from the maximum"
-    lines.append(f"converged: {far}" if fit["converged"] else f"not converged: {far}")
+    lines.append(f"converged: {far}" if fit["converged"] else f"not converged: {far}. Hint: more --steps.")
     return "\n".join(lines)
