@@ -1,6 +1,7 @@
 """New tasks of a table: all are scored, each learned from its own rows; none compiles anew."""
 
 import json
+import shutil
 
 import jax
 import jax.monitoring
@@ -117,6 +118,43 @@ def test_a_run_that_held_out_no_task_is_scored_on_other_rows_than_it_learns_from
     assert (found["held_out"], found["different_tasks"]) == (False, 20)
     own = found["baselines"]["model_of_its_own"]
     assert own > 1.05  # of noise with a standard deviation of 1; on the rows learned from it is below 1
+
+
+@pytest.mark.slow
+def test_runs_of_earlier_versions_are_scored_and_resumed(folder, tmp_path, capsys):
+    """Their files have none of the fields that are new, so they know neither a digest nor a pooled fit."""
+    run = shutil.copytree(folder / "tables", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    new = [
+        "weights",
+        "offset",
+        "dates",
+        "missing",
+        "unseen",
+        "separator",
+        "encoding",
+        "decimal",
+        "digest",
+        "pooled",
+        "usual",
+    ]
+
+    def stripped(node):
+        if isinstance(node, list):
+            return [stripped(item) for item in node]
+        if isinstance(node, dict):
+            return {name: stripped(value) for name, value in node.items() if name not in new}
+        return node
+
+    (run / "config.json").write_text(json.dumps({**config, "domain": stripped(config["domain"])}))
+    for words in ([], [f"--data={folder / 'trained.csv'}"]):
+        found = evaluated(capsys, run, "--tasks=8", *words)
+        assert (found["different_tasks"], list(found["baselines"])) == (
+            2,
+            ["model_of_its_own", "support_mean"],
+        )
+    assert evaluated(capsys, run, "--tasks=21", f"--data={folder / 'new.csv'}")["different_tasks"] == 21
+    assert main(["train", "--resume", f"--out={run}", "--quiet"]) == 0
 
 
 def test_tasks_of_one_row_are_not_scored(folder, tmp_path):
