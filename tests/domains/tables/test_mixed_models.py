@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from helpers.marks import slow_after_first
 from helpers.mixed_models import SIMULATED, simulated, write
 from helpers.paths import DATA, ROOT
 from imaml.cli.main import main
-from imaml.config.methods import Method
+from imaml.config.methods import Method, made
 from imaml.config.presets import preset
 from imaml.config.training import Training
 from imaml.core.errors import ConfigError
@@ -282,3 +283,15 @@ def test_a_run_that_was_cut_short_says_what_speaks_against_it(tmp_path, capsys):
     assert "warning: the loss is still falling. Hint: train for more --steps." in out
     assert "warning: intervals are wider than the spread of the data." in out
     assert "converged" not in out  # the likelihood is not what it maximises
+
+
+def test_a_method_made_by_hand_counts_rows_once_where_all_are_support_and_query(tmp_path):
+    write(rows(), tmp_path / "rows.csv")
+    domain = imaml.tables(str(tmp_path / "rows.csv"), "g", "y", holdout="none")
+    problem = imaml.proximal(imaml.likelihood(domain.loss), imaml.learned(1.0))
+    solver = imaml.CG(steps=3)
+    inner = imaml.NewtonCG(steps=2, linear=solver)
+    method = imaml.EmpiricalBayes(problem, domain.query_loss, inner=inner, linear=solver)
+    known = made(method, domain, None)
+    task = domain.sample(jax.random.key(0), "train")
+    assert task.whole(known.rule.whole).weights.sum() == 5
