@@ -1,5 +1,6 @@
 """Evaluation where scores are not finite: counted and reported, whatever is wrong with theta."""
 
+import dataclasses
 import json
 
 import jax
@@ -102,3 +103,14 @@ def test_an_evaluation_that_was_lowered_and_compiled_is_not_compiled_again():
         assert compiled  # so the listener does hear of a compilation
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_baseline_that_is_better_is_named_and_one_that_is_not_clearly_better_is_not():
+    found = evaluate_theta(WAVES, method(WAVES), WAVES.init(jax.random.key(0)), tasks=40)
+    own = found.values["loss"]
+    gaps = {"a": own - 0.5, "b": own - 1, "c": own + 1, "d": own + np.linspace(-9, 8, 40)}
+    means = {name: float(values.mean()) for name, values in gaps.items()}
+    other = dataclasses.replace(found, baseline_values=gaps, baselines=means, baselines_ci95=means)
+    assert other.worse_than() == ["b", "a"]
+    assert "b is better than adaptation here: use it instead" in str(other)
+    assert dataclasses.replace(other, higher_is_better=True).worse_than() == ["c"]

@@ -9,6 +9,8 @@ import optax
 import pytest
 
 import imaml
+from imaml.domains.tasks.build import domain_of
+from imaml.training.choosing import pretrained
 from imaml.training.fit import LEVELS
 
 
@@ -21,7 +23,8 @@ def lines(groups=30, rows=12, seed=0, noise=0.1):
     return x, level[group] + slope[group] * x + rng.normal(0, noise, len(group)), group
 
 
-TASKS = imaml.Tasks.from_arrays(*lines())
+TASKS_X, TASKS_Y, TASKS_GROUP = lines()
+TASKS = imaml.Tasks.from_arrays(TASKS_X, TASKS_Y, TASKS_GROUP)
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +43,30 @@ def test_what_was_left_open_is_chosen_and_reported():
     run = imaml.fit(TASKS, "linear", steps=30, progress=False)
     found = {choice.name: choice for choice in run.choices}
     assert {"loss", "shots", "tasks_per_step", "optimiser", "method"} <= set(found)
-    assert found["method"].why.count("with strength=") == 4
+    assert found["method"].why.count("with strength=") == 6
     assert str(found["shots"]) == "shots: 0.5 (half of each task's rows)"
+
+
+def test_pretraining_finds_what_all_tasks_share_and_the_best_validation_is_kept():
+    domain, _ = domain_of(TASKS, "linear", shots=4)
+    theta = domain.init(jax.random.key(0))
+    found, steps, _ = pretrained(domain, theta, 18, 2000, None, 0)
+    assert steps == 2000
+    rows = np.isin(TASKS_GROUP, np.asarray(domain.splits["train"]))
+    layout = domain.recipe.layout
+    x, y = layout.code(TASKS_X[rows])[:, 0], layout.numbers(TASKS_Y[rows])[:, 0]
+    slope, level = np.polyfit(x, y, 1)
+    np.testing.assert_allclose(found["layer1"]["bias"][0], level, atol=0.05)
+    np.testing.assert_allclose(found["layer1"]["kernel"].ravel()[0], slope, atol=0.05)
+    thetas = {}
+
+    def watch(told):
+        thetas[bool(told["best"])] = told["theta"]
+
+    options = {"shots": 4, "strength": 0.01, "steps": 20, "optimiser": imaml.Optimiser("sgd", 2.0)}
+    run = imaml.fit(TASKS, "linear", **options, progress=False, on_validation=watch)
+    assert False in thetas  # the last ones were worse
+    jax.tree.map(np.testing.assert_array_equal, run.theta, thetas[True])
 
 
 def test_without_a_console_nothing_is_printed_on_stdout(monkeypatch, capsys):
@@ -112,7 +137,7 @@ def test_callbacks_see_every_step_and_may_stop():
     run = imaml.fit(TASKS, "linear", **options, on_step=watch, on_validation=validated.append)
     assert seen == list(range(1, 8))
     assert (run.step, run.reason) == (7, "callback")
-    assert [told["step"] for told in validated] == [2, 4, 6]
+    assert [told["step"] for told in validated] == [4]
     assert set(validated[0]["scores"]) == {"rmse", "loss"}
 
 

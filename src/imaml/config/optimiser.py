@@ -198,6 +198,11 @@ def _saved(options: Mapping[str, object]) -> Optimiser:
     return Optimiser(**{**options, **reset})  # type: ignore[arg-type]
 
 
+@functools.lru_cache(maxsize=16)  # runs of equal optimisers share their compiled steps
+def _outer(optimiser: Optimiser, steps: int) -> Outer:
+    return Outer(optimiser.build(steps), optimiser.rate(steps), optimiser.average)
+
+
 def outer(optimiser: Optimiser | GradientTransformation, steps: int) -> Outer:
     """Make the outer optimiser of a run of so many steps.
 
@@ -212,7 +217,7 @@ def outer(optimiser: Optimiser | GradientTransformation, steps: int) -> Outer:
         ConfigError: If it is neither.
     """
     if isinstance(optimiser, Optimiser):
-        return Outer(optimiser.build(steps), optimiser.rate(steps), optimiser.average)
+        return _outer(optimiser, steps)
     if isinstance(optimiser, OptaxTransform):
         raise ConfigError(
             f"optimiser: expected imaml.Optimiser, got {optimiser.name}, which a configuration cannot hold. "

@@ -126,6 +126,16 @@ class Evaluation:
         means, widths = paired_differences(own, self.baseline_values, self.number)
         return {name: (means[name], widths[name]) for name in means}
 
+    def worse_than(self) -> list[str]:
+        """Return the baselines that are better, task by task: the 95 % interval of the difference says so.
+
+        Returns:
+            Their names, the best one first.
+        """
+        sign = 1 if self.higher_is_better else -1
+        found = [name for name, (gap, half) in self.paired().items() if sign * gap < -half]
+        return sorted(found, key=lambda name: -sign * self.baselines[name])
+
     def beside(self, others: Mapping[str, Evaluation]) -> Evaluation:
         """Add the scores of other runs on the same tasks to the baselines.
 
@@ -185,6 +195,8 @@ class Evaluation:
                 facts.append((f"  {name} minus this, paired", *gaps[other]))
         width = max(len(label) for label, _, _ in facts)
         lines += [f"  {label:<{width}}  {show(mean, half)}" for label, mean, half in facts]
+        if better := self.worse_than():
+            lines.append(f"  {better[0].replace('_', ' ')} is better than adaptation here: use it instead")
         if self.failed:
             counted = "counted as wrong in every accuracy, and " if percent else ""
             lines.append(

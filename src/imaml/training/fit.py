@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,7 +17,7 @@ from ..config.method import IMAMLRecipe, MethodRecipe
 from ..config.optimiser import Optimiser, described
 from ..config.run import Config
 from ..config.training import Training
-from ..core.errors import ConfigError, NumericalError
+from ..core.errors import ConfigError
 from ..core.streams import note
 from ..core.tree import Tree
 from ..domains.models.selection import adapt_names
@@ -26,22 +25,17 @@ from ..domains.tasks.build import Choice, domain_of
 from ..domains.tasks.collection import Tasks
 from ..domains.tasks.domain import LEVELS, TasksDomain, normalises
 from ..domains.tasks.losses import RowLoss
-from ..inner.gradient import GradientDescent
-from ..inner.newton import NewtonCG
-from ..linear.cg import CG
 from ..predict import save
+from .choosing import choose
 from .directory import write_config
-from .evaluation import evaluate_theta
 from .experiment import assemble
 from .loop import Run, Watch
 
-SMALL = 20_000  # parameters up to which Newton's method solves a task
-STRENGTHS = (0.003, 0.03, 0.3, 3.0)  # tried: the precision of the prior, in units of a row's loss
-RATES = (0.1, 0.5, 0.02)  # tried for larger networks: learning rates of the mean loss of a support set
-# Minutes, or thousands of steps, of a run from which trials of larger networks pay: each compiles anew.
-LONG = 4
 MOST_STEPS = 5000
-TRIAL_STEPS, TRIAL_SHARE = 100, 0.1  # of each trial: its steps, and its share of the time
+OPTIMISERS = {
+    "adam": Optimiser("adam", 1e-3, clip=10.0, log_scale=3.0),
+    "muon": Optimiser("muon", 7e-3, warmup=20, clip=1.0),
+}
 CALIBRATION = 200  # validation tasks whose errors calibrate the intervals
 ENOUGH = 50  # errors for a calibration
 
@@ -62,6 +56,7 @@ def fit(
     strength: float | None = None,
     adapt: Tree = None,
     optimiser: Optimiser | GradientTransformation | None = None,
+    pretrain: int | None = None,
     tasks_per_step: int | None = None,
     steps: int | None = None,
     minutes: float | None = None,
@@ -93,14 +88,18 @@ def fit(
         test: The share of tasks for testing.
         standardise: Whether numbers are coded by the mean and the standard deviation of training rows.
         method: How to learn, a recipe such as ``imaml.config.Method("maml", ...)``. By default implicit MAML,
-            with the strength or the inner learning rate of the best of a few short trials.
+            with the strength or the inner learning rate of the best of a few short trials; the strength is
+            then learned.
         strength: The regularisation strength: the precision of the prior, for rows whose loss is summed. With
             "squared" it is in units of one over the variance of the targets.
         adapt: Which parameters a task adapts: names, or what the model's library uses (docs/own_tasks.md).
         optimiser: The outer optimiser, or an Optax transform. By default Adam.
+        pretrain: The most steps on all rows without adaptation, from which meta-training starts. By default
+            at most 2,000, and none for episodes or with `method`.
         tasks_per_step: Tasks in each step.
         steps: The most steps.
-        minutes: The most minutes, trials included. By default 1 if `steps` is not given either.
+        minutes: The most minutes of training, trials included; compiling and scoring come on top. By default
+            1 if `steps` is not given either.
         seed: Draws splits, initial parameters and tasks.
         out: A run directory to write, or None.
         progress: None or True shows the choices and the run on stderr; False shows warnings only.
@@ -134,7 +133,6 @@ def fit(
     References:
         Rajeswaran et al. (2019), Meta-learning with implicit gradients.
     """
-    began = time.monotonic()
     domain, choices = domain_of(
         tasks,
         model,
@@ -153,26 +151,44 @@ def fit(
         choices.append(Choice("minutes", minutes, "enough for a first look"))
     training = _training(domain, steps, minutes, tasks_per_step, seed, choices)
     if optimiser is None:
-        optimiser = Optimiser("adam", 3e-3, clip=10.0)
-        choices.append(Choice("optimiser", "adam, 3e-3", "suits most small networks"))
+        images = domain.recipe.episodes and normalises(domain.recipe.model)
+        name, why = ("muon", "suits episodes of images") if images else ("adam", "suits most networks")
+        optimiser = OPTIMISERS[name]
+        choices.append(Choice("optimiser", f"{name}, {optimiser.learning_rate:g}", why))
     transform = None if isinstance(optimiser, Optimiser) else optimiser
     plan = Config(domain.recipe, IMAMLRecipe(), described(optimiser), training)
+    start = None
     if method is None:
         names = adapt_names(domain.recipe.model, adapt, jax.eval_shape(domain.init, jax.random.key(0)))
-        method = _chosen(plan, domain, transform, strength, names, choices, progress)
-    elif strength is not None or adapt is not None:
+        began = time.monotonic()
+        found = choose(plan, domain, transform, strength, names, pretrain, choices, progress)
+        method, start = found.method, found.start
+        if minutes is not None:
+            # At least half of what was asked for, whatever the trials took.
+            left = max(minutes - (time.monotonic() - began) / 60, minutes / 2)
+            training = replace(training, minutes=left)
+            if steps is None and found.seconds:  # so that the learning rate falls to zero in that time
+                planned = max(10, min(MOST_STEPS, int(60 * left / found.seconds)))
+                training = replace(training, **_rhythm(domain, planned))
+    elif strength is not None or adapt is not None or pretrain is not None:
         raise ConfigError(
-            "fit: method: expected None with strength= or adapt=, which are options of a method, got "
-            f"{type(method).__name__}. Hint: pass them to the method."
+            "fit: method: expected None with strength=, adapt= or pretrain=, which are options of the usual "
+            f"one, got {type(method).__name__}. Hint: pass strength and adapt to the method."
         )
-    if minutes is not None:  # at least half of what was asked for, whatever the trials took
-        spent = (time.monotonic() - began) / 60
-        training = replace(training, minutes=max(minutes - spent, minutes / 2))
     if progress is not False:
         for choice in choices:
             note(f"chosen   {choice}")
     experiment = assemble(replace(plan, method=method, training=training), domain, transform)
-    run = experiment.train(out=out, progress=progress, on_step=on_step, on_validation=on_validation)
+    best: dict[str, Tree] = {}
+
+    def validated(told: dict[str, Any]) -> bool | None:
+        if told["best"]:
+            best.update(told)
+        return None if on_validation is None else on_validation(told)
+
+    run = experiment.train(out=out, start=start, progress=progress, on_step=on_step, on_validation=validated)
+    if best:
+        run = replace(run, theta=best["theta"])
     run = replace(_calibrated(run, domain), choices=tuple(choices))
     if run.folder is not None and run.config is not None:  # both now hold the calibration
         write_config(run.folder, run.config)
@@ -197,89 +213,18 @@ def _training(
     if steps is None:
         steps = MOST_STEPS
     return Training(
-        steps=steps,
         tasks=tasks_per_step,
         seed=seed,
         minutes=minutes,
-        validate_every=max(steps // 10, 1) if domain.held_out("validation") else 0,
-        validation_tasks=200 if held is None else max(2, min(200, 4 * held)),
+        **_rhythm(domain, steps),
+        validation_tasks=100 if held is None or domain.recipe.episodes else max(2, min(200, 4 * held)),
         checkpoint_every=500,
     )
 
 
-def _candidates(
-    domain: TasksDomain, strength: float | None, adapt: tuple[str, ...] | None
-) -> dict[str, IMAMLRecipe]:
-    """The methods that are tried, by what distinguishes them."""
-    shapes = jax.tree.leaves(jax.eval_shape(domain.init, jax.random.key(0)))
-    if sum(math.prod(leaf.shape) for leaf in shapes) <= SMALL:
-        solver = CG(steps=10)
-        small = IMAMLRecipe(
-            inner=NewtonCG(steps=3, linear=solver), linear=solver, curvature="gauss-newton", adapt=adapt
-        )
-        tried = STRENGTHS if strength is None else (strength,)
-        return {f"strength={value:g}": replace(small, strength=value) for value in tried}
-    rows = domain.recipe.support * max(domain.recipe.ways, 1)  # the loss is their sum
-    large = IMAMLRecipe(
-        strength=0.1 * rows if strength is None else strength, linear=CG(steps=3), adapt=adapt
-    )
-    return {f"rate={rate:g}": replace(large, inner=GradientDescent(rate / rows, steps=8)) for rate in RATES}
-
-
-def _chosen(
-    plan: Config,
-    domain: TasksDomain,
-    transform: GradientTransformation | None,
-    strength: float | None,
-    adapt: tuple[str, ...] | None,
-    choices: list[Choice],
-    progress: bool | None,
-) -> MethodRecipe:
-    """The method whose short trial scores best on validation tasks."""
-    tried, training = _candidates(domain, strength, adapt), plan.training
-    first = next(iter(tried))
-    if len(tried) == 1:
-        return tried[first]
-    long = training.minutes >= LONG if training.minutes is not None else training.steps >= 1000 * LONG
-    if first.startswith("rate") and not long:
-        why = f"a usual rate; in runs of {LONG} minutes or {LONG},000 steps, others are tried"
-        choices.append(Choice("method", f"imaml, {first}", why))
-        return tried[first]
-    if not training.validate_every:
-        choices.append(Choice("method", f"imaml, {first}", "there are no validation tasks to choose by"))
-        return tried[first]
-    steps = min(TRIAL_STEPS, -(-training.steps // 10))
-    limit = None if training.minutes is None else TRIAL_SHARE * training.minutes
-    trial = replace(training, steps=steps, minutes=limit, validate_every=0)
-    scores = {}
-    for name, method in tried.items():
-        if progress is not False:
-            note(f"trial    {name}: {steps} steps")
-        scores[name] = _score(replace(plan, method=method, training=trial), domain, transform)
-    sign = -1 if domain.higher_is_better else 1
-    sound = {name: sign * score for name, score in scores.items() if math.isfinite(score)}
-    if not sound:
-        raise NumericalError(
-            "fit: expected a method that can adapt to validation tasks, got failures with "
-            f"{', '.join(scores)}. Hint: check the data and the model, or pass method=."
-        )
-    best = min(sound, key=sound.__getitem__)
-    told = ", ".join(f"{score:.4g} with {name}" for name, score in scores.items())
-    choices.append(
-        Choice("method", f"imaml, {best}", f"validation {domain.headline} of short trials: {told}")
-    )
-    return tried[best]
-
-
-def _score(plan: Config, domain: TasksDomain, transform: GradientTransformation | None) -> float:
-    """The validation score of a short run; NaN if tasks fail."""
-    try:
-        run = assemble(plan, domain, transform).train(progress=False)
-    except NumericalError:
-        return math.nan
-    count = plan.training.validation_tasks
-    found = evaluate_theta(domain, run.method, run.theta, split="validation", tasks=count, seed=1)
-    return math.nan if found.failed else found.scores[domain.headline]
+def _rhythm(domain: TasksDomain, steps: int) -> dict[str, int]:
+    """The steps of a run, and how often it validates."""
+    return {"steps": steps, "validate_every": -(-steps // 5) if domain.held_out("validation") else 0}
 
 
 def _calibrated(run: Run, domain: TasksDomain) -> Run:

@@ -1,5 +1,6 @@
 """The training step, and the state that it starts from."""
 
+import functools
 from typing import TypeAlias
 
 import jax
@@ -49,6 +50,7 @@ def mesh_size(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.size
 
 
+@functools.lru_cache(maxsize=8)
 def make_step(method: MetaGradient, outer: Outer, tasks: int, every: int = 1, last: int = 0) -> Wrapped:
     """Make the training step: samples tasks, computes the meta-gradient, updates the meta-parameters.
 

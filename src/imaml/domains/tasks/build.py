@@ -29,6 +29,7 @@ from .own_losses import Own, loss_of
 from .values import labels_of, levels_of
 
 MOST_SUPPORT, MOST_QUERIES = 128, 64  # rows of a draw from a group, unless they were asked for
+EPISODE_QUERIES = 5  # query images of each class, unless they were asked for
 HIDDEN = 40  # units of the two hidden layers of the network for vectors
 NAMES = {  # of networks, and the rows that they take
     "mlp": "vectors (rows, features)",
@@ -343,7 +344,7 @@ def _sizes(
         )
     rest = int((counts - supports)[usable].max())
     if queries is None:
-        queries = min(rest, 15 if tasks.episodes else MOST_QUERIES)
+        queries = min(rest, EPISODE_QUERIES if tasks.episodes else MOST_QUERIES)
         if queries < rest:
             chosen.append(
                 Choice("queries", queries, f"the largest group has {rest} rows besides its support set")
