@@ -135,7 +135,11 @@ class Learner(Pickled):
         save(path, self.theta, self.config)
 
     def export(
-        self, path: str | Path, *, rows: Sequence[int] = (4, 8, 16, 32, 64), platforms: Sequence[str] = ()
+        self,
+        path: str | Path,
+        *,
+        rows: Sequence[int] = (4, 8, 16, 32, 64, 128),
+        platforms: Sequence[str] = (),
     ) -> None:
         """Write what was learned for a process that has JAX, NumPy and flatbuffers, but not this package.
 

@@ -101,6 +101,7 @@ def test_a_home_that_is_a_file_is_passed_over(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.slow
 def test_programs_are_kept_in_the_folder_that_is_named_unless_jax_has_one(tmp_path):
     program = """
 import jax, imaml

@@ -59,6 +59,7 @@ class _MetaEstimator(BaseEstimator):
         strength: float | None = None,
         adapted: Tree = None,
         optimiser: Optimiser | GradientTransformation | None = None,
+        pretrain: int | None = None,
         tasks_per_step: int | None = None,
         steps: int | None = 1000,
         minutes: float | None = None,
@@ -77,6 +78,7 @@ class _MetaEstimator(BaseEstimator):
         self.strength = strength
         self.adapted = adapted
         self.optimiser = optimiser
+        self.pretrain = pretrain
         self.tasks_per_step = tasks_per_step
         self.steps = steps
         self.minutes = minutes
@@ -129,6 +131,7 @@ class _MetaEstimator(BaseEstimator):
             strength=self.strength,
             adapt=self.adapted,
             optimiser=self.optimiser,
+            pretrain=self.pretrain,
             tasks_per_step=self.tasks_per_step,
             steps=self.steps,
             minutes=self.minutes,
@@ -228,6 +231,7 @@ class MetaRegressor(RegressorMixin, _MetaEstimator):
         strength: The regularisation strength; by default the best of a few short trials.
         adapted: Which parameters a task adapts; `imaml.fit` calls it ``adapt``.
         optimiser: The outer optimiser, `imaml.Optimiser` or an Optax transform.
+        pretrain: The most steps on all rows without adaptation, before.
         tasks_per_step: Tasks in each step.
         steps: The most steps.
         minutes: The most minutes. Results then depend on the speed of the machine.
@@ -316,6 +320,7 @@ class MetaClassifier(ClassifierMixin, _MetaEstimator):
         strength: The regularisation strength.
         adapted: Which parameters a task adapts.
         optimiser: The outer optimiser.
+        pretrain: The most steps on all rows without adaptation.
         tasks_per_step: Tasks in each step.
         steps: The most steps.
         minutes: The most minutes.
