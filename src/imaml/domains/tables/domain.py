@@ -269,23 +269,28 @@ class Tables(Grouped, TablesInterface):
         return super().problem(strength, ("varying",) if shared else adapt, curvature)
 
     def rows_of_tasks(self, numbers: Array) -> Rows:
-        """Return all rows of some tasks, or of linear models rows that are equivalent to them.
+        """Return all rows of some tasks.
 
         Args:
             numbers: The tasks, ``(tasks,)``.
 
         Returns:
-            The rows, leaves ``(tasks, n, ...)``.
+            The rows, leaves ``(tasks, n, ...)``; of a linear model where ``holdout="none"`` equivalent ones.
         """
-        drawn = jax.vmap(lambda number: self._drawn(number, jax.random.key(0), "train"))(numbers)
-        return jax.vmap(self.gather)(drawn).support
+        first, counts, most = self.first, self.counts, self.most
+        if self.recipe.holdout == "none" and not self.recipe.hidden and not self.classes:
+            first, counts, most = self.whole_first, self.whole_counts, self.whole_most
+        places = jnp.arange(most)
+        known = places < counts[numbers, None]
+        rows = first[numbers, None] + jnp.where(known, places, 0)
+        return Rows(self.inputs[rows], self.targets[rows], self.weights[rows] * known)
 
     def design(self) -> np.ndarray:
         """Return the coded inputs of all training rows, a one before each, float64."""
-        numbers = np.asarray(self.splits["train"])
-        places = zip(np.asarray(self.first)[numbers], np.asarray(self.counts)[numbers], strict=True)
-        rows = np.concatenate([np.arange(first, first + count) for first, count in places])
-        return np.column_stack([np.ones(len(rows)), np.asarray(self.inputs, np.float64)[rows]])
+        groups = np.repeat(np.arange(self.counts.size), self.counts)
+        inputs = np.asarray(self.inputs, np.float64)[: groups.size]
+        inputs = inputs[np.isin(groups, self.splits["train"])]
+        return np.column_stack([np.ones(len(inputs)), inputs])
 
     @property
     def whole(self) -> Callable[[Rows, Rows], Rows]:  # type: ignore[override]
@@ -399,8 +404,7 @@ def tables(data: object, task: str, target: str, **options: object) -> Tables:
           day    feature   number: mean 1.5, standard deviation 1.11803
     """
     where = str(data) if isinstance(data, str | Path) else None
-    # Two columns are refused with advice.
-    several = ",".join(task) if isinstance(task, list | tuple) else task
+    several = ",".join(task) if isinstance(task, list | tuple) else task  # two are refused with advice
     fields = {"data": where, "task": several, "target": target, **options}
     recipe: TablesRecipe = from_json({"kind": "TablesRecipe", **fields})  # type: ignore[assignment]
     domain = recipe.build() if where is not None else build(recipe, table_of(data, "data"))
