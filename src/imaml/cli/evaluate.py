@@ -44,7 +44,7 @@ def evaluate_command(
         others: Other runs to score on the same tasks, for example maml=runs/maml. Their difference from RUN
             is paired, task by task.
         split: Split that the tasks come from.
-        tasks: Number of tasks (default: 1000, or each task of a table once if it has more).
+        tasks: Number of tasks (default: 1000; of a fixed number of tasks one to 20 draws of each).
         shots: Support examples of each task, instead of as many as in the run; short for --domain.shots.
         seed: Random seed of the tasks.
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
@@ -62,7 +62,7 @@ def evaluate_command(
     import jax
 
     from ..predict import load
-    from ..training.evaluation import evaluate_theta, same_tasks
+    from ..training.evaluation import evaluate_theta, same_tasks, usual
     from ..training.step import devices_mesh
 
     brought = {"model": object_at(model, "--model"), "loss": object_at(loss, "--loss")}
@@ -83,7 +83,7 @@ def evaluate_command(
     given |= {"separator": separator, "encoding": encoding, "decimal": decimal}
     recipes = [with_options(recipe, **given) for recipe in recipes]
     domains = [recipe.build() for recipe in recipes]
-    count = max(1000, domains[0].size(split) or 0) if tasks is None else tasks
+    count = usual(domains[0], split) if tasks is None else tasks
     for word, domain in zip(others, domains[1:], strict=True):
         if not same_tasks(domains[0], domain, split):
             raise ConfigError(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..domains.tasks.sources import TasksFile
     from ..predict import Learner
 
-MODELS = ("mlp", "linear", "conv4")
+MODELS = ("mlp", "linear", "conv1d", "conv4")
 FEW = 500  # classes of drawings below which a run should start from an artefact of drawings
 
 
@@ -48,9 +48,9 @@ class Fit:
     """Options of `imaml.fit`.
 
     Args:
-        model: The network: mlp, linear, conv4, or one of your own, FILE.py:NAME or package.module:NAME. The
-            name is that of an object, or of a class or function that is called without arguments. By default
-            mlp for vectors and conv4 for images.
+        model: The network: mlp, linear, conv1d, conv4, or one of your own, FILE.py:NAME or
+            package.module:NAME. The name is that of an object, or of a class or function that is called
+            without arguments. By default mlp for vectors, conv1d for signals and conv4 for images.
         loss: The loss of a row: squared, cross_entropy, binary, ordinal, poisson, negative_binomial, or a
             function of your own, FILE.py:NAME. By default squared for numbers, cross_entropy for classes.
         shots: Rows of a support set: a whole number, or a share of the task's rows, such as 0.5. Of classes:

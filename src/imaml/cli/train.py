@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ..config.run import Config
     from ..training.loop import Run
 
-DRAWS = 10  # of each test task of a user's own, each with another support set
 EPISODES = 300  # test tasks of a user's own, if they are episodes
 SCORES = ("split", "scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95", "tasks", "seed")
 
@@ -271,14 +270,14 @@ def _doubts(run: Run, out: Path) -> list[str]:
 
 def _score(run: Run, out: Path, config: Config, quiet: bool) -> None:
     """Print the evaluation that ends a run, and write it to the run's events."""
-    from ..training.evaluation import evaluate
+    from ..training.evaluation import evaluate, usual
     from ..training.journal import Journal
 
     count, size = config.training.test_tasks, run.domain.size("test")
     if not count:
         return
     if config.domain.own_tasks:
-        count = max(2, min(count, EPISODES if size is None else DRAWS * size))
+        count = min(count, EPISODES) if size is None else usual(run.domain, "test")
 
     def say(done: int, tasks: int) -> None:
         end = "\r" if done < tasks else "\r\033[K"  # a live line

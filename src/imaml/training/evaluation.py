@@ -208,6 +208,20 @@ class Evaluation:
         return "\n".join(lines)
 
 
+def usual(domain: Domain, split: str) -> int:
+    """Return how many tasks are scored if nobody says.
+
+    Args:
+        domain: Where tasks come from.
+        split: The split that they are drawn from.
+
+    Returns:
+        1,000. Of a fixed number of tasks at most 20 draws of each, and at least one.
+    """
+    size = domain.size(split)
+    return 1000 if size is None else max(2, size, min(1000, 20 * size))
+
+
 def same_tasks(domain: Domain, other: Domain, split: str) -> bool:
     """Compare the first tasks that two domains draw.
 
@@ -346,7 +360,7 @@ def evaluate(
     domain: Domain | object | None = None,
     *,
     split: str = "test",
-    tasks: int = 1000,
+    tasks: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -359,7 +373,7 @@ def evaluate(
         domain: Another domain with the same network to evaluate on, or other tasks, `imaml.Tasks`, for a run
             of `imaml.fit`.
         split: "train", "validation" or "test".
-        tasks: Number of tasks.
+        tasks: Number of tasks; by default `usual`.
         seed: Seed of the tasks.
         progress: Called with (tasks done, tasks) from time to time.
 
@@ -403,7 +417,7 @@ def evaluate_theta(
     theta: Tree,
     *,
     split: str = "test",
-    tasks: int = 1000,
+    tasks: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -414,7 +428,7 @@ def evaluate_theta(
         method: Adapts to each task.
         theta: The meta-parameters.
         split: "train", "validation" or "test".
-        tasks: Number of tasks.
+        tasks: Number of tasks; by default `usual`.
         seed: Seed of the tasks.
         progress: Called with (tasks done, tasks) from time to time.
 
@@ -425,6 +439,7 @@ def evaluate_theta(
         ConfigError: If an argument is not accepted.
     """
     require_one_of("evaluate", "split", split, SPLITS)
+    tasks = usual(domain, split) if tasks is None else tasks
     require_whole("evaluate", 2, tasks=tasks)  # an interval needs two
     require_number("evaluate", 0, 2**32, kind=int, seed=seed)
     run, batch = compiled(method, split, method.mesh), _batch(method, tasks)

@@ -132,7 +132,7 @@ class Run:
         on: Domain | Tasks | None = None,
         *,
         split: str = "test",
-        tasks: int = 1000,
+        tasks: int | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Evaluation:
@@ -141,7 +141,7 @@ class Run:
         Args:
             on: Other tasks than those of the run, `imaml.Tasks` for a run of `imaml.fit`; or a domain.
             split: "train", "validation" or "test".
-            tasks: Number of tasks.
+            tasks: Number of tasks; by default 1,000, or of a fixed number of tasks at most 20 draws of each.
             seed: Seed of the tasks.
             progress: Called with (tasks done, tasks) from time to time.
 
