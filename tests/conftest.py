@@ -4,12 +4,13 @@ import gc
 import importlib.metadata
 import os
 import signal
-import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # many tests compile the same small programs
-    _kept = tempfile.TemporaryDirectory(prefix="imaml-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _kept.name
+# Many tests compile the same small programs, and the slow ones those of the fast ones.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "programs")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # Compiling is most of the time of these tests. The newer emitters of XLA's CPU compiler take twice as long as
 # those before them; a jaxlib that no longer has the flag would stop at it, so it is for the pinned one.

@@ -21,7 +21,7 @@ from imaml.domains.models import own
 from imaml.domains.models.imported import imported
 from imaml.domains.tasks import own_losses
 from imaml.domains.tasks.sources import TasksFile
-from imaml.training import fit as fitting
+from imaml.training import choosing
 
 CODE = """
 import jax, jax.numpy as jnp
@@ -119,6 +119,7 @@ def forget(monkeypatch):
     monkeypatch.setattr(own_losses, "_HELD", {})
 
 
+@pytest.mark.slow
 def test_arrays_with_a_model_of_one_s_own(place, capsys, monkeypatch):
     forget(monkeypatch)
     model = f"{place}/mine.py:Line"
@@ -350,7 +351,7 @@ def test_an_interrupted_fit_ends_at_once(place):
 
 def test_an_interrupted_trial_ends_the_fit(place, monkeypatch):
     """Without a run: what follows is not wanted either."""
-    assemble = fitting.assemble
+    assemble = choosing.assemble
 
     class Stopped:
         def __init__(self, *parts):
@@ -359,7 +360,7 @@ def test_an_interrupted_trial_ends_the_fit(place, monkeypatch):
         def train(self, **options):
             return dataclasses.replace(self.experiment.train(**options), reason="interrupted")
 
-    monkeypatch.setattr(fitting, "assemble", Stopped)
+    monkeypatch.setattr(choosing, "assemble", Stopped)
     with pytest.raises(KeyboardInterrupt):
         imaml.fit(TasksFile(f"{place}/lines.npz").read(), "linear", steps=20, progress=False)
 

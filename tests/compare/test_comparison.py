@@ -57,6 +57,7 @@ def test_every_row_makes_a_recipe_of_every_preset():
             config.method.build(config.domain.without_data())
 
 
+@pytest.mark.slow
 def test_methods_are_scored_on_the_same_tasks_at_equal_time_and_equal_tasks(small, tmp_path):
     out = tmp_path / "out"
     summary, said = run(small, out)

@@ -62,6 +62,7 @@ def test_the_recurrence_is_that_of_equinox():
     np.testing.assert_allclose(network.forward(theta, x)[0][0], state @ theta["head"]["kernel"], rtol=1e-10)
 
 
+@pytest.mark.slow
 @every
 def test_the_meta_gradient_is_that_of_differences(network):
     loss = lambda phi, batch: jnp.mean((network.forward(phi, batch[0])[0] - batch[1]) ** 2)  # noqa: E731

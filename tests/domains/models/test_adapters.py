@@ -9,6 +9,7 @@ import pytest
 
 import imaml
 from helpers.differences import check_meta_gradient, in_double
+from helpers.marks import slow_after_first
 from helpers.models import EXAMPLE, NORMED, PLAIN, apply, initial
 from imaml.domains.models.adapters import as_network
 
@@ -99,7 +100,7 @@ def test_a_model_that_is_passed_twice_compiles_once(make):
     assert solve._cache_size() == 1
 
 
-@every
+@pytest.mark.parametrize("make", slow_after_first(MODELS.values()))
 def test_the_meta_gradient_is_that_of_differences(make):
     network = as_network(make(), EXAMPLE)
     theta = in_double(network.init(jax.random.key(3)))

@@ -12,6 +12,7 @@ from sklearn.linear_model import PoissonRegressor, Ridge
 from sklearn.neighbors import NearestCentroid
 
 import imaml
+from helpers.marks import slow_after_first
 from imaml.config.methods import Method
 from imaml.config.run import Config
 from imaml.core import tree
@@ -198,7 +199,7 @@ def first_of(batch, rows):
     return jax.tree.map(lambda leaf: leaf[:rows], batch)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 5])
+@pytest.mark.parametrize("rows", slow_after_first([3, 1, 5]))
 def test_padding_changes_nothing(made, rows):
     """The residual, the solution and the meta-gradient are those of the rows alone: ridge towards theta."""
     domain = made["numbers"]

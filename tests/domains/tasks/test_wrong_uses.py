@@ -39,9 +39,8 @@ def make(x=X, y=Y, groups=GROUPS, **options):
 
 
 def run(tasks=None, model="linear", loss=None, **options):
-    return fit(
-        make() if tasks is None else tasks, model, loss, method=METHOD, steps=1, progress=False, **options
-    )
+    tasks, options = make() if tasks is None else tasks, {"validation": 0, **options}
+    return fit(tasks, model, loss, method=METHOD, steps=1, progress=False, **options)
 
 
 def init(key):
