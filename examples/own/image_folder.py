@@ -16,7 +16,7 @@ if "--adapt" not in sys.argv:
         ImageDraw.Draw(image).line((10 + n, 32, 54 - n, 32), fill=0, width=3 + n % 4)
         (FOLDER / f"angle {turn}").mkdir(parents=True, exist_ok=True)
         image.rotate(9 * turn, fillcolor=255).save(FOLDER / f"angle {turn}" / f"{n}.png")
-    run = imaml.fit(imaml.Tasks.from_folder(FOLDER), imaml.Conv4(3, 8), ways=3, shots=1, strength=3, steps=40)
+    run = imaml.fit(imaml.Tasks.from_folder(FOLDER), imaml.Conv4(3, 8), ways=3, shots=1, steps=60)
     print(run.evaluate(tasks=200))
     run.save(FILE)
     subprocess.run([sys.executable, __file__, FILE, "--adapt"], check=True)  # another process

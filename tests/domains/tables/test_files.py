@@ -338,7 +338,7 @@ def test_how_each_column_is_read_is_said_before_training(tmp_path, capsys):
     for said in (dry, capsys.readouterr().out):
         assert all(line in said for line in lines)
     assert main([*words, f"--out={tmp_path / 'quiet'}", "--training.test_tasks=0", "--quiet"]) == 0
-    assert "feature" not in capsys.readouterr().out
+    assert "feature   number" not in capsys.readouterr().out
 
 
 def test_rows_with_weights_count_so_many_times(tmp_path):

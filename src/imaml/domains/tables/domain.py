@@ -400,7 +400,7 @@ def tables(data: object, task: str, target: str, **options: object) -> Tables:
         >>> domain = imaml.tables({"who": who, "day": day, "score": score}, "who", "score")
         >>> domain.inputs.shape
         (40, 1)
-        >>> print(domain.about()[2])
+        >>> print(domain.about()[3])
           day    feature   number: mean 1.5, standard deviation 1.11803
     """
     where = str(data) if isinstance(data, str | Path) else None
