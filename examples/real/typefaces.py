@@ -3,7 +3,8 @@
     apt install fonts-aenigma
     python examples/real/typefaces.py typefaces/
 
-Brian Kent drew the typefaces. Those without 24 different capital letters are excluded.
+Brian Kent drew the typefaces. Those with two equal capital letters, or with one of another typeface, are
+excluded.
 """
 
 import string
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 FONTS, SIDE, SIZE = Path("/usr/share/fonts/truetype/aenigma"), 64, 48
 
-out, count = Path(sys.argv[1]), 0
+out, seen = Path(sys.argv[1]), set()
 for path in sorted(FONTS.glob("*.ttf")):
     images = {}
     for letter in string.ascii_uppercase:
@@ -27,9 +28,10 @@ for path in sorted(FONTS.glob("*.ttf")):
         images[letter] = Image.new("L", (SIDE, SIDE), 255)
         corner = ((SIDE - left - right) / 2, (SIDE - top - bottom) / 2)
         ImageDraw.Draw(images[letter]).text(corner, letter, font=font, fill=0)
-    if len({image.tobytes() for image in images.values()}) >= 24:
+    drawn = frozenset(image.tobytes() for image in images.values())
+    if len(drawn) == len(images) and not any(drawn & other for other in seen):
         (out / path.stem).mkdir(parents=True, exist_ok=True)
         for letter, image in images.items():
             image.save(out / path.stem / f"{letter}.png")
-        count += 1
-print(f"{out}: {count} typefaces")
+        seen.add(drawn)
+print(f"{out}: {len(seen)} typefaces")
