@@ -137,7 +137,7 @@ def test_the_corrected_gradient_has_a_bound_of_its_own():
 
 
 @pytest.mark.parametrize("accuracy", slow_after_first([1e-4, 1e-2, 1e-6]))
-@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("declared", slow_after_first([True, False]))
 def test_an_accuracy_asked_for_is_reached(accuracy, declared):
     problem = imaml.proximal(loss, 0.3, convex=declared)
     rule = imaml.implicit(accuracy=accuracy, certify=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.marks import slow_after_first
 
 
 class Stand:
@@ -33,7 +34,7 @@ LOGGERS = {
 }
 
 
-@pytest.mark.parametrize("library", LOGGERS)
+@pytest.mark.parametrize("library", slow_after_first(LOGGERS))
 def test_a_logger_writes_logged_steps_and_validations(library, monkeypatch, ranks_mixed):
     stand = Stand()
     monkeypatch.setitem(sys.modules, library, stand)
