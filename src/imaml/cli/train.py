@@ -89,7 +89,7 @@ def train_command(
         resume: Continue the run in --out with its own configuration.
         from_: Start a new run from the parameters of this run directory or artefact; "omniglot" and
             "characters" are those of this package.
-        model: With --resume, the model that the run was begun with if it is your own, FILE.py:NAME.
+        model: With --resume, the model that the run started with if it is your own, FILE.py:NAME.
         loss: With --resume, the loss likewise.
         quiet: Show no progress.
         dry_run: Print parameters, memory and time that the run would need; train and write nothing.
@@ -243,7 +243,7 @@ def conclude(run: Run, out: Path, quiet: bool) -> int | None:
 
 
 def _doubts(run: Run, out: Path) -> list[str]:
-    """Return what speaks against a run on a table: a loss that still falls, intervals wider than the data."""
+    """Return the warnings on a run on a table: a loss that still falls, intervals wider than the data."""
     import jax
 
     from ..core.statistics import NORMAL_QUANTILE

@@ -149,7 +149,7 @@ class DomainBase(UserData):
         return None
 
     def draw_in_turn(self, key: Array, split: str, place: Array) -> Tree:
-        """Draw the indices of a task for an evaluation, in which no task is left out.
+        """Draw the indices of a task for an evaluation, in which every task occurs.
 
         Args:
             key: A random key.
@@ -322,7 +322,7 @@ class DomainBase(UserData):
         raise NotImplementedError
 
     def measure(self, phi: Tree, theta: Tree, batch: Tree) -> dict[str, Array]:
-        """Return what training logs beside the loss.
+        """Return what training logs in addition to the loss.
 
         Args:
             phi: Adapted parameters of one task.

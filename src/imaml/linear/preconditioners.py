@@ -156,7 +156,7 @@ class Nystrom(Checked, Solver):
         good = jnp.all(jnp.isfinite(core))
         core = jnp.where(good, (core + core.T) / 2, 0)
         # The textbook takes a Cholesky factor of the core, which must be positive definite. Its eigenvectors
-        # let directions that the sketch does not show clearly, or shows as falling, be left out.
+        # let directions that the sketch does not show clearly, or shows as falling, be excluded.
         values, turn = jnp.linalg.eigh(core)
         clear = values > 100 * jnp.finfo(core.dtype).eps * jnp.max(jnp.abs(values))
         widths = jnp.where(clear, 1 / jnp.sqrt(jnp.where(clear, values, 1)), 0)

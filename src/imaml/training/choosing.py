@@ -1,7 +1,7 @@
-"""How `fit` learns where the user leaves it open: its method, and where it starts.
+"""How `fit` chooses its method and its initial parameters, unless the user gives them.
 
-Training on all rows without adaptation takes a small share of the time, and gives a start that is near one.
-Short trials then choose the regularisation strength, and whether that start is better than random parameters.
+Pretraining on all rows, without adaptation, takes a small share of the time. Short trials then choose the
+regularisation strength, and whether pretrained parameters are better than random ones.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def choose(
     check_theta(start, fresh)
     if given is not None and pretrain is None:
         pretrain = 0
-    if pretrain is None:  # classes that are new in each episode cannot be told apart without adaptation
+    if pretrain is None:  # without adaptation, classes that are new in each episode cannot be classified
         pretrain = 0 if domain.recipe.episodes else min(PRETRAIN_STEPS, 10 * training.steps)
     each = None
     if pretrain:

@@ -1,4 +1,4 @@
-"""Which columns of a table are used, which of its rows, and how that is told."""
+"""Which columns and rows of a table are used, and how that is reported."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def _warnings(domain: Tables, found: Fitted, prior: Prior, groups: int, rows: in
         if np.linalg.norm(rest) < 1e-5 * np.linalg.norm(kept[:, i]):
             said.append(
                 f"column {names[i]!r} is a combination of the columns before it (collinear): their "
-                "coefficients cannot be told apart"
+                "coefficients are not identifiable"
             )
     count = len(prior["varying"])
     if found.parameters >= rows:
@@ -254,7 +254,7 @@ def _warnings(domain: Tables, found: Fitted, prior: Prior, groups: int, rows: in
     if rows <= groups * count:
         said.append(
             f"{rows} rows do not exceed {groups} groups times {count} varying coefficients, so the noise "
-            "cannot be told from the variance between groups"
+            "and the variance between groups are not identifiable"
         )
     elif groups <= count * (count + 1) // 2:
         said.append(f"a covariance of {count * (count + 1) // 2} numbers is learned from {groups} groups")

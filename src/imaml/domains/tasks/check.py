@@ -172,7 +172,7 @@ def _of_targets(tasks: Tasks, facts: dict[str, Tree]) -> list[Finding]:
     ordered = counts.most_common()
     if ordered[0][1] > RARE * ordered[-1][1]:
         message = f"y: {ordered[-1][0]!r} has {ordered[-1][1]} rows, {ordered[0][0]!r} has {ordered[0][1]}"
-        advice = "judge a run by its loss beside the baseline 'most frequent class', or join rare classes"
+        advice = "compare the loss of a run with the baseline 'most frequent class', or join rare classes"
         found.append(Finding("warning", message, advice))
     owner = np.repeat(np.arange(len(tasks)), tasks.counts)
     homes: dict[object, set[int]] = defaultdict(set)
