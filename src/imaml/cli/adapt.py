@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from ..core.errors import ConfigError
 from ..core.streams import note
 from ..storage.programs import keep_programs
-from .options import Flag, Missing, Unseen, print_json, with_options
+from .options import Flag, Reading, print_json, with_options
 from .own_tasks import object_at
 
 if TYPE_CHECKING:
@@ -28,11 +28,7 @@ def adapt_command(
     uncertainty: Flag = False,
     model: str | None = None,
     loss: str | None = None,
-    missing: Missing = None,
-    unseen: Unseen = None,
-    separator: str | None = None,
-    encoding: str | None = None,
-    decimal: str | None = None,
+    reading: Reading = Reading(),
     json: Flag = False,
 ) -> None:
     """Adapt a trained run to a new task, and predict.
@@ -56,11 +52,7 @@ def adapt_command(
             get an interval of 90 % probability.
         model: The model that the run was fitted with if it is your own, FILE.py:NAME. This executes the file.
         loss: The loss likewise.
-        missing: What to do about missing cells of a table, if not what the run did.
-        unseen: What to do about categories that no training task has, if not what the run did.
-        separator: What separates the cells of a text file.
-        encoding: Encoding of a text file.
-        decimal: Sign before the fraction of a number in a text file.
+        reading: How a new table is read.
         json: Print JSON.
     """
     keep_programs()
@@ -68,9 +60,7 @@ def adapt_command(
     from ..predict import load
 
     learned = load(run, model=object_at(model, "--model"), loss=object_at(loss, "--loss"))
-    given = {"missing": missing, "unseen": unseen}
-    given |= {"separator": separator, "encoding": encoding, "decimal": decimal}
-    recipe = with_options(learned.config.domain, **given)
+    recipe = with_options(learned.config.domain, **vars(reading))
     learned = replace(learned, config=replace(learned.config, domain=recipe))
     if support is None and not recipe.reads_table:
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ..core.errors import ConfigError
-from .options import Count, Flag, Missing, Unseen, Whole, at_least, print_json, whole, with_options
+from .options import Count, Flag, Reading, Whole, at_least, print_json, whole, with_options
 from .own_tasks import object_at
 from .startup import prepare_jax
 
@@ -26,11 +26,7 @@ def evaluate_command(
     data: str | None = None,
     model: str | None = None,
     loss: str | None = None,
-    missing: Missing = None,
-    unseen: Unseen = None,
-    separator: str | None = None,
-    encoding: str | None = None,
-    decimal: str | None = None,
+    reading: Reading = Reading(),
     json: Flag = False,
 ) -> None:
     """Score a trained run on new tasks, before and after adaptation.
@@ -51,11 +47,7 @@ def evaluate_command(
             Omniglot. Of another table all tasks are scored.
         model: The model that the run was fitted with if it is your own, FILE.py:NAME. This executes the file.
         loss: The loss likewise.
-        missing: What to do about missing cells of the table, if not what the run did.
-        unseen: What to do about categories that no training task has, if not what the run did.
-        separator: What separates the cells of a text file.
-        encoding: Encoding of a text file.
-        decimal: Sign before the fraction of a number in a text file.
+        reading: How a new table is read.
         json: Print JSON.
     """
     prepare_jax()
@@ -79,9 +71,7 @@ def evaluate_command(
         beside[name] = other
     runs, mesh = [learned, *beside.values()], devices_mesh(len(jax.devices()))
     recipes = [one.config.domain if data is None else one.config.domain.scored_on(data) for one in runs]
-    given = {"shots": shots, "missing": missing, "unseen": unseen}
-    given |= {"separator": separator, "encoding": encoding, "decimal": decimal}
-    recipes = [with_options(recipe, **given) for recipe in recipes]
+    recipes = [with_options(recipe, shots=shots, **vars(reading)) for recipe in recipes]
     domains = [recipe.build() for recipe in recipes]
     count = usual(domains[0], split) if tasks is None else tasks
     for word, domain in zip(others, domains[1:], strict=True):

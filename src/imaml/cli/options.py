@@ -12,7 +12,7 @@ import json
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from cyclopts import Group, Parameter, Token
@@ -82,6 +82,28 @@ def whole(kind: type, tokens: Sequence[Token]) -> int:
 T = TypeVar("T")
 Missing = Literal["error", "drop", "mean"] | None
 Unseen = Literal["error", "baseline"] | None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Reading:
+    """How a run reads a new table, if not as in training.
+
+    Args:
+        missing: What to do about missing cells of a table, if not what the run did.
+        unseen: What to do about categories that no training task has, if not what the run did.
+        separator: What separates the cells of a text file.
+        encoding: Encoding of a text file.
+        decimal: Sign before the fraction of a number in a text file.
+    """
+
+    missing: Missing = None
+    unseen: Unseen = None
+    separator: str | None = None
+    encoding: str | None = None
+    decimal: str | None = None
+
+
 Flag = Annotated[bool, Parameter(negative=(), allow_repeating=True, show_default=False)]
 Count = Annotated[int, Parameter(validator=at_least(0), converter=whole)]
 Positive = Annotated[int, Parameter(validator=at_least(1), converter=whole)]
