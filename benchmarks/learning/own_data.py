@@ -19,7 +19,7 @@ from imaml.core.statistics import mean_intervals
 
 SETS = ("watch", "pupils", "typefaces")
 ROWS = {"watch": 128, "pupils": 3, "typefaces": 25}  # of a support set: rates are of the mean loss
-DRAWS = {"watch": 20, "pupils": 1000, "typefaces": 300}  # of tasks that are scored
+DRAWS = {"watch": 18, "pupils": 1000, "typefaces": 300}  # of tasks that are scored
 OTHERS = {
     "one network for all tasks": {"strength": 1e4},
     "a network for each task, from random parameters": {"pretrain": 0, "steps": 1, "strength": 0.3},
@@ -28,7 +28,7 @@ FEATURES = ["year", "grade", "retained", "female", "black", "hispanic", "size", 
 
 
 def parts(name, folder):
-    """The tasks of a data set, one or more times with other people held out."""
+    """The tasks of a data set; of watch recordings three times, each with other people held out."""
     if name == "typefaces":
         return [imaml.Tasks.from_folder(folder / "typefaces")]
     if name == "pupils":
@@ -37,12 +37,12 @@ def parts(name, folder):
         frame = pd.read_csv(folder / "pupils.csv")
         return [imaml.Tasks.from_frame(frame, task="childid", target="math", features=FEATURES)]
     found = np.load(folder / "watch.npz")
-    pairs = np.random.default_rng(0).permutation(np.unique(found["groups"])).reshape(5, 2).tolist()
+    thirds = np.array_split(np.random.default_rng(0).permutation(np.unique(found["groups"])), 3)
     made = []
-    for fold in range(5):
-        test, validation = pairs[fold], pairs[(fold + 1) % 5]
-        train = [person for pair in pairs if pair not in (test, validation) for person in pair]
-        split = {"train": train, "validation": validation, "test": test}
+    for fold, test in enumerate(thirds):
+        validation = thirds[fold - 1][:2]
+        train = np.setdiff1d(found["groups"], [*test, *validation])
+        split = {"train": train.tolist(), "validation": validation.tolist(), "test": test.tolist()}
         made.append(imaml.Tasks.from_arrays(found["x"], found["y"], found["groups"], split=split))
     return made
 

@@ -40,6 +40,8 @@ from .step import check_theta
 
 SMALL = 20_000  # parameters up to which inner problems are solved thoroughly
 THOROUGH, BRIEF = (3, 10), (2, 4)  # Newton steps, and products with the curvature in each
+# A new task is solved to the end: it is one task, and users expect the same answer for rows in any order.
+SOLVED = NewtonCG(steps=10, linear=CG(steps=10))
 # For episodes of images: strength, learning rate and steps in meta-training and for a new task, of the mean
 # loss of a row. Meta-training takes large steps, as it can afford few.
 LEARNING, NEW = (0.1, 0.4, 8), (0.01, 0.2, 32)
@@ -137,6 +139,7 @@ def choose(
         strength=STRENGTHS[0] if strength is None else strength,
         learned="all" if strength is None else None,
         inner=NewtonCG(steps=steps, linear=CG(steps=products)),
+        new_task=NewTask(inner=SOLVED),
         linear=CG(steps=products),
         curvature="gauss-newton",
         adapt=adapt,
