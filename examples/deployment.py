@@ -21,12 +21,11 @@ def serve(kind, folder):
     began = clock()
     import jax
 
-    if "kept" in kind:
-        jax.config.update("jax_compilation_cache_dir", str(folder / kind))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.numpy.zeros(1).block_until_ready()  # JAX itself has started
     jax_ready = clock()
     if kind.startswith("exported"):
+        jax.config.update("jax_compilation_cache_dir", str(folder / kind))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         sys.path.insert(0, str(folder))
         from imaml_standalone import load
 
@@ -34,6 +33,8 @@ def serve(kind, folder):
     else:
         import imaml
 
+        if "kept" in kind:
+            imaml.keep_programs(folder / kind, least=0.0)
         learner = imaml.load(folder / "learned.imaml")
     loaded = clock()
     x = np.linspace(-1, 1, 40)
@@ -45,12 +46,18 @@ def serve(kind, folder):
         spent.append(clock() - start)
     jax_time, load, first, *others = (1e3 * t for t in (jax_ready - began, loaded - jax_ready, *spent))
     told = {"start JAX": jax_time, "load": load, "first adapt": first}
-    told |= {"new size": float(np.mean(others[:2])), "known size": float(np.min(others[2:]))}
+    told |= {"new size": float(np.mean(others[:2])), "known size": float(np.max(others[2:]))}
     print(json.dumps({"ms": told, "answers": [float(one) for one in found]}))
 
 
-def main(folder, model="mlp"):
-    """Learn, save and export; then start the processes."""
+def process(kind, folder):
+    """What `serve` finds in a process of its own."""
+    command = [sys.executable, __file__, kind, str(folder)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def learn(folder, model="mlp"):
+    """Learn, save and export."""
     import imaml
 
     rng = np.random.default_rng(0)
@@ -61,11 +68,14 @@ def main(folder, model="mlp"):
     run = imaml.fit(tasks, model, shots=6, strength=0.3, steps=50, progress=False)
     run.save(folder / "learned.imaml")
     run.learner.export(folder / "learned.zip", rows=(8, 16, 32))
+
+
+def main(folder, model="mlp"):
+    """Learn; then start the processes."""
+    learn(folder, model)
     for kind in KINDS:
         for turn in ("first process", "second process")[: 2 if "kept" in kind else 1]:
-            command = [sys.executable, __file__, kind, str(folder)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found = json.loads(done.stdout)
+            found = process(kind, folder)
             told = ", ".join(f"{name} {ms:.1f} ms" for name, ms in found["ms"].items())
             print(f"{kind}, {turn}: {told}; answers {np.round(found['answers'], 3).tolist()}", flush=True)
 

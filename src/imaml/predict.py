@@ -20,7 +20,7 @@ from .config.method import MethodRecipe
 from .config.run import Config, load_config
 from .core.compile import whole_program
 from .core.errors import ArtefactError, ConfigError, NumericalError
-from .core.recipes import from_json, to_json
+from .core.recipes import from_json, text_of, to_json
 from .core.solution import Solution
 from .core.tree import Tree
 from .core.validation import require_number
@@ -31,6 +31,7 @@ from .meta.gradient import MetaGradient
 from .storage.artefact import read_artefact, write_artefact
 from .storage.integrity import flatten_names, unflatten_names
 from .storage.standalone import write_standalone
+from .storage.traces import KeptProgram, prepare
 
 FORMAT = "imaml run, 1"
 AT_ONCE = 16  # query rows of a call of a compiled program
@@ -228,6 +229,7 @@ def load(path: str | Path, *, model: object = None, loss: object = None) -> Lear
             RuntimeWarning,
             stacklevel=2,
         )
+    prepare()
     return Learner(theta, _with_data(config, path / "config.json"), str(file))
 
 
@@ -420,7 +422,7 @@ class Predictor(Pickled):
             taken = slice(start, start + AT_ONCE)
             filled = lambda leaf, taken=taken: np.resize(leaf[taken], (AT_ONCE, *leaf.shape[1:]))  # noqa: E731
             piece, count = jax.tree.map(filled, rows), min(AT_ONCE, total - start)
-            parts.append(program(self.recipe, ways, *known, piece, count))
+            parts.append(_compiled(program, self.recipe, ways)(*known, piece, count))
         return jax.tree.map(lambda *each: np.concatenate(each)[:total], *jax.device_get(parts))
 
 
@@ -447,7 +449,15 @@ def _looped(one: Callable[[Tree], Tree], rows: Tree, count: Array) -> Tree:
     return lax.fori_loop(0, count, take, blank)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.lru_cache(maxsize=64)
+def _compiled(program: Callable[..., Tree], recipe: DomainRecipe, ways: int | None) -> Callable[..., Tree]:
+    """The program for rows of a domain."""
+    about = text_of(recipe) if program is _answers else None  # no file can hold a posterior's functions
+    return KeptProgram(
+        functools.partial(program, recipe, ways), about and f"{program.__name__} {ways} {about}", jax.jit
+    )
+
+
 def _answers(
     recipe: DomainRecipe, ways: int | None, phi: Tree, statistics: Tree, rows: Tree, count: Array
 ) -> Array:
@@ -460,7 +470,6 @@ def _answers(
     return _looped(one, rows, count)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _under(
     recipe: DomainRecipe, ways: int | None, posterior: Laplace, support: Tree, rows: Tree, count: Array
 ) -> Tree:
@@ -490,7 +499,9 @@ class _Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def _programs(recipe: MethodRecipe, kind: DomainRecipe) -> _Programs:
-    return _Programs(*map(whole_program, _functions(recipe, kind)))
+    found = _functions(recipe, kind)
+    about = text_of(recipe, kind)
+    return _Programs(KeptProgram(found.solve, about and f"solve {about}"), whole_program(found.posterior))
 
 
 def _functions(recipe: MethodRecipe, kind: DomainRecipe) -> _Programs:
@@ -549,7 +560,7 @@ def _export(
         return (phi, statistics), solution.stats.residual
 
     def answer(found: Tree, rows: Tree, count: Array) -> Tree:
-        return _answers(recipe, None, *found, rows, count)
+        return _answers(recipe, None, found[0], found[1], rows, count)
 
     def spread(theta: Tree, found: Tree, support: Tree, rows: Tree, count: Array) -> Tree:
         under = posterior_at(found[0], theta, support)

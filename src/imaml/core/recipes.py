@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, TypeVar, dataclass_transform
 from .errors import ConfigError
 from .validation import not_one_of
 
+PACKAGE = f"{__name__.partition('.')[0]}."
 T = TypeVar("T")
 Json: TypeAlias = Any  # a JSON value: None, a bool, a number, a text, a list, or a dict with texts as keys
 JsonObject: TypeAlias = dict[str, Json]
@@ -168,6 +169,30 @@ def to_json(value: Recipe) -> Json:
             "objects in Python only."
         )
     return [to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def text_of(*values: Recipe) -> str | None:
+    """Write recipes as one text, from which any process makes the same ones.
+
+    Args:
+        *values: The recipes.
+
+    Returns:
+        The text, or None if a recipe holds code that is not of this package: a class or an object of the
+        user's, which may be another one in the next process under the same name.
+    """
+    rest: list[object] = list(values)
+    for value in rest:  # it grows
+        if isinstance(value, tuple):
+            rest += value
+        elif is_dataclass(value):
+            kind = type(value)
+            if not kind.__module__.startswith(PACKAGE) or getattr(kind, "of_user", False):
+                return None
+            rest += [getattr(value, f.name) for f in fields(value)]
+        elif callable(value):
+            return None
+    return json.dumps([to_json(value) for value in values], sort_keys=True)
 
 
 def from_json(value: Json) -> Recipe:

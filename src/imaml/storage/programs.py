@@ -9,6 +9,7 @@ from ..core.machine import processor, user_cache
 
 MOST = 2**30  # bytes of compiled programs that are kept; the oldest go first
 LEAST = 0.3  # seconds: what compiles faster is not kept
+_kept: list[Path] = []  # the folder that programs are kept in, once one was asked for
 
 
 def keep_programs(folder: str | Path | None = None, *, least: float = LEAST) -> Path | None:
@@ -36,6 +37,7 @@ def keep_programs(folder: str | Path | None = None, *, least: float = LEAST) -> 
 
     already = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if already:
+        _kept[:] = [Path(already)]
         return Path(already)
     try:
         root = user_cache() / "compiled" if folder is None else Path(folder).expanduser()
@@ -51,7 +53,17 @@ def keep_programs(folder: str | Path | None = None, *, least: float = LEAST) -> 
     jax.config.update("jax_compilation_cache_dir", str(place))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    _kept[:] = [place]
     return place
+
+
+def kept_folder() -> Path | None:
+    """Return the folder that `keep_programs` has chosen.
+
+    Returns:
+        The folder; None if `keep_programs` was not called, or found none that can be written.
+    """
+    return _kept[0] if _kept else None
 
 
 def trim(folder: Path) -> None:

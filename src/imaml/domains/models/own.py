@@ -92,6 +92,7 @@ class OwnModel(Checked):
     """
 
     owner: ClassVar[str] = "model"
+    of_user: ClassVar[bool] = True  # see core.recipes.text_of
 
     name: str
     token: str

@@ -32,6 +32,7 @@ class Own(RowLoss):
     """
 
     kind: ClassVar[str] = "own"
+    of_user: ClassVar[bool] = True  # see core.recipes.text_of
 
     name: str
     token: str
