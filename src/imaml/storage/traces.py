@@ -9,13 +9,12 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 from jax import export
 from jax.core import Tracer
 from jax.stages import Wrapped
-from jax.tree_util import PyTreeDef
 
 from ..core.compile import whole_program
 from ..core.solution import Solution, Stats, Status
@@ -89,7 +88,7 @@ class KeptProgram(Generic[R]):
         program = self.known[key]
         return self.plain(*arguments) if program is None else program(*leaves)
 
-    def _kept(self, folder: Path, form: PyTreeDef, shapes: tuple, settings: tuple) -> Wrapped | None:
+    def _kept(self, folder: Path, form: Any, shapes: tuple, settings: tuple) -> Wrapped | None:
         """The program of these shapes, from a file or traced and written; None if it has no such form."""
         versions = installed_versions("jax", "jaxlib")
         said = f"{self.about}\n{form}\n{shapes}\n{settings} {versions} {jax.default_backend()} {_source()}"
