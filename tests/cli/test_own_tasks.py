@@ -261,9 +261,9 @@ BAD = {
         ["frame", "--data=counts.csv", "--task=whom", "--target=n"],
         "column: .* got 'whom'.*'who'",
     ),
-    "a column of texts": (
-        ["frame", "--data=counts.csv", "--task=n", "--target=a"],
-        "columns: .* others in who",
+    "a column of texts that a task has alone": (
+        ["frame", "--data=counts.csv", "--task=a", "--target=n"],
+        "column 'who': expected numbers, or at most 50 texts",
     ),
     "no target": (["frame", "--data=counts.csv", "--task=who"], "--target"),
     "an option of presets": (["arrays", "--data=lines.npz", "--training.steps=3"], "got --training.steps"),

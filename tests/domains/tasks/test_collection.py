@@ -167,10 +167,30 @@ def test_all_columns_that_do_not_fit_are_named_at_once(kind):
         numbers_of(frame, list("ef"))
 
 
+@pytest.mark.parametrize("kind", FRAMES)
+def test_texts_are_coded(kind):
+    table = {"person": [1, 1, 2, 2], "score": [1.0, 2, 3, 4], "hand": ["left", "right", "left", "right"]}
+    tasks = Tasks.from_frame(FRAMES[kind](table), "person", "score")
+    assert tasks.frame.features == ("hand=left", "hand=right")
+    np.testing.assert_array_equal(tasks.inputs[0], [[1, 0], [0, 1], [1, 0], [0, 1]])
+    new = FRAMES[kind]({"hand": ["right", "left"]})
+    np.testing.assert_array_equal(numbers_of(new, tasks.frame.features), [[0, 1], [1, 0]])
+    # Files of a sampled task have the coded columns.
+    coded = FRAMES[kind]({"hand=left": [0.0, 1.0], "hand=right": [1.0, 0.0]})
+    np.testing.assert_array_equal(numbers_of(coded, tasks.frame.features), [[0, 1], [1, 0]])
+    with pytest.raises(DataError, match=r"column 'hand': expected one of left, right, .*, got both\.$"):
+        numbers_of(FRAMES[kind]({"hand": ["right", "both"]}), tasks.frame.features)
+    with pytest.raises(DataError, match=r"column: expected one of foot, got 'hand'"):
+        numbers_of(FRAMES[kind]({"foot": ["right"]}), tasks.frame.features)
+
+
 def test_a_column_that_counts_rows_is_told():
     frame = pd.DataFrame({"Unnamed: 0": range(4), **COLUMNS})
     with pytest.warns(RuntimeWarning, match=r"features: Unnamed: 0 only count\(s\) the rows"):
         Tasks.from_frame(frame, "person", "score", split="part")
+    keys = {**COLUMNS, "schoolId": [7, 7, 9, 9], "acid": [0.5, 1, 1, 1]}
+    with pytest.warns(RuntimeWarning, match=r"features: schoolId seem\(s\) to be a key"):
+        Tasks.from_frame(keys, "person", "score", split="part")
 
 
 def test_splits_are_given_by_name_or_by_row_or_drawn():

@@ -163,9 +163,21 @@ CONSTRUCTORS = {
     "no frame": (lambda: Tasks.from_frame(X, "who", "y"), "frame: expected a data frame .*, got a ndarray"),
     "a column misspelt": (lambda: Tasks.from_frame(FRAME, "whom", "y"), "column: .* got 'whom'.*'who'"),
     "a feature misspelt": (lambda: Tasks.from_frame(FRAME, "who", "y", ["aa"]), "column: .* got 'aa'"),
-    "a column of texts": (
-        lambda: Tasks.from_frame(FRAME, "who", "y"),
+    "a column of texts and numbers": (
+        lambda: Tasks.from_frame({**FRAME, "name": ["n", 1] * 16}, "who", "y"),
         r"columns: expected numbers, got others in name",
+    ),
+    "a column of many texts": (
+        lambda: Tasks.from_frame({**FRAME, "name": [f"{i % 60}" for i in range(80)]}, "who", "y"),
+        r"column 'name': expected numbers, or at most 50 texts",
+    ),
+    "a column of the tasks' names": (
+        lambda: Tasks.from_frame({**FRAME, "name": GROUPS.astype(str)}, "who", "y"),
+        r"column 'name': .* got 8 texts such as '0', of which 8 are in one task only",
+    ),
+    "missing texts": (
+        lambda: Tasks.from_frame(pd.DataFrame({**FRAME, "name": ["n", None] * 16}), "who", "y"),
+        r"column 'name': expected a text in each row, got 16 others, the first in row 1",
     ),
     "the target as a feature": (
         lambda: Tasks.from_frame(FRAME, "who", "y", ["a", "y"]),

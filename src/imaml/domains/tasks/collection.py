@@ -18,7 +18,7 @@ from ...core.tree import Tree
 from ...core.validation import not_one_of, require_whole, some_of
 from ...problems.base import Task
 from ..base import SPLITS
-from .frames import columns_of, numbers_of, warn_of_row_numbers
+from .frames import coded_names, columns_of, numbers_of, warn_of_keys
 from .layout import assemble, names_of, structure_of
 from .sources import TasksFile
 from .values import NUMBERS, Level, as_array, finite_numbers, labels_of, require_finite, rows_alike
@@ -239,7 +239,8 @@ class Tasks:
             frame: The data frame.
             task: The column whose values name the tasks.
             target: The column to be predicted, or several columns of numbers.
-            features: The columns to predict it from; by default all others, which must be numbers. A warning
+            features: The columns to predict it from; by default all others. Each of up to 50 texts of a
+                column becomes a column of its own, 1 where the text stands and 0 elsewhere. A warning
                 names those that only count the rows, such as the index that pandas writes to a file.
             weights: The column that says how many times a row counts.
             offset: The column that is added to each row's first output.
@@ -249,7 +250,7 @@ class Tasks:
             The tasks.
 
         Raises:
-            DataError: If a column is missing, is no numbers, or has missing cells.
+            DataError: If a column is missing, holds neither numbers nor texts, or has missing cells.
 
         Example:
             >>> frame = {"person": ["a", "a", "b", "b"], "day": [1, 2, 1, 2], "score": [1.0, 2, 3, 4]}
@@ -266,7 +267,7 @@ class Tasks:
             features = [features]
         targets = [target] if isinstance(target, str) else list(target)
         used = [task, *targets, *(name for name in optional.values() if name is not None)]
-        for name in [*used, *(features or ())]:
+        for name in used:
             if name not in columns:
                 raise DataError(not_one_of("column", name, list(columns)))
         chosen = tuple(columns) if features is None else tuple(features)
@@ -279,9 +280,10 @@ class Tasks:
             raise DataError(
                 f"features: expected at least one column besides {some_of([task, *targets])}, got none."
             )
+        chosen = coded_names(frame, chosen, task)
         inputs = numbers_of(frame, chosen)
         if features is None:
-            warn_of_row_numbers(inputs, chosen)
+            warn_of_keys(inputs, chosen)
         values = {key: None if name is None else columns[name] for key, name in optional.items()}
         made = cls.from_arrays(
             inputs,
