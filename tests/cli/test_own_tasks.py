@@ -261,10 +261,6 @@ BAD = {
         ["frame", "--data=counts.csv", "--task=whom", "--target=n"],
         "column: .* got 'whom'.*'who'",
     ),
-    "a column of texts that a task has alone": (
-        ["frame", "--data=counts.csv", "--task=a", "--target=n"],
-        "column 'who': expected numbers, or at most 50 texts",
-    ),
     "no target": (["frame", "--data=counts.csv", "--task=who"], "--target"),
     "an option of presets": (["arrays", "--data=lines.npz", "--training.steps=3"], "got --training.steps"),
     "no folder": (["images", "--data=nowhere"], "nowhere: expected a folder .* got no such folder"),

@@ -17,7 +17,7 @@ from ..config.method import EvidenceRecipe, IMAMLRecipe, MethodRecipe
 from ..config.optimiser import Optimiser, described
 from ..config.run import Config
 from ..config.training import Training
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, StructureError
 from ..core.streams import note
 from ..core.tree import Tree
 from ..domains.models.selection import adapt_names
@@ -277,7 +277,10 @@ def _calibrated(run: Run, domain: TasksDomain) -> Run:
     draw = jax.jit(lambda domain, key: domain.sample(key, "validation"))
     for i in range(min(domain.size("validation") or CALIBRATION, CALIBRATION)):
         task = draw(domain, jax.random.fold_in(key, i))
-        posterior, query = learner.adapt(task.support).posterior, task.query
+        try:
+            posterior, query = learner.adapt(task.support).posterior, task.query
+        except StructureError:  # of a method without a prior, such as MAML, or with one that is no precision
+            return run
         found, noise = jax.device_get((posterior.outputs(query), posterior.noise))
         variance = np.diagonal(found.covariance, axis1=1, axis2=2) + noise
         scaled = np.abs(found.mean - np.asarray(query.targets)) / np.sqrt(variance)
