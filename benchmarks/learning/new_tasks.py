@@ -20,7 +20,8 @@ from imaml.config.presets import preset
 from imaml.domains.fewshot import omniglot as reader
 from imaml.domains.fewshot.domain import table_of
 from imaml.domains.fewshot.images import by_group
-from imaml.training.evaluation import evaluate_theta, paired
+from imaml.training.evaluation import evaluate_theta
+from imaml.training.scores import paired
 from imaml.training.step import devices_mesh
 
 TASKS = 8

@@ -25,7 +25,8 @@ import imaml
 from benchmarks.harness import benchmark, figure, interval, prepared, say, trained
 from imaml.config.method import NewTask
 from imaml.core import tree
-from imaml.training.evaluation import evaluate_theta, over_devices, paired, task_keys
+from imaml.training.evaluation import evaluate_theta, over_devices, task_keys
+from imaml.training.scores import paired
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 

@@ -121,8 +121,8 @@ from .storage.programs import keep_programs as keep_programs
 from .training import loggers as loggers
 from .training.estimators import MetaClassifier as MetaClassifier
 from .training.estimators import MetaRegressor as MetaRegressor
-from .training.evaluation import Evaluation as Evaluation
 from .training.evaluation import evaluate as evaluate
 from .training.experiment import train as train
 from .training.fit import fit as fit
 from .training.loop import Run as Run
+from .training.scores import Evaluation as Evaluation

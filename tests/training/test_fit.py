@@ -1,5 +1,6 @@
 """`imaml.fit`: choices, callbacks, saving and loading, other tasks, intervals."""
 
+import dataclasses
 import json
 
 import jax
@@ -187,3 +188,21 @@ def test_a_model_that_no_process_holds_gets_a_message_that_says_how_to_give_it(t
     monkeypatch.setattr(own, "_HELD", {})
     with pytest.raises(imaml.ConfigError, match=r"imaml\.load\(path, model=\.\.\.\)"):
         imaml.load(tmp_path / "own.imaml")
+
+
+def test_a_network_for_each_task_is_a_baseline_of_networks():
+    """It is what adapting from random parameters gives."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, 480)
+    group = np.repeat(np.arange(30), 16)
+    y = np.sin(3 * x + rng.uniform(0, 6, 30)[group])
+    tasks = imaml.Tasks.from_arrays(x, y, group)
+    options = {"strength": 0.1, "steps": 2, "progress": False}
+    run = imaml.fit(tasks, imaml.MLP((1, 8, 1)), pretrain=0, **options)
+    found = run.evaluate()
+    fresh = run.method.kept(run.domain, jax.random.key(0))
+    alone = dataclasses.replace(run, theta=fresh).evaluate()
+    name = "a network for each task"
+    np.testing.assert_array_equal(found.baseline_values[name], alone.values["rmse"])
+    assert alone.paired()[name][0] == 0
+    assert name not in imaml.fit(tasks, "linear", **options).evaluate().baselines

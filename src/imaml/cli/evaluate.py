@@ -82,7 +82,13 @@ def evaluate_command(
             )
     result, *rest = (
         evaluate_theta(
-            domain, one.config.method.build(domain, mesh), one.theta, split=split, tasks=count, seed=seed
+            domain,
+            one.config.method.build(domain, mesh),
+            one.theta,
+            split=split,
+            tasks=count,
+            seed=seed,
+            alone=one is learned,
         )
         for one, domain in zip(runs, domains, strict=True)
     )

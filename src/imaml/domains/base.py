@@ -61,12 +61,14 @@ class DomainBase(UserData):
         headline: The metric that a validation is judged by.
         higher_is_better: Whether more of the headline is better.
         convex: Whether `loss` is convex in the parameters.
+        alone: Whether an evaluation has the network that learns each task alone as a baseline.
     """
 
     recipe: DomainRecipe
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
     convex: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
 
     # Tasks ------------------------------------------------------------------------------------------------
 

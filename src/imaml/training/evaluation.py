@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +15,13 @@ from jax.stages import Lowered, Wrapped
 
 from ..core import tree
 from ..core.compile import whole_program
-from ..core.errors import ConfigError
-from ..core.statistics import NORMAL_QUANTILE, mean_intervals, paired_differences
+from ..core.statistics import NORMAL_QUANTILE, mean_intervals
 from ..core.tree import Tree
 from ..core.validation import require_number, require_one_of, require_whole
 from ..domains.base import SPLITS, Domain, require_domain
 from ..domains.tasks.collection import Tasks
 from ..meta.gradient import AXIS, MetaGradient
-from .journal import json_values
+from .scores import Evaluation
 from .step import mesh_size
 
 BATCH = 64  # tasks in a call, so that memory stays bounded and progress can be shown
@@ -47,165 +45,6 @@ class Learned(Protocol):
     def domain(self) -> Domain:
         """Where tasks come from."""
         ...
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores over tasks: means and half-widths of 95 % intervals (1.96 standard errors over tasks).
-
-    Attributes:
-        scores: Means after adaptation, with `calibration_error` for predictions with a confidence.
-        ci95: Half-widths of their intervals.
-        before: Means before adaptation.
-        before_ci95: Half-widths of their intervals.
-        baselines: Means of methods without learning across tasks.
-        baselines_ci95: Half-widths of their intervals.
-        tasks: Number of tasks drawn.
-        split: The split that they come from.
-        seed: The seed that they were drawn with.
-        failed: Number of tasks whose inner solve or scores were not finite. They count as wrong in every
-            accuracy, and are excluded from every loss.
-        values: Scores of each task.
-        headline: The score that a validation is judged by.
-        higher_is_better: Whether more of it is better.
-        baseline_values: The baselines' scores of each task.
-        different: Of a domain with a fixed number of tasks: how many different ones were drawn. Draws of one
-            task are averaged first, so that intervals are over different tasks.
-        number: Of such a domain, and of one whose draws are not all different: which task each draw is.
-        held_out: False if the split has no tasks of its own, and those of training were scored.
-        unscored: Number of tasks without a finite score, of "before" and of each baseline that has such.
-    """
-
-    scores: Mapping[str, float]
-    ci95: Mapping[str, float]
-    before: Mapping[str, float]
-    before_ci95: Mapping[str, float]
-    baselines: Mapping[str, float]
-    baselines_ci95: Mapping[str, float]
-    tasks: int
-    split: str
-    seed: int
-    failed: int
-    values: Mapping[str, np.ndarray]
-    headline: str
-    higher_is_better: bool
-    baseline_values: Mapping[str, np.ndarray]
-    different: int = 0
-    number: np.ndarray | None = None
-    held_out: bool = True
-    unscored: Mapping[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the evaluation as JSON values.
-
-        Returns:
-            The figures by name: `accuracy`, `accuracy_ci95`, `accuracy_inductive`, `before`, ...
-        """
-        name, flat = self.headline, {}
-        for score, mean in self.scores.items():
-            flat |= {score: mean, f"{score}_ci95": self.ci95[score]}
-        flat |= {"before": self.before[name], "before_ci95": self.before_ci95[name]}
-        flat |= {"before_scores": self.before, "baselines": self.baselines}
-        flat["baselines_ci95"] = self.baselines_ci95
-        if self.number is not None:
-            flat |= {"different_tasks": self.different, "held_out": self.held_out}
-        flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
-        if self.unscored:
-            flat["unscored"] = self.unscored
-        better = "higher" if self.higher_is_better else "lower"
-        flat |= {"score": self.scores[name], "better": better, "paired": self.paired()}
-        return json_values(flat)
-
-    def paired(self) -> dict[str, tuple[float, float]]:
-        """Compare the headline with each baseline's, task by task.
-
-        Returns:
-            Mean differences and half-widths of their 95 % intervals, by name.
-        """
-        own = dict.fromkeys(self.baseline_values, self.values[self.headline])
-        means, widths = paired_differences(own, self.baseline_values, self.number)
-        return {name: (means[name], widths[name]) for name in means}
-
-    def worse_than(self) -> list[str]:
-        """Return the baselines that are better, task by task: the 95 % interval of the difference says so.
-
-        Returns:
-            Their names, the best one first.
-        """
-        sign = 1 if self.higher_is_better else -1
-        found = [name for name, (gap, half) in self.paired().items() if sign * gap < -half]
-        return sorted(found, key=lambda name: -sign * self.baselines[name])
-
-    def beside(self, others: Mapping[str, Evaluation]) -> Evaluation:
-        """Add the scores of other runs on the same tasks to the baselines.
-
-        Args:
-            others: Evaluations by name.
-
-        Returns:
-            An evaluation with more baselines.
-
-        Raises:
-            ConfigError: If the tasks are not the same, or a baseline has that name.
-        """
-        for name, other in others.items():
-            paired(self, other)  # refuses other tasks
-            if name in self.baselines:
-                raise ConfigError(
-                    f"evaluate: expected a name that no baseline has, got {name!r}. Hint: choose another."
-                )
-
-        def added(own: Mapping[str, Any], group: str) -> dict[str, Any]:
-            return {**own, **{name: getattr(other, group)[other.headline] for name, other in others.items()}}
-
-        return replace(
-            self,
-            baselines=added(self.baselines, "scores"),
-            baselines_ci95=added(self.baselines_ci95, "ci95"),
-            baseline_values=added(self.baseline_values, "values"),
-            unscored={**self.unscored, **{n: other.failed for n, other in others.items() if other.failed}},
-        )
-
-    def __str__(self) -> str:
-        """Return a few lines of text: before, after, baselines, each with its interval."""
-        name, inductive = self.headline, f"{self.headline}_inductive"
-        percent, gaps = "accuracy" in name, self.paired()
-
-        def show(mean: float, half: float) -> str:
-            if not np.isfinite(mean):
-                return "no task has a finite score"
-            if percent:
-                return f"{100 * mean:.2f} % +- {100 * half:.2f}"
-            return f"{mean:.4f} +- {half:.4f}" if np.isfinite(half) else f"{mean:.4f} (one task: no interval)"
-
-        what = f"{self.tasks} tasks never seen in training"
-        if self.number is not None:
-            what = f"{self.tasks} draws from {self.different} task{'s' * (self.different != 1)}"
-        lines = [f"{what} ({self.split} split, seed {self.seed})"]
-        if not self.held_out:
-            lines[0] += "; none was held out for that split: these are tasks of training"
-        facts = [(f"{name} before adaptation", self.before[name], self.before_ci95[name])]
-        kinds = {name: "after adaptation"}
-        if inductive in self.scores:
-            kinds = {name: "after, transductive", inductive: "after, inductive"}
-        facts += [(f"{name} {words}", self.scores[kind], self.ci95[kind]) for kind, words in kinds.items()]
-        for other, mean in self.baselines.items():
-            facts.append((other.replace("_", " "), mean, self.baselines_ci95[other]))
-            if np.isfinite(gaps[other][1]):
-                facts.append((f"  {name} minus this, paired", *gaps[other]))
-        width = max(len(label) for label, _, _ in facts)
-        lines += [f"  {label:<{width}}  {show(mean, half)}" for label, mean, half in facts]
-        if better := self.worse_than():
-            lines.append(f"  {better[0].replace('_', ' ')} is better than adaptation here: use it instead")
-        if self.failed:
-            counted = "counted as wrong in every accuracy, and " if percent else ""
-            lines.append(
-                f"  {self.failed} of {self.tasks} tasks failed numerically: {counted}excluded from every loss"
-            )
-        for other, count in self.unscored.items():
-            label = "before adaptation" if other == "before" else other.replace("_", " ")
-            lines.append(f"  {label}: {count} of {self.tasks} tasks have no finite score")
-        return "\n".join(lines)
 
 
 def usual(domain: Domain, split: str) -> int:
@@ -385,7 +224,7 @@ def evaluate(
     """
     domain = domain_for(run, domain)
     return evaluate_theta(
-        domain, run.method, run.theta, split=split, tasks=tasks, seed=seed, progress=progress
+        domain, run.method, run.theta, split=split, tasks=tasks, seed=seed, progress=progress, alone=True
     )
 
 
@@ -420,6 +259,7 @@ def evaluate_theta(
     tasks: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    alone: bool = False,
 ) -> Evaluation:
     """Evaluate given meta-parameters; see `evaluate`.
 
@@ -431,6 +271,8 @@ def evaluate_theta(
         tasks: Number of tasks; by default `usual`.
         seed: Seed of the tasks.
         progress: Called with (tasks done, tasks) from time to time.
+        alone: Whether the baselines have the network that learns each task alone, where new tasks are solved
+            thoroughly enough for that.
 
     Returns:
         The evaluation.
@@ -460,7 +302,7 @@ def evaluate_theta(
         number = np.unique(joined["number"]["content"], axis=0, return_inverse=True)[1].ravel()
         number = None if len(np.unique(number)) == tasks else number.astype(np.float64)
     scores, ci95 = mean_intervals(after, number)
-    return Evaluation(
+    found = Evaluation(
         {**scores, **errors},
         {**ci95, **widths},
         *mean_intervals(before, number),
@@ -478,6 +320,12 @@ def evaluate_theta(
         held_out=domain.held_out(split),
         unscored={name: count for name, count in unscored.items() if count},
     )
+    solving = method.new_task
+    if not alone or not domain.alone or solving is None or solving.problem.adapt.choice is not None:
+        return found
+    fresh = method.kept(domain, jax.random.key(seed))
+    single = evaluate_theta(domain, method, fresh, split=split, tasks=tasks, seed=seed)
+    return found.beside({"a network for each task": single})
 
 
 def lower_evaluation(
@@ -544,32 +392,3 @@ def _calibration(
         {name: float(error(column.sum(0))) for name, column in kept.items()},
         {name: float(NORMAL_QUANTILE * found.std(ddof=1)) for name, found in samples.items()},
     )
-
-
-def paired(first: Evaluation, second: Evaluation, name: str | None = None) -> tuple[float, float]:
-    """Compare two evaluations on the same tasks.
-
-    Args:
-        first: An evaluation.
-        second: Another one.
-        name: The score to compare, by default the headline.
-
-    Returns:
-        The mean difference first - second, and the half-width of its 95 % interval.
-
-    Raises:
-        ConfigError: If the tasks are not the same, or one has no such score.
-    """
-    name = name or first.headline
-    if name not in first.values or name not in second.values:
-        raise ConfigError(
-            f"paired: expected a score of both evaluations, got {name!r}; the second has "
-            f"{', '.join(second.values)}."
-        )
-    if (first.tasks, first.split, first.seed) != (second.tasks, second.split, second.seed):
-        raise ConfigError(
-            "paired: expected evaluations on the same tasks (same split, tasks and seed), got different ones."
-        )
-    own, other = ({name: each.values[name]} for each in (first, second))
-    means, widths = paired_differences(own, other, first.number)
-    return means[name], widths[name]

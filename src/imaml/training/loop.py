@@ -27,8 +27,9 @@ from ..meta.marginal import Fitted, fitted
 from ..predict import Learner, Predictor, adapt, save
 from ..storage.checkpoint import Checkpoints
 from .directory import write_config
-from .evaluation import Evaluation, Progress, evaluate, evaluate_theta, lower_evaluation
+from .evaluation import Progress, evaluate, evaluate_theta, lower_evaluation
 from .journal import Journal
+from .scores import Evaluation
 from .step import Report, State, mesh_size
 from .step_statistics import Window
 

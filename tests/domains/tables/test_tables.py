@@ -415,7 +415,8 @@ def test_intervals_are_over_different_tasks(file):
         linear=imaml.CG(steps=5),
     )  # fmt: skip
     theta = domain.init(jax.random.key(0))
-    from imaml.training.evaluation import evaluate_theta, paired
+    from imaml.training.evaluation import evaluate_theta
+    from imaml.training.scores import paired
 
     few, many = (evaluate_theta(domain, method, theta, tasks=n) for n in (64, 512))
     assert few.different == many.different == domain.splits["test"].size

@@ -208,6 +208,12 @@ class TasksDomain(Grouped, TasksInterface):
         return self.recipe.loss.headline
 
     @property
+    def alone(self) -> bool:  # type: ignore[override]
+        """Whether a network for each task is a baseline; of a linear model ridge regression is."""
+        model = self.recipe.model
+        return not (isinstance(model, MLP) and len(model.sizes) == 2)
+
+    @property
     def higher_is_better(self) -> bool:
         """Whether more of the headline is better."""
         return self.headline == "accuracy"
