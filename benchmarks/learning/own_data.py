@@ -76,7 +76,10 @@ def outcome(name, folder, options):
     """The scores of a setting: of each draw of all parts, with which task it is of."""
     values, numbers, baselines = [], [], {}
     for part, tasks in enumerate(parts(name, folder)):
-        run = imaml.fit(tasks, **options, progress=False)
+        try:
+            run = imaml.fit(tasks, **options, progress=False)
+        except imaml.NumericalError as error:  # a setting that nobody would keep
+            return {"values": [], "error": str(error)}
         result = run.evaluate(tasks=DRAWS[name])
         values += result.values[result.headline].tolist()
         drawn = np.arange(result.tasks) if result.number is None else result.number
@@ -111,7 +114,11 @@ def main(run, data, sets=SETS, settings=20):
         same = {"data": name, "score": usual["score"], "tasks": len(set(numbers))}
         tried = {}
         for setting, options in list(by_hand(name).items())[:settings]:
-            tried[setting] = run.once(f"{name}-{setting}", outcome, name, folder, options)["values"]
+            found = run.once(f"{name}-{setting}", outcome, name, folder, options)
+            if found["values"]:
+                tried[setting] = found["values"]
+            else:
+                run.add({**same, "what": setting, "error": found["error"]})
         errors = {setting: error(found, usual) for setting, found in tried.items()}
         ratio = {"choices": usual["choices"]}
         if errors:
