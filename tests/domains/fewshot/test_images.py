@@ -6,12 +6,14 @@ import struct
 import warnings
 import zlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
 from imaml.core.errors import ConfigError, DataError
 from imaml.domains.fewshot import images
+from imaml.domains.fewshot.domain import FewShotRecipe
 from imaml.domains.fewshot.images import (
     Images,
     by_group,
@@ -761,3 +763,19 @@ def test_without_a_writable_cache_arrays_are_made_each_time(tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert cached_array("key", lambda: np.arange(3)).tolist() == [0, 1, 2]
     assert cached_array("key", lambda: np.arange(2)).tolist() == [0, 1]
+
+
+def test_a_folder_of_classes_is_scored_on_but_not_learned_from(tmp_path):
+    save(tmp_path, *(f"{letter}/{i}.png" for letter in "abcdef" for i in range(3)), "a/3.png")
+    recipe = FewShotRecipe(source="omniglot", ways=5, shots=1, queries=2).scored_on(str(tmp_path))
+    assert recipe.source == "folder"
+    domain = recipe.build()
+    assert domain.splits["test"].tolist() == list(range(6))
+    key = jax.random.key(0)
+    assert domain.sample(key, "test").query.images.shape == (10, 28, 28, 1)
+    for split in ("train", "validation"):
+        with pytest.raises(DataError, match=rf"{split} split: .* got none.*imaml train images"):
+            domain.sample(key, split)
+    (tmp_path / "train").mkdir()
+    assert FewShotRecipe(source="images").scored_on(str(tmp_path)).source == "images"
+    assert FewShotRecipe(source="mini-imagenet").scored_on(str(tmp_path)).source == "mini-imagenet"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import jax
@@ -27,8 +28,11 @@ from . import omniglot as omniglot_data
 from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, distinct, then, turn
 from .images import SPLITS, Images, read_split_folders
 from .interface import FewShotInterface
+from .omniglot_files import SETS
 
 DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (22_000, 26_000)}
+# What is in a folder that has splits, or is Omniglot's.
+KNOWN = ("train", "train.csv", "omniglot.npz", *SETS, *(f"{name}.zip" for name in SETS))
 DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
 
 
@@ -38,7 +42,8 @@ class FewShotRecipe(ReadsData):
 
     Args:
         source: Where images come from: procedural "characters", "omniglot", "mini-imagenet", or "images",
-            your own drawings: a folder with train/, val/ and test/, or a table (see `image_tasks`).
+            your own drawings: a folder with train/, val/ and test/, or a table (see `image_tasks`). A
+            "folder" with a folder for each class is only scored on.
         ways: Classes of a task.
         shots: Support images of each class.
         queries: Query images of each class.
@@ -59,7 +64,7 @@ class FewShotRecipe(ReadsData):
         ConfigError: If a field is out of its range.
     """
 
-    source: Literal["characters", "omniglot", "mini-imagenet", "images"] = "characters"
+    source: Literal["characters", "omniglot", "mini-imagenet", "images", "folder"] = "characters"
     ways: SeveralInt = 5
     shots: PositiveInt = 1
     queries: PositiveInt = 5
@@ -100,8 +105,15 @@ class FewShotRecipe(ReadsData):
         return FewShot(None, None, None, None, {}, 0, self)
 
     def scored_on(self, path: str) -> FewShotRecipe:
-        """Return the recipe of the same network on other images; Omniglot's if it learned from drawn ones."""
+        """Return the recipe of the same network on other images.
+
+        They are a folder with a folder for each class; or of the kind that it learned from, and Omniglot if
+        it learned from drawn ones.
+        """
         source = "omniglot" if self.source == "characters" else self.source
+        place = Path(path).expanduser()
+        known = source == "mini-imagenet" or any((place / name).exists() for name in KNOWN)
+        source = "folder" if place.is_dir() and not known else source
         return replace(self, source=source, data=path, limits=())
 
     def _whole(self) -> FewShot:
@@ -118,6 +130,13 @@ class FewShotRecipe(ReadsData):
                 "a folder for each class use imaml train images."
             )
         network = self.network
+        if self.source == "folder":
+            from ..tasks.folders import read_classes  # late, as it imports what reads images
+
+            found = read_classes(Path(self.data), network.side, network.channels)
+            names, first, count = np.unique(found.labels, return_index=True, return_counts=True)
+            kept = {"test": np.arange(len(names))}
+            return table_of(self, Images(found.images, first, count, tuple(names), tuple(names), kept))
         return table_of(self, read_split_folders(self.data, side=network.side, channels=network.channels))
 
     @property
@@ -225,6 +244,11 @@ class FewShot(FewShotInterface):
         """
         recipe = self.recipe
         ids = self.splits[split]
+        if not ids.size:
+            raise DataError(
+                f"{split} split: expected classes, got none, as all classes of {self.recipe.data} are new. "
+                "Hint: choose the split test; to learn from them use imaml train images."
+            )
         training = split == "train"
         turned = recipe.rotations and training
         class_key, example_key = jax.random.split(key)
@@ -429,6 +453,9 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
     splits = {}
     for name in SPLITS:
         ids = np.asarray(table.splits.get(name, ()), np.int32)
+        if recipe.source == "folder" and name != "test":  # all classes are new
+            splits[name] = jnp.asarray(ids)
+            continue
         if ids.size < recipe.ways:
             raise DataError(
                 f"{name} split: expected at least {recipe.ways} classes (the ways), got {ids.size}. Hint: "
