@@ -127,6 +127,14 @@ def test_intervals_cover_new_tasks_as_often_as_they_say():
     for level, shares in inside.items():
         error = np.std(shares) / 10
         assert abs(np.mean(shares) - level) < 4 * error + 0.03  # and the quantiles are estimates, too
+    # An evaluation says so, too: the same shares on the same tasks.
+    given = imaml.Tasks.from_list(
+        [((x[group == i][:4], y[group == i][:4]), (x[group == i][4:], y[group == i][4:])) for i in range(100)]
+    )
+    level, share, half = run.evaluate(given, tasks=300).coverage
+    assert level == 0.9
+    assert abs(share - np.mean(inside[0.9])) < half
+    assert f"90 % intervals cover {100 * share:.1f} %" in str(run.evaluate(given, tasks=300))
 
 
 def test_callbacks_see_every_step_and_may_stop():

@@ -55,6 +55,7 @@ def evaluate_command(
 
     from ..predict import load
     from ..training.evaluation import evaluate_theta, same_tasks, usual
+    from ..training.intervals import with_coverage
     from ..training.step import devices_mesh
 
     brought = {"model": object_at(model, "--model"), "loss": object_at(loss, "--loss")}
@@ -93,6 +94,7 @@ def evaluate_command(
         for one, domain in zip(runs, domains, strict=True)
     )
     result, recipe = result.beside(dict(zip(beside, rest, strict=True))), recipes[0]
+    result = with_coverage(result, learned, domains[0])
     own = domains[0] if data is None else recipe.without_data()  # of other data it would be no fit
     about, text = own.summary(learned.theta, learned.method.problem)
     if json:

@@ -21,7 +21,8 @@ A domain is a pytree. Its data are leaves, so that they are arguments of a compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar, TypeVar
 
 import jax
@@ -61,6 +62,7 @@ class DomainBase(UserData):
         headline: The metric that a validation is judged by.
         higher_is_better: Whether more of the headline is better.
         convex: Whether `loss` is convex in the parameters.
+        widths: Of calibrated prediction intervals the half-width in predicted standard deviations, by level.
         alone: Whether an evaluation has the network that learns each task alone as a baseline.
     """
 
@@ -69,6 +71,7 @@ class DomainBase(UserData):
     higher_is_better: ClassVar[bool] = False
     convex: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    widths: ClassVar[Mapping[float, float]] = MappingProxyType({})
 
     # Tasks ------------------------------------------------------------------------------------------------
 

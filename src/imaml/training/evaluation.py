@@ -21,6 +21,8 @@ from ..core.validation import require_number, require_one_of, require_whole
 from ..domains.base import SPLITS, Domain, require_domain
 from ..domains.tasks.collection import Tasks
 from ..meta.gradient import AXIS, MetaGradient
+from ..predict import Learner
+from .intervals import with_coverage
 from .scores import Evaluation
 from .step import mesh_size
 
@@ -223,9 +225,11 @@ def evaluate(
         ConfigError: If an argument is not accepted.
     """
     domain = domain_for(run, domain)
-    return evaluate_theta(
+    found = evaluate_theta(
         domain, run.method, run.theta, split=split, tasks=tasks, seed=seed, progress=progress, alone=True
     )
+    config = getattr(run, "config", None)
+    return found if config is None else with_coverage(found, Learner(run.theta, config), domain)
 
 
 def domain_for(run: Learned, given: object) -> Domain:

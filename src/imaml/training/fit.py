@@ -31,6 +31,7 @@ from ..predict import save
 from .choosing import choose
 from .directory import write_config
 from .experiment import assemble
+from .intervals import scaled_errors
 from .loop import Run, Watch
 
 MOST_STEPS = 5000
@@ -273,18 +274,11 @@ def _calibrated(run: Run, domain: TasksDomain) -> Run:
     """
     if run.config is None or domain.recipe.loss.kind != "squared" or not domain.held_out("validation"):
         return run
-    learner, key, errors = run.learner, jax.random.key(run.config.training.seed), []
-    draw = jax.jit(lambda domain, key: domain.sample(key, "validation"))
-    for i in range(min(domain.size("validation") or CALIBRATION, CALIBRATION)):
-        task = draw(domain, jax.random.fold_in(key, i))
-        try:
-            posterior, query = learner.adapt(task.support).posterior, task.query
-        except StructureError:  # of a method without a prior, such as MAML, or with one that is no precision
-            return run
-        found, noise = jax.device_get((posterior.outputs(query), posterior.noise))
-        variance = np.diagonal(found.covariance, axis1=1, axis2=2) + noise
-        scaled = np.abs(found.mean - np.asarray(query.targets)) / np.sqrt(variance)
-        errors.append(scaled[np.asarray(query.weights) > 0].ravel())
+    count = min(domain.size("validation") or CALIBRATION, CALIBRATION)
+    try:
+        errors = scaled_errors(run.learner, domain, "validation", count, run.config.training.seed)
+    except StructureError:  # of a method without a prior, such as MAML, or with one that is no precision
+        return run
     known = np.sort(np.concatenate(errors))
     if known.size < ENOUGH:
         return run

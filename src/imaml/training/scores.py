@@ -38,6 +38,8 @@ class Evaluation:
         number: Of such a domain, and of one whose draws are not all different: which task each draw is.
         held_out: False if the split has no tasks of its own, and those of training were scored.
         unscored: Number of tasks without a finite score, of "before" and of each baseline that has such.
+        coverage: Of calibrated prediction intervals: their level, the share of query rows that they cover,
+            a mean over tasks, and the half-width of its interval; else None.
     """
 
     scores: Mapping[str, float]
@@ -58,6 +60,7 @@ class Evaluation:
     number: np.ndarray | None = None
     held_out: bool = True
     unscored: Mapping[str, int] = field(default_factory=dict)
+    coverage: tuple[float, float, float] | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the evaluation as JSON values.
@@ -76,6 +79,8 @@ class Evaluation:
         flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
         if self.unscored:
             flat["unscored"] = self.unscored
+        if self.coverage is not None:
+            flat["interval"] = dict(zip(("level", "coverage", "coverage_ci95"), self.coverage, strict=True))
         better = "higher" if self.higher_is_better else "lower"
         flat |= {"score": self.scores[name], "better": better, "paired": self.paired()}
         return json_values(flat)
@@ -159,6 +164,9 @@ class Evaluation:
                 facts.append((f"  {name} minus this, paired", *gaps[other]))
         width = max(len(label) for label, _, _ in facts)
         lines += [f"  {label:<{width}}  {show(mean, half)}" for label, mean, half in facts]
+        if self.coverage is not None:
+            level, share, half = (100 * part for part in self.coverage)
+            lines.append(f"  {level:g} % intervals cover {share:.1f} % +- {half:.1f} of a task's rows")
         if better := self.worse_than():
             lines.append(f"  {better[0].replace('_', ' ')} is better than adaptation here: use it instead")
         if self.failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -206,6 +207,11 @@ class TasksDomain(Grouped, TasksInterface):
     def headline(self) -> str:
         """The score that runs are judged by."""
         return self.recipe.loss.headline
+
+    @property
+    def widths(self) -> Mapping[float, float]:  # type: ignore[override]
+        """Half-widths of calibrated intervals in predicted standard deviations, by level."""
+        return dict(zip(LEVELS, self.recipe.quantiles, strict=False))
 
     @property
     def alone(self) -> bool:  # type: ignore[override]

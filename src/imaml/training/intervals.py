@@ -1,0 +1,66 @@
+"""Prediction intervals on tasks whose targets are known: for calibration, and how often they cover."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from ..core.statistics import mean_intervals
+from ..domains.base import DomainBase
+from ..predict import Learner
+from .scores import Evaluation
+
+LEVEL = 0.9  # of the intervals whose coverage an evaluation shows
+MOST = 200  # tasks
+
+
+def scaled_errors(
+    learner: Learner, domain: DomainBase, split: str, tasks: int, seed: int
+) -> list[np.ndarray]:
+    """Compute absolute errors in predicted standard deviations, noise included.
+
+    Args:
+        learner: Adapts to each task.
+        domain: Where tasks come from.
+        split: The split that they are drawn from.
+        tasks: How many.
+        seed: Seed of the tasks.
+
+    Returns:
+        Of each task the errors of its query rows' coded targets.
+
+    Raises:
+        StructureError: If the method has no prior, so that a task has no posterior.
+    """
+    key, errors = jax.random.key(seed), []
+    draw = jax.jit(lambda domain, key: domain.sample(key, split))
+    for i in range(tasks):
+        task = draw(domain, jax.random.fold_in(key, i))
+        posterior, query = learner.adapt(task.support).posterior, task.query
+        found, noise = jax.device_get((posterior.outputs(query), posterior.noise))
+        variance = np.diagonal(found.covariance, axis1=1, axis2=2) + noise
+        scaled = np.abs(found.mean - np.asarray(query.targets)) / np.sqrt(variance)
+        errors.append(scaled[np.asarray(query.weights) > 0].ravel())
+    return errors
+
+
+def with_coverage(found: Evaluation, learner: Learner, domain: DomainBase) -> Evaluation:
+    """Add how often calibrated intervals cover, on at most 200 tasks of an evaluation's split.
+
+    Args:
+        found: The evaluation.
+        learner: What was evaluated.
+        domain: The domain that it was evaluated on.
+
+    Returns:
+        The evaluation; unchanged if intervals are not calibrated.
+    """
+    width = domain.widths.get(LEVEL)
+    if width is None:
+        return found
+    errors = scaled_errors(learner, domain, found.split, min(found.tasks, MOST), found.seed)
+    shares = np.array([np.mean(each <= width) for each in errors if each.size])
+    mean, half = mean_intervals({"": shares}, None)
+    return replace(found, coverage=(LEVEL, mean[""], half[""]))
