@@ -67,6 +67,11 @@ ARRAYS = {
     ),
     "the same x alone": ({"x": COPIED}, "clean", ""),
     "coincidences of whole numbers": ({"x": GROUPS % 2, "y": np.arange(48) % 2}, "clean", ""),
+    "coincidences of coarse numbers": (
+        {"x": np.round(X) / 2, "y": np.round(2 * Y) / 4},
+        "clean",
+        "",
+    ),
     "groups in no split": (
         {"split": None, "groups": changed(GROUPS.astype(float), 3, value=np.nan)},
         "unusable",

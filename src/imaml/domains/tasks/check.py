@@ -24,6 +24,7 @@ from .values import labels_of
 
 FEW_TASKS = 10  # below which scores say little
 RARE = 20  # times as many rows of the commonest class as of the rarest
+COPIES = 4  # times as many equal rows as by chance are copies
 RICH = 3  # columns above which equal rows are no coincidence, even of whole numbers
 
 
@@ -195,10 +196,7 @@ def _of_copies(tasks: Tasks, rows: str) -> list[Finding]:
     whole = all(array.dtype.kind in "iub" or (array == np.round(array)).all() for array in arrays)
     columns = sum(array.shape[1] for array in arrays)
     rich = not whole or columns > RICH
-    digests = [
-        hashlib.blake2b(b"|".join(array[i].tobytes() for array in arrays), digest_size=16).digest()
-        for i in range(len(arrays[0]))
-    ]
+    digests = _digests(arrays)
     owner = np.repeat(np.arange(len(tasks)), tasks.counts).tolist()
     members: dict[tuple, list[str]] = defaultdict(list)
     for number, (first, count) in enumerate(zip(tasks.first, tasks.counts, strict=True)):
@@ -210,13 +208,17 @@ def _of_copies(tasks: Tasks, rows: str) -> list[Finding]:
     if same and (rich or columns * tasks.counts.min() > RICH**2):
         message = f"{len(same)} sets of {what} have the same {rows} ({some_of(same)})"
         found.append(Finding("warning", message, advice))
-    where: dict[bytes, set[int]] = defaultdict(set)
-    for digest, task in zip(digests, owner, strict=True):
-        where[digest].add(task)
-    shared = [task for tasks_of in where.values() if len(tasks_of) > 1 for task in tasks_of]
-    if shared and rich and not same:
-        names = [str(tasks.names[i]) for i in dict.fromkeys(shared)]
-        number = sum(len(tasks_of) > 1 for tasks_of in where.values())
+    shared, chance = _in_two_tasks(digests, owner), 0
+    if shared and tasks.targets is not None and arrays[-1].dtype.kind == "f":
+        # Coarse values coincide. So do they with the targets of other rows, those of about the same size.
+        order = np.argsort(arrays[-1][:, 0], kind="stable")
+        shuffled = np.empty_like(arrays[-1])
+        for part in np.array_split(order, max(1, min(20, len(order) // 20))):
+            shuffled[part] = arrays[-1][np.random.default_rng(0).permutation(part)]
+        chance = len(_in_two_tasks(_digests([*arrays[:-1], shuffled]), owner))
+    if len(shared) > COPIES * chance and rich and not same:
+        names = [str(tasks.names[i]) for i in dict.fromkeys(task for tasks_of in shared for task in tasks_of)]
+        number = len(shared)
         message = f"{number} {rows} are in two {what} or more ({some_of(names)})"
         found.append(Finding("warning", message, advice.replace("one of them", "each in one")))
     if tasks.episodes:
@@ -227,6 +229,22 @@ def _of_copies(tasks: Tasks, rows: str) -> list[Finding]:
             message = f"{len(twice)} {rows} come twice in their class ({classes})"
             found.append(Finding("warning", message, "delete the copies, else answers are among examples"))
     return found
+
+
+def _digests(arrays: list[np.ndarray]) -> list[bytes]:
+    """A digest of each row of the arrays together."""
+    return [
+        hashlib.blake2b(b"|".join(array[i].tobytes() for array in arrays), digest_size=16).digest()
+        for i in range(len(arrays[0]))
+    ]
+
+
+def _in_two_tasks(digests: list[bytes], owner: list[int]) -> list[set[int]]:
+    """The tasks of each row that is in two tasks or more."""
+    where: dict[bytes, set[int]] = defaultdict(set)
+    for digest, task in zip(digests, owner, strict=True):
+        where[digest].add(task)
+    return [tasks_of for tasks_of in where.values() if len(tasks_of) > 1]
 
 
 def _of_splits(tasks: Tasks, usable: np.ndarray, file: TasksFile) -> list[Finding]:
