@@ -1,6 +1,6 @@
 """`imaml.fit` with no option but the data, beside baselines and 20 settings by hand, on three real data sets.
 
-    python -m benchmarks run own_data --data FOLDER [--sets watch ...] [--settings N]
+    python -m benchmarks run own_data --data FOLDER [--sets watch ...] [--settings N] [--shots N]
 
 FOLDER has what examples/real/*.py write: watch.npz, pupils.csv, typefaces/ (docs/real_data.md). Every fit has
 one minute of training, and all are scored on the same tasks: of `watch` each person is held out once, of the
@@ -72,8 +72,9 @@ def by_hand(name):
     return found
 
 
-def outcome(name, folder, options):
+def outcome(name, folder, options, shots):
     """The scores of a setting: of each draw of all parts, with which task it is of."""
+    options = {**options, "shots": shots} if shots else options
     values, numbers, baselines = [], [], {}
     for part, tasks in enumerate(parts(name, folder)):
         try:
@@ -103,18 +104,23 @@ def error(values, found):
 
 
 @benchmark("own_data")
-def main(run, data, sets=SETS, settings=20):
+def main(run, data, sets=SETS, settings=20, shots=0):
     """Fits, scores and compares."""
     folder = Path(data)
     for name in sets:
-        usual = run.once(f"{name}-usual", outcome, name, folder, {})
+        label = f"{name}-{shots}-shots" if shots else name
+
+        def scores(setting, options, label=label, name=name):
+            return run.once(f"{label}-{setting}", outcome, name, folder, options, shots)
+
+        usual = scores("usual", {})
         values, numbers, others = np.array(usual["values"]), usual["numbers"], dict(usual["baselines"])
         for other, options in OTHERS.items():
-            others[other] = run.once(f"{name}-{other}", outcome, name, folder, options)["values"]
-        same = {"data": name, "score": usual["score"], "tasks": len(set(numbers))}
+            others[other] = scores(other, options)["values"]
+        same = {"data": label, "score": usual["score"], "tasks": len(set(numbers))}
         tried = {}
         for setting, options in list(by_hand(name).items())[:settings]:
-            found = run.once(f"{name}-{setting}", outcome, name, folder, options)
+            found = scores(setting, options)
             if found["values"]:
                 tried[setting] = found["values"]
             else:
