@@ -59,6 +59,12 @@ class Learner(Pickled):
     config: Config
     source: str = "memory"
 
+    def __repr__(self) -> str:
+        """Return one line: the method, the domain, and where the parameters are from."""
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.theta))
+        names = self.config.method.name, type(self.config.domain).__name__
+        return f"Learner: {names[0]} on {names[1]}, {size:,} meta-parameters from {self.source}"
+
     @functools.cached_property
     def domain(self) -> DomainBase:
         """The domain that it was trained on. Its data are read when it is first asked for."""

@@ -115,6 +115,19 @@ def test_a_baseline_that_is_better_is_named_and_one_that_is_not_clearly_better_i
     assert other.worse_than() == ["b", "a"]
     assert "b is better than adaptation here: use it instead" in str(other)
     assert dataclasses.replace(other, higher_is_better=True).worse_than() == ["c"]
+    assert "no difference can be shown from: " in str(other)
+    assert str(other).rstrip().endswith(": d") or ", d" in str(other)
+
+
+def test_a_loss_that_adaptation_makes_larger_is_named_beside_an_accuracy():
+    found = evaluate_theta(WAVES, method(WAVES), WAVES.init(jax.random.key(0)), tasks=40)
+    right = np.full(40, 0.5)
+    values = {"accuracy": right, "loss": found.values["loss"]}
+    given = {"headline": "accuracy", "higher_is_better": True, "baseline_values": {}, "baselines": {}}
+    for change, said in ((-1, True), (1, False)):
+        before = {"accuracy": right, "loss": values["loss"] + change}
+        other = dataclasses.replace(found, values=values, before_values=before, **given)
+        assert ("raise the strength" in " ".join(other.verdicts())) == said
 
 
 @jax.tree_util.register_static

@@ -10,8 +10,9 @@ import optax
 import pytest
 
 import imaml
+from imaml.config.method import IMAMLRecipe
 from imaml.domains.tasks.build import domain_of
-from imaml.training.choosing import pretrained
+from imaml.training.choosing import Chosen, pretrained
 from imaml.training.fit import LEVELS
 
 
@@ -214,3 +215,36 @@ def test_a_network_for_each_task_is_a_baseline_of_networks():
     np.testing.assert_array_equal(found.baseline_values[name], alone.values["rmse"])
     assert alone.paired()[name][0] == 0
     assert name not in imaml.fit(tasks, "linear", **options).evaluate().baselines
+
+
+def test_the_start_is_kept_if_its_validation_is_the_best(monkeypatch, capsys):
+    start = imaml.fit(TASKS, "linear", strength=0.01, steps=1, progress=False).theta
+
+    def chosen(*given):
+        return Chosen(IMAMLRecipe(strength=0.01), start, None, score=0.0)
+
+    monkeypatch.setattr("imaml.training.fit.choose", chosen)
+    run = imaml.fit(TASKS, "linear", steps=20)
+    jax.tree.map(np.testing.assert_array_equal, run.theta, start)
+    assert "kept     the parameters of step 0: their validation rmse is the best" in capsys.readouterr().err
+
+
+def test_parameters_are_chosen_by_the_loss_of_classes():
+    """Not by accuracy, which does not see bad probabilities."""
+    labels = np.where(TASKS_Y > TASKS_X + 5, "a", "b")
+    tasks = imaml.Tasks.from_arrays(TASKS_X, labels, TASKS_GROUP)
+    seen = []
+    run = imaml.fit(tasks, "linear", steps=20, progress=False, on_validation=seen.append)
+    assert "validation loss of short trials" in next(c.why for c in run.choices if c.name == "method")
+    losses = [told["scores"]["loss"] for told in seen]
+    assert [told["best"] for told in seen] == [loss == min(losses[: i + 1]) for i, loss in enumerate(losses)]
+    text = str(run.evaluate())
+    for line in ("loss before adaptation", "loss after adaptation", "calibration error after adaptation"):
+        assert line in text
+
+
+def test_tasks_that_are_drawn_alike_are_drawn_once():
+    first = imaml.fit(TASKS, "linear", shots=4, order="first", strength=0.01, steps=1, progress=False)
+    assert first.evaluate().tasks == 6
+    drawn = imaml.fit(TASKS, "linear", shots=4, strength=0.01, steps=1, progress=False)
+    assert drawn.evaluate().tasks == 120

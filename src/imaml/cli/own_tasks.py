@@ -126,10 +126,10 @@ def frame_command(
     split: str = "",
     options: Fit = Fit(),
 ) -> int | None:
-    """Learn from a table of numbers, one row an observation, with a model or a loss of your own if you like.
+    """Learn from a table, one row an observation, with a model or a loss of your own if you like.
 
-    For columns of categories, and for linear mixed models, choose imaml train tables. This command is for
-    what that one does not have: any model, counts and other losses, weights and offsets.
+    Columns of texts are one-hot encoded. For missing cells, dates and linear mixed models choose imaml train
+    tables.
 
     Args:
         data: A .csv, .tsv or .parquet file with a header.
@@ -312,4 +312,8 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
             with contextlib.suppress(OSError):
                 out.rmdir()
         raise
-    return conclude(run, out, given.quiet)
+    status = conclude(run, out, given.quiet)
+    if status is None and not given.quiet:
+        brought_too = "".join(f" --{option} {place}" for option, place in run.domain.recipe.brought.items())
+        print(f"a new task: imaml adapt {out} --support FILE --query FILE{brought_too}")
+    return status

@@ -63,6 +63,7 @@ class DomainBase(UserData):
         higher_is_better: Whether more of the headline is better.
         convex: Whether `loss` is convex in the parameters.
         widths: Of calibrated prediction intervals the half-width in predicted standard deviations, by level.
+        repeats: Whether draws of one task differ.
         alone: Whether an evaluation has the network that learns each task alone as a baseline.
     """
 
@@ -70,8 +71,14 @@ class DomainBase(UserData):
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
     convex: ClassVar[bool] = False
+    repeats: ClassVar[bool] = True
     alone: ClassVar[bool] = False
     widths: ClassVar[Mapping[float, float]] = MappingProxyType({})
+
+    @property
+    def criterion(self) -> tuple[str, bool]:
+        """The metric that the best parameters are chosen by, and whether more of it is better."""
+        return self.headline, self.higher_is_better
 
     # Tasks ------------------------------------------------------------------------------------------------
 

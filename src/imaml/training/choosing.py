@@ -36,6 +36,7 @@ from ..problems.base import Task
 from ..problems.precision import Theta
 from .evaluation import evaluate_theta
 from .experiment import Experiment, assemble
+from .loop import VALIDATION_SEED
 from .step import check_theta
 
 SMALL = 20_000  # parameters up to which inner problems are solved thoroughly
@@ -48,6 +49,7 @@ LEARNING, NEW = (0.1, 0.4, 8), (0.01, 0.2, 32)
 STRENGTHS = (0.3, 0.03, 3.0, 30.0, 300.0)  # tried: the precision of the prior, in units of a row's loss
 TRIAL_STEPS, TRIAL_SHARE = 100, 0.06  # of each trial: its most steps, and its share of the time
 PRETRAIN_STEPS, PRETRAIN_SHARE, PRETRAIN_RATE = 2000, 0.25, 5e-3
+RANDOM = "from random parameters"  # how the name of such a trial ends
 CALL = 20  # steps of pretraining in a call
 # A step that solves inner problems thoroughly takes about as long as so many steps without adaptation, and
 # fewer than so many in half of the time are too few.
@@ -61,11 +63,13 @@ class Chosen(NamedTuple):
         method: The method.
         start: The meta-parameters that training starts from.
         seconds: What a step of it takes, or None if none was timed.
+        score: The validation score of these meta-parameters; NaN if there is none.
     """
 
     method: IMAMLRecipe
     start: Tree
     seconds: float | None = None
+    score: float = math.nan
 
 
 def choose(
@@ -156,7 +160,7 @@ def choose(
     best = trials.best
     if start is not fresh:
         value = STRENGTHS[list(trials.tried).index(best)]
-        trials.run(f"{best} from random parameters", method, at(fresh, value))
+        trials.run(f"{best} {RANDOM}", method, at(fresh, value))
     return trials.chosen(choices)
 
 
@@ -194,8 +198,8 @@ class _Trials:
         """The only candidate, with what a step takes if the run has a time."""
         if self.plan.training.minutes is None:
             return Chosen(method, start)
-        found = self.run("timing", method, start, scored=False)
-        return Chosen(method, found.theta, found.seconds)
+        found = self.run("timing", method, start, scored=self.plan.training.validate_every > 0)
+        return Chosen(method, found.theta, found.seconds, found.score)
 
     def run(self, name: str, method: IMAMLRecipe, start: Tree, scored: bool = True) -> Tried:
         """Train for a few steps, and score on validation tasks."""
@@ -224,8 +228,9 @@ class _Trials:
         if run is not None:
             theta, count = run.theta, training.validation_tasks
         if run is not None and scored:
-            found = evaluate_theta(self.domain, run.method, theta, split="validation", tasks=count, seed=1)
-            score = math.nan if found.failed else found.scores[self.domain.headline]
+            given = {"split": "validation", "tasks": count, "seed": VALIDATION_SEED}
+            found = evaluate_theta(self.domain, run.method, theta, **given)
+            score = math.nan if found.failed else found.scores[self.domain.criterion[0]]
         each = (times[-1] - times[1]) / max(len(times) - 2, 1) if run else 0.0  # the first step may compile
         self.tried[name] = Tried(method, theta, score, each)
         return self.tried[name]
@@ -233,7 +238,7 @@ class _Trials:
     @property
     def best(self) -> str:
         """The name of the best trial; NumericalError if none can adapt."""
-        sign = -1 if self.domain.higher_is_better else 1
+        sign = -1 if self.domain.criterion[1] else 1
         sound = {name: sign * one.score for name, one in self.tried.items() if math.isfinite(one.score)}
         if not sound:
             raise NumericalError(
@@ -246,10 +251,13 @@ class _Trials:
         """The best trial, from whose end training goes on."""
         name = self.best
         told = ", ".join(f"{one.score:.4g} with {other}" for other, one in self.tried.items())
-        why = f"validation {self.domain.headline} of short trials: {told}"
+        why = f"validation {self.domain.criterion[0]} of short trials: {told}"
+        if name.endswith(RANDOM):
+            why_not = "random parameters are a better start than those after steps on all rows"
+            choices[:] = [Choice("pretrain", 0, why_not) if c.name == "pretrain" else c for c in choices]
         choices.append(Choice("method", f"imaml, {name}", why))
         best = self.tried[name]
-        return Chosen(best.method, best.theta, best.seconds)
+        return Chosen(best.method, best.theta, best.seconds, best.score)
 
 
 def pretrained(

@@ -57,9 +57,12 @@ def usual(domain: Domain, split: str) -> int:
         split: The split that they are drawn from.
 
     Returns:
-        1,000. Of a fixed number of tasks at most 20 draws of each, and at least one.
+        1,000. Of a fixed number of tasks at most 20 draws of each, and at least one; one if all draws of a
+        task are the same.
     """
     size = domain.size(split)
+    if size is not None and not domain.repeats:
+        return max(2, size)
     return 1000 if size is None else max(2, size, min(1000, 20 * size))
 
 
@@ -323,6 +326,7 @@ def evaluate_theta(
         number=number,
         held_out=domain.held_out(split),
         unscored={name: count for name, count in unscored.items() if count},
+        before_values=before,
     )
     solving = method.new_task
     if not alone or not domain.alone or solving is None or solving.problem.adapt.choice is not None:

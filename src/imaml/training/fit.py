@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from ..domains.tasks.losses import RowLoss
 from ..inner.newton import NewtonCG
 from ..linear.cg import CG
 from ..predict import save
+from ..problems.precision import Theta
 from .choosing import choose
 from .directory import write_config
 from .experiment import assemble
@@ -35,6 +37,7 @@ from .intervals import scaled_errors
 from .loop import Run, Watch
 
 MOST_STEPS = 5000
+SPARE = 0.95  # of the time that is left is planned
 OPTIMISERS = {
     "adam": Optimiser("adam", 1e-3, clip=10.0, log_scale=3.0),
     "muon": Optimiser("muon", 7e-3, warmup=20, clip=1.0),
@@ -167,6 +170,7 @@ def fit(
         choices.append(Choice("optimiser", f"{name}, {optimiser.learning_rate:g}", why))
     transform = None if isinstance(optimiser, Optimiser) else optimiser
     plan = Config(domain.recipe, IMAMLRecipe(), described(optimiser), training)
+    score = math.nan
     if method is None:
         names = adapt_names(domain.recipe.model, adapt, jax.eval_shape(domain.init, jax.random.key(0)))
         began = time.monotonic()
@@ -176,13 +180,13 @@ def fit(
             choices.append(Choice("method", "evidence", "the likelihood is what Newton's method maximises"))
         else:
             found = choose(plan, domain, transform, strength, names, pretrain, start, choices, progress)
-            method, start = found.method, found.start
+            method, start, score = found.method, found.start, found.score
             if minutes is not None:
                 # At least half of what was asked for, whatever the trials took.
                 left = max(minutes - (time.monotonic() - began) / 60, minutes / 2)
                 training = replace(training, minutes=left)
                 if steps is None and found.seconds:  # so that the learning rate falls to zero in that time
-                    planned = max(10, min(MOST_STEPS, int(60 * left / found.seconds)))
+                    planned = max(10, min(MOST_STEPS, int(SPARE * 60 * left / found.seconds)))
                     training = replace(training, **_rhythm(domain, planned))
     elif strength is not None or adapt is not None or pretrain is not None:
         raise ConfigError(
@@ -193,10 +197,14 @@ def fit(
         for choice in choices:
             note(f"chosen   {choice}")
     experiment = assemble(replace(plan, method=method, training=training), domain, transform)
-    best: dict[str, Tree] = {}
+    name, higher = domain.criterion
+    best: dict[str, Any] = {}
+    if not math.isnan(score):
+        best.update(step=0, theta=start, scores={name: score})
 
     def validated(told: dict[str, Any]) -> bool | None:
-        if told["best"]:
+        new = told["scores"][name] * (1 if higher else -1)
+        if told["best"] and not (best and new <= best["scores"][name] * (1 if higher else -1)):
             best.update(told)
         return None if on_validation is None else on_validation(told)
 
@@ -204,6 +212,13 @@ def fit(
     if run.reason != "interrupted":
         if best:
             run = replace(run, theta=best["theta"])
+            if best["step"] != run.step and progress is not False:
+                note(f"kept     the parameters of step {best['step']}: their validation {name} is the best")
+        logs = Theta.of(run.theta).log_strength
+        if logs is not None and np.ndim(logs) == 0:
+            choices.append(Choice("strength", f"{float(np.exp(logs)):.3g}", "learned"))
+            if progress is not False:
+                note(f"learned  {choices[-1]}")
         run = finish(run, run.step == 0 and start is None)
     return replace(run, choices=tuple(choices))
 

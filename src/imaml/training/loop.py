@@ -392,8 +392,8 @@ class Loop:
         with self.interrupts.stoppable():
             result = evaluate_theta(domain, method, self._theta(state), **self._validation())
         self.last, self.owed = result, False
-        score = result.scores[domain.headline]
-        sign = 1 if domain.higher_is_better else -1
+        name, higher = domain.criterion
+        score, sign = result.scores[name], 1 if higher else -1
         better = not math.isnan(score) and (math.isnan(self.best) or sign * score > sign * self.best)
         self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
         self.began += time.monotonic() - began  # a validation is no training time

@@ -38,6 +38,7 @@ class Evaluation:
         number: Of such a domain, and of one whose draws are not all different: which task each draw is.
         held_out: False if the split has no tasks of its own, and those of training were scored.
         unscored: Number of tasks without a finite score, of "before" and of each baseline that has such.
+        before_values: Scores of each task before adaptation.
         coverage: Of calibrated prediction intervals: their level, the share of query rows that they cover,
             a mean over tasks, and the half-width of its interval; else None.
     """
@@ -60,6 +61,7 @@ class Evaluation:
     number: np.ndarray | None = None
     held_out: bool = True
     unscored: Mapping[str, int] = field(default_factory=dict)
+    before_values: Mapping[str, np.ndarray] = field(default_factory=dict)
     coverage: tuple[float, float, float] | None = None
 
     def to_json(self) -> dict[str, object]:
@@ -105,6 +107,40 @@ class Evaluation:
         found = [name for name, (gap, half) in self.paired().items() if sign * gap < -half]
         return sorted(found, key=lambda name: -sign * self.baselines[name])
 
+    def gained(self, name: str) -> tuple[float, float]:
+        """Compare a score after adaptation with that before, task by task.
+
+        Args:
+            name: The score.
+
+        Returns:
+            The mean difference, after minus before, and the half-width of its 95 % interval.
+        """
+        after, before = {name: self.values[name]}, {name: self.before_values[name]}
+        means, widths = paired_differences(after, before, self.number)
+        return means[name], widths[name]
+
+    def verdicts(self) -> list[str]:
+        """Say what the differences show: which baseline is better, and what adaptation is not better than.
+
+        Returns:
+            Sentences; none if adaptation is better than all.
+        """
+        found = []
+        better, gaps = self.worse_than(), self.paired()
+        if better:
+            found.append(f"{better[0].replace('_', ' ')} is better than adaptation here: use it instead")
+        if self.headline in self.before_values:
+            gaps = {"before adaptation": self.gained(self.headline), **gaps}
+        alike = [name.replace("_", " ") for name, (gap, half) in gaps.items() if abs(gap) <= half]
+        if alike:
+            found.append(f"no difference can be shown from: {', '.join(alike)}")
+        if "loss" in self.before_values and self.headline != "loss":
+            gap, half = self.gained("loss")
+            if gap > half:
+                found.append("the loss is larger after adaptation than before: raise the strength")
+        return found
+
     def beside(self, others: Mapping[str, Evaluation]) -> Evaluation:
         """Add the scores of other runs on the same tasks to the baselines.
 
@@ -143,8 +179,9 @@ class Evaluation:
         def show(mean: float, half: float) -> str:
             if not np.isfinite(mean):
                 return "no task has a finite score"
-            if percent:
-                return f"{100 * mean:.2f} % +- {100 * half:.2f}"
+            return f"{100 * mean:.2f} % +- {100 * half:.2f}" if percent else plain(mean, half)
+
+        def plain(mean: float, half: float) -> str:
             return f"{mean:.4f} +- {half:.4f}" if np.isfinite(half) else f"{mean:.4f} (one task: no interval)"
 
         what = f"{self.tasks} tasks never seen in training"
@@ -162,13 +199,19 @@ class Evaluation:
             facts.append((other.replace("_", " "), mean, self.baselines_ci95[other]))
             if np.isfinite(gaps[other][1]):
                 facts.append((f"  {name} minus this, paired", *gaps[other]))
-        width = max(len(label) for label, _, _ in facts)
-        lines += [f"  {label:<{width}}  {show(mean, half)}" for label, mean, half in facts]
+        rows = [(label, show(mean, half)) for label, mean, half in facts]
+        if percent and "loss" in self.before:
+            rows.append(("loss before adaptation", plain(self.before["loss"], self.before_ci95["loss"])))
+            rows.append(("loss after adaptation", plain(self.scores["loss"], self.ci95["loss"])))
+        if "calibration_error" in self.scores:
+            sure = plain(self.scores["calibration_error"], self.ci95["calibration_error"])
+            rows.append(("calibration error after adaptation", sure))
+        width = max(len(label) for label, _ in rows)
+        lines += [f"  {label:<{width}}  {text}" for label, text in rows]
         if self.coverage is not None:
             level, share, half = (100 * part for part in self.coverage)
-            lines.append(f"  {level:g} % intervals cover {share:.1f} % +- {half:.1f} of a task's rows")
-        if better := self.worse_than():
-            lines.append(f"  {better[0].replace('_', ' ')} is better than adaptation here: use it instead")
+            lines.append(f"  {level:g} % intervals cover {share:.1f} % +- {half:.1f} of a task's query rows")
+        lines += [f"  {verdict}" for verdict in self.verdicts()]
         if self.failed:
             counted = "counted as wrong in every accuracy, and " if percent else ""
             lines.append(

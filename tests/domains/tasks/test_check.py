@@ -161,7 +161,7 @@ def test_the_command(tmp_path, capsys):
     assert (found["status"], found["findings"], found["facts"]["tasks"]) == ("clean", [], 12)
     counting = table(tmp_path / "b.csv", who=GROUPS, n=np.arange(48), a=X[:, 0], y=Y)
     assert main(["data", "check", counting, "--task=who", "--target=y"]) == 1
-    assert "n only count(s) the rows" in capsys.readouterr().out
+    assert "only count the rows are used as numbers: n" in capsys.readouterr().out
     gaps = table(tmp_path / "c.csv", who=["", *GROUPS[1:]], a=["", "", *X[2:, 0]], y=Y)
     assert main(["data", "check", gaps, "--task=who", "--target=y"]) == 2
     out = capsys.readouterr().out

@@ -434,6 +434,30 @@ def test_baselines_of_numbers_are_scikit_learn_s(made):
     np.testing.assert_allclose(found["one linear model for all tasks"], rmse(pooled.predict(q)), rtol=1e-4)
 
 
+def test_a_level_for_each_task_is_that_of_a_random_intercept():
+    """Variances by analysis of variance, and the predictor by its dense formula."""
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(24), rng.integers(4, 9, 24))
+    x = rng.normal(size=(len(owner), 2))
+    y = x @ [1.0, -2.0] + rng.normal(0, 2, 24)[owner] + rng.normal(size=len(owner))
+    domain = domain_of(Tasks.from_arrays(x, y, owner), "linear", standardise=False)[0]
+    training = np.isin(owner, domain.splits["train"])
+    pooled = Ridge(alpha=0).fit(x[training], y[training])
+    owner, rest = owner[training], y[training] - pooled.predict(x[training])
+    each = [rest[owner == task] for task in np.unique(owner)]
+    sizes, total, groups = np.array([len(one) for one in each]), len(owner), len(each)
+    within = sum(np.sum((one - one.mean()) ** 2) for one in each) / (total - groups)
+    spread = sum(len(one) * (one.mean() - rest.mean()) ** 2 for one in each) / (groups - 1)
+    between = (spread - within) / ((total - np.sum(sizes**2) / total) / (groups - 1))
+    assert between > 1
+    (few, known), (q, z) = map(rows_in, SAMPLE(domain, KEYS[2]))
+    covariance = within * np.eye(len(few)) + between
+    level = between * np.sum(np.linalg.solve(covariance, known[:, 0] - pooled.predict(few)))
+    error = np.sqrt(np.mean((pooled.predict(q) + level - z[:, 0]) ** 2))
+    found = domain.baselines(SAMPLE(domain, KEYS[2]))["that model and a level for each task"]
+    np.testing.assert_allclose(found, error, rtol=1e-4)
+
+
 def test_baselines_of_classes_are_scikit_learn_s(made):
     domain = made["classes"]
     for key in KEYS[:5]:
@@ -470,13 +494,15 @@ def test_baselines_of_counts(made):
     fitted = PoissonRegressor(alpha=0, tol=1e-10, max_iter=1000).fit(
         inputs, targets[:, 0] / exposure, weights
     )
-    np.testing.assert_allclose(domain.pooled[:, 0], [fitted.intercept_, *fitted.coef_], atol=2e-3)
+    np.testing.assert_allclose(
+        domain.pooled.coefficients[:, 0], [fitted.intercept_, *fitted.coef_], atol=2e-3
+    )
 
 
 def test_the_pooled_dispersion_is_that_of_its_moments(made):
     domain = made["overdispersed counts"]
     inputs, targets, _ = training_rows(domain)
-    pooled = np.asarray(domain.pooled, np.float64)
+    pooled = np.asarray(domain.pooled.coefficients, np.float64)
     assert pooled.shape == (4, 2)
     mean = np.exp(np.column_stack([np.ones(len(inputs)), inputs]) @ pooled[:, 0])
     moment = np.sum((targets[:, 0] - mean) ** 2 - mean) / np.sum(mean**2)

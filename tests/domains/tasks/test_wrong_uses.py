@@ -162,7 +162,10 @@ CONSTRUCTORS = {
     "too few names": (lambda: Tasks.from_list([(X, Y)] * 2, names=["a"]), "names: expected 2 different ones"),
     "no frame": (lambda: Tasks.from_frame(X, "who", "y"), "frame: expected a data frame .*, got a ndarray"),
     "a column misspelt": (lambda: Tasks.from_frame(FRAME, "whom", "y"), "column: .* got 'whom'.*'who'"),
-    "a feature misspelt": (lambda: Tasks.from_frame(FRAME, "who", "y", ["aa"]), "column: .* got 'aa'"),
+    "a feature misspelt": (
+        lambda: Tasks.from_frame(FRAME, "who", "y", ["aa"]),
+        "columns: .* 'aa' among them.*is 'a' meant",
+    ),
     "a column of texts and numbers": (
         lambda: Tasks.from_frame({**FRAME, "name": ["n", 1] * 16}, "who", "y"),
         r"columns: expected numbers, got others in name",
@@ -424,7 +427,10 @@ USES = {
         "y: expected at most 2 classes, .* got 3",
     ),
     "counts of an adapted task": (_adapt("counts", X[:2], [1, -1]), "y: expected counts, .*, got -1"),
-    "a column is missing": (_adapt("frame", {"a": [1.0], "y": [2.0]}), "column: expected one of .*, got 'b'"),
+    "a column is missing": (
+        _adapt("frame", {"a": [1.0], "y": [2.0]}),
+        "columns: expected 'b' among them, got a, y",
+    ),
     "a column of texts": (_adapt("frame", {"a": ["u"], "b": [1.0], "y": [2.0]}), "columns: .* others in a"),
     "a frame without a target": (
         _adapt("frame", {"a": [1.0], "b": [2.0]}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,35 @@ def confidences(logits: Array, labels: Array, weights: Array) -> Array:
     return jnp.zeros((BINS, 3), sure.dtype).at[bins].add(parts.astype(sure.dtype))
 
 
+class Pooled(NamedTuple):
+    """One linear model of all training rows.
+
+    Attributes:
+        coefficients: ``(features + 1, outputs)``, intercept first.
+        rows: Of numbers: to how many rows without a level of their own the model's level for a task amounts,
+            ``(outputs,)``; else None. It is the variance within tasks over that between tasks.
+    """
+
+    coefficients: Array
+    rows: Array | None
+
+    def level(self, support: Rows, predicted: Array) -> Array:
+        """Return a task's level above the model: its mean residual, shrunk towards zero.
+
+        That is the best linear unbiased predictor of a random intercept (Robinson 1991, eq. 1.2).
+
+        Args:
+            support: The task's support set.
+            predicted: The model's predictions for it, ``(n, outputs)``.
+
+        Returns:
+            ``(outputs,)``.
+        """
+        assert self.rows is not None
+        total = jnp.sum(support.weights[:, None] * (support.targets - predicted), axis=0)
+        return total / (jnp.sum(support.weights) + self.rows)
+
+
 def pooled_model(
     coded: Sequence[np.ndarray],
     inputs: Sequence[ArraySpec],
@@ -136,7 +166,8 @@ def pooled_model(
     offset: np.ndarray | None,
     loss: RowLoss,
     classes: int,
-) -> Array | None:
+    owner: np.ndarray,
+) -> Pooled | None:
     """Fit one linear model of all training rows: of classes their indicators, of counts their logarithms.
 
     Args:
@@ -147,9 +178,10 @@ def pooled_model(
         offset: ``(rows,)``, or None.
         loss: The loss.
         classes: How many classes there are; 0 of numbers.
+        owner: The task of each row, ``(rows,)``.
 
     Returns:
-        Coefficients ``(features + 1, outputs)``, intercept first; None if there are too many features.
+        The model; None if there are too many features.
     """
     features = sum(int(np.prod(spec.shape)) for spec in inputs)
     if features > POOLED_FEATURES:
@@ -162,14 +194,28 @@ def pooled_model(
     ]
     design = np.column_stack([np.ones(len(columns[0])), *columns])
     wanted = np.eye(classes)[targets[::every]] if classes else targets[::every].astype(np.float64)
-    weights = weights[::every]
+    weights, shift = weights[::every], np.zeros(len(design)) if offset is None else offset[::every]
     if loss.targets == "counts":
-        shift = np.zeros(len(design)) if offset is None else offset[::every]
-        return jnp.asarray(
-            _log_linear(design, wanted[:, 0], weights, shift, loss.outputs_for(1)), jnp.float32
-        )
+        found = _log_linear(design, wanted[:, 0], weights, shift, loss.outputs_for(1))
+        return Pooled(jnp.asarray(found, jnp.float32), None)
+    if not classes:
+        wanted[:, 0] -= shift
     root = np.sqrt(weights)[:, None]
-    return jnp.asarray(np.linalg.lstsq(root * design, root * wanted, rcond=None)[0], jnp.float32)
+    found = np.linalg.lstsq(root * design, root * wanted, rcond=None)[0]
+    rows = None if classes else _ratio(wanted - design @ found, owner[::every])
+    return Pooled(jnp.asarray(found, jnp.float32), None if rows is None else jnp.asarray(rows, jnp.float32))
+
+
+def _ratio(residuals: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """The variance within tasks over that between them, by analysis of variance (Searle et al. 1992, 3.6)."""
+    task, counts = np.unique(owner, return_inverse=True, return_counts=True)[1:]
+    total, groups = len(residuals), len(counts)
+    means = np.stack([np.bincount(task, column) for column in residuals.T], 1) / counts[:, None]
+    within = np.sum((residuals - means[task]) ** 2, axis=0) / max(total - groups, 1)
+    spread = counts @ (means - residuals.mean(axis=0)) ** 2 / max(groups - 1, 1)
+    usual = (total - np.sum(counts**2) / total) / max(groups - 1, 1)  # rows of a task
+    between = (spread - within) / max(usual, 1.0)
+    return np.clip(within / np.maximum(between, 1e-12), 1e-6, 1e6)
 
 
 def _log_linear(

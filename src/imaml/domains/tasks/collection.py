@@ -327,6 +327,15 @@ class Tasks:
         place = TasksFile(str(path), "images", side=side, colour=bool(colour))
         return replace(made, source=str(path), file=place)
 
+    def __repr__(self) -> str:
+        """Return one line: how many tasks of how many rows, and what a row is."""
+        kind = "classes" if self.episodes else "tasks"
+        shapes = ", ".join(str(array.shape[1:]) for array in self.inputs)
+        return (
+            f"Tasks: {len(self):,} {kind} of {self.counts.min()} to {self.counts.max()} rows, "
+            f"{int(self.counts.sum()):,} in all; inputs of shape {shapes}"
+        )
+
     def __len__(self) -> int:
         """Return the number of tasks, or of classes if tasks are episodes."""
         return len(self.names)

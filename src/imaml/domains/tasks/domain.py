@@ -184,7 +184,7 @@ class TasksDomain(Grouped, TasksInterface):
         counts: The rows of each group, ``(groups,)``.
         supports: The rows of each group's support set, ``(groups,)``.
         splits: Group numbers by split.
-        pooled: The coefficients of one linear model for all training rows, intercept first, or None.
+        pooled: One linear model for all training rows, or None.
         most: The rows of the largest group.
         recipe: The recipe.
     """
@@ -197,7 +197,7 @@ class TasksDomain(Grouped, TasksInterface):
     counts: Tree
     supports: Tree
     splits: dict[str, Array]
-    pooled: Tree
+    pooled: simple.Pooled | None
     most: int = field(metadata={"static": True})
     recipe: TasksRecipe = field(metadata={"static": True})
 
@@ -214,6 +214,12 @@ class TasksDomain(Grouped, TasksInterface):
         return dict(zip(LEVELS, self.recipe.quantiles, strict=False))
 
     @property
+    def repeats(self) -> bool:  # type: ignore[override]
+        """Whether draws of one task differ; not if all rows behind its first ones are the query set."""
+        left = np.asarray(self.counts) - np.asarray(self.supports)
+        return self.recipe.order == "random" or bool(left.max() > self.recipe.queries)
+
+    @property
     def alone(self) -> bool:  # type: ignore[override]
         """Whether a network for each task is a baseline; of a linear model ridge regression is."""
         model = self.recipe.model
@@ -223,6 +229,11 @@ class TasksDomain(Grouped, TasksInterface):
     def higher_is_better(self) -> bool:
         """Whether more of the headline is better."""
         return self.headline == "accuracy"
+
+    @property
+    def criterion(self) -> tuple[str, bool]:
+        """Of classes the loss: by accuracy, parameters with bad probabilities would be chosen."""
+        return ("loss", False) if self.classes else super().criterion
 
     @property
     def classes(self) -> bool:
@@ -357,9 +368,10 @@ class TasksDomain(Grouped, TasksInterface):
         """Return the scores of simple models, of each task alone and of all training rows.
 
         Of numbers: the support set's mean; ridge regression on the support set; least squares on all training
-        rows. Of classes: the support's most frequent class; the nearest mean of a class's support inputs; for
-        classes that all tasks share, least squares on all training rows. Of counts: the support set's rate;
-        Poisson regression on all training rows. Of a loss of the user's own: none.
+        rows, alone and with a random intercept. Of classes: the support's most frequent class; the nearest
+        mean of a class's support inputs; for classes that all tasks share, least squares on all training
+        rows. Of counts: the support set's rate; Poisson regression on all training rows. Of a loss of the
+        user's own: none.
         """
         support, query = task
         loss = self.recipe.loss
@@ -378,10 +390,14 @@ class TasksDomain(Grouped, TasksInterface):
             found["support mean"] = jnp.broadcast_to(mean, query.targets.shape)
             found["ridge on the support set"] = simple.ridge(inputs, asked, support)
         if self.pooled is not None:
-            pooled = asked @ self.pooled[1:] + self.pooled[0]
+            model = self.pooled.coefficients
+            pooled, fitted = (rows @ model[1:] + model[0] for rows in (asked, inputs))
             if query.offset is not None:
                 pooled = pooled.at[:, 0].add(query.offset)
+                fitted = fitted.at[:, 0].add(support.offset)
             found["one linear model for all tasks"] = pooled
+            if self.pooled.rows is not None:
+                found["that model and a level for each task"] = pooled + self.pooled.level(support, fitted)
         return {name: self._scores(outputs, query)[self.headline] for name, outputs in found.items()}
 
     def scenes(self, before: Tree, after: Tree, task: Task) -> list[Scene]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...core.tree import Tree
-from ...core.validation import not_one_of, some_of
+from ...core.validation import some_of
 from .values import as_array, rows_alike
 
 MOST_LEVELS = 50  # texts of a column; one with more is a name or a key
@@ -108,7 +109,12 @@ def _coded(columns: Mapping[str, Tree], features: Sequence[str]) -> dict[str, np
         if name in columns:
             found[name] = np.asarray(columns[name])
         elif column is None:
-            raise DataError(not_one_of("column", name.partition("=")[0], list(columns)))
+            wanted = name.partition("=")[0]
+            near = difflib.get_close_matches(wanted, columns, 1)
+            raise DataError(
+                f"columns: expected {wanted!r} among them, got {some_of(list(columns))}."
+                + (f" Hint: is {near[0]!r} meant?" if near else "")
+            )
         else:
             level = name[len(column) + 1 :]
             levels.setdefault(column, []).append(level)
@@ -178,11 +184,11 @@ def warn_of_keys(inputs: np.ndarray, names: Sequence[str]) -> None:
             counting.append(name)
         elif name.lower().endswith("id") and not np.any(column % 1):
             keys.append(name)
-    for found, what in ((counting, "only count(s) the rows"), (keys, "seem(s) to be a key")):
+    for found, what in ((counting, "only count the rows"), (keys, "seem to be keys")):
         if found:
             warnings.warn(
-                f"features: {some_of(found)} {what}, and is used as a number. Hint: name the columns to use, "
-                "features=[...].",
+                f"features: columns that {what} are used as numbers: {some_of(found)}. Hint: name the "
+                "columns to use, features=[...].",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 DRAWS = 400  # of predictive intervals that are simulated
 LEVEL = 0.9  # of the intervals of answers to files
+LISTED = 10  # classes whose probabilities are all shown
 LEVELS = (*(i / 20 for i in range(1, 20)), 0.99)  # of the quantiles that a calibration keeps
 PARTS = ("x", "y", "offset", "weights")  # the arrays of rows by name
 
@@ -417,6 +418,9 @@ class TasksInterface(DomainBase):
             chances = predictor.predict_proba(query, uncertainty)
             for row, one in zip(rows, chances, strict=True):
                 row["probability"] = round(float(one.max()), 6)
+                if len(one) <= LISTED:
+                    each = zip(predictor.classes.tolist(), one, strict=True)
+                    row |= {f"P({name})": round(float(chance), 6) for name, chance in each}
         elif uncertainty:
             interval = predictor.predict_interval(query, LEVEL)
             for row, low, high in zip(rows, interval.low, interval.high, strict=True):
