@@ -127,7 +127,7 @@ def filled(
             None if tasks.offset is None else tasks.offset[training],
             row,
             len(layout.levels or ()),
-            np.repeat(numbers["train"], tasks.counts[numbers["train"]]),
+            np.repeat(np.arange(len(tasks)), tasks.counts)[training],
         )
     return TasksDomain(
         inputs=jax.tree.map(jnp.asarray, assemble(json.loads(tasks.structure), coded.__getitem__)),
