@@ -103,7 +103,7 @@ def test_a_function_that_has_no_such_form_is_compiled(folder):
     assert not files(folder)
 
 
-@recipe("linear")
+@recipe()
 class OfAnotherModule(CG):
     pass
 

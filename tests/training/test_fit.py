@@ -13,6 +13,7 @@ import imaml
 from imaml.config.method import IMAMLRecipe
 from imaml.domains.tasks.build import domain_of
 from imaml.training.choosing import Chosen, pretrained
+from imaml.training.evaluation import usual
 from imaml.training.fit import LEVELS
 
 
@@ -113,6 +114,7 @@ def test_a_task_without_rows_gets_the_population_s_prediction_and_a_wider_interv
     assert wide.high[0] - wide.low[0] > 3 * (narrow.high[0] - narrow.low[0])
 
 
+@pytest.mark.slow
 def test_intervals_cover_new_tasks_as_often_as_they_say():
     tasks = imaml.Tasks.from_arrays(*lines(groups=120, noise=0.5))
     run = imaml.fit(tasks, "linear", shots=4, strength=0.05, steps=60, validation=0.4, progress=False)
@@ -132,10 +134,11 @@ def test_intervals_cover_new_tasks_as_often_as_they_say():
     given = imaml.Tasks.from_list(
         [((x[group == i][:4], y[group == i][:4]), (x[group == i][4:], y[group == i][4:])) for i in range(100)]
     )
-    level, share, half = run.evaluate(given, tasks=300).coverage
+    found = run.evaluate(given, tasks=300)
+    level, share, half = found.coverage
     assert level == 0.9
     assert abs(share - np.mean(inside[0.9])) < half
-    assert f"90 % intervals cover {100 * share:.1f} %" in str(run.evaluate(given, tasks=300))
+    assert f"90 % intervals cover {100 * share:.1f} %" in str(found)
 
 
 def test_callbacks_see_every_step_and_may_stop():
@@ -199,6 +202,7 @@ def test_a_model_that_no_process_holds_gets_a_message_that_says_how_to_give_it(t
         imaml.load(tmp_path / "own.imaml")
 
 
+@pytest.mark.slow
 def test_a_network_for_each_task_is_a_baseline_of_networks():
     """It is what adapting from random parameters gives."""
     rng = np.random.default_rng(0)
@@ -217,6 +221,7 @@ def test_a_network_for_each_task_is_a_baseline_of_networks():
     assert name not in imaml.fit(tasks, "linear", **options).evaluate().baselines
 
 
+@pytest.mark.slow
 def test_the_start_is_kept_if_its_validation_is_the_best(monkeypatch, capsys):
     start = imaml.fit(TASKS, "linear", strength=0.01, steps=1, progress=False).theta
 
@@ -229,6 +234,7 @@ def test_the_start_is_kept_if_its_validation_is_the_best(monkeypatch, capsys):
     assert "kept     the parameters of step 0: their validation rmse is the best" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_parameters_are_chosen_by_the_loss_of_classes():
     """Not by accuracy, which does not see bad probabilities."""
     labels = np.where(TASKS_Y > TASKS_X + 5, "a", "b")
@@ -244,7 +250,6 @@ def test_parameters_are_chosen_by_the_loss_of_classes():
 
 
 def test_tasks_that_are_drawn_alike_are_drawn_once():
-    first = imaml.fit(TASKS, "linear", shots=4, order="first", strength=0.01, steps=1, progress=False)
-    assert first.evaluate().tasks == 6
-    drawn = imaml.fit(TASKS, "linear", shots=4, strength=0.01, steps=1, progress=False)
-    assert drawn.evaluate().tasks == 120
+    alike, drawn = (domain_of(TASKS, "linear", shots=4, order=order)[0] for order in ("first", "random"))
+    assert usual(alike, "test") == 6
+    assert usual(drawn, "test") == 120
