@@ -113,6 +113,7 @@ def test_only_recipes_of_this_package_have_a_text():
     assert text_of(IMAMLRecipe(), CG(steps=3)) == text_of(IMAMLRecipe(), CG(steps=3))
     assert text_of(CG(steps=3)) != text_of(CG(steps=4))
     assert text_of(IMAMLRecipe(linear=OfAnotherModule(steps=3))) is None
+    assert text_of(Status(jnp.int8(0))) is None  # no recipe
     tasks = imaml.Tasks.from_list([(np.arange(4.0), np.arange(4.0)) for _ in range(10)])
     model = (lambda key: {"w": jnp.ones((1, 1))}, lambda w, x: x @ w["w"])
     for own in ({"model": model}, {"model": "linear", "loss": lambda o, y: (o[:, 0] - y[:, 0]) ** 2}):

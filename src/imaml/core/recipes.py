@@ -192,7 +192,10 @@ def text_of(*values: Recipe) -> str | None:
             rest += [getattr(value, f.name) for f in fields(value)]
         elif callable(value):
             return None
-    return json.dumps([to_json(value) for value in values], sort_keys=True)
+    try:
+        return json.dumps([to_json(value) for value in values], sort_keys=True)
+    except (ConfigError, TypeError):  # a part of this package that is no recipe
+        return None
 
 
 def from_json(value: Json) -> Recipe:
