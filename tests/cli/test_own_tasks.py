@@ -158,7 +158,9 @@ def test_a_run_prints_its_choices_scores_and_files(place, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert "chosen   shots: 0.5 (half of each task's rows)" in err
     assert "ridge on the support set" in out
-    told = dict(line.split(maxsplit=1) for line in out.splitlines()[-3:])
+    *_, run, artefact, report, last = out.splitlines()
+    told = dict(line.split(maxsplit=1) for line in (run, artefact, report))
+    assert last == "a new task: imaml adapt runs/lines --support FILE --query FILE"
     assert told["run"] == "runs/lines"
     assert Path(told["artefact"]).is_file()
     assert Path(told["report"]).is_file()

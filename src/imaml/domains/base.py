@@ -62,7 +62,7 @@ class DomainBase(UserData):
         headline: The metric that a validation is judged by.
         higher_is_better: Whether more of the headline is better.
         convex: Whether `loss` is convex in the parameters.
-        widths: Of calibrated prediction intervals the half-width in predicted standard deviations, by level.
+        interval_widths: Half-widths of calibrated intervals in predicted standard deviations, by level.
         repeats: Whether draws of one task differ.
         alone: Whether an evaluation has the network that learns each task alone as a baseline.
     """
@@ -73,7 +73,7 @@ class DomainBase(UserData):
     convex: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
     alone: ClassVar[bool] = False
-    widths: ClassVar[Mapping[float, float]] = MappingProxyType({})
+    interval_widths: ClassVar[Mapping[float, float]] = MappingProxyType({})
 
     @property
     def criterion(self) -> tuple[str, bool]:

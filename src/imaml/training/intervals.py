@@ -57,7 +57,7 @@ def with_coverage(found: Evaluation, learner: Learner, domain: DomainBase) -> Ev
     Returns:
         The evaluation; unchanged if intervals are not calibrated.
     """
-    width = domain.widths.get(LEVEL)
+    width = domain.interval_widths.get(LEVEL)
     if width is None:
         return found
     errors = scaled_errors(learner, domain, found.split, min(found.tasks, MOST), found.seed)

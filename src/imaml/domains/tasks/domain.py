@@ -209,7 +209,7 @@ class TasksDomain(Grouped, TasksInterface):
         return self.recipe.loss.headline
 
     @property
-    def widths(self) -> Mapping[float, float]:  # type: ignore[override]
+    def interval_widths(self) -> Mapping[float, float]:  # type: ignore[override]
         """Half-widths of calibrated intervals in predicted standard deviations, by level."""
         return dict(zip(LEVELS, self.recipe.quantiles, strict=False))
 
