@@ -45,9 +45,9 @@ def serve(kind, folder):
         found.append(learner.adapt(x[:rows], y[:rows]).predict(x[-2:])[0])
         spent.append(clock() - start)
     jax_time, load, first, *others = (1e3 * t for t in (jax_ready - began, loaded - jax_ready, *spent))
-    told = {"start JAX": jax_time, "load": load, "first adapt": first}
-    told |= {"new size": float(np.mean(others[:2])), "known size": float(np.max(others[2:]))}
-    print(json.dumps({"ms": told, "answers": [float(one) for one in found]}))
+    times = {"start JAX": jax_time, "load": load, "first adapt": first}
+    times |= {"new size": float(np.mean(others[:2])), "known size": float(np.max(others[2:]))}
+    print(json.dumps({"ms": times, "answers": [float(one) for one in found]}))
 
 
 def process(kind, folder):
@@ -76,8 +76,8 @@ def main(folder, model="mlp"):
     for kind in KINDS:
         for turn in ("first process", "second process")[: 2 if "kept" in kind else 1]:
             found = process(kind, folder)
-            told = ", ".join(f"{name} {ms:.1f} ms" for name, ms in found["ms"].items())
-            print(f"{kind}, {turn}: {told}; answers {np.round(found['answers'], 3).tolist()}", flush=True)
+            times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in found["ms"].items())
+            print(f"{kind}, {turn}: {times}; answers {np.round(found['answers'], 3).tolist()}", flush=True)
 
 
 if __name__ == "__main__":

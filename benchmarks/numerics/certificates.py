@@ -9,7 +9,7 @@ steps and 1 to a full number of steps of conjugate gradients, all log-uniform. T
 float64: the inner solve goes on to |F| < 1e-12, and the system there is solved by LU. A problem whose
 reference is not reached (for which "the solution near phi" does not exist) is drawn anew and counted.
 
-Then 2,000 new problems, a quarter of each kind, are looked through for errors that nobody is told of: off by
+Then 2,000 new problems, a quarter of each kind, are looked through for errors that are not reported: off by
 more than 10 %, with no bound, an estimate below 10 %, and a status that does not call it unreliable.
 """
 

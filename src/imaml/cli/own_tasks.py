@@ -312,8 +312,4 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
             with contextlib.suppress(OSError):
                 out.rmdir()
         raise
-    status = conclude(run, out, given.quiet)
-    if status is None and not given.quiet:
-        brought_too = "".join(f" --{option} {place}" for option, place in run.domain.recipe.brought.items())
-        print(f"a new task: imaml adapt {out} --support FILE --query FILE{brought_too}")
-    return status
+    return conclude(run, out, given.quiet)

@@ -219,8 +219,8 @@ def conclude(run: Run, out: Path, quiet: bool) -> int | None:
     assert config is not None
     typed = Path(sys.argv[0])
     program = "imaml" if shutil.which("imaml") or typed.name != "imaml" else typed
-    onwards = f"continue with: {program} train --resume --out {out}"  # can be typed here
-    onwards += "".join(f" --{option} {place}" for option, place in config.domain.brought.items())
+    brought = "".join(f" --{option} {place}" for option, place in config.domain.brought.items())
+    onwards = f"continue with: {program} train --resume --out {out}{brought}"  # can be typed here
     if run.reason == "interrupted":
         print(onwards)
         return STATUS
@@ -235,6 +235,8 @@ def conclude(run: Run, out: Path, quiet: bool) -> int | None:
     from ..report.run_page import write_report
 
     print(f"report   {write_report(out, examples(run))}")
+    if config.domain.own_tasks:
+        print(f"a new task: {program} adapt {out} --support FILE --query FILE{brought}")
     for doubt in _doubts(run, out) if config.domain.reads_table else ():
         print(f"warning: {doubt}")
     if summary := run.domain.summary(run.theta, run.method.problem)[1]:

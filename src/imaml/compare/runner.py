@@ -72,7 +72,7 @@ def compare(
         DataError: If the log of a run is damaged.
         Interrupted: If Ctrl-C or SIGTERM stopped a run.
     """
-    out, rows = Path(out), rows_of(names)  # a misspelt name is told before anything is read
+    out, rows = Path(out), rows_of(names)  # a misspelt name is refused before anything is read
     domain = base.domain.build()
     _check_plan(out, base, minutes, tasks)
     trials: dict[str, list[Trial]] = {name: [] for name in rows}

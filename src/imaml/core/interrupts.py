@@ -169,12 +169,12 @@ class Interrupts:
         Raises:
             Interrupted: If one comes, or came before.
         """
-        told = sys.unraisablehook
+        previous = sys.unraisablehook
 
         def tell(lost: sys.UnraisableHookArgs) -> None:
-            # Raised within a destructor or a callback of the garbage collector: told below, and no traceback.
+            # Raised within a destructor or a callback of the garbage collector: reported below.
             if not isinstance(lost.exc_value, Interrupted):
-                told(lost)
+                previous(lost)
 
         try:
             sys.unraisablehook = tell
@@ -188,7 +188,7 @@ class Interrupts:
             raise
         finally:
             self.free = False
-            sys.unraisablehook = told
+            sys.unraisablehook = previous
         if self.asked:  # or be lost
             raise Interrupted
 

@@ -123,9 +123,9 @@ def refuse_differences(
     """
     here, there = ({k: f"{a.dtype}{list(a.shape)}" for k, a in leaves.items()} for leaves in (found, wanted))
     if keys := [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]:
-        told = [f"{k}: expected {there.get(k, 'nothing')}, got {here.get(k, 'nothing')}" for k in keys[:4]]
-        told += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
-        raise refusal(f"{what}: {'; '.join(told)}. Hint: use the configuration that it was saved with.")
+        unlike = [f"{k}: expected {there.get(k, 'nothing')}, got {here.get(k, 'nothing')}" for k in keys[:4]]
+        unlike += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
+        raise refusal(f"{what}: {'; '.join(unlike)}. Hint: use the configuration that it was saved with.")
 
 
 def refuse_non_finite(arrays: Mapping[str, np.ndarray], path: Path) -> None:

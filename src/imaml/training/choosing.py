@@ -215,9 +215,9 @@ class _Trials:
             self.experiments[method] = assemble(plan, self.domain, self.transform)
         score, theta, times = math.nan, start, [time.monotonic()]
 
-        def watch(told: dict[str, Any]) -> bool:
+        def watch(record: dict[str, Any]) -> bool:
             times.append(time.monotonic())
-            return told["step"] >= steps
+            return record["step"] >= steps
 
         try:
             run = self.experiments[method].train(start=start, progress=False, on_step=watch)
@@ -250,8 +250,8 @@ class _Trials:
     def chosen(self, choices: list[Choice]) -> Chosen:
         """The best trial, from whose end training goes on."""
         name = self.best
-        told = ", ".join(f"{one.score:.4g} with {other}" for other, one in self.tried.items())
-        why = f"validation {self.domain.criterion[0]} of short trials: {told}"
+        scores = ", ".join(f"{one.score:.4g} with {other}" for other, one in self.tried.items())
+        why = f"validation {self.domain.criterion[0]} of short trials: {scores}"
         if name.endswith(RANDOM):
             why_not = "random parameters are a better start than those after steps on all rows"
             choices[:] = [Choice("pretrain", 0, why_not) if c.name == "pretrain" else c for c in choices]

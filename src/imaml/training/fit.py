@@ -198,15 +198,16 @@ def fit(
             note(f"chosen   {choice}")
     experiment = assemble(replace(plan, method=method, training=training), domain, transform)
     name, higher = domain.criterion
+    sign = 1 if higher else -1
     best: dict[str, Any] = {}
     if not math.isnan(score):
         best.update(step=0, theta=start, scores={name: score})
 
-    def validated(told: dict[str, Any]) -> bool | None:
-        new = told["scores"][name] * (1 if higher else -1)
-        if told["best"] and not (best and new <= best["scores"][name] * (1 if higher else -1)):
-            best.update(told)
-        return None if on_validation is None else on_validation(told)
+    def validated(record: dict[str, Any]) -> bool | None:
+        score = record["scores"][name]
+        if record["best"] and not (best and sign * score <= sign * best["scores"][name]):
+            best.update(record)
+        return None if on_validation is None else on_validation(record)
 
     run = experiment.train(out=out, start=start, progress=progress, on_step=on_step, on_validation=validated)
     if run.reason != "interrupted":

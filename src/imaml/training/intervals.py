@@ -29,15 +29,15 @@ def scaled_errors(
         seed: Seed of the tasks.
 
     Returns:
-        Of each task the errors of its query rows' coded targets.
+        The errors of each task's query rows, in coded units. A fixed number of tasks is drawn in turn.
 
     Raises:
         StructureError: If the method has no prior, so that a task has no posterior.
     """
     key, errors = jax.random.key(seed), []
-    draw = jax.jit(lambda domain, key: domain.sample(key, split))
+    draw = jax.jit(lambda domain, key, place: domain.gather(domain.draw_in_turn(key, split, place)))
     for i in range(tasks):
-        task = draw(domain, jax.random.fold_in(key, i))
+        task = draw(domain, jax.random.fold_in(key, i), i)
         posterior, query = learner.adapt(task.support).posterior, task.query
         found, noise = jax.device_get((posterior.outputs(query), posterior.noise))
         variance = np.diagonal(found.covariance, axis1=1, axis2=2) + noise

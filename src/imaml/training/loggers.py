@@ -17,20 +17,20 @@ from typing import Any
 
 from ..core.errors import ConfigError
 
-OMITTED = ("step", "theta")  # of what callbacks are told
+OMITTED = ("step", "theta")  # of what callbacks are given
 
 
-def scalars(told: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers in what a callback is told.
+def scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers in what a callback is given.
 
     Args:
-        told: What `on_step` or `on_validation` is called with.
+        record: What `on_step` or `on_validation` is called with.
 
     Returns:
         The numbers by name, those of a dict in it as "scores/rmse"; none of a step that is not logged.
     """
     found: dict[str, float] = {}
-    for name, value in told.items():
+    for name, value in record.items():
         parts = value if isinstance(value, Mapping) else {"": value}
         for part, number in parts.items() if name not in OMITTED else ():
             if isinstance(number, numbers.Real) and not isinstance(number, bool):
@@ -44,16 +44,16 @@ class Logger:
     A subclass defines `write`.
     """
 
-    def __call__(self, told: Mapping[str, Any]) -> None:
+    def __call__(self, record: Mapping[str, Any]) -> None:
         """Write the numbers of a step that is logged (`log_every`), or of a validation.
 
         Args:
-            told: What `fit` and `train` tell their callbacks.
+            record: What `fit` and `train` call their callbacks with.
         """
-        found = scalars(told)
+        found = scalars(record)
         if found:
-            prefix = "validation/" if "scores" in told else "train/"
-            self.write({prefix + name: value for name, value in found.items()}, int(told["step"]))
+            prefix = "validation/" if "scores" in record else "train/"
+            self.write({prefix + name: value for name, value in found.items()}, int(record["step"]))
 
     def write(self, values: dict[str, float], step: int) -> None:
         """Write numbers.

@@ -213,7 +213,7 @@ class Loop:
         """
         experiment, training, directory = self.experiment, self.training, self.directory
         self.domain, state, self.key = experiment.begin(start)
-        # What does not fit is told before anything is written.
+        # What does not fit is refused before anything is written.
         self.step.eval_shape(self.domain, state, self.key)  # type: ignore[attr-defined]
         described, self.fresh = experiment.config or experiment.reason, start is None
         shown = {"progress": progress, "total": training.steps, "minutes": training.minutes}
@@ -404,8 +404,8 @@ class Loop:
     def _tell(self, watch: Watch | None, state: State, count: int, **found: Any) -> None:
         """Call a callback, if there is one; the run ends after this step if it returns True."""
         if watch is not None:
-            told = {"step": count, "seconds": self._seconds(), "theta": self._theta(state), **found}
-            self.stopped |= watch(told) is True
+            record = {"step": count, "seconds": self._seconds(), "theta": self._theta(state), **found}
+            self.stopped |= watch(record) is True
 
     def _validation(self) -> dict[str, Any]:
         """Return which tasks a validation scores."""

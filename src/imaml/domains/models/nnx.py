@@ -180,7 +180,7 @@ def _graph(model: Any, given: bool) -> Any:
 
 
 def _drops(layer: Any) -> bool:
-    """Whether a layer drops units at random unless it is told not to."""
+    """Whether a layer drops units at random unless that is switched off."""
     from flax import nnx
 
     rate = layer.rate if isinstance(layer, nnx.Dropout) else getattr(layer, "dropout_rate", 0.0)

@@ -104,8 +104,8 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
         layout = replace(layout, digest=digest, pooled=pooled)
     recipe = replace(recipe, layout=replace(layout, splits=splits))
     others = {"weights": recipe.weights, "offset": recipe.offset}
-    told = described(table, layout, str(recipe.task), others, excluded, kept, recipe.missing == "mean")
-    return _domain(recipe, table.source, labels, names, (inputs, targets, weights), told)
+    read_as = described(table, layout, str(recipe.task), others, excluded, kept, recipe.missing == "mean")
+    return _domain(recipe, table.source, labels, names, (inputs, targets, weights), read_as)
 
 
 def _refuse_crossed(task: str, table: Table) -> None:
@@ -125,7 +125,7 @@ def _domain(
     labels: np.ndarray,
     names: list[str],
     arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
-    told: tuple[str, ...],
+    read_as: tuple[str, ...],
 ) -> Tables:
     """The domain of coded rows: those of one task after those of another."""
     from .domain import Tables
@@ -191,7 +191,7 @@ def _domain(
         sizes=(int(supports.max()), int(np.minimum(np.maximum(counts - supports, 1), MOST).max())),
         whole_most=min(int(counts_whole.max()), MOST_WHOLE),
         recipe=recipe,
-        read_as=told,
+        read_as=read_as,
     )
 
 

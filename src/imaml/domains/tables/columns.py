@@ -13,7 +13,7 @@ from ...core.validation import some_of
 from .cells import Table
 from .layout import Column, Layout, too_many
 
-LEVELS = 6  # of a category that are told
+LEVELS = 6  # of a category that are listed
 
 
 class Kept(NamedTuple):
@@ -78,8 +78,8 @@ def missing_error(table: Table, flags: Mapping[str, np.ndarray], hint: str) -> D
     cell = table.columns[name][row]
     found = repr(cell) if cell.strip() else "an empty cell"
     if sum(there.values()) > 1:
-        told = some_of([f"{count} in {column!r}" for column, count in there.items()], 20)
-        found += f" (missing in all: {told})"
+        listed = some_of([f"{count} in {column!r}" for column, count in there.items()], 20)
+        found += f" (missing in all: {listed})"
     return table.cell_error(name, row, "a value", hint, found)
 
 
@@ -192,22 +192,22 @@ def described(
     """
     sizes = np.unique(np.array(table.labels(task, "the task")), return_counts=True)[1]
     rows = f"{sizes.min()} to {sizes.max()}" if np.ptp(sizes) else f"{sizes[0]}"
-    told = {task: ("task", f"{sizes.size:,} tasks of {rows} rows")}
-    told[layout.target.name] = ("target", _coded(layout.target))
-    told |= {column.name: ("feature", _coded(column)) for column in layout.features}
-    told |= {name: (role, "numbers") for role, name in others.items() if name is not None}
-    told |= {name: ("excluded", f"{why}; to use it, name it in features") for name, why in excluded.items()}
+    roles = {task: ("task", f"{sizes.size:,} tasks of {rows} rows")}
+    roles[layout.target.name] = ("target", _coded(layout.target))
+    roles |= {column.name: ("feature", _coded(column)) for column in layout.features}
+    roles |= {name: (role, "numbers") for role, name in others.items() if name is not None}
+    roles |= {name: ("excluded", f"{why}; to use it, name it in features") for name, why in excluded.items()}
     for name in table.columns:
-        told.setdefault(name, ("excluded", "not named in features"))
+        roles.setdefault(name, ("excluded", "not named in features"))
     features = {column.name for column in layout.features}
     for name, count in kept.missing.items():
-        role, what = told[name]
+        role, what = roles[name]
         done = "filled in" if fill and name in features else "rows dropped"
-        told[name] = (role, f"{what}; missing cells: {count}, {done}")
-    width = max(map(len, told))
+        roles[name] = (role, f"{what}; missing cells: {count}, {done}")
+    width = max(map(len, roles))
     head = f"{table.source}: {table.rows:,} rows"
     head += f", and {kept.dropped:,} dropped for missing cells" if kept.dropped else ""
-    return head, *(f"  {name:<{width}}  {role:<8}  {what}" for name, (role, what) in told.items())
+    return head, *(f"  {name:<{width}}  {role:<8}  {what}" for name, (role, what) in roles.items())
 
 
 def _coded(column: Column) -> str:

@@ -275,13 +275,13 @@ class TablesInterface(DomainBase):
         alone = [self._tasks_of(part.query)[0] for part in parts if part.support is None]
 
         def note() -> str:
-            told = [self._judged(query, found)]
+            notes = [self._judged(query, found)]
             if alone:
-                told.append(
+                notes.append(
                     f"{len(alone)} of {len(parts)} tasks have no support rows, and are predicted as the "
                     f"population ({some_of(alone)})"
                 )
-            return "; ".join(filter(None, told))
+            return "; ".join(filter(None, notes))
 
         return Answers(rows, [done[0].lines[0], *(lines[i] for i in order)], done[0].about, note)
 

@@ -391,8 +391,8 @@ def _network(
 def _model_error(wanted: str, error: Exception) -> ConfigError:
     """The error on a model whose functions raise one."""
     lines = str(error).strip().splitlines()
-    told = f"{type(error).__name__}: {lines[0] if lines else ''}"
-    return ConfigError(f"fit: model: expected {wanted}, got an error ({told}).")
+    said = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return ConfigError(f"fit: model: expected {wanted}, got an error ({said}).")
 
 
 def _check_outputs(network: Network, row: RowLoss, layout: TaskLayout, wanted: int) -> None:

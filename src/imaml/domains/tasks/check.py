@@ -75,9 +75,9 @@ class Report:
             lines.append(f"{severity}: {message}")
             lines += [f"  do: {advice}"] * bool(advice)
         counts = Counter(finding.severity for finding in self.findings)
-        told = {"clean": "nothing to fix", "warnings": "usable, with", "unusable": "not usable:"}
+        words = {"clean": "nothing to fix", "warnings": "usable, with", "unusable": "not usable:"}
         parts = [f"{n} {kind}{'s' * (n != 1)}" for kind, n in sorted(counts.items())]
-        return "\n".join([*lines, f"{told[self.status]} {' and '.join(parts)}".rstrip()])
+        return "\n".join([*lines, f"{words[self.status]} {' and '.join(parts)}".rstrip()])
 
 
 def check(file: TasksFile) -> Report:
@@ -105,9 +105,9 @@ def check(file: TasksFile) -> Report:
             found += _of_splits(tasks, usable, file)
         except ImamlError as error:
             found += [_finding("error", error), *_details(file)]
-    # The readers warn of what they exclude; each warning is told once.
-    told = dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, RuntimeWarning))
-    found += [_finding("warning", message) for message in told]
+    # The readers warn of what they exclude; each warning is reported once.
+    messages = dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, RuntimeWarning))
+    found += [_finding("warning", message) for message in messages]
     return Report(file.path, facts, tuple(sorted(found, key=lambda finding: finding.severity)))
 
 
@@ -187,7 +187,7 @@ def _of_targets(tasks: Tasks, facts: dict[str, Tree]) -> list[Finding]:
 
 
 def _of_copies(tasks: Tasks, rows: str) -> list[Finding]:
-    """Rows that are in two tasks, which then tell of each other, and images that come twice."""
+    """Rows that are in two tasks, so that one reveals the other, and images that come twice."""
     arrays = [np.ascontiguousarray(array).reshape(len(array), -1) for array in tasks.inputs]
     if tasks.targets is not None:
         y = tasks.targets
@@ -279,7 +279,7 @@ def _details(file: TasksFile) -> list[Finding]:
                     read_image(path, file.side, 3 if file.colour else 1)
                 except DataError as error:
                     found.append(_finding("error", error))
-            return found[1:]  # the reader has told the first
+            return found[1:]  # the reader has reported the first
         if file.form == "frame":
             arrays = {name: np.asarray(column) for name, column in read_columns(file.path).items()}
         else:

@@ -166,9 +166,9 @@ def _splits(path: Path) -> dict[Path, str]:
 def _warn_of_others(path: Path, others: Counter[str], loose: list[Path], classes: bool) -> None:
     """Warn of files that are excluded."""
     if others and classes:
-        told = [f"{count:,} {suffix}" for suffix, count in others.most_common()]
+        listed = [f"{count:,} {suffix}" for suffix, count in others.most_common()]
         hint = f" {AS_PNG}" if any(suffix in others for suffix in HEIC) else ""
-        _warn(f"{path}: {others.total():,} files are excluded, as their names are no images'", told, hint)
+        _warn(f"{path}: {others.total():,} files are excluded, as their names are no images'", listed, hint)
     if loose and classes:
         _warn(f"{path}: {len(loose)} images are excluded, as they are in no folder of a class", loose)
 

@@ -161,10 +161,10 @@ def numbers_of(frame: object, features: Sequence[str]) -> np.ndarray:
     table = table.astype(np.float64)
     missing = {name: int(n) for name, n in zip(features, np.isnan(table).sum(axis=0), strict=True) if n}
     if missing:
-        told = some_of([f"{count} in {name!r}" for name, count in missing.items()])
+        listed = some_of([f"{count} in {name!r}" for name, count in missing.items()])
         row = int(np.flatnonzero(np.isnan(table).any(axis=1))[0])
         raise DataError(
-            f"columns: expected a number in each row, got missing cells ({told}), the first in row {row}. "
+            f"columns: expected a number in each row, got missing cells ({listed}), the first in row {row}. "
             "Hint: drop these rows, or fill them in."
         )
     return table

@@ -29,8 +29,8 @@ def rows_alike(arrays: Mapping[str, np.ndarray], name: str) -> int:
     """
     counts = {key or name: len(array) for key, array in arrays.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{count} of {key}" for key, count in counts.items())
-        raise DataError(f"{name}: expected arrays with the same number of rows, got {told}.")
+        listed = ", ".join(f"{count} of {key}" for key, count in counts.items())
+        raise DataError(f"{name}: expected arrays with the same number of rows, got {listed}.")
     return next(iter(counts.values()))
 
 
