@@ -98,7 +98,7 @@ class Evaluation:
         return {name: (means[name], widths[name]) for name in means}
 
     def worse_than(self) -> list[str]:
-        """Return the baselines that are better, task by task: the 95 % interval of the difference says so.
+        """Return the baselines that are significantly better: zero is outside the paired 95 % interval.
 
         Returns:
             Their names, the best one first.
