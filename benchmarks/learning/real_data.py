@@ -27,7 +27,7 @@ def commands():
     for title, text in zip(parts[::2], parts[1::2], strict=True):
         lines = "".join(re.findall(r"```\n(.*?)```", text, re.DOTALL)).splitlines()
         found[title] = [line.split("  #")[0].strip() for line in lines if line.startswith("imaml")]
-    return found
+    return {title: lines for title, lines in found.items() if lines}
 
 
 @benchmark("real_data")
