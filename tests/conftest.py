@@ -47,6 +47,26 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.name not in LONG)
 
 
+SHARED = []  # not empty while steps are shared by the devices
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device_for_a_step():
+    """Steps that two devices share take longer to compile, so only tests with `two_devices` share them."""
+    from imaml.training import experiment, step
+
+    every = step.devices_mesh
+    experiment.devices_mesh = step.devices_mesh = lambda tasks: every(tasks) if SHARED else None
+
+
+@pytest.fixture
+def two_devices():
+    """The tasks of a step are shared by the devices, as in a user's process."""
+    SHARED.append(True)
+    yield
+    SHARED.clear()
+
+
 @pytest.fixture
 def strict_dtypes():
     """Strict dtype promotion around our own kernels (Optax's Adam does not stand it)."""

@@ -215,6 +215,7 @@ BAD = {
         "leaf or branch of theta: expected one of",
     ),
     "patience without validation": ([*IMAGES, "--training.patience=2"], "validate_every=0"),
+    "the best of no validation": ([*IMAGES, "--training.restore_best"], "omit restore_best"),
     # folders
     "resume without folder": (["train", "--resume"], "--resume: expected --out with a run directory"),
     "resume of nothing": (["train", "--resume", "--out={root}/empty"], "no config.json"),
@@ -495,6 +496,7 @@ def test_runs_are_scored_beside_others_on_the_same_tasks(place, capsys):
     assert "loss minus this, paired" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("two_devices")
 def test_a_run_from_end_to_end(place, capsys):
     run = place / "run"
     names = {"config.json", "events.jsonl", "checkpoints", "artefact.safetensors", "report.html"}

@@ -230,6 +230,7 @@ def test_linear_gaussian_has_its_closed_form():
     np.testing.assert_allclose(jax.grad(outer)(theta), expected, rtol=1e-10)
 
 
+@pytest.mark.usefixtures("two_devices")
 @pytest.mark.parametrize("name", ["sinusoid", "trajectory", "actor-critic", "game", "energy"])
 def test_presets_without_data_share_their_tasks_between_devices(name):
     """Built, not run: a solver that cannot be shared is refused there."""
