@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -51,7 +52,10 @@ def run(config, out, names=("scratch", "fomaml", "imaml"), **options):
 def test_every_row_makes_a_recipe_of_every_preset():
     for name in ("characters-5w1s", "omniglot-5w1s", "omniglot-20w1s"):
         for row in compared.ROWS.values():
-            config = row.config(preset(name), 5.0, 1)
+            base = preset(name)
+            base = replace(base, training=replace(base.training, restore_best=True))
+            config = row.config(base, 5.0, 1)
+            assert not config.training.restore_best  # each checkpoint is scored
             assert config.domain == preset(name).domain
             assert (config.training.minutes, config.training.seed) == (5.0, 1)
             config.method.build(config.domain.without_data())

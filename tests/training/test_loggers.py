@@ -45,7 +45,7 @@ def test_a_logger_writes_logged_steps_and_validations(library, monkeypatch, rank
     imaml.fit(tasks, "linear", **options, on_step=log, on_validation=log)
     found = {name: [step for each, _, step in stand.written if each == name] for name, _, _ in stand.written}
     assert found["train/loss"] == found["train/gradient_norm"] == [10, 20]
-    assert found["validation/scores/rmse"] == list(range(4, 21, 4))
+    assert found["validation/scores/rmse"] == list(range(0, 21, 4))
     assert all(isinstance(value, float) for _, value, _ in stand.written)
     assert not any("theta" in name for name in found)
 

@@ -35,6 +35,7 @@ from imaml.training.experiment import assemble
 from imaml.training.journal import read_events
 from imaml.training.step import initial_state, make_step
 
+pytestmark = pytest.mark.usefixtures("two_devices")
 DOMAIN = imaml.linear_gaussian(features=3, shots=4, queries=4)
 RECIPE = Method(strength=0.5, inner=imaml.GradientDescent(0.1, steps=4), linear=imaml.CG(steps=2))
 METHOD = RECIPE.build(DOMAIN)
@@ -195,6 +196,49 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(average, tmp_path, monkeypat
     ]
     assert [event["loss"] for event in last] == [last[0]["loss"]] * 2
     assert "resume" in kinds(out)
+
+
+@pytest.mark.slow
+def test_a_run_may_end_with_its_best_validation(tmp_path, monkeypatch):
+    # Each step is so long that all are worse than the start.
+    far = imaml.Optimiser("sgd", 5.0, clip=1.0, schedule="constant")
+    options = {**OPTIONS, "steps": 10, "restore_best": True}
+    start, seen = train(steps=3).theta, []
+    whole = train(far, out=tmp_path / "whole", start=start, on_validation=seen.append, **options)
+    assert [record["step"] for record in seen] == [0, 5, 10]
+    assert [record["best"] for record in seen] == [True, False, False]
+    equal(whole.theta, start)
+    assert (whole.step, whole.untrained) == (10, False)
+    assert read_events(tmp_path / "whole")[-1]["kept"] == 0
+    out = tmp_path / "part"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(SystemError):
+            train(far, out=out, start=start, **options)
+    resumed = train(far, out=out, resume=True, **options)
+    equal(resumed.theta, start)
+    equal(read_artefact(out)[0], read_artefact(tmp_path / "whole")[0])
+
+
+def test_a_validation_with_more_failed_tasks_is_no_better(monkeypatch):
+    from imaml.training import loop
+
+    measured, kept = loop.evaluate_theta, []
+
+    def broken(*given, **options):
+        kept.append(measured(*given, **options))
+        failing = {1: 3, 2: 1}.get(len(kept) - 1, 0)  # at step 1 and 2
+        scores = dict.fromkeys(kept[-1].scores, 0.0) if failing else kept[-1].scores
+        return dataclasses.replace(kept[-1], failed=failing, scores=scores)
+
+    monkeypatch.setattr(loop, "evaluate_theta", broken)
+    seen = []
+    options = {"steps": 3, "validate_every": 1, "validation_tasks": 4, "restore_best": True}
+    run = train(**options, on_validation=seen.append)
+    assert [record["failed"] for record in seen] == [0, 3, 1, 0]
+    assert [record["best"] for record in seen][:3] == [True, False, False]
+    best = [record for record in seen if record["best"]][-1]
+    equal(run.theta, best["theta"])
 
 
 def test_a_run_that_took_no_step_is_loaded_with_a_warning(tmp_path, capsys, recwarn):

@@ -200,7 +200,7 @@ def _train(config: Config, out: Path, resume: bool, origin: str | None, quiet: b
     if config.domain.own_tasks and run.reason != "interrupted":
         from ..training.fit import finish
 
-        run = finish(run, run.step == 0)
+        run = finish(run)
     return conclude(run, out, quiet)
 
 

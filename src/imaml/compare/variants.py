@@ -63,6 +63,7 @@ class Row:
             checkpoint_every=GRID,
             keep=10**6,
             patience=None,
+            restore_best=False,  # every checkpoint is scored
             gradient_below=None,
             test_tasks=0,
         )

@@ -24,6 +24,9 @@ class Training(Checked):
         validation_tasks: Tasks in each validation.
         checkpoint_every: Steps between checkpoints.
         keep: Number of checkpoints that are kept.
+        restore_best: Whether the run ends with the parameters of its best validation, instead of the last
+            ones. The parameters that it starts from are then validated, too. A run that ended at a limit
+            and is prolonged has one more validation, at that limit.
         patience: Validations without improvement after which the run stops, or None.
         gradient_below: The run stops when the norm of the meta-gradient, averaged over `log_every` steps,
             falls below this, or None.
@@ -46,6 +49,7 @@ class Training(Checked):
     validation_tasks: SeveralInt = 200  # an interval needs two
     checkpoint_every: PositiveInt = 200
     keep: PositiveInt = 3
+    restore_best: bool = False
     patience: PositiveInt | None = None
     gradient_below: PositiveFloat | None = None
     log_every: PositiveInt = 10
@@ -53,10 +57,11 @@ class Training(Checked):
     certify_every: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        """Check the fields, and that there are validations where patience counts them."""
+        """Check the fields, and that there are validations where something depends on them."""
         super().__post_init__()
-        if self.patience is not None and not self.validate_every:
-            raise ConfigError(
-                "training: expected validations where patience counts them, got "
-                f"patience={self.patience} with validate_every=0. Hint: set validate_every, or omit patience."
-            )
+        for name in ("patience", "restore_best"):
+            if (value := getattr(self, name)) and not self.validate_every:
+                raise ConfigError(
+                    f"training: expected validations where {name} needs them, got {name}={value} with "
+                    f"validate_every=0. Hint: set validate_every, or omit {name}."
+                )

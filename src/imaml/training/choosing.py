@@ -63,13 +63,11 @@ class Chosen(NamedTuple):
         method: The method.
         start: The meta-parameters that training starts from.
         seconds: What a step of it takes, or None if none was timed.
-        score: The validation score of these meta-parameters; NaN if there is none.
     """
 
     method: IMAMLRecipe
     start: Tree
     seconds: float | None = None
-    score: float = math.nan
 
 
 def choose(
@@ -198,8 +196,8 @@ class _Trials:
         """The only candidate, with what a step takes if the run has a time."""
         if self.plan.training.minutes is None:
             return Chosen(method, start)
-        found = self.run("timing", method, start, scored=self.plan.training.validate_every > 0)
-        return Chosen(method, found.theta, found.seconds, found.score)
+        found = self.run("timing", method, start, scored=False)
+        return Chosen(method, found.theta, found.seconds)
 
     def run(self, name: str, method: IMAMLRecipe, start: Tree, scored: bool = True) -> Tried:
         """Train for a few steps, and score on validation tasks."""
@@ -210,7 +208,7 @@ class _Trials:
         if method not in self.experiments:
             minutes = None if training.minutes is None else TRIAL_SHARE * training.minutes
             # With the run's number of steps, so that it shares the compiled step where it is known.
-            trial = replace(training, minutes=minutes, validate_every=0)
+            trial = replace(training, minutes=minutes, validate_every=0, restore_best=False)
             plan = replace(self.plan, method=method, training=trial)
             self.experiments[method] = assemble(plan, self.domain, self.transform)
         score, theta, times = math.nan, start, [time.monotonic()]
@@ -257,7 +255,7 @@ class _Trials:
             choices[:] = [Choice("pretrain", 0, why_not) if c.name == "pretrain" else c for c in choices]
         choices.append(Choice("method", f"imaml, {name}", why))
         best = self.tried[name]
-        return Chosen(best.method, best.theta, best.seconds, best.score)
+        return Chosen(best.method, best.theta, best.seconds)
 
 
 def pretrained(

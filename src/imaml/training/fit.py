@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -145,6 +144,9 @@ def fit(
     References:
         Rajeswaran et al. (2019), Meta-learning with implicit gradients.
     """
+    newton = isinstance(optimiser, Optimiser) and optimiser.name == "newton"
+    if newton and queries is None and isinstance(tasks, Tasks) and not tasks.episodes:
+        queries = int(tasks.counts.max())  # the likelihood is of all rows
     domain, choices = domain_of(
         tasks,
         model,
@@ -161,7 +163,11 @@ def fit(
     if minutes is None and steps is None:
         minutes = 1.0
         choices.append(Choice("minutes", minutes, "enough for a first look"))
-    newton = isinstance(optimiser, Optimiser) and optimiser.name == "newton"
+    if newton and not domain.draws_all("train"):
+        raise ConfigError(
+            "fit: queries: expected None with Newton's method, which takes all rows of a task, got "
+            f"{queries}."
+        )
     training = _training(domain, steps, minutes, 0 if newton else tasks_per_step, seed, choices)
     if optimiser is None:
         images = domain.recipe.episodes and normalises(domain.recipe.model)
@@ -170,7 +176,6 @@ def fit(
         choices.append(Choice("optimiser", f"{name}, {optimiser.learning_rate:g}", why))
     transform = None if isinstance(optimiser, Optimiser) else optimiser
     plan = Config(domain.recipe, IMAMLRecipe(), described(optimiser), training)
-    score = math.nan
     if method is None:
         names = adapt_names(domain.recipe.model, adapt, jax.eval_shape(domain.init, jax.random.key(0)))
         began = time.monotonic()
@@ -180,7 +185,7 @@ def fit(
             choices.append(Choice("method", "evidence", "the likelihood is what Newton's method maximises"))
         else:
             found = choose(plan, domain, transform, strength, names, pretrain, start, choices, progress)
-            method, start, score = found.method, found.start, found.score
+            method, start = found.method, found.start
             if minutes is not None:
                 # At least half of what was asked for, whatever the trials took.
                 left = max(minutes - (time.monotonic() - began) / 60, minutes / 2)
@@ -197,39 +202,24 @@ def fit(
         for choice in choices:
             note(f"chosen   {choice}")
     experiment = assemble(replace(plan, method=method, training=training), domain, transform)
-    name, higher = domain.criterion
-    sign = 1 if higher else -1
-    best: dict[str, Any] = {}
-    if not math.isnan(score):
-        best.update(step=0, theta=start, scores={name: score})
-
-    def validated(record: dict[str, Any]) -> bool | None:
-        score = record["scores"][name]
-        if record["best"] and not (best and sign * score <= sign * best["scores"][name]):
-            best.update(record)
-        return None if on_validation is None else on_validation(record)
-
-    run = experiment.train(out=out, start=start, progress=progress, on_step=on_step, on_validation=validated)
+    run = experiment.train(
+        out=out, start=start, progress=progress, on_step=on_step, on_validation=on_validation
+    )
     if run.reason != "interrupted":
-        if best:
-            run = replace(run, theta=best["theta"])
-            if best["step"] != run.step and progress is not False:
-                note(f"kept     the parameters of step {best['step']}: their validation {name} is the best")
         logs = Theta.of(run.theta).log_strength
         if logs is not None and np.ndim(logs) == 0:
             choices.append(Choice("strength", f"{float(np.exp(logs)):.3g}", "learned"))
             if progress is not False:
                 note(f"learned  {choices[-1]}")
-        run = finish(run, run.step == 0 and start is None)
+        run = finish(run)
     return replace(run, choices=tuple(choices))
 
 
-def finish(run: Run, untrained: bool = False) -> Run:
+def finish(run: Run) -> Run:
     """Calibrate the intervals of a run on a user's own tasks, and write its directory again.
 
     Args:
         run: What `Experiment.train` returned for a domain of own tasks.
-        untrained: Whether its parameters are random ones.
 
     Returns:
         The run.
@@ -237,7 +227,7 @@ def finish(run: Run, untrained: bool = False) -> Run:
     run = _calibrated(run, run.domain)  # type: ignore[arg-type]
     if run.folder is not None and run.config is not None:  # both now hold the calibration
         write_config(run.folder, run.config)
-        save(run.folder / "artefact.safetensors", run.method.start(run.theta), run.config, untrained)
+        save(run.folder / "artefact.safetensors", run.method.start(run.theta), run.config, run.untrained)
     return run
 
 
@@ -277,9 +267,10 @@ def _training(
     )
 
 
-def _rhythm(domain: TasksDomain, steps: int) -> dict[str, int]:
-    """The steps of a run, and how often it validates."""
-    return {"steps": steps, "validate_every": -(-steps // 5) if domain.held_out("validation") else 0}
+def _rhythm(domain: TasksDomain, steps: int) -> dict[str, Any]:
+    """The steps of a run, how often it validates, and whether it ends with the best validation."""
+    every = -(-steps // 5) if domain.held_out("validation") else 0
+    return {"steps": steps, "validate_every": every, "restore_best": every > 0}
 
 
 def _calibrated(run: Run, domain: TasksDomain) -> Run:

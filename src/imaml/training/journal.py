@@ -6,7 +6,8 @@ gradient_norm, inner_residual, inner_steps, linear_residual, linear_steps (both 
 _median, _p90, the ninth decile, and _max beside them), negative_curvature, error_estimate,
 error_unreliable (the share of tasks with ESTIMATE_UNRELIABLE), certified, error_bound, failed,
 learning_rate); validation (step, seconds, scores, ci95, before, tasks, failed, best); checkpoint (step);
-warning (message); end (step, reason, seconds); evaluation (split, scores, ci95, before, baselines, tasks,
+warning (message); end (step, reason, seconds, kept, the step whose parameters the run ends with if it is
+an earlier one); evaluation (split, scores, ci95, before, baselines, tasks,
 seed, data). Shares are in [0, 1]; `seconds` is the training time so far, without validations and
 without the first step of a call, which compiles.
 """
@@ -322,6 +323,8 @@ class _Words:
             after = "" if get("seconds") is None else f" after {clock(event['seconds'])} of training"
             at += f" of {self.total}" if self.total and get("reason") not in ("steps", "failed") else ""
             ended = f"ended at {at}{after}: {REASONS.get(get('reason', ''), get('reason'))}"
+            if get("kept") is not None:
+                ended += f"; kept the parameters of step {event['kept']}, whose validation is the best"
             if get("converged") is not None:
                 ended += f"; {'converged' if event['converged'] else 'not converged'}"
             if not self.unknown:

@@ -56,6 +56,7 @@ class Run:
         folder: The run directory, or None.
         last: The latest validation, or None.
         choices: What `imaml.fit` chose, and why.
+        untrained: Whether theta is as it was drawn at random, before the first step.
     """
 
     theta: Tree
@@ -67,6 +68,7 @@ class Run:
     folder: Path | None = None
     last: Evaluation | None = None
     choices: tuple[Choice, ...] = ()
+    untrained: bool = False
 
     def adapt(self, x: Tree = None, y: Tree = None) -> Predictor:
         """Adapt to a new task; see `imaml.load(...).adapt`.
@@ -122,7 +124,13 @@ class Run:
 
         Raises:
             StructureError: If the loss is no sum of negative log likelihoods, or the model is not linear.
+            ConfigError: If tasks are drawn with a part of their rows only.
         """
+        if not self.domain.draws_all("train"):
+            raise ConfigError(
+                "likelihood: expected a run whose tasks are drawn with all of their rows, got one that draws "
+                'a part of them. Hint: fit with optimiser=imaml.Optimiser("newton"), or with larger queries=.'
+            )
         tasks = sample_many(
             self.domain, jax.random.key(0), "train", in_step(self.domain, 0), lambda drawn: drawn
         )
@@ -188,6 +196,8 @@ class Loop:
         self.certifying = experiment.step(certify=True) if training.certify_every else self.step
         self.window = Window()
         self.best, self.stale = math.nan, 0  # the best validation, and how many came since
+        self.failed = 0  # its tasks that failed
+        self.kept: tuple[int, Tree] | None = None  # its step and parameters, if the run ends with them
         self.last: Evaluation | None = None
         self.failing = 0  # steps with failed tasks
         self.spent = 0.0  # seconds of training before this call
@@ -228,16 +238,19 @@ class Loop:
                 state, reason = self._steps(state)
                 count = int(state["step"])
                 asked = training.gradient_below is not None
-                converged = {"converged": reason == "gradient"} if asked else {}
-                journal.write("end", step=count, reason=reason, seconds=self._seconds(), **converged)
-            theta = self._theta(state)
+                facts: dict[str, Any] = {"converged": reason == "gradient"} if asked else {}
+                at, theta = count, self._theta(state)
+                if self.kept is not None and reason != "interrupted":
+                    at, theta = self.kept
+                    facts |= {} if at == count else {"kept": at}
+                journal.write("end", step=count, reason=reason, seconds=self._seconds(), **facts)
+            untrained = self.fresh and at == 0
             if directory is not None:
                 kept = experiment.method.start(theta)
-                untrained = self.fresh and count == 0
                 save(directory / "artefact.safetensors", kept, described, untrained)
             self.interrupts.answered = reason == "interrupted"
         made = experiment.domain, experiment.method, experiment.config
-        return Run(theta, *made, count, reason, directory, self.last)
+        return Run(theta, *made, count, reason, directory, self.last, untrained=untrained)
 
     def _theta(self, state: State) -> Tree:
         """Return the meta-parameters, the moving average where one is kept."""
@@ -262,10 +275,14 @@ class Loop:
     def _resumed(self, state: State) -> State:
         """Return the state of the newest sound checkpoint; state: one of the same shapes."""
         assert self.checkpoints is not None
-        restored = self.checkpoints.restore(state)
+        restored = self.checkpoints.restore(self._with_best(state))
         note, warned = restored.note, restored.skipped
+        if self.training.restore_best:
+            best = restored.state.pop("best")
+            self.kept = None if note["kept"] is None else (note["kept"], best)
         self.spent, self.best = note["seconds"], math.nan if note["best"] is None else note["best"]
         self.stale, self.flat, self.window.norms = note["stale"], note["flat"], note["norms"]
+        self.failed = note.get("failed", 0)
         # Not in checkpoints of earlier versions.
         self.owed, self.fresh = note.get("owed", False), note.get("fresh", True)
         self.saved = restored.step
@@ -299,7 +316,7 @@ class Loop:
                 self._after(state, report, count)
                 reason = self._over(count) or ("interrupted" if self.interrupts.asked else None)
                 every = self.training.validate_every
-                if reason in ("minutes", "gradient") and every and count % every:
+                if reason in ("minutes", "gradient", "callback") and every and count % every:
                     self._validate(state, count)
                 if reason is not None or count % self.training.checkpoint_every == 0:
                     self._save(state, count)
@@ -330,6 +347,10 @@ class Loop:
         step = self.certifying if every and (count + 1) % every == 0 else self.step
         if step not in self.compiled:
             self._compile(step, state)
+        if self.training.restore_best and count == 0:
+            self.began += time.monotonic() - began
+            self._validate(state, 0)
+            began = time.monotonic()
         new, report = step(self.domain, state, self.key)
         used = np.asarray(report["metrics"].used)
         if not self.compiled:  # else a time budget would be spent on compiling, anew at every resume
@@ -394,18 +415,37 @@ class Loop:
         self.last, self.owed = result, False
         name, higher = domain.criterion
         score, sign = result.scores[name], 1 if higher else -1
-        better = not math.isnan(score) and (math.isnan(self.best) or sign * score > sign * self.best)
-        self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
+        # Losses are of the tasks that did not fail: with more failures a smaller one is no improvement.
+        fewer = result.failed < self.failed
+        better = not math.isnan(score) and (
+            math.isnan(self.best)
+            or fewer
+            or (result.failed == self.failed and sign * score > sign * self.best)
+        )
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.best, self.failed = score, result.failed
+        if better and self.training.restore_best:
+            self.kept = count, self._theta(state)
         self.began += time.monotonic() - began  # a validation is no training time
         found = {name: getattr(result, name) for name in ("scores", "ci95", "before", "tasks", "failed")}
         self.journal.write("validation", step=count, seconds=self._seconds(), **found, best=better)
         self._tell(self.on_validation, state, count, **found, best=better)
 
+    def _with_best(self, state: State) -> State:
+        """Return the state as checkpoints hold it: with the best parameters, if the run ends with them."""
+        if not self.training.restore_best:
+            return state
+        return {**state, "best": self._theta(state) if self.kept is None else self.kept[1]}
+
     def _tell(self, watch: Watch | None, state: State, count: int, **found: Any) -> None:
         """Call a callback, if there is one; the run ends after this step if it returns True."""
         if watch is not None:
             record = {"step": count, "seconds": self._seconds(), "theta": self._theta(state), **found}
-            self.stopped |= watch(record) is True
+            asked = watch(record)
+            if isinstance(asked, np.generic | np.ndarray | jax.Array):  # as a comparison of numbers gives
+                asked = asked.ndim == 0 and asked.dtype == bool and bool(asked)
+            self.stopped |= asked is True
 
     def _validation(self) -> dict[str, Any]:
         """Return which tasks a validation scores."""
@@ -420,6 +460,8 @@ class Loop:
             return
         note = {"seconds": self._seconds(), "best": None if math.isnan(self.best) else self.best}
         note |= {"stale": self.stale, "flat": self.flat, "owed": self.owed, "fresh": self.fresh}
-        self.checkpoints.save(count, state, {**note, "norms": self.window.norms})
+        note |= {"norms": self.window.norms, "failed": self.failed}
+        note["kept"] = None if self.kept is None else self.kept[0]
+        self.checkpoints.save(count, self._with_best(state), note)
         self.saved = count
         self.journal.write("checkpoint", step=count)
