@@ -19,6 +19,7 @@ from imaml.config.training import Training
 from imaml.domains.tasks.build import domain_of
 from imaml.domains.tasks.domain import LEVELS
 from imaml.predict import Learner
+from imaml.storage.standalone import LOADER
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 X = np.random.default_rng(0).normal(size=(60, 3))
@@ -141,6 +142,13 @@ def unpacked(saved, name):
     leaves = {key.split("/", 1)[1]: saved[key] for key in saved if key.startswith(name + "/")}
     return leaves if "" not in leaves else leaves[""]
 
+def refused(call):
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("accepted")
+
 for file in sorted(pathlib.Path().glob("*.zip")):
     saved = dict(np.load(f"{file.stem}.npz"))
     few, asked = unpacked(saved, "few"), unpacked(saved, "asked")
@@ -162,6 +170,15 @@ for file in sorted(pathlib.Path().glob("*.zip")):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for other in pool.map(answers, range(8)):
             assert all(np.array_equal(other[name], found[name]) for name in found)
+    if file.stem == "counts":
+        assert "offset: expected one" in refused(lambda: load(file).adapt(few, saved["y"]))
+        assert "offset: expected one" in refused(lambda: task.predict(asked))
+        wrong = [-1.0] * len(few)
+        assert "weights: expected" in refused(lambda: load(file).adapt(few, saved["y"], wrong, **shift[0]))
+    if file.stem == "numbers":
+        assert "offset: expected none" in refused(lambda: task.predict(asked, offset=1.0))
+    if file.stem == "episodes":
+        assert "numbers from 0 to 1" in refused(lambda: task.predict(255.0 * asked))
     if file.stem == "numbers":
         found["population"] = load(file).adapt().predict(asked)
     np.savez(f"found-{file.stem}.npz", **found)
@@ -222,6 +239,15 @@ def test_a_process_without_this_package_gives_the_same_answers(tmp_path):
             else:
                 told = f"{name}: {key}"
                 np.testing.assert_allclose(found[key], value, rtol=2e-4, atol=2e-5, err_msg=told)
+
+
+def test_the_program_beside_an_export_takes_columns_by_name():
+    scope = {}
+    exec(LOADER.read_text(), scope)
+    spec = {"shape": [2], "form": "float", "mean": [], "scale": []}
+    known = scope["Learner"]({"columns": ["b", "colour=red"], "inputs": [spec]}, {"theta": []}, {})
+    (found,) = known.inputs({"colour": ["red", "blue"], "a": [7, 8], "b": [1, 2]}, 0)
+    assert found.tolist() == [[1, 1], [2, 0]]
 
 
 def test_other_runs_are_not_exported(tmp_path):

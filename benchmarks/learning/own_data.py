@@ -16,6 +16,7 @@ import imaml
 from benchmarks.harness import benchmark
 from imaml.config import Method
 from imaml.core.statistics import mean_intervals
+from imaml.training.evaluation import evaluate_theta
 
 SETS = ("watch", "pupils", "typefaces")
 ROWS = {"watch": 128, "pupils": 3, "typefaces": 25}  # of a support set: rates are of the mean loss
@@ -73,14 +74,17 @@ def by_hand(name):
 
 def outcome(name, folder, options, shots):
     """The scores of a setting: of each draw of all parts, with which task it is of."""
-    options = {**options, "shots": shots} if shots else options
+    sizes = {"shots": shots} if shots else {}
     values, numbers, baselines = [], [], {}
     for part, tasks in enumerate(parts(name, folder)):
         try:
-            run = imaml.fit(tasks, **options, progress=False)
+            run = imaml.fit(tasks, **options, **sizes, progress=False)
         except imaml.NumericalError as error:  # a setting that nobody would keep
             return {"values": [], "error": str(error)}
-        result = run.evaluate(tasks=DRAWS[name])
+        if options:  # only its own score is asked for
+            result = evaluate_theta(run.domain, run.method, run.theta, tasks=DRAWS[name])
+        else:
+            result = run.evaluate(tasks=DRAWS[name])
         values += result.values[result.headline].tolist()
         drawn = np.arange(result.tasks) if result.number is None else result.number
         numbers += [1000 * part + int(number) for number in drawn]

@@ -112,7 +112,7 @@ class Learner(Pickled):
         return adapt(self.theta, self.config, x, y)
 
     def predict(self, support: Tree, query: Tree) -> np.ndarray:
-        """Predict for several new tasks of a table, each by its own rows.
+        """Predict for several new tasks of a table or a data frame, each by its own rows.
 
         Args:
             support: Rows of the tasks, with the columns of task and target: a file, or a data frame; or None.

@@ -311,6 +311,14 @@ def test_a_loss_of_one_s_own_is_named_by_its_place(place, capsys, monkeypatch, t
         said(capsys, "evaluate", f"{tmp_path}/run", "--loss=mine:absolute", "--tasks=4", "--json")["tasks"]
         == 4
     )
+    forget(monkeypatch)
+    assert main(["sample", f"{tmp_path}/run", "--loss=mine:absolute", f"--out={tmp_path}/task"]) == 0
+    forget(monkeypatch)
+    assert main(["report", f"{tmp_path}/run", "--loss=mine:absolute"]) == 0
+    assert "no example tasks" not in capsys.readouterr().err
+    forget(monkeypatch)
+    words[-1] = f"--out={tmp_path}/next"
+    assert main(["train", "arrays", "--data=lines.npz", *words, f"--from={tmp_path}/run"]) == 0
 
 
 @pytest.mark.slow

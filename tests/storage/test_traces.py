@@ -119,3 +119,10 @@ def test_only_recipes_of_this_package_have_a_text():
     for own in ({"model": model}, {"model": "linear", "loss": lambda o, y: (o[:, 0] - y[:, 0]) ** 2}):
         assert text_of(domain_of(tasks, **own)[0].recipe) is None
     assert text_of(domain_of(tasks)[0].recipe)
+
+
+def test_on_another_platform_than_the_default_nothing_is_kept(folder, monkeypatch):
+    monkeypatch.setattr(traces.jax, "default_backend", lambda: "tpu")
+    found = KeptProgram(twice, "twice")({"x": jnp.arange(3.0)})
+    np.testing.assert_array_equal(found["twice"], [0, 2, 4])
+    assert not files(folder)

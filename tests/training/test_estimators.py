@@ -126,3 +126,9 @@ EVERY = [imaml.MetaRegressor("linear", **TINY), imaml.MetaClassifier("linear", *
 @parametrize_with_checks(EVERY)
 def test_scikit_learn_s_checks(estimator, check):
     check(estimator)
+
+
+def test_texts_have_no_order():
+    X, y, groups = thresholds()
+    with pytest.raises(imaml.DataError, match=r"expected numbers with loss='ordinal'.*got .*no"):
+        imaml.MetaClassifier("linear", "ordinal", **TINY).fit(X, y, groups=groups)

@@ -10,7 +10,8 @@ import pytest
 
 import imaml
 from imaml.domains.base import cut
-from imaml.training.evaluation import evaluate_theta, lower_evaluation, task_keys
+from imaml.training import intervals
+from imaml.training.evaluation import _calibration, evaluate_theta, lower_evaluation, task_keys
 
 WAVES = imaml.sinusoid(hidden=4)
 
@@ -153,8 +154,31 @@ def test_draws_of_two_persons_are_no_hundred_tasks():
     assert found.scores["loss"] == pytest.approx(np.mean(means))
     student = 12.706  # of one degree of freedom
     assert found.ci95["loss"] == pytest.approx(student * np.std(means, ddof=1) / np.sqrt(2), rel=1e-3)
+    # Calibration errors are bootstrapped over persons, too: draws of one say nothing new.
+    bins = np.random.default_rng(0).uniform(size=(40, 5, 3))
+    person = np.repeat([0.0, 1.0], 20)
+    one = bins[[0, 20]]
+    same = np.repeat(one, 20, axis=0)
+    for first, second in ((same, one), (bins, bins.reshape(2, 20, 5, 3).sum(1))):
+        by_draw = _calibration({"e": first}, np.full(40, True), person)
+        by_person = _calibration({"e": second}, np.full(2, True), np.array([0.0, 1.0]))
+        assert by_draw[0]["e"] == pytest.approx(by_person[0]["e"])
+        assert by_draw[1]["e"] == pytest.approx(by_person[1]["e"])
+    assert np.isnan(_calibration({"e": bins}, np.full(40, True), np.zeros(40))[1]["e"])
     many = evaluate_theta(WAVES, method(WAVES), theta, tasks=20)
     assert (many.different, many.number) == (20, None)
+
+
+def test_the_coverage_of_two_persons_is_that_of_two(monkeypatch):
+    domain = TwoWaves(WAVES.recipe)
+    found = evaluate_theta(domain, method(domain), WAVES.init(jax.random.key(0)), tasks=20)
+    errors = [np.array([0.5, 2.0] if number else [0.5, 0.5]) for number in found.number]
+    errors[3] = np.zeros(0)  # no query row counts
+    monkeypatch.setattr(intervals, "scaled_errors", lambda *given: errors)
+    monkeypatch.setattr(type(domain), "interval_widths", {0.9: 1.0}, raising=False)
+    level, share, half = intervals.with_coverage(found, None, domain).coverage
+    assert (level, share) == (0.9, 0.75)
+    assert half == pytest.approx(12.706 * 0.25, rel=1e-3)  # Student's, of one degree of freedom
 
 
 def test_training_asks_for_a_domain_before_it_begins():

@@ -38,15 +38,19 @@ def adapt_command(
     40 million pixels when padded to a square, dark on light or light on dark. Each answer depends on its own
     image and the support set alone.
 
-    For a run on a table, both files hold rows of new tasks, the support file with the target's column. Each
-    task is learned from its own rows; one without support rows gets the prediction for the population of all
-    tasks. Prints a head and a line for each query row: its number, its task, the answer.
+    For a run of imaml train tables, both files hold rows of new tasks, the support file with the target's
+    column. Each task is learned from its own rows; one without support rows gets the prediction for the
+    population of all tasks. Prints a head and a line for each query row: its number, its task, the answer.
+
+    For a run of imaml train arrays or frame, both files hold rows of one new task: an .npz file with x, and y
+    in the support file, or a table with the features' columns, and the target's in the support file. Prints a
+    head and a line for each query row: its number and the answer.
 
     Args:
         run: Run directory or artefact.
-        support: Labelled examples of the new task: DIR/CLASS/*.png, or FILE.csv. Without it,
+        support: Labelled examples of the new task: DIR/CLASS/*.png, FILE.csv or FILE.npz. Without it,
             answers for a table are those for a task without rows.
-        query: What to predict: a directory of images, or FILE.csv.
+        query: What to predict: a directory of images, FILE.csv or FILE.npz.
         uncertainty: Use the task's posterior. Probabilities are lower where the support set says little,
             which helps to detect images of none of the classes; they are not calibrated. Numbers of a table
             get an interval of 90 % probability.
@@ -62,7 +66,7 @@ def adapt_command(
     learned = load(run, model=object_at(model, "--model"), loss=object_at(loss, "--loss"))
     recipe = with_options(learned.config.domain, **vars(reading))
     learned = replace(learned, config=replace(learned.config, domain=recipe))
-    if support is None and not recipe.reads_table:
+    if support is None and not (recipe.reads_table or recipe.own_tasks):
         raise ConfigError(
             "adapt: expected --support, got nothing. Hint: a run on a table alone can do without examples."
         )

@@ -12,7 +12,18 @@ from ..core.errors import ConfigError, DataError
 from ..core.interrupts import Interrupts
 from ..core.validation import some_of, suggestion
 from ..storage.atomic import disk_errors
-from .options import DEFAULT, Changes, Count, Flag, Names, Positive, configure, print_json, split_names
+from .options import (
+    DEFAULT,
+    Changes,
+    Count,
+    Flag,
+    Names,
+    Positive,
+    Text,
+    configure,
+    print_json,
+    split_names,
+)
 from .own_tasks import object_at
 from .startup import prepare_jax
 
@@ -52,6 +63,10 @@ def check_command(
     task: str | None = None,
     target: Names = None,
     features: Names = None,
+    weights: str = "",
+    offset: str = "",
+    split: str = "",
+    text: Text = Text(),
     side: Positive = 28,
     colour: Flag = False,
     json: Flag = False,
@@ -72,6 +87,10 @@ def check_command(
         task: Of a table, the column that names the task of each row.
         target: Of a table, the column to predict; several as A,B.
         features: Of a table, the columns to predict from, as A,B (default: all others).
+        weights: Of a table, the column that says how many times a row counts.
+        offset: Of a table, the column that is added to the first output.
+        split: Of a table, the column that says which split a task belongs to.
+        text: How a text file is written.
         side: Of images, pixels a side of what they are shrunk to.
         colour: Of images, whether colours are kept.
         json: Print JSON.
@@ -86,7 +105,7 @@ def check_command(
         print(verified)
         return 0 if verified.ok else 2
     from ..domains.tasks.check import check
-    from ..domains.tasks.sources import TABLES, TasksFile, read_columns
+    from ..domains.tasks.sources import TABLES, Format, TasksFile, read_columns
 
     if path is not None:
         raise ConfigError(f"data check: expected one path, got {path!r} as well.")
@@ -97,13 +116,14 @@ def check_command(
         file = TasksFile(name, "images", side=side, colour=colour)
     elif Path(name).suffix.lower() in TABLES:
         if task is None or target is None:
-            columns = some_of(list(read_columns(name)), 20)
+            columns = some_of(list(read_columns(name, Format()._replace(**text.given))), 20)
             raise ConfigError(
                 "data check: expected --task and --target, the columns that name the tasks and that are to "
                 f"be predicted, got {'no --task' if task is None else 'no --target'}. Hint: the columns of "
                 f"{name} are {columns}."
             )
-        file = TasksFile(name, "frame", task, split_names(target), split_names(features))
+        columns = split_names(target), split_names(features), weights, offset, split
+        file = TasksFile(name, "frame", task, *columns, **text.given)
     else:
         file = TasksFile(name)
     report = check(file)
@@ -123,6 +143,7 @@ def sample_command(
     split: Literal["train", "validation", "test"] = "test",
     data: str | None = None,
     model: str | None = None,
+    loss: str | None = None,
     changes: Changes = (),
 ) -> None:
     """Write a random task as files, to try imaml adapt with.
@@ -138,6 +159,7 @@ def sample_command(
         split: Split that the task comes from.
         data: File or directory with the images, for presets that read images.
         model: The model that a run was fitted with if it is your own, FILE.py:NAME.
+        loss: The loss likewise.
         changes: Fields of the configuration set by options with a dot.
     """
     from ..training.directory import read_config
@@ -146,7 +168,8 @@ def sample_command(
     config = read_config(run) if (run / "config.json").is_file() else preset
     config = configure(config, changes, data=data)
     prepare_jax()
-    config = replace(config, domain=config.domain.with_objects(object_at(model, "--model")))
+    brought = object_at(model, "--model"), object_at(loss, "--loss")
+    config = replace(config, domain=config.domain.with_objects(*brought))
     import jax
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -86,22 +86,40 @@ Unseen = Literal["error", "baseline"] | None
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Reading:
-    """How a run reads a new table, if not as in training.
+class Text:
+    """How a text file with a table is written.
 
     Args:
-        missing: What to do about missing cells of a table, if not what the run did.
-        unseen: What to do about categories that no training task has, if not what the run did.
         separator: What separates the cells of a text file.
         encoding: Encoding of a text file.
         decimal: Sign before the fraction of a number in a text file.
     """
 
-    missing: Missing = None
-    unseen: Unseen = None
     separator: str | None = None
     encoding: str | None = None
     decimal: str | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were given, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Reading(Text):
+    """How a run reads a new table, if not as in training.
+
+    Args:
+        separator: What separates the cells of a text file.
+        encoding: Encoding of a text file.
+        decimal: Sign before the fraction of a number in a text file.
+        missing: What to do about missing cells of a table, if not what the run did.
+        unseen: What to do about categories that no training task has, if not what the run did.
+    """
+
+    missing: Missing = None
+    unseen: Unseen = None
 
 
 Flag = Annotated[bool, Parameter(negative=(), allow_repeating=True, show_default=False)]

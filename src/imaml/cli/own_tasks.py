@@ -12,7 +12,7 @@ from cyclopts import Parameter, Token
 
 from ..core.errors import ConfigError, ImamlError
 from ..core.streams import note
-from .options import Count, Flag, Names, Positive, Whole, split_names
+from .options import Count, Flag, Names, Positive, Text, Whole, split_names
 from .startup import prepare_jax
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def frame_command(
     weights: str = "",
     offset: str = "",
     split: str = "",
+    text: Text = Text(),
     options: Fit = Fit(),
 ) -> int | None:
     """Learn from a table, one row an observation, with a model or a loss of your own if you like.
@@ -139,6 +140,7 @@ def frame_command(
         weights: The column that says how many times a row counts.
         offset: The column that is added to the first output, such as the logarithm of an exposure.
         split: The column that says which split a task belongs to: train, validation or test.
+        text: How a text file is written.
         options: How to learn.
 
     Returns:
@@ -147,7 +149,7 @@ def frame_command(
     from ..domains.tasks.sources import TasksFile
 
     columns = split_names(target), split_names(features), weights, offset, split
-    return _fit(TasksFile(data, "frame", task, *columns), options)
+    return _fit(TasksFile(data, "frame", task, *columns, **text.given), options)
 
 
 def images_command(
@@ -277,8 +279,10 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
 
     model = object_at(given.model, "--model", MODELS)
     loss = object_at(given.loss, "--loss", tuple(NAMED))
-    brought = None if isinstance(model, str) else model
-    start = None if given.from_ is None else load(shipped(given.from_), model=brought)
+    brought = {
+        name: None if isinstance(value, str) else value for name, value in (("model", model), ("loss", loss))
+    }
+    start = None if given.from_ is None else load(shipped(given.from_), **brought)
     theta, ways = (None, given.ways) if start is None else beginning(start, given.ways)
     if file.form == "images" and not given.quiet:
         note(f"reading {file.path}")

@@ -10,13 +10,18 @@ from cyclopts import Parameter
 from ..core.errors import DataError, ImamlError
 from ..core.streams import note
 from ..storage.programs import keep_programs
+from .own_tasks import object_at
 
 
-def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> None:
+def report_command(
+    run: Annotated[Path, Parameter(name="RUN")], /, *, model: str | None = None, loss: str | None = None
+) -> None:
     """Write a run's report page again.
 
     Args:
         run: Run directory.
+        model: The model that the run was fitted with if it is your own, FILE.py:NAME. This executes the file.
+        loss: The loss likewise.
     """
     folder = run.parent if run.name == "artefact.safetensors" else run
     if not (folder / "events.jsonl").is_file():
@@ -31,7 +36,9 @@ def report_command(run: Annotated[Path, Parameter(name="RUN")], /) -> None:
 
     drawn = []
     try:
-        drawn = examples(load(folder)) if (folder / "artefact.safetensors").exists() else drawn
+        if (folder / "artefact.safetensors").exists():
+            brought = {"model": object_at(model, "--model"), "loss": object_at(loss, "--loss")}
+            drawn = examples(load(folder, **brought))
     except ImamlError as error:  # such as data that are not on this machine
         note(f"imaml: warning: the report has no example tasks: {error}")
     print(write_report(folder, drawn))

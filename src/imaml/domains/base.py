@@ -197,6 +197,17 @@ class DomainBase(UserData):
         """
         return True
 
+    def draws_all(self, split: str) -> bool:
+        """Return whether each task of a split is drawn with all of its rows, as a likelihood of them needs.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            True by default.
+        """
+        return True
+
     # Learning ---------------------------------------------------------------------------------------------
 
     @property

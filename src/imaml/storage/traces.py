@@ -79,7 +79,7 @@ class KeptProgram(Generic[R]):
         """Call the function, by its kept trace if there is one."""
         folder = kept_folder() if self.about is not None else None
         leaves, form = jax.tree.flatten(arguments)
-        if folder is None or any(isinstance(leaf, Tracer) for leaf in leaves):
+        if folder is None or any(isinstance(leaf, Tracer) for leaf in leaves) or _elsewhere(leaves):
             return self.plain(*arguments)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in map(jax.typeof, leaves))
         key = folder, form, shapes, _settings()
@@ -117,9 +117,25 @@ def _whole(file: Path) -> bytearray | None:
     return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
 
 
+def _elsewhere(leaves: list) -> bool:
+    """Whether the program would run on another platform than JAX's default, which traces are made for."""
+    device, usual = getattr(jax.config, "jax_default_device"), jax.default_backend()  # noqa: B009
+    if device is not None and getattr(device, "platform", device) != usual:
+        return True
+    return any(
+        one.platform != usual for leaf in leaves if isinstance(leaf, jax.Array) for one in leaf.devices()
+    )
+
+
 def _settings() -> tuple:
     """The settings of JAX that a trace depends on."""
-    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_rank_promotion")
+    names = (
+        "jax_enable_x64",
+        "jax_default_matmul_precision",
+        "jax_numpy_rank_promotion",
+        "jax_default_prng_impl",
+        "jax_threefry_partitionable",
+    )
     return tuple(getattr(jax.config, name) for name in names)
 
 

@@ -351,6 +351,13 @@ class MetaClassifier(ClassifierMixin, _MetaEstimator):
         check_classification_targets(y)
         if reset:
             self.classes_ = np.unique(y)
+            # `fit` sees their numbers, whose order would be that of the alphabet.
+            ordered = getattr(self.loss, "kind", self.loss) == "ordinal"
+            if ordered and self.classes_.dtype.kind not in "iufb":
+                raise DataError(
+                    "y: expected numbers with loss='ordinal', as they say the order of classes, got "
+                    f"{self.classes_[0]!r}."
+                )
         strange = np.setdiff1d(y, self.classes_)
         if strange.size:
             raise DataError(not_one_of("y: class", strange[0], self.classes_.tolist()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from jax.stages import Lowered, Wrapped
 
 from ..core import tree
 from ..core.compile import whole_program
-from ..core.statistics import NORMAL_QUANTILE, mean_intervals
+from ..core.statistics import NORMAL_QUANTILE, mean_intervals, student_quantile
 from ..core.tree import Tree
 from ..core.validation import require_number, require_one_of, require_whole
 from ..domains.base import SPLITS, Domain, require_domain
@@ -303,11 +304,11 @@ def evaluate_theta(
     baselines = {name: np.where(np.isfinite(v), v, np.nan) for name, v in joined["baselines"].items()}
     unscored = {"before": int(spoilt.sum())}
     unscored |= {name: int(np.isnan(values).sum()) for name, values in baselines.items()}
-    errors, widths = _calibration(joined["calibration"], ~failed)
     number = joined["number"].get("task")
     if number is None:
         number = np.unique(joined["number"]["content"], axis=0, return_inverse=True)[1].ravel()
         number = None if len(np.unique(number)) == tasks else number.astype(np.float64)
+    errors, widths = _calibration(joined["calibration"], ~failed, number)
     scores, ci95 = mean_intervals(after, number)
     found = Evaluation(
         {**scores, **errors},
@@ -376,18 +377,24 @@ def _without(scores: Mapping[str, np.ndarray], failed: np.ndarray) -> dict[str, 
 
 
 def _calibration(
-    parts: Mapping[str, np.ndarray], good: np.ndarray
+    parts: Mapping[str, np.ndarray], good: np.ndarray, number: np.ndarray | None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return expected calibration errors of all tasks' predictions together, with 95 % intervals.
 
     The mean over predictions of |accuracy - confidence|, by bins of confidence (Guo et al. 2017, eq. 3). An
-    interval is 1.96 standard deviations over bootstrap samples of the tasks.
+    interval is 1.96 standard deviations over bootstrap samples of the tasks; of tasks that were drawn
+    repeatedly (``number``, as in `mean_intervals`) all draws of one together, by Student's distribution.
     """
     count = int(good.sum())
     if not count:  # a multinomial has at least one outcome
         return dict.fromkeys(parts, np.nan), dict.fromkeys(parts, np.nan)
-    # How often each task is in each of 200 samples with replacement: (samples, tasks).
-    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), 200)
+    task = np.arange(count) if number is None else np.unique(number[good], return_inverse=True)[1]
+    different = int(task.max()) + 1
+    # How often each draw is in each of 200 samples with replacement: (samples, draws).
+    sampled = np.random.default_rng(0).multinomial(different, np.full(different, 1 / different), 200)
+    draws, quantile = sampled[:, task], NORMAL_QUANTILE
+    if number is not None:  # a bootstrap's variance is too small by a factor (n - 1) / n
+        quantile = student_quantile(different) * math.sqrt(different / max(different - 1, 1))
 
     def error(sums: np.ndarray) -> np.ndarray:
         # A bin's sums are of rows, confidence and accuracy: (..., bins, 3).
@@ -398,5 +405,8 @@ def _calibration(
     samples = {name: error(np.einsum("st,tbc->sbc", draws, column)) for name, column in kept.items()}
     return (
         {name: float(error(column.sum(0))) for name, column in kept.items()},
-        {name: float(NORMAL_QUANTILE * found.std(ddof=1)) for name, found in samples.items()},
+        {
+            name: float(quantile * found.std(ddof=1)) if different > 1 else np.nan
+            for name, found in samples.items()
+        },
     )

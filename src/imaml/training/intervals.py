@@ -61,6 +61,6 @@ def with_coverage(found: Evaluation, learner: Learner, domain: DomainBase) -> Ev
     if width is None:
         return found
     errors = scaled_errors(learner, domain, found.split, min(found.tasks, MOST), found.seed)
-    shares = np.array([np.mean(each <= width) for each in errors if each.size])
-    mean, half = mean_intervals({"": shares}, None)
+    shares = np.array([np.mean(each <= width) if each.size else np.nan for each in errors])
+    mean, half = mean_intervals({"": shares}, None if found.number is None else found.number[: len(shares)])
     return replace(found, coverage=(LEVEL, mean[""], half[""]))

@@ -114,3 +114,18 @@ def test_what_cannot_be_used_gets_one_message():
         as_network((nn.Dense(2), {"weights": {}}), EXAMPLE)
     with pytest.raises(imaml.ConfigError, match="got the class LinenNet"):
         as_network(LinenNet, EXAMPLE)
+
+
+class Gain(nn.Module):
+    rate: float = 2.0
+
+    @nn.compact
+    def __call__(self, x):
+        return self.rate * nn.Dense(1)(x)
+
+
+def test_a_field_called_rate_is_no_dropout():
+    network = as_network(Gain(), EXAMPLE)
+    theta = network.init(jax.random.key(0))
+    wanted = 2 * (X @ theta["Dense_0/kernel"] + theta["Dense_0/bias"])
+    np.testing.assert_allclose(network.forward(theta, X)[0], wanted, rtol=1e-6)

@@ -15,6 +15,7 @@ from imaml.cli.main import main
 from imaml.core.errors import ConfigError, DataError
 from imaml.domains.tables.cells import label_of, table_of
 from imaml.domains.tables.files import Format, read_table
+from imaml.domains.tables.interface import _plain
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 FORM = re.compile(r"^[^:\n]+: (.*: )?expected [^\n]+, got [^\n]+\.( Hint: [^\n]+[.?])?$")
@@ -376,3 +377,31 @@ def test_an_offset_is_added_to_predictions(tmp_path):
         alone.encode_query(rows[["day", "kind"]])
     with pytest.raises(DataError, match="column 'kind': expected numbers with an offset"):
         imaml.tables(frame, "who", "kind", offset="base", features=["day"])
+
+
+def test_answers_in_small_units_keep_their_digits():
+    assert _plain(2.34567e-8) == 2.34567e-8
+    assert _plain(np.float32(4.7e-10)) == pytest.approx(4.7e-10, rel=1e-6)
+
+
+def test_ids_that_are_equal_as_numbers_are_not_merged():
+    rows = table_of({"who": ["007", "7", "7.0"], "y": [1, 2, 3]}, "rows")
+    with pytest.raises(
+        imaml.DataError, match="column 'who': expected an id for each task, got '007' and '7'"
+    ):
+        rows.labels("who", "the task")
+    assert table_of({"who": ["7", "7.0", "8"]}, "rows").labels("who", "the task") == ("7", "7", "8")
+
+
+def test_a_query_s_missing_offset_is_named():
+    frame = {
+        "g": [0, 0, 1, 1, 2, 2, 3, 3],
+        "x": [1, 2, 3, 4, 5, 6, 7, 8],
+        "o": [1.0] * 8,
+        "y": [3, 1, 4, 1, 5, 9, 2, 6],
+    }
+    domain = imaml.tables(frame, "g", "y", features=["x"], offset="o", missing="mean")
+    with pytest.raises(
+        imaml.DataError, match=r"row 2, column 'o': expected a number, got ''.*needs its offset"
+    ):
+        domain.encode_query({"x": [1, 2, 3], "o": [0.5, "", 0.5]})

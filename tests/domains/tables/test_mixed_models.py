@@ -295,3 +295,24 @@ def test_a_method_made_by_hand_counts_rows_once_where_all_are_support_and_query(
     known = made(method, domain, None)
     task = domain.sample(jax.random.key(0), "train")
     assert task.whole(known.rule.whole).weights.sum() == 5
+
+
+@pytest.mark.slow
+def test_the_likelihood_of_rows_that_count_twice_is_that_of_the_rows_written_twice(tmp_path):
+    columns = rows()
+    write({**columns, "w": np.full(60, 2)}, tmp_path / "weighted.csv")
+    write({name: np.tile(column, 2) for name, column in columns.items()}, tmp_path / "twice.csv")
+    config, found = preset("tables-evidence"), []
+    for name, weights in (("weighted", "w"), ("twice", None)):
+        fields = {
+            "task": "g",
+            "target": "y",
+            "features": ("x",),
+            "random": ("intercept",),
+            "weights": weights,
+        }
+        domain = replace(config.domain, data=str(tmp_path / f"{name}.csv"), **fields)
+        run = assemble(replace(config, domain=domain)).train(progress=False)
+        found.append(run.domain.summary(run.theta, run.method.problem)[0]["fit"])
+    for name in ("log_likelihood", "aic"):
+        assert found[0][name] == pytest.approx(found[1][name], abs=1e-3)

@@ -165,6 +165,8 @@ def _intercepted(given: bool, layers: set[str] | None = None, drops: list[bool] 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         module, fields = context.module, {}
         for rate in RATES:
+            if rate == "rate" and not isinstance(module, nn.Dropout):
+                continue  # a user's field
             value = getattr(module, rate, None)
             if isinstance(value, (int, float)) and context.method_name == "__call__":
                 fields[rate] = 0.0

@@ -75,10 +75,19 @@ class Table:
             The labels.
 
         Raises:
-            DataError: If there is no such column.
+            DataError: If there is no such column, or two ids of tasks, such as 007 and 7, have one label.
         """
         cells = self.column(name, what)
         known = {cell: label_of(cell) for cell in set(cells)}
+        if what == "the task":
+            ids: dict[str, str] = {}
+            for cell, label in sorted(known.items()):
+                plain = re.sub(r"\.0*$", "", cell.strip()) if _is_finite(cell) else label
+                if ids.setdefault(label, plain) != plain:
+                    raise DataError(
+                        f"{self.source}: column {name!r}: expected an id for each task, got {ids[label]!r} "
+                        f"and {plain!r}, which are the same number. Hint: write a letter before the ids."
+                    )
         return tuple(known[cell] for cell in cells)
 
     def missing(self, name: str) -> np.ndarray:
@@ -241,6 +250,11 @@ def _number(cell: str) -> float:
     except ValueError:
         return np.nan
     return value if np.isfinite(value) and "_" not in cell else np.nan
+
+
+def _is_finite(cell: str) -> bool:
+    """Whether a text means a finite number."""
+    return bool(np.isfinite(_number(cell)))
 
 
 def _moment(cell: str) -> datetime.datetime | None:

@@ -100,8 +100,13 @@ def _text_file(path: Path, form: Format) -> Table:
             )
     columns = _columns(header, lines[1:], path)
     if form.decimal == ",":
-        point = lambda cell: cell.replace(",", ".") if _is_number(cell.replace(",", ".")) else cell  # noqa: E731
-        columns = {name: tuple(map(point, cells)) for name, cells in columns.items()}
+        columns = {
+            name: tuple(
+                _with_point(cell, f"{path}, {place_of(row + 1, begins[row])}, column {name!r}")
+                for row, cell in enumerate(cells)
+            )
+            for name, cells in columns.items()
+        }
     return replace(table_of(columns, str(path)), lines=begins)
 
 
@@ -120,6 +125,17 @@ def _separator(text: Sequence[str], suffix: str) -> str:
     header = next((line for line in text if line.strip()), "")
     cells = {between: len(next(csv.reader([header], delimiter=between), ())) for between in SEPARATORS}
     return max(SEPARATORS, key=cells.__getitem__)
+
+
+def _with_point(cell: str, place: str) -> str:
+    """A number with a decimal comma as Python writes it; other cells as they are."""
+    if "." in cell and _is_number(cell):  # between thousands, or a decimal point after all
+        raise DataError(
+            f"{place}: expected numbers with a decimal comma, as --decimal=, says, got {cell!r}. Hint: "
+            "remove the points between thousands, or leave out --decimal."
+        )
+    pointed = cell.replace(",", ".")
+    return pointed if _is_number(pointed) else cell
 
 
 def _is_number(cell: str) -> bool:

@@ -171,7 +171,12 @@ class TablesInterface(DomainBase):
             return super().encode_query(x)
         filled = "mean" if self.recipe.missing == "mean" else "error"  # no row can be dropped
         needed = [] if self.recipe.offset is None else [self.recipe.offset]
-        table = self._complete(self.table(x), needed, filled)
+        table = self.table(x)
+        for name in needed:
+            table.column(name, "the offset")
+            for row in np.flatnonzero(table.missing(name)):
+                raise table.cell_error(name, row, "a number", "every row that is predicted needs its offset.")
+        table = self._complete(table, needed, filled)
         return self.recipe.fixed.code(table, self.recipe.unseen).astype(np.float32)
 
     def decode(self, outputs: np.ndarray, x: object) -> np.ndarray:
@@ -334,4 +339,4 @@ class TablesInterface(DomainBase):
 
 def _plain(answer: str | float) -> str | float:
     """An answer as a JSON value."""
-    return str(answer) if isinstance(answer, str) else round(float(answer), 9)
+    return str(answer) if isinstance(answer, str) else float(f"{answer:.10g}")

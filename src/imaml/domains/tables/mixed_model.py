@@ -210,7 +210,8 @@ def fit_of(domain: Tables, theta: Tree, problem: Problem, prior: Prior) -> Fit:
     known = ~np.any(np.abs(linear[1:, ~found.determined]) > 0, axis=1)
     known = [True, *known.tolist()]  # the intercept is that of what is determined
     rows = int(np.asarray(domain.counts)[numbers].sum())
-    likelihood = found.log_likelihood - rows * math.log(recipe.fixed.target.scale)
+    times = float(np.sum(np.asarray(tasks.weights, np.float64)))  # a row of weight 2 counts as two
+    likelihood = found.log_likelihood - times * math.log(recipe.fixed.target.scale)
     spread = np.array(prior["covariance"])
     deviations = np.sqrt(np.diag(spread))
     return {

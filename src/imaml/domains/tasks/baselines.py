@@ -141,6 +141,28 @@ class Pooled(NamedTuple):
     coefficients: Array
     rows: Array | None
 
+    @classmethod
+    def of(cls, coefficients: Sequence[Sequence[float]], rows: Sequence[float]) -> Pooled:
+        """Return the model of stored numbers.
+
+        Args:
+            coefficients: As the attribute.
+            rows: Likewise; empty for None.
+
+        Returns:
+            The model.
+        """
+        return cls(jnp.asarray(coefficients, jnp.float32), jnp.asarray(rows, jnp.float32) if rows else None)
+
+    def numbers(self) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]:
+        """Return what `of` takes.
+
+        Returns:
+            The coefficients, and the rows.
+        """
+        rows = () if self.rows is None else tuple(np.asarray(self.rows).tolist())
+        return tuple(map(tuple, np.asarray(self.coefficients).tolist())), rows
+
     def level(self, support: Rows, predicted: Array) -> Array:
         """Return a task's level above the model: its mean residual, shrunk towards zero.
 

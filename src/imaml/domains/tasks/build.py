@@ -30,6 +30,7 @@ from .values import labels_of, levels_of
 
 MOST_SUPPORT, MOST_QUERIES = 128, 64  # rows of a draw from a group, unless they were asked for
 EPISODE_QUERIES = 5  # query images of each class, unless they were asked for
+POOLED_STORED = 2000  # coefficients of one linear model of all rows that a run's configuration holds
 HIDDEN = 40  # units of the two hidden layers of the network for vectors
 NAMES = {  # of networks, and the rows that they take
     "mlp": "vectors (rows, features)",
@@ -119,6 +120,11 @@ def domain_of(
     _check_arguments(shots, queries, ways, validation, test, seed, standardise)
     chosen: list[Choice] = []
     row = _loss(tasks, loss, chosen)
+    if ways is not None and not tasks.episodes:
+        raise ConfigError(
+            f"fit: ways: expected None, as tasks have targets of their own, got {ways}. Hint: tasks whose "
+            "groups are the classes are made without y, Tasks.from_arrays(x, groups=classes)."
+        )
     order = order or ("first" if tasks.supports is not None else "random")
     require_one_of("fit", "order", order, ("random", "first"))
     if tasks.supports is not None and (shots is not None or order == "random"):
@@ -126,7 +132,7 @@ def domain_of(
             "fit: shots: expected None and order='first', as the tasks' support sets are given, got "
             f"shots={shots!r}, order={order!r}."
         )
-    usable = large_enough(tasks, shots)
+    usable = large_enough(tasks, shots if tasks.episodes else None)
     splits = tasks.splits(validation, test, seed, usable)
     if not splits["train"].size:
         raise DataError(
@@ -158,7 +164,11 @@ def domain_of(
         share=share,
         file=tasks.file and replace(tasks.file, validation=validation, test=test, seed=seed),
     )
-    return filled(recipe, replace(tasks, inputs=tuple(arrays)), splits, supports), chosen
+    domain = filled(recipe, replace(tasks, inputs=tuple(arrays)), splits, supports)
+    if domain.pooled is not None and domain.pooled.coefficients.size <= POOLED_STORED:
+        coefficients, rows = domain.pooled.numbers()
+        domain = replace(domain, recipe=replace(recipe, pooled=coefficients, pooled_rows=rows))
+    return domain, chosen
 
 
 def _used_as(tasks: Tasks) -> tuple[tuple[str, ...], str, str]:

@@ -131,11 +131,16 @@ class Tasks:
         rows = rows_alike({name: array for name, array in given.items() if array is not None}, "tasks")
         for name, array in zip(names_of(json.loads(structure)), inputs, strict=True):
             require_finite(array, f"x/{name}" if name else "x")
-        names = tuple(dict.fromkeys(labels))
+        # A row that counts zero times is no row: a task of such rows alone would have no score.
+        kept = np.ones(rows, bool) if given["weights"] is None else given["weights"] > 0
+        if not kept.any():
+            raise DataError("weights: expected some above 0, got 0 for all rows.")
+        names = tuple(dict.fromkeys(label for label, counted in zip(labels, kept, strict=True) if counted))
         number = {name: i for i, name in enumerate(names)}
-        index = np.array([number[label] for label in labels], np.int64)
+        index = np.array([number.get(label, -1) for label in labels], np.int64)
         order = np.argsort(index, kind="stable")
-        counts = np.bincount(index, minlength=len(names))
+        order = order[kept[order]]
+        counts = np.bincount(index[kept], minlength=len(names))
 
         def ordered(name: str) -> np.ndarray | None:
             array = given[name]
@@ -393,7 +398,7 @@ class Tasks:
         structure, arrays = structure_of(joined, "map")
         for array in arrays:
             require_finite(array, "map")
-        return replace(self, structure=structure, inputs=tuple(arrays), frame=None)
+        return replace(self, structure=structure, inputs=tuple(arrays), frame=None, file=None)
 
     def splits(
         self, validation: float, test: float, seed: int, usable: np.ndarray | None = None
@@ -415,7 +420,9 @@ class Tasks:
         usable = np.ones(len(self), bool) if usable is None else usable
         if self.split is not None:
             number = {name: i for i, name in enumerate(self.names)}
-            given = {part: [number[name] for name in self.split.get(part, ())] for part in SPLITS}
+            given = {
+                part: [number[name] for name in self.split.get(part, ()) if name in number] for part in SPLITS
+            }
             return {part: np.array([n for n in given[part] if usable[n]], np.int64) for part in SPLITS}
         total = int(usable.sum())
         sizes = [max(1, round(share * total)) if share else 0 for share in (validation, test)]

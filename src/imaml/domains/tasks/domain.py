@@ -32,7 +32,7 @@ from .interface import TasksInterface, normalises
 from .layout import ArraySpec, Rows, TaskLayout
 from .losses import RowLoss, Squared, TaskLoss
 from .own_losses import Own, loss_of
-from .sources import TasksFile, file_of
+from .sources import Format, TasksFile, file_of
 
 
 @recipe("domain")
@@ -52,8 +52,14 @@ class TasksRecipe(DomainRecipe):
         offset: The data frame's column of offsets, "offset" for arrays with offsets, or empty for none.
         weights: The data frame's column of weights, "weights" for arrays with weights, or empty for none.
         share: The share of a task's rows that its support set has, or None for a number of them.
+        separator: What separates the cells of a text file with new tasks; empty for what the run's file has.
+        encoding: The encoding of such a file, likewise.
+        decimal: The sign before the fraction of a number in such a file, likewise.
         quantiles: Of the absolute errors of validation rows in predicted standard deviations, at the levels
             0.05, 0.1, ..., 0.95 and 0.99; empty for those of a Gaussian.
+        pooled: The coefficients of one linear model of all training rows, `Pooled.coefficients`, so that it
+            is a baseline on new tasks, too; empty if there is none, or it has more than 2,000.
+        pooled_rows: Its `Pooled.rows`, or empty.
         file: Where the tasks were read from, or None if they were passed as arrays.
 
     Raises:
@@ -71,7 +77,12 @@ class TasksRecipe(DomainRecipe):
     offset: str = ""
     weights: str = ""
     share: PositiveFraction | None = None
+    separator: str = ""
+    encoding: str = ""
+    decimal: Literal["", ".", ","] = ""
     quantiles: tuple[float, ...] = ()
+    pooled: tuple[tuple[float, ...], ...] = ()
+    pooled_rows: tuple[float, ...] = ()
     file: TasksFile | None = None
 
     own_tasks: ClassVar[bool] = True
@@ -124,7 +135,13 @@ class TasksRecipe(DomainRecipe):
                 "domain: expected the tasks, which a saved run does not hold. Hint: pass them, as in "
                 "learner.evaluate(tasks), or on the command line --data PATH."
             )
-        return reread(self)
+        return reread(replace(self, file=replace(self.file, **self.text._asdict())))
+
+    @property
+    def text(self) -> Format:
+        """How a text file with new tasks is written."""
+        known = Format() if self.file is None else self.file.text
+        return Format(*(getattr(self, name) or getattr(known, name) for name in Format._fields))
 
     @property
     def brought(self) -> dict[str, str]:
@@ -392,7 +409,7 @@ class TasksDomain(Grouped, TasksInterface):
         if self.pooled is not None:
             model = self.pooled.coefficients
             pooled, fitted = (rows @ model[1:] + model[0] for rows in (asked, inputs))
-            if query.offset is not None:
+            if query.offset is not None and not self.classes:
                 pooled = pooled.at[:, 0].add(query.offset)
                 fitted = fitted.at[:, 0].add(support.offset)
             found["one linear model for all tasks"] = pooled

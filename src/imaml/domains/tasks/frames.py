@@ -28,10 +28,28 @@ def columns_of(frame: object) -> dict[str, Tree]:
     """
     if isinstance(frame, Mapping):
         return {str(name): frame[name] for name in frame}
+    if hasattr(frame, "collect") and hasattr(frame, "lazy"):
+        raise DataError("frame: expected a data frame, got a lazy one. Hint: frame.collect() reads it.")
     names = getattr(frame, "columns", None)
     if names is None or not hasattr(frame, "__getitem__"):
         return {}
     return {str(name): frame[name] for name in names}  # type: ignore[index]
+
+
+def taken(columns: Mapping[str, Tree], rows: np.ndarray) -> dict[str, Tree]:
+    """Return some rows of columns.
+
+    Args:
+        columns: Columns by name.
+        rows: The places of the rows.
+
+    Returns:
+        The columns; lists stay lists, whose numbers beside texts stay numbers.
+    """
+    return {
+        name: [column[i] for i in rows] if isinstance(column, list | tuple) else np.asarray(column)[rows]
+        for name, column in columns.items()
+    }
 
 
 def coded_names(frame: object, features: Sequence[str], task: str) -> tuple[str, ...]:

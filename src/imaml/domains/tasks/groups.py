@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ...core.tree import Tree
@@ -81,6 +82,19 @@ class Grouped:
         """
         return bool(self.splits[split].size)
 
+    def draws_all(self, split: str) -> bool:
+        """Return whether each task of a split is drawn with all of its rows.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            True if none has more rows than a support set and a query set.
+        """
+        numbers = np.asarray(self._numbers(split))
+        left = np.asarray(self.counts)[numbers] - np.asarray(self.supports)[numbers]
+        return bool((left <= self.sizes[1]).all())
+
     def number(self, indices: Drawn) -> Array | None:
         """Return the number of the task's group: draws of the same one are not independent.
 
@@ -147,10 +161,13 @@ class Grouped:
         count, known = self.counts[group], self.supports[group]
         wanted = most + queries
         places = jnp.arange(wanted)
-        # In order the query set is what follows the support set.
+        # In order the query set is what follows the support set, or a part of it.
         order = places if self.ordered else self._order(key, count, wanted)
         support = order[:most]
         query = order[jnp.minimum(known + jnp.arange(queries), wanted - 1)]
+        if self.ordered and self.most > queries:  # of more rows than a query set takes, random ones
+            random = known + self._order(key, count - known, queries)
+            query = jnp.where(count - known > queries, random, query)
         kept = jnp.arange(most) < known
         asked = known + jnp.arange(queries) < jnp.minimum(count, wanted)
         # Rows that do not count are copies of the group's first one that does.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -19,13 +19,14 @@ from ...core.validation import some_of
 from ...problems.base import Task
 from ..base import Answers, DomainBase, Encoded, Predicts, Standalone
 from ..fewshot.images import SUFFIXES
+from ..user_data import Part
 from .counts import LOG_MOST
 from .folders import files_of, read_images
-from .frames import columns_of, numbers_of
+from .frames import columns_of, numbers_of, taken
 from .layout import Rows, bucket, leaves_by_name, nested, padded
 from .own_losses import Own
 from .sources import TABLES, read_columns
-from .values import as_array, as_classes, finite_numbers, labels_of, levels_of
+from .values import Level, as_array, as_classes, finite_numbers, labels_of, levels_of
 
 if TYPE_CHECKING:
     from .domain import TasksRecipe
@@ -98,6 +99,13 @@ class TasksInterface(DomainBase):
         if isinstance(x, Rows):
             levels = range(recipe.ways) if recipe.layout.levels is None else recipe.layout.levels
             return Encoded(x._replace(reference=None), as_classes(tuple(levels)) if self.classes else None)
+        labels = list(dict.fromkeys(self._labels(x)))
+        if len(labels) > 1:
+            raise DataError(
+                f"adapt: expected rows of one task, got {len(labels)} ({recipe.columns[0]!r}: "
+                f"{some_of([str(label) for label in labels])}). Hint: learner.predict(support, query) learns "
+                "each task from its own rows."
+            )
         given = self._given(x)
         targets_given = given.y if y is None else y
         if targets_given is None:
@@ -215,6 +223,34 @@ class TasksInterface(DomainBase):
             return Given(**x)
         return Given(x)
 
+    def _labels(self, x: Tree) -> list[Level]:
+        """The task of each row of a data frame that has the run's column of tasks; else none."""
+        if not self.recipe.columns or are_paths(x):
+            return []
+        name, columns = self.recipe.columns[0], columns_of(x)
+        return labels_of(columns[name], f"column {name!r}", "label") if name in columns else []
+
+    def separate(self, x: Tree, query: Tree) -> list[Part]:
+        """Return the rows of each task of the query: those to learn from, which may be none, and its own."""
+        if not self.recipe.columns:
+            return super().separate(x, query)
+        asked, known = self._labels(query), self._labels(x)
+        tasks = list(dict.fromkeys(asked))
+        if not tasks or x is None or (len(tasks) == 1 and not known):
+            rows = len(jax.tree.leaves(self.encode_query(query))[0])
+            return [Part(x, query, np.arange(rows))]
+        if not known:
+            raise DataError(
+                f"support: expected a column {self.recipe.columns[0]!r}, as the query has rows of "
+                f"{len(tasks)} tasks, got none. Hint: add it, so that each task is learned from its own rows."
+            )
+        few, every = columns_of(x), columns_of(query)
+        parts = []
+        for task in tasks:
+            own, rows = (np.flatnonzero([label == task for label in labels]) for labels in (known, asked))
+            parts.append(Part(taken(few, own) if own.size else None, taken(every, rows), rows))
+        return parts
+
     @property
     def _columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The data frame's columns of targets and of features."""
@@ -239,7 +275,7 @@ class TasksInterface(DomainBase):
                 "offset: expected an offset for each row, as the run learned from rows with offsets, got "
                 f"none. Hint: pass rows {hint}."
             )
-        return _column(given.offset, "offset").astype(np.float32)
+        return (_column(given.offset, "offset") / self.recipe.layout.offset_scale).astype(np.float32)
 
     def decode(self, outputs: np.ndarray, x: Tree) -> np.ndarray:
         """Return the expected targets in their units, ``(n,)`` or ``(n, ...)`` as the run's targets were.
@@ -290,13 +326,15 @@ class TasksInterface(DomainBase):
             return self.units(centre), self.units(centre - half), self.units(centre + half)
         values, vectors = np.linalg.eigh(spread)
         roots = vectors * np.sqrt(np.maximum(values, 0))[:, None]  # rounding may leave values below 0
+        # The same random numbers for all rows, so that no row's interval depends on the others.
         first, second = jax.random.split(jax.random.key(0))
-        normals = np.asarray(jax.random.normal(first, (DRAWS, *centre.shape)))
-        outputs = centre + np.einsum("nij,dnj->dni", roots, normals)
-        keys = jax.random.split(second, DRAWS)
-        drawn = np.asarray(jax.vmap(self.recipe.loss.draw)(keys, jnp.asarray(outputs, jnp.float32)))
+        normals = np.asarray(jax.random.normal(first, (DRAWS, centre.shape[1])))
+        outputs = centre + np.einsum("nij,dj->dni", roots, normals)
+        one = lambda key, row: self.recipe.loss.draw(key, row[None])[0]  # noqa: E731
+        draw = jax.vmap(jax.vmap(one, (None, 0)))
+        drawn = np.asarray(draw(jax.random.split(second, DRAWS), jnp.asarray(outputs, jnp.float32)))
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return drawn.mean(axis=0), low, high
+        return self.units(self.recipe.loss.mean(centre)), low, high
 
     def _factor(self, level: float) -> float:
         """How many standard deviations an interval of a level is wide, to each side."""
@@ -328,7 +366,8 @@ class TasksInterface(DomainBase):
             "target": to_json(layout.target),
             "levels": None if layout.levels is None else list(layout.levels),
             "ways": recipe.ways,
-            "offset": bool(recipe.offset),
+            "offset": layout.offset_scale if recipe.offset else None,
+            "columns": list(self._columns[1]),
             "most": LOG_MOST if loss.targets == "counts" else None,
             "quantiles": [LEVELS, recipe.quantiles],
             "spread": self.classes or self.headline == "rmse",
@@ -348,7 +387,7 @@ class TasksInterface(DomainBase):
         if Path(path).is_dir() or suffix in SUFFIXES:
             return path
         if self.recipe.columns and suffix in TABLES:
-            return read_columns(path)
+            return read_columns(path, self.recipe.text)
         found = super().read(path)
         if not isinstance(found, Mapping) or self.recipe.columns:
             return found
@@ -389,7 +428,7 @@ class TasksInterface(DomainBase):
             if recipe.weights:
                 found[recipe.weights] = np.asarray(rows.weights)[kept]
         if rows.offset is not None:
-            found[recipe.offset] = np.asarray(rows.offset)[kept]
+            found[recipe.offset] = np.asarray(rows.offset)[kept] * recipe.layout.offset_scale
         return found
 
     def _answered(self, targets: np.ndarray, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -425,8 +464,39 @@ class TasksInterface(DomainBase):
             interval = predictor.predict_interval(query, LEVEL)
             for row, low, high in zip(rows, interval.low, interval.high, strict=True):
                 row |= {"low": low.tolist(), "high": high.tolist()}
-        lines = ["\t".join(str(value) for value in row.values()) for row in rows]
-        return Answers(rows, ["\t".join(rows[0]), *lines] if rows else [])
+        return _answers(rows)
+
+    def answers_each(
+        self, adapt: Callable[[Tree], Predicts], support: Tree, query: Tree, uncertainty: bool = False
+    ) -> Answers:
+        """Return an answer for each row of the query, each task's by the task's own support rows."""
+        if not self._labels(query):
+            return super().answers_each(adapt, support, query, uncertainty)
+        parts = self.separate(support, query)
+        done = [self.answers(adapt(p.support), p.support, p.query, uncertainty) for p in parts]
+        if len(parts) == 1 and (support is None or parts[0].support is not None):
+            return done[0]
+        name, labels = self.recipe.columns[0], self._labels(query)
+        rows: dict[int, dict[str, object]] = {}
+        for part, one in zip(parts, done, strict=True):
+            for place, row in zip(part.rows.tolist(), one.rows, strict=True):
+                rows[place] = {
+                    "row": place + 1,
+                    name: labels[place],
+                    **{k: row[k] for k in row if k != "row"},
+                }
+        alone = [str(labels[part.rows[0]]) for part in parts if part.support is None]
+        said = (
+            f"{len(alone)} of {len(parts)} tasks have no support rows, and are predicted as the population "
+            f"({some_of(alone)})"
+        )
+        return _answers([rows[place] for place in sorted(rows)])._replace(note=lambda: said if alone else "")
+
+
+def _answers(rows: list[dict[str, object]]) -> Answers:
+    """Answers with a head and a line for each row."""
+    lines = ["\t".join(str(value) for value in row.values()) for row in rows]
+    return Answers(rows, ["\t".join(rows[0]), *lines] if rows else [])
 
 
 def are_paths(x: object) -> bool:

@@ -116,6 +116,12 @@ class ArraySpec(Checked):
         if self.form == "int":
             if array.dtype.kind not in "iub":
                 raise DataError(f"{name}: expected whole numbers, got dtype {array.dtype}.")
+            known = np.iinfo(np.int32)
+            if array.dtype.kind != "b" and not ((array >= known.min) & (array <= known.max)).all():
+                raise DataError(
+                    f"{name}: expected whole numbers that int32 can hold, got {extent(array)}. Hint: number "
+                    "them from 0, as np.unique(..., return_inverse=True) does, or pass real numbers."
+                )
             return array.astype(np.int32)
         return finite_numbers(array, name)
 
@@ -185,6 +191,11 @@ class TaskLayout(Checked):
     def names(self) -> list[str]:
         """The names of the inputs' arrays; that of a single one is empty."""
         return names_of(self.skeleton)
+
+    @property
+    def offset_scale(self) -> float:
+        """One coded unit of the first output in units of the target: an offset is divided by it."""
+        return self.target.scale[0] if self.target is not None and self.target.scale else 1.0
 
     def code(self, x: Tree, name: str = "x") -> Tree:
         """Return a user's inputs as the network takes them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ from ...core.errors import ConfigError, DataError
 from ...core.tree import Tree
 from ...core.validation import some_of
 from ..base import SPLITS
-from .baselines import pooled_model
+from .baselines import Pooled, pooled_model
 from .collection import Tasks
 from .domain import TasksDomain, TasksRecipe
-from .interface import require_counts
+from .interface import normalises, require_counts
 from .layout import assemble
 from .own_losses import Own
 
@@ -39,13 +40,23 @@ def recoded(recipe: TasksRecipe, tasks: Tree) -> TasksDomain:
     """
     if not isinstance(tasks, Tasks):
         raise ConfigError(f"evaluate: tasks: expected imaml.Tasks, got a {type(tasks).__name__}.")
-    _require_alike(recipe, tasks)
-    usable = large_enough(tasks, recipe.support if recipe.episodes else None)
+    tasks = _alike(recipe, tasks)
+    usable = _usable(recipe, tasks)
     if recipe.episodes and usable.sum() < recipe.ways:
         raise DataError(
             f"evaluate: tasks: expected at least {recipe.ways} classes, as an episode has, got "
             f"{usable.sum()}."
         )
+    if tasks.supports is not None:  # these, whichever rows the run has drawn
+        supports, rest = (part[usable] for part in (tasks.supports, tasks.counts - tasks.supports))
+        if normalises(recipe.model) and supports.min() < supports.max():
+            raise DataError(
+                "evaluate: tasks: expected support sets of the same size, as the model normalises by a "
+                f"batch's statistics, which padding would change, got {supports.min()} to {supports.max()} "
+                "rows."
+            )
+        sizes = {"support": int(supports.max()), "queries": int(rest.max())}
+        recipe = replace(recipe, order="first", share=None, **sizes)
     return filled(recipe, tasks, {"test": np.flatnonzero(usable)})
 
 
@@ -65,13 +76,19 @@ def reread(recipe: TasksRecipe) -> TasksDomain:
     file, tasks = recipe.file, recipe.file.read()
     if file.new:
         return recoded(recipe, tasks)
-    _require_alike(recipe, tasks)
-    usable = large_enough(tasks, recipe.support if recipe.episodes else None)
+    tasks = _alike(recipe, tasks)
+    usable = _usable(recipe, tasks)
     return filled(recipe, tasks, tasks.splits(file.validation, file.test, file.seed, usable))
 
 
-def _require_alike(recipe: TasksRecipe, tasks: Tasks) -> None:
-    """Check that tasks are of a run's kind (DataError)."""
+def _usable(recipe: TasksRecipe, tasks: Tasks) -> np.ndarray:
+    """Which groups have enough rows for a run's support sets."""
+    alike = recipe.episodes or normalises(recipe.model)
+    return large_enough(tasks, recipe.support if alike else None)
+
+
+def _alike(recipe: TasksRecipe, tasks: Tasks) -> Tasks:
+    """The tasks, their columns in the order of the run's; DataError if they are not of its kind."""
     if tasks.episodes != recipe.episodes:
         wanted = "classes without targets" if recipe.episodes else "tasks with targets"
         raise DataError(f"evaluate: tasks: expected {wanted}, as the run was fitted on, got others.")
@@ -80,6 +97,40 @@ def _require_alike(recipe: TasksRecipe, tasks: Tasks) -> None:
             f"evaluate: tasks: expected inputs of the structure {recipe.layout.structure}, as the run was "
             f"fitted on, got {tasks.structure}."
         )
+    if (tasks.offset is not None) != bool(recipe.offset):
+        wanted, got = ("an offset for each row", "none") if recipe.offset else ("no offsets", "some")
+        raise DataError(f"evaluate: tasks: expected {wanted}, as the run was fitted on, got {got}.")
+    if tasks.frame is None or not recipe.columns:
+        return tasks
+    target = recipe.layout.target
+    count = 1 if target is None else int(np.prod(target.shape))
+    targets, features = recipe.columns[1 : 1 + count], recipe.columns[1 + count :]
+    if tasks.frame.targets != targets:
+        raise DataError(
+            f"evaluate: tasks: expected the target {', '.join(targets)}, as the run was fitted on, got "
+            f"{', '.join(tasks.frame.targets)}."
+        )
+    return replace(tasks, inputs=(_in_order(tasks.inputs[0], tasks.frame.features, features),))
+
+
+def _in_order(table: np.ndarray, names: tuple[str, ...], wanted: tuple[str, ...]) -> np.ndarray:
+    """The columns that a run was fitted on, in its order; DataError if they are others."""
+    if names == wanted:
+        return table
+    place = {name: i for i, name in enumerate(names)}
+    texts = {name.partition("=")[0] for name in names if "=" in name}
+    # A text of the run that no new row has is a column of zeros.
+    none = {name for name in wanted if name not in place and name.partition("=")[0] in texts and "=" in name}
+    missing = [name for name in wanted if name not in place and name not in none]
+    strange = [name for name in names if name not in wanted]
+    if missing or strange:
+        lists = [f"no {some_of(missing)}"] * bool(missing) + [f"also {some_of(strange)}"] * bool(strange)
+        raise DataError(
+            f"evaluate: tasks: expected the columns {some_of(list(wanted), 20)}, as the run was fitted on, "
+            f"got {' and '.join(lists)}. Hint: name the columns, features=[...]."
+        )
+    blank = np.zeros(len(table))
+    return np.stack([blank if name in none else table[:, place[name]] for name in wanted], axis=1)
 
 
 def filled(
@@ -115,16 +166,17 @@ def filled(
         if row.targets == "counts":
             require_counts(targets, "y")
     times = np.ones(len(coded[0])) if tasks.weights is None else tasks.weights
+    offset = None if tasks.offset is None else tasks.offset / layout.offset_scale
     numbers = {name: np.asarray(splits.get(name, ()), np.int64) for name in SPLITS}
-    pooled = None
-    if targets is not None and numbers["train"].size and not isinstance(row, Own):
+    pooled = Pooled.of(recipe.pooled, recipe.pooled_rows) if recipe.pooled else None
+    if pooled is None and targets is not None and numbers["train"].size and not isinstance(row, Own):
         training = tasks.rows_of(numbers["train"])
         pooled = pooled_model(
             [array[training] for array in coded],
             layout.inputs,
             targets[training],
             times[training],
-            None if tasks.offset is None else tasks.offset[training],
+            None if offset is None else offset[training],
             row,
             len(layout.levels or ()),
             np.repeat(np.arange(len(tasks)), tasks.counts)[training],
@@ -133,7 +185,7 @@ def filled(
         inputs=jax.tree.map(jnp.asarray, assemble(json.loads(tasks.structure), coded.__getitem__)),
         targets=None if targets is None else jnp.asarray(targets),
         weights=jnp.asarray(times, jnp.float32),
-        offset=None if tasks.offset is None else jnp.asarray(tasks.offset, jnp.float32),
+        offset=None if offset is None else jnp.asarray(offset, jnp.float32),
         first=jnp.asarray(tasks.first, jnp.int32),
         counts=jnp.asarray(tasks.counts, jnp.int32),
         supports=jnp.asarray(_supports(recipe, tasks) if supports is None else supports, jnp.int32),
@@ -149,7 +201,7 @@ def large_enough(tasks: Tasks, shots: float | None) -> np.ndarray:
 
     Args:
         tasks: The tasks.
-        shots: Rows of a support set, if it is a whole number.
+        shots: Rows that a support set must have, if it is a whole number.
 
     Returns:
         Booleans ``(groups,)``.
@@ -157,9 +209,7 @@ def large_enough(tasks: Tasks, shots: float | None) -> np.ndarray:
     Raises:
         DataError: If none has.
     """
-    least = 2
-    if tasks.episodes and isinstance(shots, int):
-        least = shots + 1
+    least = shots + 1 if isinstance(shots, int) else 2
     if tasks.supports is not None:
         usable = (tasks.supports >= 1) & (tasks.supports < tasks.counts)
     else:

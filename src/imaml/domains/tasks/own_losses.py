@@ -64,8 +64,8 @@ class OwnLoss(Own):
     token: str
 
     def outputs(self, outputs: Array) -> Array:
-        """Return the outputs unchanged."""
-        return outputs
+        """Return the outputs, one number for each row as a column, as targets are."""
+        return outputs[:, None] if outputs.ndim == 1 else outputs
 
     def cost(self, outputs: Array, batch: Rows) -> Array:
         """Return what the function returns; ConfigError if that is not one number for each row."""

@@ -14,13 +14,14 @@ from ...core.fields import Checked, Fraction, PositiveInt
 from ...core.recipes import recipe
 from ...core.tree import Tree
 from ...core.validation import Interval, some_of
-from ..tables.files import MISSING, read_table
+from ..tables.files import MISSING, Format, read_table
 from ..tables.files import SUFFIXES as TABLES
 from .layout import nested
 
 if TYPE_CHECKING:
     from .collection import Tasks
 
+TRUTHS = {word: word.lower() == "true" for word in ("True", "TRUE", "true", "False", "FALSE", "false")}
 ARRAYS = ("x", "y", "groups", "weights", "offset", "split")  # of an .npz file; x may be x/NAME, ...
 
 
@@ -38,6 +39,9 @@ class TasksFile(Checked):
         weights: Of a table, the column that says how many times a row counts, or empty.
         offset: Of a table, the column that is added to the first output, or empty.
         split: Of a table, the column that says which split a task belongs to, or empty.
+        separator: What separates the cells of a text file; empty for what its header has most of.
+        encoding: The encoding of a text file.
+        decimal: The sign before the fraction of a number in a text file, "." or ",".
         side: The side in pixels that images are shrunk to.
         colour: Whether images keep their colours.
         validation: The share of tasks for validation, unless the file has splits.
@@ -59,12 +63,20 @@ class TasksFile(Checked):
     weights: str = ""
     offset: str = ""
     split: str = ""
+    separator: str = ""
+    encoding: str = "utf-8"
+    decimal: Literal[".", ","] = "."
     side: PositiveInt = 28
     colour: bool = False
     validation: Fraction = 0.2
     test: Fraction = 0.2
     seed: Annotated[int, Interval(0)] = 0
     new: bool = False
+
+    @property
+    def text(self) -> Format:
+        """How a text file is written."""
+        return Format(self.separator, self.encoding, self.decimal)
 
     def read(self) -> Tasks:
         """Read the tasks.
@@ -80,8 +92,11 @@ class TasksFile(Checked):
         if self.form == "images":
             made = Tasks.from_folder(self.path, self.side, self.colour)
         elif self.form == "frame":
+            table = read_table(self.path, self.text)
+            if self.task in table.columns:
+                table.labels(self.task, "the task")  # refuses ids that are equal as numbers, 007 and 7
             made = Tasks.from_frame(
-                read_columns(self.path),
+                {name: _column(cells) for name, cells in table.columns.items()},
                 self.task,
                 self.targets[0] if len(self.targets) == 1 else self.targets,
                 self.features or None,
@@ -133,20 +148,21 @@ def read_arrays(path: str | Path) -> dict[str, Tree]:
     return nested(arrays)
 
 
-def read_columns(path: str | Path) -> dict[str, Tree]:
+def read_columns(path: str | Path, text: Format = Format()) -> dict[str, Tree]:
     """Read the columns of a table with a header.
 
     Args:
-        path: A .csv, .tsv or .parquet file.
+        path: A .csv, .tsv, .parquet or .xlsx file.
+        text: How a text file is written.
 
     Returns:
-        Columns by name: numbers if all cells are numbers or empty, an empty one as NaN; else texts, an empty
-        one as None.
+        Columns by name: numbers if all cells are numbers or empty, an empty one as NaN; booleans if all are
+        true or false, as pandas reads them; else texts, an empty one as None.
 
     Raises:
         DataError: If it is no such file.
     """
-    return {name: _column(cells) for name, cells in read_table(path).columns.items()}
+    return {name: _column(cells) for name, cells in read_table(path, text).columns.items()}
 
 
 def _column(cells: tuple[str, ...]) -> Tree:
@@ -158,6 +174,8 @@ def _column(cells: tuple[str, ...]) -> Tree:
             for cell, gone in zip(cells, missing, strict=True)
         ]
     except ValueError:
+        if all(cell in TRUTHS for cell in cells):
+            return np.array([TRUTHS[cell] for cell in cells])
         return [None if gone else cell for cell, gone in zip(cells, missing, strict=True)]
     array = np.array(numbers)
     whole = np.isfinite(array).all() and (array == np.round(array)).all() and np.abs(array).max() < 2**53
