@@ -215,7 +215,7 @@ BAD = {
         "leaf or branch of theta: expected one of",
     ),
     "patience without validation": ([*IMAGES, "--training.patience=2"], "validate_every=0"),
-    "the best of no validation": ([*IMAGES, "--training.restore_best"], "omit restore_best"),
+    "the best of no validation": ([*IMAGES, "--training.restore_best=true"], "omit restore_best"),
     # folders
     "resume without folder": (["train", "--resume"], "--resume: expected --out with a run directory"),
     "resume of nothing": (["train", "--resume", "--out={root}/empty"], "no config.json"),

@@ -333,6 +333,17 @@ def test_a_run_may_start_from_another(place, capsys, monkeypatch, tmp_path):
     assert main([*words, "--steps=0", f"--from={place}/run", f"--out={tmp_path}/third"]) == 0
 
 
+def test_a_dry_run_says_how_tasks_would_be_made_and_writes_nothing(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    assert main(["train", "arrays", "--data=lines.npz", "--shots=3", "--dry-run", "--out=runs/dry"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^tasks +\d+ for train, 4 for validation, 4 for test$", out, re.MULTILINE)
+    assert re.search(r"^a task +at most 3 rows to learn from, \d+ to predict$", out, re.MULTILINE)
+    assert re.search(r"^parameters +[\d,]+$", out, re.MULTILINE)
+    assert "chosen     model: mlp" in out
+    assert not Path("runs/dry").exists()
+
+
 def test_the_artefacts_of_the_repository_have_names(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     for name in ("omniglot", "omniglot-5w1s"):

@@ -18,6 +18,7 @@ from .startup import prepare_jax
 if TYPE_CHECKING:
     from ..core.tree import Tree
     from ..domains.models.imported import Imported
+    from ..domains.tasks.collection import Tasks
     from ..domains.tasks.sources import TasksFile
     from ..predict import Learner
 
@@ -70,6 +71,7 @@ class Fit:
         resume: Continue the run in --out as it was begun; give --model and --loss of your own again.
         from_: Start from the parameters of this run directory or artefact; "omniglot" and "characters" are
             those of this package, for drawings.
+        dry_run: Read the data, print how tasks would be made of them, and learn nothing.
         quiet: Show no progress.
     """
 
@@ -90,6 +92,7 @@ class Fit:
     out: Path | None = None
     resume: Flag = False
     from_: str | None = None
+    dry_run: Flag = False
     quiet: Flag = False
 
 
@@ -264,6 +267,29 @@ def beginning(learner: Learner, ways: int | None) -> tuple[Tree, int | None]:
     return replace(domain, ways=ways).without_data().narrow(learner.theta), ways  # type: ignore[type-var]
 
 
+def _preview(tasks: Tasks, model: object, loss: object, given: Fit, ways: int | None) -> None:
+    """Print what `fit` chooses before it trains, the sizes of splits, and the number of parameters."""
+    import jax
+
+    from ..domains.base import SPLITS
+    from ..domains.tasks.build import domain_of
+
+    names = ("shots", "queries", "order", "validation", "test", "seed")
+    options: dict[str, Any] = {name: getattr(given, name) for name in names}
+    domain, choices = domain_of(tasks, model, loss, ways=ways, **options)  # type: ignore[arg-type]
+    for choice in choices:
+        print(f"chosen     {choice}")
+    held = {split: int(domain.splits[split].size) for split in SPLITS}
+    kind = "classes" if tasks.episodes else "tasks"
+    print(f"{kind:<11}" + ", ".join(f"{count:,} for {split}" for split, count in held.items()))
+    print(
+        f"a task     at most {domain.recipe.support} rows to learn from, {domain.recipe.queries} to predict"
+        + " of each class" * tasks.episodes
+    )
+    shapes = jax.eval_shape(domain.init, jax.random.key(0))
+    print(f"parameters {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,}")
+
+
 def _fit(file: TasksFile, given: Fit) -> int | None:
     """Learn, score and report."""
     from .train import free_directory, train_command
@@ -293,6 +319,9 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
         drawings = file.form == "images" and file.side == 28 and not file.colour
         if drawings and start is None and len(tasks) < FEW:
             note("hint     --from omniglot starts from what was learned on Omniglot: better for few drawings")
+    if given.dry_run:
+        _preview(tasks, model, loss, given, ways)
+        return None
     out = given.out
     if out is None:
         out = free_directory(Path("runs") / (Path(file.path).stem or "tasks"))

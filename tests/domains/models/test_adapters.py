@@ -197,3 +197,18 @@ def test_libraries_are_imported_only_for_their_models():
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_models_with_other_constants_are_others():
+    def model(order, key=0):
+        def init(_):
+            constants = {"order": jnp.array(order), "count": jnp.int32(key), "key": jax.random.key(key)}
+            return {"w": jnp.ones((3, 1)), **constants}
+
+        return init, lambda parameters, x: x[:, parameters["order"]] @ parameters["w"]
+
+    first, same, other = (as_network(model(*given), EXAMPLE).signature for given in (
+        ([2, 0, 1],), ([2, 0, 1], 5), ([0, 2, 1],),
+    ))  # fmt: skip
+    assert first == same  # counters and random keys say nothing
+    assert first != other

@@ -64,6 +64,11 @@ class EquinoxModule:
         return tuple(map(id, self.source))
 
     @property
+    def fixed(self) -> Tree:
+        """What is no parameter."""
+        return self.leaves.constants, self.state
+
+    @property
     def normalises(self) -> bool:
         """Whether there are layers of batch normalisation."""
         return self.axis is not None

@@ -65,6 +65,11 @@ class HaikuFunction:
         return (*self.transformed, shapes, given)
 
     @property
+    def fixed(self) -> Tree:
+        """What is no parameter."""
+        return self.leaves.constants, self.state
+
+    @property
     def normalises(self) -> bool:
         """Whether there are layers of batch normalisation."""
         return bool(self.averages)

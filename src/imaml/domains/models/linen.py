@@ -69,6 +69,11 @@ class LinenModule:
         return (self.module, shapes, given)
 
     @property
+    def fixed(self) -> Tree:
+        """What is no parameter."""
+        return self.leaves.constants, self.constants
+
+    @property
     def normalises(self) -> bool:
         """Whether there are layers of batch normalisation."""
         return bool(self.statistics)

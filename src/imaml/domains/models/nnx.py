@@ -65,6 +65,11 @@ class NNXModule:
         return (id(self.source), self.by_batch, *map(id, self.arrays))
 
     @property
+    def fixed(self) -> Tree:
+        """What is no parameter."""
+        return self.arrays
+
+    @property
     def normalises(self) -> bool:
         """Whether there are layers of batch normalisation."""
         return bool(self.statistics)

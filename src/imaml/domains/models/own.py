@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ...core.errors import ConfigError
@@ -37,6 +39,11 @@ class Held(Protocol):
     @property
     def identity(self) -> tuple:
         """What the model is made of, hashable: two of one class with equal identities are the same model."""
+        ...
+
+    @property
+    def fixed(self) -> Tree:
+        """What is no parameter, arrays and others."""
         ...
 
     def init(self, key: Array) -> dict[str, Array]:
@@ -85,7 +92,8 @@ class OwnModel(Checked):
     Args:
         name: What messages call it, such as "my_models.py:Net".
         token: Which object it is; two models of one name have different tokens.
-        signature: A digest of the names and shapes of its parameters.
+        signature: A digest of the names and shapes of its parameters, and of constant arrays of whole
+            numbers or booleans, such as a permutation.
 
     Raises:
         ConfigError: If a field is not valid.
@@ -156,12 +164,23 @@ def hold(held: Held, token: str | None = None, place: str = "") -> OwnModel:
     """
     shapes = jax.eval_shape(held.init, jax.random.key(0))
     parts = sorted((path, leaf.shape, str(leaf.dtype)) for path, leaf in shapes.items())
-    signature = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    said = repr(parts).encode() + b"".join(map(_bytes, jax.tree.leaves(held.fixed)))
+    signature = hashlib.sha256(said).hexdigest()[:16]
     if token is None:
         equal = (known for known, other in _HELD.items() if _key(other) == _key(held))
         token = next(equal, f"{held.name}#{uuid.uuid4().hex[:12]}")
     _HELD[token] = held
     return OwnModel(place or held.name, token, signature)
+
+
+def _bytes(leaf: object) -> bytes:
+    """A constant as bytes, if other values make another model: no counters, no random keys."""
+    kinds = (np.integer, np.bool_)
+    if not isinstance(leaf, np.ndarray | Array) or not leaf.ndim:
+        return b""
+    if not any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds):
+        return b""
+    return repr((leaf.shape, str(leaf.dtype))).encode() + np.asarray(leaf).tobytes()
 
 
 def _key(held: Held) -> tuple:
@@ -183,6 +202,11 @@ class Functions:
     apply: Callable[[Tree, Tree], Array]
     leaves: Leaves
     name: str
+
+    @property
+    def fixed(self) -> Tree:
+        """What is no parameter."""
+        return self.leaves.constants
 
     @property
     def normalises(self) -> bool:

@@ -112,7 +112,7 @@ class TasksRecipe(DomainRecipe):
             if not same:
                 raise ConfigError(
                     f"load: model: expected the model that the run was fitted with, {self.model!r}, got one "
-                    f"with other parameters, {found!r}."
+                    f"with other parameters or constants, {found!r}."
                 )
             changed = replace(changed, model=found)
         for brought in (changed.model, changed.loss):
