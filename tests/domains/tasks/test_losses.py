@@ -23,6 +23,13 @@ pytestmark = pytest.mark.usefixtures("ranks_mixed")
 KEY = jax.random.key(0)
 COUNTS = np.array([0, 1, 2, 5, 17, 200])
 CLASSES = {"cross_entropy": 3, "binary": 2, "ordinal": 4}
+# Compiled as a whole: one after another, each operation of these is a program of its own.
+NEGATIVE_BINOMIAL = jax.jit(jax.vmap(negative_binomial_log_density, (None, 0)))
+HESSIAN = jax.jit(jax.hessian(negative_binomial_log_density))
+SECOND = jax.jit(jax.vmap(lambda a, y: negative_binomial_log_density(jnp.array([0.5, a]), y), (0, None)))
+SLOPE = jax.jit(
+    jax.vmap(jax.grad(lambda a, y: negative_binomial_log_density(jnp.array([0.5, a]), y)), (0, None))
+)
 
 
 def batch_for(name, rows=6, offset=True):
@@ -65,16 +72,17 @@ def test_gradients_and_curvature_halves_agree_with_jax(name):
     batch = batch_for(name)
     raw = loss.network.forward(phi, batch.inputs)[0]
     outputs = loss.outputs(phi, batch)
-    cost = lambda z: loss.cost(z, batch)  # noqa: E731
+    cost = jax.jit(lambda z: loss.cost(z, batch))
     step = jax.random.normal(KEY, outputs.shape)
     along = (cost(outputs + 1e-6 * step) - cost(outputs - 1e-6 * step)) / 2e-6
-    np.testing.assert_allclose(jnp.vdot(jax.grad(cost)(outputs), step), along, rtol=1e-7)
+    np.testing.assert_allclose(jnp.vdot(jax.jit(jax.grad(cost))(outputs), step), along, rtol=1e-7)
     assert raw.shape[0] == outputs.shape[0]
     if name == "squared":
         return
     rows = likelihood(loss).likelihood
-    hessian = jax.hessian(lambda z: rows.cost(z, batch, None))(outputs).reshape(outputs.size, outputs.size)
-    halves = jax.vmap(lambda v: rows.half(outputs, batch, None, v).reshape(-1))(
+    hessian = jax.jit(jax.hessian(lambda z: rows.cost(z, batch, None)))(outputs)
+    hessian = hessian.reshape(outputs.size, outputs.size)
+    halves = jax.jit(jax.vmap(lambda v: rows.half(outputs, batch, None, v).reshape(-1)))(
         jnp.eye(outputs.size).reshape(outputs.size, *outputs.shape)
     )
     if name == "negative_binomial":  # not concave everywhere: B B^T is its part with positive eigenvalues
@@ -96,7 +104,7 @@ def test_negative_binomial_is_scipy_s(a, dtype):
     r = np.exp(-a)
     for z in (-3.0, 0.0, 2.5):
         outputs = jnp.array([z, a], dtype)
-        found = [float(negative_binomial_log_density(outputs, jnp.array([y], dtype))) for y in COUNTS]
+        found = NEGATIVE_BINOMIAL(outputs, jnp.asarray(COUNTS[:, None], dtype))
         # SciPy's own digits go for large sizes: its limit is Poisson's distribution.
         expected = stats.nbinom(r, r / (r + np.exp(z))).logpmf(COUNTS)
         if a < -20:
@@ -105,21 +113,18 @@ def test_negative_binomial_is_scipy_s(a, dtype):
         # log 200! is 863, of which float32 holds four digits behind the point; SciPy loses some, too.
         rtol, atol = (1e-5, 3e-4) if single else (1e-5 if a < -8 else 1e-7, 1e-9)
         np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
-        slopes = jax.hessian(negative_binomial_log_density)(outputs, jnp.array([3.0], dtype))
+        slopes = HESSIAN(outputs, jnp.array([3.0], dtype))
         assert np.all(np.isfinite(slopes))
 
 
 def test_negative_binomial_derivatives_are_smooth_over_the_branches():
     for y in (0.0, 3.0, 50.0):
-        slope = jax.vmap(
-            jax.grad(lambda a, y=y: negative_binomial_log_density(jnp.array([0.5, a]), jnp.array([y])))
-        )
+        y = jnp.array([y])
         a = -np.log(8) + np.array([-1e-4, 1e-4])
-        np.testing.assert_allclose(*slope(jnp.asarray(a)), rtol=1e-3, atol=1e-4)
-        value = jax.vmap(lambda a, y=y: negative_binomial_log_density(jnp.array([0.5, a]), jnp.array([y])))
+        np.testing.assert_allclose(*SLOPE(jnp.asarray(a), y), rtol=1e-3, atol=1e-4)
         steps = np.linspace(-4, 2, 13)
-        central = (value(steps + 1e-5) - value(steps - 1e-5)) / 2e-5
-        np.testing.assert_allclose(slope(jnp.asarray(steps)), central, rtol=1e-5, atol=1e-7)
+        central = (SECOND(steps + 1e-5, y) - SECOND(steps - 1e-5, y)) / 2e-5
+        np.testing.assert_allclose(SLOPE(jnp.asarray(steps), y), central, rtol=1e-5, atol=1e-7)
 
 
 def test_ordinal_probabilities_are_differences_of_sigmoids():
@@ -143,7 +148,7 @@ def test_binary_is_the_logistic_loss():
 def test_draws_have_the_mean_and_the_variance(name):
     row = NAMED[name]()
     logs = jnp.array([[1.0, -1.0], [3.0, 0.5]])[:, : row.outputs_for(1)]
-    drawn = np.asarray(jax.vmap(lambda key: row.draw(key, logs))(jax.random.split(KEY, 20_000)))
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: row.draw(key, logs)))(jax.random.split(KEY, 20_000)))
     mean = np.exp(logs[:, 0])
     variance = mean if name == "poisson" else mean + mean**2 * np.exp(logs[:, 1])
     np.testing.assert_allclose(drawn.mean(0), row.mean(np.asarray(logs))[:, 0], rtol=0.03)
