@@ -51,6 +51,8 @@ TRIAL_STEPS, TRIAL_SHARE = 100, 0.06  # of each trial: its most steps, and its s
 PRETRAIN_STEPS, PRETRAIN_SHARE, PRETRAIN_RATE = 2000, 0.25, 5e-3
 RANDOM = "from random parameters"  # how the name of such a trial ends
 CALL = 20  # steps of pretraining in a call
+MOST_HELD = 50  # validation tasks that are scored after it
+PATIENCE = 25  # calls without a better validation after which it ends
 # A step that solves inner problems thoroughly takes about as long as so many steps without adaptation, and
 # fewer than so many in half of the time are too few.
 NEWTON, FEWEST = 100, 100
@@ -155,10 +157,20 @@ def choose(
         return trials.timed(method, at(start, STRENGTHS[0]))
     for value in STRENGTHS:
         trials.run(f"strength={value:g}", method, at(start, value))
-    best = trials.best
     if start is not fresh:
-        value = STRENGTHS[list(trials.tried).index(best)]
-        trials.run(f"{best} {RANDOM}", method, at(fresh, value))
+        values = sorted(STRENGTHS)
+
+        def better(place: int) -> bool:
+            name = f"strength={values[place]:g} {RANDOM}"
+            trials.run(name, method, at(fresh, values[place]))
+            return trials.best == name
+
+        middle = values.index(STRENGTHS[list(trials.tried).index(trials.best)])
+        if better(middle):  # from there another strength may be the best
+            for way in (range(middle - 1, -1, -1), range(middle + 1, len(values))):
+                for place in way:
+                    if not better(place):
+                        break
     return trials.chosen(choices)
 
 
@@ -263,6 +275,9 @@ def pretrained(
 ) -> tuple[Tree, int, float]:
     """Train on the rows of all tasks without adaptation, by Adam with a rate that falls to zero.
 
+    Few tasks are soon fitted too closely, so that their network is too sure of others. Where there are
+    validation tasks, what is returned are the parameters with the smallest loss on their rows.
+
     Args:
         domain: The tasks.
         theta: The parameters to start from.
@@ -272,26 +287,29 @@ def pretrained(
         seed: Draws tasks.
 
     Returns:
-        The parameters, the number of steps, and the seconds of a step.
+        The parameters, the number of steps after which they were so, and the seconds of a step.
     """
     state, memory, key = theta, optax.scale_by_adam().init(theta), jax.random.fold_in(jax.random.key(seed), 1)
     advance, done, began = _advance(tasks), 0, time.monotonic()
-    share = 0.0
-    while share < 1:
-        state, memory = jax.block_until_ready(
+    held = domain.held_out("validation")
+    least, best, at, share = math.inf, theta, 0, 0.0
+    while share < 1 and (not held or done - at <= CALL * PATIENCE):
+        state, memory, loss = jax.block_until_ready(
             advance(domain, state, memory, jax.random.fold_in(key, done), PRETRAIN_RATE * (1 - share))
         )
         done += CALL
+        if not held or float(loss) < least:
+            least, best, at = float(loss), state, done
         if done == CALL:
             began = time.monotonic()
         spent = time.monotonic() - began
         share = max(done / steps, 0.0 if seconds is None else spent / seconds)
-    return state, done, (time.monotonic() - began) / max(done - CALL, 1)
+    return best, at, (time.monotonic() - began) / max(done - CALL, 1)
 
 
 @functools.cache
 def _advance(tasks: int) -> Wrapped:
-    """Steps of pretraining, compiled once for each shape of domain."""
+    """Steps of pretraining and the loss on validation tasks, compiled once for each shape of domain."""
     scale = optax.scale_by_adam()
 
     def loss(theta: Tree, domain: TasksDomain, drawn: Task) -> Array:
@@ -300,13 +318,16 @@ def _advance(tasks: int) -> Wrapped:
         )
         return jnp.mean(jax.vmap(one)(drawn)) / 2
 
-    def advance(domain: TasksDomain, theta: Tree, memory: Tree, key: Array, rate: float) -> tuple[Tree, Tree]:
+    def advance(domain: TasksDomain, theta: Tree, memory: Tree, key: Array, rate: float) -> tuple[Tree, ...]:
         def step(i: int, state: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
             theta, memory = state
             drawn = sample_many(domain, jax.random.fold_in(key, i), "train", tasks, lambda x: x)
             updates, memory = scale.update(jax.grad(loss)(theta, domain, drawn), memory)
             return jax.tree.map(lambda t, u: t - rate * u, theta, updates), memory
 
-        return jax.lax.fori_loop(0, CALL, step, (theta, memory))
+        theta, memory = jax.lax.fori_loop(0, CALL, step, (theta, memory))
+        held = min(domain.size("validation") or tasks, MOST_HELD)
+        drawn = sample_many(domain, jax.random.key(0), "validation", held, lambda x: x)
+        return theta, memory, loss(theta, domain, drawn)
 
     return whole_program(advance)

@@ -104,8 +104,9 @@ def fit(
             ``imaml.Optimiser("newton")`` fits a mixed model to all rows of the training tasks by maximum
             likelihood: the parameters that `adapt` names vary between tasks, and `Run.likelihood` has
             standard errors (docs/tables.md).
-        pretrain: The most steps on all rows without adaptation, from which meta-training starts. By default
-            at most 2,000, and none for episodes or with `method`.
+        pretrain: The most steps on all rows without adaptation, from which meta-training starts; of them the
+            parameters are kept that fit validation tasks best. By default at most 2,000, and none for
+            episodes or with `method`.
         tasks_per_step: Tasks in each step.
         steps: The most steps.
         minutes: The most minutes of training, trials included; compiling and scoring come on top. By default
