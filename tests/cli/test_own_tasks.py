@@ -353,6 +353,7 @@ def test_the_artefacts_of_the_repository_have_names(monkeypatch, tmp_path):
     assert shipped("omniglot") == Path("omniglot")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_fit_ends_at_once(place):
     """After a step of the run, without the calibration of its intervals."""
     file = TasksFile(f"{place}/lines.npz")
@@ -366,6 +367,7 @@ def test_an_interrupted_fit_ends_at_once(place):
     assert (run.reason, run.step, run.domain.recipe.quantiles) == ("interrupted", 2, ())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_trial_ends_the_fit(place, monkeypatch):
     """Without a run: what follows is not wanted either."""
     assemble = choosing.assemble
