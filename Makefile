@@ -1,7 +1,7 @@
 # make train: from nothing to a network that reads characters from one example each.
 # make test:  from nothing to a green run of the fast tests; make test-all: of all.
 .DELETE_ON_ERROR:
-.PHONY: train test test-slow test-all coverage lint bench-peers clean help
+.PHONY: train test test-slow test-long test-all coverage lint bench-peers clean help
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +13,7 @@ WORKERS ?= 2
 help:
 	@echo "make train   install if needed, train on drawn characters, print accuracy and where the report lies"
 	@echo "make test    install if needed, run the fast tests: every capability once"
-	@echo "make test-all  run all tests: the fast ones, then the slow ones"
+	@echo "make test-all  run all tests: the fast ones, the slow ones, then the long ones"
 	@echo "make coverage  run all tests, and print which share of the lines of src they run"
 	@echo "make bench-peers  install each other library in an environment of its own and time all (an hour)"
 	@echo "make lint    ruff and pyright, as pre-commit runs them"
@@ -22,12 +22,15 @@ train: $(STAMP)
 	$(BIN)/imaml train characters-5w1s
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long" tests
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow tests
 
-test-all: test test-slow
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long tests
+
+test-all: test test-slow test-long
 
 coverage: $(DEV)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov=imaml --cov-report=term tests

@@ -98,15 +98,17 @@ def test_the_table_is_what_the_result_files_say():
     assert done.returncode == 0, done.stderr
 
 
-EXAMPLES = ("energy", "actor_critic", "game", "trajectory", "q_learning", "inpainting", "generation", "carts")
+EXAMPLES = {
+    **dict.fromkeys(("actor_critic", "trajectory", "q_learning"), pytest.mark.slow),
+    **dict.fromkeys(("energy", "game", "inpainting", "generation", "carts"), pytest.mark.long),
+}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in EXAMPLES.items()])
 def test_examples_of_inner_algorithms_run(name):
     file = ROOT / f"examples/{name}.py"
     assert len(file.read_text().splitlines()) < 120
-    command = [sys.executable, str(file), "2"]
+    command = [sys.executable, str(file), "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=QUICK)
     assert done.returncode == 0, done.stderr
     assert re.search(r"before adaptation: .*\d", done.stdout)
@@ -114,7 +116,7 @@ def test_examples_of_inner_algorithms_run(name):
     assert "nan" not in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_of_deployment_gives_the_same_answers_in_each_process():
     command = [sys.executable, str(ROOT / "examples/deployment.py"), "linear"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=QUICK)

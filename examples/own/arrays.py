@@ -16,7 +16,7 @@ if "--adapt" not in sys.argv:
     x = rng.uniform(-1, 1, len(sensor))
     y = gain[sensor] * np.sin(2 * x) + offset[sensor] + rng.normal(0, 0.1, len(sensor))
     tasks = imaml.Tasks.from_arrays(x, y, groups=sensor)
-    run = imaml.fit(tasks, imaml.MLP((1, 32, 32, 1)), shots=5, strength=0.03, steps=300)
+    run = imaml.fit(tasks, imaml.MLP((1, 32, 32, 1)), shots=5, strength=0.03, steps=100)
     print(run.evaluate())
     run.save(FILE)
     subprocess.run([sys.executable, __file__, FILE, "--adapt"], check=True)  # another process

@@ -14,9 +14,17 @@ def drawn(kind):
     return certificates.problems(kind, 15, seed=1, linear=(5,))[0]
 
 
-@pytest.mark.slow
+LONG = "network, tanh, Gauss-Newton"
+
+
 @pytest.mark.usefixtures("ranks_mixed", "optimised")
-@pytest.mark.parametrize("kind", certificates.KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.long if kind == LONG else pytest.mark.slow)
+        for kind in certificates.KINDS
+    ],
+)
 def test_a_bound_bounds_the_true_error_and_is_near_it(kind):
     """15 problems a kind, 60 in all, drawn anew; `python -m benchmarks run certificates` has 504."""
     found = drawn(kind)

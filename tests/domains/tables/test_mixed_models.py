@@ -100,8 +100,14 @@ def counts_model(inputs, size):
     return init, apply
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SIMULATED if not name.startswith("gaussian")])
+LONGEST = "negative binomial"
+COUNTS = [name for name in SIMULATED if not name.startswith("gaussian")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name == LONGEST else pytest.mark.slow) for name in COUNTS],
+)
 def test_counts_agree_with_lme4_and_glmmtmb(name):
     columns, reference, kind = simulated(name), RECORDED[name], SIMULATED[name][0]
     x = np.stack([columns["x"], columns["z"]], 1)
