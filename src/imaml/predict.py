@@ -123,7 +123,7 @@ class Learner(Pickled):
             What `Predictor.predict` returns, in the order of the query's rows.
 
         Raises:
-            ConfigError: If the run is not on a table.
+            ConfigError: If rows of the run do not name their task, as those of arrays.
             DataError: If rows do not fit.
         """
         parts = self.config.domain.without_data().separate(support, query)

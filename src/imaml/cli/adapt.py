@@ -43,8 +43,9 @@ def adapt_command(
     population of all tasks. Prints a head and a line for each query row: its number, its task, the answer.
 
     For a run of imaml train arrays or frame, both files hold rows of one new task: an .npz file with x, and y
-    in the support file, or a table with the features' columns, and the target's in the support file. Prints a
-    head and a line for each query row: its number and the answer.
+    in the support file, or a table with the features' columns, and the target's in the support file. Tables
+    with the column that names the task may hold rows of several. Prints a head and a line for each query row:
+    its number, its task if there are several, the answer.
 
     Args:
         run: Run directory or artefact.

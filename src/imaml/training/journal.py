@@ -6,10 +6,10 @@ gradient_norm, inner_residual, inner_steps, linear_residual, linear_steps (both 
 _median, _p90, the ninth decile, and _max beside them), negative_curvature, error_estimate,
 error_unreliable (the share of tasks with ESTIMATE_UNRELIABLE), certified, error_bound, failed,
 learning_rate); validation (step, seconds, scores, ci95, before, tasks, failed, best); checkpoint (step);
-warning (message); end (step, reason, seconds, kept, the step whose parameters the run ends with if it is
-an earlier one); evaluation (split, scores, ci95, before, baselines, tasks,
-seed, data). Shares are in [0, 1]; `seconds` is the training time so far, without validations and
-without the first step of a call, which compiles.
+warning (message); end (step, reason, seconds; kept, the step of the final parameters if it is an earlier
+one); evaluation (split, scores, ci95, before, baselines, tasks, seed, data). Shares are in [0, 1];
+`seconds` is the training time so far, without validations and without the first step of a call, which
+compiles.
 """
 
 from __future__ import annotations
