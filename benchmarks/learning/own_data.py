@@ -55,7 +55,7 @@ def by_hand(name):
     sizes = {
         "watch": {"small": imaml.Conv1D(7, 16, channels=6), "large": imaml.Conv1D(7, 64, channels=6)},
         "pupils": {"small": "linear", "large": imaml.MLP((9, 100, 100, 1))},
-        "typefaces": {"small": imaml.Conv4(5, 16), "large": imaml.Conv4(5, 32)},
+        "typefaces": {"small": imaml.Conv4(5, 16), "large": imaml.Conv4(5, 64)},
     }[name]
     inner = lambda rate, steps=5: imaml.GradientDescent(rate / ROWS[name], steps=steps)  # noqa: E731
     found = {

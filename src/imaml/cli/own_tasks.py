@@ -267,7 +267,7 @@ def beginning(learner: Learner, ways: int | None) -> tuple[Tree, int | None]:
     return replace(domain, ways=ways).without_data().narrow(learner.theta), ways  # type: ignore[type-var]
 
 
-def _preview(tasks: Tasks, model: object, loss: object, given: Fit, ways: int | None) -> None:
+def _preview(tasks: Tasks, model: object, loss: object, given: Fit, ways: int | None, start: Tree) -> None:
     """Print what `fit` chooses before it trains, the sizes of splits, and the number of parameters."""
     import jax
 
@@ -276,7 +276,7 @@ def _preview(tasks: Tasks, model: object, loss: object, given: Fit, ways: int | 
 
     names = ("shots", "queries", "order", "validation", "test", "seed")
     options: dict[str, Any] = {name: getattr(given, name) for name in names}
-    domain, choices = domain_of(tasks, model, loss, ways=ways, **options)  # type: ignore[arg-type]
+    domain, choices = domain_of(tasks, model, loss, ways=ways, start=start, **options)  # type: ignore[arg-type]
     for choice in choices:
         print(f"chosen     {choice}")
     held = {split: int(domain.splits[split].size) for split in SPLITS}
@@ -320,7 +320,7 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
         if drawings and start is None and len(tasks) < FEW:
             note("hint     --from omniglot starts from what was learned on Omniglot: better for few drawings")
     if given.dry_run:
-        _preview(tasks, model, loss, given, ways)
+        _preview(tasks, model, loss, given, ways, theta)
         return None
     out = given.out
     if out is None:

@@ -160,6 +160,7 @@ def fit(
         test=test,
         seed=seed,
         standardise=standardise,
+        start=start,
     )
     if minutes is None and steps is None:
         minutes = 1.0

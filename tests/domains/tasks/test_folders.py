@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 
 import imaml
+from helpers.paths import ROOT
 from imaml.core.errors import DataError
 from imaml.domains.fewshot import images
 from imaml.domains.fewshot.pixels import area_average, read_image
 from imaml.domains.tasks.build import domain_of
 from imaml.domains.tasks.collection import Tasks
 from imaml.domains.tasks.folders import read_classes
+from imaml.problems.precision import Theta
 
 INK = np.zeros((56, 56), bool)
 INK[14:42, 22:32] = True  # an upright stroke
@@ -223,3 +225,16 @@ def test_episodes_of_a_folder(tmp_path, ranks_mixed):
     assert task.support.inputs.shape == (2, 14, 14, 1)
     assert 0 <= task.support.inputs.min() < task.support.inputs.max() <= 1
     assert domain.baselines(task)["nearest class mean"] == 1  # all images of a class are the same
+
+
+@pytest.mark.usefixtures("ranks_mixed")
+def test_a_named_network_is_as_wide_as_what_it_starts_from():
+    images = np.random.default_rng(0).uniform(size=(60, 28, 28, 1))
+    tasks = imaml.Tasks.from_arrays(images, groups=np.repeat(np.arange(15), 4))
+    network = lambda **options: domain_of(tasks, shots=1, **options)[0].recipe.model  # noqa: E731
+    assert network().filters == 32
+    theta = imaml.load(ROOT / "artefacts" / "characters-5w1s.safetensors").theta
+    assert network(start=theta).filters == 64
+    assert network(start=Theta(theta)).filters == 64
+    assert network(model=imaml.Conv4(3, 8), start=theta).filters == 8
+    assert network(start={"layer1": 0}).filters == 32

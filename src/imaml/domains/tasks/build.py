@@ -15,6 +15,7 @@ from ...core.errors import ConfigError, DataError, ImamlError
 from ...core.tree import Tree
 from ...core.validation import not_one_of, require_number, require_one_of, require_whole
 from ...problems.likelihoods import Density
+from ...problems.precision import Theta
 from ..models.adapters import as_network
 from ..models.imported import unwrapped
 from ..networks import MLP, Conv4, Network
@@ -32,6 +33,7 @@ MOST_SUPPORT, MOST_QUERIES = 128, 64  # rows of a draw from a group, unless they
 EPISODE_QUERIES = 5  # query images of each class, unless they were asked for
 POOLED_STORED = 2000  # coefficients of one linear model of all rows that a run's configuration holds
 HIDDEN = 40  # units of the two hidden layers of the network for vectors
+FILTERS = 32  # of "conv4", as in a minute of training a network of 64 takes too few steps
 NAMES = {  # of networks, and the rows that they take
     "mlp": "vectors (rows, features)",
     "linear": "vectors (rows, features)",
@@ -71,6 +73,7 @@ def domain_of(
     test: float = 0.2,
     seed: int = 0,
     standardise: bool = True,
+    start: Tree = None,
 ) -> tuple[TasksDomain, list[Choice]]:
     """Return the domain of a user's tasks.
 
@@ -88,6 +91,7 @@ def domain_of(
         seed: Draws the splits.
         standardise: Whether inputs and targets that are numbers are coded by the mean and scale of training
             rows.
+        start: The meta-parameters that a run starts from, or None; "conv4" is as wide as theirs.
 
     Returns:
         The domain, and what was chosen.
@@ -146,7 +150,7 @@ def domain_of(
     target, levels = _targets(tasks, row, training, standardise)
     layout = TaskLayout(inputs, tasks.structure, target, levels)
     wanted = count or (len(levels) if levels is not None else int(np.prod(target.shape)) if target else 1)
-    network = _network(model, place, layout, row, wanted, chosen)
+    network = _network(model, place, layout, row, wanted, chosen, _filters(start))
     _check_outputs(network, row, layout, wanted)
     supports, support, asked, share = _sizes(tasks, usable, shots, queries, normalises(network), chosen)
     columns, offset, weights = _used_as(tasks)
@@ -363,10 +367,24 @@ def _targets(
     return spec, None
 
 
+def _filters(start: Tree) -> int:
+    """How wide "conv4" is: as what a run starts from, where that is such a network."""
+    try:
+        return Theta.of(start).mean["conv1"]["scale"].shape[0]
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return FILTERS
+
+
 def _network(
-    model: object, place: str, layout: TaskLayout, row: RowLoss, wanted: int, chosen: list[Choice]
+    model: object,
+    place: str,
+    layout: TaskLayout,
+    row: RowLoss,
+    wanted: int,
+    chosen: list[Choice],
+    filters: int,
 ) -> Network:
-    """The network that a user means, or one that fits the inputs."""
+    """The network that a user means, or one that fits the inputs; "conv4" has so many filters."""
     outputs, shape = row.outputs_for(wanted), layout.inputs[0].shape
     several, square = len(layout.inputs) > 1, len(shape) == 3 and shape[0] == shape[1]
     fits = {1: "mlp", 2: "conv1d", 3: "conv4" if square else None}.get(len(shape))
@@ -389,7 +407,7 @@ def _network(
     if model == "conv1d":
         return Conv1D(outputs, channels=shape[1])
     if model == "conv4":
-        return Conv4(outputs, 64, shape[0], shape[2])
+        return Conv4(outputs, filters, shape[0], shape[2])
     try:
         return as_network(model, layout.example(), place=place)
     except ImamlError:
