@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -248,6 +249,43 @@ def test_the_program_beside_an_export_takes_columns_by_name():
     known = scope["Learner"]({"columns": ["b", "colour=red"], "inputs": [spec]}, {"theta": []}, {})
     (found,) = known.inputs({"colour": ["red", "blue"], "a": [7, 8], "b": [1, 2]}, 0)
     assert found.tolist() == [[1, 1], [2, 0]]
+
+
+def alone(about):
+    """A learner of `imaml_standalone.py` whose programs return zeros."""
+    program = runpy.run_path(str(LOADER))
+    numbers = {"form": "float", "shape": [1], "mean": None, "scale": None}
+    about = {"form": 0, "inputs": [numbers], "columns": [], "offset": None, "ways": 0, "pads": True} | about
+    made = program["Learner"](about | {"rows": [8], "queries": 4}, {"theta": []}, {})
+    made.run = lambda name, *given: [np.zeros(2), 0.0]
+    return made
+
+
+def test_a_process_without_this_package_refuses_more_classes_than_outputs_and_intervals_of_classes():
+    known = alone({"target": None, "levels": None, "ways": 2, "spread": True})
+    with pytest.raises(ValueError, match=r"y: expected at most 2 as classes, got .'a', 'b', 'c'."):
+        known.adapt([0.0, 1.0, 2.0], ["a", "b", "c"])
+    task = known.adapt([0.0, 1.0], ["b", "a"])
+    with pytest.raises(ValueError, match=r"predict_interval: expected a run .*predict_proba"):
+        task.predict_interval([0.0])
+    levels = alone({"target": None, "levels": ["a", "b"], "spread": True})
+    with pytest.raises(ValueError, match=r"y: expected \['a', 'b'\] as classes, got \['c'\]"):
+        levels.adapt([0.0], ["c"])
+
+
+def test_a_process_without_this_package_refuses_offsets_that_are_not_finite():
+    numbers = {"form": "float", "shape": [1], "mean": None, "scale": None}
+    known = alone({"target": numbers, "levels": None, "offset": 1.0, "most": None, "spread": False})
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="offset: expected finite numbers"):
+            known.adapt([0.0, 1.0], [0.0, 1.0], offset=[0.0, wrong])
+    with pytest.raises(ValueError, match="weights: expected finite numbers"):
+        known.adapt([0.0, 1.0], [0.0, 1.0], weights=[np.nan, 1.0], offset=0.0)
+    task = known.adapt([0.0, 1.0], [0.0, 1.0], offset=0.0)
+    with pytest.raises(ValueError, match="offset: expected finite numbers"):
+        task.predict([0.0], offset=np.nan)
+    with pytest.raises(ValueError, match=r"predict_interval: expected a run .*use predict"):
+        task.predict_interval([0.0], offset=0.0)
 
 
 def test_other_runs_are_not_exported(tmp_path):

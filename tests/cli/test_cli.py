@@ -321,8 +321,8 @@ BAD = {
     "support empty": (
         instead(ADAPT, "--support={root}/empty"),
         "imaml: {root}/empty: expected a folder with one folder of images for each class, got an empty "
-        "folder. Hint: put each image (.png, .jpg, .jpeg, .gif, .bmp, .tif, .tiff, .webp, .pgm, .ppm) in a "
-        "folder named after its class, for example {root}/empty/apple/1.png.",
+        "folder. Hint: put each image (.png, .jpg, .jpeg, .jfif, .gif, .bmp, .tif, .tiff, .webp, .pgm, "
+        ".ppm) in a folder named after its class, for example {root}/empty/apple/1.png.",
     ),
     "support class empty": (
         instead(ADAPT, "--support={root}/hollow"),

@@ -1,11 +1,11 @@
 """`imaml train arrays`, `frame` and `images`: from a file to a run that is evaluated, adapted, resumed."""
 
-import dataclasses
 import importlib.util
 import json
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -21,6 +21,7 @@ from imaml.domains.models import own
 from imaml.domains.models.imported import imported
 from imaml.domains.tasks import own_losses
 from imaml.domains.tasks.sources import TasksFile
+from imaml.problems.precision import Theta
 from imaml.training import choosing
 
 CODE = """
@@ -377,7 +378,7 @@ def test_an_interrupted_trial_ends_the_fit(place, monkeypatch):
             self.experiment = assemble(*parts)
 
         def train(self, **options):
-            return dataclasses.replace(self.experiment.train(**options), reason="interrupted")
+            return replace(self.experiment.train(**options), reason="interrupted")
 
     monkeypatch.setattr(choosing, "assemble", Stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -391,6 +392,8 @@ def test_a_start_for_other_classes_has_a_fresh_head():
     theta, ways = beginning(learner, 7)
     assert (ways, theta["head"]["kernel"].shape) == (7, (256, 7))
     np.testing.assert_array_equal(theta["conv4"]["kernel"], learner.theta["conv4"]["kernel"])
+    strong = replace(learner, theta=Theta(learner.theta, np.zeros(())))  # as of a run with a learned strength
+    np.testing.assert_array_equal(beginning(strong, 7)[0]["conv4"]["kernel"], theta["conv4"]["kernel"])
 
 
 @pytest.mark.slow

@@ -259,12 +259,16 @@ def beginning(learner: Learner, ways: int | None) -> tuple[Tree, int | None]:
         ways: The classes of a task that were asked for, or None for as many as before.
 
     Returns:
-        The meta-parameters, with a fresh head if the number of classes is another one; and the classes.
+        The meta-parameters; if the number of classes is another one, with a fresh head, and without learned
+        strengths, as those may be of each parameter. And the classes.
     """
+    from ..problems.precision import Theta
+
     domain, before = learner.config.domain, getattr(learner.config.domain, "ways", None) or None
     if ways is None or before is None or ways == before:
         return learner.theta, ways or before
-    return replace(domain, ways=ways).without_data().narrow(learner.theta), ways  # type: ignore[type-var]
+    mean = Theta.of(learner.theta).mean
+    return replace(domain, ways=ways).without_data().narrow(mean), ways  # type: ignore[type-var]
 
 
 def _preview(tasks: Tasks, model: object, loss: object, given: Fit, ways: int | None, start: Tree) -> None:

@@ -640,6 +640,14 @@ def test_csv_layout_groups_rows_by_class(tmp_path):
     assert list(read.splits) == ["train", "test"]
 
 
+def test_a_csv_without_a_header_keeps_its_first_image(tmp_path):
+    rows = [("1.jpg", "x"), ("2.jpg", "y"), ("3.jpg", "x"), ("4.jpg", "y")]
+    file = write_csv(tmp_path, train=rows) / "train.csv"
+    file.write_text(file.read_text().partition("\n")[2])
+    read = read_split_folders(tmp_path, side=8, channels=1)
+    assert dict(zip(read.names, read.count.tolist(), strict=True)) == {"x": 2, "y": 2}
+
+
 def test_split_folders_are_cached_and_changes_noticed(tmp_path, monkeypatch):
     split_folders(tmp_path / "data")
     first = read_split_folders(tmp_path / "data", side=8)
@@ -687,6 +695,20 @@ BAD_SPLITS = {
         r"got a, b\. Hint: for a folder with one folder for each class use imaml train images --data "
         r"\S+data\.$",
     ),
+    "csv with an image listed twice": (
+        lambda path: write_csv(path, train=[("1.jpg", "x"), ("2.jpg", "x"), ("1.jpg", "x")]),
+        r"expected each image once, got 1 in several lines \(1\.jpg\)\. Hint: remove",
+    ),
+    "csv with an image in two splits": (
+        lambda path: write_csv(
+            path, train=[("1.jpg", "x"), ("2.jpg", "x")], test=[("./1.jpg", "y"), ("3.jpg", "y")]
+        ),
+        r"expected each image once, got 1 in several lines",
+    ),
+    "csv without a header, and with a file that is not there": (
+        csv_of(b"2.jpg,x\n1.jpg,x\n"),
+        r"train.csv, line 1: .*images/2.jpg is no file",
+    ),
     "csv with a file that is not there": (
         lost_file,
         r"train.csv, line 3: expected .*got .'2.jpg', 'x'., and .*images/2.jpg is no file",
@@ -722,6 +744,16 @@ def test_images_that_cannot_be_read_are_said(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("")
     with pytest.warns(RuntimeWarning, match=r"1 images are excluded, as \.heic cannot be read\. Hint: save"):
         assert len(read_image_folder(tmp_path, side=4).labels) == 2
+
+
+def test_images_whose_names_are_no_images_are_said(tmp_path):
+    """A query's images would have no answers, without a word."""
+    save(tmp_path, "1.png", "3.jfif", "4.png")
+    (tmp_path / "4.png").rename(tmp_path / "scan")
+    (tmp_path / "notes").write_text("no image")
+    with pytest.warns(RuntimeWarning, match=r": 1 images are excluded, as .*\(scan\)\. Hint: rename"):
+        files = image_files(tmp_path, flat=True)[""]
+    assert [file.name for file in files] == ["1.png", "3.jfif"]
 
 
 def test_a_drawing_to_adapt_to_is_read_at_any_contrast(tmp_path):
@@ -766,6 +798,7 @@ def test_without_a_writable_cache_arrays_are_made_each_time(tmp_path):
 
 
 def test_a_folder_of_classes_is_scored_on_but_not_learned_from(tmp_path):
+    tmp_path /= "data"
     save(tmp_path, *(f"{letter}/{i}.png" for letter in "abcdef" for i in range(3)), "a/3.png")
     recipe = FewShotRecipe(source="omniglot", ways=5, shots=1, queries=2).scored_on(str(tmp_path))
     assert recipe.source == "folder"
@@ -776,6 +809,8 @@ def test_a_folder_of_classes_is_scored_on_but_not_learned_from(tmp_path):
     for split in ("train", "validation"):
         with pytest.raises(DataError, match=rf"{split} split: .* got none.*imaml train images"):
             domain.sample(key, split)
+    within = FewShotRecipe(source="omniglot", ways=5, queries=2, within=0.5)  # artefacts/omniglot-5w1s
+    assert within.scored_on(str(tmp_path)).build().splits["test"].tolist() == list(range(6))
     (tmp_path / "train").mkdir()
     assert FewShotRecipe(source="images").scored_on(str(tmp_path)).source == "images"
     assert FewShotRecipe(source="mini-imagenet").scored_on(str(tmp_path)).source == "mini-imagenet"

@@ -9,6 +9,8 @@ import pytest
 
 import imaml
 from helpers.differences import check_meta_gradient, in_double
+from imaml.domains.generative.generation import GenerationRecipe
+from imaml.domains.generative.restoration import Blurred, Damaged, RestorationRecipe
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 
@@ -61,3 +63,41 @@ def test_the_mean_of_the_support_restores_better_than_nothing_and_worse_than_the
     tasks = draw(jax.random.split(jax.random.key(0), 8))
     found = {name: float(jnp.mean(each)) for name, each in jax.vmap(domain.baselines)(tasks).items()}
     assert found["mean_of_support"] < found["nearest_of_support"] < found["as_it_is"]
+
+
+def test_little_noise_is_damage_of_all_pixels():
+    domain = imaml.restoration(damage="noise", noise=0.2, side=7, hidden=(3,), rate=0.02)
+    whole = jnp.full((2, 49), 0.5)
+    blurred = Blurred(whole, jnp.zeros((2, 1, 49)))
+    query = Damaged(blurred, whole, jnp.full((2, 49), domain.recipe.noise**-2))
+    np.testing.assert_allclose(domain.error(whole + 0.1, query), 0.01, rtol=1e-5)
+
+
+def test_a_rate_at_which_restoration_diverges_is_refused():
+    with pytest.raises(
+        imaml.ConfigError, match=r"rate: expected below 0.018, .* got 0.04. Hint: set --domain"
+    ):
+        imaml.restoration(damage="noise", noise=0.1)
+
+
+@pytest.mark.parametrize("damage", ["half", "noise"])
+def test_drawings_of_eight_bits_are_refused(damage):
+    domain = RestorationRecipe(damage=damage, side=7).without_data()
+    bits = np.full((2, 28, 28), 200, np.uint8)
+    for wrong in (bits, bits.astype(float), -bits.astype(float)):
+        for encode in (domain.encode, domain.encode_query):
+            with pytest.raises(
+                imaml.DataError, match=r"x: expected drawings in \[0, 1\], .*Hint: divide 8-bit"
+            ):
+                encode(wrong)
+    seen = np.where(bits > 200, np.nan, 1.2 if damage == "noise" else 1.0)
+    seen[0, :14] = np.nan
+    assert domain.encode_query(seen)[0].shape == (2, 49)
+    ink = (bits > 100).astype(np.uint8)  # 0 and 1
+    assert float(domain.encode(ink).support.drawings.max()) == 1
+
+
+def test_drawings_of_eight_bits_are_refused_by_generation():
+    domain = GenerationRecipe(side=7).without_data()
+    with pytest.raises(imaml.DataError, match=r"x: expected drawings in \[0, 1\]"):
+        domain.encode(np.full((2, 28, 28), 200, np.uint8))

@@ -114,7 +114,9 @@ class FewShotRecipe(ReadsData):
         place = Path(path).expanduser()
         known = source == "mini-imagenet" or any((place / name).exists() for name in KNOWN)
         source = "folder" if place.is_dir() and not known else source
-        return replace(self, source=source, data=path, limits=())
+        # Only training tasks are of one group, and of these tables each class is a group of its own.
+        within = self.within if source == "omniglot" else 0.0
+        return replace(self, source=source, data=path, limits=(), within=within)
 
     def _whole(self) -> FewShot:
         """The domain with all classes of its splits."""

@@ -29,7 +29,7 @@ from ...core.machine import usable_cores, user_cache
 from ...core.streams import note
 from ...core.validation import not_one_of, require_number, some_of
 from ...storage.atomic import make_folder, reason, replacing
-from .pixels import FORMATS, read_image, regular_file
+from .pixels import FORMATS, is_image, read_image, regular_file
 
 SPLITS = ("train", "validation", "test")
 HEIC = (".heic", ".heif", ".avif")
@@ -195,7 +195,7 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
 
     A class is a folder with images in it, at any depth; its name is its path, such as "Greek/alpha". Hidden
     files and files that are no images by their names (those of PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM)
-    are passed over.
+    are passed over; of images among them a warning tells.
 
     Args:
         folder: The folder.
@@ -208,7 +208,8 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
         DataError: If the folder is missing or empty, a class is empty, or images lie beside folders.
 
     Warns:
-        RuntimeWarning: If there are images of a kind that cannot be read, such as HEIC.
+        RuntimeWarning: If there are images of a kind that cannot be read, such as HEIC, or images without the
+            suffix of one in their names.
     """
     folder = Path(folder).expanduser()
     expected = "a folder of images" if flat else "a folder with one folder of images for each class"
@@ -216,14 +217,8 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
     entries, loose = _listing(folder, expected, f"an example of an image is {example}"), _images_in(folder)
     below = [entry.name for entry in entries if entry.is_dir()]
     held = found_images(folder)
-    unread = [suffix for suffix in HEIC if held.others[suffix]]
-    if unread and (loose or held.classes):
-        count = sum(held.others[suffix] for suffix in unread)
-        warnings.warn(
-            f"{folder}: {count} images are excluded, as {', '.join(unread)} cannot be read. {AS_PNG}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    if loose or held.classes:
+        _warn_of_passed(folder, held)
     if loose and flat and not below:
         return {"": loose}
     if loose or not below:
@@ -251,13 +246,15 @@ class Found(NamedTuple):
 
     Attributes:
         classes: The image files of each class, by its name.
-        others: Files that are no images, by suffix: how many.
+        others: Files that are no images by their names, by suffix: how many.
         loose: Images that are in no folder of a class.
+        passed: The files that `others` counts.
     """
 
     classes: dict[str, list[Path]]
     others: Counter[str]
     loose: list[Path]
+    passed: list[Path]
 
 
 def found_images(folder: Path) -> Found:
@@ -270,7 +267,7 @@ def found_images(folder: Path) -> Found:
         What lies in it; a class for each folder below that has images directly in it.
     """
     classes: dict[str, list[Path]] = {}
-    others: Counter[str] = Counter()
+    passed: list[Path] = []
     loose: list[Path] = []
     seen = {os.path.realpath(folder)}  # a link may lead back
     for place, below, names in os.walk(folder, followlinks=True):
@@ -279,12 +276,30 @@ def found_images(folder: Path) -> Found:
         seen |= {inside[name] for name in below}
         files = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
         images = [file for file in files if file.suffix.lower() in SUFFIXES]
-        others.update(file.suffix.lower() or "without a suffix" for file in files if file not in set(images))
+        passed += [file for file in files if file.suffix.lower() not in SUFFIXES]
         if Path(place) == folder:
             loose = images
         elif images:
             classes[Path(place).relative_to(folder).as_posix()] = images
-    return Found(classes, others, loose)
+    others = Counter(file.suffix.lower() or "without a suffix" for file in passed)
+    return Found(classes, others, loose, passed)
+
+
+def _warn_of_passed(folder: Path, held: Found) -> None:
+    """Warn of images that are passed over because of their names."""
+    unread = [suffix for suffix in HEIC if held.others[suffix]]
+    said = []
+    if unread:
+        count = sum(held.others[suffix] for suffix in unread)
+        said.append(f"{count} images are excluded, as {', '.join(unread)} cannot be read. {AS_PNG}")
+    unnamed = [file for file in held.passed if file.suffix.lower() not in HEIC and is_image(file)]
+    if unnamed:
+        said.append(
+            f"{len(unnamed)} images are excluded, as their names end in none of {', '.join(SUFFIXES)} "
+            f"({some_of(unnamed)}). Hint: rename them."
+        )
+    for what in said:
+        warnings.warn(f"{folder}: {what}", RuntimeWarning, stacklevel=4)
 
 
 def read_files(files: Sequence[Path], side: int, channels: int) -> np.ndarray:
@@ -371,7 +386,8 @@ def read_split_folders(path: str | Path, side: int = 84, channels: int = 3) -> I
     """Read a folder in one of the usual layouts of mini-ImageNet, with its splits.
 
     Either train/, val/ (or validation/) and test/ with a folder of images for each class; or train.csv,
-    val.csv (or validation.csv) and test.csv with lines "filename,label" below a header line, beside images/.
+    val.csv (or validation.csv) and test.csv with a line "filename,label" for each image of images/, with or
+    without these two words as a header.
     Only train must be there. A class's group is its own name. The table is kept in `user_cache()` by the
     names, sizes and times of change of its files.
 
@@ -384,7 +400,8 @@ def read_split_folders(path: str | Path, side: int = 84, channels: int = 3) -> I
         The table.
 
     Raises:
-        DataError: If the layout is another, an image cannot be read, or a class is in two splits.
+        DataError: If the layout is another, an image cannot be read or is listed twice, or a class is in two
+            splits.
     """
     path = Path(path).expanduser()
     hint = f"an example of an image is {path / 'train' / 'apple' / '1.png'}"
@@ -404,6 +421,15 @@ def read_split_folders(path: str | Path, side: int = 84, channels: int = 3) -> I
         kept = {split: {n: f for n, f in classes.items() if len(f) > 1} for split, classes in found.items()}
         found = {split: classes for split, classes in kept.items() if classes}
     members = [files for classes in found.values() for files in classes.values()]
+    # A copy in the support and in the query set, or in training and in test, is no test.
+    twice = [
+        file for file, times in Counter(file for group in members for file in group).items() if times > 1
+    ]
+    if twice:
+        raise DataError(
+            f"{path}: expected each image once, got {len(twice)} in several lines ({some_of(twice)}). Hint: "
+            "remove these lines from the .csv files."
+        )
     files, count = [file for group in members for file in group], np.array([len(group) for group in members])
 
     names = tuple(dict.fromkeys(name for classes in found.values() for name in classes))
@@ -537,9 +563,11 @@ def _csv_files(table: Path) -> dict[str, list[Path]]:
         rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: expected {expected}, got an error ({error}).") from None
-    for line, row in enumerate(rows[1:], start=2):
+    # The first line is an image's, too, if it names one: tables without a header are as common.
+    headed = not rows or not rows[0] or Path(rows[0][0].strip()).suffix.lower() not in SUFFIXES
+    for line, row in enumerate(rows[headed:], start=1 + headed):
         name, label, *_ = [*map(str.strip, row), "", ""]
-        file = table.parent / "images" / name
+        file = Path(os.path.normpath(table.parent / "images" / name))
         if row and not (name and label and file.is_file()):
             raise DataError(f"{table}, line {line}: expected {expected}, got {row}, and {file} is no file.")
         if row:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # content which it is, whatever the file's name. One of them is PostScript: a program, which Ghostscript runs.
 FORMATS = {
     "PNG": (".png",),
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
     "GIF": (".gif",),
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
@@ -132,6 +132,20 @@ def open_image(
                 f"{name}: expected a {wanted} image, got one that is damaged or of another format{why}. "
                 "Hint: save it again, for example as PNG; the suffix of its name does not count."
             ) from None
+
+
+def is_image(file: Path) -> bool:
+    """Return whether a file is an image that can be read, whatever its name is; its pixels are not decoded.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Whether its content begins as an image's does.
+    """
+    with contextlib.suppress(DataError), open_image(file):
+        return True
+    return False
 
 
 class _Filters:

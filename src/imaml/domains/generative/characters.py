@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ...core.errors import DataError
 from ...core.fields import PositiveInt
 from ...core.tree import Tree
 from ..base import DomainBase, Encoded
 from ..fewshot.domain import FewShot, FewShotRecipe
 from ..fewshot.episodes import Indices
+from ..fewshot.interface import ROUNDING
 from ..recipes import ReadsData
 
 Source = Literal["characters", "omniglot"]
@@ -103,21 +105,34 @@ def shrunk(images: Array, side: int) -> Array:
     return images.reshape(-1, side, parts, side, parts).mean((2, 4)).reshape(-1, side**2)
 
 
-def rows_of(drawings: Tree, side: int) -> Tree:
+def rows_of(drawings: Tree, side: int, beyond: float = 0.0) -> Tree:
     """Return drawings as rows of pixels.
 
     Args:
         drawings: ``(n, 28, 28)`` or ``(n, side, side)``, with or without an axis of one channel; anything
             else is returned as it is.
         side: Pixels a side.
+        beyond: How far values may lie outside [0, 1], as those of drawings with noise on them.
 
     Returns:
         Rows ``(n, side^2)``.
+
+    Raises:
+        DataError: If values lie farther outside, as those of 8-bit images do. NaN is not looked at.
     """
     try:
         array = np.asarray(drawings)
     except ValueError:  # drawings of different shapes
         return drawings
+    if array.dtype.kind in "iuf" and array.size:
+        low, high = np.nanmin(array, initial=0), np.nanmax(array, initial=0)
+        rounding = max(ROUNDING, 4 * float(np.finfo(array.dtype).eps)) if array.dtype.kind == "f" else 0
+        whole = array.dtype.kind != "f" and high > 1  # noise has fractions
+        if whole or low < -beyond - rounding or high > 1 + beyond + rounding:
+            raise DataError(
+                f"x: expected drawings in [0, 1], 1 = ink, got {array.dtype} from {low!s} to {high!s}. Hint: "
+                "divide 8-bit images by 255, and invert dark ink on light paper, 1 - x / 255."
+            )
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
     if array.shape[1:] == (side, side):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ...core.errors import ConfigError
 from ...core.fields import PositiveFloat, PositiveInt
 from ...core.recipes import recipe
 from ...core.tree import Tree
@@ -39,6 +40,7 @@ from .characters import Character, CharactersDomain, CharactersRecipe, Side, Sou
 from .score_matching import EnergyDomain, EnergyRecipe, ScoreMatching
 
 FAITH = 20.0  # weight of a visible pixel
+FARTHEST = 8.0  # standard deviations that no noise reaches
 
 
 @recipe("domain")
@@ -82,6 +84,17 @@ class RestorationRecipe(CharactersRecipe, EnergyRecipe):
     steps: PositiveInt = 40
     rate: PositiveFloat = 0.04
     data: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
+        # The curvature where f is linear: gradient descent diverges from twice its inverse on.
+        sharp = self.noise**-2 + self.sigma**-2
+        if self.damage == "noise" and self.rate * sharp >= 2:
+            raise ConfigError(
+                f"domain: rate: expected below {2 / sharp:.2g}, as gradient descent diverges otherwise with "
+                f"noise={self.noise:g} and sigma={self.sigma:g}, got {self.rate:g}. Hint: set --domain.rate."
+            )
 
     def build(self) -> Restoration:
         """Return the domain, with its data read."""
@@ -177,8 +190,11 @@ class Restoration(CharactersDomain, EnergyDomain):
         Returns:
             A scalar.
         """
-        hidden = (batch.weights < FAITH).astype(drawings.dtype)
-        return jnp.sum(hidden * jnp.square(drawings - batch.blurred.drawings)) / jnp.sum(hidden)
+        squares = jnp.square(drawings - batch.blurred.drawings)
+        if self.recipe.damage == "noise":  # on all pixels, however little of it
+            return jnp.mean(squares)
+        hidden = (batch.weights == 0).astype(drawings.dtype)
+        return jnp.sum(hidden * squares) / jnp.sum(hidden)
 
     def query_loss(self, phi: Tree, theta: Tree, batch: Damaged) -> Array:
         """Return the squared error of the restored drawings where they were damaged."""
@@ -263,10 +279,11 @@ class Restoration(CharactersDomain, EnergyDomain):
         field, side = Field((self.recipe.side**2,)), self.recipe.side
         if isinstance(x, Damaged):
             return field.check(x.seen, "seen"), field.check(x.weights, "weights")
-        drawings = rows_of(x, side)
+        noisy = self.recipe.damage == "noise"
+        drawings = rows_of(x, side, FARTHEST * self.recipe.noise if noisy else 0.0)
         hidden = np.isnan(drawings) if getattr(drawings, "dtype", np.dtype(int)).kind == "f" else False
         seen = field.check(drawings if hidden is False else np.where(hidden, 0, drawings), "x")
-        faith = FAITH if self.recipe.damage == "half" else self.recipe.noise**-2
+        faith = self.recipe.noise**-2 if noisy else FAITH
         return seen, np.where(np.broadcast_to(hidden, seen.shape), 0, faith).astype(np.float32)
 
     def query_rows(self, query: Damaged) -> np.ndarray:
