@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 
-from ..core.errors import ConfigError, ImamlError
+from ..core.errors import ConfigError
 from ..core.streams import note
 from .options import Count, Flag, Names, Positive, Text, Whole, split_names
 from .startup import prepare_jax
@@ -296,7 +295,7 @@ def _preview(tasks: Tasks, model: object, loss: object, given: Fit, ways: int | 
 
 def _fit(file: TasksFile, given: Fit) -> int | None:
     """Learn, score and report."""
-    from .train import free_directory, train_command
+    from .train import train_command
 
     if given.resume:
         again: dict[str, Any] = {n: getattr(given, n) for n in ("out", "model", "loss", "steps", "minutes")}
@@ -304,6 +303,7 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
     prepare_jax()
     from ..domains.tasks.own_losses import NAMED
     from ..predict import load
+    from ..training.directory import claimed, create_run_directory
     from ..training.fit import fit
     from .train import conclude
 
@@ -326,13 +326,11 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
     if given.dry_run:
         _preview(tasks, model, loss, given, ways, theta)
         return None
-    out = given.out
-    if out is None:
-        out = free_directory(Path("runs") / (Path(file.path).stem or "tasks"))
     names: tuple[str, ...] = ("shots", "queries", "order", "validation", "test", "strength", "tasks_per_step")
     chosen: dict[str, Any] = {name: getattr(given, name) for name in (*names, "steps", "minutes", "seed")}
-    new = not out.exists()
-    try:
+    wanted = given.out or Path("runs") / (Path(file.path).stem or "tasks")
+    with claimed(wanted, numbered=given.out is None) as out:
+        create_run_directory(out)
         run = fit(
             tasks,
             model,
@@ -344,9 +342,4 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
             progress=False if given.quiet else None,
             **chosen,
         )
-    except ImamlError:
-        if new:  # what failed before it began leaves nothing behind
-            with contextlib.suppress(OSError):
-                out.rmdir()
-        raise
-    return conclude(run, out, given.quiet)
+        return conclude(run, out, given.quiet)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import shutil
 import sys
 from dataclasses import replace
@@ -11,7 +9,7 @@ from pathlib import Path
 from statistics import correlation, median
 from typing import TYPE_CHECKING, Literal
 
-from ..core.errors import ConfigError, ImamlError
+from ..core.errors import ConfigError
 from ..core.interrupts import STATUS
 from ..core.streams import note, on_terminal
 from .options import DEFAULT, Changes, Flag, Missing, Names, Unseen, Whole, configure
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
 
 EPISODES = 300  # test tasks of a user's own, if they are episodes
 SCORES = ("split", "scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95", "tasks", "seed")
+SCORES += ("different", "held_out", "failed", "unscored")
 
 
 def train_command(
@@ -147,47 +146,26 @@ def train_command(
 
         print_prediction(config)
         return None
-    if out is None:
-        usual = Path("runs") / (preset or DEFAULT)
-        out = free_directory(usual)
-        if out != usual and not quiet:
-            note(f"{usual} exists, so this run is written to {out}")
-    new = not out.exists()
-    try:
-        return _train(config, out, resume, from_, quiet)
-    except ImamlError:
-        if new:  # what failed before it began leaves nothing behind
-            with contextlib.suppress(OSError):
-                out.rmdir()
-        raise
+    from ..training.directory import check_resumable, claimed, create_run_directory
 
-
-def free_directory(base: Path) -> Path:
-    """Return the directory, or the first of base-2, base-3, ... that does not exist yet, or is empty.
-
-    Args:
-        base: The directory that is wanted.
-
-    Returns:
-        The free one.
-    """
-    numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
-    taken = lambda place: place.exists() and not (place.is_dir() and not any(place.iterdir()))  # noqa: E731
-    return next(place for place in itertools.chain([base], numbered) if not taken(place))
+    # Before the data are read, which may take long.
+    if resume and out:
+        check_resumable(out, config)
+    wanted = out or Path("runs") / (preset or DEFAULT)
+    with claimed(wanted, numbered=out is None) as place:
+        if place != wanted and not quiet:
+            note(f"{wanted} exists, so this run is written to {place}")
+        if not resume:
+            create_run_directory(place)
+        return _train(config, place, resume, from_, quiet)
 
 
 def _train(config: Config, out: Path, resume: bool, origin: str | None, quiet: bool) -> int | None:
     """Train, score and report; return the exit status when interrupted."""
     from ..predict import load
-    from ..training.directory import check_resumable, create_run_directory
     from ..training.experiment import assemble
     from .own_tasks import shipped
 
-    # Before the data are read, which may take long.
-    if resume:
-        check_resumable(out, config)
-    else:
-        create_run_directory(out)
     start = None if origin is None else load(shipped(origin)).theta
     progress = False if quiet else None
     experiment = assemble(config)

@@ -1,12 +1,16 @@
-"""The run directory: created for a new run, checked for one that is resumed."""
+"""The run directory: claimed by one process, created for a new run, checked for one that is resumed."""
 
+import contextlib
+import itertools
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..config.run import PYTHON, Config, load_config
 from ..core.errors import ConfigError
 from ..core.recipes import to_json
 from ..storage.atomic import disk_errors, is_leftover, write_json
+from ..storage.lock import LOCK, Locked, locked
 from .journal import FILE
 
 MAY_CHANGE = {
@@ -19,24 +23,75 @@ MAY_CHANGE = {
 }
 
 
+@contextlib.contextmanager
+def claimed(folder: Path, numbered: bool = False) -> Iterator[Path]:
+    """Claim a run directory within the block, so that no other process writes to it.
+
+    A directory that is made for the block and still empty at its end is removed.
+
+    Args:
+        folder: The directory.
+        numbered: Whether the first of folder-2, folder-3, ... will do that is empty and can be claimed, if
+            this one is not or cannot.
+
+    Yields:
+        The directory.
+
+    Raises:
+        ConfigError: If another process has claimed it, or it cannot be written.
+    """
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    with contextlib.ExitStack() as held:
+        for place in itertools.chain([folder], others if numbered else ()):
+            if numbered and _occupied(place):
+                continue
+            if place.exists() and not place.is_dir():
+                raise ConfigError(
+                    f"{place}: expected a directory for the run, got a file. Hint: choose another with --out."
+                )
+            new = not place.exists()
+            try:
+                with disk_errors(place, ConfigError):
+                    held.enter_context(locked(place))
+            except Locked:
+                if numbered:
+                    continue
+                raise ConfigError(
+                    f"{place}: expected a directory that no other run is writing to, got one in use. Hint: "
+                    "wait for that run to end, or choose another directory (--out)."
+                ) from None
+            if numbered and _occupied(place):  # by a run that has ended in between
+                held.close()
+                continue
+            try:
+                yield place
+            finally:
+                held.close()
+                if new:
+                    with contextlib.suppress(OSError):
+                        place.rmdir()
+            return
+
+
+def _occupied(place: Path) -> bool:
+    """Whether a path is that of a file, or of a directory that is not empty."""
+    return place.exists() and not (place.is_dir() and all(entry.name == LOCK for entry in place.iterdir()))
+
+
 def create_run_directory(folder: Path) -> None:
     """Create the directory of a new run.
 
     The files of a run that was killed before its first step may be in it: they have no config.json yet.
 
     Args:
-        folder: The run directory.
+        folder: The run directory, which is `claimed`.
 
     Raises:
         ConfigError: If it cannot be written, or has other files in it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(
-            f"{folder}: expected a directory for the run, got a file. Hint: choose another with --out."
-        )
     with disk_errors(folder, ConfigError):
         folder.mkdir(parents=True, exist_ok=True)
-        found = {entry.name for entry in folder.iterdir() if not is_leftover(entry.name)}
+        found = {entry.name for entry in folder.iterdir() if not is_leftover(entry.name)} - {LOCK}
         saved = {entry.name for entry in (folder / "checkpoints").glob("step-*")}
         tempfile.TemporaryFile(dir=folder).close()
     if found - {FILE, "checkpoints"} or saved - {"step-00000000.checkpoint"}:

@@ -1,5 +1,6 @@
 """An experiment: the objects of a run, built once, and what is done with them."""
 
+import contextlib
 import dataclasses
 import functools
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from ..core.tree import Tree
 from ..core.validation import not_one_of
 from ..domains.base import Domain, in_step, require_domain
 from ..meta.gradient import MetaGradient
-from .directory import check_resumable, create_run_directory
+from .directory import check_resumable, claimed, create_run_directory
 from .loop import Loop, Run, Watch
 from .step import NewtonStep, State, devices_mesh, initial_state, make_step
 
@@ -132,12 +133,12 @@ class Experiment:
                 "train: start: expected None with resume=True, which continues from a checkpoint, got "
                 "meta-parameters."
             )
-        if directory is not None:
-            if resume:
-                check_resumable(directory, self.config or self.reason)
-            else:
+        if directory is not None and resume:
+            check_resumable(directory, self.config or self.reason)
+        with contextlib.nullcontext() if directory is None else claimed(directory):
+            if directory is not None and not resume:
                 create_run_directory(directory)
-        return Loop(self, directory, on_step, on_validation).run(resume, start, progress)
+            return Loop(self, directory, on_step, on_validation).run(resume, start, progress)
 
 
 def assemble(
