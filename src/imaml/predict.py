@@ -53,11 +53,13 @@ class Learner(Pickled):
         theta: The meta-parameters (the moving average if one was kept).
         config: The run's configuration.
         source: The file that they came from.
+        untrained: Whether they are as they were drawn at random, before the first step.
     """
 
     theta: Tree
     config: Config
     source: str = "memory"
+    untrained: bool = False
 
     def __repr__(self) -> str:
         """Return one line: the method, the domain, and where the parameters are from."""
@@ -139,7 +141,7 @@ class Learner(Pickled):
         Raises:
             ArtefactError: If it cannot be written.
         """
-        save(path, self.theta, self.config)
+        save(path, self.theta, self.config, self.untrained)
 
     def export(
         self,
@@ -236,7 +238,8 @@ def load(path: str | Path, *, model: object = None, loss: object = None) -> Lear
             stacklevel=2,
         )
     prepare()
-    return Learner(theta, _with_data(config, path / "config.json"), str(file))
+    untrained = bool(description.get("untrained"))
+    return Learner(theta, _with_data(config, path / "config.json"), str(file), untrained)
 
 
 def _with_data(config: Config, file: Path) -> Config:

@@ -351,7 +351,7 @@ def test_a_loss_that_is_no_number_is_refused(where, loss, found):
     argument = where if where in PROBLEMS else "query_loss"
     told = f"^{argument}: expected a function that returns one floating-point number, got one that returns "
     theta = (jnp.ones(2), jnp.ones(2)) if where == "loss_x" else jnp.ones(2)
-    tasks = imaml.Task(jnp.ones((1, 2)), jnp.ones((1, 2)))
+    tasks = imaml.Task(jnp.ones((1, 2)), jnp.zeros((1, 2)))
     for problem in PROBLEMS[where](loss) if where in PROBLEMS else ():
         with pytest.raises(imaml.ConfigError, match=told + found):
             problem.residual(theta, theta, jnp.ones(2))

@@ -253,7 +253,9 @@ def posterior_precision(here: LocalCurvature, form: str, rank: int = 20, key: Ke
     start = jax.random.normal(key, here.point.shape, here.point.dtype)
     within = here.whitened(start)  # its Krylov space has no direction that the data say nothing of
     start = jnp.where(jnp.any(within != 0), within, start)
-    basis, diagonal, offdiagonal, taken = krylov(here.whitened, start, rank)
+    # Equal eigenvalues, as of balanced designs, are found as often as they occur: hence the second key.
+    found = krylov(here.whitened, start, rank, jax.random.fold_in(key, 1))
+    basis, diagonal, offdiagonal, taken = found
     values, vectors = eigenpairs(jnp.where(jnp.arange(diagonal.size) < taken, diagonal, 0), offdiagonal)
     return Updated(here.precision, basis.T @ vectors, values)
 

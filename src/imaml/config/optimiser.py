@@ -34,6 +34,8 @@ PARAMETERS = {
     "least_side": ("muon_weight_dimension_numbers",),
     "adam_scale": ("adam_learning_rate",),
 }
+# Options that all optimisers have but Newton's method, whose steps have a length of their own.
+OF_RATES = ("learning_rate", "schedule", "warmup", "clip", "average", "log_scale")
 
 
 class Outer(NamedTuple):
@@ -61,7 +63,7 @@ class Optimiser(Checked):
     parameters use Adam with Nesterov's momentum.
 
     "newton" maximises the likelihood of linear models with the method "evidence", by damped Newton steps on
-    all training tasks (see `imaml.meta.marginal`). It has no learning rate.
+    all training tasks (see `imaml.meta.marginal`). It has none of these options.
 
     Args:
         name: "adam", "adamw", "sgd", "rmsprop", "muon" or "newton".
@@ -110,7 +112,7 @@ class Optimiser(Checked):
         """Check the fields, and that the optimiser has the options that are set."""
         super().__post_init__()
         for option, default in _without_effect(self.name, vars(self)).items():
-            having = " or ".join(repr(name) for name in typing.get_args(Name) if _parameters(name, option))
+            having = " or ".join(repr(name) for name in typing.get_args(Name) if _has(name, option))
             raise ConfigError(
                 f"optimiser: expected {option}={default!r}, as {self.name} has no {option}, got "
                 f"{option}={getattr(self, option)!r} with name={self.name!r}. Hint: omit it, or choose "
@@ -272,11 +274,17 @@ def _parameters(name: str, option: str) -> tuple[str, ...]:
     return tuple(parameter for parameter in PARAMETERS[option] if parameter in known)
 
 
+def _has(name: str, option: str) -> bool:
+    """Whether an optimiser has an option."""
+    return bool(_parameters(name, option)) if option in PARAMETERS else name != "newton"
+
+
 def _without_effect(name: object, options: Mapping[str, object]) -> dict[str, object]:
     """Return the defaults of the options that an optimiser lacks, and that have other values."""
-    defaults = {f.name: f.default for f in fields(Optimiser) if f.name in options and f.name in PARAMETERS}
+    known = (*PARAMETERS, *OF_RATES)
+    defaults = {f.name: f.default for f in fields(Optimiser) if f.name in options and f.name in known}
     return {
         option: default
         for option, default in defaults.items()
-        if name in typing.get_args(Name) and options[option] != default and not _parameters(str(name), option)
+        if name in typing.get_args(Name) and options[option] != default and not _has(str(name), option)
     }

@@ -182,8 +182,8 @@ class Stats:
         negative_curvature: Whether a direction p with p.Ap <= 0 was seen; False for solvers that do not look.
         lanczos: Of CG its coefficients (alpha, beta), each of shape (most steps,), zero where no step was
             taken; else None.
-        first: Of an inner solve of a fixed number of steps |F| where it started, by which it is judged; else
-            None.
+        first: Of an inner solve of a fixed number of steps |F| where it started, by which it is judged;
+            infinity if it moved no further than rounding does. Else None.
         returned: Of such a solve, where F is no gradient, |F| halfway if the second half led back there, else
             infinity.
         error_estimate: Of an implicit gradient the norm of its error, estimated; else None.

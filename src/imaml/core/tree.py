@@ -79,7 +79,9 @@ def spread(values: Tree, like: Tree) -> Tree:
     Returns:
         The values in full, of the shapes and dtypes of the leaves of `like`.
     """
-    full = lambda value, leaf: jnp.broadcast_to(jnp.asarray(value, leaf.dtype), leaf.shape)  # noqa: E731
+    full = lambda value, leaf: jnp.broadcast_to(  # noqa: E731
+        jnp.asarray(value, jnp.result_type(leaf)), jnp.shape(leaf)
+    )
     return jax.tree.map(full, values, like)
 
 

@@ -128,6 +128,10 @@ class DomainRecipe(Checked):
         """Return the recipe as an artefact holds it: without paths and without names of tasks."""
         return self
 
+    def uncalibrated(self) -> Self:
+        """Return the recipe without what was measured of a run's parameters, which training changes."""
+        return self
+
     def restored(self, stored: Self) -> Self:
         """Return this recipe, read from an artefact, with what only its run's configuration knows.
 

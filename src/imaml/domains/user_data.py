@@ -361,6 +361,16 @@ class UserData:
         found = np.asarray(predictor.predict(query))
         rows = [{"row": i + 1, "prediction": one.tolist()} for i, one in enumerate(found)]
         lines = ["\t".join([str(i + 1), *(f"{v}" for v in np.ravel(one))]) for i, one in enumerate(found)]
+        if uncertainty:  # a ConfigError where the task has no posterior
+            names = ["low", "high"] if predictor.classes is None else [str(c) for c in predictor.classes]
+            if predictor.classes is None:
+                each = zip(*predictor.predict_interval(query)[1:], strict=True)
+            else:
+                each = iter(predictor.predict_proba(query, uncertainty))
+            for place, values in enumerate(each):
+                told = {name: np.asarray(value).tolist() for name, value in zip(names, values, strict=True)}
+                rows[place] |= told if predictor.classes is None else {"probabilities": told}
+                lines[place] += "".join(f"\t{v}" for value in told.values() for v in np.ravel(value))
         return Answers(rows, lines)
 
     def answers_each(

@@ -117,10 +117,12 @@ class Solver:
     Attributes:
         reversible: Whether reverse mode goes through its steps, as `unrolled()` needs.
         minimises: Whether it needs a problem that minimises an objective.
+        linearises: Whether its steps depend on the derivative of F, not on F alone.
     """
 
     reversible: ClassVar[bool] = True
     minimises: ClassVar[bool] = False
+    linearises: ClassVar[bool] = False
 
     def __call__(
         self, problem: Problem, theta: Tree, batch: Tree, phi0: Tree | None = None, key: Key = None
@@ -241,7 +243,9 @@ def _fixed(task: Instance, memory: M, step: Step[M], steps: int) -> Solution:
         before = lax.stop_gradient(task.size(middle[0]))
         walk = middle, jnp.zeros_like(before)
         state, length = lax.fori_loop(0, steps - halfway, advance_measured, walk)
-        returned = jnp.where(2 * _distance(state[0], middle[0]) < length, before, jnp.inf)
+        rounding = jnp.finfo(before.dtype).eps ** 0.5 * (1 + tree.norm(middle[0]))
+        around = (2 * _distance(state[0], middle[0]) < length) & (length > rounding)
+        returned = jnp.where(around, before, jnp.inf)
     else:
         state = lax.fori_loop(1, steps, advance, state)
     return of_fixed_length(task, state[0], steps, first, returned)
@@ -263,6 +267,9 @@ def of_fixed_length(
         The Solution, judged by |F| at its value.
     """
     size = task.size(phi)
+    # Where it started at a solution, |F| was rounding at first, and may grow to many times that.
+    rounding = jnp.finfo(size.dtype).eps ** 0.5 * (1 + tree.norm(phi))
+    first = jnp.where(_distance(phi, task.start) > rounding, first, jnp.inf)
     stats = Stats(jnp.asarray(steps), size, jnp.asarray(False), first=first, returned=returned)
     return judged(Solution(phi, stats, Status(jnp.asarray(0))), size)
 
@@ -364,12 +371,10 @@ def judged(solution: Solution, size: Array) -> Solution:
     first = solution.stats.first
     if first is None:
         return solution
-    # Where it started at a solution the first residual is rounding, and so may be many times it.
-    noise = jnp.finfo(size.dtype).eps ** 0.5 * (1 + tree.norm(solution.value))
     code = jnp.asarray(int(Ending.STEPS_DONE))
     if solution.stats.returned is not None:
-        code = jnp.where(size > FALLEN * solution.stats.returned + noise, int(Ending.CYCLED), code)
-    code = jnp.where(size > GROWTH * first + noise, int(Ending.DIVERGED), code)
+        code = jnp.where(size > FALLEN * solution.stats.returned, int(Ending.CYCLED), code)
+    code = jnp.where(size > GROWTH * first, int(Ending.DIVERGED), code)
     code = jnp.where(jnp.isfinite(size), code, int(Ending.NOT_FINITE))
     return Solution(solution.value, replace(solution.stats, residual=size), Status(code))
 

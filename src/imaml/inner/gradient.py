@@ -197,7 +197,13 @@ class Descent(Stepping[Tree]):
         """Prepare the iteration; see `Stepping.iteration`."""
 
         def step(slope: Tree, phi: Tree, memory: Tree) -> tuple[Tree, Tree]:
-            updates, memory = self.transform.update(slope, memory, phi)
+            try:
+                updates, memory = self.transform.update(slope, memory, phi)
+            except TypeError as error:  # such as optax.lbfgs, which asks for the value as well
+                raise ConfigError(
+                    f"Descent: transform: expected an Optax transform that needs the gradient alone, got an "
+                    f"error ({error}). Hint: use one such as optax.adam(1e-2), or imaml.LBFGS."
+                ) from error
             return jax.tree.map(jnp.add, phi, updates), memory
 
         return self.transform.init(task.start), step

@@ -85,7 +85,8 @@ def _searched(objective: Callable[[Tree], Array], phi: Tree, slope: Tree, direct
     """
     before = objective(phi)
     promised = tree.dot(slope, direction)
-    moved = lambda length: jax.tree.map(lambda p, d: p + length * d, phi, direction)  # noqa: E731
+    # In the dtype of phi: the objective's may be wider, as that of data in float64.
+    moved = lambda length: jax.tree.map(lambda p, d: p + length.astype(p.dtype) * d, phi, direction)  # noqa: E731
     noise = jnp.finfo(before.dtype).eps * jnp.abs(before)
 
     def too_long(length: Array) -> Array:
@@ -125,6 +126,7 @@ class Newton(Stepping[None]):
     linear: Annotated[LinearSolver, Such("a linear solver such as Dense()")] = field(default_factory=Dense)
     tolerance: PositiveFloat | None = None
     most: ClassVar[int] = 100
+    linearises: ClassVar[bool] = True
 
     def iteration(self, task: Instance) -> tuple[None, Step[None]]:
         """Prepare the iteration; see `Stepping.iteration`."""

@@ -46,10 +46,11 @@ class _Minibatch(Checked, Solver):
     def _solve(self, task: Instance) -> Solution:
         """Repeat epochs; F on all rows is computed between them if there is a tolerance."""
         name = type(self).__name__
-        if getattr(task.problem.loss, "summed", False):
+        loss = task.problem.loss
+        if getattr(loss, "summed", False) or getattr(loss, "averages", None) is False:
             raise StructureError(
-                f"{name}: expected a loss that is a mean over rows, got a likelihood, which is a sum. "
-                "Hint: use a solver of the whole batch, such as NewtonCG."
+                f"{name}: expected a loss that is a mean over rows, got {type(loss).__name__}, which is a "
+                "sum. Hint: use a solver of the whole batch, such as NewtonCG."
             )
         count = _row_count(name, task.batch, self.rows)
         length = count // self.rows
@@ -81,9 +82,9 @@ class SGD(_Minibatch):
     """Stochastic gradient descent, phi <- phi - rate_t F(phi, theta, `rows` rows of the batch).
 
     Each epoch goes through a fresh permutation of the support set's rows, as many minibatches as fit. The
-    loss must be a *mean* over the rows, the leading axis of every leaf of the batch: then the minibatch's F
-    is an unbiased estimate of F. `stats.steps` counts minibatches. The order of the rows is drawn from the
-    key of the call, key(0) where none is given.
+    loss must be a *mean* over the rows, the leading axis of every leaf of the batch, without weights: then
+    the minibatch's F is an unbiased estimate of F. `stats.steps` counts minibatches. The order of the rows is
+    drawn from the key of the call, key(0) where none is given.
 
     The rate after t steps is rate_t = learning_rate / (1 + decay t). Without decay it ends in a ball around
     the solution, the larger the rate; `stats.residual`, which is |F| on all rows, says so. With decay it

@@ -135,6 +135,8 @@ class Solver:
         factorises: Whether it may factorise a dense matrix, and so wants threads left for LAPACK.
         uses_anchor: Whether it needs `anchor=`.
         takes_guess: Whether it accepts `x0`.
+        never_worse: Whether no answer is worse than its first guess in some norm, whatever its residual.
+            That of another solver whose residual is above 1, which zero has, is a BREAKDOWN.
     """
 
     accepts: ClassVar[tuple[str, ...]]
@@ -142,6 +144,7 @@ class Solver:
     factorises: ClassVar[bool] = False
     uses_anchor: ClassVar[bool] = False
     takes_guess: ClassVar[bool] = True
+    never_worse: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -185,7 +188,7 @@ class Solver:
         # A preconditioner needs the diagonal D of A = H + D, one entry a parameter.
         flat = tree.ravel(tree.spread(anchor, b))[0] if self.uses_anchor else None
         system = system._replace(structure=structure, anchor=flat)
-        return _finish(system, self.run(system), self.accuracy(system.b.dtype), unravel)
+        return _finish(system, self.run(system), self, unravel)
 
     def run(self, system: System) -> Outcome:
         """Solve a flat, scaled system.
@@ -417,9 +420,11 @@ def flat_system(matvec: Matvec, b: Tree, x0: Tree | None = None) -> tuple[System
         The system, and the function that makes a tree of a flat vector.
 
     Raises:
-        ConfigError: If `b` is not of floating point, or `matvec(b)` or `x0` is not shaped like `b`.
+        ConfigError: If `b` is empty or not of floating point, or `matvec(b)` or `x0` is not shaped like `b`.
     """
     flat, unravel = tree.ravel(b)
+    if not flat.size:
+        raise ConfigError("linear system: b: expected numbers, got a tree without any.")
     if not jnp.issubdtype(flat.dtype, jnp.floating):
         raise ConfigError(f"linear system: b: expected floating-point numbers, got {flat.dtype}.")
     tree.require_like("linear system: matvec(b)", jax.eval_shape(matvec, b), b, "b")
@@ -431,6 +436,7 @@ def flat_system(matvec: Matvec, b: Tree, x0: Tree | None = None) -> tuple[System
     if x0 is not None:
         tree.require_like("linear system: x0", x0, b, "b")
         start = _times_power(tree.ravel(x0)[0].astype(flat.dtype), -power)
+        start = jnp.where(jnp.any(flat != 0), start, 0)  # no residual is small relative to b = 0
     return System(product, scaled, start, power, x0 is not None), unravel
 
 
@@ -454,10 +460,9 @@ def quotient(value: Array, size: Array) -> Array:
     return jnp.where(size > 0, value / jnp.where(size > 0, size, 1), 0)
 
 
-def _finish(
-    system: System, outcome: Outcome, accuracy: float | None, unravel: Callable[[Array], Tree]
-) -> Solution:
+def _finish(system: System, outcome: Outcome, solver: Solver, unravel: Callable[[Array], Tree]) -> Solution:
     """The Solution of an outcome: its value, its residual, and the status that follows from both."""
+    accuracy = solver.accuracy(system.b.dtype)
     # A value that is not finite would spread to the mean over tasks, so it becomes zero; the status says so.
     # Tested without the scaling, which may have been all that kept it in range.
     finite = jnp.all(jnp.isfinite(system.unscaled(outcome.x)) & jnp.isfinite(system.b))
@@ -471,7 +476,10 @@ def _finish(
     if accuracy is None:  # x = 0 has the residual 1, so an answer clearly above that is worse than none
         code = jnp.where(residual <= 1.01, int(Ending.STEPS_DONE), int(Ending.BREAKDOWN))
     else:
-        code = jnp.where(residual <= accuracy, int(Ending.CONVERGED), outcome.ending)
+        ending = jnp.asarray(outcome.ending)
+        if not solver.never_worse:
+            ending = jnp.where(residual <= 1.01, ending, jnp.maximum(ending, int(Ending.BREAKDOWN)))
+        code = jnp.where(residual <= accuracy, int(Ending.CONVERGED), ending)
     code = jnp.where(outcome.final, outcome.ending, code)
     code = jnp.where(finite, code, outcome.nonfinite)
     steps, negative = jnp.asarray(outcome.steps), jnp.asarray(outcome.negative)

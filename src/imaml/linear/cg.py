@@ -166,6 +166,7 @@ class CG(Iterative[CGState]):
 
     precondition: Diagonal | Nystrom | None = None
     accepts: ClassVar[tuple[str, ...]] = ("spd",)
+    never_worse: ClassVar[bool] = True  # in the norm of A
 
     @property
     def uses_anchor(self) -> bool:  # type: ignore[override]

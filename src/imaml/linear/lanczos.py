@@ -1,5 +1,6 @@
 """Bounds on a symmetric operator's eigenvalues from products: Ritz values; Lanczos from a random start."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -92,7 +93,7 @@ class Krylov(NamedTuple):
     steps: Array
 
 
-def krylov(product: Product, start: Array, steps: int) -> Krylov:
+def krylov(product: Product, start: Array, steps: int, key: Array | None = None) -> Krylov:
     """Take steps of Lanczos with full reorthogonalisation.
 
         alpha_k = v_k.A v_k           beta_k v_(k+1) = A v_k - alpha_k v_k - beta_(k-1) v_(k-1)
@@ -100,10 +101,15 @@ def krylov(product: Product, start: Array, steps: int) -> Krylov:
     In floating point the three terms are not enough: converged Ritz values come back as ghosts. So A v_k is
     made orthogonal to all vectors so far, twice (Golub and Van Loan 2013, section 10.3).
 
+    From one start, an eigenvalue that occurs several times is found once. With a key, it starts again where
+    the space is exhausted, from a random vector A z orthogonal to it; V T then has a block for each start.
+
     Args:
         product: x -> A x, A symmetric of shape (n, n).
         start: The first vector, shape (n,), not zero.
         steps: The steps, each of one product; at most n are taken.
+        key: A random key to find all of A's range; None to end where the space of `start` is exhausted. A
+            new start takes a product more.
 
     Returns:
         The Krylov.
@@ -123,19 +129,35 @@ def krylov(product: Product, start: Array, steps: int) -> Krylov:
         length = jnp.linalg.norm(rest)
         # What is left is rounding where the Krylov space is closed under A.
         more = live & (length > tiny * jnp.linalg.norm(image))
+        following = jnp.where(more, rest / jnp.where(more, length, 1), vector)
+        lives = more
+        if key is not None:
+            again = functools.partial(_restarted, product, basis, jax.random.fold_in(key, count))
+            anew, some = lax.cond(live & ~more, again, lambda: (vector, jnp.asarray(False)))
+            following, lives = jnp.where(some, anew, following), more | some
         grown = Krylov(
             basis=basis,
             diagonal=found.diagonal.at[count].set(jnp.where(live, own, found.diagonal[0])),
             off_diagonal=found.off_diagonal.at[count].set(jnp.where(more, length, 0)),
             steps=found.steps + live,
         )
-        return grown, jnp.where(more, rest / jnp.where(more, length, 1), vector), more
+        return grown, following, lives
 
     unit = start / jnp.linalg.norm(start)
     nothing = jnp.zeros(steps, start.dtype)
     begin = Krylov(jnp.zeros((steps, start.size), start.dtype), nothing, nothing, jnp.asarray(0))
     end = lax.fori_loop(0, steps, advance, (begin, unit, jnp.asarray(True)))[0]
     return end._replace(off_diagonal=end.off_diagonal[:-1])
+
+
+def _restarted(product: Product, basis: Array, key: Array) -> tuple[Array, Array]:
+    """A random unit vector of A's range orthogonal to the basis, and whether the range has one."""
+    image = product(jax.random.normal(key, basis.shape[1:], basis.dtype))
+    rest = image - basis.T @ (basis @ image)
+    rest = rest - basis.T @ (basis @ rest)
+    length = jnp.linalg.norm(rest)
+    some = length > 100 * jnp.finfo(basis.dtype).eps * jnp.linalg.norm(image)
+    return rest / jnp.where(some, length, 1), some
 
 
 def share_unseen(size: int, steps: int, failure: float) -> float:

@@ -3,8 +3,10 @@
 from typing import ClassVar, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
+from ..core import tree
 from ..core.errors import ConfigError, StructureError
 from ..core.fields import Checked
 from ..core.solution import Solution
@@ -228,7 +230,7 @@ def solve(
         The adapted parameters, a full tree. Shared parameters are theta's own.
 
     Raises:
-        ConfigError: If `rule` is no rule.
+        ConfigError: If `rule` is no rule, or `phi0` is shaped otherwise than where the problem begins.
         StructureError: If the rule does not accept the problem or the solver.
 
     Example:
@@ -247,5 +249,10 @@ def solve(
             f"solve: rule: expected implicit(linear), unrolled() or first_order(), got {rule!r}."
         )
     require_parameters("solve", theta)
-    start = problem.init(theta, batch, key) if phi0 is None else problem.split(phi0)
+    if phi0 is None:
+        start = problem.init(theta, batch, key)
+    else:
+        usual = jax.eval_shape(lambda: problem.full(problem.init(theta, batch, key), theta))
+        tree.require_like("solve: phi0", phi0, usual, "where the problem begins")
+        start = problem.split(jax.tree.map(lambda own, like: jnp.asarray(own, like.dtype), phi0, usual))
     return problem.full(rule(problem, inner, theta, batch, start, key), theta)

@@ -357,10 +357,18 @@ class MetaGradient(Checked, ByContent):
         Raises:
             NumericalError: Outside jit, if tasks failed and the policy is "raise", or if all failed.
         """
-        require_parameters("method", theta, wide=getattr(self.rule, "linear", None) is not None)
+        solves = any(getattr(self.rule, name, None) is not None for name in ("linear", "accuracy"))
+        require_parameters("method", theta, wide=solves)
         require_tasks(tasks)
         if getattr(self.rule, "whole", None) is joined and same_arrays(tasks.support, tasks.query):
-            tasks = Task(tasks.support, None)  # else each row would count twice, as both are joined
+            # Else each row would count twice, as both are joined.
+            tasks = Task(tasks.support, None)
+            warnings.warn(
+                "tasks: support and query are the same rows, and each is counted once. A compiled function "
+                "cannot see that, and counts them twice. Hint: pass Task(rows), without a query.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         count = _count(tasks)
         keys = None if key is None else jax.random.split(key, count)
         mean = self.at_step(step, estimate)._mean_gradient
@@ -493,7 +501,16 @@ def _usable(found: TaskGradient, needs_solution: bool) -> Array:
 
 def _outer_loss(query_loss: QueryLoss, phi: Tree, theta: Tree, batch: Tree) -> Array:
     """The query loss; ConfigError where it does not return one floating-point number."""
-    return require_scalar("query_loss", query_loss(phi, theta, batch))
+    try:
+        value = query_loss(phi, theta, batch)
+    except (TypeError, AttributeError) as error:
+        if batch is not None:
+            raise
+        raise ConfigError(
+            f"tasks: expected a query set for the query loss, got None, with which it fails ({error}). Hint: "
+            "pass Task(support, query)."
+        ) from error
+    return require_scalar("query_loss", value)
 
 
 def _shaped(problem: Problem, theta: Tree, flat: Array) -> Tree:

@@ -22,6 +22,7 @@ from ..linear.cg import CG
 from ..problems.base import RULES, Key, Problem, Task, require_anchor
 from ..problems.linearised import anchor_of, refuse_system, solve_linear
 from .accuracy import Tightening, until_accurate
+from .arguments import require_parameters
 from .base import Flag, Learning, RuleBase, StepNumber, TaskGradient
 from .certificate import Certificate, certified_from, key_of
 from .estimate import error_estimate, estimate_at
@@ -254,6 +255,7 @@ def implicit_vjp(
         Rajeswaran et al. (2019), equation 6 and Algorithm 2, line 4.
     """
     require_anchor(problem, "implicit_vjp", RULES)
+    require_parameters("implicit_vjp", theta, wide=True)
     refuse_system(linear, problem)
     if not tree.same(cotangent, phi):
         raise ConfigError(

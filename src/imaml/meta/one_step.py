@@ -1,17 +1,22 @@
 """One-step differentiation: through the last inner step alone (Bolte, Pauwels and Vaiter 2023)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core import tree
 from ..core.solution import Solution, Stats, Status
-from ..inner.base import InnerSolver, Instance
+from ..core.tree import Tree
+from ..inner.base import InnerSolver, Instance, of_fixed_length
 from ..inner.newton import Newton
 from ..linear.cg import CG
-from ..problems.base import RULES, Problem, require_anchor
-from .base import Differentiated, require_reversible
+from ..problems.base import RULES, Key, Problem, Task, require_anchor
+from ..problems.linearised import anchor_of, solve_anchored
+from .base import Differentiated, Learning, TaskGradient, require_reversible
+from .system import outer_loss_of
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class OneStep(Differentiated):
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
         """Check that the problem is anchored and that reverse mode can go through the last step."""
         require_anchor(problem, self.owner)
+        super().refuse(problem, inner)
         hint = "Newton(steps=1) or GradientDescent(rate, steps=1)"
         require_reversible(self.owner, "last", self.last, hint)
 
@@ -58,11 +64,63 @@ class OneStep(Differentiated):
         require_anchor(task.problem, self.owner, RULES)
         self.refuse(task.problem, inner)
         before = inner(*lax.stop_gradient(task))
-        after = self.last(*task._replace(start=lax.stop_gradient(before.value)))
-        # How the inner solve ended is its own; what is left is measured after the last step.
-        steps, curved = before.stats.steps + after.stats.steps, before.stats.negative_curvature
-        worse = Status(jnp.maximum(before.status.code, after.status.code))
-        return Solution(after.value, Stats(steps, after.stats.residual, curved), worse)
+        return _together(before, self.last(*task._replace(start=lax.stop_gradient(before.value))))
+
+    def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
+        """The gradient of the query loss through `solution`; see `TaskRule.task_gradient`.
+
+        Through one Newton step it is computed explicitly, as automatic differentiation cannot return how the
+        step's linear systems ended. With F and A at phi_k, w = A^-1 F, phi = phi_k - w, v the query loss's
+        gradient at phi, and A^T u = v, it is
+
+            direct - d/dtheta [u.(F - A w)]           at fixed phi_k, u and w
+        """
+        last = self.last
+        if not (isinstance(last, Newton) and last.steps == 1):
+            return super().task_gradient(learning, theta, task, key)
+        problem, support = learning.problem, task.support
+        _, before = learning.solved(theta, support, key)
+        at, structure = before.value, problem.structure
+        residual = lambda p, t: problem.residual(p, t, support)  # noqa: E731
+        value, product = jax.linearize(lambda p: residual(p, theta), at)
+        transposed = product
+        if structure == "general":
+            back = jax.linear_transpose(product, at)
+            transposed = lambda u: back(u)[0]  # noqa: E731
+        anchor = anchor_of(problem, at, theta)
+        step = solve_anchored(last.linear, product, value, structure, anchor)
+        moved = tree.minus(at, step.value)
+        phi = problem.full(moved, theta)
+        loss, slope, direct = outer_loss_of(learning.query_loss, theta, task.query)(phi)
+        found = solve_anchored(last.linear, transposed, problem.split(slope), structure, anchor)
+
+        def left(t: Tree) -> Tree:  # F - A w
+            own, along = jax.jvp(lambda p: residual(p, t), (at,), (step.value,))
+            return tree.minus(own, along)
+
+        through = jax.vjp(left, theta)[1](found.value)[0]
+        shared = jax.vjp(lambda t: problem.full(moved, t), theta)[1](slope)[0]
+        gradient = jax.tree.map(lambda a, b, c: a + b - c, direct, shared, through)
+        after = of_fixed_length(Instance(problem, theta, support, at, key), moved, 1, tree.norm(value))
+        inner = _together(before, after)
+        worse = jnp.maximum(step.status.code, found.status.code)
+        curved = step.stats.negative_curvature | found.stats.negative_curvature
+        stats = replace(found.stats, steps=step.stats.steps + found.stats.steps, negative_curvature=curved)
+        # Where one of them took no step at all, the task is excluded: `_usable` sees that by the steps.
+        stuck = (step.stats.negative_curvature & (step.stats.steps == 0)) | (
+            found.stats.negative_curvature & (found.stats.steps == 0)
+        )
+        stats = replace(stats, steps=jnp.where(stuck, 0, stats.steps))
+        linear = Solution(found.value, stats, Status(worse))
+        return TaskGradient(gradient, loss, phi, inner.stats.residual, inner, linear)
+
+
+def _together(before: Solution, after: Solution) -> Solution:
+    """The Solution of an inner solve and a last step; the status is the worse of both."""
+    # How the inner solve ended is its own; what is left is measured after the last step.
+    steps, curved = before.stats.steps + after.stats.steps, before.stats.negative_curvature
+    worse = Status(jnp.maximum(before.status.code, after.status.code))
+    return Solution(after.value, Stats(steps, after.stats.residual, curved), worse)
 
 
 one_step = OneStep

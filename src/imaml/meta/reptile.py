@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from ..core import tree
 from ..core.errors import StructureError
@@ -34,7 +35,9 @@ class OnAllData(RuleBase):
         batch = task.whole(self.whole)
         start = problem.init(theta, batch, key)
         phi, found = learning.solved(theta, batch, key)
-        slope = jax.grad(lambda t: problem.objective(found.value, t, batch))(theta)
+        slope = jax.tree.map(jnp.zeros_like, theta)
+        if problem.has_objective:
+            slope = jax.grad(lambda t: problem.objective(found.value, t, batch))(theta)
         gradient = self.learned(problem, slope, start, found.value)
         return TaskGradient(gradient, query_loss(phi, theta, task.asked), phi, found.stats.residual, found)
 
@@ -111,6 +114,11 @@ class Displacement(OnAllData):
             raise StructureError(
                 "displacement: expected a problem that starts at theta, such as plain(loss), got "
                 f"{problem.kind}. Hint: for proximal(loss, strength) use envelope()."
+            )
+        if problem.adapt.choice is not None and not problem.has_objective:
+            raise StructureError(
+                "displacement: expected a problem with an objective, of which shared parameters get the "
+                f"gradient, got {problem.kind}. Hint: adapt all parameters, or use implicit(GMRES())."
             )
         super().refuse(problem, inner)
 

@@ -171,7 +171,8 @@ class Problem(ByContent):
             raise ConfigError(f"{what} an error: {error}. {advice}") from error
         if not tree.same(result, phi):
             raise ConfigError(f"{what} {tree.shapes(result)}. {advice}")
-        return result
+        # In phi's dtypes, which a loop must keep, whatever those of theta and the data are.
+        return jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), result, phi)
 
     def objective(self, phi: Tree, theta: Tree, batch: Tree) -> Array | None:
         """Compute the scalar whose gradient is F.

@@ -158,11 +158,22 @@ class Categorical:
             noise: Not used.
 
         Returns:
-            The sum, a scalar.
+            The sum, a scalar; NaN if a label is the number of no class.
+
+        Raises:
+            ConfigError: If labels are not whole numbers, one for each row.
         """
-        labels = _field(batch, "labels", self.kind)
+        labels = jnp.asarray(_field(batch, "labels", self.kind))
+        if labels.shape != outputs.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ConfigError(
+                f"likelihood: batch.labels: expected whole numbers of shape {outputs.shape[:1]}, one for "
+                f"each row of the outputs, got {labels.dtype} of shape {labels.shape}."
+            )
         chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), labels[:, None], axis=1)[:, 0]
-        return -jnp.sum(weights_of(batch, chosen.shape[0], chosen.dtype) * chosen)
+        weights = weights_of(batch, chosen.shape[0], chosen.dtype)
+        # As a label that is too large, one below zero is none: JAX would count it from the last class.
+        chosen = jnp.where((labels < 0) & (weights != 0), jnp.nan, chosen)
+        return -jnp.sum(weights * chosen)
 
     def half(self, outputs: Array, batch: Tree, noise: Array | None, vector: Array) -> Array:
         """Compute the product B^T v, where B B^T = w (diag(p) - p p^T) is the second derivative of `cost`.
@@ -400,7 +411,8 @@ class NegativeLogLikelihood(CompositeLoss):
 
         def mean(phi: Tree, theta: Tree, batch: Tree) -> Array:
             outputs = self.outputs(phi, batch)
-            return self.given(theta).cost(outputs, batch) / jnp.maximum(self.rows(outputs, batch), 1)
+            rows = self.rows(outputs, batch)  # the sum of weights, which may be below 1
+            return self.given(theta).cost(outputs, batch) / jnp.where(rows > 0, rows, 1)
 
         return mean
 

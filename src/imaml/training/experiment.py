@@ -163,6 +163,7 @@ def assemble(
         >>> assemble(preset("sinusoid")).tasks
         25
     """
+    config = dataclasses.replace(config, domain=config.domain.uncalibrated())
     built = config.domain.build() if domain is None else domain
     optimiser, reason = (config.optimiser, "") if transform is None else (transform, UNSTORED)
     made = outer(optimiser, config.training.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -288,6 +289,14 @@ def _calibrated(run: Run, domain: TasksDomain) -> Run:
         errors = scaled_errors(run.learner, domain, "validation", count, run.config.training.seed)
     except StructureError:  # of a method without a prior, such as MAML, or with one that is no precision
         return run
+    failed = sum(not each.size for each in errors)
+    if failed:
+        warnings.warn(
+            f"fit: {failed} of {count} validation tasks fail numerically; intervals are calibrated on the "
+            "others. Hint: raise the strength.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     known = np.sort(np.concatenate(errors))
     if known.size < ENOUGH:
         return run

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
+from ..core.errors import NumericalError
 from ..core.statistics import mean_intervals
 from ..domains.base import DomainBase
 from ..predict import Learner
@@ -29,7 +30,8 @@ def scaled_errors(
         seed: Seed of the tasks.
 
     Returns:
-        The errors of each task's query rows, in coded units. A fixed number of tasks is drawn in turn.
+        The errors of each task's query rows, in coded units; none of a task that fails numerically. A fixed
+        number of tasks is drawn in turn.
 
     Raises:
         StructureError: If the method has no prior, so that a task has no posterior.
@@ -40,11 +42,17 @@ def scaled_errors(
     draw = jax.jit(lambda domain, key, place: domain.gather(domain.draw_in_turn(key, split, place)))
     for i in range(tasks):
         task = draw(domain, jax.random.fold_in(key, i), i)
-        posterior, query = learner.adapt(task.support).posterior, task.query
+        query = task.query
+        try:
+            posterior = learner.adapt(task.support).posterior
+        except NumericalError:  # an evaluation counts the task as failed
+            errors.append(np.zeros(0))
+            continue
         found, noise = jax.device_get(spread(posterior, query))
         variance = np.diagonal(found.covariance, axis1=1, axis2=2) + noise
         scaled = np.abs(found.mean - np.asarray(query.targets)) / np.sqrt(variance)
-        errors.append(scaled[np.asarray(query.weights) > 0].ravel())
+        scaled = scaled[np.asarray(query.weights) > 0].ravel()
+        errors.append(scaled if np.isfinite(scaled).all() else np.zeros(0))
     return errors
 
 

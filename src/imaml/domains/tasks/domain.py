@@ -178,6 +178,10 @@ class TasksRecipe(DomainRecipe):
         """Return this recipe without the path of its tasks."""
         return replace(self, file=None)
 
+    def uncalibrated(self) -> TasksRecipe:
+        """Return this recipe without the quantiles of a run's errors."""
+        return replace(self, quantiles=())
+
     def restored(self, stored: TasksRecipe) -> TasksRecipe:
         """Return this recipe with the stored path of its tasks."""
         return replace(self, file=stored.file)
