@@ -15,11 +15,15 @@ from PIL import Image
 
 import imaml
 from helpers.paths import ROOT
+from imaml.cli import bench
 from imaml.cli.main import main
-from imaml.cli.own_tasks import beginning, shipped
+from imaml.cli.own_tasks import Fit, beginning, require_as_begun, shipped
+from imaml.config.method import IMAMLRecipe
+from imaml.config.run import Config
 from imaml.domains.models import own
 from imaml.domains.models.imported import imported
 from imaml.domains.tasks import own_losses
+from imaml.domains.tasks.domain import TasksRecipe
 from imaml.domains.tasks.sources import TasksFile
 from imaml.problems.precision import Theta
 from imaml.training import choosing
@@ -186,6 +190,53 @@ def test_a_resumed_run_is_that_of_an_uninterrupted_one(place, capsys, tmp_path):
     two = [imaml.load(tmp_path / name, model=held) for name in ("run", "whole")]
     jax.tree.map(np.testing.assert_array_equal, two[0].theta, two[1].theta)
     assert two[0].config.domain.quantiles == two[1].config.domain.quantiles
+
+
+CHANGED = {
+    "shots": (
+        ["--shots=5"],
+        r"--shots: expected 4, as the run in \S+ was begun, got 5\. Hint: leave it",
+    ),
+    "a share": (["--shots=0.5"], "--shots: expected 4, .* got 0.5"),
+    "strength": (["--strength=0.2"], "--strength: expected 0.1, .* got 0.2"),
+    "seed": (["--seed=1"], "--seed: expected 0, .* got 1"),
+    "test": (["--test=0.3"], "--test: expected 0.2, .* got 0.3"),
+    "adapt": (["--adapt=w"], r"--adapt: expected none with --resume, got 'w'"),
+    "model": (["--model=linear"], "--model: expected none with --resume, got 'linear'"),
+    "loss": (["--loss=poisson"], "--loss: expected 'squared', .* got 'poisson'"),
+    "tasks": (["--tasks-per-step=3"], "--tasks-per-step: expected [0-9]+, .* got 3"),
+    "from": (["--from=omniglot"], "--from: expected none with --resume, got 'omniglot'"),
+    "target": (["--target=n", "--task=who"], "--data: expected 'arrays', .* got 'frame'"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_run_is_not_resumed_with_other_options(case, place, capsys):
+    words, says = CHANGED[case]
+    form = "frame" if case == "target" else "arrays"
+    assert main(["train", form, f"--data={place}/lines.npz", "--resume", f"--out={place}/run", *words]) == 2
+    assert re.search(says, capsys.readouterr().err)
+
+
+def test_a_dry_run_of_a_resumed_one_trains_nothing(place, monkeypatch):
+    seen = []
+    monkeypatch.setattr(bench, "print_prediction", seen.append)
+    words = [f"--data={place}/lines.npz", f"--model={place}/mine.py:Line", "--steps=6", *QUICK]
+    assert main(["train", "arrays", "--resume", f"--out={place}/run", "--dry-run", *words]) == 0
+    assert [config.training.steps for config in seen] == [6]
+
+
+def test_columns_are_those_of_the_resumed_run():
+    began = TasksFile("a.csv", "frame", "who", ("n",), ("x",), decimal=",")
+    stored = Config(TasksRecipe(file=began), IMAMLRecipe())
+    given = Fit(out=Path("run"))
+    require_as_begun(replace(began, path="moved.csv", features=(), decimal="."), given, stored)
+    with pytest.raises(imaml.ConfigError, match=r"--target: expected 'n', .* got 'n, x'"):
+        require_as_begun(replace(began, targets=("n", "x")), given, stored)
+    with pytest.raises(imaml.ConfigError, match=r"--features: expected 'x', .* got 'x, z'"):
+        require_as_begun(replace(began, features=("x", "z")), given, stored)
+    with pytest.raises(imaml.ConfigError, match="Hint: imaml train --resume --out run"):
+        require_as_begun(began, given, replace(stored, domain=imaml.sinusoid().recipe))
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from .options import Count, Flag, Names, Positive, Text, Whole, split_names
 from .startup import prepare_jax
 
 if TYPE_CHECKING:
+    from ..config.run import Config
     from ..core.tree import Tree
     from ..domains.models.imported import Imported
     from ..domains.tasks.collection import Tasks
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..predict import Learner
 
 MODELS = ("mlp", "linear", "conv1d", "conv4")
+AGAIN = ("steps", "minutes", "dry_run", "quiet")  # what a run may be resumed with
 FEW = 500  # classes of drawings below which a run should start from an artefact of drawings
 
 
@@ -67,7 +69,8 @@ class Fit:
         test: The share of tasks for testing.
         seed: Draws splits, initial parameters and tasks.
         out: Run directory (default: runs/NAME by the name of the data, then runs/NAME-2, and so on).
-        resume: Continue the run in --out as it was begun; give --model and --loss of your own again.
+        resume: Continue the run in --out as it was begun; give --model and --loss of your own again. Other
+            options must be those that it was begun with.
         from_: Start from the parameters of this run directory or artefact; "omniglot" and "characters" are
             those of this package, for drawings.
         dry_run: Read the data, print how tasks would be made of them, and learn nothing.
@@ -293,13 +296,73 @@ def _preview(tasks: Tasks, model: object, loss: object, given: Fit, ways: int | 
     print(f"parameters {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,}")
 
 
-def _fit(file: TasksFile, given: Fit) -> int | None:
-    """Learn, score and report."""
+def _resumed(file: TasksFile, given: Fit) -> int | None:
+    """Continue the run in --out."""
+    from ..domains.tasks.own_losses import NAMED
+    from ..training.directory import read_config
     from .train import train_command
 
+    if given.out is not None:
+        require_as_begun(file, given, read_config(given.out))
+    again: dict[str, Any] = {name: getattr(given, name) for name in ("out", "model", *AGAIN)}
+    loss = None if given.loss in NAMED else given.loss
+    return train_command(resume=True, data=file.path, loss=loss, **again)
+
+
+def require_as_begun(file: TasksFile, given: Fit, stored: Config) -> None:
+    """Check that no option asks for another run than the one that is resumed.
+
+    Args:
+        file: The file that was named, with the options that say how it is read.
+        given: The options.
+        stored: The configuration of the run.
+
+    Raises:
+        ConfigError: If one does.
+    """
+    from ..domains.tasks.own_losses import NAMED
+    from ..domains.tasks.sources import TasksFile
+
+    domain: Any = stored.domain
+    method: Any = stored.method
+    if not domain.own_tasks:
+        raise ConfigError(
+            f"--resume: expected a run on tasks of your own in {given.out}, got one of a preset. Hint: imaml "
+            f"train --resume --out {given.out}."
+        )
+    source = file if domain.file is None else domain.file
+    known = {name: getattr(domain, name) for name in ("queries", "ways", "order")}
+    known |= {"shots": domain.share or domain.support, "loss": domain.loss.kind}
+    known |= {"validation": source.validation, "test": source.test}
+    known |= {"seed": stored.training.seed, "tasks_per_step": stored.training.tasks}
+    known |= {"strength": getattr(method, "strength", None), "adapt": getattr(method, "adapt", None)}
+    asked = {f.name: getattr(given, f.name) for f in fields(Fit) if getattr(given, f.name) != f.default}
+    asked = {name: value for name, value in asked.items() if name not in ("out", "resume", *AGAIN)}
+    asked |= {"adapt": split_names(given.adapt)} if given.adapt else {}
+    if given.model not in MODELS:  # one of their own is compared with the run's when it is loaded
+        asked.pop("model", None)
+    if given.loss not in NAMED:
+        asked.pop("loss", None)
+    usual = TasksFile(file.path)
+    for field in fields(TasksFile):  # how it is read, not where it is
+        value = getattr(file, field.name)
+        if field.name != "path" and (field.name == "form" or value != getattr(usual, field.name)):
+            asked[field.name], known[field.name] = value, getattr(source, field.name)
+    for name, value in asked.items():
+        was, now = (", ".join(v) if isinstance(v, tuple) else v for v in (known.get(name), value))
+        if now != was:
+            option = {"from_": "from", "form": "data", "targets": "target"}.get(name, name.replace("_", "-"))
+            begun = "none with --resume" if was is None else f"{was!r}, as the run in {given.out} was begun"
+            raise ConfigError(
+                f"--{option}: expected {begun}, got {now!r}. Hint: leave it out to continue that run, or "
+                f"start another from what it has learned, --from {given.out}."
+            )
+
+
+def _fit(file: TasksFile, given: Fit) -> int | None:
+    """Learn, score and report."""
     if given.resume:
-        again: dict[str, Any] = {n: getattr(given, n) for n in ("out", "model", "loss", "steps", "minutes")}
-        return train_command(resume=True, data=file.path, quiet=given.quiet, **again)
+        return _resumed(file, given)
     prepare_jax()
     from ..domains.tasks.own_losses import NAMED
     from ..predict import load
