@@ -189,6 +189,7 @@ def test_tasks(life):
         return losses, domain.metrics(theta, task), domain.baselines(task)
 
     losses, metrics, baselines = scores(domain.init(jax.random.key(0)), one)  # law 4
+    assert domain.oracles <= set(baselines)
     assert all(
         jnp.shape(x) == () and jnp.isfinite(x) for x in (*losses, *metrics.values(), *baselines.values())
     )

@@ -65,6 +65,7 @@ class DomainBase(UserData):
         interval_widths: Half-widths of calibrated intervals in predicted standard deviations, by level.
         repeats: Whether draws of one task differ.
         alone: Whether an evaluation has the network that learns each task alone as a baseline.
+        oracles: The names of `baselines` that know what no method can, such as a task's true parameters.
     """
 
     recipe: DomainRecipe
@@ -73,6 +74,7 @@ class DomainBase(UserData):
     convex: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
     alone: ClassVar[bool] = False
+    oracles: ClassVar[frozenset[str]] = frozenset()
     interval_widths: ClassVar[Mapping[float, float]] = MappingProxyType({})
 
     @property

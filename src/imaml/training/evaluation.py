@@ -328,6 +328,7 @@ def evaluate_theta(
         held_out=domain.held_out(split),
         unscored={name: count for name, count in unscored.items() if count},
         before_values=before,
+        oracles=tuple(sorted(domain.oracles)),
     )
     solving = method.new_task
     if not alone or not domain.alone or solving is None or solving.problem.adapt.choice is not None:

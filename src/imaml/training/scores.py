@@ -41,6 +41,7 @@ class Evaluation:
         before_values: Scores of each task before adaptation.
         coverage: Of calibrated prediction intervals: their level, the share of query rows that they cover,
             a mean over tasks, and the half-width of its interval; else None.
+        oracles: The baselines that know what no method can. No verdict names them.
     """
 
     scores: Mapping[str, float]
@@ -63,6 +64,12 @@ class Evaluation:
     unscored: Mapping[str, int] = field(default_factory=dict)
     before_values: Mapping[str, np.ndarray] = field(default_factory=dict)
     coverage: tuple[float, float, float] | None = None
+    oracles: tuple[str, ...] = ()
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the tasks were not used in training."""
+        return self.held_out and self.split != "train"
 
     def to_json(self) -> dict[str, object]:
         """Return the evaluation as JSON values.
@@ -77,7 +84,10 @@ class Evaluation:
         flat |= {"before_scores": self.before, "baselines": self.baselines}
         flat["baselines_ci95"] = self.baselines_ci95
         if self.number is not None:
-            flat |= {"different_tasks": self.different, "held_out": self.held_out}
+            flat["different_tasks"] = self.different
+        flat["held_out"] = self.unseen
+        if self.oracles:
+            flat["oracles"] = list(self.oracles)
         flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
         if self.unscored:
             flat["unscored"] = self.unscored
@@ -101,11 +111,15 @@ class Evaluation:
         """Return the baselines that are significantly better: zero is outside the paired 95 % interval.
 
         Returns:
-            Their names, the best one first.
+            Their names, the best one first, without oracles.
         """
-        sign = 1 if self.higher_is_better else -1
-        found = [name for name, (gap, half) in self.paired().items() if sign * gap < -half]
+        sign, gaps = 1 if self.higher_is_better else -1, self._attainable()
+        found = [name for name, (gap, half) in gaps.items() if sign * gap < -half]
         return sorted(found, key=lambda name: -sign * self.baselines[name])
+
+    def _attainable(self) -> dict[str, tuple[float, float]]:
+        """Return what `paired` does, without oracles."""
+        return {name: found for name, found in self.paired().items() if name not in self.oracles}
 
     def gained(self, name: str) -> tuple[float, float]:
         """Compare a score after adaptation with that before, task by task.
@@ -127,7 +141,7 @@ class Evaluation:
             Sentences; none if adaptation is better than all.
         """
         found = []
-        better, gaps = self.worse_than(), self.paired()
+        better, gaps = self.worse_than(), self._attainable()
         if better:
             found.append(f"{better[0].replace('_', ' ')} is better than adaptation here: use it instead")
         if self.headline in self.before_values:
@@ -184,11 +198,13 @@ class Evaluation:
         def plain(mean: float, half: float) -> str:
             return f"{mean:.4f} +- {half:.4f}" if np.isfinite(half) else f"{mean:.4f} (one task: no interval)"
 
-        what = f"{self.tasks} tasks never seen in training"
+        what = f"{self.tasks} tasks{' never seen in training' * self.unseen}"
         if self.number is not None:
             what = f"{self.tasks} draws from {self.different} task{'s' * (self.different != 1)}"
         lines = [f"{what} ({self.split} split, seed {self.seed})"]
-        if not self.held_out:
+        if self.split == "train":
+            lines[0] += "; these are tasks of training"
+        elif not self.held_out:
             lines[0] += "; none was held out for that split: these are tasks of training"
         facts = [(f"{name} before adaptation", self.before[name], self.before_ci95[name])]
         kinds = {name: "after adaptation"}

@@ -135,6 +135,7 @@ class Carts(ActorCriticDomain):
     recipe: CartsRecipe = dataclasses.field(metadata={"static": True})
 
     actions: ClassVar[int] = PUSHES
+    oracles: ClassVar[frozenset[str]] = frozenset({"wiring_known"})
 
     @property
     def field(self) -> RandomPushes:

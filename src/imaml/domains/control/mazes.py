@@ -187,6 +187,7 @@ class Mazes(EquilibriumDomain):
     higher_is_better: ClassVar[bool] = True
     support_type: ClassVar[type] = Walks
     actions: ClassVar[int] = len(MOVES)
+    oracles: ClassVar[frozenset[str]] = frozenset({"optimal"})
 
     @property
     def field(self) -> TemporalDifferences:

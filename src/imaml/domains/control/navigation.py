@@ -124,6 +124,8 @@ class Navigation(ActorCriticDomain):
 
     recipe: NavigationRecipe
 
+    oracles: ClassVar[frozenset[str]] = frozenset({"straight"})
+
     @property
     def field(self) -> NormalMoves:
         """The vector field of the inner problem."""

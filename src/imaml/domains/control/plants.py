@@ -126,6 +126,7 @@ class Plants(RegressionDomain):
     recipe: PlantsRecipe
 
     headline: ClassVar[str] = "cost"
+    oracles: ClassVar[frozenset[str]] = frozenset({"optimal"})
 
     @property
     def loss(self) -> NetworkLoss:

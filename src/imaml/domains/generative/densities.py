@@ -169,6 +169,7 @@ class Densities(EnergyDomain):
     recipe: DensitiesRecipe
 
     headline: ClassVar[str] = "nll"
+    oracles: ClassVar[frozenset[str]] = frozenset({"true"})
     support_type: ClassVar[type] = Cloud
 
     @property
