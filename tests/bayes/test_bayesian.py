@@ -869,7 +869,7 @@ REFUSALS = {
     ),
     "a few rows of a sum": (
         lambda: imaml.SGD(0.1, rows=1, epochs=1)(PROBABLE, PROBABLE.parameters(MEAN), THREE),
-        "a likelihood, which is a sum",
+        "NegativeLogLikelihood, which is a sum",
     ),
     "recipe: moments of low rank": (lambda: Method("moments", learned="low-rank"), "no step in closed form"),
     "recipe: moments, corrected": (

@@ -305,7 +305,7 @@ def test_inner_steps_that_move_away_are_a_failure_only_where_a_solution_is_neede
     apart = imaml.GradientDescent(30.0, steps=2)
     bowl = lambda phi, batch: 0.5 * jnp.sum((phi - batch) ** 2)  # noqa: E731
     options = {"inner": apart, "policy": "skip"}
-    tasks = imaml.Task(jnp.ones((2, 1)), jnp.ones((2, 1)))
+    tasks = imaml.Task(jnp.ones((2, 1)), 2 * jnp.ones((2, 1)))
     outer = lambda phi, theta, batch: bowl(phi, batch)  # noqa: E731
     for make, used in ((imaml.MAML, True), (imaml.FOMAML, True), (imaml.Reptile, True)):
         _, metrics = make(imaml.plain(bowl), outer, **options)(jnp.zeros(1), tasks)
