@@ -22,6 +22,7 @@ from imaml.cli.main import COMMANDS, main
 from imaml.cli.options import Change, configure, fields_of, split_words
 from imaml.config.presets import preset
 from imaml.core.errors import ArtefactError, ConfigError, DataError
+from imaml.core.streams import Lasting
 
 FILE = str(Path(imaml.__file__).parent / "somewhere.py")
 TINY = [
@@ -640,6 +641,34 @@ def test_a_reader_that_has_had_enough_is_no_error():
         process.stdout.close()
         assert process.wait() == 0
         assert process.stderr.read() == ""
+
+
+def test_a_stream_lasts_when_its_reader_has_gone():
+    reader, writer = os.pipe()
+    stream = Lasting(os.fdopen(writer, "w"))
+    print("read", file=stream, flush=True)
+    assert os.read(reader, 9) == b"read\n"
+    os.close(reader)
+    for _ in range(2):
+        print("lost", file=stream, flush=True)
+    assert (stream.isatty(), stream.closed) == (False, False)
+    stream.close()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_the_reader_of_its_progress_has_gone(tmp_path):
+    words = instead(SINUSOID[:-1], "--training.test_tasks=2", "--steps=3", f"--out={tmp_path / 'run'}")
+    words, options = command("train", "sinusoid", *words)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(words, **options, **pipes) as process:
+        assert process.stdout.readline().startswith("training: ")
+        process.stdout.close()
+        assert process.wait() == 0
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert {"event": "end", "step": 3, "reason": "steps"}.items() <= events[-2].items()
+    assert events[-1]["event"] == "evaluation"
+    assert (tmp_path / "run" / "checkpoints" / "step-00000003.checkpoint").exists()
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_warning_is_one_line(capsys, monkeypatch):

@@ -17,7 +17,7 @@ from cyclopts.exceptions import CycloptsError
 
 from ..core.errors import ImamlError
 from ..core.interrupts import STATUS, leave, watch
-from ..core.streams import discard_output, flush_output, note
+from ..core.streams import flush_output, note, outlive_readers
 from ..core.version import __version__
 from .adapt import adapt_command
 from .bench import bench_command
@@ -64,6 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if words is not None:
         return _run(list(words))
     watch()
+    outlive_readers()
     status = _run(sys.argv[1:])
     if status == STATUS:  # at once: a compilation that was given up may still run in its thread
         with contextlib.suppress(OSError):
@@ -147,16 +148,11 @@ def _run(words: list[str]) -> int:
             if "changes" in unparsed:
                 bound.arguments["changes"] = changes
             status = command(*bound.args, **bound.kwargs)
-            flush_output()  # so that a closed pipe shows here
+            flush_output()  # so that a full disk shows here
             return status if isinstance(status, int) else 0
     except (ImamlError, CycloptsError) as error:
         note(f"imaml: {explain(error) if isinstance(error, CycloptsError) else error}")
         return 2
-    except (BrokenPipeError, SystemExit) as error:  # the reader, such as `head`, has had enough
-        if isinstance(error, SystemExit) and HELP.isdisjoint(words):
-            raise
-        discard_output()
-        return 0
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         note(f"imaml: {place}{error.strerror or error}. Hint: fix this and try again.")
