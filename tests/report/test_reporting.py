@@ -9,6 +9,7 @@ import pytest
 
 from imaml.core.errors import DataError
 from imaml.domains.scenes import Scene
+from imaml.report.charts import Line, figure
 from imaml.report.run_page import Example, write_report
 from imaml.training.journal import Journal
 
@@ -229,3 +230,82 @@ def test_what_cannot_be_read_is_said_plainly(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match=r"config\.json: expected JSON, got an error"):
         write_report(tmp_path)
+
+
+def scored(folder, splits=None, **facts):
+    """A run of 50 steps with a result on test tasks; what it says of them is in `facts`."""
+    known = {} if splits is None else {"held_out": splits}
+    result = {"split": "test", "scores": {"loss": 0.5}, "ci95": {"loss": 0.1}, "before": {"loss": 0.9}}
+    result |= {"baselines": {"true": 0.4}, "tasks": 40, "seed": 0, **facts}
+    with Journal(folder, progress=False) as journal:
+        journal.write("start", steps=50, tasks=4, headline="loss", **known)
+        journal.write("step", step=50, seconds=1.0, loss=1.0)
+        journal.write("validation", step=50, seconds=1.0, scores={"loss": 0.6}, ci95={}, tasks=9, failed=0)
+        journal.write("end", step=50, reason="steps", seconds=1.0)
+        journal.write("evaluation", **result)
+    return folder
+
+
+def scene():
+    x = np.linspace(0, 1, 5)
+    return Scene("a task", lines={"after": (x, x)}, x_name="input")
+
+
+def test_the_page_claims_that_tasks_are_unseen_only_where_they_are(tmp_path):
+    def page(splits, **facts):
+        return Page(write_report(scored(tmp_path, splits, **facts), [scene()]).read_text()).text
+
+    unseen = page(["train", "validation", "test"], held_out=True, oracles=["true"])
+    assert "Trueknows what no method can" in unseen
+    assert "on tasks that training never sees" in unseen
+    assert "not used in training" in unseen
+    assert "40 tasks of the test split" in unseen
+    seen = page(["train"], held_out=False, different=4)
+    assert "on tasks of training, as none was held out for validation" in seen
+    assert "None was held out for it: they were used in training" in seen
+    assert "None was held out for that split: these are tasks of training" in seen
+    assert "40 draws from 4 tasks of the test split" in seen
+    unknown = page(None)  # of a run of an earlier version
+    for text in (seen, unknown):
+        assert "Truea baseline" in text
+        assert "never sees" not in text
+        assert "not used in training" not in text
+        assert "learns nothing" not in text
+
+
+def test_failed_test_tasks_are_in_the_report(tmp_path):
+    page = Page(write_report(scored(tmp_path, failed=38, unscored={"before": 3, "true": 1})).read_text())
+    assert "38 of 40 tasks failed numerically: excluded from every other score" in page.text
+    assert "Before adaptation: 3 of 40 tasks have no finite score. True: 1 of 40 tasks" in page.text
+
+
+def test_a_result_from_before_a_run_was_continued_is_not_shown(tmp_path):
+    scored(tmp_path)
+    config = {"kind": "Config", "training": {"kind": "Training", "steps": 9000}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "0.5 ± 0.1" in Page(write_report(tmp_path).read_text()).text
+    with Journal(tmp_path, progress=False, append=True) as journal:
+        journal.write("resume", step=50)
+        journal.write("end", step=6376, reason="interrupted", seconds=2.0)
+    page = Page(write_report(tmp_path).read_text())
+    assert "0.5 ± 0.1" not in page.text
+    assert "Result so far" in page.text
+    assert "6,376 of 9,000" in page.text
+
+
+def test_a_band_of_negative_scores_is_where_the_scores_are():
+    x, y, half = np.arange(3.0), np.array([-5.0, -4.0, -3.0]), np.array([0.5, np.nan, 0.5])
+    drawn = figure("return", "", [Line("validation", x, y, "b", half)], "step")
+    band = re.search(r'd="(M[^"]*Z)"', drawn)[1]
+    heights = [float(height) for height in re.findall(r" ([\d.]+)", band)]
+    line = [float(height) for height in re.findall(r'cy="([\d.]+)" r="4"', drawn)]
+    low, high = heights[:3], heights[:2:-1]
+    assert all(a >= b >= c for a, b, c in zip(low, line, high, strict=True))
+    assert low[0] > line[0] > high[0]
+    assert low[1] == line[1] == high[1]  # no interval is known
+
+
+def test_bars_of_negative_scores_have_no_length(tmp_path):
+    page = Page(write_report(scored(tmp_path, scores={"loss": -2.0}, before={}, baselines={})).read_text())
+    widths = [given["style"] for tag, given in page.tags if given.get("class") == "fill"]
+    assert widths == ["width:0.00%"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EPISODES = 300  # test tasks of a user's own, if they are episodes
 SCORES = ("split", "scores", "ci95", "before", "before_ci95", "baselines", "baselines_ci95", "tasks", "seed")
-SCORES += ("different", "held_out", "failed", "unscored")
+SCORES += ("different", "held_out", "failed", "unscored", "oracles")
 
 
 def train_command(

@@ -163,8 +163,9 @@ def _drawn(line: Line, xs: _Axis, ys: _Axis, scale: float) -> dict[str, object]:
         width = max(0.8 * (xs.stop - xs.start) / x.size, 2.0)
         return {"style": "column", "paths": [("column", columns)], "width": width, "dots": []}
     if line.half is not None:
-        half, there = np.nan_to_num(line.half[keep])[good], x[good]
-        low, high = (ys(np.maximum(y[good] + sign * half, 1e-12)) for sign in (-1, 1))
+        half, there = line.half[keep][good], x[good]
+        half = np.where(np.isfinite(half), half, 0)
+        low, high = (ys(y[good] + sign * half) for sign in (-1, 1))  # above zero where the axis is log
         outline = _path(np.append(there, there[::-1]), np.append(low, high[::-1]))
         paths.append(("band", f"{outline}Z"))
     dotted = line.style in DOTTED or good.sum() == 1

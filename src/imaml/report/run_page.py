@@ -91,7 +91,7 @@ class _Run:
         self.config, self.domain = config, domain if isinstance(domain, dict) else {}
         self.start, self.end, self.resumes, self.last = {}, {}, 0, 0
         self.warnings: list[str] = []
-        self.evaluations: dict[tuple[object, object], JsonObject] = {}
+        evaluations: dict[tuple[object, object], tuple[int, JsonObject]] = {}
         lines: dict[str, dict[int, JsonObject]] = {"step": {}, "validation": {}}
         for event in events:
             kind, step = event["event"], event.get("step")
@@ -106,9 +106,19 @@ class _Run:
             elif kind == "warning":
                 self.warnings.append(str(event.get("message")))
             elif kind == "evaluation":
-                self.evaluations[event.get("data"), event.get("split")] = event
+                evaluations[event.get("data"), event.get("split")] = self.last, event
+        # Those of what the run ended with: one that was continued has learned something else since.
+        self.evaluations = [event for step, event in evaluations.values() if step == self.last]
         self.steps, self.validations = ([old[k] for k in sorted(old)] for old in lines.values())
         self.headline = str(self.start.get("headline") or "loss")
+        training = config.get("training") if isinstance(config, dict) else None
+        # The configuration is of the newest call, which may have prolonged the run.
+        asked = training.get("steps") if isinstance(training, dict) else None
+        self.total = asked or self.start.get("steps")
+        held_out = self.start.get("held_out")
+        known = held_out if isinstance(held_out, list) else None
+        # By split; empty where the run does not say.
+        self.held_out = {} if known is None else {split: split in known for split in ("validation", "test")}
         timed = (*self.steps, *self.validations, self.end)
         self.seconds = max((event.get("seconds") or 0.0) for event in timed)
 
@@ -128,8 +138,9 @@ def _words(name: object) -> str:
 def _evaluations(run: _Run) -> list[JsonObject]:
     """Return the evaluation of each data set, those on test tasks and on the run's own data first."""
     own = run.domain.get("source")
-    found = sorted(run.evaluations.values(), key=lambda e: (e.get("split") != "test", e.get("data") != own))
-    return found or [{"split": "validation", **event} for event in run.validations[-1:]]
+    found = sorted(run.evaluations, key=lambda e: (e.get("split") != "test", e.get("data") != own))
+    split, held_out = "validation", run.held_out.get("validation")
+    return found or [{"split": split, "held_out": held_out, **event} for event in run.validations[-1:]]
 
 
 def _full(event: JsonObject, name: str) -> float:
@@ -138,7 +149,7 @@ def _full(event: JsonObject, name: str) -> float:
         return 1.0
     scores, before, others = (event.get(part) or {} for part in ("scores", "before", "baselines"))
     shown = (scores.get(name), scores.get(f"{name}_inductive"), before.get(name), *others.values())
-    return 1.1 * max(value or 0.0 for value in shown) or 1.0
+    return 1.1 * max(0.0, *(value or 0.0 for value in shown)) or 1.0
 
 
 def _curves(run: _Run) -> dict[str, list[Markup]] | None:
@@ -156,7 +167,7 @@ def _curves(run: _Run) -> dict[str, list[Markup]] | None:
             kind = "percent" if "accuracy" in name else "log"
             figures.append(figure(f"{_words(name)} by {words}", "", lines, axis, kind))
     columns = {name: _column(run.steps, name) for name in ("step", "seconds", "loss", "accuracy")}
-    checked = {name: _column(checks, name) for name in ("step", "seconds")}
+    checked = {name: _column(checks, name) for name in ("step", "seconds", "tasks", "failed")}
     for name in dict.fromkeys(name for event in checks for name in event.get("scores") or {}):
         checked |= {name: _column(checks, name, "scores"), f"{name} ±": _column(checks, name, "ci95")}
     return {"figures": figures, "tables": [_table("training", columns), _table("validation", checked)]}

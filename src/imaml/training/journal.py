@@ -1,13 +1,14 @@
 """The log of a run: events.jsonl, one JSON object in each line, and progress lines on stderr.
 
 Events, each with `time` (Unix seconds), and their fields: start (version, steps, tasks, parameters, headline,
-higher_is_better, devices); resume (step); step (step, seconds, loss, accuracy where there is one,
-gradient_norm, inner_residual, inner_steps, linear_residual, linear_steps (both means over tasks, with
-_median, _p90, the ninth decile, and _max beside them), negative_curvature, error_estimate,
-error_unreliable (the share of tasks with ESTIMATE_UNRELIABLE), certified, error_bound, failed,
-learning_rate); validation (step, seconds, scores, ci95, before, tasks, failed, best); checkpoint (step);
-warning (message); end (step, reason, seconds; kept, the step of the final parameters if it is an earlier
-one); evaluation (split, scores, ci95, before, baselines, tasks, seed, data). Shares are in [0, 1];
+higher_is_better, held_out, the splits with tasks of their own, devices); resume (step); step (step, seconds,
+loss, accuracy where there is one, gradient_norm, inner_residual, inner_steps, linear_residual, linear_steps
+(both means over tasks, with _median, _p90, the ninth decile, and _max beside them), negative_curvature,
+error_estimate, error_unreliable (the share of tasks with ESTIMATE_UNRELIABLE), certified, error_bound,
+failed, learning_rate); validation (step, seconds, scores, ci95, before, tasks, failed, best); checkpoint
+(step); warning (message); end (step, reason, seconds; kept, the step of the final parameters if it is an
+earlier one); evaluation (split, scores, ci95, before, baselines, tasks, seed, different, the number of
+different tasks, held_out, failed, unscored, oracles, data), of what the last step left. Shares are in [0, 1];
 `seconds` is the training time so far, without validations and without the first step of a call, which
 compiles.
 """

@@ -19,7 +19,7 @@ from ..core.errors import ConfigError, NumericalError
 from ..core.interrupts import Interrupted, Interrupts
 from ..core.tree import Tree
 from ..core.version import __version__
-from ..domains.base import Domain, in_step, sample_many
+from ..domains.base import SPLITS, Domain, in_step, sample_many
 from ..domains.tasks.build import Choice
 from ..domains.tasks.collection import Tasks
 from ..meta.gradient import MetaGradient
@@ -267,6 +267,7 @@ class Loop:
             parameters=sum(leaf.size for leaf in jax.tree.leaves(state["theta"])),
             headline=domain.headline,
             higher_is_better=domain.higher_is_better,
+            held_out=[split for split in SPLITS if domain.held_out(split)],
             devices=f"{devices} x {jax.devices()[0].platform}",
         )
         self._save(state, 0)  # so that a run can be resumed from its first moment, whatever it starts from
