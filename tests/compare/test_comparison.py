@@ -15,10 +15,22 @@ from imaml.cli import main as cli
 from imaml.compare import measurements
 from imaml.compare import runner as comparison
 from imaml.compare import variants as compared
-from imaml.config.overrides import override
-from imaml.config.presets import preset
+from imaml.compare.results import Result, Scores, entries
+from imaml.config.overrides import override, overrides
+from imaml.config.presets import PRESETS, preset
+from imaml.core.errors import CheckpointError
+from imaml.core.statistics import student_quantile
+from imaml.domains.tasks.build import domain_of
 from imaml.report import comparison_page
+from imaml.storage.checkpoint import Checkpoints
 from imaml.training.step import devices_mesh
+
+
+@pytest.fixture(autouse=True)
+def ranks():
+    """Networks add biases to batches; strictness about ranks is for our own solvers."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.fixture
@@ -39,8 +51,7 @@ def small(monkeypatch):
     }
     for path, text in changes.items():
         config = override(config, path, text)
-    with jax.numpy_rank_promotion("allow"):
-        yield config
+    return config
 
 
 def run(config, out, names=("scratch", "fomaml", "imaml"), **options):
@@ -59,6 +70,22 @@ def test_every_row_makes_a_recipe_of_every_preset():
             assert config.domain == preset(name).domain
             assert (config.training.minutes, config.training.seed) == (5.0, 1)
             config.method.build(config.domain.without_data())
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if preset(name).optimiser.name != "newton"])
+def test_every_row_has_its_own_method_whatever_the_preset_has(name):
+    for row in compared.ROWS.values():
+        assert row.config(preset(name), 5.0, 0).method.name == row.method["name"]
+    made = compared.ROWS["imaml-learned"].config(preset(name), 5.0, 0).method
+    assert (made.name, made.learned) == ("imaml", "leaf")
+
+
+def test_the_optimiser_of_one_method_alone_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(imaml.ConfigError, match=r"got 'newton', .* Hint: --optimiser\.name=adam"):
+        run(preset("tables-evidence"), tmp_path / "out", ("imaml",))
+    assert not (tmp_path / "out").exists()
+    base = override(preset("tables-evidence"), "optimiser.name", "adam")
+    assert compared.ROWS["imaml"].config(base, 5.0, 0).method.name == "imaml"
 
 
 @pytest.mark.slow
@@ -179,6 +206,138 @@ def test_what_is_done_is_kept_and_what_was_cut_off_goes_on(small, tmp_path, monk
         run(small, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("method.new_task", "none"), ("training.log_every", "3"), ("domain.data", "other")]
+)
+def test_a_comparison_is_continued_with_every_option_as_it_was(tmp_path, field, value):
+    """What is done is not done again, and so must be what the options would give."""
+    base = preset("omniglot-5w1s")
+    comparison._check_plan(tmp_path / "out", base, 5.0, 100)
+    comparison._check_plan(tmp_path / "out", base, 5.0, 100)
+    with pytest.raises(imaml.ConfigError, match=rf"with the same options, got another: {field}.* was "):
+        comparison._check_plan(tmp_path / "out", override(base, field, value), 5.0, 100)
+
+
+def test_a_damaged_checkpoint_is_not_replaced_by_an_older_one(small, tmp_path):
+    trial = comparison.Trial(small.domain.build(), compared.ROWS["imaml"].config(small, 1.0, 0), tmp_path, 2)
+    state = trial.experiment.begin()[1]
+    saved = Checkpoints(tmp_path / "run" / "checkpoints", 9)
+    plus = lambda number: jax.tree.map(lambda leaf: leaf + leaf.dtype.type(number), state)  # noqa: E731
+    for step in (3, 6):
+        saved.save(step, plus(step))
+    jax.tree.map(np.testing.assert_array_equal, trial.theta(6), plus(6)["theta"])
+    file = tmp_path / "run" / "checkpoints" / "step-00000006.checkpoint"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 255
+    file.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=r"of step 6 in .*, got that of step 3: Skipped the damaged"):
+        trial.theta(6)
+
+
+def scores(values, failed=0, number=None):
+    return Scores(
+        {"scores": {"loss": 1.0}, "ci95": {"loss": 0.1}, "failed": failed}, {"loss": values}, number
+    )
+
+
+def results(time, **facts):
+    content = {"steps": 3, "step": 3, "seconds": 1.0, "config": {}, **facts}
+    return Result(content, time, time)
+
+
+def test_draws_of_one_task_are_averaged_before_the_interval():
+    number = np.repeat(np.arange(4.0), 50)
+    own = np.arange(4.0)[number.astype(int)] + np.tile([-0.5, 0.5], 100)
+    found = {"maml": [results(scores(own, number=number))]}
+    found["imaml"] = [results(scores(0.5 * own, number=number))]
+    rows = {name: SimpleNamespace(about="") for name in found}
+    row = entries(rows, found, "imaml")[0]
+    half = student_quantile(4) * np.std(range(4), ddof=1) / 2
+    np.testing.assert_allclose(row["equal_time"]["loss"]["ci95"], half, rtol=1e-6)
+    np.testing.assert_allclose(row["difference_at_equal_tasks"]["loss"]["ci95"], 0.5 * half, rtol=1e-6)
+
+
+def test_which_draws_are_of_one_task_is_kept_with_the_scores(tmp_path, monkeypatch):
+    trial = comparison.Trial(None, None, tmp_path, 4)
+    given = {"scores": {}, "ci95": {}, "before": {}, "baselines": {}, "failed": 1, "held_out": False}
+    given |= {"values": {"loss": np.ones(4)}, "number": np.array([0.0, 1, 0, 1]), "different": 2}
+    monkeypatch.setattr(comparison.Trial, "experiment", SimpleNamespace(method=None))
+    monkeypatch.setattr(comparison.Trial, "theta", lambda self, step: None)
+    monkeypatch.setattr(comparison, "evaluate_theta", lambda *args, **options: SimpleNamespace(**given))
+    for _ in range(2):  # computed, and read
+        found = trial.tested(3)
+        assert list(found.values) == ["loss"]
+        assert found.number.tolist() == [0, 1, 0, 1]
+        assert (found.content["different"], found.content["held_out"]) == (2, False)
+
+
+def test_failed_test_tasks_are_said():
+    nearly_all = np.where(np.arange(40) < 2, 1.0, np.nan)
+    found = {"maml": [results(scores(nearly_all, failed=38))], "imaml": [results(scores(np.ones(40)))]}
+    assert "38 test tasks failed numerically" in found["maml"][0].line("loss")
+    assert "failed" not in found["imaml"][0].line("loss")
+    rows = {name: SimpleNamespace(about="") for name in found}
+    runs = summary_of()["rows"][0]["runs"]
+    listed = [{**row, "runs": runs} for row in entries(rows, found, "imaml")]
+    summary = summary_of(headline="loss", test_tasks=40, rows=listed)
+    head, (first, second) = comparison_page.cells(summary)
+    column = head.index("failed tasks at equal time")
+    assert (first[column], second[column]) == ("38 of 40", "0 of 40")
+    assert "Every other score, and every difference of it, is over the tasks that did not" in (
+        comparison_page.text(summary)
+    )
+    assert "failed" not in comparison_page.text(summary_of())
+
+
+def test_the_page_says_which_tasks_the_scores_are_of():
+    text = comparison_page.text(summary_of(different_tasks=4, held_out=False))
+    assert "All are tested on the same 1,000 draws from 4 tasks, which are tasks of training, as none" in text
+    text = comparison_page.text(summary_of(different_tasks=1000, held_out=True))
+    assert "All are tested on the same 1,000 tasks, each run at its checkpoint" in text
+
+
+@pytest.mark.parametrize("name", ["q-learning", "actor-critic"])
+def test_adapting_is_timed_on_every_kind_of_support(name):
+    """Its arrays are not always inputs and targets; what they are, the domain knows."""
+    config = preset(name)
+    domain, seen = config.domain.build(), []
+
+    def adapt(*support):
+        seen.append(config.domain.without_data().encode(*support))
+        return SimpleNamespace(phi=0.0)
+
+    assert measurements.adaptation_ms(domain, SimpleNamespace(adapt=adapt), calls=1) is not None
+    assert len(seen) == 2
+
+
+def test_a_table_is_adapted_to_with_what_was_read_of_it(tmp_path, monkeypatch):
+    file = tmp_path / "t.csv"
+    file.write_text("g,x,y\n" + "".join(f"{i // 5},{i % 5},{i}\n" for i in range(60)))
+    words = {"data": str(file), "task": "g", "target": "y", "features": "x"}
+    config = overrides(preset("tables"), [(f"domain.{name}", text, name) for name, text in words.items()])
+    domain, seen = config.domain.build(), []
+    trial = comparison.Trial(domain, compared.ROWS["imaml"].config(config, 1.0, 0), tmp_path, 4)
+    monkeypatch.setattr(comparison.Trial, "theta", lambda self, step: None)
+    monkeypatch.setattr(comparison.Trial, "events", lambda self, kind: [])
+    monkeypatch.setattr(comparison, "sweep", lambda *args: {})
+    monkeypatch.setattr(comparison, "adaptation_ms", lambda domain, learner: seen.append(learner.config))
+    trial.measured({"step": 0, "reason": "steps"}, 0)
+    seen[0].domain.without_data().encode(domain.sample(jax.random.key(0), "test").support)
+
+
+@pytest.mark.slow
+def test_the_sweep_averages_draws_of_one_task_first(monkeypatch):
+    monkeypatch.setattr(measurements, "SWEEP", (0, 1))
+    x, y, groups = np.arange(80.0)[:, None], np.arange(80.0) % 7, np.repeat(np.arange(8), 10)
+    domain, _ = domain_of(imaml.Tasks.from_arrays(x, y, groups), "linear")
+    method = imaml.config.Method("imaml", inner=imaml.GradientDescent(0.01, steps=1)).build(domain)
+    theta = domain.init(jax.random.key(0))
+    found = comparison.sweep(domain, method, theta, "test", 30)
+    scored = comparison.evaluate_theta(domain, method, theta, split="test", tasks=30)
+    np.testing.assert_allclose(found[domain.headline][0], scored.before[domain.headline], rtol=1e-5)
+    np.testing.assert_allclose(found["ci95"][0], scored.before_ci95[domain.headline], rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_sweep_is_gradient_descent_from_theta(small):
     domain = small.domain.build()
@@ -263,12 +422,49 @@ def test_the_table_says_what_there_is(tmp_path):
     assert (tmp_path / "comparison.md").read_text() == table
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "--training.seed=3",
+            "got '3' for training.seed, which is the same for all methods. Hint: use --seeds.",
+        ),
+        ("--training.steps=3", "for training.steps, which is the same for all methods. Hint: leave it out."),
+        ("--training.test_tasks=3", "Hint: use --tasks."),
+        ("--optimiser.schedule=cosine", "--optimiser.schedule: expected a field that a comparison does not"),
+        ("--method.name=maml", "as each row has its own. Hint: name the rows to compare"),
+        ("--method=maml", "as each row has its own. Hint: name the rows to compare"),
+        ("--training.minutes=none", "--training.minutes: expected a number of minutes, got none"),
+    ],
+)
+def test_options_that_a_comparison_would_not_heed_are_refused(word, message, capsys):
+    assert cli.main(["compare", word]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_json_is_all_of_stdout_and_minutes_may_be_the_fields_option(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def compare(config, methods, *, say, minutes, **options):
+        say("maml done")
+        asked.append(minutes)
+        return summary_of()
+
+    monkeypatch.setattr(comparison, "compare", compare)
+    words = ["compare", f"--out={tmp_path}", "--json"]
+    for word in ((), ("--training.minutes=7",), ("--budget=8",)):
+        assert cli.main([*words, *word]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out) == summary_of()
+        assert printed.err == "maml done\n"
+    assert asked == [5, 7, 8]
+
+
 def test_the_command_line(tmp_path, capsys):
     out = tmp_path / "out"
     words = ["compare", "scratch", "--preset=sinusoid", "--budget=0.01", "--tasks=4", f"--out={out}"]
     words += ["--domain.hidden=4"]
-    with jax.numpy_rank_promotion("allow"):
-        assert cli.main(words) == 0
+    assert cli.main(words) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("scratch ")
     assert f"report   {out / 'comparison.html'}" in printed

@@ -10,8 +10,15 @@ import pytest
 
 import imaml
 from imaml.domains.base import cut
+from imaml.domains.tasks.build import domain_of
 from imaml.training import intervals
-from imaml.training.evaluation import _calibration, evaluate_theta, lower_evaluation, task_keys
+from imaml.training.evaluation import (
+    _calibration,
+    evaluate_theta,
+    lower_evaluation,
+    same_tasks,
+    task_keys,
+)
 
 WAVES = imaml.sinusoid(hidden=4)
 
@@ -179,6 +186,25 @@ def test_the_coverage_of_two_persons_is_that_of_two(monkeypatch):
     level, share, half = intervals.with_coverage(found, None, domain).coverage
     assert (level, share) == (0.9, 0.75)
     assert half == pytest.approx(12.706 * 0.25, rel=1e-3)  # Student's, of one degree of freedom
+
+
+def test_runs_with_other_test_tasks_do_not_pass_as_the_same():
+    """Not even where the first task is the same one."""
+    tasks = imaml.Tasks.from_arrays(np.arange(60.0)[:, None], np.arange(60.0), np.repeat(np.arange(12), 5))
+    domain, _ = domain_of(tasks, "linear")
+    with_test = lambda *numbers: dataclasses.replace(  # noqa: E731
+        domain, splits={**domain.splits, "test": jnp.array(numbers, domain.splits["test"].dtype)}
+    )
+    one = with_test(4, 11, 0, 1)
+    assert same_tasks(one, one, "test")
+    assert not same_tasks(one, with_test(4, 3, 8, 1), "test")
+    assert not same_tasks(one, with_test(4, 11, 0), "test")
+
+
+def test_domains_without_end_are_compared_by_tasks_that_they_draw():
+    one, other = imaml.sinusoid(shots=5), imaml.sinusoid(shots=6)
+    assert same_tasks(one, one, "test")
+    assert not same_tasks(one, other, "test")
 
 
 def test_training_asks_for_a_domain_before_it_begins():

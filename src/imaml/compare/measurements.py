@@ -16,8 +16,8 @@ from ..domains.base import Domain
 from ..inner.gradient import as_descent
 from ..meta.gradient import MetaGradient
 from ..predict import Learner
-from ..training.evaluation import over_devices, task_keys
-from ..training.journal import JsonObject
+from ..training.evaluation import number_of, numbers, over_devices, task_keys
+from ..training.journal import JsonObject, json_values
 from ..training.loop import Run
 from ..training.step import mesh_size
 
@@ -52,8 +52,9 @@ def sweep(
         return {}
     headline = domain.headline
 
-    def one(domain: Domain, start: Tree, key: Array) -> Array:
-        task = domain.sample(key, split)
+    def one(domain: Domain, start: Tree, key: Array, place: Array) -> tuple[Array, dict[str, Array]]:
+        drawn = domain.draw_in_turn(key, split, place)
+        task = domain.gather(drawn)
         phi = problem.init(start, task.support, key)
         rates = inner.rates(start, phi)
 
@@ -65,17 +66,20 @@ def sweep(
             phi = lax.fori_loop(0, steps, descend, phi)
             return phi, domain.metrics(problem.full(phi, start), task)[headline]
 
-        return lax.scan(further, phi, jnp.diff(jnp.asarray(SWEEP), prepend=0))[1]
+        scores = lax.scan(further, phi, jnp.diff(jnp.asarray(SWEEP), prepend=0))[1]
+        return scores, number_of(domain, drawn, task)
 
-    every = lambda domain, start, keys: lax.map(lambda key: one(domain, start, key), keys)  # noqa: E731
+    every = lambda domain, start, given: lax.map(lambda each: one(domain, start, *each), given)  # noqa: E731
     run = over_devices(every, method.mesh)
     size = mesh_size(method.mesh)
-    keys = task_keys(seed, 0, -(-tasks // size) * size)
-    scores = np.asarray(run(domain, method.start(theta), keys), np.float64)[:tasks]
+    count = -(-tasks // size) * size
+    found = jax.device_get(run(domain, method.start(theta), (task_keys(seed, 0, count), jnp.arange(count))))
+    scores, drawn = jax.tree.map(lambda leaf: leaf[:tasks].astype(np.float64), found)
     columns = zip(map(str, SWEEP), scores.T, strict=True)
     finite = {steps: column for steps, column in columns if np.isfinite(column).all()}
-    means, widths = mean_intervals(finite)
-    return {"steps": [*map(int, finite)], headline: list(means.values()), "ci95": list(widths.values())}
+    means, widths = mean_intervals(finite, numbers(drawn))
+    listed = {"steps": [*map(int, finite)], headline: list(means.values()), "ci95": list(widths.values())}
+    return json_values(listed)
 
 
 def adaptation_ms(domain: Domain, run: Run | Learner, calls: int = 20) -> float | None:
@@ -95,7 +99,7 @@ def adaptation_ms(domain: Domain, run: Run | Learner, calls: int = 20) -> float 
         support = jax.device_get(sample(domain, jax.random.fold_in(jax.random.key(1), i)))
         began = time.perf_counter()
         try:
-            jax.block_until_ready(run.adapt(support[0], support[1]).phi)
+            jax.block_until_ready(run.adapt(support).phi)
         except NumericalError:  # the scores say so
             return None
         times.append(1e3 * (time.perf_counter() - began))

@@ -21,10 +21,12 @@ class Scores:
     Attributes:
         content: Summaries as JSON values.
         values: Scores by name, each of shape ``(tasks,)``.
+        number: Which task each is of, where one comes more than once; see `mean_intervals`.
     """
 
     content: JsonObject
     values: dict[str, np.ndarray]
+    number: np.ndarray | None = None
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Result:
         score = score_text(headline, scores[headline], ci95[headline])
         failed = self.content.get("failure")
         ended = f", then FAILED; tested at step {self.content['step']}" if failed else ""
+        if lost := self.time.content["failed"]:
+            ended += f"; {lost:,} test tasks failed numerically"
         return f"{headline} {score} after {steps} steps, {spent}{ended}"
 
 
@@ -85,6 +89,7 @@ def entries(rows: Mapping[str, Row], found: Mapping[str, list[Result]], referenc
             if own:
                 entry[kind] = _mean(own)
                 entry[f"difference_at_{kind}"] = _difference(own, others) if others else {}
+                entry[f"failed_at_{kind}"] = [run.content["failed"] for run in own]
         listed.append(entry)
     return listed
 
@@ -111,7 +116,7 @@ def _over_seeds(runs: Sequence[Scores]) -> dict[str, np.ndarray]:
 
 def _mean(runs: Sequence[Scores]) -> dict[str, JsonObject]:
     """Return each score's mean with its interval over tasks, and the seeds' own means."""
-    summary = _known(*mean_intervals(_over_seeds(runs)))
+    summary = _known(*mean_intervals(_over_seeds(runs), runs[0].number))
     for name, entry in summary.items():
         entry["seeds"] = [float(np.nanmean(run.values[name])) for run in runs]
     return summary
@@ -119,7 +124,7 @@ def _mean(runs: Sequence[Scores]) -> dict[str, JsonObject]:
 
 def _difference(runs: Sequence[Scores], others: Sequence[Scores]) -> dict[str, JsonObject]:
     """Return each score less that of the reference on the same tasks, with the interval over tasks."""
-    return _known(*paired_differences(_over_seeds(runs), _over_seeds(others)))
+    return _known(*paired_differences(_over_seeds(runs), _over_seeds(others), runs[0].number))
 
 
 def _known(means: Mapping[str, float], widths: Mapping[str, float]) -> dict[str, JsonObject]:

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from ..config.run import Config
-from ..core.errors import ConfigError, NumericalError
+from ..core.errors import CheckpointError, ConfigError, NumericalError
 from ..core.recipes import to_json
 from ..core.tree import Tree
-from ..domains.base import Domain
+from ..domains.base import Domain, in_step
 from ..predict import Learner
 from ..storage.atomic import read_json, replacing, write_json
 from ..storage.checkpoint import Checkpoints
@@ -35,6 +35,8 @@ from .variants import GRID, rows_of
 
 SWEEP_TASKS = 200
 REFERENCE = "imaml"
+NUMBER = "task number"  # in the files of scores; no score's name has a space
+OWN_OBJECTS = {f"domain.{name}.": "token" for name in ("model", "loss")}  # of a process
 
 
 class Interrupted(Exception):
@@ -70,16 +72,18 @@ def compare(
     Raises:
         ConfigError: If a name is unknown, or ``out`` holds something else, or its plan is damaged.
         DataError: If the log of a run is damaged.
+        CheckpointError: If a checkpoint that is to be tested is damaged.
         Interrupted: If Ctrl-C or SIGTERM stopped a run.
     """
     out, rows = Path(out), rows_of(names)  # a misspelt name is refused before anything is read
+    configs = {name: [row.config(base, minutes, seed) for seed in range(seeds)] for name, row in rows.items()}
     domain = base.domain.build()
     _check_plan(out, base, minutes, tasks)
     trials: dict[str, list[Trial]] = {name: [] for name in rows}
     for seed in range(seeds):
         for name, row in rows.items():
             began, folder = time.monotonic(), out / name / f"seed-{seed}"
-            trial = Trial(domain, row.config(base, minutes, seed), folder, tasks)
+            trial = Trial(domain, configs[name][seed], folder, tasks)
             done = trial.file.is_file()
             if row.learns and not done:
                 say(f"{name:<20} seed {seed}  training for {minutes:g} min, then {tasks:,} test tasks ...")
@@ -94,12 +98,15 @@ def compare(
         if common:
             trial.result.equal = trial.tested(trial.best(common))
     found = {name: [trial.result for trial in those] for name, those in trials.items()}
+    first = next(iter(found.values()))[0].time.content
     reference = REFERENCE if REFERENCE in found else next(iter(found))
     summary = {
         "minutes": minutes,
         "test_tasks": tasks,
+        "different_tasks": first.get("different", tasks),
+        "held_out": first.get("held_out", True),
         "seeds": seeds,
-        "equal_tasks": common * base.training.tasks,
+        "equal_tasks": common * in_step(domain, base.training.tasks),
         "reference": reference,
         "headline": domain.headline,
         "higher_is_better": domain.higher_is_better,
@@ -116,7 +123,9 @@ def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
     if file.is_file():
         old = read_json(file)
         before, now = ({f"--{k}": v for k, v in given.items() if k != "config"} for given in (old, plan))
-        difference = first_difference(old.get("config"), plan["config"]) or first_difference(before, now)
+        configs = old.get("config"), plan["config"]
+        # Every field counts: what is done stays as it is, so that it must be what these options would give.
+        difference = first_difference(before, now) or first_difference(*configs, may_change=OWN_OBJECTS)
         if difference:
             raise ConfigError(
                 f"{out}: expected a comparison with the same options, got another: {difference}. Hint: "
@@ -175,6 +184,7 @@ class Trial:
             progress: None or True shows the run on stderr; False shows warnings only.
 
         Raises:
+            CheckpointError: If the checkpoint that is to be tested is damaged.
             Interrupted: If Ctrl-C or SIGTERM stopped it.
         """
         if self.file.is_file():
@@ -235,9 +245,19 @@ class Trial:
 
         Returns:
             The moving average where one is kept, else theta itself.
+
+        Raises:
+            CheckpointError: If that checkpoint is missing or damaged.
         """
         like = jax.eval_shape(self.experiment.begin)[1]
-        state = Checkpoints(self.folder / "run" / "checkpoints").restore(like, step).state
+        restored = Checkpoints(self.folder / "run" / "checkpoints").restore(like, step)
+        if restored.step != step:
+            raise CheckpointError(
+                f"compare: expected the checkpoint of step {step} in {self.folder / 'run'}, got that of step "
+                f"{restored.step}: {' '.join(restored.skipped) or 'it is missing.'} Hint: delete "
+                f"{self.folder} and repeat the command, which then trains this run again."
+            )
+        state = restored.state
         return state["average"] if self.experiment.outer.average else state["theta"]
 
     def tested(self, step: int) -> Scores:
@@ -253,13 +273,19 @@ class Trial:
         if not file.is_file():
             method = self.experiment.method
             found = evaluate_theta(self.domain, method, self.theta(step), split="test", tasks=self.tasks)
+            values = {name: column.astype(np.float32) for name, column in found.values.items()}
+            if found.number is not None:
+                values[NUMBER] = found.number
             with replacing(arrays) as part, part.open("wb") as opened:
-                np.savez(opened, **{name: v.astype(np.float32) for name, v in found.values.items()})  # type: ignore[arg-type]
+                np.savez(opened, **values)  # type: ignore[arg-type]
             summaries = {name: getattr(found, name) for name in ("scores", "ci95", "before", "baselines")}
             # Last: where this file is, the scores are complete.
-            write_json(file, {"step": step, **json_values(summaries), "failed": found.failed})
-        with np.load(arrays) as values:
-            return Scores(read_json(file), {key: values[key] for key in values.files})
+            facts = {"failed": found.failed, "different": found.different, "held_out": found.held_out}
+            write_json(file, {"step": step, **json_values(summaries), **facts})
+        with np.load(arrays) as stored:
+            values = {key: stored[key] for key in stored.files}
+        number = values.pop(NUMBER, None)
+        return Scores(read_json(file), values, number)
 
     def measured(self, end: JsonObject, step: int) -> JsonObject:
         """Return the facts of the run beside its test scores, and of theta after `step` steps.
@@ -271,7 +297,8 @@ class Trial:
         Returns:
             JSON values.
         """
-        theta, tasks = self.theta(step), self.config.training.tasks
+        theta, tasks, config = self.theta(step), self.experiment.tasks, self.experiment.config
+        assert config is not None  # that of the domain with its data
         checks = sorted(self.validations().items())
         content = {
             "steps": end["step"],
@@ -280,7 +307,7 @@ class Trial:
             "reason": end["reason"],
             "curve": [{"tasks": at * tasks, "seconds": e["seconds"], **e["scores"]} for at, e in checks],
             "inner_steps": sweep(self.domain, self.experiment.method, theta, "test", SWEEP_TASKS),
-            "adaptation_ms": adaptation_ms(self.domain, Learner(theta, self.config)),
+            "adaptation_ms": adaptation_ms(self.domain, Learner(theta, config)),
             "failed_in_training": sum(event["failed"] for event in self.events("step")),
             "config": without_data(self.config),
         }

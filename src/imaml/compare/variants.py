@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -19,6 +19,16 @@ from ..inner.gradient import as_descent
 STEPS = 10**7  # at most; it is the minutes that end a run
 GRID = 200  # steps between validations, each with a checkpoint; the end has both, too
 VALIDATION_TASKS = 200
+# What the protocol sets itself, by field, with the option of `imaml compare` that does it instead.
+SET = {
+    **{f"training.{name}": "" for name in ("steps", "validate_every", "validation_tasks", "keep")},
+    **{f"training.{name}": "" for name in ("checkpoint_every", "patience", "restore_best", "gradient_below")},
+    "training.seed": "--seeds",
+    "training.test_tasks": "--tasks",
+    "optimiser.schedule": "",
+    "method": "",
+    "method.name": "",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Row:
 
     Attributes:
         about: What it is, in a line.
-        method: Fields of the method's recipe that differ from the preset's.
+        method: Fields of the method's recipe that differ from the preset's, and its name.
         rate: Factor on the preset's inner learning rate in training.
         outer: Factor on the preset's outer learning rate.
         fine: Number of inner steps on a new task, at the preset's rate for new tasks. None leaves what
@@ -36,7 +46,7 @@ class Row:
     """
 
     about: str
-    method: Mapping[str, Any] = field(default_factory=dict)
+    method: Mapping[str, Any]
     rate: float = 1.0
     outer: float = 1.0
     fine: int | None = None
@@ -46,13 +56,21 @@ class Row:
         """Make the configuration of one run.
 
         Args:
-            base: A preset's configuration.
+            base: A preset's configuration. The fields in `SET` are the protocol's and the row's instead.
             minutes: Training time.
             seed: Random seed.
 
         Returns:
             The preset's configuration with this row's method.
+
+        Raises:
+            ConfigError: If the optimiser is one of the method evidence alone.
         """
+        if base.optimiser.name == "newton":
+            raise ConfigError(
+                "compare: expected an optimiser that takes the meta-gradients of every method, got 'newton', "
+                "which is of the method evidence alone. Hint: --optimiser.name=adam."
+            )
         training = replace(
             base.training,
             steps=STEPS if self.learns else 0,
@@ -85,9 +103,8 @@ def _read() -> dict[str, Row]:
     text = resources.files("imaml.compare").joinpath("rows.toml").read_text(encoding="utf-8")
     rows = tomllib.loads(text)
     for row in rows.values():
-        method = row.setdefault("method", {})
         row["method"] = {
-            name: None if value == "none" else from_json(value) for name, value in method.items()
+            name: None if value == "none" else from_json(value) for name, value in row["method"].items()
         }
     return {name: Row(**row) for name, row in rows.items()}
 
@@ -111,3 +128,25 @@ def rows_of(names: Sequence[str]) -> dict[str, Row]:
         if name not in ROWS:
             raise ConfigError(not_one_of("compare: method", name, ROWS))
     return {name: row for name, row in ROWS.items() if name in names or not names}
+
+
+def refuse_fields(changes: Iterable[tuple[str, str, str]]) -> None:
+    """Check that options set no field that a comparison sets itself.
+
+    Args:
+        changes: Fields as (path, text, option); option is how the user wrote it.
+
+    Raises:
+        ConfigError: If one does.
+    """
+    for path, text, option in changes:
+        if path not in SET:
+            continue
+        hint = f"use {SET[path]}." if SET[path] else "leave it out."
+        why = "which is the same for all methods"
+        if path.startswith("method"):
+            why, hint = "as each row has its own", "name the rows to compare, as in imaml compare imaml maml."
+        raise ConfigError(
+            f"{option}: expected a field that a comparison does not set itself, got {text!r} for {path}, "
+            f"{why}. Hint: {hint}"
+        )

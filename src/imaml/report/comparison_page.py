@@ -43,6 +43,8 @@ def _cells(summary: JsonObject, row: JsonObject) -> Iterator[tuple[str, str]]:
     def difference(kind: str) -> str:
         return "" if row["method"] == against else score(kind, signed=True)
 
+    kinds = [kind for kind in ("equal_time", "equal_tasks") if _failed(summary["rows"], kind)]
+
     yield "method", row["method"]
     yield "tasks seen", f"{np.mean([run['tasks_seen'] for run in runs]):,.0f}"
     yield "tested step", ", ".join(f"{run['step']:,} of {run['steps']:,}" for run in runs)
@@ -55,7 +57,16 @@ def _cells(summary: JsonObject, row: JsonObject) -> Iterator[tuple[str, str]]:
     yield f"minus {against}", difference("difference_at_equal_time")
     yield f"{name}{unit} at equal tasks", score("equal_tasks")
     yield f"minus {against}", difference("difference_at_equal_tasks")
+    for kind in kinds:
+        count = len(row.get(f"failed_at_{kind}", ())) * summary["test_tasks"]
+        share = f"{_failed([row], kind):,} of {count:,}" if count else "–"
+        yield f"failed tasks at {kind.replace('_', ' ')}", share
     yield "adapts in ms", _known_mean((run["adaptation_ms"] for run in runs), ".0f")
+
+
+def _failed(rows: Iterable[JsonObject], kind: str) -> int:
+    """Return how many test tasks of some methods failed numerically, over all seeds."""
+    return sum(sum(row.get(f"failed_at_{kind}", ())) for row in rows)
 
 
 def cells(summary: JsonObject) -> tuple[list[str], list[list[str]]]:
@@ -73,7 +84,8 @@ def cells(summary: JsonObject) -> tuple[list[str], list[list[str]]]:
 
 def _explanation(summary: JsonObject) -> str:
     """Return what the columns mean, in a few sentences."""
-    return " ".join(render_text("explanation.txt", **summary).split())
+    failed = any(_failed(summary["rows"], kind) for kind in ("equal_time", "equal_tasks"))
+    return " ".join(render_text("explanation.txt", **summary, failed=failed).split())
 
 
 def markdown(summary: JsonObject) -> str:
@@ -167,7 +179,9 @@ def _charts(summary: JsonObject, axis: str, title: str, x_name: str) -> JsonObje
         if line.y.size:
             beside = [replace(lines[against], style="d")] if method != against else []
             figures.append(figure(method, "", [line, *beside], x_name, kind))
-    note = "On test tasks." if axis == "steps" else "On validation tasks."
+    note = "On validation tasks."
+    if axis == "steps":
+        note = "On test tasks. A number of steps after which a task's score is not finite is excluded."
     return {"title": title.capitalize(), "note": note, "figures": [one for one in figures if one]}
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..config.run import PYTHON, Config, load_config
@@ -176,22 +176,27 @@ def check_resumable(folder: Path, described: Config | str) -> None:
         )
 
 
-def first_difference(old: object, new: object, path: str = "") -> str | None:
+def first_difference(
+    old: object, new: object, path: str = "", may_change: Mapping[str, str] = MAY_CHANGE
+) -> str | None:
     """Compare two configurations.
 
-    Where the data are, when a run stops early, how often it writes and how new tasks are solved may change,
-    as no step depends on them.
+    By default where the data are, when a run stops early, how often it writes and how new tasks are solved
+    may change, as no step depends on them.
 
     Args:
         old: A configuration as JSON values.
         new: Another one.
         path: Where both are in a larger one, with a dot at the end.
+        may_change: The names of fields that are not compared, by the path of the recipe that has them.
 
     Returns:
         A phrase on the first field in which they differ, or None.
     """
     if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted({*old, *new}.difference(MAY_CHANGE.get(path, "").split()))
-        found = (first_difference(old.get(name), new.get(name), f"{path}{name}.") for name in names)
+        names = sorted({*old, *new}.difference(may_change.get(path, "").split()))
+        found = (
+            first_difference(old.get(name), new.get(name), f"{path}{name}.", may_change) for name in names
+        )
         return next(filter(None, found), None)
     return None if old == new else f"{path.rstrip('.')} was {old!r} and is now {new!r}"

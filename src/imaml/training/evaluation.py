@@ -23,6 +23,7 @@ from ..domains.base import SPLITS, Domain, require_domain
 from ..domains.tasks.collection import Tasks
 from ..meta.gradient import AXIS, MetaGradient
 from ..predict import Learner
+from ..problems.base import Task
 from .intervals import with_coverage
 from .scores import Evaluation
 from .step import mesh_size
@@ -68,7 +69,7 @@ def usual(domain: Domain, split: str) -> int:
 
 
 def same_tasks(domain: Domain, other: Domain, split: str) -> bool:
-    """Compare the first tasks that two domains draw.
+    """Compare the tasks that two domains draw in an evaluation.
 
     Args:
         domain: A domain.
@@ -76,14 +77,29 @@ def same_tasks(domain: Domain, other: Domain, split: str) -> bool:
         split: The split that tasks are drawn from.
 
     Returns:
-        Whether they are the same.
+        Whether they are the same: all of a fixed number of tasks, or else the first 64.
     """
-    first, second = (
-        jax.device_get(whole_program(lambda key, d=d: d.sample(key, split))(task_keys(0, 0, 1)[0]))
-        for d in (domain, other)
-    )
-    same = jax.tree.structure(first) == jax.tree.structure(second)
-    return same and all(jax.tree.leaves(jax.tree.map(np.array_equal, first, second)))
+    count = domain.size(split)
+    if count != other.size(split):
+        return False
+    count, draw = BATCH if count is None else count, _drawing(split)
+    for start in range(0, count, BATCH):
+        tasks = _tasks(0, start, min(BATCH, count - start))
+        first, second = (jax.device_get(draw(each, tasks)) for each in (domain, other))
+        if len(first) != len(second) or not all(map(np.array_equal, first, second)):
+            return False
+    return True
+
+
+@functools.lru_cache(maxsize=3)
+def _drawing(split: str) -> Wrapped:
+    """Compile (domain, (keys, places)) -> arrays of the tasks that an evaluation draws."""
+
+    def drawn(domain: Domain, key: Array, place: Array) -> list[Array]:
+        task = domain.gather(domain.draw_in_turn(key, split, place))
+        return [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(task)]
+
+    return whole_program(lambda domain, tasks: lax.map(lambda given: drawn(domain, *given), tasks))
 
 
 def score(
@@ -107,7 +123,7 @@ def score(
     def one(given: tuple[Array, Array]) -> dict[str, dict[str, Array]]:
         key, place = given
         drawn = domain.draw_in_turn(key, split, place)
-        task, number = domain.gather(drawn), domain.number(drawn)
+        task = domain.gather(drawn)
         phi, solution = method.adapt(theta, task.support, key)
         both = jax.tree.map(lambda *pair: jnp.stack(pair), phi, method.mean(theta))
         scores = lax.map(lambda given: domain.metrics(given, task), both)  # compiled once for the two
@@ -120,11 +136,41 @@ def score(
             "baselines": domain.baselines(task),
             "calibration": domain.calibration(phi, task),
             "finite": sound,
-            "number": {"content": _content(task)} if number is None else {"task": number},
+            "number": number_of(domain, drawn, task),
         }
 
     chunk = method.chunk or keys.shape[0]
     return lax.map(one, (keys, places), batch_size=None if chunk == 1 else chunk)
+
+
+def number_of(domain: Domain, drawn: Tree, task: Task) -> dict[str, Array]:
+    """Return which task was drawn, for `numbers`.
+
+    Args:
+        domain: Where the task comes from.
+        drawn: The indices that it was gathered by.
+        task: The task.
+
+    Returns:
+        Its number, or for a domain that has none what tells tasks apart by their content.
+    """
+    number = domain.number(drawn)
+    return {"content": _content(task)} if number is None else {"task": number}
+
+
+def numbers(found: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Number the tasks of an evaluation.
+
+    Args:
+        found: What `number_of` returned, with a leading axis of draws.
+
+    Returns:
+        Which task each draw is, shape ``(draws,)``; None if no task comes twice.
+    """
+    if "task" in found:
+        return found["task"]
+    number = np.unique(found["content"], axis=0, return_inverse=True)[1].ravel()
+    return None if len(np.unique(number)) == len(number) else number.astype(np.float64)
 
 
 def _content(task: Tree) -> Array:
@@ -304,10 +350,7 @@ def evaluate_theta(
     baselines = {name: np.where(np.isfinite(v), v, np.nan) for name, v in joined["baselines"].items()}
     unscored = {"before": int(spoilt.sum())}
     unscored |= {name: int(np.isnan(values).sum()) for name, values in baselines.items()}
-    number = joined["number"].get("task")
-    if number is None:
-        number = np.unique(joined["number"]["content"], axis=0, return_inverse=True)[1].ravel()
-        number = None if len(np.unique(number)) == tasks else number.astype(np.float64)
+    number = numbers(joined["number"])
     errors, widths = _calibration(joined["calibration"], ~failed, number)
     scores, ci95 = mean_intervals(after, number)
     found = Evaluation(
