@@ -301,3 +301,30 @@ def test_intervals_of_counts_are_of_their_own_row_and_about_the_prediction():
     for i in range(5):
         alone = domain.interval(None, outputs[i : i + 1], spread[:1], 0.9, None)
         np.testing.assert_array_equal([alone[1][0], alone[2][0]], [low[i], high[i]])
+
+
+def test_a_file_that_has_gained_or_lost_tasks_is_no_longer_that_of_the_run(tmp_path):
+    """Splits are drawn anew: tasks that were learned from would be test tasks."""
+    place = tmp_path / "grow.csv"
+
+    def written(people, order=1):
+        lines = [f"p{who},{x},{who + x}" for who in range(people)[::order] for x in range(4)]
+        place.write_text("\n".join(["who,x,y", *lines]))
+
+    written(30)
+    file = TasksFile(str(place), "frame", "who", ("y",), ("x",))
+    domain, _ = domain_of(file.read(), "linear", shots=2)
+    again = domain.recipe.build()
+    for split, numbers in domain.splits.items():
+        np.testing.assert_array_equal(again.splits[split], numbers)
+    moved = domain.recipe.with_data(str(place.rename(tmp_path / "moved.csv")))
+    assert moved.build().size("test") == 6
+    for people, order, now in ((31, 1, "19/6/6"), (29, 1, "17/6/6"), (30, -1, "18/6/6")):
+        written(people, order)
+        with pytest.raises(DataError, match=rf"grow.csv: expected .* 18/6/6\), got others \({now}\)"):
+            domain.recipe.build()
+        assert domain.recipe.scored_on(str(place)).build().size("test") == people  # all count as new
+    old = replace(domain.recipe, file=replace(domain.recipe.file, divided=""))  # of an earlier version
+    assert old.build().size("test") == 6
+    given = Tasks.from_arrays(FRAME["a"], FRAME["y"], FRAME["who"])
+    assert domain_of(given, "linear", shots=2)[0].recipe.file is None

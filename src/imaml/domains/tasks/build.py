@@ -25,7 +25,7 @@ from .domain import TasksDomain, TasksRecipe
 from .interface import normalises, require_counts
 from .layout import ArraySpec, Rows, TaskLayout
 from .losses import RowLoss, TaskLoss
-from .others import filled, large_enough
+from .others import divided, filled, large_enough
 from .own_losses import Own, loss_of
 from .values import labels_of, levels_of
 
@@ -166,7 +166,8 @@ def domain_of(
         offset=offset,
         weights=weights,
         share=share,
-        file=tasks.file and replace(tasks.file, validation=validation, test=test, seed=seed),
+        file=tasks.file
+        and replace(tasks.file, validation=validation, test=test, seed=seed, divided=divided(tasks, splits)),
     )
     domain = filled(recipe, replace(tasks, inputs=tuple(arrays)), splits, supports)
     if domain.pooled is not None and domain.pooled.coefficients.size <= POOLED_STORED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -70,7 +71,8 @@ def reread(recipe: TasksRecipe) -> TasksDomain:
         The domain that the run was fitted on; of a file of new tasks, that of `recoded`.
 
     Raises:
-        DataError: If the file is missing, or its tasks do not fit.
+        DataError: If the file is missing, or its tasks do not fit, or others are in the splits than when the
+            run was fitted, as then test tasks may be some of training.
     """
     assert recipe.file is not None
     file, tasks = recipe.file, recipe.file.read()
@@ -78,7 +80,31 @@ def reread(recipe: TasksRecipe) -> TasksDomain:
         return recoded(recipe, tasks)
     tasks = _alike(recipe, tasks)
     usable = _usable(recipe, tasks)
-    return filled(recipe, tasks, tasks.splits(file.validation, file.test, file.seed, usable))
+    splits = tasks.splits(file.validation, file.test, file.seed, usable)
+    now = divided(tasks, splits)
+    if file.divided and now != file.divided:
+        before, after = (text.partition(" ")[0] for text in (file.divided, now))
+        raise DataError(
+            f"{file.path}: expected the tasks that the run was fitted on (train/validation/test {before}), "
+            f"got others ({after}), so that test tasks may be some of training. Hint: restore the file; or "
+            "put new tasks in a file of their own, and score them with imaml evaluate RUN --data FILE."
+        )
+    return filled(recipe, tasks, splits)
+
+
+def divided(tasks: Tasks, splits: Mapping[str, np.ndarray]) -> str:
+    """Return what a run keeps of its splits, to notice that a file has gained or lost tasks.
+
+    Args:
+        tasks: The tasks.
+        splits: The numbers of each split's groups.
+
+    Returns:
+        How many groups each split has, and a digest of their names, in whatever order.
+    """
+    names = {split: sorted(str(tasks.names[i]) for i in splits[split]) for split in SPLITS}
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+    return f"{'/'.join(str(len(each)) for each in names.values())} {digest}"
 
 
 def _usable(recipe: TasksRecipe, tasks: Tasks) -> np.ndarray:

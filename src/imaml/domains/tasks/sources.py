@@ -48,6 +48,8 @@ class TasksFile(Checked):
         test: The share of tasks for testing.
         seed: Draws the splits.
         new: Whether all tasks are new ones, to test a run on.
+        divided: How many tasks each split had, and a digest of their names; empty in runs of earlier
+            versions.
 
     Raises:
         ConfigError: If a field is not valid.
@@ -72,6 +74,7 @@ class TasksFile(Checked):
     test: Fraction = 0.2
     seed: Annotated[int, Interval(0)] = 0
     new: bool = False
+    divided: str = ""
 
     @property
     def text(self) -> Format:
