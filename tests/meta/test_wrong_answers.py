@@ -288,6 +288,20 @@ def test_python_floats_are_parameters():
     np.testing.assert_allclose(found, 0.5)
 
 
+def test_parameters_are_floats_wherever_they_enter():
+    problem, inner = imaml.proximal(half, 1.0), imaml.GradientDescent(0.1, steps=1)
+    method = imaml.IMAML(problem, query_loss, inner=inner, linear=imaml.CG(steps=2))
+    with pytest.raises(
+        imaml.ConfigError, match="adapt: theta: expected an array of real floats, got"
+    ):
+        method.adapt(jnp.zeros(2, int), jnp.ones(2))
+    rule, narrow = imaml.implicit(imaml.Dense()), jnp.zeros(2, jnp.bfloat16)
+    with pytest.raises(imaml.ConfigError, match="implicit: theta: expected float32 or float64"):
+        imaml.solve(problem, narrow, jnp.ones(2), inner=inner, rule=rule)
+    with pytest.raises(imaml.ConfigError, match="implicit_vjp: theta: expected float32 or float64"):
+        imaml.implicit_vjp(problem, narrow, narrow, jnp.ones(2), narrow, linear=imaml.CG(steps=1))
+
+
 def test_a_missing_query_is_named():
     method = imaml.MAML(imaml.plain(half), query_loss, inner=imaml.GradientDescent(0.1, steps=1))
     with pytest.raises(imaml.ConfigError, match="tasks: expected a query set for the query loss, got None"):

@@ -314,7 +314,11 @@ class MetaGradient(Checked, ByContent):
 
         Returns:
             The full tree of adapted parameters, and the inner Solution.
+
+        Raises:
+            ConfigError: If theta is no tree of real floats.
         """
+        require_parameters("adapt", theta)
         theta = self.start(theta)
         problem, inner = (self.problem, self.inner) if self.new_task is None else self.new_task
         return Learning(problem, self.query_loss, inner).solved(theta, support, key)

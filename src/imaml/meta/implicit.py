@@ -184,6 +184,7 @@ class Implicit(ImplicitBase):
     ) -> Tree:
         """Return the adapted parameters, differentiable in every mode and order; see `Rule`."""
         require_anchor(problem, self.owner, RULES)
+        require_parameters(self.owner, theta, wide=True)
         self.refuse(problem, inner)
         # One flat vector: custom_root fails with a bare AssertionError where a leaf of F ignores theta.
         flat, unravel = tree.ravel(lax.stop_gradient(phi0))

@@ -201,7 +201,7 @@ def Reptile(
         >>> loss = lambda phi, x: 0.5 * jnp.sum((phi - jnp.mean(x)) ** 2)
         >>> method = imaml.Reptile(imaml.plain(loss), lambda phi, theta, x: loss(phi, x),
         ...                        inner=imaml.GradientDescent(0.5, steps=1))
-        >>> method(jnp.zeros(1), imaml.Task(jnp.ones((4, 1)), jnp.ones((4, 1))))[0]
+        >>> method(jnp.zeros(1), imaml.Task(jnp.ones((4, 1))))[0]
         Array([-0.5], dtype=float32)
 
     References:
