@@ -650,7 +650,7 @@ DEFAULTS = {
     "vectors": (np.ones((36, 3)), imaml.MLP((3, 40, 40, 1))),
     "signals": (np.ones((36, 9, 2)), imaml.Conv1D(1, channels=2)),
     "whole signals": (np.ones((36, 9, 2), int), imaml.Conv1D(1, channels=2)),
-    "square images": (np.ones((36, 8, 8, 3)), imaml.Conv4(1, 64, 8, 3)),
+    "square images": (np.ones((36, 8, 8, 3)), imaml.Conv4(1, 32, 8, 3)),
 }
 
 
