@@ -309,3 +309,14 @@ def test_bars_of_negative_scores_have_no_length(tmp_path):
     page = Page(write_report(scored(tmp_path, scores={"loss": -2.0}, before={}, baselines={})).read_text())
     widths = [given["style"] for tag, given in page.tags if given.get("class") == "fill"]
     assert widths == ["width:0.00%"]
+
+
+def test_a_validation_of_few_tasks_is_called_so(tmp_path):
+    with Journal(tmp_path, progress=False) as journal:
+        journal.write("start", steps=50, tasks=4, headline="loss", held_out=["train"])
+        scores = {"scores": {"loss": 0.6}, "ci95": {}, "tasks": 200, "different": 3, "failed": 7}
+        journal.write("validation", step=50, seconds=1.0, **scores)
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "200 draws from 3 tasks of the validation split" in text
+    assert "None was held out for that split" in text
+    assert "7 of 200 tasks failed numerically" in text

@@ -5,11 +5,11 @@ higher_is_better, held_out, the splits with tasks of their own, devices); resume
 loss, accuracy where there is one, gradient_norm, inner_residual, inner_steps, linear_residual, linear_steps
 (both means over tasks, with _median, _p90, the ninth decile, and _max beside them), negative_curvature,
 error_estimate, error_unreliable (the share of tasks with ESTIMATE_UNRELIABLE), certified, error_bound,
-failed, learning_rate); validation (step, seconds, scores, ci95, before, tasks, failed, best); checkpoint
-(step); warning (message); end (step, reason, seconds; kept, the step of the final parameters if it is an
-earlier one); evaluation (split, scores, ci95, before, baselines, tasks, seed, different, the number of
-different tasks, held_out, failed, unscored, oracles, data), of what the last step left. Shares are in [0, 1];
-`seconds` is the training time so far, without validations and without the first step of a call, which
+failed, learning_rate); validation (step, seconds, scores, ci95, before, tasks, different, the number of
+different tasks, failed, best); checkpoint (step); warning (message); end (step, reason, seconds; kept, the
+step of the final parameters if it is an earlier one); evaluation (split, scores, ci95, before, baselines,
+tasks, seed, different, held_out, failed, unscored, oracles, data), of what the last step left. Shares are in
+[0, 1]; `seconds` is the training time so far, without validations and without the first step of a call, which
 compiles.
 """
 

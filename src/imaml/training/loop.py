@@ -430,7 +430,8 @@ class Loop:
             self.kept = count, self._theta(state)
         self.began += time.monotonic() - began  # a validation is no training time
         found = {name: getattr(result, name) for name in ("scores", "ci95", "before", "tasks", "failed")}
-        self.journal.write("validation", step=count, seconds=self._seconds(), **found, best=better)
+        facts = {**found, "different": result.different, "best": better}
+        self.journal.write("validation", step=count, seconds=self._seconds(), **facts)
         self._tell(self.on_validation, state, count, **found, best=better)
 
     def _with_best(self, state: State) -> State:
