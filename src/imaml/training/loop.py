@@ -101,7 +101,7 @@ class Run:
                 "run: expected a run with a configuration, got one of objects without a JSON form. Hint: "
                 "train with imaml.fit, or with a recipe, imaml.config.Method(...)."
             )
-        return Learner(self.method.start(self.theta), self.config)
+        return Learner(self.method.start(self.theta), self.config, untrained=self.untrained)
 
     def save(self, path: str | Path) -> None:
         """Write an artefact, one file that `imaml.load` reads.
