@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.stages import Wrapped
@@ -190,6 +192,20 @@ class Tried(NamedTuple):
     seconds: float
 
 
+def step_seconds(times: Sequence[float]) -> float:
+    """Return how long a step takes, from the times at which steps ended.
+
+    Args:
+        times: When training began, and when each step ended.
+
+    Returns:
+        The median over all steps but the first, which may compile; 0 if there are none. A median, as the
+        first step that is logged compiles as well: a mean over few steps planned half of those there was time
+        for.
+    """
+    return float(np.median(np.diff(times[1:]))) if len(times) > 2 else 0.0
+
+
 class _Trials:
     """Short trials; those of one method share its compiled programs."""
 
@@ -241,7 +257,7 @@ class _Trials:
             given = {"split": "validation", "tasks": count, "seed": VALIDATION_SEED}
             found = evaluate_theta(self.domain, run.method, theta, **given)
             score = math.nan if found.failed else found.scores[self.domain.criterion[0]]
-        each = (times[-1] - times[1]) / max(len(times) - 2, 1) if run else 0.0  # the first step may compile
+        each = step_seconds(times) if run else 0.0
         self.tried[name] = Tried(method, theta, score, each)
         return self.tried[name]
 

@@ -39,7 +39,7 @@ from .loop import Run, Watch
 MOST_STEPS = 5000
 SPARE = 0.95  # of the time that is left is planned
 OPTIMISERS = {
-    "adam": Optimiser("adam", 1e-3, clip=10.0, log_scale=3.0),
+    "adam": Optimiser("adam", 1e-3, clip=10.0, log_scale=20.0),  # a strength has decades to go
     "muon": Optimiser("muon", 7e-3, warmup=20, clip=1.0),
 }
 CALIBRATION = 200  # validation tasks whose errors calibrate the intervals
