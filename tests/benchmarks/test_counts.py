@@ -9,7 +9,7 @@ from benchmarks.numerics import counts
 from helpers.paths import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_counts_of_whole_steps_are_the_committed_ones():
     """In a process of its own, compiled as users compile it: float32, optimised."""
     command = [sys.executable, "-m", "benchmarks", "run", "counts", "--check"]

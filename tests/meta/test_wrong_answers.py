@@ -291,9 +291,7 @@ def test_python_floats_are_parameters():
 def test_parameters_are_floats_wherever_they_enter():
     problem, inner = imaml.proximal(half, 1.0), imaml.GradientDescent(0.1, steps=1)
     method = imaml.IMAML(problem, query_loss, inner=inner, linear=imaml.CG(steps=2))
-    with pytest.raises(
-        imaml.ConfigError, match="adapt: theta: expected an array of real floats, got"
-    ):
+    with pytest.raises(imaml.ConfigError, match="adapt: theta: expected an array of real floats, got"):
         method.adapt(jnp.zeros(2, int), jnp.ones(2))
     rule, narrow = imaml.implicit(imaml.Dense()), jnp.zeros(2, jnp.bfloat16)
     with pytest.raises(imaml.ConfigError, match="implicit: theta: expected float32 or float64"):
