@@ -14,7 +14,7 @@ from ..core.streams import note
 from .options import DEFAULT, Changes, Flag, Positive, Several, configure, print_json
 from .startup import prepare_jax
 
-MINUTES = 5.0  # of training for each method, if nobody says
+MINUTES = 5.0  # of training for each method, by default
 
 
 def _number(kind: type, tokens: Sequence[Token]) -> float:

@@ -107,7 +107,7 @@ def train_command(
     if resume and from_ is not None:
         raise ConfigError(
             f"--resume: expected an existing run, got --from {from_} as well, which starts a new one. "
-            "Hint: leave out one of the two."
+            "Hint: omit one of the two."
         )
     from ..config.presets import preset as configuration
     from ..training.directory import read_config

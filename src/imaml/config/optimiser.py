@@ -63,7 +63,8 @@ class Optimiser(Checked):
     parameters use Adam with Nesterov's momentum.
 
     "newton" maximises the likelihood of linear models with the method "evidence", by damped Newton steps on
-    all training tasks (see `imaml.meta.marginal`). It has none of these options.
+    all training tasks (see `imaml.meta.marginal`). It has no learning rate, and so no schedule,
+    clipping or moving average.
 
     Args:
         name: "adam", "adamw", "sgd", "rmsprop", "muon" or "newton".

@@ -150,7 +150,7 @@ class UserData:
         return next(iter(self.support_fields().values()))
 
     def completed(self, arrays: dict[str, np.ndarray]) -> Mapping[str, ArrayLike]:
-        """Return the arrays that a user's support may leave out, such as random noise.
+        """Return the arrays that a user's support may omit, such as random noise.
 
         Args:
             arrays: The checked arrays that the user gave, by name; at least one.

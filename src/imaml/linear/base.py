@@ -177,7 +177,7 @@ class Solver:
         refuse_structure(self, structure)
         name = type(self).__name__
         if x0 is not None and not self.takes_guess:
-            raise ConfigError(f"{name}: x0: expected None, as it starts at zero. Hint: leave x0 out.")
+            raise ConfigError(f"{name}: x0: expected None, as it starts at zero. Hint: omit x0.")
         if self.uses_anchor and anchor is None:
             raise ConfigError(
                 f"{name}: anchor: expected the diagonal that was added to the curvature, a tree like b, got "

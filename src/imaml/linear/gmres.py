@@ -11,7 +11,7 @@ from ..core.loops import repeat_while
 from ..core.recipes import recipe
 from .base import STRUCTURES, Iteration, Iterative, Product, System, quotient
 
-LEAST = 0.999  # a round of which more than this share of the residual is left has come to nothing
+LEAST = 0.999  # a round of which more than this share of the residual is left has stagnated
 
 
 class GMRESState(NamedTuple):
@@ -22,7 +22,7 @@ class GMRESState(NamedTuple):
         residual: r, shape (n,).
         size: |r|.
         steps: The products taken.
-        ended: Whether a round came to nothing.
+        ended: Whether a round stagnated.
     """
 
     x: Array
@@ -58,7 +58,7 @@ class GMRES(Iterative[GMRESState]):
 
     Of all x in the Krylov space of as many dimensions as products were taken, it finds that with the least
     |b - A x|. That is soon a good one where few eigenvalues of A are far from the others. A solve in which a
-    round of `restart` products came to nothing ends as BREAKDOWN: keep more vectors, or use `Dense`.
+    round of `restart` products stagnated ends as BREAKDOWN: keep more vectors, or use `Dense`.
 
     Args:
         steps: The most products; with no tolerance, the number of products.

@@ -25,8 +25,8 @@ class Locked(Exception):
 def locked(folder: Path) -> Iterator[None]:
     """Locks a directory within the block, with a file ``.lock`` that is gone after it.
 
-    The operating system ends the lock with the process, so that a file which a killed one has left locks
-    nothing. Where the file system has no locks, as some of networks have none, nothing is locked.
+    The operating system releases the lock when the process ends. So the file of a killed process locks
+    nothing. On file systems without locks, such as some network file systems, nothing is locked.
 
     Args:
         folder: The directory; it is made if it is missing. The thread that has locked it may lock it again.

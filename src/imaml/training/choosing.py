@@ -199,9 +199,8 @@ def step_seconds(times: Sequence[float]) -> float:
         times: When training began, and when each step ended.
 
     Returns:
-        The median over all steps but the first, which may compile; 0 if there are none. A median, as the
-        first step that is logged compiles as well: a mean over few steps planned half of those there was time
-        for.
+        The median over all steps but the first, which may compile; 0 if there are none. The first logged step
+        compiles as well, so a mean over few steps would be too large.
     """
     return float(np.median(np.diff(times[1:]))) if len(times) > 2 else 0.0
 

@@ -137,7 +137,7 @@ def _content(folder: Path) -> str:
         return (folder / "config.json").read_text(errors="replace")
     except OSError as error:
         raise ConfigError(
-            f"{folder}: expected a run to resume, got no config.json in it. Hint: leave out resume to start "
+            f"{folder}: expected a run to resume, got no config.json in it. Hint: omit resume to start "
             "a run there."
         ) from error
 

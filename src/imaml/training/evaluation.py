@@ -52,7 +52,7 @@ class Learned(Protocol):
 
 
 def usual(domain: Domain, split: str) -> int:
-    """Return how many tasks are scored if nobody says.
+    """Return how many tasks are scored by default.
 
     Args:
         domain: Where tasks come from.
@@ -152,7 +152,7 @@ def number_of(domain: Domain, drawn: Tree, task: Task) -> dict[str, Array]:
         task: The task.
 
     Returns:
-        Its number, or for a domain that has none what tells tasks apart by their content.
+        Its number; for a domain that has none, a digest of its content.
     """
     number = domain.number(drawn)
     return {"content": _content(task)} if number is None else {"task": number}

@@ -37,7 +37,7 @@ def scaled_errors(
         StructureError: If the method has no prior, so that a task has no posterior.
     """
     key, errors = jax.random.key(seed), []
-    # Compiled, as the operations of each posterior, one by one, take a hundred times as long.
+    # Compiled: the operations of a posterior, dispatched one by one, take far longer.
     spread = jax.jit(lambda posterior, query: (posterior.outputs(query), posterior.noise))
     draw = jax.jit(lambda domain, key, place: domain.gather(domain.draw_in_turn(key, split, place)))
     for i in range(tasks):

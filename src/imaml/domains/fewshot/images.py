@@ -195,7 +195,7 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
 
     A class is a folder with images in it, at any depth; its name is its path, such as "Greek/alpha". Hidden
     files and files that are no images by their names (those of PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM)
-    are passed over; of images among them a warning tells.
+    are excluded; a warning names the images among them.
 
     Args:
         folder: The folder.
@@ -286,7 +286,7 @@ def found_images(folder: Path) -> Found:
 
 
 def _warn_of_passed(folder: Path, held: Found) -> None:
-    """Warn of images that are passed over because of their names."""
+    """Warn of images that are excluded because of their names."""
     unread = [suffix for suffix in HEIC if held.others[suffix]]
     said = []
     if unread:

@@ -56,7 +56,7 @@ def complete(table: Table, missing: str, needed: Iterable[str], features: Iterab
     dropping = needed if missing == "mean" else list(flags)
     kept = ~np.any([flags[name] for name in dropping], axis=0) if dropping else np.ones(table.rows, bool)
     if not kept.any():
-        raise missing_error(table, flags, "no row is left without them: leave out columns, or fill them.")
+        raise missing_error(table, flags, "no row is left without them: omit columns, or fill them.")
     dropped = int((~kept).sum())
     return Kept(table.take(np.flatnonzero(kept)) if dropped else table, counts, dropped)
 

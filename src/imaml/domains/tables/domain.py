@@ -139,7 +139,7 @@ class TablesRecipe(ReadsData):
         if self.random and self.hidden:
             raise ConfigError(
                 "domain: random: expected none with hidden layers, as coefficients are those of a linear "
-                f"model, got {', '.join(self.random)}. Hint: leave out hidden, or choose --method.adapt."
+                f"model, got {', '.join(self.random)}. Hint: omit hidden, or choose --method.adapt."
             )
 
     @property

@@ -132,7 +132,7 @@ def _with_point(cell: str, place: str) -> str:
     if "." in cell and _is_number(cell):  # between thousands, or a decimal point after all
         raise DataError(
             f"{place}: expected numbers with a decimal comma, as --decimal=, says, got {cell!r}. Hint: "
-            "remove the points between thousands, or leave out --decimal."
+            "remove the points between thousands, or omit --decimal."
         )
     pointed = cell.replace(",", ".")
     return pointed if _is_number(pointed) else cell
