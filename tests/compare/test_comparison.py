@@ -429,7 +429,7 @@ def test_the_table_says_what_there_is(tmp_path):
             "--training.seed=3",
             "got '3' for training.seed, which is the same for all methods. Hint: use --seeds.",
         ),
-        ("--training.steps=3", "for training.steps, which is the same for all methods. Hint: leave it out."),
+        ("--training.steps=3", "for training.steps, which is the same for all methods. Hint: omit it."),
         ("--training.test_tasks=3", "Hint: use --tasks."),
         ("--optimiser.schedule=cosine", "--optimiser.schedule: expected a field that a comparison does not"),
         ("--method.name=maml", "as each row has its own. Hint: name the rows to compare"),

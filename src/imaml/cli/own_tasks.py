@@ -354,7 +354,7 @@ def require_as_begun(file: TasksFile, given: Fit, stored: Config) -> None:
             option = {"from_": "from", "form": "data", "targets": "target"}.get(name, name.replace("_", "-"))
             begun = "none with --resume" if was is None else f"{was!r}, as the run in {given.out} was begun"
             raise ConfigError(
-                f"--{option}: expected {begun}, got {now!r}. Hint: leave it out to continue that run, or "
+                f"--{option}: expected {begun}, got {now!r}. Hint: omit it to continue that run, or "
                 f"start another from what it has learned, --from {given.out}."
             )
 

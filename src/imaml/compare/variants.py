@@ -142,7 +142,7 @@ def refuse_fields(changes: Iterable[tuple[str, str, str]]) -> None:
     for path, text, option in changes:
         if path not in SET:
             continue
-        hint = f"use {SET[path]}." if SET[path] else "leave it out."
+        hint = f"use {SET[path]}." if SET[path] else "omit it."
         why = "which is the same for all methods"
         if path.startswith("method"):
             why, hint = "as each row has its own", "name the rows to compare, as in imaml compare imaml maml."
