@@ -195,7 +195,7 @@ def test_a_resumed_run_is_that_of_an_uninterrupted_one(place, capsys, tmp_path):
 CHANGED = {
     "shots": (
         ["--shots=5"],
-        r"--shots: expected 4, as the run in \S+ was begun, got 5\. Hint: leave it",
+        r"--shots: expected 4, as the run in \S+ was begun, got 5\. Hint: omit it",
     ),
     "a share": (["--shots=0.5"], "--shots: expected 4, .* got 0.5"),
     "strength": (["--strength=0.2"], "--strength: expected 0.1, .* got 0.2"),
