@@ -129,7 +129,7 @@ REFUSED = {
     "a first guess": (
         lambda: imaml.DampedCG()(lambda x: x, jnp.ones(2), jnp.ones(2), anchor=jnp.ones(2)),
         imaml.ConfigError,
-        "leave x0 out",
+        "omit x0",
     ),
     "a problem without strengths": (
         lambda: imaml.implicit_vjp(
