@@ -224,7 +224,7 @@ BAD = {
         ["train", "--resume", "--out=" + RUN, "--seed=7"],
         "training.seed was 0 and is now 7",
     ),
-    "resume and from": (["train", "--resume", "--out=" + RUN, "--from=" + RUN], "leave out one"),
+    "resume and from": (["train", "--resume", "--out=" + RUN, "--from=" + RUN], "omit one"),
     "resume of no json": (
         ["train", "--resume", "--out={root}/no-json"],
         "no-json/config.json: expected JSON, got an error (",
