@@ -492,7 +492,7 @@ def test_every_recipe_trains_is_saved_and_adapts(name, tmp_path):
         ({"name": "maml", "linear": imaml.Dense()}, "expected no linear with name='maml'"),
         ({"name": "reptile", "learned": "leaf"}, "expected no learned with name='reptile', got learned='l"),
         ({"name": "reptile", "accuracy": 0.1}, "expected no accuracy with name='reptile'"),
-        ({"name": "as-released", "curvature": "gauss-newton"}, "leave it out, or choose name='imaml' or"),
+        ({"name": "as-released", "curvature": "gauss-newton"}, "omit it, or choose name='imaml' or"),
         ({"name": "imaml", "stength": 1.0}, "got 'stength'. Hint: did you mean 'strength'"),
         ({"curvature": "newton-gauss"}, "did you mean 'gauss-newton'"),
         ({"accuracy": 2.0}, "accuracy: expected a finite number above 0 and below 1"),

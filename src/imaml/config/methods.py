@@ -147,8 +147,8 @@ def fitting(kind: type[MethodRecipe], options: Mapping[str, object]) -> dict[str
         if value != (None if name == "strength" else default):
             having = [other.name for other in methods().values() if name in {f.name for f in fields(other)}]
             raise ConfigError(
-                f"method: expected no {name} with name={kind.name!r}, got {name}={value!r}. Hint: leave it "
-                f"out, or choose name={' or '.join(map(repr, having))}."
+                f"method: expected no {name} with name={kind.name!r}, got {name}={value!r}. Hint: omit it, "
+                f"or choose name={' or '.join(map(repr, having))}."
             )
     return {name: value for name, value in options.items() if name in own}
 

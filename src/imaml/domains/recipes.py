@@ -64,7 +64,7 @@ class DomainRecipe(Checked):
         """
         raise ConfigError(
             f"--data {path}: expected a run that reads data, got {type(self).__name__}, which draws its own "
-            "tasks. Hint: leave --data out, or choose a preset that reads images or a table (imaml presets)."
+            "tasks. Hint: omit --data, or choose a preset that reads images or a table (imaml presets)."
         )
 
     def with_objects(self, model: object = None, loss: object = None) -> Self:

@@ -131,7 +131,9 @@ def choose(
                 strength=NEW[0] * rows if strength is None else None,
                 inner=GradientDescent(NEW[1] / rows, steps=NEW[2]),
             ),
-            linear=CG(steps=3),
+            linear=CG(steps=2),
+            # Where the Hessian is indefinite a task fails, and a step with few tasks may lose all of them.
+            curvature="gauss-newton",
             chunk=1,
             adapt=adapt,
         )

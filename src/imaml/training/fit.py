@@ -244,7 +244,8 @@ def _training(
 ) -> Training:
     size, held = domain.size("train"), domain.size("validation")
     if tasks_per_step is None:
-        most = 8 if normalises(domain.recipe.model) else 25
+        # A minute on a CPU is better spent on many steps of few episodes (docs/design.md).
+        most = 2 if normalises(domain.recipe.model) else 25
         tasks_per_step = most if size is None else min(most, size)
         why = "small steps of many tasks" if size is None or size > most else "all training tasks"
         choices.append(Choice("tasks_per_step", tasks_per_step, why))

@@ -254,7 +254,7 @@ def test_a_category_that_training_did_not_have_is_refused_or_the_baseline(tmp_pa
     found = made(path, unseen="baseline").recipe.without_data().encode_query(asked)
     np.testing.assert_array_equal(found[0], found[1])
     classes = imaml.tables(path, "who", "kind", features=["day"], unseen="baseline").recipe.without_data()
-    with pytest.raises(DataError, match=r"got 'z'\. Hint: leave such rows out"):
+    with pytest.raises(DataError, match=r"got 'z'\. Hint: omit such rows"):
         classes.encode({"day": [1]}, ["z"])
 
 

@@ -148,7 +148,7 @@ def _domain(
     if small and recipe.holdout != "none" and numbers[0].size:
         raise DataError(
             f"{source}: expected at least 2 rows of each task, one of them for its query set, got 1 of "
-            f"{small[0]!r}. Hint: leave it out, or say --domain.holdout=none."
+            f"{small[0]!r}. Hint: omit that task, or say --domain.holdout=none."
         )
     if not numbers[0].size:  # an evaluation of new tasks
         numbers = [part[counts[part] > 1] for part in numbers]

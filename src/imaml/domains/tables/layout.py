@@ -68,7 +68,7 @@ class Column:
         found[missing] = number.get(label_of(self.usual), 0)
         for row in np.flatnonzero(found < 0) if unseen == "error" else ():
             levels = f"one of the training tasks' values, {some_of(self.levels)}"
-            hint = "leave such rows out, or train on tasks with it."
+            hint = "omit such rows, or train on tasks with it."
             if what == "a feature":
                 hint = "train on tasks with it, or code it like the first category, with --unseen=baseline."
             raise table.cell_error(self.name, row, levels, hint)
@@ -138,7 +138,7 @@ def column_of(
             differences are lost in their standardisation.
     """
     kind = "texts" if texts else table.kind(name, what)
-    where, leave = f"{table.source}, column {name!r}", "leave it out: --features=A,B names those to use"
+    where, leave = f"{table.source}, column {name!r}", "omit it: --features=A,B names those to use"
     if kind == "dates" and dates == "error":
         raise DataError(
             f"{where}: expected numbers or categories, got dates, such as {table.columns[name][0]!r}. Hint: "

@@ -134,7 +134,7 @@ def _of_tasks(tasks: Tasks, file: TasksFile) -> tuple[dict[str, Tree], list[Find
         constant = np.flatnonzero((flat == flat[0]).all(axis=0)).tolist()
         if constant and len(array) > 1:
             listed = [names[i] if names else str(i) for i in constant]
-            advice = "leave them out, as they say nothing"
+            advice = "omit them, as they say nothing"
             found.append(Finding("warning", f"{name}: constant columns ({some_of(listed)})", advice))
     found += _of_targets(tasks, facts)
     found += _of_copies(tasks, rows)
