@@ -245,9 +245,11 @@ def _training(
     size, held = domain.size("train"), domain.size("validation")
     if tasks_per_step is None:
         # A minute on a CPU is better spent on many steps of few episodes (docs/design.md).
-        most = 2 if normalises(domain.recipe.model) else 25
+        images = normalises(domain.recipe.model)
+        most = 2 if images else 25
         tasks_per_step = most if size is None else min(most, size)
-        why = "small steps of many tasks" if size is None or size > most else "all training tasks"
+        many = "many steps of few tasks" if images else "small steps of many tasks"
+        why = many if size is None or size > most else "all training tasks"
         choices.append(Choice("tasks_per_step", tasks_per_step, why))
     if steps is None:
         steps = MOST_STEPS
