@@ -3,7 +3,7 @@
     python -m benchmarks run real_data --data FOLDER
 
 FOLDER has watch.npz, pupils.csv and typefaces/, as the programs in examples/real write them (those and the
-installations are left out here).
+installations are omitted here).
 """
 
 import json

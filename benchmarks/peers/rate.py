@@ -15,7 +15,7 @@ SECONDS = 1.5  # for each size
 
 
 def rates(threads):
-    """GFLOP/s by library; one that is not installed is left out."""
+    """GFLOP/s by library; one that is not installed is omitted."""
     found = {}
     for library, name in (("jax", "imaml"), ("torch", "torch")):
         if name == "imaml" or environments.install(name) is None:

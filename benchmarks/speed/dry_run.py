@@ -5,7 +5,7 @@
 Both in processes of their own, with compiled programs kept, as where a user trains after a dry run.
 Milliseconds are the median of the steps that the run's journal has; memory is what the process had at most
 while it stepped, which is what the dry run speaks of, and, with the report that is made at the end, in all.
-Presets whose data are not given are left out, and said to be. Rows that are done are kept in
+Presets whose data are not given are omitted and reported. Rows that are done are kept in
 runs/dry_run: the same command resumes.
 """
 

@@ -119,6 +119,21 @@ def test_piped_lines_are_plain_and_few(tmp_path, capsys):
     assert "all steps are done" in lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"tasks": 48, "different": 12}, "(48 draws from 12 tasks)"),
+        ({"tasks": 3, "different": 1, "failed": 2}, "(3 draws from 1 task, 2 failed)"),
+        ({"tasks": 12, "different": 12}, "(12 tasks)"),
+        ({"tasks": 12}, "(12 tasks)"),  # as earlier versions wrote it
+    ],
+)
+def test_draws_of_one_task_are_not_called_tasks(counts, words, capsys):
+    with Journal(None) as journal:
+        journal.write("validation", step=5, scores={"loss": 0.5}, ci95={}, **counts)
+    assert capsys.readouterr().err.rstrip().endswith(words)
+
+
 def test_steps_are_shown_again_after_a_while_with_rate_and_time_left(capsys, monkeypatch):
     monkeypatch.setattr("imaml.training.journal.PLAIN_SECONDS", 0.0)
     run(None, minutes=0.5)

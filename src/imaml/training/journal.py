@@ -221,6 +221,19 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
 
 
+def draws_text(draws: int, different: int) -> str:
+    """Describe draws of which some are of the same task.
+
+    Args:
+        draws: The number of draws.
+        different: The number of different tasks.
+
+    Returns:
+        Both numbers as text.
+    """
+    return f"{draws} draws from {different} task{'s' * (different != 1)}"
+
+
 def score_text(name: str, value: float | None, ci95: float | None = None) -> str:
     """Format a score, accuracies in percent.
 
@@ -317,7 +330,10 @@ class _Words:
             names = sorted(scores, key=lambda name: name != self.headline)  # the headline first
             facts = [f"{n.replace('_', ' ')} {score_text(n, scores[n], ci95.get(n))}" for n in names]
             facts += [f"before adaptation {score_text(n, before[n])}" for n in names[:1] if n in before]
-            tasks = f"{get('tasks')} tasks" + (f", {event['failed']} failed" if get("failed") else "")
+            tasks = f"{get('tasks')} tasks"
+            if get("different") not in (None, get("tasks")):  # None in the logs of earlier versions
+                tasks = draws_text(event["tasks"], event["different"])
+            tasks += f", {event['failed']} failed" if get("failed") else ""
             best = ", best so far" if get("best") else ""
             return f"validation at {at}: {', '.join(facts)} ({tasks}){best}"
         if kind == "end":

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..core.statistics import paired_differences
-from .journal import json_values
+from .journal import draws_text, json_values
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Evaluation:
 
         what = f"{self.tasks} tasks{' never seen in training' * self.unseen}"
         if self.number is not None:
-            what = f"{self.tasks} draws from {self.different} task{'s' * (self.different != 1)}"
+            what = draws_text(self.tasks, self.different)
         lines = [f"{what} ({self.split} split, seed {self.seed})"]
         if self.split == "train":
             lines[0] += "; these are tasks of training"

@@ -256,8 +256,8 @@ def upright(state: np.ndarray, physics: np.ndarray) -> int:
     Returns:
         0 or 1.
     """
-    angle, turning, place, speed = state[2] * SCALES[2], state[3] * SCALES[3], state[0], state[1]
-    lean = angle + 0.3 * turning + 0.05 * place + 0.1 * speed
+    angle, angular, place, speed = state[2] * SCALES[2], state[3] * SCALES[3], state[0], state[1]
+    lean = angle + 0.3 * angular + 0.05 * place + 0.1 * speed
     return int((lean > 0) == (physics[-1] > 0))
 
 
