@@ -25,7 +25,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long" tests
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "slow and not long" tests
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long tests

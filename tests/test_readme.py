@@ -130,8 +130,16 @@ def test_the_example_of_deployment_gives_the_same_answers_in_each_process():
 OWN = sorted((ROOT / "examples/own").glob("*.py"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", OWN, ids=[file.stem for file in OWN])
+LONGEST = ("image_folder", "ragged_list", "flax_module")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, marks=pytest.mark.long if file.stem in LONGEST else pytest.mark.slow, id=file.stem)
+        for file in OWN
+    ],
+)
 def test_programs_on_own_tasks_learn_save_load_in_another_process_and_adapt(file, tmp_path):
     assert len(OWN) == 5
     assert len(file.read_text().splitlines()) <= 25

@@ -30,7 +30,8 @@ def count(work: str) -> dict[str, int]:
     name, changes = WORKS[work]
     config = overrides(preset(name), [(path, text, f"--{path}") for path, text in changes.items()])
     experiment = assemble(config)
-    step, (domain, state, key) = experiment.step(), experiment.begin()
+    step, (whole, state, key) = experiment.step(), experiment.begin()
+    domain = whole.training_domain(0)
     compiled = step.lower(domain, state, key).compile()
     flops = count_flops(experiment.step(estimate=False), domain, state, key).flops
     for _ in range(3):

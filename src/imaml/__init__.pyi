@@ -31,10 +31,10 @@ from .domains.control.carts import carts as carts
 from .domains.control.mazes import mazes as mazes
 from .domains.control.navigation import navigation as navigation
 from .domains.control.plants import plants as plants
-from .domains.fewshot.domain import characters as characters
-from .domains.fewshot.domain import image_tasks as image_tasks
-from .domains.fewshot.domain import mini_imagenet as mini_imagenet
-from .domains.fewshot.domain import omniglot as omniglot
+from .domains.fewshot.sources import characters as characters
+from .domains.fewshot.sources import image_tasks as image_tasks
+from .domains.fewshot.sources import mini_imagenet as mini_imagenet
+from .domains.fewshot.sources import omniglot as omniglot
 from .domains.generative.densities import densities as densities
 from .domains.generative.generation import generation as generation
 from .domains.generative.imitation import imitation as imitation
@@ -72,6 +72,7 @@ from .linear.cg import CG as CG
 from .linear.damped_cg import DampedCG as DampedCG
 from .linear.dense import Dense as Dense
 from .linear.gmres import GMRES as GMRES
+from .linear.inverse import Inverse as Inverse
 from .linear.minres import MINRES as MINRES
 from .linear.neumann import Neumann as Neumann
 from .linear.preconditioners import Diagonal as Diagonal
@@ -110,6 +111,7 @@ from .problems.likelihoods import Categorical as Categorical
 from .problems.likelihoods import Density as Density
 from .problems.likelihoods import Gaussian as Gaussian
 from .problems.likelihoods import likelihood as likelihood
+from .problems.linear_outputs import LinearSquares as LinearSquares
 from .problems.losses import composed as composed
 from .problems.precision import Theta as Theta
 from .problems.precision import learned as learned

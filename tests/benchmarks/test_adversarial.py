@@ -16,8 +16,8 @@ SEARCHES = [
     ("ridge, 2", "accuracy", "float32"),
     ("logistic, 1", "constant", "float64"),
     ("logistic, 2", "correct", "float64"),
-    ("network, Gauss-Newton", "plain", "float64"),
-    ("head, tanh, undeclared", "learned", "float64"),
+    pytest.param("network, Gauss-Newton", "plain", "float64", marks=pytest.mark.long),
+    pytest.param("head, tanh, undeclared", "learned", "float64", marks=pytest.mark.long),
 ]
 
 

@@ -14,14 +14,14 @@ def drawn(kind):
     return certificates.problems(kind, 15, seed=1, linear=(5,))[0]
 
 
-LONG = "network, tanh, Gauss-Newton"
+LONG = ("network, tanh, Gauss-Newton", "network, tanh")
 
 
 @pytest.mark.usefixtures("ranks_mixed", "optimised")
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=pytest.mark.long if kind == LONG else pytest.mark.slow)
+        pytest.param(kind, marks=pytest.mark.long if kind in LONG else pytest.mark.slow)
         for kind in certificates.KINDS
     ],
 )

@@ -88,7 +88,7 @@ def test_the_optimiser_of_one_method_alone_is_refused_before_anything_is_written
     assert compared.ROWS["imaml"].config(base, 5.0, 0).method.name == "imaml"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_methods_are_scored_on_the_same_tasks_at_equal_time_and_equal_tasks(small, tmp_path):
     out = tmp_path / "out"
     summary, said = run(small, out)

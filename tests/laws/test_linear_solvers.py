@@ -58,8 +58,16 @@ KINDS = pytest.mark.parametrize("kind", kinds_of("linear").values(), ids=kinds_o
 
 
 def solve(solver, matvec, b, x0=None, *, structure="spd"):
-    """A solve; a solver that uses the anchor is told that it is a half of the identity in A."""
+    """A solve; a solver that uses the anchor is told that it is a half of the identity in A.
+
+    One that multiplies by the inverse is given that of the dense matrix.
+    """
     given = {"anchor": jax.tree.map(lambda _: 0.5, b)} if solver.uses_anchor else {}
+    if solver.uses_inverse:
+        flat, unravel = ravel_pytree(b)
+        product = lambda x: ravel_pytree(matvec(unravel(x)))[0]  # noqa: E731
+        matrix = jax.vmap(product, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
+        given["inverse"] = lambda r: unravel(jnp.linalg.solve(matrix, ravel_pytree(r)[0]))
     return solver(matvec, b, x0, structure=structure, **given)
 
 

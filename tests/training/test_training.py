@@ -510,7 +510,7 @@ def final(out):
     return read_artefact(out)[0], record["arrays"], note
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kills_at_random_moments_change_nothing(tmp_path):
     cache, out, errors = tmp_path / "cache", tmp_path / "killed", tmp_path / "stderr"
     whole = start(tmp_path / "whole", cache, *KILLED)

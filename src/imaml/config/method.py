@@ -152,14 +152,16 @@ class MethodRecipe(Checked):
                 "method: chunk: expected a whole number, or None for all tasks at once, got 'auto'. Hint: "
                 "imaml.training.chunk_tuning.settled(config) measures which number is fastest."
             )
-        problem, new_task = self.problem(domain, self.initial()), None
-        if self.new_task is not None:
-            other = self.new_task.strength
-            weaker = problem if other is None else self.problem(domain, other)
-            new_task = Solving(weaker, self.new_task.inner)
+        taught, new_task = domain.training_domain(0), None
+        problem = self.problem(taught, self.initial())
+        if self.new_task is not None or taught is not domain:
+            given = NewTask(self.inner) if self.new_task is None else self.new_task
+            same = taught is domain and given.strength is None
+            other = self.initial() if given.strength is None else given.strength
+            new_task = Solving(problem if same else self.problem(domain, other), given.inner)
         options: Options = {"policy": self.policy, "chunk": self.chunk, "mesh": mesh, "new_task": new_task}
-        options["measure"] = domain.measure  # type: ignore[attr-defined]
-        made = self.make(domain, problem, inner=self.inner, **options)
+        options["measure"] = taught.measure  # type: ignore[attr-defined]
+        made = self.make(taught, problem, inner=self.inner, **options)
         return made.built_from(Origin(self, domain.recipe))
 
     def make(

@@ -46,6 +46,7 @@ from .user_data import Standalone as Standalone
 
 SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
+D = TypeVar("D", bound="DomainBase")
 Strength = Tree  # a positive number, a tree of them, `learned(...)`, or None for no regularisation
 
 
@@ -64,6 +65,7 @@ class DomainBase(UserData):
         convex: Whether `loss` is convex in the parameters.
         interval_widths: Half-widths of calibrated intervals in predicted standard deviations, by level.
         repeats: Whether draws of one task differ.
+        settles: Whether `settled` changes anything.
         alone: Whether an evaluation has the network that learns each task alone as a baseline.
         oracles: The names of `baselines` that know what no method can, such as a task's true parameters.
     """
@@ -73,6 +75,7 @@ class DomainBase(UserData):
     higher_is_better: ClassVar[bool] = False
     convex: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
+    settles: ClassVar[bool] = False
     alone: ClassVar[bool] = False
     oracles: ClassVar[frozenset[str]] = frozenset()
     interval_widths: ClassVar[Mapping[float, float]] = MappingProxyType({})
@@ -210,6 +213,18 @@ class DomainBase(UserData):
         """
         return True
 
+    def training_domain(self: D, step: int) -> D:
+        """Return the domain that a step of training draws its tasks from.
+
+        Args:
+            step: The step, from 0. Two steps may have tasks of different shapes.
+
+        Returns:
+            The domain itself by default; another one if training tasks differ from new tasks, as in their
+            number of classes.
+        """
+        return self
+
     # Learning ---------------------------------------------------------------------------------------------
 
     @property
@@ -263,6 +278,19 @@ class DomainBase(UserData):
             A scalar, `loss` on the query batch by default.
         """
         return self.loss(phi, batch)
+
+    def settled(self, theta: Tree, key: Array) -> Tree:
+        """Return the meta-parameters as new tasks need them, after the training steps so far.
+
+        Args:
+            theta: The meta-parameters.
+            key: A random key for training tasks.
+
+        Returns:
+            ``theta`` itself by default; with what is measured instead of learned, such as statistics for
+            normalisation.
+        """
+        return theta
 
     def wide(self, key: Array) -> Tree:
         """Return fresh parameters for joint learning: those of the same network.

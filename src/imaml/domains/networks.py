@@ -140,6 +140,20 @@ class Conv4(Checked):
         Returns:
             Logits ``(n, ways)``, and a pair ``(mean, variance)``, each ``(filters,)``, for each layer.
         """
+        flat, used = self.embed(parameters, inputs, statistics)
+        return flat @ parameters["head"]["kernel"] + parameters["head"]["bias"], used
+
+    def embed(self, parameters: Parameters, inputs: Array, statistics: Tree = None) -> tuple[Array, Tree]:
+        """Return the features that the head reads, and the statistics that they were computed with.
+
+        Args:
+            parameters: As `init` returns them; the head is not read.
+            inputs: Images ``(n, side, side, channels)``.
+            statistics: As in `forward`.
+
+        Returns:
+            Features ``(n, features)``, and the statistics.
+        """
         used = []
         hidden = inputs
         for layer in range(4):
@@ -155,8 +169,7 @@ class Conv4(Checked):
             # scale (x - mean) / sqrt(variance + EPSILON) + bias, as one product and one sum for each channel
             scale = module["scale"] * lax.rsqrt(variance + EPSILON)
             hidden = jax.nn.relu(hidden * scale + (module["bias"] - mean * scale))
-        flat = hidden.reshape(hidden.shape[0], -1)
-        return flat @ parameters["head"]["kernel"] + parameters["head"]["bias"], used
+        return hidden.reshape(hidden.shape[0], -1), used
 
 
 def _convolve(x: Array, kernel: Array) -> Array:

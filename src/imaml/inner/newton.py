@@ -1,7 +1,7 @@
 """Newton's method: with conjugate gradients and a line search (Hessian-free), and plain for any F = 0."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, ClassVar
 
 import jax
@@ -11,12 +11,12 @@ from jax import Array
 from ..core import tree
 from ..core.fields import PositiveFloat, PositiveInt, Such
 from ..core.loops import halved_while
-from ..core.recipes import recipe
+from ..core.recipes import Role, recipe
 from ..core.tree import Tree
 from ..linear.base import LinearSolver
 from ..linear.cg import CG
 from ..linear.dense import Dense
-from ..problems.linearised import anchor_of, refuse_system, solve_linear
+from ..problems.linearised import Known, refuse_system, solve_linear
 from .base import Instance, Step, Stepping
 
 SUFFICIENT = 1e-4  # Armijo: the share of the decrease that the slope promises (Nocedal and Wright, eq. 3.4)
@@ -98,7 +98,7 @@ def _searched(objective: Callable[[Tree], Array], phi: Tree, slope: Tree, direct
     return moved(jnp.where(length > 0.5**most, length, 0))
 
 
-@dataclass(frozen=True)
+@recipe("inner", fresh={"steps": 5})
 class Newton(Stepping[None]):
     """Newton's method on F = 0, phi <- phi - A^-1 F with A = dF/dphi, for a problem of any structure.
 
@@ -123,10 +123,17 @@ class Newton(Stepping[None]):
     """
 
     steps: PositiveInt | None = None
-    linear: Annotated[LinearSolver, Such("a linear solver such as Dense()")] = field(default_factory=Dense)
+    linear: Annotated[LinearSolver, Role("linear"), Such("a linear solver such as Dense()")] = field(
+        default_factory=Dense
+    )
     tolerance: PositiveFloat | None = None
     most: ClassVar[int] = 100
     linearises: ClassVar[bool] = True
+
+    @property
+    def single_solve(self) -> LinearSolver | None:
+        """The linear solver, if the iteration is one step of it; else None."""
+        return self.linear if self.steps == 1 else None
 
     def iteration(self, task: Instance) -> tuple[None, Step[None]]:
         """Prepare the iteration; see `Stepping.iteration`."""
@@ -135,8 +142,8 @@ class Newton(Stepping[None]):
 
         def step(slope: Tree, phi: Tree, memory: None) -> tuple[Tree, None]:
             _, product = jax.linearize(task.residual, phi)
-            anchor = anchor_of(problem, phi, task.theta)
-            change = solve_linear(self.linear, product, slope, problem.structure, anchor)
+            known = Known.of(problem, phi, task.theta, task.batch)
+            change = solve_linear(self.linear, product, slope, problem.structure, known)
             return tree.minus(phi, change), memory
 
         return None, step

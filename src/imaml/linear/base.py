@@ -34,8 +34,9 @@ STRUCTURES = ("spd", "symmetric", "general")
 class LinearSolver(Protocol):
     """Anything that solves A x = b from products with A; see `Solver` for the base class of ours.
 
-    A solver whose attribute `uses_anchor` is true also takes `anchor=`, for A = H + diag(anchor). One that is
-    registered also has the attribute `factorises`.
+    A solver whose attribute `uses_anchor` is true also takes `anchor=`, for A = H + diag(anchor), and one
+    whose attribute `uses_inverse` is true takes `inverse=`. One that is registered also has the attribute
+    `factorises`.
     """
 
     accepts: ClassVar[tuple[str, ...]]
@@ -68,6 +69,7 @@ class System(NamedTuple):
         structure: "spd", "symmetric" or "general".
         power: b and x are 2^-power times those asked for.
         anchor: The diagonal that was added to the curvature, for solvers that use it; else None.
+        inverse: b -> A^-1 b, for solvers that use it; else None.
     """
 
     product: Product
@@ -77,6 +79,7 @@ class System(NamedTuple):
     guessed: bool = False
     structure: str = "spd"
     anchor: Array | None = None
+    inverse: Product | None = None
 
     def residual(self) -> Array:
         """Compute the residual at the first guess.
@@ -134,6 +137,7 @@ class Solver:
         structure: The structure that a call assumes by default.
         factorises: Whether it may factorise a dense matrix, and so wants threads left for LAPACK.
         uses_anchor: Whether it needs `anchor=`.
+        uses_inverse: Whether it needs `inverse=`.
         takes_guess: Whether it accepts `x0`.
         never_worse: Whether no answer is worse than its first guess in some norm, whatever its residual.
             That of another solver whose residual is above 1, which zero has, is a BREAKDOWN.
@@ -143,6 +147,7 @@ class Solver:
     structure: ClassVar[str] = "spd"
     factorises: ClassVar[bool] = False
     uses_anchor: ClassVar[bool] = False
+    uses_inverse: ClassVar[bool] = False
     takes_guess: ClassVar[bool] = True
     never_worse: ClassVar[bool] = False
 
@@ -154,6 +159,7 @@ class Solver:
         *,
         structure: str | None = None,
         anchor: Tree | None = None,
+        inverse: Matvec | None = None,
     ) -> Solution:
         """Solve A x = b.
 
@@ -165,13 +171,14 @@ class Solver:
                 `structure`.
             anchor: The diagonal that was added to the curvature, a tree that broadcasts to `b`. Only solvers
                 with `uses_anchor` read it.
+            inverse: The function b -> A^-1 b over trees. Only solvers with `uses_inverse` call it.
 
         Returns:
             A Solution whose value is shaped like `b`, and whose residual is |b - A x| / |b|.
 
         Raises:
             StructureError: If the solver is not made for systems of that structure.
-            ConfigError: If `b`, `x0` or the products do not fit, or `anchor` is missing.
+            ConfigError: If `b`, `x0` or the products do not fit, or `anchor` or `inverse` is missing.
         """
         structure = self.structure if structure is None else structure
         refuse_structure(self, structure)
@@ -183,11 +190,19 @@ class Solver:
                 f"{name}: anchor: expected the diagonal that was added to the curvature, a tree like b, got "
                 "None. Hint: for a proximal problem it is the strengths."
             )
+        if self.uses_inverse and inverse is None:
+            raise ConfigError(
+                f"{name}: inverse: expected a function b -> A^-1 b, got None. Hint: use CG() where none is "
+                "known."
+            )
         # Methods work on flat vectors; b is scaled so that squares of entries stay in range.
         system, unravel = flat_system(matvec, b, x0)
         # A preconditioner needs the diagonal D of A = H + D, one entry a parameter.
         flat = tree.ravel(tree.spread(anchor, b))[0] if self.uses_anchor else None
-        system = system._replace(structure=structure, anchor=flat)
+        known = None
+        if self.uses_inverse and inverse is not None:
+            known = lambda r: tree.ravel(inverse(unravel(r)))[0]  # noqa: E731
+        system = system._replace(structure=structure, anchor=flat, inverse=known)
         return _finish(system, self.run(system), self, unravel)
 
     def run(self, system: System) -> Outcome:
@@ -403,6 +418,18 @@ def uses_anchor(solver: LinearSolver) -> bool:
         Its attribute `uses_anchor`; False where it has none.
     """
     return bool(getattr(solver, "uses_anchor", False))
+
+
+def uses_inverse(solver: LinearSolver) -> bool:
+    """Say whether a solver needs a function that multiplies by the inverse.
+
+    Args:
+        solver: Any linear solver, also one of a user's own.
+
+    Returns:
+        Its attribute `uses_inverse`; False where it has none.
+    """
+    return bool(getattr(solver, "uses_inverse", False))
 
 
 def flat_system(matvec: Matvec, b: Tree, x0: Tree | None = None) -> tuple[System, Callable[[Array], Tree]]:

@@ -20,7 +20,7 @@ from ..inner.base import InnerSolver, judged
 from ..linear.base import LinearSolver, Matvec
 from ..linear.cg import CG
 from ..problems.base import RULES, Key, Problem, Task, require_anchor
-from ..problems.linearised import anchor_of, refuse_system, solve_linear
+from ..problems.linearised import Known, refuse_system, solve_linear
 from .accuracy import Tightening, until_accurate
 from .arguments import require_parameters
 from .base import Flag, Learning, RuleBase, StepNumber, TaskGradient
@@ -195,11 +195,12 @@ class Implicit(ImplicitBase):
         def find(_: Callable, start: Array) -> Array:
             return tree.ravel(inner(problem, theta, batch, unravel(start), key).value)[0]
 
-        anchor = anchor_of(problem, phi0, theta)
-        anchor = None if anchor is None else tree.ravel(tree.spread(anchor, phi0))[0]
+        anchor, inverse = Known.of(problem, phi0, lax.stop_gradient(theta), batch)
+        flattened = None if inverse is None else lambda b: tree.ravel(inverse(unravel(b)))[0]
+        known = Known(None if anchor is None else tree.ravel(tree.spread(anchor, phi0))[0], flattened)
 
         def solve_tangent(product: Matvec, b: Array) -> Array:
-            return solve_linear(self.solver, product, b, problem.structure, anchor)
+            return solve_linear(self.solver, product, b, problem.structure, known)
 
         return unravel(lax.custom_root(residual, flat, find, solve_tangent))
 

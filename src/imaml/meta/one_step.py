@@ -14,7 +14,7 @@ from ..inner.base import InnerSolver, Instance, of_fixed_length
 from ..inner.newton import Newton
 from ..linear.cg import CG
 from ..problems.base import RULES, Key, Problem, Task, require_anchor
-from ..problems.linearised import anchor_of, solve_anchored
+from ..problems.linearised import Known, solve_known
 from .base import Differentiated, Learning, TaskGradient, require_reversible
 from .system import outer_loss_of
 
@@ -75,8 +75,8 @@ class OneStep(Differentiated):
 
             direct - d/dtheta [u.(F - A w)]           at fixed phi_k, u and w
         """
-        last = self.last
-        if not (isinstance(last, Newton) and last.steps == 1):
+        solver = getattr(self.last, "single_solve", None)
+        if solver is None:
             return super().task_gradient(learning, theta, task, key)
         problem, support = learning.problem, task.support
         _, before = learning.solved(theta, support, key)
@@ -87,12 +87,12 @@ class OneStep(Differentiated):
         if structure == "general":
             back = jax.linear_transpose(product, at)
             transposed = lambda u: back(u)[0]  # noqa: E731
-        anchor = anchor_of(problem, at, theta)
-        step = solve_anchored(last.linear, product, value, structure, anchor)
+        known = Known.of(problem, at, theta, support)
+        step = solve_known(solver, product, value, structure, known)
         moved = tree.minus(at, step.value)
         phi = problem.full(moved, theta)
         loss, slope, direct = outer_loss_of(learning.query_loss, theta, task.query)(phi)
-        found = solve_anchored(last.linear, transposed, problem.split(slope), structure, anchor)
+        found = solve_known(solver, transposed, problem.split(slope), structure, known)
 
         def left(t: Tree) -> Tree:  # F - A w
             own, along = jax.jvp(lambda p: residual(p, t), (at,), (step.value,))

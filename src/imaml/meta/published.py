@@ -23,7 +23,7 @@ from ..inner.base import InnerSolver, Instance, Solver, to_tolerance
 from ..linear.base import LinearSolver, refuse_structure
 from ..linear.cg import CG
 from ..problems.base import Key, Loss, Problem, Task
-from ..problems.linearised import solve_anchored
+from ..problems.linearised import Known, solve_known
 from ..problems.proximal import Proximal
 from .base import Learning, RuleBase, TaskGradient
 
@@ -106,7 +106,7 @@ class AsReleased(RuleBase):
             return jax.tree.map(lambda a, h: (1 + self.damping) * a + scale * h, v, curve(v))
 
         anchor = jax.tree.map(lambda p: jnp.full_like(p, 1 + self.damping), phi)
-        linear = solve_anchored(self.linear, product, slope, "spd", anchor)
+        linear = solve_known(self.linear, product, slope, "spd", Known(anchor))
         gradient = jax.tree.map(jnp.add, direct, linear.value)
         return TaskGradient(gradient, value, phi, found.stats.residual, found, linear)
 

@@ -14,7 +14,7 @@ from ..core.solution import Solution
 from ..core.tree import Tree
 from ..linear.base import LinearSolver
 from ..problems.base import Problem
-from ..problems.linearised import anchor_of, solve_anchored
+from ..problems.linearised import Known, solve_known
 
 QueryLoss = Callable[[Tree, Tree, Tree], Array]  # (phi, theta, batch) -> scalar
 
@@ -91,7 +91,7 @@ class System(NamedTuple):
         direct: The part of the meta-gradient that does not depend on u, shaped like theta.
         loss: The outer loss, a scalar.
         structure: The structure of A.
-        anchor: The diagonal that the anchor adds to A, or None.
+        known: What the problem knows of A besides products.
     """
 
     residual: Tree
@@ -101,7 +101,7 @@ class System(NamedTuple):
     direct: Tree
     loss: Array
     structure: str
-    anchor: Tree = None
+    known: Known = Known()
 
     def solve(self, linear: LinearSolver) -> Solution:
         """Solves the system.
@@ -112,7 +112,7 @@ class System(NamedTuple):
         Returns:
             The Solution u.
         """
-        return solve_anchored(linear, self.product, self.right, self.structure, self.anchor)
+        return solve_known(linear, self.product, self.right, self.structure, self.known)
 
     def gradient(self, u: Tree) -> Tree:
         """The meta-gradient for a solution of the system.
@@ -187,6 +187,6 @@ class Case(NamedTuple):
         if problem.adapt.choice is not None:  # shared parameters are theta's own: their cotangent passes on
             _, pull_shared = jax.vjp(lambda t: problem.full(lax.stop_gradient(adapted), t), theta)
             direct = jax.tree.map(jnp.add, direct, pull_shared(slope)[0])
-        anchor = anchor_of(problem, adapted, theta)
+        known = Known.of(problem, adapted, theta, batch)
         right = problem.split(slope)
-        return System(value, product, right, through, direct, loss, problem.structure, anchor)
+        return System(value, product, right, through, direct, loss, problem.structure, known)

@@ -217,7 +217,10 @@ class Problem(ByContent):
         """
         if self.start is not None:
             return self.start(theta, batch, key)
-        return self.adapt.split(self.mean(theta))[0]
+        mean = self.adapt.split(self.mean(theta))[0]
+        # A head that is one column in theta has a column for each class of a task.
+        widened = getattr(self.loss, "widened", None)
+        return mean if widened is None else widened(mean, batch)
 
     def parameters(self, mean: Tree) -> Tree:
         """Make theta for a given mean.
@@ -345,6 +348,30 @@ class Problem(ByContent):
             A tree like `phi` of arrays that broadcast to its leaves; None where `diagonal` is False.
         """
         return self.strengths(phi, theta) if self.diagonal else None
+
+    @property
+    def invertible(self) -> bool:
+        """Whether `inverse` has a closed form."""
+        return False
+
+    def inverse(self, phi: Tree, theta: Tree, batch: Tree) -> Callable[[Tree], Tree]:
+        """Return the function v -> A^-1 v, in closed form.
+
+        Args:
+            phi: The adapted parameters.
+            theta: The meta-parameters.
+            batch: The support set.
+
+        Returns:
+            The function, between trees like `phi`.
+
+        Raises:
+            StructureError: If there is no closed form (`invertible` is False).
+        """
+        raise StructureError(
+            f"inverse: expected a proximal problem of a squared loss of the head, got {self.kind}. Hint: use "
+            "CG()."
+        )
 
     def curvature_floor(self, phi: Tree, theta: Tree) -> Array | None:
         """Bound the eigenvalues of A from below, at every phi.

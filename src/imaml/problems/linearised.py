@@ -2,49 +2,67 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from jax import lax
 
 from ..core.errors import StructureError
 from ..core.solution import Solution
 from ..core.tree import Tree
-from ..linear.base import LinearSolver, Matvec, refuse_structure, uses_anchor
+from ..linear.base import LinearSolver, Matvec, refuse_structure, uses_anchor, uses_inverse
 from .base import Problem
 
 
-def anchor_of(problem: Problem, adapted: Tree, theta: Tree) -> Tree:
-    """Return the diagonal that the anchor adds to the loss's curvature, without a derivative.
+class Known(NamedTuple):
+    """What a problem knows of the matrix A besides products with it.
 
-    Args:
-        problem: The problem.
-        adapted: The adapted parameters.
-        theta: The meta-parameters.
-
-    Returns:
-        A tree like `adapted`; None if the problem has no such diagonal.
+    Attributes:
+        anchor: The diagonal that the anchor adds to the loss's curvature, a tree like the adapted parameters,
+            without a derivative; None if the problem has no such diagonal.
+        inverse: b -> A^-1 b; None if the problem has no closed form of it. Nothing is computed before it is
+            called.
     """
-    return lax.stop_gradient(problem.anchor_diagonal(adapted, theta))
+
+    anchor: Tree = None
+    inverse: Matvec | None = None
+
+    @classmethod
+    def of(cls, problem: Problem, adapted: Tree, theta: Tree, batch: Tree) -> Known:
+        """Ask a problem.
+
+        Args:
+            problem: The problem.
+            adapted: The adapted parameters.
+            theta: The meta-parameters.
+            batch: The support set.
+
+        Returns:
+            What it knows of A there.
+        """
+        anchor = lax.stop_gradient(problem.anchor_diagonal(adapted, theta))
+        known = (lambda b: problem.inverse(adapted, theta, batch)(b)) if problem.invertible else None
+        return cls(anchor, known)
 
 
-def solve_anchored(
-    linear: LinearSolver, product: Matvec, right: Tree, structure: str, anchor: Tree
-) -> Solution:
-    """Solve a linear system, and tells the solver of the anchor where it uses one.
+def solve_known(linear: LinearSolver, product: Matvec, right: Tree, structure: str, known: Known) -> Solution:
+    """Solve a linear system, and tell the solver what it uses of what is known.
 
     Args:
         linear: The linear solver.
         product: v -> A v.
         right: The right-hand side.
         structure: The structure of A.
-        anchor: The diagonal added to the curvature, or None.
+        known: What the problem knows of A.
 
     Returns:
         The Solution, shaped like `right`.
     """
-    given = {"anchor": anchor} if uses_anchor(linear) else {}
+    given = {"anchor": known.anchor} if uses_anchor(linear) else {}
+    given |= {"inverse": known.inverse} if uses_inverse(linear) else {}
     return linear(product, right, structure=structure, **given)
 
 
-def solve_linear(linear: LinearSolver, product: Matvec, right: Tree, structure: str, anchor: Tree) -> Tree:
+def solve_linear(linear: LinearSolver, product: Matvec, right: Tree, structure: str, known: Known) -> Tree:
     """Solve a linear system; derivatives go through the system itself, not through the solver's steps.
 
     Args:
@@ -52,14 +70,14 @@ def solve_linear(linear: LinearSolver, product: Matvec, right: Tree, structure: 
         product: v -> A v, a linear function that JAX can transpose.
         right: The right-hand side.
         structure: The structure of A.
-        anchor: The diagonal added to the curvature, or None.
+        known: What the problem knows of A.
 
     Returns:
         The solution, shaped like `right`.
     """
 
     def solve(matvec: Matvec, b: Tree) -> Tree:
-        return solve_anchored(linear, matvec, b, structure, anchor).value
+        return solve_known(linear, matvec, b, structure, known).value
 
     symmetric = structure != "general"
     transposed = None if symmetric else solve
@@ -74,7 +92,8 @@ def refuse_system(linear: LinearSolver, problem: Problem) -> None:
         problem: The problem.
 
     Raises:
-        StructureError: If the solver does not accept their structure, or needs strengths that they lack.
+        StructureError: If the solver does not accept their structure, or needs strengths or an inverse that
+            they lack.
     """
     refuse_structure(linear, problem.structure)
     if uses_anchor(linear) and not problem.diagonal:
@@ -82,4 +101,10 @@ def refuse_system(linear: LinearSolver, problem: Problem) -> None:
         raise StructureError(
             f"{linear!r}: expected a problem made by proximal(loss, strength) with one strength for every "
             f"parameter, got {got}. Hint: use CG() without a preconditioner, or Dense."
+        )
+    if uses_inverse(linear) and not problem.invertible:
+        raise StructureError(
+            f"{linear!r}: expected a problem whose inverse has a closed form, as a proximal one of a squared "
+            "loss that adapts the head alone (imaml.LinearSquares) with one strength for each row, got "
+            f"{problem.kind}. Hint: use CG()."
         )

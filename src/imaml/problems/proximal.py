@@ -17,6 +17,7 @@ from ..core.errors import ConfigError
 from ..core.tree import Selection, Tree
 from ..core.validation import require_function, require_one_of, require_scalar
 from .base import ALL, CURVATURES, Loss, Problem, check_lipschitz, declared
+from .linear_outputs import LinearSquares, ridge_inverse
 from .losses import HalfSquares, composed, gauss_newton_slope
 from .matrices import Precision
 from .precision import Learned, logs_in
@@ -75,6 +76,19 @@ class Proximal(Problem):
         if self.learns is None:
             return super().precision(phi, theta)
         return self.learns.precision(logs_in("proximal", theta, "log_strength"), phi)
+
+    @property
+    def invertible(self) -> bool:
+        """Whether the loss is of squares that are linear in phi, with one strength for each parameter."""
+        linear = isinstance(self.loss, LinearSquares) and self.adapt.choice == self.loss.linear_in
+        return linear and self.diagonal
+
+    def inverse(self, phi: Tree, theta: Tree, batch: Tree) -> Callable[[Tree], Tree]:
+        """(X^T X / n + P)^-1; see `Problem.inverse`."""
+        if not self.invertible:
+            return super().inverse(phi, theta, batch)
+        design = self.split(self.loss.design(self.full(phi, theta), batch))  # type: ignore[attr-defined]
+        return ridge_inverse(design, self.strengths(phi, theta), phi)
 
     def curvature_floor(self, phi: Tree, theta: Tree) -> Array | None:
         """The least strength, if the loss is declared convex or A is a Gauss-Newton matrix."""

@@ -92,7 +92,8 @@ def _candidates(config: Config) -> list[int | None]:
 def _milliseconds(config: Config) -> float | None:
     """Return the shortest time of a step, or None if it would take too much memory."""
     experiment = assemble(config)
-    domain, state, key = experiment.begin()
+    whole, state, key = experiment.begin()
+    domain = whole.training_domain(0)
     compiled = experiment.step().lower(domain, state, key).compile()
     room, wanted = _room(), compiled.memory_analysis()
     if room and wanted is not None and wanted.temp_size_in_bytes > SHARE * room:

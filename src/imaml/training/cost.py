@@ -300,7 +300,8 @@ def measure(
     """
     rate = matmul_rate()
     experiment = experiment or assemble(config)
-    step, (domain, state, key) = experiment.step(), experiment.begin()
+    step, (whole, state, key) = experiment.step(), experiment.begin()
+    domain = whole.training_domain(0)
     counted = count_flops(experiment.step(estimate=False), domain, state, key)
     began = time.perf_counter()
     compiled = step.lower(domain, state, key).compile()

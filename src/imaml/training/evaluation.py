@@ -125,7 +125,8 @@ def score(
         drawn = domain.draw_in_turn(key, split, place)
         task = domain.gather(drawn)
         phi, solution = method.adapt(theta, task.support, key)
-        both = jax.tree.map(lambda *pair: jnp.stack(pair), phi, method.mean(theta))
+        before = tree.spread(method.mean(theta), phi)  # a head of one column has one for each class
+        both = jax.tree.map(lambda *pair: jnp.stack(pair), phi, before)
         scores = lax.map(lambda given: domain.metrics(given, task), both)  # compiled once for the two
         after, before = (jax.tree.map(lambda leaf, i=i: leaf[i], scores) for i in (0, 1))
         # An accuracy is finite even where outputs are NaN; the losses beside it show that they are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
@@ -15,6 +16,7 @@ import numpy as np
 from jax.stages import Wrapped
 
 from ..config.run import Config
+from ..core.compile import whole_program
 from ..core.errors import ConfigError, NumericalError
 from ..core.interrupts import Interrupted, Interrupts
 from ..core.tree import Tree
@@ -36,6 +38,7 @@ from .step_statistics import Window
 if TYPE_CHECKING:
     from .experiment import Experiment
 
+SETTLING_SEED = 7  # of the training tasks that normalisation is measured on
 VALIDATION_SEED = 20_190_910  # validation tasks are the same in every run, so that runs can be paired
 
 
@@ -164,6 +167,25 @@ class Run:
         return evaluate(self, on, split=split, tasks=tasks, seed=seed, progress=progress)
 
 
+@functools.cache
+def _settling() -> Wrapped:
+    """The compiled `DomainBase.settled`."""
+    return whole_program(lambda domain, theta: domain.settled(theta, jax.random.key(SETTLING_SEED)))
+
+
+def settled(domain: Domain, theta: Tree) -> Tree:
+    """Return meta-parameters as new tasks need them; see `DomainBase.settled`.
+
+    Args:
+        domain: The domain, with its data.
+        theta: The meta-parameters.
+
+    Returns:
+        The meta-parameters.
+    """
+    return _settling()(domain, theta) if domain.settles else theta
+
+
 class Loop:
     """One call of `Experiment.train`.
 
@@ -204,7 +226,7 @@ class Loop:
         self.flat = False  # whether the meta-gradient's norm has fallen below its threshold
         self.fresh = True  # whether the parameters of step 0 are random ones
         self.saved = -1  # the step of the newest checkpoint
-        self.compiled: list[Wrapped] = []  # the steps that this call has compiled
+        self.compiled: list[tuple[Wrapped, Any]] = []  # the steps that this call has compiled
         self.owed = False  # whether a validation was interrupted, and is due when the run goes on
 
     def run(self, resume: bool, start: Tree, progress: bool | None) -> Run:
@@ -224,7 +246,7 @@ class Loop:
         experiment, training, directory = self.experiment, self.training, self.directory
         self.domain, state, self.key = experiment.begin(start)
         # What does not fit is refused before anything is written.
-        self.step.eval_shape(self.domain, state, self.key)  # type: ignore[attr-defined]
+        self.step.eval_shape(self.domain.training_domain(0), state, self.key)  # type: ignore[attr-defined]
         described, self.fresh = experiment.config or experiment.reason, start is None
         shown = {"progress": progress, "total": training.steps, "minutes": training.minutes}
         # From the directory's first file to its last, so that every interrupt leaves a run to be resumed.
@@ -253,8 +275,9 @@ class Loop:
         return Run(theta, *made, count, reason, directory, self.last, untrained=untrained)
 
     def _theta(self, state: State) -> Tree:
-        """Return the meta-parameters, the moving average where one is kept."""
-        return state["average"] if self.experiment.outer.average else state["theta"]
+        """Return the meta-parameters for new tasks, the moving average where one is kept."""
+        theta = state["average"] if self.experiment.outer.average else state["theta"]
+        return settled(self.domain, theta)
 
     def _started(self, state: State) -> State:
         """Return the state that a new run begins with."""
@@ -346,18 +369,21 @@ class Loop:
         began = time.monotonic()
         every = self.training.certify_every
         step = self.certifying if every and (count + 1) % every == 0 else self.step
-        if step not in self.compiled:
-            self._compile(step, state)
+        # Steps whose tasks have other shapes are other programs.
+        domain = self.domain.training_domain(count)
+        program = step, jax.tree.structure(domain)
+        fresh = program not in self.compiled
+        if fresh:
+            self._compile(step, domain, state)
         if self.training.restore_best and count == 0:
             self.began += time.monotonic() - began
             self._validate(state, 0)
             began = time.monotonic()
-        new, report = step(self.domain, state, self.key)
+        new, report = step(domain, state, self.key)
         used = np.asarray(report["metrics"].used)
-        if not self.compiled:  # else a time budget would be spent on compiling, anew at every resume
+        if fresh:  # else a time budget would be spent on compiling, anew at every resume
             self.began += time.monotonic() - began
-        if step not in self.compiled:
-            self.compiled.append(step)
+            self.compiled.append(program)
         if not used.all():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -374,7 +400,7 @@ class Loop:
             )
         return new, report
 
-    def _compile(self, step: Wrapped, state: State) -> None:
+    def _compile(self, step: Wrapped, domain: Domain, state: State) -> None:
         """Compile a step, so that calling it does not; Interrupted where an interrupt came meanwhile.
 
         Traced and lowered here, where JAX's configuration contexts hold, and compiled in another thread:
@@ -384,7 +410,7 @@ class Loop:
         lower = getattr(step, "lower", None)  # a function that is not jitted is compiled where it is called
         if lower is not None:
             with self.interrupts.stoppable():
-                programs = [lower(self.domain, state, self.key)]
+                programs = [lower(domain, state, self.key)]
                 if self.training.validate_every and not self.compiled:
                     given = self.experiment.domain, self.experiment.method, self._theta(state)
                     programs.append(lower_evaluation(*given, **self._validation()))

@@ -14,13 +14,13 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from ...core.errors import ConfigError, DataError
-from ...core.fields import NonNegativeFloat, PositiveInt, SeveralInt
+from ...core.fields import NonNegativeFloat, PositiveFloat, PositiveInt, SeveralInt
 from ...core.recipes import recipe
 from ...core.tree import Tree
 from ...core.validation import not_one_of, some_of
 from ...problems.base import Task
-from ...problems.likelihoods import Categorical
-from ...problems.losses import CompositeLoss, joined
+from ...problems.losses import joined
+from ...problems.precision import Theta
 from ..networks import Conv4
 from ..recipes import ReadsData
 from . import distortion, strokes
@@ -28,11 +28,14 @@ from . import omniglot as omniglot_data
 from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, distinct, then, turn
 from .images import SPLITS, Images, read_split_folders
 from .interface import FewShotInterface
+from .losses import LAYERS, By, ImagesLoss, SquaredImagesLoss
 from .omniglot_files import SETS
 
 DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (22_000, 26_000)}
 # What is in a folder that has splits, or is Omniglot's.
 KNOWN = ("train", "train.csv", "omniglot.npz", *SETS, *(f"{name}.zip" for name in SETS))
+BY: dict[str, By] = {"transductive": "batch", "inductive": "support", "running": "running"}
+SETTLING = 20  # training tasks whose images give the statistics of new tasks
 DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
 
 
@@ -48,7 +51,18 @@ class FewShotRecipe(ReadsData):
         shots: Support images of each class.
         queries: Query images of each class.
         normalisation: By which statistics a query batch is normalised in training: its own ("transductive",
-            as in the literature) or the support set's ("inductive").
+            as in the literature) or the support set's ("inductive"). "running" is as "transductive" in
+            training; new tasks are normalised by the statistics of many training tasks.
+        head: "own": theta has a head for `ways` classes. "shared": its head has one column, which all
+            classes of a task start at, so that a task may have any number of classes.
+        fit: What the inner problem minimises: the "cross-entropy", or the "squares" of the outputs' distance
+            from the labels as unit vectors. If the head alone adapts, `imaml.Inverse` solves it exactly.
+        scale: What outputs are multiplied by to be logits: a number to start from, which is learned; or None
+            for logits as they are.
+        train_ways: Classes of a training task, or None for `ways`.
+        train_shots: Support images of each class of a training task, for one step after the other, in turn;
+            empty for `shots`.
+        train_queries: Query images of each class of a training task, or None for `queries`.
         rotations: Whether quarter turns count as classes of their own in training, as in the literature.
         symmetries: Whether each training task is shown in one of the square's eight symmetries.
         distortion: How much random maps distort training tasks and drawings; 0 for not at all (see
@@ -68,7 +82,13 @@ class FewShotRecipe(ReadsData):
     ways: SeveralInt = 5
     shots: PositiveInt = 1
     queries: PositiveInt = 5
-    normalisation: Literal["transductive", "inductive"] = "transductive"
+    normalisation: Literal["transductive", "inductive", "running"] = "transductive"
+    head: Literal["own", "shared"] = "own"
+    fit: Literal["cross-entropy", "squares"] = "cross-entropy"
+    scale: PositiveFloat | None = None
+    train_ways: SeveralInt | None = None
+    train_shots: tuple[PositiveInt, ...] = ()
+    train_queries: PositiveInt | None = None
     rotations: bool = True
     symmetries: bool = False
     distortion: NonNegativeFloat = 0.0
@@ -92,6 +112,11 @@ class FewShotRecipe(ReadsData):
                 raise ConfigError(
                     f"domain: {name}: expected at most {limit} for {self.source}, got {value!r}."
                 )
+        if self.train_ways not in (None, self.ways) and self.head == "own":
+            raise ConfigError(
+                f"domain: train_ways: expected {self.ways}, the ways of new tasks, with a head for so many "
+                f"classes, got {self.train_ways}. Hint: set --domain.head=shared."
+            )
 
     def build(self) -> FewShot:
         """Return the domain, with its data read."""
@@ -145,7 +170,27 @@ class FewShotRecipe(ReadsData):
     def network(self) -> Conv4:
         """The network that learns these tasks."""
         side, channels = (84, 3) if self.source == "mini-imagenet" else (28, 1)
-        return Conv4(self.ways, self.filters, side, channels)
+        return Conv4(self.ways if self.head == "own" else 1, self.filters, side, channels)
+
+    def in_training(self, step: int) -> FewShotRecipe:
+        """Return the recipe of the tasks of a step of training.
+
+        Args:
+            step: The step, from 0.
+
+        Returns:
+            The recipe, whose tasks have the ways, shots and queries of that step.
+        """
+        return replace(
+            self,
+            ways=self.train_ways or self.ways,
+            shots=self.train_shots[step % len(self.train_shots)] if self.train_shots else self.shots,
+            queries=self.train_queries or self.queries,
+            normalisation="transductive" if self.normalisation == "running" else self.normalisation,
+            train_ways=None,
+            train_shots=(),
+            train_queries=None,
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -175,9 +220,65 @@ class FewShot(FewShotInterface):
     higher_is_better: ClassVar[bool] = True
 
     @property
-    def loss(self) -> ImagesLoss:
-        """The mean cross-entropy on a batch normalised as the recipe says."""
-        return ImagesLoss(self.recipe.network, self.recipe.normalisation == "inductive")
+    def loss(self) -> ImagesLoss | SquaredImagesLoss:
+        """The inner loss, on a batch normalised as the recipe says."""
+        return self._loss(BY[self.recipe.normalisation])
+
+    def _loss(self, by: By) -> ImagesLoss | SquaredImagesLoss:
+        """The inner loss with a normalisation."""
+        kind = ImagesLoss if self.recipe.fit == "cross-entropy" else SquaredImagesLoss
+        return kind(self.recipe.network, by)
+
+    def training_domain(self, step: int) -> FewShot:
+        """Return the domain of a step's training tasks; see `FewShotRecipe.in_training`."""
+        recipe = self.recipe.in_training(step)
+        return self if recipe == self.recipe else replace(self, recipe=recipe)
+
+    def init(self, key: Array) -> Tree:
+        """Return fresh parameters of the network, of the scale and of the statistics where there are any."""
+        return {**self.network.init(key), **self._extras()}
+
+    def _extras(self) -> Tree:
+        """The parameters besides those of the network."""
+        recipe, extras = self.recipe, {}
+        if recipe.scale is not None:
+            extras["log_scale"] = jnp.log(jnp.float32(recipe.scale))
+        if recipe.normalisation == "running":
+            zeros, ones = jnp.zeros(recipe.filters, jnp.float32), jnp.ones(recipe.filters, jnp.float32)
+            extras["statistics"] = {name: {"mean": zeros, "variance": ones} for name in LAYERS}
+        return extras
+
+    @property
+    def settles(self) -> bool:  # type: ignore[override]
+        """Whether the statistics of training tasks normalise new tasks, or heads have one column."""
+        return self.recipe.normalisation == "running" or self.recipe.head == "shared"
+
+    def settled(self, theta: Tree, key: Array) -> Tree:
+        """Return theta with the statistics of `SETTLING` training tasks, and a shared column of zeros.
+
+        The column shifts the outputs of all classes alike. Its gradient is rounding, which an optimiser that
+        divides by the gradient's size takes for steps.
+        """
+        mean = Theta.of(theta).mean
+        if self.recipe.head == "shared":
+            mean = {**mean, "head": jax.tree.map(jnp.zeros_like, mean["head"])}
+        if self.recipe.normalisation == "running":
+            mean = {**mean, "statistics": self._measured(mean, key)}
+        return theta._replace(mean=mean) if isinstance(theta, Theta) else mean
+
+    def _measured(self, mean: Tree, key: Array) -> Tree:
+        """The statistics of each layer's outputs for the images of many training tasks."""
+        domain = self.training_domain(0)
+
+        def one(key: Array) -> list[tuple[Array, Array]]:
+            return self.recipe.network.embed(mean, self.whole(*domain.sample(key, "train")).images)[1]
+
+        found = jax.lax.map(one, jax.random.split(key, SETTLING))
+        # The variance of all images is the mean of the tasks' variances, and the variance of their means.
+        return {
+            name: {"mean": means.mean(0), "variance": variances.mean(0) + means.var(0)}
+            for name, (means, variances) in zip(LAYERS, found, strict=True)
+        }
 
     def logits(self, phi: Tree, batch: Labelled, inductive: bool | None = None) -> Array:
         """Return logits ``(n, ways)``.
@@ -191,8 +292,25 @@ class FewShot(FewShotInterface):
         Returns:
             The logits.
         """
-        loss = self.loss if inductive is None else ImagesLoss(self.recipe.network, inductive)
-        return loss.outputs(phi, batch)
+        loss = self.loss
+        if inductive is not None:
+            running = self.recipe.normalisation == "running"
+            loss = self._loss("batch" if not inductive else "running" if running else "support")
+        return self._scaled(phi, loss.outputs(phi, batch))
+
+    def _scaled(self, phi: Tree, outputs: Array) -> Array:
+        """Logits of outputs; those of a head of one column are the same for all classes."""
+        if self.recipe.head == "shared" and outputs.shape[1] == 1:
+            outputs = jnp.broadcast_to(outputs, (outputs.shape[0], self.recipe.ways))
+        return outputs if self.recipe.scale is None else jnp.exp(phi["log_scale"]) * outputs
+
+    def query_loss(self, phi: Tree, theta: Tree, batch: Labelled) -> Array:
+        """Return the mean cross-entropy of the logits."""
+        return cross_entropy(self.logits(phi, batch), batch.labels)
+
+    def forward(self, phi: Tree, rows: Array, statistics: Tree = None) -> Array:
+        """Return logits for images; see `DomainBase.forward`."""
+        return self._scaled(phi, self.network.forward(phi, rows, statistics)[0])
 
     @staticmethod
     def whole(support: Labelled, query: Labelled) -> Labelled:
@@ -209,7 +327,8 @@ class FewShot(FewShotInterface):
     def narrow(self, theta: Tree) -> Tree:
         """Return the network's parameters with a fresh head for a new task, all zeros."""
         head = jax.eval_shape(self.init, jax.random.key(0))["head"]
-        return {**theta, "head": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), head)}
+        head = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), head)
+        return {**self._extras(), **theta, "head": head}
 
     def joint_loss(self, theta: Tree, batch: Labelled, grouped: bool = False) -> Array:
         """Return the mean cross-entropy of telling all classes apart, or those of an image's own group.
@@ -312,10 +431,15 @@ class FewShot(FewShotInterface):
         support = images[:, : recipe.shots].reshape(shape)
         query = images[:, recipe.shots :].reshape(shape)
         support_labels, query_labels = (jnp.repeat(labels, n) for n in (recipe.shots, recipe.queries))
+        numbers = indices.classes
         return Task(
-            Labelled(support, support_labels, None, indices.classes[support_labels]),
-            Labelled(query, query_labels, support, indices.classes[query_labels]),
+            Labelled(support, support_labels, None, numbers[support_labels], self._targets(support_labels)),
+            Labelled(query, query_labels, support, numbers[query_labels], self._targets(query_labels)),
         )
+
+    def _targets(self, labels: Array) -> Array | None:
+        """Labels as unit vectors, where the head is shared."""
+        return jax.nn.one_hot(labels, self.recipe.ways) if self.recipe.head == "shared" else None
 
     def metrics(self, phi: Tree, task: Task) -> dict[str, Array]:
         """Return accuracy and mean cross-entropy on the query set, transductive and inductive."""
@@ -402,31 +526,6 @@ class FewShot(FewShotInterface):
         return replace(self, splits={**self.splits, split: jnp.asarray(chosen)}, recipe=recipe)
 
 
-@dataclass(frozen=True)
-class ImagesLoss(CompositeLoss):
-    """The mean cross-entropy of labelled images, (phi, batch) -> scalar; hashable.
-
-    Attributes:
-        network: The network.
-        inductive: Whether a query batch is normalised by the statistics of its reference, else by its own.
-    """
-
-    network: Conv4
-    inductive: bool
-    likelihood: ClassVar[Categorical] = Categorical()
-    averages: ClassVar[bool] = True
-
-    def outputs(self, phi: Tree, batch: Labelled) -> Array:
-        """Return logits ``(n, ways)``."""
-        reference = batch.reference if self.inductive else None
-        statistics = None if reference is None else self.network.forward(phi, reference)[1]
-        return self.network.forward(phi, batch.images, statistics)[0]
-
-    def cost(self, outputs: Array, batch: Labelled) -> Array:
-        """Return the mean cross-entropy of logits."""
-        return cross_entropy(outputs, batch.labels)
-
-
 def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:
     """Check that some group of training classes has enough for a task of its own (DataError)."""
     most = int(np.unique(groups, return_counts=True)[1].max(initial=0))
@@ -488,73 +587,3 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
         _require_group(recipe, groups[np.asarray(splits["train"])])
     arrays = [jnp.asarray(array) for array in (table.pixels, table.first, table.count, groups)]
     return FewShot(*arrays, splits=splits, most=most, recipe=recipe)
-
-
-def characters(ways: int = 5, shots: int = 1, **options: object) -> FewShot:
-    """Return tasks of procedural handwriting: random characters, 28 x 28, of thousands of classes.
-
-    The default normalisation is inductive, so that what is learned can be used on one image at a time.
-
-    Args:
-        ways: Classes of a task.
-        shots: Support images of each class.
-        **options: The other fields of `FewShotRecipe`.
-
-    Returns:
-        The domain.
-
-    Example:
-        >>> import imaml, jax
-        >>> domain = imaml.characters(ways=5, shots=1, queries=2)
-        >>> task = jax.jit(lambda key: domain.sample(key, "test"))(jax.random.key(0))  # slow untraced
-        >>> task.query.images.shape
-        (10, 28, 28, 1)
-    """
-    return replace(FewShotRecipe("characters", ways, shots, normalisation="inductive"), **options).build()
-
-
-def omniglot(ways: int = 5, shots: int = 1, data: str | None = None, **options: object) -> FewShot:
-    """Return tasks of Omniglot's 1,623 handwritten characters, 28 x 28 (Lake et al. 2015).
-
-    Args:
-        ways: Classes of a task.
-        shots: Support images of each class.
-        data: A folder with upstream's two zip files or their unpacked folders,
-            an .npz file, or None for the usual places.
-        **options: The other fields of `FewShotRecipe`.
-
-    Returns:
-        The domain.
-    """
-    return replace(FewShotRecipe("omniglot", ways, shots, data=data), **options).build()
-
-
-def mini_imagenet(data: str, ways: int = 5, shots: int = 1, **options: object) -> FewShot:
-    """Return tasks of mini-ImageNet, 84 x 84 x 3, from its usual folder layout.
-
-    Args:
-        data: A folder with train/, val/ and test/.
-        ways: Classes of a task.
-        shots: Support images of each class.
-        **options: The other fields of `FewShotRecipe`.
-
-    Returns:
-        The domain.
-    """
-    recipe = FewShotRecipe("mini-imagenet", ways, shots, rotations=False, data=data, filters=32)
-    return replace(recipe, **options).build()
-
-
-def image_tasks(table: Images, ways: int = 5, shots: int = 1, **options: object) -> FewShot:
-    """Return tasks over your own table of 28 x 28 drawings.
-
-    Args:
-        table: The drawings with their splits.
-        ways: Classes of a task.
-        shots: Support images of each class.
-        **options: The other fields of `FewShotRecipe`.
-
-    Returns:
-        The domain.
-    """
-    return table_of(replace(FewShotRecipe("images", ways, shots), **options), table)

@@ -19,12 +19,15 @@ class Labelled(NamedTuple):
         labels: int32 ``(n,)``, the class's number in the task.
         reference: For a query batch the support images that inductive normalisation refers to; else None.
         classes: int32 ``(n,)``, the class's number in the domain; None for images that come from none.
+        targets: float32 ``(n, ways)``, the labels as unit vectors, where a task may have any number of
+            classes; else None.
     """
 
     images: Array
     labels: Array
     reference: Array | None = None
     classes: Array | None = None
+    targets: Array | None = None
 
 
 class Indices(NamedTuple):
@@ -109,13 +112,17 @@ def distinct(key: Array, number: int | Array, wanted: int) -> Array:
     Returns:
         int32 ``(wanted,)``.
     """
-    taken = jnp.full(wanted, number + wanted, jnp.int32)
     order = jnp.arange(wanted, dtype=jnp.int32)
-    for i, one in enumerate(jax.random.split(key, wanted)):
+
+    def draw(taken: Array, turn: tuple[Array, Array]) -> tuple[Array, None]:
+        i, one = turn
         rank = jax.random.randint(one, (), 0, number - i, jnp.int32)
         value = rank + jnp.sum(rank >= jnp.sort(taken) - order, dtype=jnp.int32)
-        taken = taken.at[i].set(value)
-    return taken
+        return taken.at[i].set(value), None
+
+    # A loop, as a program of 200 draws one after another takes minutes to compile.
+    none = jnp.full(wanted, number + wanted, jnp.int32)
+    return jax.lax.scan(draw, none, (order, jax.random.split(key, wanted)))[0]
 
 
 def then(turns: Array, last: Array) -> Array:

@@ -20,6 +20,7 @@ from ..networks import Conv4
 from ..scenes import Example
 from .episodes import Labelled
 from .images import Drawings, read_image_folder
+from .losses import statistics_of
 
 if TYPE_CHECKING:
     from .domain import FewShotRecipe
@@ -57,21 +58,26 @@ class FewShotInterface(DomainBase):
         if isinstance(x, Labelled | Drawings):
             x, y = x.images, x.labels
         images = check_images(x, self.recipe.network, "x")
-        classes, labels = check_labels(y, images.shape[0], self.recipe.network.ways)
+        most = self.recipe.ways if self.recipe.head == "own" else None
+        classes, labels = check_labels(y, images.shape[0], most)
         _warn_if_ambiguous(images, classes, labels)
-        return Encoded(Labelled(jnp.asarray(images), jnp.asarray(labels, jnp.int32)), classes)
+        targets = None if most else jnp.asarray(np.eye(len(classes), dtype=np.float32)[labels])
+        numbers = jnp.asarray(labels, jnp.int32)
+        return Encoded(Labelled(jnp.asarray(images), numbers, targets=targets), classes)
 
     def encode_query(self, x: Support) -> np.ndarray:
         """Return images as ``(n, side, side, channels)``; see `check_images`."""
         return check_images(x.images if isinstance(x, Labelled | Drawings) else x, self.recipe.network, "x")
 
     def statistics(self, phi: Tree, support: Labelled) -> Tree:
-        """Return the statistics that support images are normalised by, layer by layer."""
-        return self.recipe.network.forward(phi, support.images)[1]
+        """Return the statistics that query images are normalised by, layer by layer."""
+        if self.recipe.normalisation == "running":
+            return statistics_of(self.recipe.network, "running", phi, support)
+        return self.recipe.network.embed(phi, support.images)[1]
 
     def posterior_form(self, support: Labelled) -> dict[str, object]:
         """Return the options of a low-rank posterior, whose rank is at most that of the curvature."""
-        return {"form": "low-rank", "rank": support.labels.shape[0] * (self.recipe.network.ways - 1)}
+        return {"form": "low-rank", "rank": support.labels.shape[0] * (self.recipe.ways - 1)}
 
     def read(self, path: str | Path, query: bool = False) -> Drawings:
         """Return a folder's image files, shrunk to the network's side; see `read_image_folder`."""
@@ -198,13 +204,13 @@ def _warn_if_ambiguous(images: np.ndarray, classes: np.ndarray, labels: np.ndarr
         )
 
 
-def check_labels(y: ArrayLike | None, count: int, ways: int) -> tuple[np.ndarray, np.ndarray]:
+def check_labels(y: ArrayLike | None, count: int, ways: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct labels, sorted, and each row's number among them.
 
     Args:
         y: The labels, numbers or texts.
         count: How many rows there are.
-        ways: How many classes the network tells apart.
+        ways: How many classes the network tells apart, or None for any number.
 
     Returns:
         The classes, and an integer for each row.
@@ -223,7 +229,12 @@ def check_labels(y: ArrayLike | None, count: int, ways: int) -> tuple[np.ndarray
         raise DataError(f"y: expected a label for each of {count} support images, got shape {labels.shape}.")
     if np.issubdtype(labels.dtype, np.floating) and not np.all(np.isfinite(labels)):
         raise DataError("y: expected whole numbers or texts, got a label that is NaN or infinite.")
-    if not 2 <= len(classes) <= ways:
+    if len(classes) < 2:
+        raise DataError(
+            f"labels: expected at least 2 different ones, got {len(classes)} "
+            f"({some_of(classes.astype(str).tolist())})."
+        )
+    if ways is not None and len(classes) > ways:
         raise DataError(
             f"labels: expected 2 to {ways} different ones, as in training, got {len(classes)} "
             f"({some_of(classes.astype(str).tolist())}). Hint: for more, train with --domain.ways=N."

@@ -1,0 +1,121 @@
+"""The inner losses of few-shot classification: cross-entropy, and squares for a head in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ...core.tree import Tree
+from ...problems.likelihoods import Categorical
+from ...problems.linear_outputs import LinearSquares
+from ...problems.losses import CompositeLoss
+from ..networks import Conv4
+from .episodes import Labelled, cross_entropy
+
+By: TypeAlias = Literal["batch", "support", "running"]
+LAYERS = ("conv1", "conv2", "conv3", "conv4")
+
+
+@dataclass(frozen=True)
+class ImagesLoss(CompositeLoss):
+    """The mean cross-entropy of labelled images, (phi, batch) -> scalar; hashable.
+
+    Attributes:
+        network: The network.
+        by: What images are normalised by: the statistics of their own batch, of the support set, or the ones
+            that phi holds, of many training tasks.
+    """
+
+    network: Conv4
+    by: By
+    likelihood: ClassVar[Categorical] = Categorical()
+    averages: ClassVar[bool] = True
+
+    def outputs(self, phi: Tree, batch: Labelled) -> Array:
+        """Return logits ``(n, ways)``."""
+        return self.network.forward(phi, batch.images, statistics_of(self.network, self.by, phi, batch))[0]
+
+    def cost(self, outputs: Array, batch: Labelled) -> Array:
+        """Return the mean cross-entropy of logits."""
+        return cross_entropy(outputs, batch.labels)
+
+    def widened(self, mean: Tree, batch: Labelled) -> Tree:
+        """Return the adapted parameters that a task starts at; see `widened`."""
+        return widened(mean, batch)
+
+
+@dataclass(frozen=True)
+class SquaredImagesLoss(LinearSquares):
+    """Half the mean squared distance of outputs from labels as unit vectors, for a head in closed form.
+
+    Attributes:
+        network: The network.
+        by: As in `ImagesLoss`.
+
+    References:
+        Bertinetto et al. (2019), Meta-learning with differentiable closed-form solvers.
+    """
+
+    network: Conv4
+    by: By
+    linear_in: ClassVar[tuple[str, ...]] = ("head",)
+
+    def design(self, phi: Tree, batch: Labelled) -> Tree:
+        """Return the features of the images, and ones for the biases."""
+        statistics = statistics_of(self.network, self.by, phi, batch)
+        features = self.network.embed(phi, batch.images, statistics)[0]
+        return {"head": {"bias": jnp.ones((features.shape[0], 1), features.dtype), "kernel": features}}
+
+    def targets(self, batch: Labelled, columns: int) -> Array:
+        """Return a unit vector for each label."""
+        return jax.nn.one_hot(batch.labels, columns, dtype=batch.images.dtype)
+
+    def outputs(self, phi: Tree, batch: Labelled) -> Array:
+        """Return the outputs, ``(n, ways)``."""
+        return self.network.forward(phi, batch.images, statistics_of(self.network, self.by, phi, batch))[0]
+
+    def widened(self, mean: Tree, batch: Labelled) -> Tree:
+        """Return the adapted parameters that a task starts at; see `widened`."""
+        return widened(mean, batch)
+
+
+def statistics_of(network: Conv4, by: By, phi: Tree, batch: Labelled) -> Tree:
+    """Return what a batch is normalised by.
+
+    Args:
+        network: The network.
+        by: As in `ImagesLoss`.
+        phi: The full tree of parameters.
+        batch: The images.
+
+    Returns:
+        What `Conv4.forward` takes; None for the batch's own statistics, which a support set always has if
+        there are no running ones.
+    """
+    if by == "running":
+        return [(phi["statistics"][name]["mean"], phi["statistics"][name]["variance"]) for name in LAYERS]
+    if by == "support" and batch.reference is not None:
+        return network.embed(phi, batch.reference)[1]
+    return None
+
+
+def widened(mean: Tree, batch: Labelled) -> Tree:
+    """Give a head of one column, shared by all classes, a column for each class of a task.
+
+    Args:
+        mean: The adapted parameters of theta.
+        batch: The support set, whose targets have as many columns as the task has classes; or none where each
+            class has a column of its own in theta.
+
+    Returns:
+        A tree like ``mean`` that starts the task.
+    """
+    if batch.targets is None or mean.get("head") is None:
+        return mean
+    ways = batch.targets.shape[1]
+    wide = lambda leaf: None if leaf is None else jnp.broadcast_to(leaf, (*leaf.shape[:-1], ways))  # noqa: E731
+    return {**mean, "head": {name: wide(leaf) for name, leaf in mean["head"].items()}}
