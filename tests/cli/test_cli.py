@@ -312,6 +312,8 @@ BAD = {
         "got 'tset'. Hint: did you mean 'test'?",
     ),
     "one task": (["evaluate", RUN, "--tasks=1"], "at least 2"),
+    "other ways": (["evaluate", RUN, "--ways=4"], "as the run's head has an output for each class, got 4"),
+    "ways of waves": (["evaluate", WAVES, "--ways=4"], "--ways: expected a run whose tasks may have any"),
     "tasks no number": (["evaluate", RUN, "--tasks=ten"], "--tasks: expected a whole number, got 'ten'"),
     "seed below zero": (["evaluate", RUN, "--seed=-1"], "at least 0"),
     "another domain's run": (["evaluate", WAVES, RUN], "expected runs that draw the same tasks"),

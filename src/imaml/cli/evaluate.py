@@ -21,7 +21,9 @@ def evaluate_command(
     *others: Annotated[str, Parameter(name="NAME=OTHER", negative=())],
     split: Split = "test",
     tasks: Annotated[int | None, Parameter(validator=at_least(2), converter=whole)] = None,
+    ways: Whole = None,
     shots: Whole = None,
+    queries: Whole = None,
     seed: Count = 0,
     data: str | None = None,
     model: str | None = None,
@@ -41,7 +43,9 @@ def evaluate_command(
             is paired, task by task.
         split: Split that the tasks come from.
         tasks: Number of tasks (default: 1000; of a fixed number of tasks one to 20 draws of each).
+        ways: Classes of each task, instead of as many as in the run; of a run with --domain.head=shared.
         shots: Support examples of each task, instead of as many as in the run; short for --domain.shots.
+        queries: Query examples likewise; short for --domain.queries.
         seed: Random seed of the tasks.
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
             Omniglot. Of another table all tasks are scored.
@@ -72,7 +76,8 @@ def evaluate_command(
         beside[name] = other
     runs, mesh = [learned, *beside.values()], devices_mesh(len(jax.devices()))
     recipes = [one.config.domain if data is None else one.config.domain.scored_on(data) for one in runs]
-    recipes = [with_options(recipe, shots=shots, **vars(reading)) for recipe in recipes]
+    recipes = [recipe if ways is None else recipe.with_ways(ways) for recipe in recipes]
+    recipes = [with_options(recipe, shots=shots, queries=queries, **vars(reading)) for recipe in recipes]
     domains = [recipe.build() for recipe in recipes]
     count = usual(domains[0], split) if tasks is None else tasks
     for word, domain in zip(others, domains[1:], strict=True):

@@ -124,6 +124,23 @@ class DomainRecipe(Checked):
         """
         return self.with_data(path)
 
+    def with_ways(self, ways: int) -> Self:
+        """Return the recipe to evaluate what was learned on tasks with another number of classes.
+
+        Args:
+            ways: The number of classes.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ConfigError: If what was learned is for tasks of one number of classes.
+        """
+        raise ConfigError(
+            f"--ways: expected a run whose tasks may have any number of classes, got {type(self).__name__}. "
+            "Hint: omit --ways; few-shot images trained with --domain.head=shared have such tasks."
+        )
+
     def published(self) -> Self:
         """Return the recipe as an artefact holds it: without paths and without names of tasks."""
         return self

@@ -1,6 +1,7 @@
 """Heads of one column: training tasks of other sizes, tasks of any number of classes, running statistics."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import imaml
+from imaml.cli.main import main
 from imaml.config.method import IMAMLRecipe
 from imaml.core import tree
 from imaml.domains.fewshot.domain import FewShotRecipe
@@ -91,6 +93,16 @@ def test_a_run_is_scored_in_another_setting(run):
     found = run.evaluate(other, tasks=3)
     assert found.before["accuracy"] == pytest.approx(0.2)
     assert {"accuracy", "accuracy_inductive"} <= found.scores.keys()
+
+
+def test_the_command_line_scores_it_in_another_setting(run, tmp_path, capsys):
+    run.save(tmp_path / "run.safetensors")
+    words = ["evaluate", str(tmp_path / "run.safetensors"), "--tasks=2", "--json"]
+    assert main([*words, "--ways=4", "--shots=2", "--queries=1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["before"] == pytest.approx(0.25)
+    assert main([*words, "--ways=30000"]) == 2
+    assert "ways: expected at most" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -125,6 +125,15 @@ class FewShotRecipe(ReadsData):
             domain = domain.limited(split, classes)
         return domain
 
+    def with_ways(self, ways: int) -> FewShotRecipe:
+        """Return the recipe of tasks with another number of classes; see `DomainRecipe.with_ways`."""
+        if self.head == "own" and ways != self.ways:
+            raise ConfigError(
+                f"--ways: expected {self.ways}, as the run's head has an output for each class, got {ways}. "
+                "Hint: omit it, or train with --domain.head=shared."
+            )
+        return replace(self, ways=ways)
+
     def without_data(self) -> FewShot:
         """Return the domain with its network and problem, but no images."""
         return FewShot(None, None, None, None, {}, 0, self)
