@@ -24,6 +24,7 @@ def evaluate_command(
     ways: Whole = None,
     shots: Whole = None,
     queries: Whole = None,
+    protocol: Literal["random", "people"] | None = None,
     seed: Count = 0,
     data: str | None = None,
     model: str | None = None,
@@ -46,6 +47,8 @@ def evaluate_command(
         ways: Classes of each task, instead of as many as in the run; of a run with --domain.head=shared.
         shots: Support examples of each task, instead of as many as in the run; short for --domain.shots.
         queries: Query examples likewise; short for --domain.queries.
+        protocol: How the tasks of Omniglot are drawn: random, or as people were asked (Lake et al. 2015):
+            classes of one alphabet, one person's drawings to learn from and another's to be told.
         seed: Random seed of the tasks.
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
             Omniglot. Of another table all tasks are scored.
@@ -77,7 +80,10 @@ def evaluate_command(
     runs, mesh = [learned, *beside.values()], devices_mesh(len(jax.devices()))
     recipes = [one.config.domain if data is None else one.config.domain.scored_on(data) for one in runs]
     recipes = [recipe if ways is None else recipe.with_ways(ways) for recipe in recipes]
-    recipes = [with_options(recipe, shots=shots, queries=queries, **vars(reading)) for recipe in recipes]
+    recipes = [
+        with_options(recipe, shots=shots, queries=queries, protocol=protocol, **vars(reading))
+        for recipe in recipes
+    ]
     domains = [recipe.build() for recipe in recipes]
     count = usual(domains[0], split) if tasks is None else tasks
     for word, domain in zip(others, domains[1:], strict=True):

@@ -1,5 +1,7 @@
 """What few-shot episodes promise, and what recipes of domains refuse."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import imaml
 from helpers import closed_forms
 from imaml.core.errors import ConfigError, DataError
 from imaml.domains.base import SPLITS
-from imaml.domains.fewshot.domain import FewShotRecipe
+from imaml.domains.fewshot.domain import FewShotRecipe, table_of
 from imaml.domains.fewshot.episodes import distinct, then, turn
 from imaml.domains.fewshot.images import Images
 
@@ -146,7 +148,7 @@ def test_tasks_within_one_group():
     np.testing.assert_array_equal(tested, DRAW(imaml.image_tasks(table(), **options), KEYS, "test").classes)
     limited = domain.limited("train", [0, 3, 6, 9, 2])
     assert set(np.unique(DRAW(limited, KEYS[:20], "train").classes).tolist()) == {0, 3, 6, 9}
-    with pytest.raises(DataError, match=r"at least 4 training classes .*got 3"):
+    with pytest.raises(DataError, match=r"at least 4 classes .*got 3"):
         domain.limited("train", [0, 3, 6, 1, 4, 7])
 
 
@@ -192,7 +194,7 @@ def test_a_limited_domain_says_so_in_its_recipe():
             ConfigError,
             "within: expected at most 0 for characters",
         ),
-        (lambda: imaml.image_tasks(table(), within=0.5), DataError, "at least 5 training classes .*got 1"),
+        (lambda: imaml.image_tasks(table(), within=0.5), DataError, "at least 5 classes .*got 1"),
         (lambda: FewShotRecipe("mini-imagenet").build(), DataError, "--data"),
         (lambda: imaml.sinusoid(shots=0), ConfigError, "shots: expected .*, got 0"),
         (lambda: imaml.linear_gaussian(features=0), ConfigError, "features: expected .*, got 0"),
@@ -241,3 +243,35 @@ def test_presets_without_data_share_their_tasks_between_devices(name):
     mesh = devices_mesh(8)
     assert mesh is not None
     config.method.build(config.domain.build(), mesh)
+
+
+def test_people_were_asked_within_one_alphabet_by_two_drawers():
+    """Groups come in turn, none with too few classes; one drawer has the support set, another the query."""
+    names = [f"{group}/{i}" for group, size in (("a", 6), ("b", 3), ("c", 5)) for i in range(size)]
+    count = np.full(14, 4)
+    pixels = np.zeros((14 * 4, 28, 28, 1), np.uint8)
+    pixels[:, 0, 0, 0] = np.tile(np.arange(4), 14)  # which drawer it was
+    groups = tuple(name[0] for name in names)
+    splits = {"test": np.arange(14)}
+    own = Images(pixels, np.arange(14) * 4, count, tuple(names), groups, splits)
+    recipe = FewShotRecipe("omniglot", ways=5, queries=1, protocol="people")
+    with pytest.raises(DataError, match="train split"):
+        table_of(recipe, own)
+    domain = table_of(FewShotRecipe("folder", ways=5, queries=1), own)
+    domain = dataclasses.replace(domain, recipe=recipe)
+    draw = jax.jit(lambda key, place: domain.draw_in_turn(key, "test", place))
+    seen = []
+    for place in range(6):
+        drawn = draw(jax.random.key(place), place)
+        classes, examples = np.asarray(drawn.classes), np.asarray(drawn.examples)
+        found = {groups[i] for i in classes}
+        assert (len(found), len(set(classes.tolist()))) == (1, 5)
+        seen += found
+        assert (examples == examples[:1]).all()
+        assert examples[0, 0] != examples[0, 1]
+        assert int(domain.number(drawn)) == "abc".index(seen[-1])
+        task = domain.gather(drawn)
+        assert len(np.unique(task.support.images[:, 0, 0, 0])) == 1
+    assert seen == ["a", "c"] * 3
+    with pytest.raises(ConfigError, match="only Omniglot's drawers are known"):
+        FewShotRecipe("characters", protocol="people")

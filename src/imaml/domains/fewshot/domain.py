@@ -25,7 +25,8 @@ from ..networks import Conv4
 from ..recipes import ReadsData
 from . import distortion, strokes
 from . import omniglot as omniglot_data
-from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, distinct, then, turn
+from .draws import draw_as_people, draw_random, draw_training
+from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, turn
 from .images import SPLITS, Images, read_split_folders
 from .interface import FewShotInterface
 from .losses import LAYERS, By, ImagesLoss, SquaredImagesLoss
@@ -36,7 +37,6 @@ DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (
 KNOWN = ("train", "train.csv", "omniglot.npz", *SETS, *(f"{name}.zip" for name in SETS))
 BY: dict[str, By] = {"transductive": "batch", "inductive": "support", "running": "running"}
 SETTLING = 20  # training tasks whose images give the statistics of new tasks
-DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
 
 
 @recipe("domain")
@@ -70,6 +70,9 @@ class FewShotRecipe(ReadsData):
         within: The share of training tasks whose classes are all of one group, such as an alphabet; they are
             harder.
         split: The split of Omniglot: "vinyals", "background" or "random".
+        protocol: How new tasks are drawn: "random" classes and images; or as "people" were asked (Lake et al.
+            2015), classes of one alphabet, of each one drawing by one person to learn from and one by another
+            to be told.
         data: A path, or None for the usual places.
         filters: The width of Conv4.
         limits: Splits of which only some classes are used, and which (see `FewShot.limited`).
@@ -94,6 +97,7 @@ class FewShotRecipe(ReadsData):
     distortion: NonNegativeFloat = 0.0
     within: NonNegativeFloat = 0.0
     split: Literal["vinyals", "background", "random"] = "vinyals"
+    protocol: Literal["random", "people"] = "random"
     data: str | None = None
     filters: PositiveInt = 64
     limits: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -112,6 +116,11 @@ class FewShotRecipe(ReadsData):
                 raise ConfigError(
                     f"domain: {name}: expected at most {limit} for {self.source}, got {value!r}."
                 )
+        if self.protocol == "people" and self.source != "omniglot":
+            raise ConfigError(
+                "domain: protocol: expected 'random', as only Omniglot's drawers are known, got 'people' "
+                f"with source={self.source!r}. Hint: omit it."
+            )
         if self.train_ways not in (None, self.ways) and self.head == "own":
             raise ConfigError(
                 f"domain: train_ways: expected {self.ways}, the ways of new tasks, with a head for so many "
@@ -132,7 +141,7 @@ class FewShotRecipe(ReadsData):
                 f"--ways: expected {self.ways}, as the run's head has an output for each class, got {ways}. "
                 "Hint: omit it, or train with --domain.head=shared."
             )
-        return replace(self, ways=ways)
+        return replace(self, ways=ways, within=0.0)  # which training tasks alone have
 
     def without_data(self) -> FewShot:
         """Return the domain with its network and problem, but no images."""
@@ -370,57 +379,32 @@ class FewShot(FewShotInterface):
     def draw(self, key: Array, split: str) -> Indices:
         """Return the indices of one random episode: distinct classes, distinct images of each.
 
-        Only training tasks are turned, mirrored and distorted.
+        Only training tasks are turned, mirrored and distorted. With the protocol "people" the classes of a
+        new task are of one group, and its support and query images are of two drawers.
         """
-        recipe = self.recipe
         ids = self.splits[split]
         if not ids.size:
             raise DataError(
                 f"{split} split: expected classes, got none, as all classes of {self.recipe.data} are new. "
                 "Hint: choose the split test; to learn from them use imaml train images."
             )
-        training = split == "train"
-        turned = recipe.rotations and training
-        class_key, example_key = jax.random.split(key)
-        number = ids.shape[0] * (4 if turned else 1)  # each quarter turn of a class is a class of its own
-        virtual = distinct(class_key, number, recipe.ways)
-        classes, turns = ids[virtual % ids.shape[0]], virtual // ids.shape[0]
-        if recipe.within and training:
-            classes = self._within(jax.random.fold_in(class_key, 2), ids, classes)
-        if recipe.symmetries and training:
-            turns = then(turns, jax.random.randint(jax.random.fold_in(class_key, 1), (), 0, 8, jnp.int32))
-        wanted = recipe.shots + recipe.queries
-        if self.counts is None:
-            share = DRAWINGS // wanted  # each from a range of its own, so that no two are the same drawing
-            examples = jax.random.randint(example_key, (recipe.ways, wanted), 0, share, jnp.int32)
-            examples = examples + share * jnp.arange(wanted, dtype=jnp.int32)[None]
-        else:  # the images of the least scores, of which those that a class does not have are the largest
-            scores = jax.random.uniform(example_key, (recipe.ways, self.most), jnp.float32)
-            scores = jnp.where(jnp.arange(self.most)[None] < self.counts[classes][:, None], scores, 2.0)
-            examples = jnp.argsort(scores, axis=1)[:, :wanted]
-        maps = None
-        if recipe.distortion and training:
-            map_key = jax.random.fold_in(example_key, 1)
-            maps = distortion.draw(map_key, recipe.ways, wanted, recipe.distortion)
-        return Indices(*(array.astype(jnp.int32) for array in (classes, examples, turns)), maps=maps)
+        if self.recipe.protocol == "people" and split != "train":
+            return self.draw_in_turn(
+                key, split, jax.random.randint(jax.random.fold_in(key, 1), (), 0, 1 << 30)
+            )
+        return draw_training(self, key, ids) if split == "train" else draw_random(self, key, ids)
 
-    def _within(self, key: Array, ids: Array, others: Array) -> Array:
-        """Distinct classes (ways,) of one group among `ids`, or `others`, as often as the recipe says.
+    def draw_in_turn(self, key: Array, split: str, place: Array) -> Indices:
+        """Draw an episode for an evaluation; of "people" each group comes once before one comes twice."""
+        if self.recipe.protocol != "people":
+            return self.draw(key, split)
+        return draw_as_people(self, key, self.splits[split], place)
 
-        A group with fewer classes than ways is never drawn, any other as often as it has classes.
-        """
-        assert self.groups is not None
-        share_key, group_key, class_key = jax.random.split(key, 3)
-        # classes sorted by group: where the group of each begins, and how many classes it has
-        groups = self.groups[ids]
-        order = jnp.argsort(groups)
-        begin = jnp.searchsorted(groups[order], groups[order], side="left")
-        size = jnp.searchsorted(groups[order], groups[order], side="right") - begin
-        # the group of a random class among those of groups large enough, then classes of that group
-        enough = size >= self.recipe.ways
-        one = jax.random.choice(group_key, ids.shape[0], p=enough / enough.sum())
-        chosen = ids[order[begin[one] + distinct(class_key, size[one], self.recipe.ways)]]
-        return jnp.where(jax.random.uniform(share_key) < self.recipe.within, chosen, others)
+    def number(self, indices: Indices) -> Array | None:
+        """Return the group of an episode's classes, of which several are no independent tasks; see `draw`."""
+        if self.recipe.protocol != "people" or self.groups is None:
+            return None
+        return self.groups[indices.classes[0]]
 
     def gather(self, indices: Indices) -> Task:
         """Return the episode: a Task of two `Labelled`, class by class in the order of ``classes``."""
@@ -529,19 +513,20 @@ class FewShot(FewShotInterface):
                 f"{chosen.size}, of which {unknown.size} are not in it."
             )
         if split == "train" and self.recipe.within:
-            _require_group(self.recipe, np.asarray(self.groups)[chosen])
+            ways, hint = self.recipe.in_training(0).ways, "set --domain.within=0"
+            _require_group(f"within={self.recipe.within!r}", ways, np.asarray(self.groups)[chosen], hint)
         limits = dict(self.recipe.limits) | {split: tuple(chosen.tolist())}
         recipe = replace(self.recipe, limits=tuple(sorted(limits.items())))
         return replace(self, splits={**self.splits, split: jnp.asarray(chosen)}, recipe=recipe)
 
 
-def _require_group(recipe: FewShotRecipe, groups: np.ndarray) -> None:
-    """Check that some group of training classes has enough for a task of its own (DataError)."""
+def _require_group(asked: str, ways: int, groups: np.ndarray, hint: str) -> None:
+    """Check that some group of classes has enough for a task of its own (DataError)."""
     most = int(np.unique(groups, return_counts=True)[1].max(initial=0))
-    if most < recipe.ways:
+    if most < ways:
         raise DataError(
-            f"domain: within={recipe.within!r}: expected a group (an alphabet) of at least {recipe.ways} "
-            f"training classes (the ways), got {most} in the largest. Hint: set --domain.within=0."
+            f"domain: {asked}: expected a group (an alphabet) of at least {ways} classes (the ways), got "
+            f"{most} in the largest. Hint: {hint}."
         )
 
 
@@ -593,6 +578,11 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
     most = int(table.count.max())
     groups = np.unique(table.groups, return_inverse=True)[1].astype(np.int32)
     if recipe.within:
-        _require_group(recipe, groups[np.asarray(splits["train"])])
+        ways, hint = recipe.in_training(0).ways, "set --domain.within=0"
+        _require_group(f"within={recipe.within!r}", ways, groups[np.asarray(splits["train"])], hint)
+    if recipe.protocol == "people":
+        hint = "lower the ways, or choose the protocol random"
+        for split in ("validation", "test"):
+            _require_group(f"protocol, {split} split", recipe.ways, groups[np.asarray(splits[split])], hint)
     arrays = [jnp.asarray(array) for array in (table.pixels, table.first, table.count, groups)]
     return FewShot(*arrays, splits=splits, most=most, recipe=recipe)

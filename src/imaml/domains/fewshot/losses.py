@@ -20,6 +20,24 @@ By: TypeAlias = Literal["batch", "support", "running"]
 LAYERS = ("conv1", "conv2", "conv3", "conv4")
 
 
+def widened(mean: Tree, batch: Labelled) -> Tree:
+    """Give a head of one column, shared by all classes, a column for each class of a task.
+
+    Args:
+        mean: The adapted parameters of theta.
+        batch: The support set, whose targets have as many columns as the task has classes; or none where each
+            class has a column of its own in theta.
+
+    Returns:
+        A tree like ``mean`` that starts the task.
+    """
+    if batch.targets is None or mean.get("head") is None:
+        return mean
+    ways = batch.targets.shape[1]
+    wide = lambda leaf: None if leaf is None else jnp.broadcast_to(leaf, (*leaf.shape[:-1], ways))  # noqa: E731
+    return {**mean, "head": {name: wide(leaf) for name, leaf in mean["head"].items()}}
+
+
 @dataclass(frozen=True)
 class ImagesLoss(CompositeLoss):
     """The mean cross-entropy of labelled images, (phi, batch) -> scalar; hashable.
@@ -43,9 +61,7 @@ class ImagesLoss(CompositeLoss):
         """Return the mean cross-entropy of logits."""
         return cross_entropy(outputs, batch.labels)
 
-    def widened(self, mean: Tree, batch: Labelled) -> Tree:
-        """Return the adapted parameters that a task starts at; see `widened`."""
-        return widened(mean, batch)
+    widened = staticmethod(widened)
 
 
 @dataclass(frozen=True)
@@ -78,9 +94,7 @@ class SquaredImagesLoss(LinearSquares):
         """Return the outputs, ``(n, ways)``."""
         return self.network.forward(phi, batch.images, statistics_of(self.network, self.by, phi, batch))[0]
 
-    def widened(self, mean: Tree, batch: Labelled) -> Tree:
-        """Return the adapted parameters that a task starts at; see `widened`."""
-        return widened(mean, batch)
+    widened = staticmethod(widened)
 
 
 def statistics_of(network: Conv4, by: By, phi: Tree, batch: Labelled) -> Tree:
@@ -101,21 +115,3 @@ def statistics_of(network: Conv4, by: By, phi: Tree, batch: Labelled) -> Tree:
     if by == "support" and batch.reference is not None:
         return network.embed(phi, batch.reference)[1]
     return None
-
-
-def widened(mean: Tree, batch: Labelled) -> Tree:
-    """Give a head of one column, shared by all classes, a column for each class of a task.
-
-    Args:
-        mean: The adapted parameters of theta.
-        batch: The support set, whose targets have as many columns as the task has classes; or none where each
-            class has a column of its own in theta.
-
-    Returns:
-        A tree like ``mean`` that starts the task.
-    """
-    if batch.targets is None or mean.get("head") is None:
-        return mean
-    ways = batch.targets.shape[1]
-    wide = lambda leaf: None if leaf is None else jnp.broadcast_to(leaf, (*leaf.shape[:-1], ways))  # noqa: E731
-    return {**mean, "head": {name: wide(leaf) for name, leaf in mean["head"].items()}}
