@@ -346,10 +346,6 @@ def test_inner_steps_that_move_away_are_a_failure_only_where_a_solution_is_neede
         (lambda: imaml.Reptile(PLAIN, query_loss, inner=PACED), "displacement.*fixed learning rate.*MetaSGD"),
         (lambda: imaml.Reptile(ANCHORED, query_loss, inner=PACED), "envelope.*fixed learning rate.*MetaSGD"),
         (
-            lambda: imaml.IMAML(ANCHORED, query_loss, inner=PACED, linear=imaml.CG(2)),
-            "implicit.*fixed learning rate.*MetaSGD",
-        ),
-        (
             lambda: imaml.MetaSGD(PLAIN, query_loss, inner=imaml.NewtonCG(2)),
             "inner: expected a GradientDescent",
         ),

@@ -152,17 +152,22 @@ class MethodRecipe(Checked):
                 "method: chunk: expected a whole number, or None for all tasks at once, got 'auto'. Hint: "
                 "imaml.training.chunk_tuning.settled(config) measures which number is fastest."
             )
-        taught, new_task = domain.training_domain(0), None
+        taught, given, new_task = domain.training_domain(0), self.new_task, None
         problem = self.problem(taught, self.initial())
-        if self.new_task is not None or taught is not domain:
-            given = NewTask(self.inner) if self.new_task is None else self.new_task
-            same = taught is domain and given.strength is None
-            other = self.initial() if given.strength is None else given.strength
-            new_task = Solving(problem if same else self.problem(domain, other), given.inner)
+        if given is not None or taught is not domain:
+            other = None if given is None else given.strength
+            same = taught is domain and other is None
+            weaker = problem if same else self.problem(domain, self.initial() if other is None else other)
+            new_task = Solving(weaker, self.solver if given is None else given.inner)
         options: Options = {"policy": self.policy, "chunk": self.chunk, "mesh": mesh, "new_task": new_task}
         options["measure"] = taught.measure  # type: ignore[attr-defined]
-        made = self.make(taught, problem, inner=self.inner, **options)
+        made = self.make(taught, problem, inner=self.solver, **options)
         return made.built_from(Origin(self, domain.recipe))
+
+    @property
+    def solver(self) -> InnerSolver:
+        """The inner solver of training, with what the method learns of it."""
+        return self.inner
 
     def make(
         self, domain: Domain, problem: Problem, *, inner: InnerSolver, **options: Unpack[Options]
@@ -286,10 +291,38 @@ class ImplicitMethod(Strengths):
 
 @recipe("method", kw_only=True)
 class IMAMLRecipe(ImplicitMethod):
-    """Implicit MAML, the meta-gradient from the solution alone; see `imaml.IMAML`."""
+    """Implicit MAML, the meta-gradient from the solution alone; see `imaml.IMAML`.
+
+    Args:
+        rates: How the learning rates of gradient descent are learned: one number ("all"), one for each
+            layer's kernel and bias ("leaf") or one for each "parameter"; None for a fixed rate. They follow
+            how far one step more lowers the inner objective; see `imaml.GradientDescent.rate_gradient`.
+
+    Raises:
+        ConfigError: If rates are learned and the inner solver is not gradient descent.
+    """
 
     name: ClassVar[str] = "imaml"
     function = IMAML
+
+    rates: Literal["all", "leaf", "parameter"] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields, and that there is a rate to learn."""
+        super().__post_init__()
+        if self.rates is not None and as_descent(self.inner) is None:
+            raise ConfigError(
+                "method: rates: expected None, as only GradientDescent has learning rates to learn, got "
+                f"{self.rates!r} with inner={self.inner!r}."
+            )
+
+    @property
+    def solver(self) -> InnerSolver:
+        """Gradient descent with its rates learned, or the inner solver as it is."""
+        descent = as_descent(self.inner)
+        if self.rates is None or descent is None:
+            return self.inner
+        return replace(descent, learning_rate=learned(descent.learning_rate, self.rates))  # type: ignore[arg-type]
 
 
 @recipe("method", kw_only=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from ..core import tree
 from ..core.errors import ConfigError, StructureError
 from ..core.fields import PositiveFloat, PositiveInt
 from ..core.recipes import recipe
@@ -28,8 +29,9 @@ class GradientDescent(Rated[None]):
     learning_rate below 2 / the largest curvature of the problem, strength included.
 
     Args:
-        learning_rate: A positive number, or `learned(...)`. In that case it is part of theta, and only a rule
-            that goes through the steps, `unrolled()`, learns it (Meta-SGD).
+        learning_rate: A positive number, or `learned(...)`. In that case it is part of theta. `unrolled()`
+            learns it by the query loss (Meta-SGD). At a solution that loss does not depend on it, so
+            `implicit()` learns it by how far one step more lowers the inner objective; see `rate_gradient`.
         steps: The number of steps; with a tolerance, the most (by default 10,000).
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
@@ -45,6 +47,7 @@ class GradientDescent(Rated[None]):
     References:
         Rajeswaran et al. (2019), Meta-learning with implicit gradients, Algorithm 2.
         Li et al. (2017), Meta-SGD: learning to learn quickly for few-shot learning.
+        Baydin et al. (2018), Online learning rate adaptation with hypergradient descent.
     """
 
     learning_rate: PositiveFloat | Learned
@@ -100,6 +103,38 @@ class GradientDescent(Rated[None]):
             return jax.tree.map(lambda _: rate, phi)
         logs = logs_in("GradientDescent", theta, "log_rate", "inner.parameters(problem, theta)")
         return rate.values(logs, phi)
+
+    @property
+    def learns_rates(self) -> bool:
+        """Whether the rate is learned."""
+        return isinstance(self.learning_rate, Learned)
+
+    def rate_gradient(self, task: Instance, phi: Tree) -> Tree:
+        """Give the derivative of the inner objective after one step more in the logarithms of the rates.
+
+        ```
+        d/d log r  objective(phi - r F) / |F|^2  =  -r F(phi - r F) . F / |F|^2        F = F(phi), held fixed
+        ```
+
+        It is negative where the next slope points the same way, and the rate then grows; at a minimum along
+        F it is zero. Divided by |F|^2, so that all tasks count alike, however far each has come.
+
+        Args:
+            task: The problem of one task.
+            phi: The adapted parameters that the steps have led to.
+
+        Returns:
+            A tree like `Theta.log_rate`; zero where F is.
+        """
+        slope, rates = task.residual(phi), self.rates(task.theta, phi)
+        next_slope = task.residual(jax.tree.map(lambda p, g, r: p - r * g, phi, slope, rates))
+        square = tree.dot(slope, slope)
+        unit = jnp.where(square > 0, square, 1)
+        found = jax.tree.map(lambda r, g, n: -r * n * g / unit, rates, slope, next_slope)
+        logs = logs_in("GradientDescent", task.theta, "log_rate")
+        if self.learning_rate.per == "all":  # type: ignore[union-attr]
+            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(found))
+        return jax.tree.map(lambda leaf, log: jnp.sum(leaf) if jnp.ndim(log) == 0 else leaf, found, logs)
 
 
 def as_descent(solver: object) -> GradientDescent | None:

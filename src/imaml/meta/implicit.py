@@ -16,7 +16,7 @@ from ..core.errors import ConfigError, StructureError
 from ..core.fields import PositiveFraction, Such
 from ..core.solution import Certification, Solution, Status
 from ..core.tree import Tree
-from ..inner.base import InnerSolver, judged
+from ..inner.base import InnerSolver, Instance, judged
 from ..linear.base import LinearSolver, Matvec
 from ..linear.cg import CG
 from ..problems.base import RULES, Key, Problem, Task, require_anchor
@@ -41,6 +41,7 @@ class ImplicitBase(RuleBase):
     # Traced at a step of training, where a `Tightening` has been asked for its number.
     accuracy: PositiveFraction | Tightening | Annotated[Array, Such("a traced number")] | None = None
     estimating: Flag = True
+    learns_rates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the fields (ConfigError)."""
@@ -65,7 +66,8 @@ class ImplicitBase(RuleBase):
         """Check that the problem is anchored and that the linear solver accepts its systems."""
         require_anchor(problem, self.owner)
         refuse_system(self.solver, problem)
-        super().refuse(problem, inner)
+        if not (getattr(inner, "learns_rates", False) and problem.has_objective and self.learns_rates):
+            super().refuse(problem, inner)
         if problem.structure != "spd" and (self.correct or self.accuracy is not None):
             raise StructureError(
                 f"{self.owner}: correct and accuracy: expected a problem of structure 'spd', as they take "
@@ -102,6 +104,11 @@ class ImplicitBase(RuleBase):
         """
         _, found = learning.solved(theta, batch, key)
         at = self.at(Case(learning.problem, theta, batch, outer), found.value, key)
+        if self.learns_rates and getattr(learning.inner, "learns_rates", False):
+            # No query loss at a solution depends on how it was found, so rates have a signal of their own.
+            instance = Instance(learning.problem, theta, batch, found.value, key)
+            rates = learning.inner.rate_gradient(instance, found.value)  # type: ignore[attr-defined]
+            at = at._replace(gradient=at.gradient._replace(log_rate=rates))
         assert at.residual is not None
         return at._replace(inner=judged(found, at.residual))
 
@@ -173,6 +180,7 @@ class Implicit(ImplicitBase):
     """
 
     owner: ClassVar[str] = "implicit"
+    learns_rates: ClassVar[bool] = True
 
     def task_gradient(self, learning: Learning, theta: Tree, task: Task, key: Key) -> TaskGradient:
         """Add the direct term to `implicit_vjp`: the explicit route, which keeps the solves' statistics."""
