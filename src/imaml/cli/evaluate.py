@@ -48,7 +48,7 @@ def evaluate_command(
         shots: Support examples of each task, instead of as many as in the run; short for --domain.shots.
         queries: Query examples likewise; short for --domain.queries.
         protocol: How the tasks of Omniglot are drawn: random, or as people were asked (Lake et al. 2015):
-            classes of one alphabet, one person's drawings to learn from and another's to be told.
+            classes of one alphabet, the support set drawn by one person, the query set by another.
         seed: Random seed of the tasks.
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
             Omniglot. Of another table all tasks are scored.

@@ -46,6 +46,7 @@ def test_tasks_of_training_have_sizes_of_their_own():
 
 def test_the_inner_solution_is_exact_and_theta_has_one_column(run):
     assert run.theta.mean["head"]["kernel"].shape == (16, 1)
+    assert run.domain.criterion == ("accuracy_inductive", True)  # as new tasks are answered
     domain = run.domain
     task = domain.training_domain(0).sample(jax.random.key(1), "train")
     problem = run.method.problem

@@ -71,8 +71,7 @@ class FewShotRecipe(ReadsData):
             harder.
         split: The split of Omniglot: "vinyals", "background" or "random".
         protocol: How new tasks are drawn: "random" classes and images; or as "people" were asked (Lake et al.
-            2015), classes of one alphabet, of each one drawing by one person to learn from and one by another
-            to be told.
+            2015), classes of one alphabet, the support set drawn by one person, the query set by another.
         data: A path, or None for the usual places.
         filters: The width of Conv4.
         limits: Splits of which only some classes are used, and which (see `FewShot.limited`).
@@ -236,6 +235,11 @@ class FewShot(FewShotInterface):
 
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
+
+    @property
+    def criterion(self) -> tuple[str, bool]:
+        """The accuracy that new tasks get: with running statistics the inductive one."""
+        return "accuracy_inductive" if self.recipe.normalisation == "running" else "accuracy", True
 
     @property
     def loss(self) -> ImagesLoss | SquaredImagesLoss:
