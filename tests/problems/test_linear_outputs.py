@@ -110,6 +110,30 @@ def test_the_meta_gradient_is_that_of_the_closed_form(size):
         np.testing.assert_allclose(found, right, rtol=1e-8, atol=1e-10)
 
 
+def test_derivatives_in_data_and_strength_go_through_the_system():
+    """Against automatic differentiation of the closed form, in forward and in reverse mode."""
+    theta, (x, y) = theta_of(6), batch_of(4)
+    solving = {
+        "inner": imaml.Newton(steps=1, linear=imaml.Inverse()),
+        "rule": imaml.implicit(imaml.Inverse()),
+    }
+
+    def by_solve(strength, x):
+        found = imaml.solve(imaml.proximal(Head(), strength, "head"), theta, (x, y), **solving)
+        return jnp.sum(jnp.sin(found["head"]["kernel"]))
+
+    def closed(strength, x):
+        design = jnp.concatenate([jnp.ones((4, 1)), jnp.tanh(x @ theta["body"])], axis=1)
+        start = jnp.concatenate([theta["head"]["bias"][None], theta["head"]["kernel"]])
+        normal = design.T @ design / 4 + strength * jnp.eye(7)
+        return jnp.sum(jnp.sin(jnp.linalg.solve(normal, design.T @ y / 4 + strength * start)[1:]))
+
+    for mode in (jax.grad, jax.jacfwd):
+        found, expected = (mode(f, argnums=(0, 1))(0.3, x) for f in (by_solve, closed))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
+
+
 def test_what_has_no_inverse_is_refused():
     mean, batch = theta_of(6), batch_of(20)
     newton = imaml.Newton(steps=1, linear=imaml.Inverse())

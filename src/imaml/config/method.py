@@ -152,16 +152,16 @@ class MethodRecipe(Checked):
                 "method: chunk: expected a whole number, or None for all tasks at once, got 'auto'. Hint: "
                 "imaml.training.chunk_tuning.settled(config) measures which number is fastest."
             )
-        taught, given, new_task = domain.training_domain(0), self.new_task, None
-        problem = self.problem(taught, self.initial())
-        if given is not None or taught is not domain:
+        training, given, new_task = domain.training_domain(0), self.new_task, None
+        problem = self.problem(training, self.initial())
+        if given is not None or training is not domain:
             other = None if given is None else given.strength
-            same = taught is domain and other is None
+            same = training is domain and other is None
             weaker = problem if same else self.problem(domain, self.initial() if other is None else other)
             new_task = Solving(weaker, self.solver if given is None else given.inner)
         options: Options = {"policy": self.policy, "chunk": self.chunk, "mesh": mesh, "new_task": new_task}
-        options["measure"] = taught.measure  # type: ignore[attr-defined]
-        made = self.make(taught, problem, inner=self.solver, **options)
+        options["measure"] = training.measure  # type: ignore[attr-defined]
+        made = self.make(training, problem, inner=self.solver, **options)
         return made.built_from(Origin(self, domain.recipe))
 
     @property

@@ -85,6 +85,20 @@ def spread(values: Tree, like: Tree) -> Tree:
     return jax.tree.map(full, values, like)
 
 
+def collapse(leaf: Array, shape: tuple[int, ...]) -> Array:
+    """Sum an array to a shape that broadcasts to its own: the transpose of broadcasting.
+
+    Args:
+        leaf: The array.
+        shape: The shape, of as many axes or of none.
+
+    Returns:
+        An array of that shape.
+    """
+    wide, number = jnp.shape(leaf), jnp.zeros(shape, jnp.result_type(leaf))
+    return jax.linear_transpose(lambda x: jnp.broadcast_to(x, wide), number)(leaf)[0]
+
+
 def norm(tree: Tree) -> Array:
     """Compute the Euclidean norm of a tree.
 

@@ -65,7 +65,7 @@ class DomainBase(UserData):
         convex: Whether `loss` is convex in the parameters.
         interval_widths: Half-widths of calibrated intervals in predicted standard deviations, by level.
         repeats: Whether draws of one task differ.
-        settles: Whether `settled` changes anything.
+        finalises: Whether `finalise` changes anything.
         alone: Whether an evaluation has the network that learns each task alone as a baseline.
         oracles: The names of `baselines` that know what no method can, such as a task's true parameters.
     """
@@ -75,7 +75,7 @@ class DomainBase(UserData):
     higher_is_better: ClassVar[bool] = False
     convex: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
-    settles: ClassVar[bool] = False
+    finalises: ClassVar[bool] = False
     alone: ClassVar[bool] = False
     oracles: ClassVar[frozenset[str]] = frozenset()
     interval_widths: ClassVar[Mapping[float, float]] = MappingProxyType({})
@@ -279,7 +279,7 @@ class DomainBase(UserData):
         """
         return self.loss(phi, batch)
 
-    def settled(self, theta: Tree, key: Array) -> Tree:
+    def finalise(self, theta: Tree, key: Array) -> Tree:
         """Return the meta-parameters as new tasks need them, after the training steps so far.
 
         Args:

@@ -134,7 +134,8 @@ class GradientDescent(Rated[None]):
         logs = logs_in("GradientDescent", task.theta, "log_rate")
         if self.learning_rate.per == "all":  # type: ignore[union-attr]
             return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(found))
-        return jax.tree.map(lambda leaf, log: jnp.sum(leaf) if jnp.ndim(log) == 0 else leaf, found, logs)
+        # A rate of several parameters, as of a leaf or of a head with one column, has the sum of theirs.
+        return jax.tree.map(lambda log, leaf: tree.collapse(leaf, jnp.shape(log)), logs, found)
 
 
 def as_descent(solver: object) -> GradientDescent | None:

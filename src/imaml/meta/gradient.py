@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ..core import tree
 from ..core.content import ByContent
-from ..core.errors import ConfigError, NumericalError
+from ..core.errors import ConfigError, NumericalError, StructureError
 from ..core.fields import Checked, PositiveInt, Such
 from ..core.recipes import Recipe
 from ..core.solution import Ending, Solution, Stats, Status, bounded
@@ -458,6 +458,8 @@ class MetaGradient(Checked, ByContent):
         """One task's meta-gradient as a flat vector, and its Metrics (scalars)."""
         learning = Learning(self.problem, functools.partial(_outer_loss, self.query_loss), self.inner)
         found = self.rule.task_gradient(learning, theta, task, key)
+        if not hasattr(self.rule, "combine"):
+            _require_shape(self.rule, found.gradient, theta)
         gradient = tree.ravel(found.gradient)[0]
         inner, linear = found.inner or UNSOLVED, found.linear or UNSOLVED
         return gradient, Metrics(
@@ -515,6 +517,17 @@ def _outer_loss(query_loss: QueryLoss, phi: Tree, theta: Tree, batch: Tree) -> A
             "pass Task(support, query)."
         ) from error
     return require_scalar("query_loss", value)
+
+
+def _require_shape(rule: TaskRule, gradient: Tree, theta: Tree) -> None:
+    """StructureError for a rule whose result is shaped like a task's parameters, where theta is not."""
+    if tree.same(gradient, theta):
+        return
+    name = getattr(rule, "owner", "") or type(rule).__name__
+    raise StructureError(
+        f"{name}: expected theta shaped like a task's parameters, got {tree.apart(gradient, theta)}. Hint: "
+        "use IMAML, MAML or FOMAML, or a head with an output for each class (--domain.head=own)."
+    )
 
 
 def _shaped(problem: Problem, theta: Tree, flat: Array) -> Tree:

@@ -203,7 +203,7 @@ class Implicit(ImplicitBase):
         def find(_: Callable, start: Array) -> Array:
             return tree.ravel(inner(problem, theta, batch, unravel(start), key).value)[0]
 
-        anchor, inverse = Known.of(problem, phi0, lax.stop_gradient(theta), batch)
+        anchor, inverse = Known.of(problem, phi0, theta, batch)
         flattened = None if inverse is None else lambda b: tree.ravel(inverse(unravel(b)))[0]
         known = Known(None if anchor is None else tree.ravel(tree.spread(anchor, phi0))[0], flattened)
 

@@ -219,8 +219,8 @@ class Problem(ByContent):
             return self.start(theta, batch, key)
         mean = self.adapt.split(self.mean(theta))[0]
         # A head that is one column in theta has a column for each class of a task.
-        widened = getattr(self.loss, "widened", None)
-        return mean if widened is None else widened(mean, batch)
+        expand_head = getattr(self.loss, "expand_head", None)
+        return mean if expand_head is None else expand_head(mean, batch)
 
     def parameters(self, mean: Tree) -> Tree:
         """Make theta for a given mean.

@@ -40,8 +40,11 @@ class Known(NamedTuple):
             What it knows of A there.
         """
         anchor = lax.stop_gradient(problem.anchor_diagonal(adapted, theta))
-        known = (lambda b: problem.inverse(adapted, theta, batch)(b)) if problem.invertible else None
-        return cls(anchor, known)
+        if not problem.invertible:
+            return cls(anchor)
+        # As constants: derivatives go through the system, not through how it is solved.
+        fixed, *at = lax.stop_gradient((problem, adapted, theta, batch))
+        return cls(anchor, lambda b: fixed.inverse(*at)(b))
 
 
 def solve_known(linear: LinearSolver, product: Matvec, right: Tree, structure: str, known: Known) -> Solution:

@@ -28,6 +28,8 @@ class CompositeLoss:
 
     Attributes:
         likelihood: The distribution of a row, `imaml.Gaussian()` or `imaml.Categorical()`, if it is declared.
+        expand_head: If it is declared, (mean, batch) -> the adapted parameters that a task starts at, where
+            these are larger than those of theta; they must broadcast against each other.
     """
 
     likelihood: Any

@@ -38,7 +38,7 @@ from .step_statistics import Window
 if TYPE_CHECKING:
     from .experiment import Experiment
 
-SETTLING_SEED = 7  # of the training tasks that normalisation is measured on
+FINAL_SEED = 7  # of the training tasks that normalisation is measured on
 VALIDATION_SEED = 20_190_910  # validation tasks are the same in every run, so that runs can be paired
 
 
@@ -168,13 +168,13 @@ class Run:
 
 
 @functools.cache
-def _settling() -> Wrapped:
-    """The compiled `DomainBase.settled`."""
-    return whole_program(lambda domain, theta: domain.settled(theta, jax.random.key(SETTLING_SEED)))
+def _finalising() -> Wrapped:
+    """The compiled `DomainBase.finalise`."""
+    return whole_program(lambda domain, theta: domain.finalise(theta, jax.random.key(FINAL_SEED)))
 
 
-def settled(domain: Domain, theta: Tree) -> Tree:
-    """Return meta-parameters as new tasks need them; see `DomainBase.settled`.
+def finalise(domain: Domain, theta: Tree) -> Tree:
+    """Return meta-parameters as new tasks need them; see `DomainBase.finalise`.
 
     Args:
         domain: The domain, with its data.
@@ -183,7 +183,7 @@ def settled(domain: Domain, theta: Tree) -> Tree:
     Returns:
         The meta-parameters.
     """
-    return _settling()(domain, theta) if domain.settles else theta
+    return _finalising()(domain, theta) if domain.finalises else theta
 
 
 class Loop:
@@ -277,7 +277,7 @@ class Loop:
     def _theta(self, state: State) -> Tree:
         """Return the meta-parameters for new tasks, the moving average where one is kept."""
         theta = state["average"] if self.experiment.outer.average else state["theta"]
-        return settled(self.domain, theta)
+        return finalise(self.domain, theta)
 
     def _started(self, state: State) -> State:
         """Return the state that a new run begins with."""

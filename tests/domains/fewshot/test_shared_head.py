@@ -11,12 +11,15 @@ import pytest
 import imaml
 from imaml.cli.main import main
 from imaml.config.method import IMAMLRecipe
+from imaml.config.methods import Method
 from imaml.core import tree
+from imaml.core.errors import DataError
 from imaml.domains.fewshot.domain import FewShotRecipe
+from imaml.domains.fewshot.images import Images
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 RECIPE = FewShotRecipe(
-    ways=3, queries=2, filters=4, normalisation="running", head="shared", fit="squares", scale=5.0,
+    ways=3, queries=2, filters=4, normalisation="running", head="shared", inner_loss="squared", scale=5.0,
     train_ways=6, train_shots=(1, 2), train_queries=3,
 )  # fmt: skip
 NEWTON = imaml.Newton(steps=1, linear=imaml.Inverse())
@@ -107,12 +110,12 @@ def test_the_command_line_scores_it_in_another_setting(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fit", ["squares", "cross-entropy"])
-def test_the_meta_gradient_equals_central_differences(fit):
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+def test_the_meta_gradient_equals_central_differences(loss):
     """Of kernels, scale, strength and the head's column, in float64."""
-    recipe = dataclasses.replace(RECIPE, fit=fit, train_shots=(2,))
+    recipe = dataclasses.replace(RECIPE, inner_loss=loss, train_shots=(2,))
     newton = imaml.NewtonCG(tolerance=1e-12, linear=imaml.CG(tolerance=1e-10))
-    inner, linear = (NEWTON, imaml.Inverse()) if fit == "squares" else (newton, imaml.CG(tolerance=1e-12))
+    inner, linear = (NEWTON, imaml.Inverse()) if loss == "squared" else (newton, imaml.CG(tolerance=1e-12))
     domain = recipe.build()
     method = dataclasses.replace(METHOD, inner=inner, linear=linear).build(domain)
     wide = lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf  # noqa: E731
@@ -140,3 +143,39 @@ def test_the_meta_gradient_equals_central_differences(fit):
     moved = lambda h: theta._replace(log_strength=theta.log_strength + h)  # noqa: E731
     expected = (value(moved(1e-5)) - value(moved(-1e-5))) / 2e-5
     assert float(gradient.log_strength) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_rules_that_learn_theta_as_a_task_s_parameters_refuse_a_head_of_one_column():
+    options = {"steps": 1, "tasks": 1, "validate_every": 0, "progress": False}
+    inner = imaml.GradientDescent(0.1, steps=1)
+    recipe = dataclasses.replace(RECIPE, inner_loss="cross_entropy")
+    for method in (Method("reptile", strength=None, inner=inner), Method("as-released", inner=inner)):
+        with pytest.raises(imaml.StructureError, match="expected theta shaped like a task's parameters, got"):
+            imaml.train(recipe.build(), method, **options)
+
+
+def test_a_rate_for_each_parameter_serves_all_classes():
+    inner = imaml.GradientDescent(0.1, steps=1)
+    method = Method("imaml", adapt=("head",), inner=inner, rates="parameter")
+    domain = dataclasses.replace(RECIPE, inner_loss="cross_entropy").build()
+    run = imaml.train(domain, method, steps=1, tasks=1, validate_every=0, progress=False)
+    assert run.theta.log_rate["head"]["kernel"].shape == (16, 1)
+
+
+def test_training_tasks_need_classes_and_images_of_their_own():
+    """Else an episode would have images of other classes, as a class has no more than it has."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12 * 6, 28, 28, 1), np.uint8)
+    names, splits = (
+        tuple(map(str, range(12))),
+        {"train": range(8), "validation": range(8, 10), "test": range(10, 12)},
+    )
+    splits = {name: np.array(ids, np.int32) for name, ids in splits.items()}
+    table = Images(pixels, np.arange(12) * 6, np.full(12, 6), names, names, splits)
+    options = {"queries": 1, "filters": 4, "head": "shared"}
+    assert imaml.image_tasks(table, 2, train_ways=8, train_shots=(1, 3), train_queries=3, **options).most == 6
+    with pytest.raises(DataError, match=r"at least 9 classes .* got 8. Hint: lower --domain.train_ways"):
+        imaml.image_tasks(table, 2, train_ways=9, **options)
+    with pytest.raises(DataError, match=r"at least 7 images .* got 6. Hint: lower --domain.train_shots"):
+        imaml.image_tasks(table, 2, train_ways=8, train_shots=(1, 4), train_queries=3, **options)
+    with pytest.raises(imaml.ConfigError, match="train_ways: expected at most 20000"):
+        dataclasses.replace(RECIPE, train_ways=20_001)

@@ -29,14 +29,14 @@ from .draws import draw_as_people, draw_random, draw_training
 from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, turn
 from .images import SPLITS, Images, read_split_folders
 from .interface import FewShotInterface
-from .losses import LAYERS, By, ImagesLoss, SquaredImagesLoss
+from .losses import LAYERS, By, ImagesLoss, SquaredImagesLoss, measured
 from .omniglot_files import SETS
 
 DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (22_000, 26_000)}
 # What is in a folder that has splits, or is Omniglot's.
 KNOWN = ("train", "train.csv", "omniglot.npz", *SETS, *(f"{name}.zip" for name in SETS))
 BY: dict[str, By] = {"transductive": "batch", "inductive": "support", "running": "running"}
-SETTLING = 20  # training tasks whose images give the statistics of new tasks
+STATISTICS_TASKS = 20  # training tasks whose images give the statistics of new tasks
 
 
 @recipe("domain")
@@ -55,8 +55,9 @@ class FewShotRecipe(ReadsData):
             training; new tasks are normalised by the statistics of many training tasks.
         head: "own": theta has a head for `ways` classes. "shared": its head has one column, which all
             classes of a task start at, so that a task may have any number of classes.
-        fit: What the inner problem minimises: the "cross-entropy", or the "squares" of the outputs' distance
-            from the labels as unit vectors. If the head alone adapts, `imaml.Inverse` solves it exactly.
+        inner_loss: What the inner problem minimises: the "cross_entropy", or the "squared" distance of the
+            outputs from the labels as unit vectors. If the head alone adapts, `imaml.Inverse` solves it
+            exactly.
         scale: What outputs are multiplied by to be logits: a number to start from, which is learned; or None
             for logits as they are.
         train_ways: Classes of a training task, or None for `ways`.
@@ -86,7 +87,7 @@ class FewShotRecipe(ReadsData):
     queries: PositiveInt = 5
     normalisation: Literal["transductive", "inductive", "running"] = "transductive"
     head: Literal["own", "shared"] = "own"
-    fit: Literal["cross-entropy", "squares"] = "cross-entropy"
+    inner_loss: Literal["cross_entropy", "squared"] = "cross_entropy"
     scale: PositiveFloat | None = None
     train_ways: SeveralInt | None = None
     train_shots: tuple[PositiveInt, ...] = ()
@@ -109,9 +110,10 @@ class FewShotRecipe(ReadsData):
         most: dict[str, float] = {"distortion": 2, "within": 1}  # a distortion of 2 is unreadable
         if self.source == "characters":  # which belong to no alphabet
             most |= {"within": 0, "ways": min(last - first for first, last in DRAWN_CLASSES.values())}
+            most["train_ways"] = DRAWN_CLASSES["train"][1]
         for name, limit in most.items():
             value = getattr(self, name)
-            if value > limit:
+            if value is not None and value > limit:
                 raise ConfigError(
                     f"domain: {name}: expected at most {limit} for {self.source}, got {value!r}."
                 )
@@ -248,7 +250,7 @@ class FewShot(FewShotInterface):
 
     def _loss(self, by: By) -> ImagesLoss | SquaredImagesLoss:
         """The inner loss with a normalisation."""
-        kind = ImagesLoss if self.recipe.fit == "cross-entropy" else SquaredImagesLoss
+        kind = ImagesLoss if self.recipe.inner_loss == "cross_entropy" else SquaredImagesLoss
         return kind(self.recipe.network, by)
 
     def training_domain(self, step: int) -> FewShot:
@@ -271,12 +273,12 @@ class FewShot(FewShotInterface):
         return extras
 
     @property
-    def settles(self) -> bool:  # type: ignore[override]
+    def finalises(self) -> bool:  # type: ignore[override]
         """Whether the statistics of training tasks normalise new tasks, or heads have one column."""
         return self.recipe.normalisation == "running" or self.recipe.head == "shared"
 
-    def settled(self, theta: Tree, key: Array) -> Tree:
-        """Return theta with the statistics of `SETTLING` training tasks, and a shared column of zeros.
+    def finalise(self, theta: Tree, key: Array) -> Tree:
+        """Return theta with the statistics of training tasks, and a shared column of zeros.
 
         The column shifts the outputs of all classes alike. Its gradient is rounding, which an optimiser that
         divides by the gradient's size takes for steps.
@@ -285,22 +287,10 @@ class FewShot(FewShotInterface):
         if self.recipe.head == "shared":
             mean = {**mean, "head": jax.tree.map(jnp.zeros_like, mean["head"])}
         if self.recipe.normalisation == "running":
-            mean = {**mean, "statistics": self._measured(mean, key)}
+            images = lambda k: self.whole(*self.training_domain(0).sample(k, "train")).images  # noqa: E731
+            keys = jax.random.split(key, STATISTICS_TASKS)
+            mean = {**mean, "statistics": measured(self.recipe.network, mean, images, keys)}
         return theta._replace(mean=mean) if isinstance(theta, Theta) else mean
-
-    def _measured(self, mean: Tree, key: Array) -> Tree:
-        """The statistics of each layer's outputs for the images of many training tasks."""
-        domain = self.training_domain(0)
-
-        def one(key: Array) -> list[tuple[Array, Array]]:
-            return self.recipe.network.embed(mean, self.whole(*domain.sample(key, "train")).images)[1]
-
-        found = jax.lax.map(one, jax.random.split(key, SETTLING))
-        # The variance of all images is the mean of the tasks' variances, and the variance of their means.
-        return {
-            name: {"mean": means.mean(0), "variance": variances.mean(0) + means.var(0)}
-            for name, (means, variances) in zip(LAYERS, found, strict=True)
-        }
 
     def logits(self, phi: Tree, batch: Labelled, inductive: bool | None = None) -> Array:
         """Return logits ``(n, ways)``.
@@ -547,24 +537,31 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
     Raises:
         DataError: If a split has too few classes, a class too few images, or images have another size.
     """
-    # A task draws `ways` classes, and `shots` + `queries` distinct images of each.
-    wanted = recipe.shots + recipe.queries
     splits = {}
     for name in SPLITS:
         ids = np.asarray(table.splits.get(name, ()), np.int32)
         if recipe.source == "folder" and name != "test":  # all classes are new
             splits[name] = jnp.asarray(ids)
             continue
-        if ids.size < recipe.ways:
+        # A task draws `ways` classes, and `shots` + `queries` distinct images of each. The split "train" has
+        # tasks of training, and tasks like new ones where an evaluation asks for them.
+        ways, wanted, names = recipe.ways, recipe.shots + recipe.queries, ""
+        if name == "train":
+            steps = [recipe.in_training(i) for i in range(max(1, len(recipe.train_shots)))]
+            ways = max(ways, steps[0].ways)
+            wanted = max(wanted, *(one.shots + one.queries for one in steps))
+            names = "train_" * (ways > recipe.ways or wanted > recipe.shots + recipe.queries)
+        if ids.size < ways:
             raise DataError(
-                f"{name} split: expected at least {recipe.ways} classes (the ways), got {ids.size}. Hint: "
-                "lower --domain.ways, or add classes."
+                f"{name} split: expected at least {ways} classes (the ways), got {ids.size}. Hint: "
+                f"lower --domain.{names}ways, or add classes."
             )
         least, enough = ids[np.argmin(table.count[ids])], ids[table.count[ids] >= wanted]
-        if enough.size < recipe.ways:
+        if enough.size < ways:
             raise DataError(
                 f"class {table.names[least]!r} of the {name} split: expected at least {wanted} images (shots "
-                f"and queries), got {table.count[least]}. Hint: lower --domain.shots or --domain.queries."
+                f"and queries), got {table.count[least]}. Hint: lower --domain.{names}shots or "
+                f"--domain.{names}queries."
             )
         if enough.size < ids.size:
             small = [table.names[i] for i in ids if table.count[i] < wanted]

@@ -77,7 +77,8 @@ class FewShotInterface(DomainBase):
 
     def posterior_form(self, support: Labelled) -> dict[str, object]:
         """Return the options of a low-rank posterior, whose rank is at most that of the curvature."""
-        return {"form": "low-rank", "rank": support.labels.shape[0] * (self.recipe.ways - 1)}
+        ways = self.recipe.ways if support.targets is None else support.targets.shape[1]
+        return {"form": "low-rank", "rank": support.labels.shape[0] * (ways - 1)}
 
     def read(self, path: str | Path, query: bool = False) -> Drawings:
         """Return a folder's image files, shrunk to the network's side; see `read_image_folder`."""

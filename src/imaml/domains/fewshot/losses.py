@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -20,7 +21,7 @@ By: TypeAlias = Literal["batch", "support", "running"]
 LAYERS = ("conv1", "conv2", "conv3", "conv4")
 
 
-def widened(mean: Tree, batch: Labelled) -> Tree:
+def expand_head(mean: Tree, batch: Labelled) -> Tree:
     """Give a head of one column, shared by all classes, a column for each class of a task.
 
     Args:
@@ -36,6 +37,26 @@ def widened(mean: Tree, batch: Labelled) -> Tree:
     ways = batch.targets.shape[1]
     wide = lambda leaf: None if leaf is None else jnp.broadcast_to(leaf, (*leaf.shape[:-1], ways))  # noqa: E731
     return {**mean, "head": {name: wide(leaf) for name, leaf in mean["head"].items()}}
+
+
+def measured(network: Conv4, phi: Tree, images: Callable[[Array], Array], keys: Array) -> Tree:
+    """Measure what each layer of a network is normalised by, over the images of many tasks.
+
+    Args:
+        network: The network.
+        phi: The full tree of parameters.
+        images: A random key -> the images of a task, ``(n, side, side, channels)``.
+        keys: A key for each task.
+
+    Returns:
+        For each layer its mean and variance, ``(filters,)``.
+    """
+    found = jax.lax.map(lambda key: network.embed(phi, images(key))[1], keys)
+    # The variance of all images is the mean of the tasks' variances, and the variance of their means.
+    return {
+        name: {"mean": means.mean(0), "variance": variances.mean(0) + means.var(0)}
+        for name, (means, variances) in zip(LAYERS, found, strict=True)
+    }
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class ImagesLoss(CompositeLoss):
         """Return the mean cross-entropy of logits."""
         return cross_entropy(outputs, batch.labels)
 
-    widened = staticmethod(widened)
+    expand_head = staticmethod(expand_head)
 
 
 @dataclass(frozen=True)
@@ -94,7 +115,7 @@ class SquaredImagesLoss(LinearSquares):
         """Return the outputs, ``(n, ways)``."""
         return self.network.forward(phi, batch.images, statistics_of(self.network, self.by, phi, batch))[0]
 
-    widened = staticmethod(widened)
+    expand_head = staticmethod(expand_head)
 
 
 def statistics_of(network: Conv4, by: By, phi: Tree, batch: Labelled) -> Tree:
