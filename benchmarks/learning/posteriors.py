@@ -32,7 +32,7 @@ def below(strangers, known):
 
 
 def scores(domain, method, theta, key, strangers=True):
-    """What one task gives for every way of answering; without strangers their AUROC is left out."""
+    """What one task gives for every way of answering; the AUROC is omitted without other classes' images."""
     indices, other = (domain.draw(k, "test") for k in (key, jax.random.fold_in(key, 1)))
     task, foreign = domain.gather(indices), domain.gather(other)
     phi, _ = method.adapt(theta, task.support, key)

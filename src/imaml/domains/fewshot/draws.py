@@ -1,4 +1,4 @@
-"""Which classes and images an episode has: random ones, those of training, those that people were asked."""
+"""Which classes and images an episode has: random ones, those of training, those of a study with people."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def draw_training(domain: FewShot, key: Array, ids: Array) -> Indices:
 
 
 def draw_as_people(domain: FewShot, key: Array, ids: Array, place: Array) -> Indices:
-    """Draw an episode as people were asked: one alphabet, one drawer to learn from, another one to be told.
+    """Draw an episode of the study with people: one alphabet, support by one drawer, queries by another.
 
     Args:
         domain: The domain; the i-th image of each class of a group is by the same person.
