@@ -64,6 +64,7 @@ from .inner.newton import NewtonCG as NewtonCG
 from .inner.optimistix import LBFGS as LBFGS
 from .inner.optimistix import LevenbergMarquardt as LevenbergMarquardt
 from .inner.optimistix import NonlinearCG as NonlinearCG
+from .inner.prototypes import Prototypes as Prototypes
 from .inner.stochastic import SGD as SGD
 from .inner.stochastic import SVRG as SVRG
 from .linear.base import LinearSolver as LinearSolver

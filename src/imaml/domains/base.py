@@ -191,6 +191,17 @@ class DomainBase(UserData):
         """
         return None
 
+    def group_name(self, number: int) -> str | None:
+        """Return what a task's number stands for, if scores should be listed by it.
+
+        Args:
+            number: What `number` returned.
+
+        Returns:
+            A name, such as an alphabet; None, the default, if scores are not to be listed.
+        """
+        return None
+
     def held_out(self, split: str) -> bool:
         """Return whether a split has tasks of its own; else those of training stand in for them.
 

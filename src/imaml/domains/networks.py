@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal, Protocol
@@ -16,7 +17,9 @@ from ..core.recipes import recipe
 from ..core.tree import Tree
 
 EPSILON = 1e-5  # added to variances, as is usual
+IN_CACHE = 4  # images that a CPU convolves at a time
 Parameters = dict[str, dict[str, Array]]  # of each layer, by name
+Moments = tuple[Array, Array]  # mean and variance of each channel
 
 
 class Network(Protocol):
@@ -64,11 +67,13 @@ def init_each(key: Array, **networks: Network) -> dict[str, Tree]:
 @recipe("network", fresh={"ways": 5})
 @dataclass(frozen=True)
 class Conv4(Checked):
-    """The four-layer convolutional network of few-shot learning, with strided convolutions.
+    """The four-layer convolutional network of few-shot learning, strided or pooled.
 
-    Four modules of 3 x 3 convolution (stride 2, padding 1), batch normalisation and ReLU, then a linear head:
-    the network of the paper's Omniglot experiments, as of MAML's (Finn et al. 2017, section 5.2). A
-    28 x 28 image passes through 14, 7, 4 and 2 pixels a side; 64 filters and 5 ways give 112,965 parameters.
+    Four modules of 3 x 3 convolution (padding 1), batch normalisation and ReLU, then a linear head. Each
+    module halves the side: by a stride of 2, as in the paper's Omniglot experiments and MAML's (Finn et al.
+    2017, section 5.2); or by the maximum of each 2 x 2 pixels, as in matching and prototypical networks
+    (Vinyals et al. 2016, Snell et al. 2017), which costs about four times the operations. A 28 x 28 image
+    passes through 14, 7, 4 and 2 pixels a side; 64 filters and 5 ways give 112,965 parameters.
 
     A convolution is nine shifted slices, concatenated, times one matrix: with per-task kernels XLA's own
     would become a grouped convolution, an order of magnitude slower on a CPU. Kernels are stored as
@@ -86,6 +91,7 @@ class Conv4(Checked):
         filters: Filters of each layer.
         side: Pixels of an image's side.
         channels: Channels of an image.
+        downsampling: How a module halves the side: "stride" or "pool".
 
     Raises:
         ConfigError: If a field is out of its range.
@@ -97,6 +103,7 @@ class Conv4(Checked):
     filters: PositiveInt = 64
     side: PositiveInt = 28
     channels: PositiveInt = 1
+    downsampling: Literal["stride", "pool"] = "stride"
 
     @property
     def features(self) -> int:
@@ -156,20 +163,59 @@ class Conv4(Checked):
         """
         used = []
         hidden = inputs
+        module_of = _strided if self.downsampling == "stride" else _pooled
         for layer in range(4):
-            module = parameters[f"conv{layer + 1}"]
-            hidden = _convolve(hidden, module["kernel"])
-            if statistics is None:  # the variance is E[x^2] - E[x]^2, which rounding may make negative
-                mean = hidden.mean((0, 1, 2))
-                variance = jnp.square(hidden).mean((0, 1, 2)) - jnp.square(mean)
-                variance = jnp.maximum(variance, 0)
-            else:
-                mean, variance = statistics[layer]
-            used.append((mean, variance))
-            # scale (x - mean) / sqrt(variance + EPSILON) + bias, as one product and one sum for each channel
-            scale = module["scale"] * lax.rsqrt(variance + EPSILON)
-            hidden = jax.nn.relu(hidden * scale + (module["bias"] - mean * scale))
+            given = None if statistics is None else statistics[layer]
+            hidden, of_layer = module_of(hidden, parameters[f"conv{layer + 1}"], given)
+            used.append(of_layer)
         return hidden.reshape(hidden.shape[0], -1), used
+
+
+def _strided(x: Array, module: dict[str, Array], given: Moments | None) -> tuple[Array, Moments]:
+    """Return convolution at stride 2, normalisation by ``given`` or by what it has, and ReLU."""
+    hidden = _convolve(x, module["kernel"])
+    mean, variance = moments = _moments(hidden) if given is None else given
+    scale, shift = _affine(module, mean, variance)
+    return jax.nn.relu(hidden * scale + shift), moments
+
+
+def _pooled(x: Array, module: dict[str, Array], given: Moments | None) -> tuple[Array, Moments]:
+    """Return convolution, normalisation by ``given`` or by what it has, ReLU and the maximum of 2 x 2 pixels.
+
+    A convolution of few channels costs less than the memory that its output takes. It is linear in the
+    patches, so its mean and variance are known from theirs, and normalisation is part of its kernel: nothing
+    of the size of its output is ever written. On 600 images it takes 0.1 s of a core instead of 0.3.
+    """
+    kernel = module["kernel"]
+    if kernel.shape[1] > kernel.shape[0]:
+        hidden = _by_few(lambda few: _patches(few, 1) @ kernel.T, x)
+        mean, variance = moments = _moments(hidden) if given is None else given
+        scale, shift = _affine(module, mean, variance)
+        return _pool(jax.nn.relu(hidden * scale + shift)), moments
+    if given is None:
+        patches = _patches(x, 1).reshape(-1, kernel.shape[1])
+        centre = patches.mean(0)
+        covariance = (patches - centre).T @ (patches - centre) / patches.shape[0]
+        given = kernel @ centre, ((kernel @ covariance) * kernel).sum(1)
+    scale, shift = _affine(module, *given)
+    scaled = (scale[:, None] * kernel).T
+    return _by_few(lambda few: _pool(jax.nn.relu(_patches(few, 1) @ scaled + shift)), x), given
+
+
+def _moments(hidden: Array) -> Moments:
+    """Return mean and variance of each channel."""
+    mean = hidden.mean((0, 1, 2))
+    variance = jnp.square(hidden).mean((0, 1, 2)) - jnp.square(mean)
+    return mean, jnp.maximum(variance, 0)  # which is E[x^2] - E[x]^2, and rounding may make it negative
+
+
+def _affine(module: dict[str, Array], mean: Array, variance: Array) -> tuple[Array, Array]:
+    """Return normalisation as a product and a sum for each channel.
+
+    scale (x - mean) / sqrt(variance + EPSILON) + bias, rearranged.
+    """
+    scale = module["scale"] * lax.rsqrt(variance + EPSILON)
+    return scale, module["bias"] - mean * scale
 
 
 def _convolve(x: Array, kernel: Array) -> Array:
@@ -178,18 +224,42 @@ def _convolve(x: Array, kernel: Array) -> Array:
     Behind the barrier XLA on a CPU computes the product's gradient in rows, before it is transposed for that
     of the kernel; without, it computes normalisation and activation anew in columns, which takes longer.
     """
-    patches = _patches(x)
+    patches = _patches(x, 2)
     product = patches.reshape(-1, patches.shape[-1]) @ kernel.T
     return lax.optimization_barrier(product).reshape(*patches.shape[:-1], -1)
 
 
-def _patches(x: Array) -> Array:
-    """Return 3 x 3 neighbourhoods at stride 2, padding 1: (n, h, w, c) -> (n, (h+1)//2, (w+1)//2, 9 c)."""
+def _by_few(function: Callable[[Array], Array], images: Array) -> Array:
+    """Return a function of images, on a CPU of a few at a time.
+
+    What it makes of a few, such as their patches, stays in the CPU's cache, and is made anew for the
+    gradient. A convolution of 600 images of 14 x 14 x 64, forward and backward, takes 0.34 s of a core; of
+    all patches at once 0.74, XLA's own 0.89, and the products alone 0.28.
+    """
+    one = jax.checkpoint(lambda image: function(image[None])[0])
+    by_few = lambda images: lax.map(one, images, batch_size=IN_CACHE)  # noqa: E731
+    return lax.platform_dependent(images, cpu=by_few, default=function)
+
+
+def _pool(x: Array) -> Array:
+    """Return the maximum of each 2 x 2 pixels, none of them negative; the side is rounded up.
+
+    Slices of whole rows, then of pixels, as XLA's own windows take four times as long on a CPU.
+    """
     n, h, w, c = x.shape
-    rows, columns = (h + 1) // 2, (w + 1) // 2
+    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+    x = x.reshape(n, (h + 1) // 2, 2, (w + 1) // 2, 2, c)
+    rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+
+
+def _patches(x: Array, stride: int) -> Array:
+    """Return 3 x 3 neighbourhoods, padding 1: (n, h, w, c) -> (n, ceil(h/stride), ceil(w/stride), 9 c)."""
+    n, h, w, c = x.shape
+    rows, columns = stride * (-(-h // stride) - 1) + 1, stride * (-(-w // stride) - 1) + 1
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     slices = [
-        lax.slice(padded, (0, i, j, 0), (n, i + 2 * rows - 1, j + 2 * columns - 1, c), (1, 2, 2, 1))
+        lax.slice(padded, (0, i, j, 0), (n, i + rows, j + columns, c), (1, stride, stride, 1))
         for i in range(3)
         for j in range(3)
     ]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ from ..core.tree import Selection, Tree
 from ..core.validation import require_number
 from .matrices import Precision, Strengths
 from .precision import Learned, Theta, spread_over
+
+if TYPE_CHECKING:
+    from .linear_outputs import LinearSquares
 
 Key = Array | None  # a random key, if one is given
 Loss = Callable[[Tree, Tree], Array]  # (phi, batch) -> scalar
@@ -348,6 +351,11 @@ class Problem(ByContent):
             A tree like `phi` of arrays that broadcast to its leaves; None where `diagonal` is False.
         """
         return self.strengths(phi, theta) if self.diagonal else None
+
+    @property
+    def squares(self) -> LinearSquares | None:
+        """The loss, if it is of squares that are linear in the adapted parameters; else None."""
+        return None
 
     @property
     def invertible(self) -> bool:

@@ -71,6 +71,19 @@ class LinearSquares(CompositeLoss):
         return 0.5 * jnp.sum(jnp.square(away)) / outputs.shape[0]
 
 
+def squares_of(loss: object, adapted: object) -> LinearSquares | None:
+    """Return a loss, if it is of squares that are linear in the adapted parameters.
+
+    Args:
+        loss: Any loss.
+        adapted: The names of the adapted parameters, or None for all.
+
+    Returns:
+        The loss, or None.
+    """
+    return loss if isinstance(loss, LinearSquares) and adapted == loss.linear_in else None
+
+
 def rows_of(leaf: Array) -> Array:
     """Return a leaf of W as a matrix.
 

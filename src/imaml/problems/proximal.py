@@ -17,7 +17,7 @@ from ..core.errors import ConfigError
 from ..core.tree import Selection, Tree
 from ..core.validation import require_function, require_one_of, require_scalar
 from .base import ALL, CURVATURES, Loss, Problem, check_lipschitz, declared
-from .linear_outputs import LinearSquares, ridge_inverse
+from .linear_outputs import LinearSquares, ridge_inverse, squares_of
 from .losses import HalfSquares, composed, gauss_newton_slope
 from .matrices import Precision
 from .precision import Learned, logs_in
@@ -78,16 +78,21 @@ class Proximal(Problem):
         return self.learns.precision(logs_in("proximal", theta, "log_strength"), phi)
 
     @property
+    def squares(self) -> LinearSquares | None:
+        """The loss, if it is of squares that are linear in phi."""
+        return squares_of(self.loss, self.adapt.choice)
+
+    @property
     def invertible(self) -> bool:
         """Whether the loss is of squares that are linear in phi, with one strength for each parameter."""
-        linear = isinstance(self.loss, LinearSquares) and self.adapt.choice == self.loss.linear_in
-        return linear and self.diagonal
+        return self.squares is not None and self.diagonal
 
     def inverse(self, phi: Tree, theta: Tree, batch: Tree) -> Callable[[Tree], Tree]:
         """(X^T X / n + P)^-1; see `Problem.inverse`."""
-        if not self.invertible:
+        loss = self.squares
+        if loss is None or not self.diagonal:
             return super().inverse(phi, theta, batch)
-        design = self.split(self.loss.design(self.full(phi, theta), batch))  # type: ignore[attr-defined]
+        design = self.split(loss.design(self.full(phi, theta), batch))
         return ridge_inverse(design, self.strengths(phi, theta), phi)
 
     def curvature_floor(self, phi: Tree, theta: Tree) -> Array | None:
@@ -119,6 +124,11 @@ class Plain(Problem):
     structure: ClassVar[str] = "symmetric"
     anchored: ClassVar[bool] = False
     has_objective: ClassVar[bool] = True
+
+    @property
+    def squares(self) -> LinearSquares | None:
+        """The loss, if it is of squares that are linear in phi."""
+        return squares_of(self.loss, self.adapt.choice)
 
     def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
         """The loss's gradient; see `Problem.residual`."""

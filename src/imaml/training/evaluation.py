@@ -373,6 +373,7 @@ def evaluate_theta(
         unscored={name: count for name, count in unscored.items() if count},
         before_values=before,
         oracles=tuple(sorted(domain.oracles)),
+        names={} if number is None else _names(domain, number),
     )
     solving = method.new_task
     if not alone or not domain.alone or solving is None or solving.problem.adapt.choice is not None:
@@ -380,6 +381,12 @@ def evaluate_theta(
     fresh = method.kept(domain, jax.random.key(seed))
     single = evaluate_theta(domain, method, fresh, split=split, tasks=tasks, seed=seed)
     return found.beside({"a network for each task": single})
+
+
+def _names(domain: Domain, number: np.ndarray) -> dict[int, str]:
+    """What tasks' numbers stand for, of a domain that lists scores by it."""
+    found = {int(one): domain.group_name(int(one)) for one in np.unique(number)}
+    return {one: name for one, name in found.items() if name is not None}
 
 
 def lower_evaluation(

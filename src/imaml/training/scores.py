@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..core.statistics import paired_differences
+from ..core.statistics import mean_intervals, paired_differences
 from .journal import draws_text, json_values
 
 
@@ -42,6 +42,7 @@ class Evaluation:
         coverage: Of calibrated prediction intervals: their level, the share of query rows that they cover,
             a mean over tasks, and the half-width of its interval; else None.
         oracles: The baselines that know what no method can. No verdict names them.
+        names: What the numbers of tasks stand for, where scores are listed by it: alphabets, for example.
     """
 
     scores: Mapping[str, float]
@@ -65,6 +66,7 @@ class Evaluation:
     before_values: Mapping[str, np.ndarray] = field(default_factory=dict)
     coverage: tuple[float, float, float] | None = None
     oracles: tuple[str, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def unseen(self) -> bool:
@@ -86,6 +88,8 @@ class Evaluation:
         if self.number is not None:
             flat["different_tasks"] = self.different
         flat["held_out"] = self.unseen
+        if self.names:
+            flat["groups"] = self.by_group()
         if self.oracles:
             flat["oracles"] = list(self.oracles)
         flat |= {"tasks": self.tasks, "split": self.split, "seed": self.seed, "failed": self.failed}
@@ -96,6 +100,21 @@ class Evaluation:
         better = "higher" if self.higher_is_better else "lower"
         flat |= {"score": self.scores[name], "better": better, "paired": self.paired()}
         return json_values(flat)
+
+    def by_group(self) -> dict[str, dict[str, float]]:
+        """Return the scores of each group of tasks, such as those of one alphabet.
+
+        Returns:
+            For each group's name the means, and half-widths of their intervals over its draws, by name:
+            `accuracy`, `accuracy_ci95`, ...; empty if tasks have no groups with names.
+        """
+        found = {}
+        for number, name in sorted(self.names.items(), key=lambda item: item[1]):
+            assert self.number is not None
+            own = self.number == number
+            means, widths = mean_intervals({score: values[own] for score, values in self.values.items()})
+            found[name] = means | {f"{score}_ci95": width for score, width in widths.items()}
+        return found
 
     def paired(self) -> dict[str, tuple[float, float]]:
         """Compare the headline with each baseline's, task by task.
@@ -224,6 +243,12 @@ class Evaluation:
             rows.append(("calibration error after adaptation", sure))
         width = max(len(label) for label, _ in rows)
         lines += [f"  {label:<{width}}  {text}" for label, text in rows]
+        if self.names:
+            width = max(map(len, self.names.values()))
+            lines.append("  ".join([" " * (width + 2), *kinds.values()]))
+            for group, own in self.by_group().items():
+                shown = (f"{show(own[kind], own[kind + '_ci95']):>{len(kinds[kind])}}" for kind in kinds)
+                lines.append("  ".join([f"  {group:<{width}}", *shown]))
         if self.coverage is not None:
             level, share, half = (100 * part for part in self.coverage)
             lines.append(f"  {level:g} % intervals cover {share:.1f} % +- {half:.1f} of a task's query rows")

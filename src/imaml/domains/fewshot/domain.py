@@ -75,6 +75,8 @@ class FewShotRecipe(ReadsData):
             2015), classes of one alphabet, the support set drawn by one person, the query set by another.
         data: A path, or None for the usual places.
         filters: The width of Conv4.
+        downsampling: How Conv4 halves the side: "stride", or "pool", which costs four times the operations
+            and learns characters better.
         limits: Splits of which only some classes are used, and which (see `FewShot.limited`).
 
     Raises:
@@ -100,6 +102,7 @@ class FewShotRecipe(ReadsData):
     protocol: Literal["random", "people"] = "random"
     data: str | None = None
     filters: PositiveInt = 64
+    downsampling: Literal["stride", "pool"] = "stride"
     limits: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     factorises: ClassVar[bool] = False
@@ -189,7 +192,8 @@ class FewShotRecipe(ReadsData):
     def network(self) -> Conv4:
         """The network that learns these tasks."""
         side, channels = (84, 3) if self.source == "mini-imagenet" else (28, 1)
-        return Conv4(self.ways if self.head == "own" else 1, self.filters, side, channels)
+        ways = self.ways if self.head == "own" else 1
+        return Conv4(ways, self.filters, side, channels, self.downsampling)
 
     def in_training(self, step: int) -> FewShotRecipe:
         """Return the recipe of the tasks of a step of training.
@@ -225,6 +229,7 @@ class FewShot(FewShotInterface):
         splits: Class numbers by split.
         most: The largest of ``counts``.
         recipe: The recipe.
+        group_names: The names of the groups.
     """
 
     pixels: Array | None
@@ -234,6 +239,7 @@ class FewShot(FewShotInterface):
     splits: dict[str, Array]
     most: int = field(metadata={"static": True})
     recipe: FewShotRecipe = field(metadata={"static": True})
+    group_names: tuple[str, ...] = field(default=(), metadata={"static": True})
 
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
@@ -399,6 +405,10 @@ class FewShot(FewShotInterface):
         if self.recipe.protocol != "people" or self.groups is None:
             return None
         return self.groups[indices.classes[0]]
+
+    def group_name(self, number: int) -> str | None:
+        """Return the group's name; see `DomainBase.group_name`."""
+        return self.group_names[number]
 
     def gather(self, indices: Indices) -> Task:
         """Return the episode: a Task of two `Labelled`, class by class in the order of ``classes``."""
@@ -577,7 +587,8 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
         raise DataError(f"images: expected {expected} for {recipe.source}, got {table.image_shape}.")
     # Compiled code needs static shapes, so classes are padded to the largest; groups become integers.
     most = int(table.count.max())
-    groups = np.unique(table.groups, return_inverse=True)[1].astype(np.int32)
+    names, inverse = np.unique(table.groups, return_inverse=True)
+    groups = inverse.astype(np.int32)
     if recipe.within:
         ways, hint = recipe.in_training(0).ways, "set --domain.within=0"
         _require_group(f"within={recipe.within!r}", ways, groups[np.asarray(splits["train"])], hint)
@@ -586,4 +597,4 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
         for split in ("validation", "test"):
             _require_group(f"protocol, {split} split", recipe.ways, groups[np.asarray(splits[split])], hint)
     arrays = [jnp.asarray(array) for array in (table.pixels, table.first, table.count, groups)]
-    return FewShot(*arrays, splits=splits, most=most, recipe=recipe)
+    return FewShot(*arrays, splits, most, recipe, group_names=tuple(names.tolist()))
