@@ -21,8 +21,7 @@ METHOD = Method("maml", adapt=("head",), inner=imaml.Prototypes())
 
 def distances(domain, theta, task):
     """-|x - m_c|^2 of query features, from the definition."""
-    embed = lambda batch: domain.network.embed(theta, batch.images)[0]
-    support, query = embed(task.support), embed(task.query)
+    support, query = (domain.network.embed(theta, batch.images)[0] for batch in task)
     means = jnp.stack([support[task.support.labels == label].mean(0) for label in range(domain.recipe.ways)])
     return -jnp.square(query[:, None] - means[None]).sum(-1)
 

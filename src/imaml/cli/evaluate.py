@@ -24,7 +24,7 @@ def evaluate_command(
     ways: Whole = None,
     shots: Whole = None,
     queries: Whole = None,
-    protocol: Literal["random", "people"] | None = None,
+    protocol: Literal["random", "turned", "people"] | None = None,
     seed: Count = 0,
     data: str | None = None,
     model: str | None = None,
@@ -47,8 +47,9 @@ def evaluate_command(
         ways: Classes of each task, instead of as many as in the run; of a run with --domain.head=shared.
         shots: Support examples of each task, instead of as many as in the run; short for --domain.shots.
         queries: Query examples likewise; short for --domain.queries.
-        protocol: How the tasks of Omniglot are drawn: random, or as people were asked (Lake et al. 2015):
-            classes of one alphabet, the support set drawn by one person, the query set by another.
+        protocol: How the tasks of Omniglot are drawn: random; the same with each class turned by a random
+            quarter, as published accuracies are measured; or as people were asked (Lake et al. 2015): classes
+            of one alphabet, the support set drawn by one person, the query set by another.
         seed: Random seed of the tasks.
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
             Omniglot. Of another table all tasks are scored.

@@ -19,14 +19,14 @@ from .base import Instance, Solver
 class Prototypes(Checked, Solver):
     """Compares with each class's mean: outputs are -|x - m_c|^2 up to a number that is equal for all classes.
 
-    With x the features of a row and m_c their mean over the support rows of class c,
+    With x the features of a row and m_c their mean over the support rows of the class c,
 
         -|x - m_c|^2 = 2 m_c . x - |m_c|^2 - |x|^2
 
-    is linear in x but for its last term, which no softmax notices. So a class's column of the head has weights
-    2 m_c and the bias -|m_c|^2. That solves no inner problem: it is for the rule `unrolled()`, that is for
-    the method `maml`, which then learns the features of a prototypical network. An implicit gradient would
-    be wrong, and its residual says so.
+    is linear in x but for its last term, which no softmax notices. So a class's column of the head has the
+    weights 2 m_c and the bias -|m_c|^2. That solves no inner problem: it is for the rule `unrolled()`, that
+    is for the method `maml`, which then learns the features of a prototypical network. An implicit gradient
+    would be wrong, and its residual says so.
 
     It needs a problem whose loss derives from `imaml.LinearSquares` and has unit vectors as targets.
 
@@ -47,23 +47,20 @@ class Prototypes(Checked, Solver):
         loss = problem.squares
         if loss is None:
             raise StructureError(
-                "Prototypes: expected a problem whose loss is of squares, linear in the adapted parameters, got "
-                f"{problem.kind}. Hint: --domain.inner_loss=squared --method.adapt=head, or a loss that derives "
-                "from imaml.LinearSquares."
+                "Prototypes: expected a problem whose loss is of squares, linear in the adapted parameters, "
+                f"got {problem.kind}. Hint: --domain.inner_loss=squared --method.adapt=head, or a loss that "
+                "derives from imaml.LinearSquares."
             )
         leaves, structure = jax.tree.flatten(phi)
         chosen = loss.targets(task.batch, leaves[0].shape[-1])
         shares = chosen / jnp.maximum(chosen.sum(0, keepdims=True), 1)
         design = problem.split(loss.design(problem.full(phi, task.theta), task.batch))
         means = [part.T @ shares for part in jax.tree.leaves(design)]  # of each part (d_i, c)
-        wide = [mean for mean, leaf in zip(means, leaves, strict=True) if leaf.ndim == 2]
-        squares = sum(jnp.square(mean).sum(0) for mean in wide)
+        squares = sum(jnp.square(m).sum(0) for m, leaf in zip(means, leaves, strict=True) if leaf.ndim == 2)
 
         def of(leaf: Array, mean: Array) -> Array:
             return (2 * mean if leaf.ndim == 2 else -squares).astype(leaf.dtype)
 
         value = structure.unflatten(of(leaf, mean) for leaf, mean in zip(leaves, means, strict=True))
-        size = task.size(value)
-        return Solution(
-            value, Stats(jnp.asarray(1), size, jnp.asarray(False)), Status(jnp.asarray(int(Ending.STEPS_DONE)))
-        )
+        stats = Stats(jnp.asarray(1), task.size(value), jnp.asarray(False))
+        return Solution(value, stats, Status(jnp.asarray(int(Ending.STEPS_DONE))))

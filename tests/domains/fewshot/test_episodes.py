@@ -245,6 +245,25 @@ def test_presets_without_data_share_their_tasks_between_devices(name):
     config.method.build(config.domain.build(), mesh)
 
 
+def test_turned_tasks_are_the_random_ones_with_each_class_by_a_quarter_of_its_own():
+    domain, turned = (
+        FewShotRecipe("characters", 5, 1, queries=2, protocol=protocol).build()
+        for protocol in ("random", "turned")
+    )
+    upright, other = (one.draw(jax.random.key(3), "test") for one in (domain, turned))
+    np.testing.assert_array_equal(upright.classes, other.classes)
+    np.testing.assert_array_equal(upright.examples, other.examples)
+    assert not upright.turns.any()
+    keys = jax.random.split(jax.random.key(4), 200)
+    turns = jax.vmap(lambda key: turned.draw(key, "test").turns)(keys)
+    assert set(np.unique(turns)) == {0, 1, 2, 3}
+    assert np.bincount(turns.ravel(), minlength=4).min() > 200  # of 250 expected
+    task, plain = turned.gather(other), domain.gather(upright)
+    for label, quarters in enumerate(other.turns):
+        before, after = (each.support.images[label, ..., 0] for each in (plain, task))
+        np.testing.assert_array_equal(after, np.rot90(before, int(quarters)))
+
+
 def test_people_were_asked_within_one_alphabet_by_two_drawers():
     """Groups come in turn, none with too few classes; one drawer has the support set, another the query."""
     names = [f"{group}/{i}" for group, size in (("a", 6), ("b", 3), ("c", 5)) for i in range(size)]

@@ -18,7 +18,7 @@ DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
 
 
 def draw_random(domain: FewShot, key: Array, ids: Array) -> Indices:
-    """Draw an episode of random classes and random images.
+    """Draw an episode of random classes and random images; turned ones with the protocol "turned".
 
     Args:
         domain: The domain.
@@ -30,7 +30,10 @@ def draw_random(domain: FewShot, key: Array, ids: Array) -> Indices:
     """
     class_key, example_key = jax.random.split(key)
     classes = ids[distinct(class_key, ids.shape[0], domain.recipe.ways)]
-    return _indices(classes, examples_of(domain, example_key, classes), jnp.zeros_like(classes))
+    turns = jnp.zeros_like(classes)
+    if domain.recipe.protocol == "turned":
+        turns = jax.random.randint(jax.random.fold_in(class_key, 1), classes.shape, 0, 4)
+    return _indices(classes, examples_of(domain, example_key, classes), turns)
 
 
 def draw_training(domain: FewShot, key: Array, ids: Array) -> Indices:

@@ -1,0 +1,167 @@
+"""Omniglot: the table of results, what each part of the recipe is worth, and methods after an hour each.
+
+    python -m benchmarks run omniglot --data PATH          # the rows of artefacts/index.json, by protocol
+    python -m benchmarks run omniglot_parts --data PATH    # one part of the preset omniglot-head at a time
+    python -m benchmarks run omniglot_hour --data PATH     # methods with one network, an hour each
+
+Trainings are kept in runs/omniglot_parts and runs/omniglot_hour: the same command resumes, and --only trains
+some of them. All are scored on the same tasks, and compared in pairs, task by task.
+"""
+
+import json
+from dataclasses import replace
+
+import imaml
+from benchmarks.harness import ROOT, benchmark, interval
+from imaml.compare.variants import ROWS
+from imaml.config.method import NewTask
+from imaml.config.overrides import overrides, replace_data
+from imaml.config.presets import preset
+from imaml.training.evaluation import evaluate_theta
+from imaml.training.experiment import assemble
+from imaml.training.journal import read_events
+
+SETTINGS = ((5, 1), (5, 5), (20, 1), (20, 5))  # ways and shots of new tasks
+PARTS = {  # by name: the fields that differ from the preset's
+    "omniglot-head": {},
+    "strided": {"domain.downsampling": "stride"},
+    "60 ways, 9 queries": {"domain.train_ways": "60", "domain.train_queries": "9"},
+    "30 ways, 19 queries": {"domain.train_ways": "30", "domain.train_queries": "19"},
+    "100 ways, 5 shots": {"domain.train_ways": "100", "domain.train_shots": "5", "domain.train_queries": "1"},
+    "no quarter turns": {"domain.rotations": "false"},
+    "distorted": {"domain.distortion": "0.5", "domain.symmetries": "true"},
+    "statistics of the batch": {"domain.normalisation": "transductive"},
+    "no scale": {"domain.scale": "none"},
+    "strength not learned": {"method.learned": "none"},
+    "cross-entropy": {
+        "domain.inner_loss": "cross_entropy",
+        "method.inner": "NewtonCG",
+        "method.inner.steps": "5",
+        "method.inner.linear.steps": "10",
+        "method.linear": "CG",
+        "method.linear.steps": "10",
+    },
+    "prototypes": {"method.name": "maml", "method.inner": "Prototypes", "domain.scale": "none"},
+    "constant rate": {"optimiser.schedule": "constant"},
+    "no average": {"optimiser.average": "none"},
+}
+HEAD = {"domain.downsampling": "stride", "optimiser.schedule": "constant"}
+METHODS = {  # by name: a preset, a row of `imaml compare` or None, and fields that differ
+    "imaml": ("omniglot-5w1s", "imaml", {}),
+    "imaml, head": ("omniglot-head", None, HEAD),
+    "maml": ("omniglot-5w1s", "maml", {}),
+    "anil": ("omniglot-5w1s", "anil", {}),
+    "prototypes": ("omniglot-head", None, {**HEAD, **PARTS["prototypes"], **PARTS["60 ways, 9 queries"]}),
+}
+
+
+def changed(config, fields):
+    """Returns a configuration with fields set from text."""
+    return overrides(config, [(path, text, f"--{path}") for path, text in fields.items()])
+
+
+def trained(folder, config):
+    """Trains, or goes on with what is there; returns theta, and the steps and minutes that training took."""
+    learned = assemble(config).train(out=folder, resume=(folder / "config.json").exists())
+    if learned.reason == "interrupted":
+        raise SystemExit("interrupted; the same command resumes")
+    end = [event for event in read_events(folder / "events.jsonl") if event["event"] == "end"][-1]
+    return learned.theta, {"steps": end["step"], "minutes": end["seconds"] / 60}
+
+
+def scores(config, theta, split, tasks, ways, shots):
+    """Returns the scores of theta on new tasks of another size, task by task."""
+    fields = {"domain.ways": str(ways), "domain.shots": str(shots), "domain.train_ways": "none"}
+    domain = changed(config, fields if config.domain.head == "shared" else {}).domain.build()
+    found = evaluate_theta(domain, config.method.build(domain), theta, split=split, tasks=tasks, seed=1)
+    return {name: found.values[name].tolist() for name in ("accuracy", "accuracy_inductive")}
+
+
+def measured(run, configs, settings, split, tasks):
+    """Adds a row for each configuration: its scores, and their paired differences from those of the first."""
+    first = {}
+    for name, config in configs.items():
+        theta, row = trained(run.kept / name.replace(", ", "-").replace(" ", "-"), config)
+        for ways, shots in settings:
+            what = f"{ways}w{shots}s"
+            given = config, theta, split, tasks, ways, shots
+            values = run.once(f"{name} {split} {what}", scores, *given)
+            for score, column in values.items():
+                label = f"{what} {score}"
+                base = first.setdefault(label, column)
+                away = [a - b for a, b in zip(column, base, strict=True)]
+                row |= {label: interval(column), f"{label} minus {next(iter(configs))}": interval(away)}
+        run.add({"name": name, **row}, split=split, tasks=tasks)
+
+
+def chosen(names, only):
+    """The names asked for, all by default."""
+    unknown = set(only) - set(names)
+    if unknown:
+        raise SystemExit(f"--only: expected some of {', '.join(names)}, got {', '.join(unknown)}.")
+    return [name for name in names if name in only or not only]
+
+
+@benchmark("omniglot_parts", quick={"steps": 2, "tasks": 2})
+def parts(run, data, steps=1500, tasks=1000, only=("",)):
+    """Changes one part of the recipe at a time, with equally many steps; scores are of validation classes."""
+    names = chosen(PARTS, [name for name in only if name])
+    base = replace_data(preset("omniglot-head"), data)
+    base = changed(base, {"training.steps": str(steps), "training.validate_every": str(steps)})
+    configs = {name: changed(base, PARTS[name]) for name in names}
+    measured(run, configs, SETTINGS, "validation", tasks)
+
+
+@benchmark("omniglot_hour", quick={"minutes": 0.02, "tasks": 2})
+def hour(run, data, minutes=60.0, tasks=1000, only=("",)):
+    """Trains each method at a constant rate and keeps its best validation; scores are of test classes."""
+    configs = {}
+    for name in chosen(METHODS, [name for name in only if name]):
+        base, row, fields = METHODS[name]
+        config = replace_data(preset(base), data)
+        config = config if row is None else ROWS[row].config(config, minutes, 0)
+        timed = {"minutes": minutes, "steps": 10**7, "validate_every": 500, "validation_tasks": 300}
+        timed |= {"restore_best": "true", "checkpoint_every": 500, "keep": 3}
+        configs[name] = changed(config, {**fields, **{f"training.{k}": str(v) for k, v in timed.items()}})
+    measured(run, configs, SETTINGS[:1], "test", tasks)
+
+
+def configured(entry, learned, data):
+    """Returns the configuration that an entry of the index asks for, and its other options by name."""
+    given = dict(zip(entry["options"][::2], entry["options"][1::2], strict=True))
+    others = {name: given.pop(name) for name in ("--tasks", "--split") if name in given}
+    fields = {f"domain.{name.removeprefix('--')}": value for name, value in given.items()}
+    return changed(replace_data(learned.config, data), fields), others
+
+
+@benchmark("omniglot", quick={"tasks": 2})
+def table(run, data, tasks=1000, seed=0):
+    """Scores every row of artefacts/index.json, where it is not of the study with people, by three protocols.
+
+    "upright" shows test classes as they were drawn; "turned" by random quarters, as published tests do. That
+    of the authors of implicit MAML is turned, too: it has as many query images as support images, 600 tasks,
+    no strength on new tasks, and counts the transductive accuracy.
+    """
+    for row, entry in json.loads((ROOT / "artefacts" / "index.json").read_text()).items():
+        learned = imaml.load(ROOT / entry["file"])
+        own, others = configured(entry, learned, data)
+        protocols = {
+            "upright": ({"domain.protocol": "random"}, tasks),
+            "turned": ({"domain.protocol": "turned"}, tasks),
+            "authors'": (
+                {"domain.protocol": "turned", "domain.queries": str(own.domain.shots)},
+                min(tasks, 600),
+            ),
+        }
+        if own.domain.protocol == "people":
+            protocols = {"people": ({}, min(tasks, int(others.get("--tasks", tasks))))}
+        for protocol, (fields, count) in protocols.items():
+            config = changed(own, fields)
+            method, domain = config.method, config.domain.build()
+            if protocol == "authors'" and method.adapt is None:
+                solving = method.new_task or NewTask(method.inner)
+                method = replace(method, new_task=replace(solving, strength=1e-9))
+            given = domain, method.build(domain), learned.theta
+            found = evaluate_theta(*given, split="test", tasks=count, seed=seed)
+            about = {"row": row, "file": entry["file"], "protocol": protocol}
+            run.add({**about, **found.to_json()}, tasks=tasks, seed=seed)
