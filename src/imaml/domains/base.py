@@ -67,6 +67,7 @@ class DomainBase(UserData):
         repeats: Whether draws of one task differ.
         finalises: Whether `finalise` changes anything.
         alone: Whether an evaluation has the network that learns each task alone as a baseline.
+        group_names: What the numbers of tasks stand for, such as alphabets, if scores are listed by them.
         oracles: The names of `baselines` that know what no method can, such as a task's true parameters.
     """
 
@@ -77,6 +78,7 @@ class DomainBase(UserData):
     repeats: ClassVar[bool] = True
     finalises: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    group_names: tuple[str, ...] = ()
     oracles: ClassVar[frozenset[str]] = frozenset()
     interval_widths: ClassVar[Mapping[float, float]] = MappingProxyType({})
 
@@ -188,17 +190,6 @@ class DomainBase(UserData):
         Returns:
             An integer scalar: tasks with equal numbers are not independent. None, the default, if no task
             comes twice.
-        """
-        return None
-
-    def group_name(self, number: int) -> str | None:
-        """Return what a task's number stands for, if scores should be listed by it.
-
-        Args:
-            number: What `number` returned.
-
-        Returns:
-            A name, such as an alphabet; None, the default, if scores are not to be listed.
         """
         return None
 

@@ -32,8 +32,9 @@ class Prototypes(Checked, Solver):
 
     Example:
         >>> import imaml
-        >>> imaml.Method("maml", adapt=("head",), inner=imaml.Prototypes()).inner
-        Prototypes()
+        >>> from imaml.config.methods import Method
+        >>> Method("maml", adapt=("head",), inner=imaml.Prototypes()).adapt
+        ('head',)
 
     References:
         Snell, Swersky, Zemel (2017), Prototypical networks for few-shot learning, equations 1, 2 and 8.
@@ -56,7 +57,8 @@ class Prototypes(Checked, Solver):
         shares = chosen / jnp.maximum(chosen.sum(0, keepdims=True), 1)
         design = problem.split(loss.design(problem.full(phi, task.theta), task.batch))
         means = [part.T @ shares for part in jax.tree.leaves(design)]  # of each part (d_i, c)
-        squares = sum(jnp.square(m).sum(0) for m, leaf in zip(means, leaves, strict=True) if leaf.ndim == 2)
+        wide = [mean for mean, leaf in zip(means, leaves, strict=True) if leaf.ndim == 2]
+        squares = jnp.square(jnp.concatenate(wide)).sum(0)
 
         def of(leaf: Array, mean: Array) -> Array:
             return (2 * mean if leaf.ndim == 2 else -squares).astype(leaf.dtype)

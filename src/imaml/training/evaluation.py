@@ -373,7 +373,7 @@ def evaluate_theta(
         unscored={name: count for name, count in unscored.items() if count},
         before_values=before,
         oracles=tuple(sorted(domain.oracles)),
-        names={} if number is None else _names(domain, number),
+        names=_names(domain, number),
     )
     solving = method.new_task
     if not alone or not domain.alone or solving is None or solving.problem.adapt.choice is not None:
@@ -383,10 +383,11 @@ def evaluate_theta(
     return found.beside({"a network for each task": single})
 
 
-def _names(domain: Domain, number: np.ndarray) -> dict[int, str]:
-    """What tasks' numbers stand for, of a domain that lists scores by it."""
-    found = {int(one): domain.group_name(int(one)) for one in np.unique(number)}
-    return {one: name for one, name in found.items() if name is not None}
+def _names(domain: Domain, number: np.ndarray | None) -> dict[int, str]:
+    """What tasks' numbers stand for, of a domain that lists scores by them."""
+    if number is None or not domain.group_names:
+        return {}
+    return {int(one): domain.group_names[int(one)] for one in np.unique(number)}
 
 
 def lower_evaluation(

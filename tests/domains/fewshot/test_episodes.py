@@ -14,6 +14,8 @@ from imaml.domains.base import SPLITS
 from imaml.domains.fewshot.domain import FewShotRecipe, table_of
 from imaml.domains.fewshot.episodes import distinct, then, turn
 from imaml.domains.fewshot.images import Images
+from imaml.training.evaluation import evaluate_theta
+from imaml.training.journal import json_values
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 
@@ -264,7 +266,7 @@ def test_turned_tasks_are_the_random_ones_with_each_class_by_a_quarter_of_its_ow
         np.testing.assert_array_equal(after, np.rot90(before, int(quarters)))
 
 
-def test_people_were_asked_within_one_alphabet_by_two_drawers():
+def test_people_were_asked_within_one_alphabet_by_two_drawers(ranks_mixed):
     """Groups come in turn, none with too few classes; one drawer has the support set, another the query."""
     names = [f"{group}/{i}" for group, size in (("a", 6), ("b", 3), ("c", 5)) for i in range(size)]
     count = np.full(14, 4)
@@ -294,3 +296,15 @@ def test_people_were_asked_within_one_alphabet_by_two_drawers():
     assert seen == ["a", "c"] * 3
     with pytest.raises(ConfigError, match="only Omniglot's drawers are known"):
         FewShotRecipe("characters", protocol="people")
+    # An evaluation lists the scores of each group, over its own draws.
+    domain = dataclasses.replace(domain, recipe=dataclasses.replace(recipe, filters=2))
+    method = imaml.config.IMAMLRecipe(inner=imaml.GradientDescent(0.1, 1)).build(domain)
+    found = evaluate_theta(domain, method, domain.init(jax.random.key(0)), split="test", tasks=5)
+    listed, accuracy = found.by_group(), found.values["accuracy"]
+    assert {name: scores["accuracy"] for name, scores in listed.items()} == {
+        "a": pytest.approx(accuracy[[0, 2, 4]].mean()),
+        "c": pytest.approx(accuracy[[1, 3]].mean()),
+    }
+    assert found.to_json()["groups"] == json_values(listed)
+    lines = [line.split()[0] for line in str(found).splitlines()]
+    assert lines.count("a") == lines.count("c") == 1

@@ -406,10 +406,6 @@ class FewShot(FewShotInterface):
             return None
         return self.groups[indices.classes[0]]
 
-    def group_name(self, number: int) -> str | None:
-        """Return the group's name; see `DomainBase.group_name`."""
-        return self.group_names[number]
-
     def gather(self, indices: Indices) -> Task:
         """Return the episode: a Task of two `Labelled`, class by class in the order of ``classes``."""
         recipe = self.recipe
@@ -596,4 +592,4 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
         for split in ("validation", "test"):
             _require_group(f"protocol, {split} split", recipe.ways, groups[np.asarray(splits[split])], hint)
     arrays = [jnp.asarray(array) for array in (table.pixels, table.first, table.count, groups)]
-    return FewShot(*arrays, splits, most, recipe, group_names=tuple(names.tolist()))
+    return FewShot(*arrays, splits=splits, most=most, recipe=recipe, group_names=tuple(names.tolist()))
