@@ -1,13 +1,19 @@
 """The committed artefacts load, say what they are, and read characters as the README claims: a few tasks."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
+from benchmarks.harness import Result
+from benchmarks.learning.omniglot import configured
 
 import imaml
 from helpers.marks import slow_after_first
-from helpers.paths import ARTEFACTS
+from helpers.paths import ARTEFACTS, DATA, ROOT
+from imaml.cli.main import main
 
+INDEX = json.loads((ARTEFACTS / "index.json").read_text())
 FILES = sorted(ARTEFACTS.glob("*.safetensors"))
 
 
@@ -54,3 +60,42 @@ def test_a_posterior_is_less_sure_of_a_drawing_of_no_class_known_and_answers_one
     # The prior's precision for the mean loss of five images: five times the strength that phi solves.
     strength = learned.config.method.new_task.strength or learned.config.method.strength
     assert predictor.posterior.problem.strength == pytest.approx(5 * strength)
+
+
+def domain_of(row):
+    """The recipe of the tasks that a row of the index is scored on."""
+    entry = INDEX[row]
+    return configured(entry, imaml.load(ROOT / entry["file"]), None)[0].domain
+
+
+def committed(row):
+    """The committed scores of a row of the index."""
+    protocol = {"random": "upright"}.get(domain_of(row).protocol, domain_of(row).protocol)
+    (found,) = [
+        each
+        for each in Result.read("omniglot.json").rows
+        if (each["row"], each["protocol"]) == (row, protocol)
+    ]
+    return found
+
+
+@pytest.mark.parametrize("row", INDEX)
+def test_the_index_names_artefacts_with_options_that_they_accept_and_a_committed_result(row):
+    domain = domain_of(row)
+    assert committed(row)["file"] == INDEX[row]["file"]
+    if row[0].isdigit():
+        assert row == f"{domain.ways}w{domain.shots}s"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", INDEX)
+@pytest.mark.skipif(not (DATA / "omniglot.npz").exists(), reason="Omniglot is not there")
+def test_an_entry_of_the_index_gives_its_row_again(row, capsys):
+    """On other tasks: the difference is within three standard errors, of these and of the committed ones."""
+    entry = INDEX[row]
+    words = [str(ROOT / entry["file"]), *entry["options"], "--data", str(DATA / "omniglot.npz")]
+    assert main(["evaluate", *words, "--tasks", "100", "--seed", "7", "--json"]) == 0
+    found, before = json.loads(capsys.readouterr().out), committed(row)
+    for score in ("accuracy", "accuracy_inductive"):
+        wide = np.hypot(found[f"{score}_ci95"], before[f"{score}_ci95"]) * 3 / 1.96
+        assert abs(found[score] - before[score]) <= wide
