@@ -3,9 +3,10 @@
     python -m benchmarks run omniglot --data PATH          # the rows of artefacts/index.json, by protocol
     python -m benchmarks run omniglot_parts --data PATH    # one part of the preset omniglot-head at a time
     python -m benchmarks run omniglot_hour --data PATH     # methods with one network, an hour each
+    python -m benchmarks run omniglot_fall --data PATH     # why the comparison's imaml-head falls
 
-Trainings are kept in runs/omniglot_parts and runs/omniglot_hour: the same command resumes, and --only trains
-some of them. All are scored on the same tasks, and compared in pairs, task by task.
+Trainings are kept in runs/omniglot_parts and runs/omniglot_hour: the same command resumes, and --only "A; B"
+trains some of them. All are scored on the same tasks, and compared in pairs, task by task.
 """
 
 import json
@@ -44,6 +45,28 @@ PARTS = {  # by name: the fields that differ from the preset's
     "prototypes": {"method.name": "maml", "method.inner": "Prototypes", "domain.scale": "none"},
     "constant rate": {"optimiser.schedule": "constant"},
     "no average": {"optimiser.average": "none"},
+}
+REMEDIES = {  # for the row imaml-head of `imaml compare`
+    "as it was": {},
+    "cosine schedule": {"optimiser.schedule": "cosine"},
+    "half the rate": {"optimiser.learning_rate": "0.007"},
+    "learned scale": {"domain.scale": "10"},
+    "learned strength": {"method.learned": "all"},
+    "solved further": {
+        "method.inner.steps": "20",
+        "method.inner.linear.steps": "50",
+        "method.linear.steps": "50",
+    },
+    "squared loss": {
+        "domain.inner_loss": "squared",
+        "domain.scale": "10",
+        "method.inner": "Newton",
+        "method.inner.steps": "1",
+        "method.inner.linear": "Inverse",
+        "method.linear": "Inverse",
+    },
+    "40 ways": {"domain.head": "shared", "domain.train_ways": "40", "training.tasks": "1"},
+    "running statistics": {"domain.normalisation": "running"},
 }
 HEAD = {"domain.downsampling": "stride", "optimiser.schedule": "constant"}
 METHODS = {  # by name: a preset, a row of `imaml compare` or None, and fields that differ
@@ -95,17 +118,18 @@ def measured(run, configs, settings, split, tasks):
 
 
 def chosen(names, only):
-    """The names asked for, all by default."""
-    unknown = set(only) - set(names)
+    """The names asked for, with semicolons between them; all by default."""
+    asked = [name.strip() for name in only.split(";") if name.strip()]
+    unknown = set(asked) - set(names)
     if unknown:
-        raise SystemExit(f"--only: expected some of {', '.join(names)}, got {', '.join(unknown)}.")
-    return [name for name in names if name in only or not only]
+        raise SystemExit(f"--only: expected some of {'; '.join(names)}, got {'; '.join(unknown)}.")
+    return asked or list(names)
 
 
 @benchmark("omniglot_parts", quick={"steps": 2, "tasks": 2})
-def parts(run, data, steps=1500, tasks=1000, only=("",)):
+def parts(run, data, steps=1500, tasks=1000, only=""):
     """Changes one part of the recipe at a time, with equally many steps; scores are of validation classes."""
-    names = chosen(PARTS, [name for name in only if name])
+    names = chosen(PARTS, only)
     base = replace_data(preset("omniglot-head"), data)
     base = changed(base, {"training.steps": str(steps), "training.validate_every": str(steps)})
     configs = {name: changed(base, PARTS[name]) for name in names}
@@ -113,10 +137,10 @@ def parts(run, data, steps=1500, tasks=1000, only=("",)):
 
 
 @benchmark("omniglot_hour", quick={"minutes": 0.02, "tasks": 2})
-def hour(run, data, minutes=60.0, tasks=1000, only=("",)):
+def hour(run, data, minutes=60.0, tasks=1000, only=""):
     """Trains each method at a constant rate and keeps its best validation; scores are of test classes."""
     configs = {}
-    for name in chosen(METHODS, [name for name in only if name]):
+    for name in chosen(METHODS, only):
         base, row, fields = METHODS[name]
         config = replace_data(preset(base), data)
         config = config if row is None else ROWS[row].config(config, minutes, 0)
@@ -124,6 +148,26 @@ def hour(run, data, minutes=60.0, tasks=1000, only=("",)):
         timed |= {"restore_best": "true", "checkpoint_every": 500, "keep": 3}
         configs[name] = changed(config, {**fields, **{f"training.{k}": str(v) for k, v in timed.items()}})
     measured(run, configs, SETTINGS[:1], "test", tasks)
+
+
+@benchmark("omniglot_fall", quick={"steps": 20})
+def fall(run, data, steps=5500, only=""):
+    """Repeats the row imaml-head of the comparison, whose accuracy falls, with one remedy at a time."""
+    base = ROWS["imaml-head"].config(replace_data(preset("omniglot-5w1s"), data), None, 0)
+    base = changed(base, {"training.steps": str(steps), "training.validate_every": str(max(steps // 11, 1))})
+    for name in chosen(REMEDIES, only):
+        folder = run.kept / name.replace(" ", "-")
+        trained(folder, changed(base, REMEDIES[name]))
+        curve = [
+            {"step": event["step"], "accuracy": event["scores"]["accuracy"]}
+            for event in read_events(folder / "events.jsonl")
+            if event["event"] == "validation"
+        ]
+        logged = [event for event in read_events(folder / "events.jsonl") if event["event"] == "step"]
+        last = {name: logged[-1].get(name) for name in ("inner_residual", "error_estimate", "loss")}
+        run.add(
+            {"name": name, "best": max(point["accuracy"] for point in curve), "curve": curve, "last": last}
+        )
 
 
 def configured(entry, learned, data):
