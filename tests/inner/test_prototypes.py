@@ -9,6 +9,7 @@ import pytest
 
 import imaml
 from imaml.config.methods import Method
+from imaml.core.errors import ConfigError
 from imaml.domains.fewshot.domain import FewShotRecipe
 
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
@@ -72,6 +73,14 @@ def test_other_problems_are_refused():
     problem = imaml.plain(lambda phi, x: jnp.sum((phi - x) ** 2))
     with pytest.raises(imaml.StructureError, match=r"Prototypes: expected .* got plain.*inner_loss=squared"):
         imaml.Prototypes()(problem, jnp.ones(2), jnp.ones(2))
+
+
+@pytest.mark.parametrize("method", ["imaml", "fomaml", "reptile", "metasgd", "as-released"])
+def test_rules_that_want_a_solution_refuse_it(method):
+    with pytest.raises((imaml.StructureError, ConfigError), match=r"Prototypes|GradientDescent"):
+        Method(method, adapt=("head",), inner=imaml.Prototypes()).build(
+            dataclasses.replace(RECIPE, train_ways=None).build()
+        )
 
 
 def test_it_learns_and_is_loaded_with_any_number_of_classes(tmp_path):

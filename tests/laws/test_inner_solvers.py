@@ -145,6 +145,8 @@ def accepts(solver, name):
 def registered():
     """Every registered solver, to a tolerance, on the problems that it does not refuse."""
     for name, kind in sorted(kinds_of("inner").items()):
+        if not kind.solves:
+            continue
         if name in OTHERS:  # which says what it is accurate on, such as Newton's method without a line search
             continue
         rate = {"learning_rate": 0.02} if hasattr(fresh(kind), "learning_rate") else {}

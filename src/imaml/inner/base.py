@@ -118,11 +118,14 @@ class Solver:
         reversible: Whether reverse mode goes through its steps, as `unrolled()` needs.
         minimises: Whether it needs a problem that minimises an objective.
         linearises: Whether its steps depend on the derivative of F, not on F alone.
+        solves: Whether it goes for a solution; what it returns is else a function of theta and the batch
+            alone, whose derivatives are those of its steps.
     """
 
     reversible: ClassVar[bool] = True
     minimises: ClassVar[bool] = False
     linearises: ClassVar[bool] = False
+    solves: ClassVar[bool] = True
 
     def __call__(
         self, problem: Problem, theta: Tree, batch: Tree, phi0: Tree | None = None, key: Key = None

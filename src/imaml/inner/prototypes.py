@@ -25,8 +25,7 @@ class Prototypes(Checked, Solver):
 
     is linear in x but for its last term, which no softmax notices. So a class's column of the head has the
     weights 2 m_c and the bias -|m_c|^2. That solves no inner problem: it is for the rule `unrolled()`, that
-    is for the method `maml`, which then learns the features of a prototypical network. An implicit gradient
-    would be wrong, and its residual says so.
+    is for the method `maml`, which then learns the features of a prototypical network. Other rules refuse it.
 
     It needs a problem whose loss derives from `imaml.LinearSquares` and has unit vectors as targets.
 
@@ -40,7 +39,7 @@ class Prototypes(Checked, Solver):
         Snell, Swersky, Zemel (2017), Prototypical networks for few-shot learning, equations 1, 2 and 8.
     """
 
-    linearises: ClassVar[bool] = False
+    solves: ClassVar[bool] = False
 
     def _solve(self, task: Instance) -> Solution:
         """The Solution, whose residual is |F| of the problem that it does not solve."""

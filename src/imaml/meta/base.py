@@ -141,7 +141,12 @@ class RuleBase(Checked):
     needs_solution: ClassVar[bool] = True
 
     def refuse(self, problem: Problem, inner: InnerSolver) -> None:
-        """Check that the inner learning rate is fixed; see `TaskRule.refuse`."""
+        """Check that the inner solver solves, and has a fixed learning rate; see `TaskRule.refuse`."""
+        if not getattr(inner, "solves", True):
+            raise StructureError(
+                f"{self.owner or type(self).__name__}: inner: expected a solver of the inner problem, got "
+                f"{inner!r}. Hint: use it with unrolled(), that is with the method maml."
+            )
         if isinstance(getattr(inner, "learning_rate", None), Learned):
             raise StructureError(
                 f"{self.owner or type(self).__name__}: inner: expected a fixed learning rate, got a learned "
