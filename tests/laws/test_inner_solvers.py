@@ -24,6 +24,10 @@ from helpers.marks import slow_after_first
 from imaml.core.recipes import fresh, from_json, kinds_of, register_all, to_json
 
 register_all(imaml.inner)
+KINDS = {name: kind for name, kind in kinds_of("inner").items() if kind.solves}
+OTHER_KINDS = {
+    name: kind for name, kind in kinds_of("inner").items() if not kind.solves
+}  # such as Prototypes
 
 RANDOM = np.random.default_rng(4)
 INPUTS, TARGETS = jnp.asarray(RANDOM.normal(size=(12, 3))), jnp.asarray(RANDOM.normal(size=12))
@@ -144,9 +148,7 @@ def accepts(solver, name):
 
 def registered():
     """Every registered solver, to a tolerance, on the problems that it does not refuse."""
-    for name, kind in sorted(kinds_of("inner").items()):
-        if not kind.solves:
-            continue
+    for name, kind in sorted(KINDS.items()):
         if name in OTHERS:  # which says what it is accurate on, such as Newton's method without a line search
             continue
         rate = {"learning_rate": 0.02} if hasattr(fresh(kind), "learning_rate") else {}
@@ -233,7 +235,7 @@ def test_tasks_of_few_and_of_many_steps_in_one_batch(solver):
     np.testing.assert_allclose(*gradients, rtol=1e-5 if tolerance == LOOSE else 1e-8)
 
 
-@pytest.mark.parametrize("kind", kinds_of("inner").values(), ids=kinds_of("inner"))
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_registered_solver_goes_to_json_and_back_and_refuses_bad_limits(kind):
     solver = fresh(kind)
     assert from_json(json.loads(json.dumps(to_json(solver)))) == solver
@@ -245,8 +247,16 @@ def test_a_registered_solver_goes_to_json_and_back_and_refuses_bad_limits(kind):
         dataclasses.replace(solver, steps=None, tolerance=None)
 
 
+@pytest.mark.parametrize("kind", OTHER_KINDS.values(), ids=OTHER_KINDS)
+def test_one_that_solves_nothing_goes_to_json_and_is_refused_by_the_implicit_rule(kind):
+    solver = fresh(kind)
+    assert from_json(json.loads(json.dumps(to_json(solver)))) == solver
+    with pytest.raises(imaml.StructureError, match="expected a solver of the inner problem"):
+        imaml.IMAML(PROBLEMS["ridge"][0], lambda phi, theta, batch: 0.0, inner=solver, linear=imaml.Dense())
+
+
 @pytest.mark.usefixtures("strict_dtypes")
-@pytest.mark.parametrize("kind", kinds_of("inner").values(), ids=kinds_of("inner"))
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_registered_solver_promotes_no_dtype(kind):
     problem, theta = PROBLEMS["ridge"]
     batch, start = jax.tree.map(lambda leaf: leaf.astype("float32"), (BATCH, theta))
