@@ -373,7 +373,7 @@ def evaluate_theta(
         unscored={name: count for name, count in unscored.items() if count},
         before_values=before,
         oracles=tuple(sorted(domain.oracles)),
-        names=_names(domain, number),
+        names=_names(domain, joined["number"].get("task")),
     )
     solving = method.new_task
     if not alone or not domain.alone or solving is None or solving.problem.adapt.choice is not None:
