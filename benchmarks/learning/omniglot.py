@@ -5,8 +5,8 @@
     python -m benchmarks run omniglot_hour --data PATH     # methods with one network, an hour each
     python -m benchmarks run omniglot_fall --data PATH     # why the comparison's imaml-head falls
 
-Trainings are kept in runs/omniglot_parts and runs/omniglot_hour: the same command resumes, and --only "A; B"
-trains some of them. All are scored on the same tasks, and compared in pairs, task by task.
+Trainings are kept in runs/omniglot_parts and runs/omniglot_hour: the same command resumes. --only "A; B"
+trains some of them, and writes no result. All are scored on the same tasks, and compared task by task.
 """
 
 import json
@@ -100,21 +100,32 @@ def scores(config, theta, split, tasks, ways, shots):
     return {name: found.values[name].tolist() for name in ("accuracy", "accuracy_inductive")}
 
 
-def measured(run, configs, settings, split, tasks):
-    """Adds a row for each configuration: its scores, and their paired differences from those of the first."""
-    first = {}
+def measured(run, configs, settings, split, tasks, budget, only):
+    """Trains each configuration; unless only some are asked for, adds their scores and paired differences.
+
+    Differences are from the first configuration. ``budget`` names what trainings share, and where they are.
+    """
+    for name in chosen(configs, only):
+        trained(run.kept / budget / named(name), configs[name])
+    if only:
+        return
+    base, first = next(iter(configs)), {}
     for name, config in configs.items():
-        theta, row = trained(run.kept / name.replace(", ", "-").replace(" ", "-"), config)
+        theta, row = trained(run.kept / budget / named(name), config)
         for ways, shots in settings:
             what = f"{ways}w{shots}s"
             given = config, theta, split, tasks, ways, shots
-            values = run.once(f"{name} {split} {what}", scores, *given)
+            values = run.once(f"{budget} {name} {split} {what} {tasks}", scores, *given)
             for score, column in values.items():
                 label = f"{what} {score}"
-                base = first.setdefault(label, column)
-                away = [a - b for a, b in zip(column, base, strict=True)]
-                row |= {label: interval(column), f"{label} minus {next(iter(configs))}": interval(away)}
+                away = [a - b for a, b in zip(column, first.setdefault(label, column), strict=True)]
+                row |= {label: interval(column), f"{label} minus {base}": interval(away)}
         run.add({"name": name, **row}, split=split, tasks=tasks)
+
+
+def named(name):
+    """Returns the name of a configuration's folder."""
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 def chosen(names, only):
@@ -129,25 +140,23 @@ def chosen(names, only):
 @benchmark("omniglot_parts", quick={"steps": 2, "tasks": 2})
 def parts(run, data, steps=1500, tasks=1000, only=""):
     """Changes one part of the recipe at a time, with equally many steps; scores are of validation classes."""
-    names = chosen(PARTS, only)
     base = replace_data(preset("omniglot-head"), data)
     base = changed(base, {"training.steps": str(steps), "training.validate_every": str(steps)})
-    configs = {name: changed(base, PARTS[name]) for name in names}
-    measured(run, configs, SETTINGS, "validation", tasks)
+    configs = {name: changed(base, fields) for name, fields in PARTS.items()}
+    measured(run, configs, SETTINGS, "validation", tasks, f"{steps}-steps", only)
 
 
 @benchmark("omniglot_hour", quick={"minutes": 0.02, "tasks": 2})
 def hour(run, data, minutes=60.0, tasks=1000, only=""):
     """Trains each method at a constant rate and keeps its best validation; scores are of test classes."""
-    configs = {}
-    for name in chosen(METHODS, only):
-        base, row, fields = METHODS[name]
+    timed = {"minutes": minutes, "steps": 10**7, "validate_every": 500, "validation_tasks": 300}
+    timed |= {"restore_best": "true", "checkpoint_every": 500, "keep": 3}
+    timed, configs = {f"training.{key}": str(value) for key, value in timed.items()}, {}
+    for name, (base, row, fields) in METHODS.items():
         config = replace_data(preset(base), data)
         config = config if row is None else ROWS[row].config(config, minutes, 0)
-        timed = {"minutes": minutes, "steps": 10**7, "validate_every": 500, "validation_tasks": 300}
-        timed |= {"restore_best": "true", "checkpoint_every": 500, "keep": 3}
-        configs[name] = changed(config, {**fields, **{f"training.{k}": str(v) for k, v in timed.items()}})
-    measured(run, configs, SETTINGS[:1], "test", tasks)
+        configs[name] = changed(config, fields | timed)
+    measured(run, configs, SETTINGS[:1], "test", tasks, f"{minutes:g}-minutes", only)
 
 
 @benchmark("omniglot_fall", quick={"steps": 20})
@@ -155,27 +164,27 @@ def fall(run, data, steps=5500, only=""):
     """Repeats the row imaml-head of the comparison, whose accuracy falls, with one remedy at a time."""
     base = ROWS["imaml-head"].config(replace_data(preset("omniglot-5w1s"), data), None, 0)
     base = changed(base, {"training.steps": str(steps), "training.validate_every": str(max(steps // 11, 1))})
+    folders = {name: run.kept / f"{steps}-steps" / named(name) for name in REMEDIES}
     for name in chosen(REMEDIES, only):
-        folder = run.kept / name.replace(" ", "-")
-        trained(folder, changed(base, REMEDIES[name]))
-        curve = [
-            {"step": event["step"], "accuracy": event["scores"]["accuracy"]}
-            for event in read_events(folder / "events.jsonl")
-            if event["event"] == "validation"
-        ]
-        logged = [event for event in read_events(folder / "events.jsonl") if event["event"] == "step"]
-        last = {name: logged[-1].get(name) for name in ("inner_residual", "error_estimate", "loss")}
-        run.add(
-            {"name": name, "best": max(point["accuracy"] for point in curve), "curve": curve, "last": last}
-        )
+        trained(folders[name], changed(base, REMEDIES[name]))
+    for name, folder in folders.items() if not only else ():
+        events = read_events(folder / "events.jsonl")
+        checks = [event for event in events if event["event"] == "validation"]
+        curve = {event["step"]: event["scores"]["accuracy"] for event in checks}
+        last = [event for event in events if event["event"] == "step"][-1]
+        last = {key: last[key] for key in ("inner_residual", "error_estimate", "loss")}
+        run.add({"name": name, "best": max(curve.values()), "curve": curve, "last": last})
 
 
 def configured(entry, learned, data):
     """Returns the configuration that an entry of the index asks for, and its other options by name."""
     given = dict(zip(entry["options"][::2], entry["options"][1::2], strict=True))
-    others = {name: given.pop(name) for name in ("--tasks", "--split") if name in given}
-    fields = {f"domain.{name.removeprefix('--')}": value for name, value in given.items()}
-    return changed(replace_data(learned.config, data), fields), others
+    others = {name: given.pop(name) for name in ("--tasks",) if name in given}
+    config = replace_data(learned.config, data)
+    config = replace(config, domain=config.domain.with_ways(int(given.pop("--ways", config.domain.ways))))
+    return changed(
+        config, {f"domain.{name.removeprefix('--')}": text for name, text in given.items()}
+    ), others
 
 
 @benchmark("omniglot", quick={"tasks": 2})
@@ -184,7 +193,7 @@ def table(run, data, tasks=1000, seed=0):
 
     "upright" shows test classes as they were drawn; "turned" by random quarters, as published tests do. That
     of the authors of implicit MAML is turned, too: it has as many query images as support images, 600 tasks,
-    no strength on new tasks, and counts the transductive accuracy.
+    no strength on new tasks where the whole network adapts, and counts the transductive accuracy.
     """
     for row, entry in json.loads((ROOT / "artefacts" / "index.json").read_text()).items():
         learned = imaml.load(ROOT / entry["file"])

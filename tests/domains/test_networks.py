@@ -1,4 +1,4 @@
-"""Conv4 with pooling is XLA's own convolution and pooling, in value and in first and second derivatives."""
+"""Conv4 is XLA's own convolution and pooling, in value and in first and second derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,23 @@ import pytest
 from jax import lax
 
 import imaml
+from helpers.marks import slow_after_first
 from imaml.domains import networks
+
+pytestmark = pytest.mark.usefixtures("ranks_mixed")
+CASES = {  # side, channels, filters
+    "normalisation in the kernel": (12, 1, 12),  # as 9 channels are no more than the filters
+    "normalisation beside it": (12, 1, 8),
+    "colour": (12, 3, 8),
+    "an odd side": (9, 2, 4),
+    "at the edge": (12, 1, 9),
+    "colour in the kernel": (9, 3, 27),
+}
 
 
 def layers_of_xla(parameters, images, stride):
-    """Conv4 by XLA's convolution and windows, normalised by the batch's own statistics."""
-    hidden = images
+    """Conv4 by XLA's convolution and windows, normalised by the batch's own statistics, and these."""
+    hidden, statistics = images, []
     for layer in range(1, 5):
         module, channels = parameters[f"conv{layer}"], hidden.shape[-1]
         kernel = module["kernel"].reshape(-1, 3, 3, channels).transpose(1, 2, 3, 0)
@@ -21,12 +32,13 @@ def layers_of_xla(parameters, images, stride):
             hidden, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=form
         )
         mean, variance = hidden.mean((0, 1, 2)), hidden.var((0, 1, 2))
+        statistics.append((mean, variance))
         hidden = (hidden - mean) / jnp.sqrt(variance + networks.EPSILON)
         hidden = jax.nn.relu(hidden * module["scale"] + module["bias"])
         if stride == 1:
             window = (1, 2, 2, 1)
             hidden = lax.reduce_window(hidden, -jnp.inf, lax.max, window, window, "SAME")
-    return hidden.reshape(hidden.shape[0], -1)
+    return hidden.reshape(hidden.shape[0], -1), statistics
 
 
 def case(downsampling, side=28, channels=1, filters=8):
@@ -38,16 +50,16 @@ def case(downsampling, side=28, channels=1, filters=8):
     noisy = [
         a + 0.1 * jax.random.normal(jax.random.fold_in(keys[1], i), a.shape) for i, a in enumerate(leaves)
     ]
-    parameters = jax.tree.unflatten(tree, noisy)
-    return network, parameters, jax.random.uniform(keys[2], (7, side, side, channels))
+    return network, jax.tree.unflatten(tree, noisy), jax.random.uniform(keys[2], (7, side, side, channels))
 
 
-CASES = {"28": (28, 1, 8), "colour": (12, 3, 8), "many filters": (28, 1, 12), "few": (9, 2, 4)}
+def same(got, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), got, expected)
 
 
 @pytest.mark.parametrize("downsampling", ["stride", "pool"])
-@pytest.mark.parametrize("name", CASES)
-def test_conv4_is_xlas_convolution(name, downsampling, ranks_mixed):
+@pytest.mark.parametrize("name", slow_after_first(CASES))
+def test_conv4_is_xlas_convolution(name, downsampling):
     network, parameters, images = case(downsampling, *CASES[name])
     stride = 2 if downsampling == "stride" else 1
 
@@ -55,26 +67,46 @@ def test_conv4_is_xlas_convolution(name, downsampling, ranks_mixed):
         return jnp.sin(network.embed(p, images)[0]).sum()
 
     def theirs(p):
-        return jnp.sin(layers_of_xla(p, images, stride)).sum()
+        return jnp.sin(layers_of_xla(p, images, stride)[0]).sum()
 
-    features = network.embed(parameters, images)[0]
-    assert features.shape == (7, network.features)
+    found = network.embed(parameters, images)
+    assert found[0].shape == (7, network.features)
+    same(found, layers_of_xla(parameters, images, stride))
     tangent = jax.tree.map(jnp.cos, parameters)
     for of in (
         jax.grad,
         lambda f: lambda p: jax.jvp(jax.grad(f), (p,), (tangent,))[1],
         lambda f: lambda p: jax.vmap(jax.grad(f))(jax.tree.map(lambda a: jnp.stack([a, 2 * a]), p)),
     ):
-        got, expected = of(ours)(parameters), of(theirs)(parameters)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), got, expected)
+        same(of(ours)(parameters), of(theirs)(parameters))
 
 
 @pytest.mark.parametrize("downsampling", ["stride", "pool"])
-def test_its_own_statistics_given_back_change_nothing(downsampling, ranks_mixed):
-    network, parameters, images = case(downsampling)
+@pytest.mark.parametrize("name", slow_after_first(CASES))
+def test_statistics_given_are_used_for_any_images(name, downsampling):
+    network, parameters, images = case(downsampling, *CASES[name])
     features, statistics = network.embed(parameters, images)
-    np.testing.assert_allclose(network.embed(parameters, images, statistics)[0], features, rtol=1e-12)
-    # and others change what they should: the first images alone have their own
-    few = network.embed(parameters, images[:3], statistics)[0]
-    np.testing.assert_allclose(few, features[:3], rtol=1e-12)
+    same(network.embed(parameters, images, statistics)[0], features)
+    same(network.embed(parameters, images[:3], statistics)[0], features[:3])
+    same(network.embed(parameters, images[:1], statistics)[0], features[:1])
     assert not np.allclose(network.embed(parameters, images[:3])[0], features[:3])
+    assert network.embed(parameters, images[:0], statistics)[0].shape == (0, network.features)
+
+
+def test_other_devices_compute_the_same_at_once(monkeypatch):
+    """They take the branch that a CPU does not; here both are lowered for the CPU."""
+    network, parameters, images = case("pool", *CASES["normalisation in the kernel"])
+    expected = network.embed(parameters, images)
+    monkeypatch.setattr(lax, "platform_dependent", lambda *given, cpu, default: default(*given))
+    same(network.embed(parameters, images), expected)
+
+
+@pytest.mark.parametrize("downsampling", ["stride", "pool"])
+def test_half_precision_does_not_overflow_for_many_images(downsampling):
+    network = imaml.Conv4(2, 16, downsampling=downsampling)
+    half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float16), tree)  # noqa: E731
+    parameters = network.init(jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (100, 28, 28, 1), jnp.float32)
+    found, expected = network.embed(half(parameters), half(images))[0], network.embed(parameters, images)[0]
+    assert found.dtype == jnp.float16
+    np.testing.assert_allclose(found, expected, atol=0.1)

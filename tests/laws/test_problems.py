@@ -145,11 +145,9 @@ def test_three_equal_methods_compile_once():
     TRACES.clear()
     np.testing.assert_array_equal(step(methods(), theta, tasks), first)
     np.testing.assert_array_equal(step(methods(), theta, tasks), first)
-    assert not TRACES
-    assert step._cache_size() == 1
+    assert not TRACES  # nothing is traced again, so nothing is compiled
     step(replace(methods(), problem=imaml.proximal(loss, 0.6)), theta, tasks)
     assert TRACES
-    assert step._cache_size() == 2
 
 
 @pytest.mark.parametrize("static", [True, False])
@@ -166,7 +164,6 @@ def test_three_equal_problems_compile_once(make, static):
     solve(make(), jnp.zeros(3))
     solve(make(), jnp.zeros(3))
     assert not TRACES
-    assert solve._cache_size() == 1
 
 
 def test_rules_and_methods_are_equal_by_content():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -70,10 +71,11 @@ class Conv4(Checked):
     """The four-layer convolutional network of few-shot learning, strided or pooled.
 
     Four modules of 3 x 3 convolution (padding 1), batch normalisation and ReLU, then a linear head. Each
-    module halves the side: by a stride of 2, as in the paper's Omniglot experiments and MAML's (Finn et al.
-    2017, section 5.2); or by the maximum of each 2 x 2 pixels, as in matching and prototypical networks
-    (Vinyals et al. 2016, Snell et al. 2017), which costs about four times the operations. A 28 x 28 image
-    passes through 14, 7, 4 and 2 pixels a side; 64 filters and 5 ways give 112,965 parameters.
+    module halves the side, rounded up: by a stride of 2, as in the paper's Omniglot experiments and MAML's
+    (Finn et al. 2017, section 5.2); or by the maximum of each 2 x 2 pixels, which takes about four times the
+    operations. A 28 x 28 image passes through 14, 7, 4 and 2 pixels a side; 64 filters and 5 ways give
+    112,965 parameters. Matching and prototypical networks pool, too (Vinyals et al. 2016, Snell et al. 2017),
+    but round down, to 14, 7, 3 and 1, and have a quarter of the features.
 
     A convolution is nine shifted slices, concatenated, times one matrix: with per-task kernels XLA's own
     would become a grouped convolution, an order of magnitude slower on a CPU. Kernels are stored as
@@ -168,7 +170,7 @@ class Conv4(Checked):
             given = None if statistics is None else statistics[layer]
             hidden, of_layer = module_of(hidden, parameters[f"conv{layer + 1}"], given)
             used.append(of_layer)
-        return hidden.reshape(hidden.shape[0], -1), used
+        return hidden.reshape(hidden.shape[0], self.features), used
 
 
 def _strided(x: Array, module: dict[str, Array], given: Moments | None) -> tuple[Array, Moments]:
@@ -183,8 +185,8 @@ def _pooled(x: Array, module: dict[str, Array], given: Moments | None) -> tuple[
     """Return convolution, normalisation by ``given`` or by what it has, ReLU and the maximum of 2 x 2 pixels.
 
     A convolution of few channels costs less than the memory that its output takes. It is linear in the
-    patches, so its mean and variance are known from theirs, and normalisation is part of its kernel: nothing
-    of the size of its output is ever written. On 600 images it takes 0.1 s of a core instead of 0.3.
+    patches, so its mean and variance follow from theirs, and normalisation becomes part of its kernel: on a
+    CPU nothing of the size of its output is written.
     """
     kernel = module["kernel"]
     if kernel.shape[1] > kernel.shape[0]:
@@ -195,8 +197,11 @@ def _pooled(x: Array, module: dict[str, Array], given: Moments | None) -> tuple[
     if given is None:
         patches = _patches(x, 1).reshape(-1, kernel.shape[1])
         centre = patches.mean(0)
-        covariance = (patches - centre).T @ (patches - centre) / patches.shape[0]
-        given = kernel @ centre, ((kernel @ covariance) * kernel).sum(1)
+        away = patches - centre
+        wide = jnp.promote_types(x.dtype, jnp.float32)  # sums of half-precision numbers overflow
+        covariance = jnp.matmul(away.T, away, preferred_element_type=wide) / patches.shape[0]
+        variance = ((kernel @ covariance.astype(x.dtype)) * kernel).sum(1)
+        given = kernel @ centre, jnp.maximum(variance, 0)
     scale, shift = _affine(module, *given)
     scaled = (scale[:, None] * kernel).T
     return _by_few(lambda few: _pool(jax.nn.relu(_patches(few, 1) @ scaled + shift)), x), given
@@ -225,16 +230,15 @@ def _convolve(x: Array, kernel: Array) -> Array:
     of the kernel; without, it computes normalisation and activation anew in columns, which takes longer.
     """
     patches = _patches(x, 2)
-    product = patches.reshape(-1, patches.shape[-1]) @ kernel.T
-    return lax.optimization_barrier(product).reshape(*patches.shape[:-1], -1)
+    product = patches.reshape(math.prod(patches.shape[:-1]), kernel.shape[1]) @ kernel.T
+    return lax.optimization_barrier(product).reshape(*patches.shape[:-1], kernel.shape[0])
 
 
 def _by_few(function: Callable[[Array], Array], images: Array) -> Array:
     """Return a function of images, on a CPU of a few at a time.
 
     What it makes of a few, such as their patches, stays in the CPU's cache, and is made anew for the
-    gradient. A convolution of 600 images of 14 x 14 x 64, forward and backward, takes 0.34 s of a core; of
-    all patches at once 0.74, XLA's own 0.89, and the products alone 0.28.
+    gradient. A convolution then takes hardly longer than its products (benchmarks/results/convolution.json).
     """
     one = jax.checkpoint(lambda image: function(image[None])[0])
     by_few = lambda images: lax.map(one, images, batch_size=IN_CACHE)  # noqa: E731
@@ -244,7 +248,7 @@ def _by_few(function: Callable[[Array], Array], images: Array) -> Array:
 def _pool(x: Array) -> Array:
     """Return the maximum of each 2 x 2 pixels, none of them negative; the side is rounded up.
 
-    Slices of whole rows, then of pixels, as XLA's own windows take four times as long on a CPU.
+    Slices of whole rows, then of pixels: on a CPU XLA's own windows take several times as long.
     """
     n, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))

@@ -27,7 +27,9 @@ class Prototypes(Checked, Solver):
     weights 2 m_c and the bias -|m_c|^2. That solves no inner problem: it is for the rule `unrolled()`, that
     is for the method `maml`, which then learns the features of a prototypical network. Other rules refuse it.
 
-    It needs a problem whose loss derives from `imaml.LinearSquares` and has unit vectors as targets.
+    It needs a problem whose loss derives from `imaml.LinearSquares` and has unit vectors as targets; of the
+    adapted parameters one is a bias ``(c,)``, whose part of the design is ones, and the others are weights
+    ``(d_i, c)``. A class without support rows has its mean at the origin.
 
     Example:
         >>> import imaml
@@ -52,6 +54,11 @@ class Prototypes(Checked, Solver):
                 "derives from imaml.LinearSquares."
             )
         leaves, structure = jax.tree.flatten(phi)
+        if len(leaves) < 2 or sorted(leaf.ndim for leaf in leaves) != [1] + [2] * (len(leaves) - 1):
+            raise StructureError(
+                "Prototypes: expected a bias (c,) and weights (d, c) as the adapted parameters, got shapes "
+                f"{[leaf.shape for leaf in leaves]}."
+            )
         chosen = loss.targets(task.batch, leaves[0].shape[-1])
         shares = chosen / jnp.maximum(chosen.sum(0, keepdims=True), 1)
         design = problem.split(loss.design(problem.full(phi, task.theta), task.batch))

@@ -111,8 +111,9 @@ class Evaluation:
         found = {}
         for number, name in sorted(self.names.items(), key=lambda item: item[1]):
             assert self.number is not None
-            own = self.number == number
-            means, widths = mean_intervals({score: values[own] for score, values in self.values.items()})
+            own = {score: values[self.number == number] for score, values in self.values.items()}
+            draws = np.arange(np.sum(self.number == number))  # few: Student's intervals
+            means, widths = mean_intervals(own, draws)
             found[name] = means | {f"{score}_ci95": width for score, width in widths.items()}
         return found
 
@@ -207,15 +208,21 @@ class Evaluation:
     def __str__(self) -> str:
         """Return a few lines of text: before, after, baselines, each with its interval."""
         name, inductive = self.headline, f"{self.headline}_inductive"
-        percent, gaps = "accuracy" in name, self.paired()
+        percent, gaps, alone = "accuracy" in name, self.paired(), "(one task: no interval)"
 
         def show(mean: float, half: float) -> str:
             if not np.isfinite(mean):
                 return "no task has a finite score"
-            return f"{100 * mean:.2f} % +- {100 * half:.2f}" if percent else plain(mean, half)
+            if not percent:
+                return plain(mean, half)
+            return (
+                f"{100 * mean:.2f} % +- {100 * half:.2f}"
+                if np.isfinite(half)
+                else f"{100 * mean:.2f} % {alone}"
+            )
 
         def plain(mean: float, half: float) -> str:
-            return f"{mean:.4f} +- {half:.4f}" if np.isfinite(half) else f"{mean:.4f} (one task: no interval)"
+            return f"{mean:.4f} +- {half:.4f}" if np.isfinite(half) else f"{mean:.4f} {alone}"
 
         what = f"{self.tasks} tasks{' never seen in training' * self.unseen}"
         if self.number is not None:

@@ -51,7 +51,7 @@ def test_the_inner_solution_is_exact_and_theta_has_one_column(run):
     assert run.theta.mean["head"]["kernel"].shape == (16, 1)
     assert run.domain.criterion == ("accuracy_inductive", True)  # as new tasks are answered
     domain = run.domain
-    task = domain.training_domain(0).sample(jax.random.key(1), "train")
+    task = jax.jit(lambda: domain.training_domain(0).sample(jax.random.key(1), "train"))()
     problem = run.method.problem
     found = NEWTON(problem, run.theta, task.support)
     assert found.value["head"]["kernel"].shape == (16, 6)

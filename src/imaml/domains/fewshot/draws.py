@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .domain import FewShot
 
 DRAWINGS = 1 << 20  # drawings a character, for those drawn on the fly
+OWN = 1 << 24  # fold_in(key, i) is split(key, n)[i], whatever n; no key is split into so many
 
 
 def draw_random(domain: FewShot, key: Array, ids: Array) -> Indices:
@@ -32,7 +33,7 @@ def draw_random(domain: FewShot, key: Array, ids: Array) -> Indices:
     classes = ids[distinct(class_key, ids.shape[0], domain.recipe.ways)]
     turns = jnp.zeros_like(classes)
     if domain.recipe.protocol == "turned":
-        turns = jax.random.randint(jax.random.fold_in(class_key, 1), classes.shape, 0, 4)
+        turns = jax.random.randint(jax.random.fold_in(key, OWN), classes.shape, 0, 4)
     return _indices(classes, examples_of(domain, example_key, classes), turns)
 
 
@@ -53,14 +54,14 @@ def draw_training(domain: FewShot, key: Array, ids: Array) -> Indices:
     virtual = distinct(class_key, number, recipe.ways)
     classes, turns = ids[virtual % ids.shape[0]], virtual // ids.shape[0]
     if recipe.within:
-        share_key, group_key, own_key = jax.random.split(jax.random.fold_in(class_key, 2), 3)
+        share_key, group_key, own_key = jax.random.split(jax.random.fold_in(key, OWN + 1), 3)
         chosen = classes_within(domain, group_key, own_key, ids)
         classes = jnp.where(jax.random.uniform(share_key) < recipe.within, chosen, classes)
     if recipe.symmetries:
-        turns = then(turns, jax.random.randint(jax.random.fold_in(class_key, 1), (), 0, 8, jnp.int32))
+        turns = then(turns, jax.random.randint(jax.random.fold_in(key, OWN), (), 0, 8, jnp.int32))
     maps = None
     if recipe.distortion:
-        map_key = jax.random.fold_in(example_key, 1)
+        map_key = jax.random.fold_in(key, OWN + 2)
         maps = distortion.draw(map_key, recipe.ways, recipe.shots + recipe.queries, recipe.distortion)
     return _indices(classes, examples_of(domain, example_key, classes), turns, maps)
 
