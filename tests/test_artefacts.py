@@ -96,7 +96,7 @@ def test_the_index_names_artefacts_with_options_that_they_accept_and_a_committed
         assert row == f"{domain.ways}w{domain.shots}s"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("row", INDEX)
 @pytest.mark.skipif(not (DATA / "omniglot.npz").exists(), reason="Omniglot is not there")
 def test_an_entry_of_the_index_gives_its_row_again(row, capsys):

@@ -24,6 +24,7 @@ def evaluate_command(
     ways: Whole = None,
     shots: Whole = None,
     queries: Whole = None,
+    copies: Annotated[int | None, Parameter(validator=at_least(0), converter=whole)] = None,
     protocol: Literal["random", "turned", "people"] | None = None,
     seed: Count = 0,
     data: str | None = None,
@@ -47,6 +48,8 @@ def evaluate_command(
         ways: Classes of each task, instead of as many as in the run; of a run with --domain.head=shared.
         shots: Support examples of each task, instead of as many as in the run; short for --domain.shots.
         queries: Query examples likewise; short for --domain.queries.
+        copies: Distorted copies of each support image that a task also learns from; short for
+            --domain.copies.
         protocol: How the tasks of Omniglot are drawn: random; the same with each class turned by a random
             quarter, as published accuracies are measured; or as people were asked (Lake et al. 2015): classes
             of one alphabet, the support set drawn by one person, the query set by another.
@@ -82,7 +85,7 @@ def evaluate_command(
     recipes = [one.config.domain if data is None else one.config.domain.scored_on(data) for one in runs]
     recipes = [recipe if ways is None else recipe.with_ways(ways) for recipe in recipes]
     recipes = [
-        with_options(recipe, shots=shots, queries=queries, protocol=protocol, **vars(reading))
+        with_options(recipe, shots=shots, queries=queries, copies=copies, protocol=protocol, **vars(reading))
         for recipe in recipes
     ]
     domains = [recipe.build() for recipe in recipes]

@@ -222,7 +222,7 @@ def shipped(origin: str) -> Path:
     """Return the artefact that --from means.
 
     Args:
-        origin: A path, or the first word of the name of an artefact of this package.
+        origin: A path, or the name of an artefact of this package, with or without -5w1s.
 
     Returns:
         The path.
@@ -240,7 +240,7 @@ def shipped(origin: str) -> Path:
         name: file
         for place in places
         for file in sorted(place.glob("*.safetensors"))
-        for name in (file.stem, file.stem.split("-")[0])
+        for name in (file.stem, file.stem.removesuffix("-5w1s"))
     }
     if origin not in found:
         listed = "artefacts are in the folder artefacts/ of the repository; give the path of one"

@@ -61,6 +61,28 @@ def draw(key: Array, ways: int, each: int, amount: float) -> Maps:
     return Maps(drawing, jnp.broadcast_to(shape, (ways, each, 2, 5)))
 
 
+def with_copies(images: Array, number: int) -> Array:
+    """Return each image, followed by distorted copies of it.
+
+    Each copy is by a map of a drawing, of amount 1. All images have the same maps, which are the same in
+    every call, so that what is learned from the copies depends neither on chance nor on the images' order.
+
+    Args:
+        images: ``(n, side, side, channels)``.
+        number: How many copies.
+
+    Returns:
+        ``(n * (1 + number), side, side, channels)``.
+    """
+    keys = jax.random.split(jax.random.key(number), 2)
+    matrices = _matrices(keys[0], (number,), ROTATION, STRETCH, SHEAR)
+    shifts = SHIFT * jax.random.normal(keys[1], (number, 2, 1), jnp.float32)
+    shape = jnp.broadcast_to(jnp.eye(2, 5, dtype=jnp.float32), (number, 2, 5))
+    maps = Maps(jnp.concatenate([matrices, shifts], axis=-1), shape)
+    distorted = jax.vmap(lambda image: warp(jnp.broadcast_to(image, (number, *image.shape)), maps))(images)
+    return jnp.concatenate([images[:, None], distorted], axis=1).reshape(-1, *images.shape[1:])
+
+
 def warp(images: Array, maps: Maps) -> Array:
     """Return images distorted by maps, bilinearly; 0 comes in from outside.
 

@@ -14,7 +14,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from ...core.errors import ConfigError, DataError
-from ...core.fields import NonNegativeFloat, PositiveFloat, PositiveInt, SeveralInt
+from ...core.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SeveralInt
 from ...core.recipes import recipe
 from ...core.tree import Tree
 from ...core.validation import not_one_of, some_of
@@ -25,7 +25,7 @@ from ..networks import Conv4
 from ..recipes import ReadsData
 from . import distortion, strokes
 from . import omniglot as omniglot_data
-from .draws import draw_as_people, draw_random, draw_training
+from .draws import OWN, draw_as_people, draw_random, draw_training
 from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, turn
 from .images import SPLITS, Images, read_split_folders
 from .interface import FewShotInterface
@@ -70,6 +70,7 @@ class FewShotRecipe(ReadsData):
             `imaml.domains.fewshot.distortion`).
         within: The share of training tasks whose classes are all of one group, such as an alphabet; they are
             harder.
+        copies: Distorted copies of each support image that new tasks are learned from beside it.
         split: The split of Omniglot: "vinyals", "background" or "random".
         protocol: How new tasks are drawn: "random" classes and images; the same "turned", each class by a
             random quarter turn, as published accuracies on Omniglot are measured; or as "people" were asked
@@ -100,6 +101,7 @@ class FewShotRecipe(ReadsData):
     symmetries: bool = False
     distortion: NonNegativeFloat = 0.0
     within: NonNegativeFloat = 0.0
+    copies: NonNegativeInt = 0
     split: Literal["vinyals", "background", "random"] = "vinyals"
     protocol: Literal["random", "turned", "people"] = "random"
     data: str | None = None
@@ -215,6 +217,7 @@ class FewShotRecipe(ReadsData):
             train_ways=None,
             train_shots=(),
             train_queries=None,
+            copies=0,
         )
 
 
@@ -254,12 +257,12 @@ class FewShot(FewShotInterface):
     @property
     def loss(self) -> ImagesLoss | SquaredImagesLoss:
         """The inner loss, on a batch normalised as the recipe says."""
-        return self._loss(BY[self.recipe.normalisation])
+        return self._loss(BY[self.recipe.normalisation], self.recipe.copies)
 
-    def _loss(self, by: By) -> ImagesLoss | SquaredImagesLoss:
+    def _loss(self, by: By, copies: int = 0) -> ImagesLoss | SquaredImagesLoss:
         """The inner loss with a normalisation."""
         kind = ImagesLoss if self.recipe.inner_loss == "cross_entropy" else SquaredImagesLoss
-        return kind(self.recipe.network, by)
+        return kind(self.recipe.network, by, copies)
 
     def training_domain(self, step: int) -> FewShot:
         """Return the domain of a step's training tasks; see `FewShotRecipe.in_training`."""
@@ -312,11 +315,10 @@ class FewShot(FewShotInterface):
         Returns:
             The logits.
         """
-        loss = self.loss
+        by = BY[self.recipe.normalisation]
         if inductive is not None:
-            running = self.recipe.normalisation == "running"
-            loss = self._loss("batch" if not inductive else "running" if running else "support")
-        return self._scaled(phi, loss.outputs(phi, batch))
+            by = "batch" if not inductive else "running" if by == "running" else "support"
+        return self._scaled(phi, self._loss(by).outputs(phi, batch))
 
     def _scaled(self, phi: Tree, outputs: Array) -> Array:
         """Logits of outputs; those of a head of one column are the same for all classes."""
@@ -390,7 +392,7 @@ class FewShot(FewShotInterface):
                 "Hint: choose the split test; to learn from them use imaml train images."
             )
         if self.recipe.protocol == "people" and split != "train":
-            place = jax.random.randint(jax.random.fold_in(key, 1), (), 0, 1 << 30)
+            place = jax.random.randint(jax.random.fold_in(key, OWN), (), 0, 1 << 30)
             return self.draw_in_turn(key, split, place)
         return draw_training(self, key, ids) if split == "train" else draw_random(self, key, ids)
 

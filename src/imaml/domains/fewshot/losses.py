@@ -15,6 +15,7 @@ from ...problems.likelihoods import Categorical
 from ...problems.linear_outputs import LinearSquares
 from ...problems.losses import CompositeLoss
 from ..networks import Conv4
+from .distortion import with_copies
 from .episodes import Labelled, cross_entropy
 
 By: TypeAlias = Literal["batch", "support", "running"]
@@ -67,20 +68,23 @@ class ImagesLoss(CompositeLoss):
         network: The network.
         by: What images are normalised by: the statistics of their own batch, of the support set, or the ones
             that phi holds, of many training tasks.
+        copies: How many distorted copies of each image count beside it, with its label. The statistics of a
+            batch are those of the images themselves.
     """
 
     network: Conv4
     by: By
+    copies: int = 0
     likelihood: ClassVar[Categorical] = Categorical()
     averages: ClassVar[bool] = True
 
     def outputs(self, phi: Tree, batch: Labelled) -> Array:
         """Return logits ``(n, ways)``."""
-        return self.network.forward(phi, batch.images, statistics_of(self.network, self.by, phi, batch))[0]
+        return self.network.forward(phi, *shown(self, phi, batch))[0]
 
     def cost(self, outputs: Array, batch: Labelled) -> Array:
         """Return the mean cross-entropy of logits."""
-        return cross_entropy(outputs, batch.labels)
+        return cross_entropy(outputs, labels_shown(self, batch))
 
     expand_head = staticmethod(expand_head)
 
@@ -92,6 +96,7 @@ class SquaredImagesLoss(LinearSquares):
     Attributes:
         network: The network.
         by: As in `ImagesLoss`.
+        copies: As in `ImagesLoss`.
 
     References:
         Bertinetto et al. (2019), Meta-learning with differentiable closed-form solvers.
@@ -99,23 +104,56 @@ class SquaredImagesLoss(LinearSquares):
 
     network: Conv4
     by: By
+    copies: int = 0
     linear_in: ClassVar[tuple[str, ...]] = ("head",)
 
     def design(self, phi: Tree, batch: Labelled) -> Tree:
         """Return the features of the images, and ones for the biases."""
-        statistics = statistics_of(self.network, self.by, phi, batch)
-        features = self.network.embed(phi, batch.images, statistics)[0]
+        features = self.network.embed(phi, *shown(self, phi, batch))[0]
         return {"head": {"bias": jnp.ones((features.shape[0], 1), features.dtype), "kernel": features}}
 
     def targets(self, batch: Labelled, columns: int) -> Array:
         """Return a unit vector for each label."""
-        return jax.nn.one_hot(batch.labels, columns, dtype=batch.images.dtype)
+        return jax.nn.one_hot(labels_shown(self, batch), columns, dtype=batch.images.dtype)
 
     def outputs(self, phi: Tree, batch: Labelled) -> Array:
         """Return the outputs, ``(n, ways)``."""
-        return self.network.forward(phi, batch.images, statistics_of(self.network, self.by, phi, batch))[0]
+        return self.network.forward(phi, *shown(self, phi, batch))[0]
 
     expand_head = staticmethod(expand_head)
+
+
+def shown(loss: ImagesLoss | SquaredImagesLoss, phi: Tree, batch: Labelled) -> tuple[Array, Tree]:
+    """Return the images of a batch that a loss counts, and what they are normalised by.
+
+    Args:
+        loss: The loss.
+        phi: The full tree of parameters.
+        batch: The batch, ``n`` images.
+
+    Returns:
+        The images with their copies, ``(n (1 + copies), side, side, channels)``; and what `Conv4.forward`
+        takes.
+    """
+    statistics = statistics_of(loss.network, loss.by, phi, batch)
+    if not loss.copies:
+        return batch.images, statistics
+    if statistics is None:
+        statistics = loss.network.embed(phi, batch.images)[1]
+    return with_copies(batch.images, loss.copies), statistics
+
+
+def labels_shown(loss: ImagesLoss | SquaredImagesLoss, batch: Labelled) -> Array:
+    """Return the label of each image that `shown` returns.
+
+    Args:
+        loss: The loss.
+        batch: The batch, ``n`` images.
+
+    Returns:
+        Labels, ``(n (1 + copies),)``.
+    """
+    return jnp.repeat(batch.labels, 1 + loss.copies)
 
 
 def statistics_of(network: Conv4, by: By, phi: Tree, batch: Labelled) -> Tree:

@@ -1,0 +1,137 @@
+"""New tasks learn from distorted copies of their support images, too; training and queries have none."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import imaml
+from imaml.cli.main import main
+from imaml.config.method import IMAMLRecipe
+from imaml.domains.fewshot import distortion
+from imaml.domains.fewshot.domain import FewShotRecipe
+from imaml.domains.fewshot.losses import statistics_of
+
+pytestmark = pytest.mark.usefixtures("ranks_mixed")
+COPIES = 2
+RECIPE = FewShotRecipe(
+    ways=3, shots=2, queries=2, filters=4, normalisation="running", head="shared", inner_loss="squared",
+    train_ways=6, train_queries=2, copies=COPIES,
+)  # fmt: skip
+NEWTON = imaml.Newton(steps=1, linear=imaml.Inverse())
+METHOD = IMAMLRecipe(strength=0.1, adapt=("head",), inner=NEWTON, linear=imaml.Inverse())
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A domain, parameters in float64 and a new task."""
+    domain = RECIPE.build()
+    wide = lambda tree: jax.tree.map(  # noqa: E731
+        lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree
+    )
+    with jax.numpy_rank_promotion("allow"):
+        task = jax.jit(lambda key: domain.sample(key, "test"))(jax.random.key(1))
+        theta = jax.jit(lambda key: domain.finalise(domain.init(key), key))(jax.random.key(0))
+    return domain, wide(theta), wide(task)
+
+
+def test_an_image_is_followed_by_its_copies_which_depend_on_it_alone():
+    images = jax.random.uniform(jax.random.key(0), (4, 9, 9, 1), jnp.float32)
+    found = distortion.with_copies(images, 3).reshape(4, 4, 9, 9, 1)
+    np.testing.assert_array_equal(found[:, 0], images)
+    other = distortion.with_copies(images[::-1], 3).reshape(4, 4, 9, 9, 1)[::-1]
+    np.testing.assert_allclose(found, other, atol=1e-6)
+    one = found[0].reshape(4, -1)
+    assert all(np.abs(one[i] - one[j]).max() > 0.1 for i in range(4) for j in range(i))
+    np.testing.assert_array_equal(distortion.with_copies(images, 0), images)
+
+
+def test_the_solution_is_that_of_the_enlarged_support_set_and_queries_have_no_copies(case):
+    domain, theta, task = case
+    problem = METHOD.build(domain).new_task.problem
+    phi = problem.full(NEWTON(problem, theta, task.support).value, theta)
+    # ridge regression on the features of all images and their copies, from the definition
+    statistics = statistics_of(domain.network, "running", theta, task.support)
+    images = distortion.with_copies(task.support.images, COPIES)
+    assert images.shape[0] == 6 * (1 + COPIES)
+    features = domain.network.embed(theta, images, statistics)[0]
+    x = np.concatenate([features, np.ones((features.shape[0], 1))], axis=1)
+    y = np.repeat(np.eye(3)[task.support.labels], 1 + COPIES, axis=0)
+    start = np.concatenate([theta["head"]["kernel"], theta["head"]["bias"][None]])
+    expected = np.linalg.solve(x.T @ x / len(x) + 0.1 * np.eye(x.shape[1]), x.T @ y / len(x) + 0.1 * start)
+    got = np.concatenate([phi["head"]["kernel"], phi["head"]["bias"][None]])
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
+    queries = domain.network.embed(theta, task.query.images, statistics)[0]
+    logits = domain.logits(phi, task.query, inductive=True)
+    np.testing.assert_allclose(logits, queries @ expected[:-1] + expected[-1], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("inner_loss", ["squared", "cross_entropy"])
+@pytest.mark.parametrize("normalisation", ["transductive", "inductive", "running"])
+def test_the_loss_is_the_mean_over_images_and_copies(case, inner_loss, normalisation):
+    """Normalised by the images' own statistics, as queries are that refer to them."""
+    _, theta, task = case
+    recipe = dataclasses.replace(
+        RECIPE, inner_loss=inner_loss, normalisation=normalisation, head="own", train_ways=None
+    )
+    domain, network = recipe.build(), recipe.network
+    phi = {**theta, "head": {"kernel": jnp.sin(jnp.arange(48.0)).reshape(16, 3), "bias": jnp.arange(3.0)}}
+    statistics = network.embed(phi, task.support.images)[1]
+    if normalisation == "running":
+        statistics = statistics_of(network, "running", phi, task.support)
+    outputs = network.forward(phi, distortion.with_copies(task.support.images, COPIES), statistics)[0]
+    chosen = np.eye(3)[np.repeat(task.support.labels, 1 + COPIES)]
+    expected = {
+        "squared": 0.5 * np.square(outputs - chosen).sum(1),
+        "cross_entropy": -(chosen * jax.nn.log_softmax(outputs)).sum(1),
+    }[inner_loss]
+    np.testing.assert_allclose(domain.loss(phi, task.support), expected.mean(), rtol=1e-9)
+    assert domain.loss.copies == COPIES
+    assert domain.training_domain(0).loss.copies == 0
+
+
+def test_a_loaded_run_answers_with_copies_and_their_number_may_change(tmp_path, capsys):
+    options = {"steps": 2, "tasks": 1, "validate_every": 0, "progress": False, "out": tmp_path / "run"}
+    given = METHOD, imaml.Optimiser("adam", 1e-3, schedule="constant")
+    run = imaml.train(RECIPE.build(), *given, **options)
+    task = jax.jit(lambda key: run.domain.sample(key, "test"))(jax.random.key(2))
+    support = np.asarray(task.support.images), np.asarray(task.support.labels)
+    queries = np.asarray(task.query.images)
+    found = imaml.load(tmp_path / "run").adapt(*support).predict_proba(queries)
+    phi, _ = run.method.adapt(run.theta, task.support, jax.random.key(0))
+    expected = jax.nn.softmax(run.domain.logits(phi, task.query, inductive=True))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # No training step depends on them, so that a run is resumed with another number.
+    none = dataclasses.replace(RECIPE, copies=0).build()
+    again = imaml.train(none, *given, **options, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, again.theta, run.theta)
+    plain = imaml.load(tmp_path / "run").adapt(*support).predict_proba(queries)
+    assert np.abs(plain - found).max() > 1e-4
+    scores = []
+    for copies in ("0", "3"):
+        assert main(["evaluate", str(tmp_path / "run"), "--copies", copies, "--tasks", "2", "--json"]) == 0
+        scores.append(capsys.readouterr().out)
+    assert scores[0] != scores[1]
+
+
+@pytest.mark.slow
+def test_copies_are_no_further_observations_for_a_posterior():
+    recipe = dataclasses.replace(RECIPE, head="own", train_ways=None, inner_loss="cross_entropy")
+    inner = imaml.GradientDescent(0.1, 3)
+    method = IMAMLRecipe(strength=0.1, adapt=("head",), inner=inner, linear=imaml.CG(5))
+    run = imaml.train(
+        recipe.build(),
+        method,
+        imaml.Optimiser("adam", 1e-3),
+        steps=1,
+        tasks=1,
+        validate_every=0,
+        progress=False,
+    )
+    task = jax.jit(lambda key: run.domain.sample(key, "test"))(jax.random.key(2))
+    predictor = run.adapt(np.asarray(task.support.images), np.asarray(task.support.labels))
+    found = predictor.predict_proba(np.asarray(task.query.images), uncertainty=True)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    assert predictor.posterior.problem.strength == pytest.approx(6 * 0.1)  # six images
