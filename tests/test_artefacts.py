@@ -12,6 +12,9 @@ import imaml
 from helpers.marks import slow_after_first
 from helpers.paths import ARTEFACTS, DATA, ROOT
 from imaml.cli.main import main
+from imaml.config import to_json
+from imaml.config.presets import preset
+from imaml.training.directory import first_difference
 
 INDEX = json.loads((ARTEFACTS / "index.json").read_text())
 FILES = sorted(ARTEFACTS.glob("*.safetensors"))
@@ -77,6 +80,13 @@ def committed(row):
         if (each["row"], each["protocol"]) == (row, protocol)
     ]
     return found
+
+
+@pytest.mark.parametrize("name", ["omniglot-head", "omniglot-background"])
+def test_a_preset_is_what_its_artefact_was_trained_with(name):
+    """Up to what no training step depends on."""
+    config = imaml.load(ARTEFACTS / f"{name}.safetensors").config
+    assert first_difference(to_json(config), to_json(preset(name))) is None
 
 
 @pytest.mark.parametrize("row", INDEX)

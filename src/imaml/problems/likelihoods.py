@@ -439,7 +439,8 @@ def likelihood(loss: CompositeLoss, noise: float | Learned | None = None) -> Neg
         The loss, to be passed to `proximal`.
 
     Raises:
-        ConfigError: If the loss declares no distribution, or the noise does not fit it.
+        ConfigError: If the loss declares no distribution or has several outputs for a row, or the noise does
+            not fit it.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -457,6 +458,11 @@ def likelihood(loss: CompositeLoss, noise: float | Learned | None = None) -> Neg
             "likelihood: loss: expected an object with outputs(phi, batch) and likelihood, imaml.Gaussian(), "
             f"imaml.Categorical() or imaml.Density(...), got {loss!r}. Hint: a mean loss does not say how "
             "many rows it is a mean of."
+        )
+    if getattr(loss, "outputs_per_row", 1) != 1:
+        raise ConfigError(
+            "likelihood: loss: expected one output for each row, as each is one observation, got "
+            f"{loss.outputs_per_row} for each. Hint: set --domain.copies=0, if rows are images."
         )
     # Only Gaussian rows have a free variance; -log softmax(outputs)[label] has none.
     if not isinstance(declared, Gaussian):

@@ -30,9 +30,15 @@ class CompositeLoss:
         likelihood: The distribution of a row, `imaml.Gaussian()` or `imaml.Categorical()`, if it is declared.
         expand_head: If it is declared, (mean, batch) -> the adapted parameters that a task starts at, where
             these are larger than those of theta; they must broadcast against each other.
+        outputs_per_row: How many outputs each row of a batch has; the likelihood of rows needs one.
     """
 
     likelihood: Any
+
+    @property
+    def outputs_per_row(self) -> int:
+        """See above."""
+        return 1
 
     def outputs(self, phi: Tree, batch: Tree) -> Tree:
         """Return the model's outputs.

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.marks import slow_after_first
 from imaml.cli.main import main
 from imaml.config.method import IMAMLRecipe
+from imaml.config.methods import Method
+from imaml.core.errors import ConfigError
 from imaml.domains.fewshot import distortion
 from imaml.domains.fewshot.domain import FewShotRecipe
 from imaml.domains.fewshot.losses import statistics_of
@@ -114,6 +117,36 @@ def test_a_loaded_run_answers_with_copies_and_their_number_may_change(tmp_path, 
         assert main(["evaluate", str(tmp_path / "run"), "--copies", copies, "--tasks", "2", "--json"]) == 0
         scores.append(capsys.readouterr().out)
     assert scores[0] != scores[1]
+
+
+@pytest.mark.parametrize(
+    "name", slow_after_first(["imaml", "maml", "fomaml", "reptile", "metasgd", "as-released"])
+)
+@pytest.mark.parametrize("normalisation", slow_after_first(["transductive", "inductive"]))
+def test_no_training_step_depends_on_copies_and_every_new_task_does(name, normalisation):
+    found = []
+    for copies in (0, COPIES):
+        domain = FewShotRecipe(
+            ways=3, queries=2, filters=4, copies=copies, normalisation=normalisation
+        ).build()
+        run = imaml.train(
+            domain, Method(name), imaml.Optimiser("adam", 1e-3), steps=2, tasks=2, validate_every=0,
+            progress=False,
+        )  # fmt: skip
+        task = jax.jit(lambda key, of=domain: of.sample(key, "test"))(jax.random.key(2))
+        found.append((run.theta, run.method.adapt(run.theta, task.support, jax.random.key(0))[0]))
+    (theta, phi), (other_theta, other_phi) = found
+    jax.tree.map(np.testing.assert_array_equal, theta, other_theta)
+    away = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), phi, other_phi)
+    assert max(jax.tree.leaves(away)) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["evidence", "moments", "posterior"])
+def test_a_likelihood_of_copies_is_refused(name):
+    domain = FewShotRecipe(ways=3, queries=2, filters=4, copies=COPIES).build()
+    with pytest.raises(ConfigError, match=r"one output for each row.* got 3 for each.*--domain.copies=0"):
+        Method(name).build(domain)
+    Method(name).build(FewShotRecipe(ways=3, queries=2, filters=4).build())
 
 
 @pytest.mark.slow

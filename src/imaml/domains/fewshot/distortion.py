@@ -72,7 +72,7 @@ def with_copies(images: Array, number: int) -> Array:
         number: How many copies.
 
     Returns:
-        ``(n * (1 + number), side, side, channels)``.
+        ``(n * (1 + number), side, side, channels)``, of the dtype of ``images``.
     """
     keys = jax.random.split(jax.random.key(number), 2)
     matrices = _matrices(keys[0], (number,), ROTATION, STRETCH, SHEAR)
@@ -80,6 +80,7 @@ def with_copies(images: Array, number: int) -> Array:
     shape = jnp.broadcast_to(jnp.eye(2, 5, dtype=jnp.float32), (number, 2, 5))
     maps = Maps(jnp.concatenate([matrices, shifts], axis=-1), shape)
     distorted = jax.vmap(lambda image: warp(jnp.broadcast_to(image, (number, *image.shape)), maps))(images)
+    distorted = distorted.astype(images.dtype)
     return jnp.concatenate([images[:, None], distorted], axis=1).reshape(-1, *images.shape[1:])
 
 

@@ -70,7 +70,8 @@ class FewShotRecipe(ReadsData):
             `imaml.domains.fewshot.distortion`).
         within: The share of training tasks whose classes are all of one group, such as an alphabet; they are
             harder.
-        copies: Distorted copies of each support image that new tasks are learned from beside it.
+        copies: Distorted copies of each support image that new tasks are learned from beside it. Methods with
+            a likelihood (evidence, moments, posterior) need 0, as a copy is no further observation.
         split: The split of Omniglot: "vinyals", "background" or "random".
         protocol: How new tasks are drawn: "random" classes and images; the same "turned", each class by a
             random quarter turn, as published accuracies on Omniglot are measured; or as "people" were asked
@@ -78,8 +79,7 @@ class FewShotRecipe(ReadsData):
             another.
         data: A path, or None for the usual places.
         filters: The width of Conv4.
-        downsampling: How Conv4 halves the side: "stride", or "pool", which costs four times the operations
-            and learns characters better.
+        downsampling: How Conv4 halves the side: "stride", or "pool", of four times the operations.
         limits: Splits of which only some classes are used, and which (see `FewShot.limited`).
 
     Raises:

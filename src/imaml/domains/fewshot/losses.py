@@ -78,6 +78,11 @@ class ImagesLoss(CompositeLoss):
     likelihood: ClassVar[Categorical] = Categorical()
     averages: ClassVar[bool] = True
 
+    @property
+    def outputs_per_row(self) -> int:
+        """One for the image itself, and one for each copy."""
+        return 1 + self.copies
+
     def outputs(self, phi: Tree, batch: Labelled) -> Array:
         """Return logits ``(n, ways)``."""
         return self.network.forward(phi, *shown(self, phi, batch))[0]
@@ -106,6 +111,11 @@ class SquaredImagesLoss(LinearSquares):
     by: By
     copies: int = 0
     linear_in: ClassVar[tuple[str, ...]] = ("head",)
+
+    @property
+    def outputs_per_row(self) -> int:
+        """One for the image itself, and one for each copy."""
+        return 1 + self.copies
 
     def design(self, phi: Tree, batch: Labelled) -> Tree:
         """Return the features of the images, and ones for the biases."""
@@ -153,7 +163,7 @@ def labels_shown(loss: ImagesLoss | SquaredImagesLoss, batch: Labelled) -> Array
     Returns:
         Labels, ``(n (1 + copies),)``.
     """
-    return jnp.repeat(batch.labels, 1 + loss.copies)
+    return jnp.repeat(batch.labels, loss.outputs_per_row)
 
 
 def statistics_of(network: Conv4, by: By, phi: Tree, batch: Labelled) -> Tree:
