@@ -16,6 +16,7 @@ from ..core.errors import ConfigError
 from ..core.fields import Checked, PositiveInt
 from ..core.recipes import recipe
 from ..core.tree import Tree
+from .resampling import aligned
 
 EPSILON = 1e-5  # added to variances, as is usual
 IN_CACHE = 4  # images that a CPU convolves at a time
@@ -94,6 +95,7 @@ class Conv4(Checked):
         side: Pixels of an image's side.
         channels: Channels of an image.
         downsampling: How a module halves the side: "stride" or "pool".
+        aligned: Whether images are first aligned (see `imaml.domains.resampling.aligned`).
 
     Raises:
         ConfigError: If a field is out of its range.
@@ -106,6 +108,7 @@ class Conv4(Checked):
     side: PositiveInt = 28
     channels: PositiveInt = 1
     downsampling: Literal["stride", "pool"] = "stride"
+    aligned: bool = False
 
     @property
     def features(self) -> int:
@@ -164,7 +167,7 @@ class Conv4(Checked):
             Features ``(n, features)``, and the statistics.
         """
         used = []
-        hidden = inputs
+        hidden = aligned(inputs) if self.aligned else inputs
         module_of = _strided if self.downsampling == "stride" else _pooled
         for layer in range(4):
             given = None if statistics is None else statistics[layer]

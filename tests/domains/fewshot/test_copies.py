@@ -150,7 +150,7 @@ def test_a_likelihood_of_copies_is_refused(name):
 
 
 @pytest.mark.slow
-def test_copies_are_no_further_observations_for_a_posterior():
+def test_uncertainty_of_an_adapted_predictor_needs_images_without_copies():
     recipe = dataclasses.replace(RECIPE, head="own", train_ways=None, inner_loss="cross_entropy")
     inner = imaml.GradientDescent(0.1, 3)
     method = IMAMLRecipe(strength=0.1, adapt=("head",), inner=inner, linear=imaml.CG(5))
@@ -165,6 +165,7 @@ def test_copies_are_no_further_observations_for_a_posterior():
     )
     task = jax.jit(lambda key: run.domain.sample(key, "test"))(jax.random.key(2))
     predictor = run.adapt(np.asarray(task.support.images), np.asarray(task.support.labels))
-    found = predictor.predict_proba(np.asarray(task.query.images), uncertainty=True)
-    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
-    assert predictor.posterior.problem.strength == pytest.approx(6 * 0.1)  # six images
+    images = np.asarray(task.query.images)
+    with pytest.raises(ConfigError, match=r"one output for each row.* got 3 for each.*--domain.copies=0"):
+        predictor.predict_proba(images, uncertainty=True)
+    np.testing.assert_allclose(predictor.predict_proba(images).sum(1), 1, atol=1e-5)

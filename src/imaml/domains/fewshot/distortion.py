@@ -15,7 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.ndimage import map_coordinates
+
+from .. import resampling
 
 # Standard deviations at amount 1: of a rotation (radians), of the logarithm of a stretch along each axis, and
 # of a shear. Lengths are in units of half the side.
@@ -95,17 +96,12 @@ def warp(images: Array, maps: Maps) -> Array:
         Images of the same shape.
     """
     # where each pixel of the result comes from
-    number, side, _, _ = images.shape
-    middle = (side - 1) / 2
-    axis = (jnp.arange(side, dtype=jnp.float32) - middle) / (side / 2)
-    down, across = jnp.meshgrid(axis, axis, indexing="ij")
-    points = jnp.stack([down.ravel(), across.ravel(), jnp.ones(side * side, jnp.float32)])
+    side = images.shape[1]
+    points = jnp.concatenate([resampling.positions(side), jnp.ones((1, side * side), jnp.float32)])
     points = jnp.einsum("nij,jp->nip", maps.drawing, points)
     squares = jnp.stack([points[:, 0] ** 2, points[:, 0] * points[:, 1], points[:, 1] ** 2], axis=1)
     points = jnp.einsum("nij,njp->nip", maps.shape, jnp.concatenate([points, squares], axis=1))
-    source = (points * (side / 2) + middle).reshape(number, 2, side, side)
-    moved = lambda image, at: map_coordinates(image, [*at], order=1, mode="constant")  # noqa: E731
-    return jax.vmap(jax.vmap(moved, (2, None), 2))(images, source)
+    return resampling.resampled(images, points)
 
 
 def _matrices(key: Array, shape: tuple[int, ...], rotation: float, stretch: float, shear: float) -> Array:

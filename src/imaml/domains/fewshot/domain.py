@@ -80,6 +80,7 @@ class FewShotRecipe(ReadsData):
         data: A path, or None for the usual places.
         filters: The width of Conv4.
         downsampling: How Conv4 halves the side: "stride", or "pool", of four times the operations.
+        aligned: Whether Conv4 sees each drawing moved to the middle and scaled to one size.
         limits: Splits of which only some classes are used, and which (see `FewShot.limited`).
 
     Raises:
@@ -107,6 +108,7 @@ class FewShotRecipe(ReadsData):
     data: str | None = None
     filters: PositiveInt = 64
     downsampling: Literal["stride", "pool"] = "stride"
+    aligned: bool = False
     limits: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     factorises: ClassVar[bool] = False
@@ -197,7 +199,7 @@ class FewShotRecipe(ReadsData):
         """The network that learns these tasks."""
         side, channels = (84, 3) if self.source == "mini-imagenet" else (28, 1)
         ways = self.ways if self.head == "own" else 1
-        return Conv4(ways, self.filters, side, channels, self.downsampling)
+        return Conv4(ways, self.filters, side, channels, self.downsampling, self.aligned)
 
     def in_training(self, step: int) -> FewShotRecipe:
         """Return the recipe of the tasks of a step of training.
