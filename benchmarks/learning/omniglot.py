@@ -31,7 +31,9 @@ PARTS = {  # by name: the fields that differ from the preset's
     "30 ways, 19 queries": {"domain.train_ways": "30", "domain.train_queries": "19"},
     "100 ways, 5 shots": {"domain.train_ways": "100", "domain.train_shots": "5", "domain.train_queries": "1"},
     "no quarter turns": {"domain.rotations": "false"},
+    "not aligned": {"domain.aligned": "false"},
     "not distorted": {"domain.distortion": "0"},
+    "no copies": {"domain.copies": "0"},
     "no symmetries": {"domain.symmetries": "false"},
     "statistics of the batch": {"domain.normalisation": "transductive"},
     "no scale": {"domain.scale": "none"},
@@ -46,7 +48,7 @@ PARTS = {  # by name: the fields that differ from the preset's
     },
     "prototypes": {"method.name": "maml", "method.inner": "Prototypes", "domain.scale": "none"},
     "constant rate": {"optimiser.schedule": "constant"},
-    "no average": {"optimiser.average": "none"},
+    "no average": {"optimiser.average": "0"},
 }
 REMEDIES = {  # for the row imaml-head of `imaml compare`
     "as it was": {},
@@ -107,13 +109,14 @@ def measured(run, configs, settings, split, tasks, budget, only):
 
     Differences are from the first configuration. ``budget`` names what trainings share, and where they are.
     """
+    places = {name: run.kept / budget / named(trained_like(configs, name)) for name in configs}
     for name in chosen(configs, only):
-        trained(run.kept / budget / named(name), configs[name])
+        trained(places[name], configs[trained_like(configs, name)])
     if only:
         return
     base, first = next(iter(configs)), {}
     for name, config in configs.items():
-        theta, row = trained(run.kept / budget / named(name), config)
+        theta, row = trained(places[name], configs[trained_like(configs, name)])
         for ways, shots in settings:
             what = f"{ways}w{shots}s"
             given = config, theta, split, tasks, ways, shots
@@ -123,6 +126,12 @@ def measured(run, configs, settings, split, tasks, budget, only):
                 away = [a - b for a, b in zip(column, first.setdefault(label, column), strict=True)]
                 row |= {label: interval(column), f"{label} minus {base}": interval(away)}
         run.add({"name": name, **row}, split=split, tasks=tasks)
+
+
+def trained_like(configs, name):
+    """Returns the first configuration that is trained like another: copies are of new tasks alone."""
+    training = {other: changed(config, {"domain.copies": "0"}) for other, config in configs.items()}
+    return next(other for other in training if training[other] == training[name])
 
 
 def named(name):

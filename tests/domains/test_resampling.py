@@ -58,16 +58,19 @@ def test_limits_of_the_factor_keep_a_dot_small_and_an_empty_image_empty():
     dot[3, 20] = 1.0
     images = jnp.asarray(np.stack([dot, np.zeros_like(dot), np.ones_like(dot)]))
     found = np.asarray(resampling.aligned(images))
-    assert moments(found[0])[2] < 0.2 and found[0].max() > 0.5
+    assert moments(found[0])[2] < 0.2
+    assert found[0].max() > 0.5
     np.testing.assert_allclose(moments(found[0])[:2], 0, atol=1e-3)
     assert not found[1].any()
-    assert found[2].min() >= 0 and np.isfinite(found).all()
+    assert found[2].min() >= 0
+    assert np.isfinite(found).all()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_the_dtype_stays_and_sums_do_not_overflow(dtype):
     images = jnp.full((2, SIDE, SIDE, 3), 60000.0, dtype)
-    assert resampling.aligned(images).dtype == dtype and jnp.isfinite(resampling.aligned(images)).all()
+    assert resampling.aligned(images).dtype == dtype
+    assert jnp.isfinite(resampling.aligned(images)).all()
 
 
 def test_a_network_of_aligned_drawings_does_not_see_place_and_size():
