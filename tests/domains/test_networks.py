@@ -69,28 +69,29 @@ def test_conv4_is_xlas_convolution(name, downsampling):
     def theirs(p):
         return jnp.sin(layers_of_xla(p, images, stride)[0]).sum()
 
-    found = network.embed(parameters, images)
+    found = jax.jit(lambda p: network.embed(p, images))(parameters)
     assert found[0].shape == (7, network.features)
-    same(found, layers_of_xla(parameters, images, stride))
+    same(found, jax.jit(lambda p: layers_of_xla(p, images, stride))(parameters))
     tangent = jax.tree.map(jnp.cos, parameters)
     for of in (
         jax.grad,
         lambda f: lambda p: jax.jvp(jax.grad(f), (p,), (tangent,))[1],
         lambda f: lambda p: jax.vmap(jax.grad(f))(jax.tree.map(lambda a: jnp.stack([a, 2 * a]), p)),
     ):
-        same(of(ours)(parameters), of(theirs)(parameters))
+        same(jax.jit(of(ours))(parameters), jax.jit(of(theirs))(parameters))
 
 
 @pytest.mark.parametrize("downsampling", ["stride", "pool"])
 @pytest.mark.parametrize("name", slow_after_first(CASES))
 def test_statistics_given_are_used_for_any_images(name, downsampling):
     network, parameters, images = case(downsampling, *CASES[name])
-    features, statistics = network.embed(parameters, images)
-    same(network.embed(parameters, images, statistics)[0], features)
-    same(network.embed(parameters, images[:3], statistics)[0], features[:3])
-    same(network.embed(parameters, images[:1], statistics)[0], features[:1])
-    assert not np.allclose(network.embed(parameters, images[:3])[0], features[:3])
-    assert network.embed(parameters, images[:0], statistics)[0].shape == (0, network.features)
+    embed = jax.jit(network.embed)
+    features, statistics = embed(parameters, images)
+    same(embed(parameters, images, statistics)[0], features)
+    same(embed(parameters, images[:3], statistics)[0], features[:3])
+    same(embed(parameters, images[:1], statistics)[0], features[:1])
+    assert not np.allclose(embed(parameters, images[:3])[0], features[:3])
+    assert embed(parameters, images[:0], statistics)[0].shape == (0, network.features)
 
 
 def test_other_devices_compute_the_same_at_once(monkeypatch):
