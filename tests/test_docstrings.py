@@ -17,16 +17,22 @@ RUNNER = """
 import doctest, importlib, pkgutil, sys
 import imaml
 failed = tried = 0
-for module in pkgutil.walk_packages(imaml.__path__, "imaml."):
-    if module.name.rpartition(".")[2] == "__main__":
+here = lambda name: name.partition(".")[2].partition(".")[0] == sys.argv[1]
+names = [one.name for one in pkgutil.walk_packages(imaml.__path__, "imaml.") if here(one.name)]
+for name in names:
+    if name.endswith("__main__"):
         continue
-    result = doctest.testmod(importlib.import_module(module.name))
+    result = doctest.testmod(importlib.import_module(name))
     failed, tried = failed + result.failed, tried + result.attempted
     if result.attempted:
-        print(module.name, result.attempted)
+        print(name, result.attempted)
 print("examples", tried)
 sys.exit(bool(failed))
 """
+# What lies directly in src/imaml and has examples. Each runs in a process of its own, side by side.
+PACKAGE = ROOT / "src" / "imaml"
+FILES = [path for path in PACKAGE.rglob("*.py") if re.search(r"^\s*>>> ", path.read_text(), flags=re.M)]
+PARTS = sorted({path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES})
 
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -176,12 +182,13 @@ def function(*rows) -> int: ...
 
 
 @pytest.mark.slow
-def test_examples_in_docstrings():
+@pytest.mark.parametrize("part", PARTS)
+def test_examples_in_docstrings(part):
     run = subprocess.run(
-        [sys.executable, "-c", RUNNER], capture_output=True, text=True, check=False, env=QUICK
+        [sys.executable, "-c", RUNNER, part], capture_output=True, text=True, check=False, env=QUICK
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert int(run.stdout.split()[-1]) >= 20, run.stdout
+    assert int(run.stdout.split()[-1]) > 0, run.stdout
 
 
 PAGES = [("gotchas", 8), ("methods", 2), ("certificates", 1), ("bayes", 1)]

@@ -86,6 +86,34 @@ def test_a_network_of_aligned_drawings_does_not_see_place_and_size():
     assert apart(found) < 0.3 * apart(plain.embed(parameters, images, statistics)[0])
 
 
+def test_detail_is_kept_until_drawings_are_aligned():
+    """A figure half as large, drawn with twice the pixels, is the same figure; with as many it is not."""
+    fine = np.kron(drawing()[..., 0], np.ones((2, 2)))[..., None]  # each pixel as four of its value
+    found = resampling.aligned(jnp.asarray(fine, jnp.float32)[None], detail=2)
+    assert found.shape == (1, SIDE, SIDE, 1)
+    # the means of 2 x 2 of the fine result, by the definition
+    whole = np.asarray(resampling.aligned(jnp.asarray(fine, jnp.float32)[None]))[0, ..., 0]
+    expected = [
+        [whole[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean() for j in range(SIDE)] for i in range(SIDE)
+    ]
+    np.testing.assert_allclose(found[0, ..., 0], expected, atol=1e-6)
+    coarse = resampling.aligned(jnp.asarray(drawing(), jnp.float32)[None])[0]
+    np.testing.assert_allclose(found[0], coarse, atol=0.05)
+
+
+def test_a_network_of_detailed_drawings_has_the_parameters_of_one_of_others():
+    fine = Conv4(5, 8, 2 * SIDE, aligned=True, detail=2)
+    key = jax.random.key(0)
+    plain = Conv4(5, 8, aligned=True).init(key)
+    same = jax.tree.map(np.array_equal, fine.init(key), plain)
+    assert jax.tree.all(same)
+    images = jax.random.uniform(key, (3, 2 * SIDE, 2 * SIDE, 1), jnp.float32)
+    assert fine.forward(plain, images)[0].shape == (3, 5)
+    for options in ({"side": 28, "detail": 3, "aligned": True}, {"side": 56, "detail": 2}):
+        with pytest.raises(imaml.ConfigError, match="network: detail: expected 1, or a divisor"):
+            Conv4(5, 8, **options)
+
+
 def test_the_option_reaches_the_network_and_defaults_to_images_as_they_are():
     assert imaml.domains.fewshot.domain.FewShotRecipe(aligned=True).network.aligned
     assert not imaml.domains.fewshot.domain.FewShotRecipe().network.aligned

@@ -96,6 +96,8 @@ class Conv4(Checked):
         channels: Channels of an image.
         downsampling: How a module halves the side: "stride" or "pool".
         aligned: Whether images are first aligned (see `imaml.domains.resampling.aligned`).
+        detail: What aligned images are then shrunk by: each pixel that the first layer sees is the mean of
+            ``detail`` x ``detail``.
 
     Raises:
         ConfigError: If a field is out of its range.
@@ -109,11 +111,22 @@ class Conv4(Checked):
     channels: PositiveInt = 1
     downsampling: Literal["stride", "pool"] = "stride"
     aligned: bool = False
+    detail: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        """Check the fields (ConfigError)."""
+        super().__post_init__()
+        if self.side % self.detail or (self.detail > 1 and not self.aligned):
+            raise ConfigError(
+                f"network: detail: expected 1, or a divisor of side={self.side} with aligned=True, got "
+                f"{self.detail} with aligned={self.aligned}."
+            )
 
     @property
     def features(self) -> int:
         """The number of inputs of the head."""
-        return (-(-self.side // 16)) ** 2 * self.filters  # each of four layers halves the side, rounded up
+        side = self.side // self.detail
+        return (-(-side // 16)) ** 2 * self.filters  # each of four layers halves the side, rounded up
 
     def init(self, key: Array) -> Parameters:
         """Return fresh parameters, float32: He-normal kernels, unit scales, zero biases and a zero head.
@@ -167,7 +180,7 @@ class Conv4(Checked):
             Features ``(n, features)``, and the statistics.
         """
         used = []
-        hidden = aligned(inputs) if self.aligned else inputs
+        hidden = aligned(inputs, self.detail) if self.aligned else inputs
         module_of = _strided if self.downsampling == "stride" else _pooled
         for layer in range(4):
             given = None if statistics is None else statistics[layer]

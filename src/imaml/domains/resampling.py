@@ -61,7 +61,7 @@ def resampled(images: Array, places: Array) -> Array:
     return jax.vmap(jax.vmap(read, (2, None), 2))(images, source)
 
 
-def aligned(images: Array) -> Array:
+def aligned(images: Array, detail: int = 1) -> Array:
     """Return drawings with their ink's centre in the middle and its spread along both axes one number.
 
     Centre and spread are the mean and the root mean square distance of the values as masses. Both axes are
@@ -69,9 +69,11 @@ def aligned(images: Array) -> Array:
 
     Args:
         images: ``(n, side, side, channels)``, not negative, bright on a dark ground.
+        detail: What the results are shrunk by, a divisor of the side. Each of their pixels is the mean of
+            ``detail`` x ``detail``, so that what is drawn smaller has no jagged lines.
 
     Returns:
-        Images of the same shape and dtype.
+        Images ``(n, side // detail, side // detail, channels)`` of the same dtype.
     """
     number, side = images.shape[:2]
     line = axis(side)
@@ -83,4 +85,6 @@ def aligned(images: Array) -> Array:
     square = (rows + columns) @ line**2 / mass - jnp.square(centre).sum(1)
     shown = jnp.clip(jnp.sqrt(jnp.maximum(square, 0) / 2) / RADIUS, LEAST, MOST)
     places = shown[:, None, None] * jnp.broadcast_to(positions(side), (number, 2, side * side))
-    return resampled(images, places + centre[:, :, None]).astype(images.dtype)
+    new = resampled(images, places + centre[:, :, None]).astype(images.dtype)
+    small = side // detail
+    return new.reshape(number, small, detail, small, detail, images.shape[3]).mean((2, 4))

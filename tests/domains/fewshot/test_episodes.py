@@ -154,6 +154,27 @@ def test_tasks_within_one_group():
         domain.limited("train", [0, 3, 6, 1, 4, 7])
 
 
+def test_without_validation_its_classes_are_learned_from():
+    kept, learned = (
+        imaml.image_tasks(table(), ways=3, shots=2, queries=2, filters=4, validation=v) for v in (True, False)
+    )
+    np.testing.assert_array_equal(learned.splits["train"], [*range(12), *range(12, 18)])
+    np.testing.assert_array_equal(learned.splits["test"], kept.splits["test"])
+    assert set(np.unique(DRAW(learned, KEYS, "train").classes).tolist()) == set(range(18))
+    with pytest.raises(DataError, match=r"got none, as with validation=false.*--training.validate_every=0"):
+        learned.draw(KEYS[0], "validation")
+    # an experiment says so at its first step, before it has trained for hours
+    inner = imaml.GradientDescent(0.1, 1)
+    method = imaml.FOMAML(learned.problem(0.5), learned.query_loss, inner=inner)
+    with pytest.raises(DataError, match="validate_every=0"):
+        imaml.train(learned, method, imaml.Optimiser("adam", 1e-3), steps=2, tasks=1, validate_every=2)
+    # a class whose images are too few for a task of training, but not for one of validation
+    few = dataclasses.replace(table(), count=np.array([6] * 12 + [4] + [6] * 11))
+    with pytest.warns(RuntimeWarning, match=r"train split: 1 of 18 classes are excluded.*class12"):
+        one = imaml.image_tasks(few, ways=3, shots=2, queries=2, filters=4, train_queries=4, validation=False)
+    assert 12 not in np.asarray(one.splits["train"])
+
+
 def test_a_limited_domain_says_so_in_its_recipe():
     domain = imaml.characters(ways=3, filters=4).limited("train", [5, 9, 100, 7])
     assert domain.recipe.limits == (("train", (5, 7, 9, 100)),)
@@ -195,6 +216,22 @@ def test_a_limited_domain_says_so_in_its_recipe():
             lambda: FewShotRecipe("characters", within=0.5),
             ConfigError,
             "within: expected at most 0 for characters",
+        ),
+        (lambda: imaml.characters(validation=False), ConfigError, "validation: expected True for characters"),
+        (
+            lambda: FewShotRecipe("omniglot", detail=2),
+            ConfigError,
+            "detail: expected 1.*got 2.*aligned=False",
+        ),
+        (
+            lambda: FewShotRecipe(aligned=True, detail=2),
+            ConfigError,
+            "detail: .*got 2 with source='characters'",
+        ),
+        (
+            lambda: imaml.image_tasks(table(), ways=3, aligned=True, detail=2),
+            DataError,
+            r"images: expected \(56, 56, 1\) for images, got \(28, 28, 1\)",
         ),
         (lambda: imaml.image_tasks(table(), within=0.5), DataError, "at least 5 classes .*got 1"),
         (lambda: FewShotRecipe("mini-imagenet").build(), DataError, "--data"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,7 +16,7 @@ from ...core.errors import ConfigError, DataError
 from ...core.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SeveralInt
 from ...core.recipes import recipe
 from ...core.tree import Tree
-from ...core.validation import not_one_of, some_of
+from ...core.validation import not_one_of
 from ...problems.base import Task
 from ...problems.losses import joined
 from ...problems.precision import Theta
@@ -27,10 +26,11 @@ from . import distortion, strokes
 from . import omniglot as omniglot_data
 from .draws import OWN, draw_as_people, draw_random, draw_training
 from .episodes import Indices, Labelled, accuracy, confidences, cross_entropy, turn
-from .images import SPLITS, Images, read_split_folders
+from .images import Images, read_split_folders
 from .interface import FewShotInterface
 from .losses import LAYERS, By, ImagesLoss, SquaredImagesLoss, measured
 from .omniglot_files import SETS
+from .splits import require_group, splits_of
 
 DRAWN_CLASSES = {"train": (0, 20_000), "validation": (20_000, 22_000), "test": (22_000, 26_000)}
 # What is in a folder that has splits, or is Omniglot's.
@@ -81,6 +81,10 @@ class FewShotRecipe(ReadsData):
         filters: The width of Conv4.
         downsampling: How Conv4 halves the side: "stride", or "pool", of four times the operations.
         aligned: Whether Conv4 sees each drawing moved to the middle and scaled to one size.
+        detail: How many times the side of what Conv4 sees images have until they are aligned: 2 for drawings
+            of 56 pixels a side. What is small in them then loses less.
+        validation: Whether classes are kept for validation. Without, they are learned from too, as in a last
+            training, when everything is chosen.
         limits: Splits of which only some classes are used, and which (see `FewShot.limited`).
 
     Raises:
@@ -109,6 +113,8 @@ class FewShotRecipe(ReadsData):
     filters: PositiveInt = 64
     downsampling: Literal["stride", "pool"] = "stride"
     aligned: bool = False
+    detail: PositiveInt = 1
+    validation: bool = True
     limits: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     factorises: ClassVar[bool] = False
@@ -126,6 +132,16 @@ class FewShotRecipe(ReadsData):
                 raise ConfigError(
                     f"domain: {name}: expected at most {limit} for {self.source}, got {value!r}."
                 )
+        if self.detail > 1 and (not self.aligned or self.source in ("characters", "mini-imagenet")):
+            raise ConfigError(
+                f"domain: detail: expected 1, as only drawings that are read and aligned have more, got "
+                f"{self.detail} with source={self.source!r} and aligned={self.aligned}. Hint: omit it."
+            )
+        if not self.validation and self.source == "characters":
+            raise ConfigError(
+                "domain: validation: expected True for characters, which are drawn without end, got False. "
+                "Hint: omit it."
+            )
         if self.protocol == "people" and self.source != "omniglot":
             raise ConfigError(
                 "domain: protocol: expected 'random' or 'turned', as only Omniglot's drawers are known, got "
@@ -177,7 +193,7 @@ class FewShotRecipe(ReadsData):
             splits = {name: jnp.arange(*ends, dtype=jnp.int32) for name, ends in DRAWN_CLASSES.items()}
             return FewShot(None, None, None, None, splits, 0, self)
         if self.source == "omniglot":
-            return table_of(self, omniglot_data.read(self.data, split=self.split))
+            return table_of(self, omniglot_data.read(self.data, split=self.split, side=self.network.side))
         if self.data is None:
             raise DataError(
                 f"{self.source}: expected images, got no path. Hint: pass --data PATH, a folder with "
@@ -197,9 +213,9 @@ class FewShotRecipe(ReadsData):
     @property
     def network(self) -> Conv4:
         """The network that learns these tasks."""
-        side, channels = (84, 3) if self.source == "mini-imagenet" else (28, 1)
+        side, channels = (84, 3) if self.source == "mini-imagenet" else (28 * self.detail, 1)
         ways = self.ways if self.head == "own" else 1
-        return Conv4(ways, self.filters, side, channels, self.downsampling, self.aligned)
+        return Conv4(ways, self.filters, side, channels, self.downsampling, self.aligned, self.detail)
 
     def in_training(self, step: int) -> FewShotRecipe:
         """Return the recipe of the tasks of a step of training.
@@ -389,10 +405,14 @@ class FewShot(FewShotInterface):
         """
         ids = self.splits[split]
         if not ids.size:
-            raise DataError(
-                f"{split} split: expected classes, got none, as all classes of {self.recipe.data} are new. "
-                "Hint: choose the split test; to learn from them use imaml train images."
-            )
+            reason = f"all classes of {self.recipe.data} are new"
+            hint = "choose the split test; to learn from them use imaml train images"
+            if split == "validation" and not self.recipe.validation:
+                reason, hint = (
+                    "with validation=false they are learned from",
+                    "set --training.validate_every=0",
+                )
+            raise DataError(f"{split} split: expected classes, got none, as {reason}. Hint: {hint}.")
         if self.recipe.protocol == "people" and split != "train":
             place = jax.random.randint(jax.random.fold_in(key, OWN), (), 0, 1 << 30)
             return self.draw_in_turn(key, split, place)
@@ -517,20 +537,10 @@ class FewShot(FewShotInterface):
             )
         if split == "train" and self.recipe.within:
             ways, hint = self.recipe.in_training(0).ways, "set --domain.within=0"
-            _require_group(f"within={self.recipe.within!r}", ways, np.asarray(self.groups)[chosen], hint)
+            require_group(f"within={self.recipe.within!r}", ways, np.asarray(self.groups)[chosen], hint)
         limits = dict(self.recipe.limits) | {split: tuple(chosen.tolist())}
         recipe = replace(self.recipe, limits=tuple(sorted(limits.items())))
         return replace(self, splits={**self.splits, split: jnp.asarray(chosen)}, recipe=recipe)
-
-
-def _require_group(asked: str, ways: int, groups: np.ndarray, hint: str) -> None:
-    """Check that some group of classes has enough for a task of its own (DataError)."""
-    most = int(np.unique(groups, return_counts=True)[1].max(initial=0))
-    if most < ways:
-        raise DataError(
-            f"domain: {asked}: expected a group (an alphabet) of at least {ways} classes (the ways), got "
-            f"{most} in the largest. Hint: {hint}."
-        )
 
 
 def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
@@ -546,41 +556,7 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
     Raises:
         DataError: If a split has too few classes, a class too few images, or images have another size.
     """
-    splits = {}
-    for name in SPLITS:
-        ids = np.asarray(table.splits.get(name, ()), np.int32)
-        if recipe.source == "folder" and name != "test":  # all classes are new
-            splits[name] = jnp.asarray(ids)
-            continue
-        # A task draws `ways` classes, and `shots` + `queries` distinct images of each. The split "train" has
-        # tasks of training, and tasks like new ones where an evaluation asks for them.
-        ways, wanted, names = recipe.ways, recipe.shots + recipe.queries, ""
-        if name == "train":
-            steps = [recipe.in_training(i) for i in range(max(1, len(recipe.train_shots)))]
-            ways = max(ways, steps[0].ways)
-            wanted = max(wanted, *(one.shots + one.queries for one in steps))
-            names = "train_" * (ways > recipe.ways or wanted > recipe.shots + recipe.queries)
-        if ids.size < ways:
-            raise DataError(
-                f"{name} split: expected at least {ways} classes (the ways), got {ids.size}. Hint: "
-                f"lower --domain.{names}ways, or add classes."
-            )
-        least, enough = ids[np.argmin(table.count[ids])], ids[table.count[ids] >= wanted]
-        if enough.size < ways:
-            raise DataError(
-                f"class {table.names[least]!r} of the {name} split: expected at least {wanted} images (shots "
-                f"and queries), got {table.count[least]}. Hint: lower --domain.{names}shots or "
-                f"--domain.{names}queries."
-            )
-        if enough.size < ids.size:
-            small = [table.names[i] for i in ids if table.count[i] < wanted]
-            warnings.warn(
-                f"{name} split: {len(small)} of {ids.size} classes are excluded, as they have fewer than "
-                f"{wanted} images, shots and queries ({some_of(small)}).",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        splits[name] = jnp.asarray(enough)
+    splits = splits_of(recipe, table)
     expected = (recipe.network.side, recipe.network.side, recipe.network.channels)
     if table.image_shape != expected:
         raise DataError(f"images: expected {expected} for {recipe.source}, got {table.image_shape}.")
@@ -590,10 +566,10 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
     groups = inverse.astype(np.int32)
     if recipe.within:
         ways, hint = recipe.in_training(0).ways, "set --domain.within=0"
-        _require_group(f"within={recipe.within!r}", ways, groups[np.asarray(splits["train"])], hint)
+        require_group(f"within={recipe.within!r}", ways, groups[np.asarray(splits["train"])], hint)
     if recipe.protocol == "people":
         hint = "lower the ways, or choose the protocol random"
-        for split in ("validation", "test"):
-            _require_group(f"protocol, {split} split", recipe.ways, groups[np.asarray(splits[split])], hint)
+        for split in ("test", *["validation"] * recipe.validation):
+            require_group(f"protocol, {split} split", recipe.ways, groups[np.asarray(splits[split])], hint)
     arrays = [jnp.asarray(array) for array in (table.pixels, table.first, table.count, groups)]
     return FewShot(*arrays, splits=splits, most=most, recipe=recipe, group_names=tuple(names.tolist()))
