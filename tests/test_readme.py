@@ -99,8 +99,8 @@ def test_the_table_is_what_the_result_files_say():
 
 
 EXAMPLES = {
-    **dict.fromkeys(("actor_critic", "trajectory", "q_learning"), pytest.mark.slow),
-    **dict.fromkeys(("energy", "game", "inpainting", "generation", "carts"), pytest.mark.long),
+    **dict.fromkeys(("actor_critic", "q_learning"), pytest.mark.slow),
+    **dict.fromkeys(("trajectory", "energy", "game", "inpainting", "generation", "carts"), pytest.mark.long),
 }
 
 
@@ -130,7 +130,7 @@ def test_the_example_of_deployment_gives_the_same_answers_in_each_process():
 OWN = sorted((ROOT / "examples/own").glob("*.py"))
 
 
-LONGEST = ("image_folder", "ragged_list", "flax_module")
+LONGEST = ("counts", "image_folder", "ragged_list", "flax_module")
 
 
 @pytest.mark.parametrize(

@@ -121,17 +121,13 @@ def test_a_loaded_run_answers_with_copies_and_their_number_may_change(tmp_path, 
 
 @pytest.mark.parametrize(
     ("name", "normalisation"),
-    slow_after_first(
-        [
-            ("imaml", "transductive"),
-            ("imaml", "inductive"),
-            ("maml", "inductive"),
-            ("fomaml", "transductive"),
-            ("reptile", "transductive"),
-            ("metasgd", "inductive"),
-            ("as-released", "transductive"),
-        ]
-    ),
+    [
+        *slow_after_first([("imaml", "transductive"), ("imaml", "inductive"), ("reptile", "transductive")]),
+        pytest.param("maml", "inductive", marks=pytest.mark.long),
+        pytest.param("fomaml", "transductive", marks=pytest.mark.long),
+        pytest.param("metasgd", "inductive", marks=pytest.mark.long),
+        pytest.param("as-released", "transductive", marks=pytest.mark.long),
+    ],
 )
 def test_no_training_step_depends_on_copies_and_every_new_task_does(name, normalisation):
     found = []

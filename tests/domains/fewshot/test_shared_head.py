@@ -109,8 +109,13 @@ def test_the_command_line_scores_it_in_another_setting(run, tmp_path, capsys):
     assert "ways: expected at most" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param("squared", marks=pytest.mark.slow),
+        pytest.param("cross_entropy", marks=pytest.mark.long),
+    ],
+)
 def test_the_meta_gradient_equals_central_differences(loss):
     """Of kernels, scale, strength and the head's column, in float64."""
     recipe = dataclasses.replace(RECIPE, inner_loss=loss, train_shots=(2,))
