@@ -196,7 +196,7 @@ def configured(entry, learned, data):
     config = replace_data(learned.config, data)
     config = replace(config, domain=config.domain.with_ways(int(given.pop("--ways", config.domain.ways))))
     return changed(
-        config, {f"domain.{name.removeprefix('--')}": text for name, text in given.items()}
+        config, {f"domain.{name.removeprefix('--').replace('-', '_')}": text for name, text in given.items()}
     ), others
 
 

@@ -25,6 +25,7 @@ def evaluate_command(
     shots: Whole = None,
     queries: Whole = None,
     copies: Annotated[int | None, Parameter(validator=at_least(0), converter=whole)] = None,
+    query_copies: Annotated[int | None, Parameter(validator=at_least(0), converter=whole)] = None,
     protocol: Literal["random", "turned", "people"] | None = None,
     seed: Count = 0,
     data: str | None = None,
@@ -50,6 +51,8 @@ def evaluate_command(
         queries: Query examples likewise; short for --domain.queries.
         copies: Distorted copies of each support image that a task also learns from; short for
             --domain.copies.
+        query_copies: Distorted copies of each query image, by whose mean probabilities it is answered; short
+            for --domain.query_copies.
         protocol: How the tasks of Omniglot are drawn: random; the same with each class turned by a random
             quarter, as published accuracies are measured; or as people were asked (Lake et al. 2015): classes
             of one alphabet, the support set drawn by one person, the query set by another.
@@ -85,7 +88,15 @@ def evaluate_command(
     recipes = [one.config.domain if data is None else one.config.domain.scored_on(data) for one in runs]
     recipes = [recipe if ways is None else recipe.with_ways(ways) for recipe in recipes]
     recipes = [
-        with_options(recipe, shots=shots, queries=queries, copies=copies, protocol=protocol, **vars(reading))
+        with_options(
+            recipe,
+            shots=shots,
+            queries=queries,
+            copies=copies,
+            query_copies=query_copies,
+            protocol=protocol,
+            **vars(reading),
+        )
         for recipe in recipes
     ]
     domains = [recipe.build() for recipe in recipes]

@@ -14,7 +14,7 @@ from ..storage.lock import LOCK, Locked, locked
 from .journal import FILE
 
 MAY_CHANGE = {
-    "domain.": "copies data quantiles",
+    "domain.": "copies query_copies data quantiles",
     "domain.file.": "path",
     "domain.model.": "name token",
     "domain.loss.": "name token",

@@ -71,6 +71,33 @@ def test_the_solution_is_that_of_the_enlarged_support_set_and_queries_have_no_co
     np.testing.assert_allclose(logits, queries @ expected[:-1] + expected[-1], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("normalisation", ["transductive", "inductive", "running"])
+def test_probabilities_of_a_query_are_the_means_over_it_and_its_copies(case, normalisation):
+    _, theta, task = case
+    domain = dataclasses.replace(RECIPE, normalisation=normalisation, query_copies=COPIES).build()
+    network, recipe = domain.network, domain.recipe
+    kernel, bias = jnp.sin(jnp.arange(48.0)).reshape(16, 3), jnp.arange(3.0)
+    phi = {**theta, "head": {"kernel": kernel, "bias": bias}}
+    used = {
+        "transductive": network.embed(phi, task.query.images)[1],
+        "inductive": network.embed(phi, task.support.images)[1],
+        "running": statistics_of(network, "running", phi, task.query),
+    }[normalisation]
+    images = distortion.with_copies(task.query.images, COPIES)
+    logits = np.asarray(network.embed(phi, images, used)[0] @ kernel + bias)
+    each = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = each.reshape(-1, 1 + COPIES, 3).mean(1)
+    np.testing.assert_allclose(jax.nn.softmax(domain.logits(phi, task.query)), expected, rtol=1e-6)
+    # as for an adapted model, which is given the statistics; in one batch by its own
+    statistics = None if normalisation == "transductive" else used
+    found = jax.nn.softmax(domain.forward(phi, task.query.images, statistics))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # training tasks have none
+    training = domain.training_domain(0)
+    assert training.recipe.query_copies == training.recipe.copies == 0
+    assert recipe.query_copies == COPIES
+
+
 @pytest.mark.parametrize("inner_loss", ["squared", "cross_entropy"])
 @pytest.mark.parametrize("normalisation", ["transductive", "inductive", "running"])
 def test_the_loss_is_the_mean_over_images_and_copies(case, inner_loss, normalisation):
@@ -117,6 +144,15 @@ def test_a_loaded_run_answers_with_copies_and_their_number_may_change(tmp_path, 
         assert main(["evaluate", str(tmp_path / "run"), "--copies", copies, "--tasks", "2", "--json"]) == 0
         scores.append(capsys.readouterr().out)
     assert scores[0] != scores[1]
+    assert main(["evaluate", str(tmp_path / "run"), "--query-copies", "3", "--tasks", "2", "--json"]) == 0
+    assert capsys.readouterr().out not in scores
+    answers = dataclasses.replace(RECIPE, copies=0, query_copies=3).build()
+    imaml.train(answers, *given, **options, resume=True)
+    averaged = imaml.load(tmp_path / "run").adapt(*support).predict_proba(queries)
+    phi, _ = METHOD.build(answers).adapt(run.theta, task.support, jax.random.key(0))
+    expected = jax.nn.softmax(answers.logits(phi, task.query, inductive=True))
+    np.testing.assert_allclose(averaged, expected, atol=1e-5)
+    assert np.abs(averaged - plain).max() > 1e-4
 
 
 @pytest.mark.parametrize(

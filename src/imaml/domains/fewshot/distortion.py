@@ -75,6 +75,8 @@ def with_copies(images: Array, number: int) -> Array:
     Returns:
         ``(n * (1 + number), side, side, channels)``, of the dtype of ``images``.
     """
+    if not number:
+        return images
     keys = jax.random.split(jax.random.key(number), 2)
     matrices = _matrices(keys[0], (number,), ROTATION, STRETCH, SHEAR)
     shifts = SHIFT * jax.random.normal(keys[1], (number, 2, 1), jnp.float32)

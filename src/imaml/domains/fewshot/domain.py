@@ -72,6 +72,8 @@ class FewShotRecipe(ReadsData):
             harder.
         copies: Distorted copies of each support image that new tasks are learned from beside it. Methods with
             a likelihood (evidence, moments, posterior) need 0, as a copy is no further observation.
+        query_copies: Distorted copies of each query image of new tasks. The probabilities of an image are the
+            means of its own and theirs.
         split: The split of Omniglot: "vinyals", "background" or "random".
         protocol: How new tasks are drawn: "random" classes and images; the same "turned", each class by a
             random quarter turn, as published accuracies on Omniglot are measured; or as "people" were asked
@@ -107,6 +109,7 @@ class FewShotRecipe(ReadsData):
     distortion: NonNegativeFloat = 0.0
     within: NonNegativeFloat = 0.0
     copies: NonNegativeInt = 0
+    query_copies: NonNegativeInt = 0
     split: Literal["vinyals", "background", "random"] = "vinyals"
     protocol: Literal["random", "turned", "people"] = "random"
     data: str | None = None
@@ -236,6 +239,7 @@ class FewShotRecipe(ReadsData):
             train_shots=(),
             train_queries=None,
             copies=0,
+            query_copies=0,
         )
 
 
@@ -336,7 +340,7 @@ class FewShot(FewShotInterface):
         by = BY[self.recipe.normalisation]
         if inductive is not None:
             by = "batch" if not inductive else "running" if by == "running" else "support"
-        return self._scaled(phi, self._loss(by).outputs(phi, batch))
+        return self._averaged(self._scaled(phi, self._loss(by, self.recipe.query_copies).outputs(phi, batch)))
 
     def _scaled(self, phi: Tree, outputs: Array) -> Array:
         """Logits of outputs; those of a head of one column are the same for all classes."""
@@ -350,7 +354,19 @@ class FewShot(FewShotInterface):
 
     def forward(self, phi: Tree, rows: Array, statistics: Tree = None) -> Array:
         """Return logits for images; see `DomainBase.forward`."""
-        return self._scaled(phi, self.network.forward(phi, rows, statistics)[0])
+        copies = self.recipe.query_copies
+        if copies and statistics is None:
+            statistics = self.network.forward(phi, rows)[1]
+        outputs = self.network.forward(phi, distortion.with_copies(rows, copies), statistics)[0]
+        return self._averaged(self._scaled(phi, outputs))
+
+    def _averaged(self, logits: Array) -> Array:
+        """Logits of the mean probabilities of each image and its copies, from all of theirs."""
+        number = 1 + self.recipe.query_copies
+        if number == 1:
+            return logits
+        each = jax.nn.log_softmax(logits).reshape(-1, number, logits.shape[1])
+        return jax.nn.logsumexp(each, axis=1) - jnp.log(jnp.float32(number))
 
     @staticmethod
     def whole(support: Labelled, query: Labelled) -> Labelled:
