@@ -87,7 +87,7 @@ def test_a_network_of_aligned_drawings_does_not_see_place_and_size():
 
 
 def test_detail_is_kept_until_drawings_are_aligned():
-    """A figure half as large, drawn with twice the pixels, is the same figure; with as many it is not."""
+    """The result is the mean of each 2 x 2 pixels of the fine one, and near that of a coarse drawing."""
     fine = np.kron(drawing()[..., 0], np.ones((2, 2)))[..., None]  # each pixel as four of its value
     found = resampling.aligned(jnp.asarray(fine, jnp.float32)[None], detail=2)
     assert found.shape == (1, SIDE, SIDE, 1)

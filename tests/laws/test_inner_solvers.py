@@ -404,7 +404,7 @@ print(int(state["step"]))
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_line_search_at_the_edge_of_rounding_ends():
     """The very run that hung in its third step; float32 and optimised as users have it, so on its own."""
     done = subprocess.run([sys.executable, "-c", EDGE], capture_output=True, text=True, timeout=300)

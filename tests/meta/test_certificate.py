@@ -401,7 +401,7 @@ def test_progress_says_what_is_known(event, words, tmp_path, capsys):
     assert ("unknown in 1 of 1 logged steps" in end) == (bool(event) and not words)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_accuracy_that_tightens():
     """By its formula; in jit, on one device and two; and the products spent grow as it tightens."""
     asked = imaml.Tightening(first=0.2, last=1e-6, pace=2.0, power=3.0)

@@ -215,7 +215,7 @@ def test_the_meta_gradient_of_mazes_equals_central_differences(judge, hidden):
     assert along == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_devices")
 def test_mazes_train_from_the_command_line_s_recipes_and_are_loaded_again(tmp_path):
     from imaml.config.methods import Method

@@ -155,7 +155,7 @@ def test_a_task_without_rows_gets_the_population_s_prediction_and_a_wider_interv
     assert wide.high[0] - wide.low[0] > 3 * (narrow.high[0] - narrow.low[0])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_intervals_cover_new_tasks_as_often_as_they_say():
     tasks = imaml.Tasks.from_arrays(*lines(groups=120, noise=0.5))
     run = imaml.fit(tasks, "linear", shots=4, strength=0.05, steps=60, validation=0.4, progress=False)
@@ -244,7 +244,7 @@ def test_a_model_that_no_process_holds_gets_a_message_that_says_how_to_give_it(t
         imaml.load(tmp_path / "own.imaml")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_network_for_each_task_is_a_baseline_of_networks():
     """It is what adapting from random parameters gives."""
     rng = np.random.default_rng(0)
@@ -271,7 +271,7 @@ def test_the_start_is_kept_if_its_validation_is_the_best(run, capsys):
     assert "kept the parameters of step 0, whose validation is the best" in capsys.readouterr().err
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_parameters_are_chosen_by_the_loss_of_classes():
     """Not by accuracy, which does not see bad probabilities."""
     labels = np.where(TASKS_Y > TASKS_X + 5, "a", "b")

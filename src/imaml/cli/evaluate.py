@@ -51,8 +51,8 @@ def evaluate_command(
         queries: Query examples likewise; short for --domain.queries.
         copies: Distorted copies of each support image that a task also learns from; short for
             --domain.copies.
-        query_copies: Distorted copies of each query image, by whose mean probabilities it is answered; short
-            for --domain.query_copies.
+        query_copies: Distorted copies of each query image; probabilities are averaged over them. Short for
+            --domain.query_copies.
         protocol: How the tasks of Omniglot are drawn: random; the same with each class turned by a random
             quarter, as published accuracies are measured; or as people were asked (Lake et al. 2015): classes
             of one alphabet, the support set drawn by one person, the query set by another.

@@ -96,8 +96,8 @@ class Conv4(Checked):
         channels: Channels of an image.
         downsampling: How a module halves the side: "stride" or "pool".
         aligned: Whether images are first aligned (see `imaml.domains.resampling.aligned`).
-        detail: What aligned images are then shrunk by: each pixel that the first layer sees is the mean of
-            ``detail`` x ``detail``.
+        detail: The factor by which aligned images are averaged down before the first layer; a divisor of
+            ``side``.
 
     Raises:
         ConfigError: If a field is out of its range.

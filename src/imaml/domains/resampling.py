@@ -69,8 +69,8 @@ def aligned(images: Array, detail: int = 1) -> Array:
 
     Args:
         images: ``(n, side, side, channels)``, not negative, bright on a dark ground.
-        detail: What the results are shrunk by, a divisor of the side. Each of their pixels is the mean of
-            ``detail`` x ``detail``, so that what is drawn smaller has no jagged lines.
+        detail: The factor by which the results are averaged down, a divisor of the side. Each pixel is the
+            mean of ``detail`` x ``detail``, which avoids aliasing.
 
     Returns:
         Images ``(n, side // detail, side // detail, channels)`` of the same dtype.
@@ -85,6 +85,6 @@ def aligned(images: Array, detail: int = 1) -> Array:
     square = (rows + columns) @ line**2 / mass - jnp.square(centre).sum(1)
     shown = jnp.clip(jnp.sqrt(jnp.maximum(square, 0) / 2) / RADIUS, LEAST, MOST)
     places = shown[:, None, None] * jnp.broadcast_to(positions(side), (number, 2, side * side))
-    new = resampled(images, places + centre[:, :, None]).astype(images.dtype)
+    new = resampled(images, places + centre[:, :, None])
     small = side // detail
-    return new.reshape(number, small, detail, small, detail, images.shape[3]).mean((2, 4))
+    return new.reshape(number, small, detail, small, detail, -1).mean((2, 4)).astype(images.dtype)

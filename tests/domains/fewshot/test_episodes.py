@@ -161,7 +161,7 @@ def test_without_validation_its_classes_are_learned_from():
     np.testing.assert_array_equal(learned.splits["train"], [*range(12), *range(12, 18)])
     np.testing.assert_array_equal(learned.splits["test"], kept.splits["test"])
     assert set(np.unique(DRAW(learned, KEYS, "train").classes).tolist()) == set(range(18))
-    with pytest.raises(DataError, match=r"got none, as with validation=false.*--training.validate_every=0"):
+    with pytest.raises(DataError, match=r"got none, as validation=false.*--training.validate_every=0"):
         learned.draw(KEYS[0], "validation")
     # an experiment says so at its first step, before it has trained for hours
     inner = imaml.GradientDescent(0.1, 1)

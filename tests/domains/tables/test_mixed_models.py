@@ -247,7 +247,7 @@ def test_a_precision_is_dense_only_where_tasks_are_many_more_than_parameters(gro
     assert chosen.config.method.learned == chosen.method.problem.learns.per == per
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_command_line_fits_random_intercepts(tmp_path, capsys):
     """The estimates are the last lines, also where the intercept is chosen by --method.adapt."""
     write(rows(), tmp_path / "rows.csv")

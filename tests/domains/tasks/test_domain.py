@@ -592,7 +592,7 @@ def test_units_come_back(made):
     assert one.decode(one.recipe.layout.numbers(Y[:7, None]), None).shape == (7,)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_intervals_of_counts_cover_their_level(made):
     """Of draws from the model itself, where the parameters are known: the covariance of outputs is 0."""
     for name in ("counts", "overdispersed counts"):

@@ -72,8 +72,8 @@ class FewShotRecipe(ReadsData):
             harder.
         copies: Distorted copies of each support image that new tasks are learned from beside it. Methods with
             a likelihood (evidence, moments, posterior) need 0, as a copy is no further observation.
-        query_copies: Distorted copies of each query image of new tasks. The probabilities of an image are the
-            means of its own and theirs.
+        query_copies: Distorted copies of each query image of new tasks. Predicted probabilities are averaged
+            over an image and its copies.
         split: The split of Omniglot: "vinyals", "background" or "random".
         protocol: How new tasks are drawn: "random" classes and images; the same "turned", each class by a
             random quarter turn, as published accuracies on Omniglot are measured; or as "people" were asked
@@ -83,10 +83,10 @@ class FewShotRecipe(ReadsData):
         filters: The width of Conv4.
         downsampling: How Conv4 halves the side: "stride", or "pool", of four times the operations.
         aligned: Whether Conv4 sees each drawing moved to the middle and scaled to one size.
-        detail: How many times the side of what Conv4 sees images have until they are aligned: 2 for drawings
-            of 56 pixels a side. What is small in them then loses less.
-        validation: Whether classes are kept for validation. Without, they are learned from too, as in a last
-            training, when everything is chosen.
+        detail: The factor between the side of the images that are read and the 28 pixels that Conv4 sees: 2
+            reads 56. Images are distorted and aligned at that size, then averaged down. Needs ``aligned``.
+        validation: Whether to keep the validation classes for validation. False trains on them too, for a
+            final run with fixed options; then no validation tasks exist.
         limits: Splits of which only some classes are used, and which (see `FewShot.limited`).
 
     Raises:
@@ -361,7 +361,7 @@ class FewShot(FewShotInterface):
         return self._averaged(self._scaled(phi, outputs))
 
     def _averaged(self, logits: Array) -> Array:
-        """Logits of the mean probabilities of each image and its copies, from all of theirs."""
+        """Log of the mean probabilities over each image and its copies; logits as they are without copies."""
         number = 1 + self.recipe.query_copies
         if number == 1:
             return logits
@@ -421,14 +421,14 @@ class FewShot(FewShotInterface):
         """
         ids = self.splits[split]
         if not ids.size:
-            reason = f"all classes of {self.recipe.data} are new"
-            hint = "choose the split test; to learn from them use imaml train images"
             if split == "validation" and not self.recipe.validation:
-                reason, hint = (
-                    "with validation=false they are learned from",
-                    "set --training.validate_every=0",
+                why = "validation=false trains on them. Hint: set --training.validate_every=0"
+            else:
+                why = (
+                    f"all classes of {self.recipe.data} are new. Hint: choose the split test; to learn from "
+                    "them use imaml train images"
                 )
-            raise DataError(f"{split} split: expected classes, got none, as {reason}. Hint: {hint}.")
+            raise DataError(f"{split} split: expected classes, got none, as {why}.")
         if self.recipe.protocol == "people" and split != "train":
             place = jax.random.randint(jax.random.fold_in(key, OWN), (), 0, 1 << 30)
             return self.draw_in_turn(key, split, place)
@@ -585,7 +585,7 @@ def table_of(recipe: FewShotRecipe, table: Images) -> FewShot:
         require_group(f"within={recipe.within!r}", ways, groups[np.asarray(splits["train"])], hint)
     if recipe.protocol == "people":
         hint = "lower the ways, or choose the protocol random"
-        for split in ("test", *["validation"] * recipe.validation):
+        for split in ("validation", "test") if recipe.validation else ("test",):
             require_group(f"protocol, {split} split", recipe.ways, groups[np.asarray(splits[split])], hint)
     arrays = [jnp.asarray(array) for array in (table.pixels, table.first, table.count, groups)]
     return FewShot(*arrays, splits=splits, most=most, recipe=recipe, group_names=tuple(names.tolist()))

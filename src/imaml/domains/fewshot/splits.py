@@ -1,4 +1,4 @@
-"""Which classes each split of a table has, and whether they are enough for the tasks of a recipe."""
+"""Class numbers of each split of a table of images, checked against the tasks of a recipe."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def splits_of(recipe: FewShotRecipe, table: Images) -> dict[str, Array]:
-    """Return the classes of each split that have enough images, after a warning where some do not.
+    """Return the classes of each split that have enough images; warn if some classes are excluded.
 
     Args:
         recipe: The recipe.
         table: The images.
 
     Returns:
-        Class numbers, int32, by split.
+        Class numbers by split, each int32 ``(classes,)``.
 
     Raises:
         DataError: If a split has too few classes, or a class too few images.
@@ -35,7 +35,7 @@ def splits_of(recipe: FewShotRecipe, table: Images) -> dict[str, Array]:
     splits = {}
     for name in SPLITS:
         ids = np.asarray(given.get(name, ()), np.int32)
-        # All classes of a folder are new; and a recipe may have no validation.
+        # Of a folder only the test split is used. Without validation its split is empty.
         if (recipe.source == "folder" and name != "test") or (name == "validation" and not recipe.validation):
             splits[name] = jnp.asarray(ids)
             continue
@@ -72,29 +72,29 @@ def splits_of(recipe: FewShotRecipe, table: Images) -> dict[str, Array]:
 
 
 def merged(splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return splits whose classes for validation are training classes, too.
+    """Return the splits with the validation classes moved to the training split.
 
     Args:
-        splits: Class numbers by split.
+        splits: Class numbers by split, each ``(classes,)``.
 
     Returns:
-        The splits; none is left for validation.
+        The splits; that of validation is empty.
     """
     both = np.concatenate([splits.get(name, np.zeros(0, np.int32)) for name in ("train", "validation")])
     return {**splits, "train": both, "validation": both[:0]}
 
 
 def require_group(asked: str, ways: int, groups: np.ndarray, hint: str) -> None:
-    """Check that some group of classes has enough for a task of its own.
+    """Check that at least one group has enough classes for a task.
 
     Args:
-        asked: What asks for it.
-        ways: How many classes a task has.
-        groups: The group of each class.
-        hint: What to do where none has.
+        asked: The option that needs it, for the message.
+        ways: Classes of a task.
+        groups: The group of each class, ``(classes,)``.
+        hint: The remedy, for the message.
 
     Raises:
-        DataError: If none has.
+        DataError: If no group has ``ways`` classes.
     """
     most = int(np.unique(groups, return_counts=True)[1].max(initial=0))
     if most < ways:
