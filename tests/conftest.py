@@ -33,7 +33,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# Tests that wait half a minute or more for a process of their own, which no other test can share.
+# Tests that wait up to half a minute or more for a process of their own, which no other test can share.
 LONG = (
     "test_examples_in_docstrings",
     "test_kills_at_random_moments_change_nothing",
@@ -44,7 +44,7 @@ LONG = (
 
 def pytest_collection_modifyitems(items):
     """Long tests come first, so that of several workers none waits for another at the end."""
-    items.sort(key=lambda item: item.name not in LONG)
+    items.sort(key=lambda item: getattr(item, "originalname", item.name) not in LONG)
 
 
 SHARED = []  # not empty while steps are shared by the devices

@@ -17,7 +17,7 @@ if "--adapt" not in sys.argv:
     y = gain[sensor] * np.sin(2 * x) + offset[sensor] + rng.normal(0, 0.1, len(sensor))
     tasks = imaml.Tasks.from_arrays(x, y, groups=sensor)
     run = imaml.fit(tasks, imaml.MLP((1, 32, 32, 1)), shots=5, strength=0.03, steps=100)
-    print(run.evaluate())
+    print(run.evaluate(), flush=True)
     run.save(FILE)
     subprocess.run([sys.executable, __file__, FILE, "--adapt"], check=True)  # another process
 else:

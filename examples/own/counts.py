@@ -17,7 +17,7 @@ if "--adapt" not in sys.argv:
     frame["events"] = rng.poisson(np.exp(level[frame["person"]] + 1.0 * frame["dose"]))
     tasks = imaml.Tasks.from_frame(frame, task="person", target="events")
     run = imaml.fit(tasks, "linear", loss="poisson", shots=4, strength=1.0, steps=300)
-    print(run.evaluate())
+    print(run.evaluate(), flush=True)
     run.save(FILE)
     subprocess.run([sys.executable, __file__, FILE, "--adapt"], check=True)  # another process
 else:

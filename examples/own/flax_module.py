@@ -17,7 +17,7 @@ if "--adapt" not in sys.argv:
     x = rng.normal(size=(len(person), 8))
     y = np.where(np.sum(x * taste[person], 1) > 0, "likes", "dislikes")
     run = imaml.fit(imaml.Tasks.from_arrays(x, y, person), model, shots=10, strength=0.3, steps=200)
-    print(run.evaluate())
+    print(run.evaluate(), flush=True)
     run.save(FILE)
     subprocess.run([sys.executable, __file__, FILE, "--adapt"], check=True)  # another process
 else:

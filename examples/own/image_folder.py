@@ -17,7 +17,7 @@ if "--adapt" not in sys.argv:
         (FOLDER / f"angle {turn}").mkdir(parents=True, exist_ok=True)
         image.rotate(9 * turn, fillcolor=255).save(FOLDER / f"angle {turn}" / f"{n}.png")
     run = imaml.fit(imaml.Tasks.from_folder(FOLDER), imaml.Conv4(3, 8), ways=3, shots=1, steps=60)
-    print(run.evaluate(tasks=200))
+    print(run.evaluate(tasks=200), flush=True)
     run.save(FILE)
     subprocess.run([sys.executable, __file__, FILE, "--adapt"], check=True)  # another process
 else:

@@ -17,7 +17,7 @@ if "--adapt" not in sys.argv:
     inputs = [rng.uniform(0, 1, (rng.integers(6, 40), 1)) for _ in range(60)]
     tasks = imaml.Tasks.from_list([(x, np.exp(-rng.uniform(0.5, 2) * x[:, 0])) for x in inputs])
     run = imaml.fit(tasks, model, shots=3, strength=0.01, steps=100)
-    print(run.evaluate())
+    print(run.evaluate(), flush=True)
     run.save(FILE)
     subprocess.run([sys.executable, __file__, FILE, "--adapt"], check=True)  # another process
 else:

@@ -158,7 +158,8 @@ def test_a_loaded_run_answers_with_copies_and_their_number_may_change(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "normalisation"),
     [
-        *slow_after_first([("imaml", "transductive"), ("imaml", "inductive"), ("reptile", "transductive")]),
+        *slow_after_first([("imaml", "transductive"), ("reptile", "transductive")]),
+        pytest.param("imaml", "inductive", marks=pytest.mark.long),
         pytest.param("maml", "inductive", marks=pytest.mark.long),
         pytest.param("fomaml", "transductive", marks=pytest.mark.long),
         pytest.param("metasgd", "inductive", marks=pytest.mark.long),
