@@ -5,8 +5,9 @@
     python -m benchmarks run omniglot_hour --data PATH     # methods with one network, an hour each
     python -m benchmarks run omniglot_fall --data PATH     # why the comparison's imaml-head falls
 
-Trainings are kept in runs/omniglot_parts and runs/omniglot_hour: the same command resumes. --only "A; B"
-trains some of them, and writes no result. All are scored on the same tasks, and compared task by task.
+Trainings and scores are kept in runs/omniglot_parts and runs/omniglot_hour: the same command resumes.
+--only "A; B" trains and scores some of them, and writes no result. All are scored on the same tasks, and
+compared task by task.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from imaml.training.evaluation import evaluate_theta
 from imaml.training.experiment import assemble
 from imaml.training.journal import read_events
 
-SETTINGS = ((5, 1), (5, 5), (20, 1), (20, 5))  # ways and shots of new tasks
+SETTINGS = ((5, 1), (20, 1))  # ways and shots of new tasks
 PARTS = {  # by name: the fields that differ from the preset's
     "omniglot-head": {},
     "strided": {"domain.downsampling": "stride"},
@@ -107,27 +108,24 @@ def scores(config, theta, split, tasks, ways, shots):
 
 
 def measured(run, configs, settings, split, tasks, budget, only):
-    """Trains each configuration; unless only some are asked for, adds their scores and paired differences.
+    """Trains and scores each configuration; unless only some are asked for, adds their paired differences.
 
     Differences are from the first configuration. ``budget`` names what trainings share, and where they are.
     """
     places = {name: run.kept / budget / named(trained_like(configs, name)) for name in configs}
-    for name in chosen(configs, only):
-        trained(places[name], configs[trained_like(configs, name)])
-    if only:
-        return
     base, first = next(iter(configs)), {}
-    for name, config in configs.items():
+    for name in chosen(configs, only):
         theta, row = trained(places[name], configs[trained_like(configs, name)])
         for ways, shots in settings:
             what = f"{ways}w{shots}s"
-            given = config, theta, split, tasks, ways, shots
+            given = configs[name], theta, split, tasks, ways, shots
             values = run.once(f"{budget} {name} {split} {what} {tasks}", scores, *given)
-            for score, column in values.items():
+            for score, column in values.items() if not only else ():
                 label = f"{what} {score}"
                 away = [a - b for a, b in zip(column, first.setdefault(label, column), strict=True)]
                 row |= {label: interval(column), f"{label} minus {base}": interval(away)}
-        run.add({"name": name, **row}, split=split, tasks=tasks)
+        if not only:
+            run.add({"name": name, **row}, split=split, tasks=tasks)
 
 
 def trained_like(configs, name):
