@@ -162,7 +162,7 @@ class Learner(Pickled):
             platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default here.
 
         Raises:
-            ConfigError: If it is no run of `imaml.fit`, or its loss is a density of your own.
+            ConfigError: If it is not a run of `imaml.fit`, or its loss is a density of your own.
             ArtefactError: If the file cannot be written.
         """
         _export(Path(path), self, rows, platforms)
@@ -408,7 +408,7 @@ class Predictor(Pickled):
             ``(n, classes)``, float32, rows a softmax, columns in the order of ``classes``.
 
         Raises:
-            ConfigError: If predictions are no classes.
+            ConfigError: If predictions are not classes.
             DataError: If the query data do not fit.
             NumericalError: If a probability is NaN or infinite.
         """

@@ -223,7 +223,7 @@ def curvature_at(
         The likelihood and its curvature.
 
     Raises:
-        StructureError: If the loss is no sum of negative log likelihoods.
+        StructureError: If the loss is not a sum of negative log likelihoods.
         ConfigError: If `curvature` is another.
     """
     loss = likelihood_of(owner, problem).given(theta)

@@ -299,7 +299,7 @@ def posterior(
         The posterior.
 
     Raises:
-        StructureError: If the problem's loss is no sum of negative log likelihoods.
+        StructureError: If the problem's loss is not a sum of negative log likelihoods.
         ConfigError: If an argument is not valid.
 
     Example:
@@ -409,7 +409,7 @@ def log_evidence(
         The value and its standard error.
 
     Raises:
-        StructureError: If the problem's loss is no sum of negative log likelihoods.
+        StructureError: If the problem's loss is not a sum of negative log likelihoods.
 
     Example:
         >>> import imaml, jax.numpy as jnp

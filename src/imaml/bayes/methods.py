@@ -50,7 +50,7 @@ def EmpiricalBayes(
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
 
     Raises:
-        StructureError: If the problem's loss is no sum of negative log likelihoods.
+        StructureError: If the problem's loss is not a sum of negative log likelihoods.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -153,7 +153,7 @@ def IBaML(
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
 
     Raises:
-        StructureError: If the problem's loss is no sum of negative log likelihoods.
+        StructureError: If the problem's loss is not a sum of negative log likelihoods.
 
     Example:
         >>> import imaml, jax.numpy as jnp

@@ -38,7 +38,7 @@ def rows(kind: type, tokens: list[Token]) -> float:
         The number.
 
     Raises:
-        ValueError: If the text is no number.
+        ValueError: If the text is not a number.
     """
     text = tokens[0].value
     return int(text) if text.lstrip("-").isdigit() else float(text)
@@ -198,7 +198,7 @@ def object_at(text: str | None, option: str, known: tuple[str, ...] = ()) -> Imp
     Args:
         text: The option's text.
         option: The option.
-        known: Names that are no places.
+        known: Names that are not places.
 
     Returns:
         The object; a known name as it is; None for none.

@@ -171,7 +171,7 @@ class Optimiser(Checked):
 
     def _large(self, theta: Tree) -> Tree:
         """Return the dimension numbers of the matrices that Muon updates, None for other parameters."""
-        if isinstance(theta, Theta):  # a strength's or a rate's logarithm is no layer, whatever its shape
+        if isinstance(theta, Theta):  # a strength's or a rate's logarithm is not a layer, whatever its shape
             return Theta(self._large(theta.mean), *jax.tree.map(lambda _: None, theta[1:]))
         numbers = contrib.MuonDimensionNumbers((0,), (1,))
         chosen = lambda leaf: leaf.ndim == 2 and min(leaf.shape) >= self.least_side  # noqa: E731

@@ -92,19 +92,19 @@ _CERTIFICATION_ADVICE = {
     Certification.CERTIFIED_IF_SMOOTH: "As CERTIFIED, under the smoothness assumption of "
     "docs/certificates.md: derivatives near the solution are at most twice those sampled. Declare "
     "lipschitz= to do without it.",
-    Certification.ESTIMATED: "No certificate was asked for (certify=True); the error is only estimated, see "
+    Certification.ESTIMATED: "No certificate was requested (certify=True); the error is only estimated, see "
     "stats.error_estimate.",
     Certification.ESTIMATE_UNRELIABLE: "The inner residual is so large that the estimate may be far too "
     "small. Take more inner steps, raise the strength, or ask for a bound (certify=True).",
-    Certification.ABOVE_REQUEST: "The error bound is above the accuracy asked for; allow more inner or "
-    "linear steps, ask for less, or use float64.",
+    Certification.ABOVE_REQUEST: "The error bound is above the requested accuracy; allow more inner or "
+    "linear steps, request a larger error, or use float64.",
     Certification.SOLUTION_TOO_FAR: "Newton steps did not come close enough to a solution for a bound. Take "
     "more inner steps, raise the strength, or give Certificate(steps=...) more products.",
     Certification.CURVATURE_UNKNOWN: "The curvature has no known lower bound above zero. Take more inner "
-    "steps, raise the strength, use Gauss-Newton curvature, declare convex=True where the loss is, or give "
-    "Certificate(lanczos=...) more products.",
+    "steps, raise the strength, use Gauss-Newton curvature, declare convex=True if the loss is convex, or "
+    "give Certificate(lanczos=...) more products.",
     Certification.NO_BOUND: "A value was not finite, or the system is of a kind (a game, a fixed point, an "
-    "F that is no gradient) that has no error bound here; compare with Dense().",
+    "F that is not a gradient) that has no error bound here; compare with Dense().",
 }
 
 
@@ -184,8 +184,8 @@ class Stats:
             taken; else None.
         first: Of an inner solve of a fixed number of steps |F| where it started, by which it is judged;
             infinity if it moved no further than rounding does. Else None.
-        returned: Of such a solve, where F is no gradient, |F| halfway if the second half led back there, else
-            infinity.
+        returned: Of such a solve, if F is not a gradient: |F| halfway if the second half led back there;
+            otherwise infinity.
         error_estimate: Of an implicit gradient the norm of its error, estimated; else None.
         error_bound: The same, bounded (with certify=True); else None.
         damping: What was added to a linear system's diagonal, of a solver that does so; else None.

@@ -478,7 +478,7 @@ Domain = DomainBase  # the interface is the base class
 
 
 class EquilibriumDomain(DomainBase):
-    """The base of a domain whose inner problem is the zero of a vector field, which is no gradient.
+    """The base of a domain whose inner problem is the zero of a vector field, which is not a gradient.
 
     A subclass defines `field`.
     """
@@ -494,7 +494,7 @@ class EquilibriumDomain(DomainBase):
         Args:
             strength: The regularisation strength; None for no regularisation.
             adapt: Which parameters a task adapts; see `imaml.equilibrium`.
-            curvature: "hessian", as a field that is no gradient has no Gauss-Newton matrix.
+            curvature: "hessian", as a field that is not a gradient has no Gauss-Newton matrix.
 
         Returns:
             The problem.

@@ -72,7 +72,7 @@ class Instance(NamedTuple):
 
     @property
     def may_cycle(self) -> bool:
-        """Whether F is no gradient, so that steps against it may go around the solution."""
+        """Whether F is not a gradient, so that steps against it may go around the solution."""
         return self.problem.structure == "general"
 
     def residual(self, phi: Tree) -> Tree:
@@ -220,7 +220,7 @@ class Rated(Stepping[M]):
 def _fixed(task: Instance, memory: M, step: Step[M], steps: int) -> Solution:
     """The Solution after so many steps.
 
-    It ends as DIVERGED if |F| is then over ten times that at the start. Where F is no gradient, it ends as
+    It ends as DIVERGED if |F| is then over ten times that at the start. Where F is not a gradient, it ends as
     CYCLED if the second half of the path leads back to where it began, and |F| does not fall. It leads back
     if the distance between both ends is less than half of the path's length, as it is after more than 0.6 of
     a turn around a circle. A game's path may do so for ever.

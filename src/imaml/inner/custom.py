@@ -44,7 +44,7 @@ class External(_Given):
         tolerance: The |F| up to which the answer counts as converged; above it ends as OUT_OF_STEPS.
 
     Raises:
-        ConfigError: If `function` is no function, or `tolerance` no positive number.
+        ConfigError: If `function` is not a function, or `tolerance` no positive number.
 
     Example:
         >>> import imaml, jax.numpy as jnp, scipy.optimize
@@ -95,7 +95,7 @@ class Custom(_Given):
         tolerance: The |F| up to which the answer counts as converged; above it ends as OUT_OF_STEPS.
 
     Raises:
-        ConfigError: If `function` is no function, or `tolerance` no positive number.
+        ConfigError: If `function` is not a function, or `tolerance` no positive number.
 
     Example:
         >>> import imaml, jax.numpy as jnp

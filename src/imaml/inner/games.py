@@ -1,4 +1,4 @@
-"""Inner solvers for games and other fields that are no gradients: extragradient, and optimistic descent.
+"""Inner solvers for games and other fields that are not gradients: extragradient, and optimistic descent.
 
 Where players pull against each other, simultaneous gradient steps circle around the solution, or away from
 it. Both methods here step against the field as it will be rather than as it is.

@@ -58,7 +58,7 @@ class GradientDescent(Rated[None]):
         if isinstance(self.learning_rate, Learned) and not self.learning_rate.diagonal:
             raise ConfigError(
                 "GradientDescent: learning_rate: expected learned(..., per='all', 'leaf' or 'parameter'), "
-                f"as a rate is no matrix, got per={self.learning_rate.per!r}."
+                f"as a rate is not a matrix, got per={self.learning_rate.per!r}."
             )
 
     def parameters(self, problem: Problem, theta: Tree) -> Tree:

@@ -318,7 +318,7 @@ class ILQR(Checked):
 
         Returns:
             The gains of the linear-quadratic problem there, (T, m, n). They are zero for controls that are
-            held at a limit, and at a time from which on the trajectory is no minimum of that problem.
+            held at a limit, and at a time from which on the trajectory is not a minimum of that problem.
         """
         about = self._about(parameters, states, controls, False)
         free = self._gradient(parameters, states[0], controls)[1]

@@ -316,7 +316,7 @@ class MetaGradient(Checked, ByContent):
             The full tree of adapted parameters, and the inner Solution.
 
         Raises:
-            ConfigError: If theta is no tree of real floats.
+            ConfigError: If theta is not a tree of real floats.
         """
         require_parameters("adapt", theta)
         theta = self.start(theta)

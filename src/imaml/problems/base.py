@@ -186,7 +186,7 @@ class Problem(ByContent):
             batch: The support set.
 
         Returns:
-            The value, a scalar; None if F is no gradient (`has_objective` is False).
+            The value, a scalar; None if F is not a gradient (`has_objective` is False).
         """
         return None
 

@@ -211,7 +211,7 @@ class Density:
         draw: ``(key, outputs (k,)) -> a random target (...)``, or None.
 
     Raises:
-        ConfigError: If one is no function.
+        ConfigError: If one is not a function.
 
     Example:
         >>> import jax.numpy as jnp
@@ -245,7 +245,7 @@ class Density:
             The sum, a scalar.
 
         Raises:
-            ConfigError: If the log density of a row is no scalar.
+            ConfigError: If the log density of a row is not a scalar.
         """
         targets = _field(batch, "targets", self.kind)
         logs = jax.vmap(self.log_density)(by_row(outputs), targets)
@@ -310,7 +310,7 @@ class NegativeLogLikelihood(CompositeLoss):
 
     model: CompositeLoss
     noise: float | Array | Learned | None = None
-    summed: ClassVar[bool] = True  # over rows, so that some of them are no estimate of all
+    summed: ClassVar[bool] = True  # over rows, so that some of them are not estimate of all
 
     @property
     def likelihood(self) -> Likelihood:

@@ -53,7 +53,7 @@ class Proximal(Problem):
 
     @property
     def diagonal(self) -> bool:  # type: ignore[override]
-        """Whether the anchor has one strength for every parameter, and is no matrix that mixes them."""
+        """Whether the anchor has one strength for every parameter, and is not a matrix that mixes them."""
         return self.learns is None or self.learns.diagonal
 
     def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
@@ -287,7 +287,7 @@ def plain(loss: Loss, adapt: Adapt = None) -> Plain:
         The problem.
 
     Raises:
-        ConfigError: If `loss` cannot be called, or `adapt` is no selection.
+        ConfigError: If `loss` cannot be called, or `adapt` is not a selection.
 
     Example:
         >>> import jax.numpy as jnp

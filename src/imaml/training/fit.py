@@ -290,7 +290,7 @@ def _calibrated(run: Run, domain: TasksDomain) -> Run:
     count = min(domain.size("validation") or CALIBRATION, CALIBRATION)
     try:
         errors = scaled_errors(run.learner, domain, "validation", count, run.config.training.seed)
-    except StructureError:  # of a method without a prior, such as MAML, or with one that is no precision
+    except StructureError:  # of a method without a prior, such as MAML, or with one that is not a precision
         return run
     failed = sum(not each.size for each in errors)
     if failed:

@@ -260,7 +260,7 @@ def _percent(share: float) -> str:
 def _error(event: JsonObject) -> list[str]:
     """Return what is known of the meta-gradient's error, in words: certified before estimated.
 
-    An unknown error is no part of the line: the line at the end counts the steps where it was unknown.
+    An unknown error is not part of the line: the line at the end counts the steps where it was unknown.
     """
     bound, estimate = event.get("error_bound"), event.get("error_estimate")
     if event.get("certified"):

@@ -126,7 +126,7 @@ class Run:
             coded data.
 
         Raises:
-            StructureError: If the loss is no sum of negative log likelihoods, or the model is not linear.
+            StructureError: If the loss is not a sum of negative log likelihoods, or the model is not linear.
             ConfigError: If tasks are drawn with a part of their rows only.
         """
         if not self.domain.draws_all("train"):
@@ -442,7 +442,7 @@ class Loop:
         self.last, self.owed = result, False
         name, higher = domain.criterion
         score, sign = result.scores[name], 1 if higher else -1
-        # Losses are of the tasks that did not fail: with more failures a smaller one is no improvement.
+        # Losses are of the tasks that did not fail: with more failures a smaller one is not an improvement.
         fewer = result.failed < self.failed
         better = not math.isnan(score) and (
             math.isnan(self.best)
@@ -454,7 +454,7 @@ class Loop:
             self.best, self.failed = score, result.failed
         if better and self.training.restore_best:
             self.kept = count, self._theta(state)
-        self.began += time.monotonic() - began  # a validation is no training time
+        self.began += time.monotonic() - began  # a validation is not training time
         found = {name: getattr(result, name) for name in ("scores", "ci95", "before", "tasks", "failed")}
         facts = {**found, "different": result.different, "best": better}
         self.journal.write("validation", step=count, seconds=self._seconds(), **facts)

@@ -441,7 +441,7 @@ class FewShot(FewShotInterface):
         return draw_as_people(self, key, self.splits[split], place)
 
     def number(self, indices: Indices) -> Array | None:
-        """Return the group of an episode's classes, of which several are no independent tasks; see `draw`."""
+        """Return the group of an episode's classes; episodes of one group are not independent. See `draw`."""
         if self.recipe.protocol != "people" or self.groups is None:
             return None
         return self.groups[indices.classes[0]]

@@ -43,7 +43,7 @@ class Held(Protocol):
 
     @property
     def fixed(self) -> Tree:
-        """What is no parameter, arrays and others."""
+        """What is not a parameter, arrays and others."""
         ...
 
     def init(self, key: Array) -> dict[str, Array]:
@@ -79,7 +79,7 @@ class Held(Protocol):
             adapt: What the user passed.
 
         Returns:
-            Their paths; None if it is no filter of the library's own.
+            Their paths; None if it is not a filter of the library's own.
         """
         ...
 
@@ -205,7 +205,7 @@ class Functions:
 
     @property
     def fixed(self) -> Tree:
-        """What is no parameter."""
+        """What is not a parameter."""
         return self.leaves.constants
 
     @property

@@ -131,7 +131,7 @@ class Tasks:
         rows = rows_alike({name: array for name, array in given.items() if array is not None}, "tasks")
         for name, array in zip(names_of(json.loads(structure)), inputs, strict=True):
             require_finite(array, f"x/{name}" if name else "x")
-        # A row that counts zero times is no row: a task of such rows alone would have no score.
+        # A row that counts zero times is not a row: a task of such rows alone would have no score.
         kept = np.ones(rows, bool) if given["weights"] is None else given["weights"] > 0
         if not kept.any():
             raise DataError("weights: expected some above 0, got 0 for all rows.")
@@ -319,7 +319,7 @@ class Tasks:
             DataError: If there is no such folder, or no images in it.
 
         Warns:
-            RuntimeWarning: If files are no images, a class has one image only, or an image is nearly blank.
+            RuntimeWarning: If files are not images, a class has one image only, or an image is nearly blank.
         """
         from .folders import read_classes  # late, as it imports what reads images
 

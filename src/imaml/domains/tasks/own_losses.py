@@ -101,7 +101,7 @@ class OwnDensity(Own):
         return self.held
 
     def cost(self, outputs: Array, batch: Rows) -> Array:
-        """Return the negative log density of each row; ConfigError if it is no scalar for a row."""
+        """Return the negative log density of each row; ConfigError if it is not a scalar for a row."""
         density = jax.vmap(self.likelihood.log_density)
         found = _called("(outputs, target) -> log density of one row", density, outputs, batch.targets)
         if getattr(found, "shape", None) != batch.weights.shape:
