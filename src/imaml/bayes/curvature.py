@@ -224,7 +224,7 @@ def curvature_at(
 
     Raises:
         StructureError: If the loss is not a sum of negative log likelihoods.
-        ConfigError: If `curvature` is another.
+        ConfigError: If `curvature` is another value.
     """
     loss = likelihood_of(owner, problem).given(theta)
     require_one_of(owner, "curvature", curvature, CURVATURES)
@@ -279,9 +279,9 @@ def determinant(
         adapted: The adapted parameters.
         theta: The meta-parameters.
         batch: The rows.
-        how: None for exactly, or a `Quadrature`, which is differentiable once.
+        how: None for an exact result, or a `Quadrature`, which is differentiable once.
         curvature: "gauss-newton" or "hessian".
-        key: A random key for the probes; ``jax.random.key(0)`` for None.
+        key: A random key for the probes; the default is ``jax.random.key(0)``.
 
     Returns:
         The determinant and its standard error.

@@ -180,7 +180,7 @@ class Laplace:
         Args:
             batch: The new rows.
             samples: None for the probit approximation, or how many draws.
-            key: A random key for the draws; ``jax.random.key(0)`` for None.
+            key: A random key for the draws; the default is ``jax.random.key(0)``.
             outputs: Another function (phi, batch) -> ``(n, k)`` of the same parameters; by default the loss's
                 own.
 
@@ -225,13 +225,13 @@ def posterior_precision(here: LocalCurvature, form: str, rank: int = 20, key: Ke
         here: The likelihood at the maximum a posteriori.
         form: The form.
         rank: The rank, for "low-rank".
-        key: A random key for Lanczos' start; ``jax.random.key(0)`` for None.
+        key: A random key for Lanczos' start; the default is ``jax.random.key(0)``.
 
     Returns:
         The precision.
 
     Raises:
-        ConfigError: If the form is another, or does not fit the prior or the curvature.
+        ConfigError: If the form is unknown, or does not fit the prior or the curvature.
     """
     require_one_of("posterior", "form", form, FORMS)
     if form == "dense":
@@ -293,7 +293,7 @@ def posterior(
             others being known; None for all.
         curvature: As in `proximal`. The Hessian may be indefinite, and then draws are NaN.
         rank: For "low-rank", which is exact if it is at least the rank of H, at most rows times outputs.
-        key: A random key for Lanczos' start; ``jax.random.key(0)`` for None.
+        key: A random key for Lanczos' start; the default is ``jax.random.key(0)``.
 
     Returns:
         The posterior.
@@ -401,9 +401,9 @@ def log_evidence(
         phi: The full tree at the inner solution.
         theta: The meta-parameters.
         batch: The rows.
-        determinant_by: None for exactly, or a `Quadrature`.
+        determinant_by: None for an exact result, or a `Quadrature`.
         curvature: "gauss-newton" or "hessian".
-        key: A random key for the quadrature's probes; ``jax.random.key(0)`` for None.
+        key: A random key for the quadrature's probes; the default is ``jax.random.key(0)``.
 
     Returns:
         The value and its standard error.

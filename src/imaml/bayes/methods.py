@@ -39,11 +39,11 @@ def EmpiricalBayes(
         query_loss: The query loss, (phi, theta, batch) -> scalar, which is not used.
         inner: The inner solver, which finds the maximum a posteriori.
         linear: The linear solver.
-        determinant: None for exactly, or a `Quadrature`.
+        determinant: None for an exact result, or a `Quadrature`.
         curvature: The curvature of the likelihood; see `evidence`.
         whole: Makes one batch of a task's support and query set, (support, query) -> batch.
-        correct: Whether one Newton step more is taken; see `imaml.implicit`.
-        accuracy: The relative error asked for; see `imaml.implicit`.
+        correct: Whether one more Newton step is taken; see `imaml.implicit`.
+        accuracy: The requested relative error; see `imaml.implicit`.
         **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
@@ -145,8 +145,8 @@ def IBaML(
         samples: Pairs of draws from the posterior.
         form: The posterior's form: "dense", "rows" or "diagonal".
         curvature: The curvature of the likelihood.
-        correct: Whether one Newton step more is taken; see `imaml.implicit`.
-        accuracy: The relative error asked for; see `imaml.implicit`.
+        correct: Whether one more Newton step is taken; see `imaml.implicit`.
+        accuracy: The requested relative error; see `imaml.implicit`.
         **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:

@@ -58,7 +58,7 @@ class ByEvidence(ImplicitBase):
         correct: See `implicit`.
         accuracy: See `implicit`.
         estimating: See `implicit`.
-        determinant: None for exactly, or a `Quadrature`.
+        determinant: None for an exact result, or a `Quadrature`.
         curvature: The curvature H; the linear system's is the problem's.
         whole: Makes one batch of a task's support and query set, (support, query) -> batch.
 

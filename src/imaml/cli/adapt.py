@@ -56,7 +56,7 @@ def adapt_command(
             which helps to detect images of none of the classes; they are not calibrated. Numbers of a table
             get an interval of 90 % probability.
         model: The model that the run was fitted with if it is your own, FILE.py:NAME. This executes the file.
-        loss: The loss likewise.
+        loss: Your own loss, in the same form.
         reading: How a new table is read.
         json: Print JSON.
     """

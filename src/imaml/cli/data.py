@@ -159,7 +159,7 @@ def sample_command(
         split: Split that the task comes from.
         data: File or directory with the images, for presets that read images.
         model: The model that a run was fitted with if it is your own, FILE.py:NAME.
-        loss: The loss likewise.
+        loss: Your own loss, in the same form.
         changes: Fields of the configuration set by options with a dot.
     """
     from ..training.directory import read_config

@@ -60,7 +60,7 @@ def evaluate_command(
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
             Omniglot. Of another table all tasks are scored.
         model: The model that the run was fitted with if it is your own, FILE.py:NAME. This executes the file.
-        loss: The loss likewise.
+        loss: Your own loss, in the same form.
         reading: How a new table is read.
         json: Print JSON.
     """

@@ -265,7 +265,7 @@ class Strengths(Anchored):
         return self.strength if self.learned is None else learned(self.strength, self.learned, self.rank)
 
     def problem(self, domain: Domain, strength: float | Learned | None) -> Problem:
-        """Return the inner problem on a domain, with the curvature asked for."""
+        """Return the inner problem on a domain, with the requested curvature."""
         if self.curvature == "hessian":
             return super().problem(domain, strength)
         return domain.problem(strength, self.adapt, curvature=self.curvature)  # type: ignore[call-arg]
@@ -296,7 +296,7 @@ class IMAMLRecipe(ImplicitMethod):
     Args:
         rates: How the learning rates of gradient descent are learned: one number ("all"), one for each
             layer's kernel and bias ("leaf") or one for each "parameter"; None for a fixed rate. They follow
-            how far one step more lowers the inner objective; see `imaml.GradientDescent.rate_gradient`.
+            how far one more step lowers the inner objective; see `imaml.GradientDescent.rate_gradient`.
 
     Raises:
         ConfigError: If rates are learned and the inner solver is not gradient descent.

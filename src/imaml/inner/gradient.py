@@ -31,7 +31,7 @@ class GradientDescent(Rated[None]):
     Args:
         learning_rate: A positive number, or `learned(...)`. In that case it is part of theta. `unrolled()`
             learns it by the query loss (Meta-SGD). At a solution that loss does not depend on it, so
-            `implicit()` learns it by how far one step more lowers the inner objective; see `rate_gradient`.
+            `implicit()` learns it by how far one more step lowers the inner objective; see `rate_gradient`.
         steps: The number of steps; with a tolerance, the most (by default 10,000).
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
@@ -110,7 +110,7 @@ class GradientDescent(Rated[None]):
         return isinstance(self.learning_rate, Learned)
 
     def rate_gradient(self, task: Instance, phi: Tree) -> Tree:
-        """Give the derivative of the inner objective after one step more in the logarithms of the rates.
+        """Give the derivative of the inner objective after one more step in the logarithms of the rates.
 
         ```
         d/d log r  objective(phi - r F) / |F|^2  =  -r F(phi - r F) . F / |F|^2        F = F(phi), held fixed

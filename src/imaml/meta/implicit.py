@@ -159,7 +159,7 @@ class Implicit(ImplicitBase):
     Args:
         linear: The linear solver, such as ``CG(steps=5)``. It may be omitted if `accuracy` is given.
         certify: Whether `IMAML` bounds each task's error: True, or a `Certificate`.
-        correct: Whether `IMAML` takes one Newton step more, after which the error falls with the square of
+        correct: Whether `IMAML` takes one more Newton step, after which the error falls with the square of
             the inner solution's. The linear steps then count its products, too.
         accuracy: The error asked for, relative to the norm of a task's meta-gradient, or a `Tightening`.
             Newton steps and linear solves go on from the inner solution until it is reached.

@@ -44,7 +44,7 @@ def IMAML(
         linear: The linear solver; it sets how well its linear system is solved (delta').
         certify: Whether each task's error is bounded (`Metrics.error_bound`): True, or a `Certificate`.
             Without it the error is only estimated.
-        correct: Whether one Newton step more is taken, after which the error falls with delta squared.
+        correct: Whether one more Newton step is taken, after which the error falls with delta squared.
         accuracy: The error asked for instead, relative to a task's meta-gradient, or a `Tightening`; see
             `implicit`.
         **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.

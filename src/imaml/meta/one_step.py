@@ -60,7 +60,7 @@ class OneStep(Differentiated):
         require_reversible(self.owner, "last", self.last, hint)
 
     def solution(self, inner: InnerSolver, task: Instance) -> Solution:
-        """Solve the problem, and take one step more; the status is the worse of both."""
+        """Solve the problem, and take one more step; the status is the worse of both."""
         require_anchor(task.problem, self.owner, RULES)
         self.refuse(task.problem, inner)
         before = inner(*lax.stop_gradient(task))
