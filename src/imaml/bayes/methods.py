@@ -29,7 +29,7 @@ def EmpiricalBayes(
     accuracy: float | Tightening | None = None,
     **options: Unpack[Options],
 ) -> MetaGradient:
-    """Empirical Bayes: theta, mean, precision and noise, by the gradient of the tasks' evidence.
+    """Empirical Bayes: learns the mean, precision and noise by the gradient of the tasks' evidence.
 
     All of a task's rows count: pass them as ``Task(rows)``, or split as ``Task(support, query)``. Both parts
     are joined. `Metrics.loss` is a task's negative log evidence.
@@ -83,7 +83,7 @@ def ExpectationMaximisation(
     whole: Join = joined,
     **options: Unpack[Options],
 ) -> MetaGradient:
-    """Expectation-maximisation: each step's theta are the moments of the tasks' posteriors; see `moments`.
+    """Expectation-maximisation: each step sets theta to the moments of the tasks' posteriors; see `moments`.
 
     The outer optimiser is plain SGD with a learning rate of 1 and all tasks in every step, or with a smaller
     rate.
@@ -135,7 +135,7 @@ def IBaML(
     accuracy: float | Tightening | None = None,
     **options: Unpack[Options],
 ) -> MetaGradient:
-    """iBaML: theta by the validation loss averaged under each task's posterior; see `averaged`.
+    """iBaML: learns theta by the validation loss, averaged over each task's posterior; see `averaged`.
 
     Args:
         problem: ``proximal(likelihood(loss), strength)``, the strength fixed or learned.

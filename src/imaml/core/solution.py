@@ -55,7 +55,7 @@ _ADVICE = {
 
 
 class Certification(enum.IntEnum):
-    """What is known of a meta-gradient's error, or why no bound could be had. `advice` says what to do.
+    """What is known of a meta-gradient's error, or why there is no bound. `advice` says what to do.
 
     There are three grades, see `grade`: "proved" (PROVED), "certified" (CERTIFIED, CERTIFIED_IF_SMOOTH) and
     "estimated" (all others, which have no bound). docs/certificates.md derives the bound of each grade.
@@ -127,7 +127,7 @@ class Status:
 
     Attributes:
         code: Values of `Ending`; shape () for one solve and (tasks,) for a batch.
-        certificate: Values of `Certification`, shaped like `code`; None where no bound was asked for.
+        certificate: Values of `Certification`, shaped like `code`; None if no bound was requested.
 
     Example:
         >>> import jax.numpy as jnp
@@ -140,7 +140,7 @@ class Status:
 
     @property
     def ok(self) -> Array:
-        """Whether the value is what was asked for (converged, or all the steps done), boolean like `code`."""
+        """Whether the solve succeeded (it converged, or took all steps), boolean like `code`."""
         return self.code <= Ending.STEPS_DONE
 
     @property
@@ -173,22 +173,22 @@ class Status:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Stats:
-    """What a solve left behind; every field an array of shape () for one solve, (tasks,) for a batch.
+    """Statistics of a solve; every field is an array of shape () for one solve, (tasks,) for a batch.
 
     Attributes:
         steps: Iterations taken.
         residual: Of a linear solve |b - A x| / |b|; of an inner solve the norm |F(phi)|, in the units of the
             loss's gradient.
         negative_curvature: Whether a direction p with p.Ap <= 0 was seen; False for solvers that do not look.
-        lanczos: Of CG its coefficients (alpha, beta), each of shape (most steps,), zero where no step was
-            taken; else None.
-        first: Of an inner solve of a fixed number of steps |F| where it started, by which it is judged;
-            infinity if it moved no further than rounding does. Else None.
-        returned: Of such a solve, if F is not a gradient: |F| halfway if the second half led back there;
+        lanczos: For CG, its coefficients (alpha, beta), each of shape (most steps,), zero where no step was
+            taken; otherwise None.
+        first: For an inner solve with a fixed number of steps, |F| at the start, by which the solve is
+            judged; infinity if phi changed by no more than rounding. Otherwise None.
+        returned: For such a solve, if F is not a gradient: |F| halfway if the second half led back there;
             otherwise infinity.
-        error_estimate: Of an implicit gradient the norm of its error, estimated; else None.
-        error_bound: The same, bounded (with certify=True); else None.
-        damping: What was added to a linear system's diagonal, of a solver that does so; else None.
+        error_estimate: For an implicit gradient, an estimate of the norm of its error; otherwise None.
+        error_bound: A bound of that norm (with certify=True); otherwise None.
+        damping: What a solver with damping added to the linear system's diagonal; otherwise None.
     """
 
     steps: Array

@@ -1,8 +1,8 @@
-"""What inner solvers share: the protocol, the loop over steps, and the status that follows from |F|.
+"""Code that inner solvers share: the protocol, the loop over steps, and the status, which follows from |F|.
 
-An inner solver finds phi with F(phi, theta, batch) = 0. Any function of the form of `InnerSolver` may be used
-with the implicit rule, differentiable or not. `stats.residual` is the norm of F itself at the value returned;
-the delta of the paper's Algorithm 2, |phi - phi*|, is at most this over the smallest curvature.
+An inner solver finds phi with F(phi, theta, batch) = 0. Any function with the signature of `InnerSolver` may
+be used with the implicit rule, differentiable or not. `stats.residual` is the norm of F itself at the value
+returned; the delta of the paper's Algorithm 2, |phi - phi*|, is at most this over the smallest curvature.
 
 A new solver that repeats a step is a subclass of `Stepping` that defines `iteration`. One that does not is a
 subclass of `Solver` that defines `_solve`.

@@ -1,4 +1,4 @@
-"""Tasks from a table: rows grouped by a column, such as one person, school or machine a task."""
+"""Tasks from a table: rows grouped by a column; each person, school or machine is a task, for example."""
 
 from __future__ import annotations
 
