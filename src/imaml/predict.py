@@ -1,4 +1,4 @@
-"""What was learned, in use: load an artefact, adapt it to a support set, predict."""
+"""Use of a trained model: load an artefact, adapt it to a support set, predict."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class Learner(Pickled):
             path: The file.
             rows: The numbers of support rows. Of a model that normalises by a batch the very numbers, as its
                 support sets are not padded.
-            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default here.
+            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default on this platform.
 
         Raises:
             ConfigError: If it is not a run of `imaml.fit`, or its loss is a density of your own.
@@ -186,12 +186,12 @@ class Learner(Pickled):
 
 
 def load(path: str | Path, *, model: object = None, loss: object = None) -> Learner:
-    """Load what was learned. Loading executes nothing that the file holds.
+    """Load a trained model. Loading executes no code from the file.
 
     Args:
         path: An artefact, or a run's directory.
-        model: The model, if the run was fitted with one of the user's own, which a file cannot hold: as
-            `imaml.fit` takes it.
+        model: The model, as `imaml.fit` takes it, if the run was fitted with a user's own model, which the
+            file does not contain.
         loss: The loss, if it is a function of the user's own.
 
     Returns:
@@ -301,8 +301,7 @@ class Predictor(Pickled):
 
     Attributes:
         phi: The adapted parameters.
-        classes: What the columns of `predict_proba` stand for: labels, or actions; None if predictions are
-            no classes.
+        classes: The labels or actions of the columns of `predict_proba`; None if predictions are not classes.
         solution: How the inner solve ended. Look at ``solution.status`` if predictions matter.
         recipe: The recipe of the domain that the task is of.
         statistics: What the domain's `forward` needs of the support set.
@@ -327,10 +326,10 @@ class Predictor(Pickled):
 
     @functools.cached_property
     def posterior(self) -> Laplace:
-        """Laplace's posterior of the task's parameters, computed when first asked for.
+        """Laplace's posterior of the task's parameters, computed at the first access.
 
-        Classes have the regularisation strength as their prior. For numbers the run must have learned their
-        noise; else ConfigError.
+        For classes, the regularisation strength is the precision of the prior. For numbers, the run must have
+        learned the noise variance; otherwise a ConfigError is raised.
         """
         return _programs(self.method, self.recipe).posterior(self.phi, self.theta, self.support)
 
@@ -339,10 +338,10 @@ class Predictor(Pickled):
 
         Args:
             path: The file.
-            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default here.
+            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default on this platform.
 
         Raises:
-            ConfigError: If it is of no run of `imaml.fit`, or its loss is a density of your own.
+            ConfigError: If it is not from a run of `imaml.fit`, or its loss is a density of your own.
             ArtefactError: If the file cannot be written.
         """
         known = Learner(self.theta, Config(self.recipe, self.method))
@@ -371,8 +370,8 @@ class Predictor(Pickled):
     def predict_interval(self, x: Tree, level: float = 0.9) -> Interval:
         """Predict targets with intervals, noise included.
 
-        Intervals are those of Laplace's posterior of the task's parameters (`imaml.posterior`), so they are
-        wider if the support set says little.
+        Intervals come from Laplace's posterior of the task's parameters (`imaml.posterior`), so they are
+        wider if the support set is uninformative.
 
         Args:
             x: Rows as `predict` takes them.
@@ -401,8 +400,8 @@ class Predictor(Pickled):
         Args:
             x: Query data as `predict` takes them.
             uncertainty: Whether to use the task's posterior (probit approximation) instead of its mean alone.
-                Probabilities are then less certain if the support set says little. If the prior was not
-                learned, they order images well, and are far too low (docs/bayes.md).
+                Probabilities are then less extreme if the support set is uninformative. If the prior was not
+                learned, they rank images well, but are far too low (docs/bayes.md).
 
         Returns:
             ``(n, classes)``, float32, rows a softmax, columns in the order of ``classes``.

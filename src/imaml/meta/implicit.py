@@ -229,9 +229,9 @@ def implicit_vjp(
 ) -> tuple[Tree, Solution]:
     """The cotangent of theta, -(dF/dtheta)^T A^-T cotangent with A = dF/dphi.
 
-    The direct term d query_loss / d theta is not in it: add it. Shared parameters are theta's own, so their
-    cotangent passes straight through: this is the transpose of d phi/d theta for the full phi that `solve`
-    returns.
+    It does not include the direct term d query_loss / d theta: add it yourself. Shared parameters are those
+    of theta, so their cotangent passes through unchanged: this is the transpose of d phi/d theta for the full
+    phi that `solve` returns.
 
     Args:
         problem: The inner problem.

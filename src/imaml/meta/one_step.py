@@ -1,4 +1,4 @@
-"""One-step differentiation: through the last inner step alone (Bolte, Pauwels and Vaiter 2023)."""
+"""One-step differentiation: only through the last inner step (Bolte, Pauwels and Vaiter 2023)."""
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar

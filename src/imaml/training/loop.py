@@ -50,7 +50,7 @@ class Run:
     """What a training run has learned.
 
     Attributes:
-        theta: The meta-parameters, the moving average where one is kept.
+        theta: The meta-parameters; their moving average if there is one.
         domain: Where tasks came from.
         method: How the meta-parameters were learned.
         config: The configuration, or None for a run of objects that were not built from recipes.
@@ -59,7 +59,7 @@ class Run:
         folder: The run directory, or None.
         last: The latest validation, or None.
         choices: What `imaml.fit` chose, and why.
-        untrained: Whether theta is as it was drawn at random, before the first step.
+        untrained: Whether theta is still the random initialisation, before the first step.
     """
 
     theta: Tree
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def learner(self) -> Learner:
-        """What was learned, as `imaml.load` returns it; ConfigError if the run has no configuration."""
+        """The learner, as `imaml.load` returns it; ConfigError if the run has no configuration."""
         if self.config is None:
             raise ConfigError(
                 "run: expected a run with a configuration, got one of objects without a JSON form. Hint: "
@@ -119,7 +119,7 @@ class Run:
         self.learner.save(path)
 
     def likelihood(self) -> Fitted:
-        """Say what the likelihood of all rows of the training tasks is at theta, by Laplace's method.
+        """Return the likelihood of all rows of the training tasks at theta, by Laplace's method.
 
         Returns:
             The log likelihood, standard errors, and how far theta is from the maximum, in the units of the
@@ -127,7 +127,7 @@ class Run:
 
         Raises:
             StructureError: If the loss is not a sum of negative log likelihoods, or the model is not linear.
-            ConfigError: If tasks are drawn with a part of their rows only.
+            ConfigError: If tasks are drawn with only a part of their rows.
         """
         if not self.domain.draws_all("train"):
             raise ConfigError(
@@ -148,7 +148,7 @@ class Run:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Evaluation:
-        """Score what was learned; see `imaml.evaluate`.
+        """Score the run; see `imaml.evaluate`.
 
         Args:
             on: Other tasks than those of the run, `imaml.Tasks` for a run of `imaml.fit`; or a domain.
