@@ -354,8 +354,8 @@ def summed(problem: Problem, theta: Tree, batch: Tree) -> tuple[Problem, Tree]:
     if not problem.has_precision or not isinstance(rows_are, Categorical) or averages is None:
         raise ConfigError(
             f"posterior: expected proximal(loss, strength) of classes, got a {problem.kind} problem of "
-            f"{getattr(rows_are, 'kind', 'undeclared')} rows. Hint: pass likelihood(loss), which knows the "
-            "noise of numbers (methods evidence, moments and posterior)."
+            f"{getattr(rows_are, 'kind', 'undeclared')} rows. Hint: pass likelihood(loss), which has the "
+            "noise variance of numbers (methods evidence, moments and posterior)."
         )
     # The posterior needs the sum over rows. With n rows, n (mean loss + strength/2 |phi - theta|^2)
     # is the sum plus n strength/2 |phi - theta|^2, and both have the same minimiser.

@@ -355,7 +355,7 @@ def require_as_begun(file: TasksFile, given: Fit, stored: Config) -> None:
             begun = "none with --resume" if was is None else f"{was!r}, as the run in {given.out} was begun"
             raise ConfigError(
                 f"--{option}: expected {begun}, got {now!r}. Hint: omit it to continue that run, or "
-                f"start another from what it has learned, --from {given.out}."
+                f"start a new run from its parameters with --from {given.out}."
             )
 
 
@@ -385,7 +385,7 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
         note(f"read     {len(tasks):,} {kind} of {int(tasks.counts.sum()):,} rows from {file.path}")
         drawings = file.form == "images" and file.side == 28 and not file.colour
         if drawings and start is None and len(tasks) < FEW:
-            note("hint     --from omniglot starts from what was learned on Omniglot: better for few drawings")
+            note("hint     --from omniglot starts from parameters learned on Omniglot: best for few drawings")
     if given.dry_run:
         _preview(tasks, model, loss, given, ways, theta)
         return None

@@ -33,16 +33,16 @@ class Ending(enum.IntEnum):
 
 _ADVICE = {
     Ending.CONVERGED: "The residual is below the tolerance.",
-    Ending.STEPS_DONE: "The asked number of steps was taken; the residual says how good the value is.",
+    Ending.STEPS_DONE: "The requested number of steps was taken; the residual shows the accuracy.",
     Ending.DAMPED: "The system showed too little curvature, so (A + d I) u = b was solved instead, with d "
-    "in stats.damping. Take more inner steps or raise the strength to solve the system asked for.",
-    Ending.OUT_OF_STEPS: "The tolerance was not reached within the allowed steps; allow more steps, ask for "
-    "less, or raise the strength (a better conditioned system).",
+    "in stats.damping. Take more inner steps or raise the strength to solve the original system.",
+    Ending.OUT_OF_STEPS: "The tolerance was not reached within the allowed steps; allow more steps, use a "
+    "larger tolerance, or raise the strength (a better conditioned system).",
     Ending.NEGATIVE_CURVATURE: "A direction of negative curvature was met; the solver stopped at the "
     "iterate before it. Take more inner steps, raise the strength, or use Gauss-Newton curvature, MINRES, "
     "GMRES or Dense.",
     Ending.STAGNATED: "The residual stopped falling before the tolerance: the system is nearly singular or "
-    "the tolerance is below what the precision gives; use float64, ask for less, or raise strength.",
+    "the tolerance is below the precision of the dtype; use float64, or a larger tolerance or strength.",
     Ending.BREAKDOWN: "The method broke down (a division by nearly zero, or an answer worse than zero); use "
     "Dense, or GMRES with more steps.",
     Ending.DIVERGED: "The inner solve moved away from a solution: the residual is over ten times that at "
@@ -91,7 +91,7 @@ _CERTIFICATION_ADVICE = {
     "certificate's `failure`: the problem is quadratic, and random probes bound the norms in the bound.",
     Certification.CERTIFIED_IF_SMOOTH: "As CERTIFIED, under the smoothness assumption of "
     "docs/certificates.md: derivatives near the solution are at most twice those sampled. Declare "
-    "lipschitz= to do without it.",
+    "lipschitz= to avoid this assumption.",
     Certification.ESTIMATED: "No certificate was requested (certify=True); the error is only estimated, see "
     "stats.error_estimate.",
     Certification.ESTIMATE_UNRELIABLE: "The inner residual is so large that the estimate may be far too "

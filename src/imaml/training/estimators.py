@@ -109,7 +109,7 @@ class _MetaEstimator(BaseEstimator):
         if groups is None:
             warnings.warn(
                 f"{type(self).__name__}.fit: groups: expected the task of each row, got None, so rows are "
-                "dealt at random into tasks. Hint: fit(X, y, groups=groups); in cross-validation "
+                "assigned to random tasks. Hint: fit(X, y, groups=groups); in cross-validation "
                 "params={'groups': groups}.",
                 RuntimeWarning,
                 stacklevel=2,

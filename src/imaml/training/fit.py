@@ -198,8 +198,8 @@ def fit(
                     training = replace(training, **_rhythm(domain, planned))
     elif strength is not None or adapt is not None or pretrain is not None:
         raise ConfigError(
-            "fit: method: expected None with strength=, adapt= or pretrain=, which are options of the usual "
-            f"one, got {type(method).__name__}. Hint: pass strength and adapt to the method."
+            "fit: method: expected None with strength=, adapt= or pretrain=, which are options of the "
+            f"default method, got {type(method).__name__}. Hint: pass strength and adapt to the method."
         )
     if progress is not False:
         for choice in choices:

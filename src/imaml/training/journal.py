@@ -341,7 +341,7 @@ class _Words:
             at += f" of {self.total}" if self.total and get("reason") not in ("steps", "failed") else ""
             ended = f"ended at {at}{after}: {REASONS.get(get('reason', ''), get('reason'))}"
             if get("kept") is not None:
-                ended += f"; kept the parameters of step {event['kept']}, whose validation is the best"
+                ended += f"; kept the parameters of step {event['kept']}, with the best validation score"
             if get("converged") is not None:
                 ended += f"; {'converged' if event['converged'] else 'not converged'}"
             if not self.unknown:

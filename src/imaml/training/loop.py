@@ -395,8 +395,8 @@ class Loop:
                 self.journal.write("warning", message=f"{message} ({self.failing} such steps so far.)")
         if not np.isfinite(np.asarray(report["gradient_norm"])):
             raise NumericalError(
-                f"step {count + 1}: expected a finite meta-gradient, as every task's is, got another. "
-                "Hint: lower the learning rate, or set --optimiser.clip."
+                f"step {count + 1}: expected a finite meta-gradient, as that of every task is, got NaN or "
+                "infinity. Hint: lower the learning rate, or set --optimiser.clip."
             )
         return new, report
 

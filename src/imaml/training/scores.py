@@ -169,7 +169,7 @@ class Evaluation:
             gaps = {"before adaptation": self.gained(self.headline), **gaps}
         alike = [name.replace("_", " ") for name, (gap, half) in gaps.items() if abs(gap) <= half]
         if alike:
-            found.append(f"no difference can be shown from: {', '.join(alike)}")
+            found.append(f"no significant difference from: {', '.join(alike)}")
         if "loss" in self.before_values and self.headline != "loss":
             gap, half = self.gained("loss")
             if gap > half:
@@ -230,9 +230,9 @@ class Evaluation:
             what = draws_text(self.tasks, self.different)
         lines = [f"{what} ({self.split} split, seed {self.seed})"]
         if self.split == "train":
-            lines[0] += "; these are tasks of training"
+            lines[0] += "; these are training tasks"
         elif not self.held_out:
-            lines[0] += "; none was held out for that split: these are tasks of training"
+            lines[0] += "; none was held out for that split: these are training tasks"
         facts = [(f"{name} before adaptation", self.before[name], self.before_ci95[name])]
         kinds = {name: "after adaptation"}
         if inductive in self.scores:

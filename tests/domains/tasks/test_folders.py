@@ -189,7 +189,7 @@ def test_what_was_read_is_kept_until_a_file_changes(tmp_path, monkeypatch, capsy
         save(tmp_path / name)
     monkeypatch.setattr(images, "MANY", 3)
     first = read_classes(tmp_path, 8, 1)
-    assert capsys.readouterr().err == "reading 4 images; what is read is kept for the next time\n"
+    assert capsys.readouterr().err == "reading 4 images; they are cached for the next run\n"
     again = read_classes(tmp_path, 8, 1)
     assert capsys.readouterr().err == ""
     np.testing.assert_array_equal(first.images, again.images)

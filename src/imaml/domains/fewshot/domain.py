@@ -137,7 +137,7 @@ class FewShotRecipe(ReadsData):
                 )
         if self.detail > 1 and (not self.aligned or self.source in ("characters", "mini-imagenet")):
             raise ConfigError(
-                f"domain: detail: expected 1, as only drawings that are read and aligned have more, got "
+                f"domain: detail: expected 1 unless drawings are read from files and aligned, got "
                 f"{self.detail} with source={self.source!r} and aligned={self.aligned}. Hint: omit it."
             )
         if not self.validation and self.source == "characters":
@@ -376,7 +376,7 @@ class FewShot(FewShotInterface):
     def wide(self, key: Array) -> Tree:
         """Return parameters of the network with an output for every class, for joint learning."""
         if self.groups is None and self.recipe.source != "characters":
-            raise ConfigError("wide: expected a domain with its data, which say how many classes there are.")
+            raise ConfigError("wide: expected a domain with its data, which determine the number of classes.")
         classes = DRAWN_CLASSES["train"][1] if self.groups is None else self.groups.shape[0]
         return replace(self.recipe.network, ways=classes).init(key)
 

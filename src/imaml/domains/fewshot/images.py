@@ -327,7 +327,7 @@ def read_files(files: Sequence[Path], side: int, channels: int) -> np.ndarray:
         pixels = np.empty((len(files), side, side, channels), np.uint8)
         said = time.monotonic()
         if len(files) > MANY:
-            note(f"reading {len(files):,} images; what is read is kept for the next time")
+            note(f"reading {len(files):,} images; they are cached for the next run")
         threads = ThreadPoolExecutor(usable_cores())  # Pillow decodes without the interpreter's lock
         try:
             for row, image in enumerate(threads.map(one, files)):

@@ -112,8 +112,8 @@ class OwnModel(Checked):
         if self.token not in _HELD:
             place = self.name if ":" in self.name else "FILE.py:NAME"
             raise ConfigError(
-                f"model: expected the model {self.name!r}, which was brought by a user and is not in this "
-                f"process. Hint: pass it, as in imaml.load(path, model=...), or on the command line "
+                f"model: expected the user's model {self.name!r}, which this process does not "
+                f"have. Hint: pass it, as in imaml.load(path, model=...), or on the command line "
                 f"--model {place}."
             )
         return _HELD[self.token]

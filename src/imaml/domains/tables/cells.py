@@ -220,9 +220,9 @@ class Table:
             row = there[are.index(False)]
             wanted = f"a finite number, as {sum(are)} of {len(are)} cells are"
             comma = re.fullmatch(r"[+-]?\d*,\d+", cells[row].strip())
-            hint = f"correct it, or say --domain.texts={name} for a column of categories."
+            hint = f"correct it, or set --domain.texts={name} for a column of categories."
             if comma:
-                hint = "say --decimal=, for numbers with a comma."
+                hint = "set --decimal=, for numbers with a comma."
             raise self.cell_error(name, row, wanted, hint)
         if there.size and all(are):
             return "numbers"

@@ -52,7 +52,7 @@ def complete(table: Table, missing: str, needed: Iterable[str], features: Iterab
     if not counts:
         return Kept(table, {}, 0)
     if missing == "error":
-        raise missing_error(table, flags, "fill them, or say --missing=drop or --missing=mean.")
+        raise missing_error(table, flags, "fill them, or set --missing=drop or --missing=mean.")
     dropping = needed if missing == "mean" else list(flags)
     kept = ~np.any([flags[name] for name in dropping], axis=0) if dropping else np.ones(table.rows, bool)
     if not kept.any():

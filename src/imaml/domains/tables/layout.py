@@ -142,7 +142,7 @@ def column_of(
     if kind == "dates" and dates == "error":
         raise DataError(
             f"{where}: expected numbers or categories, got dates, such as {table.columns[name][0]!r}. Hint: "
-            f"say --dates=days for days since 1970-01-01, --domain.texts={name} for categories, or {leave}."
+            f"set --dates=days for days since 1970-01-01, --domain.texts={name} for categories, or {leave}."
         )
     if kind != "texts":
         return _numbers_of(table, name, what, rows, kind == "dates")
@@ -194,7 +194,7 @@ def _numbers_of(table: Table, name: str, what: str, rows: np.ndarray, dates: boo
         )  # not std(): rounding may leave it just above 0
     mean, scale = float(values.mean()), float(values.std())
     if scale < float(FLOAT32.tiny):  # in float32 it is 0, and with it every score in the target's units
-        wanted = f"a standard deviation of at least {FLOAT32.tiny:.4g} (it is {scale:.4g}), as float32 holds"
+        wanted = f"a standard deviation of at least {FLOAT32.tiny:.4g} for float32 (it is {scale:.4g})"
         hint = "give the column in a smaller unit."
         raise table.cell_error(name, places[np.argmax(np.abs(values))], wanted, hint)
     # If half of a column standardises to one number, some cell is out of scale. Differences that are rounding

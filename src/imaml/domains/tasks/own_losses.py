@@ -43,8 +43,8 @@ class Own(RowLoss):
         if self.token not in _HELD:
             place = self.name if ":" in self.name else "FILE.py:NAME"
             raise ConfigError(
-                f"loss: expected the loss {self.name!r}, which was brought by a user and is not in this "
-                f"process. Hint: pass it, as in imaml.load(path, loss=...), or on the command line "
+                f"loss: expected the user's loss {self.name!r}, which this process does not "
+                f"have. Hint: pass it, as in imaml.load(path, loss=...), or on the command line "
                 f"--loss {place}."
             )
         return _HELD[self.token]
