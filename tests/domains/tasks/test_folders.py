@@ -100,7 +100,7 @@ def test_what_is_left_out_is_named_once(tmp_path):
         found = read_classes(tmp_path, 8, 1)
     told = [str(warning.message).removeprefix(f"{tmp_path}: ") for warning in caught]
     assert told == [
-        "4 files are excluded, as they have no image suffix (2 .heic, 1 without a suffix, 1 .txt). "
+        "4 files are excluded, as they have no known suffix (2 .heic, 1 without a suffix, 1 .txt). "
         "Hint: save them as .png or .jpg.",
         "1 images are excluded, as they are not in the folder of a class (loose.png).",
         "2 of 5 classes are excluded, as they have one image (alone, single).",

@@ -168,7 +168,7 @@ def _warn_of_others(path: Path, others: Counter[str], loose: list[Path], classes
     if others and classes:
         listed = [f"{count:,} {suffix}" for suffix, count in others.most_common()]
         hint = f" {AS_PNG}" if any(suffix in others for suffix in HEIC) else ""
-        _warn(f"{path}: {others.total():,} files are excluded, as they have no image suffix", listed, hint)
+        _warn(f"{path}: {others.total():,} files are excluded, as they have no known suffix", listed, hint)
     if loose and classes:
         _warn(f"{path}: {len(loose)} images are excluded, as they are not in the folder of a class", loose)
 
