@@ -8,7 +8,7 @@ level, trend = rng.normal(250, 30, 60), rng.normal(10, 4, 60)
 score = level[person] + trend[person] * day + rng.normal(0, 5, 480)
 
 tasks = imaml.Tasks.from_arrays(day, score, groups=person)  # each person is a task
-run = imaml.fit(tasks, "linear", shots=3, order="first", steps=200)  # a person's first 3 days tell the others
+run = imaml.fit(tasks, "linear", shots=3, order="first", steps=200)  # the first 3 days predict the others
 print(run.evaluate())  # held-out people, with baselines
 run.save("people.imaml")
 predictor = imaml.load("people.imaml").adapt([0, 1, 2], [280.0, 284.0, 293.0])  # three days of a new person

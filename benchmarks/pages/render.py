@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 
 from benchmarks.harness import ROOT, Result
+from imaml.compare.variants import ROWS
 from imaml.report.comparison_page import markdown
 
 START, END = "<!-- {}: python -m benchmarks render -->", "<!-- end of {} -->"
@@ -69,7 +70,7 @@ def render(check):
     made.filters |= {function.__name__: function for function in (percent, mean, named, command)}
     made.filters["f"] = format
     given = (result, source, least_digits, fewest, markdown)
-    made.globals |= {function.__name__: function for function in given}
+    made.globals |= {function.__name__: function for function in given} | {"ROWS": ROWS}
     differing = []
     for name in made.list_templates():
         page = ROOT / name if name == "README.md" else ROOT / "docs" / name

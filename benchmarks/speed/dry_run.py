@@ -39,7 +39,7 @@ def predicted(name, words):
     command = [sys.executable, "-m", "imaml", "train", name, *words, "--dry-run"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     step = re.search(r"predicted step +([\d,.]+) ms", said).group(1)
-    memory = re.search(r"memory in all +([\d,.]+) MiB", said).group(1)
+    memory = re.search(r"peak memory +([\d,.]+) MiB", said).group(1)
     return float(step.replace(",", "")), float(memory.replace(",", ""))
 
 

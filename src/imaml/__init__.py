@@ -1,7 +1,7 @@
 """Meta-learning with implicit gradients (iMAML) on JAX.
 
-Names are imported when first used, so that `import imaml` is quick. `__init__.pyi` lists them all, and says
-where each is defined.
+Names are imported when they are first used, so that `import imaml` is quick. `__init__.pyi` lists all names
+and the module that defines each.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""What was learned, in use: load an artefact, adapt it to a support set, predict."""
+"""Use of a trained model: load an artefact, adapt it to a support set, predict."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Pickled:
 
 @dataclass(frozen=True)
 class Learner(Pickled):
-    """Meta-parameters with the configuration that they were learned by; what `load` returns.
+    """Meta-parameters with the configuration that they were learned with; what `load` returns.
 
     Attributes:
         theta: The meta-parameters (the moving average if one was kept).
         config: The run's configuration.
         source: The file that they came from.
-        untrained: Whether they are as they were drawn at random, before the first step.
+        untrained: Whether they are still the random initialisation, before the first step.
     """
 
     theta: Tree
@@ -69,7 +69,7 @@ class Learner(Pickled):
 
     @functools.cached_property
     def domain(self) -> DomainBase:
-        """The domain that it was trained on. Its data are read when it is first asked for."""
+        """The domain that it was trained on. Its data are read at the first access."""
         return self.config.domain.build()
 
     @functools.cached_property
@@ -80,13 +80,13 @@ class Learner(Pickled):
     def adapt(self, x: Tree = None, y: ArrayLike | None = None) -> Predictor:
         """Adapt to a new task.
 
-        What the support data are depends on the domain; see its `encode`:
+        The form of the support data depends on the domain; see its `encode`:
 
         - few-shot images: images ``(n, 28, 28)`` or ``(n, 28, 28, 1)``, floats in [0, 1], 1 = ink, and ``n``
           labels of any sortable kind, at most `ways` different ones. Query images are normalised by the
           support set's statistics, so that no prediction depends on its neighbours in the batch. Pixels that
           rounding has put just outside [0, 1] are clipped.
-        - sinusoids: inputs ``(n,)`` or ``(n, 1)`` and targets likewise.
+        - sinusoids: inputs ``(n,)`` or ``(n, 1)``, and targets of the same shape.
         - tables: a file's path, a data frame, a mapping from column names to values, or a matrix with a
           column for each feature, and the targets, or None if they are one of the columns; nothing for a task
           without rows, whose predictions are those for the population of all tasks.
@@ -108,13 +108,13 @@ class Learner(Pickled):
             NumericalError: If the inner solve ends in NaN or infinity.
 
         Warns:
-            RuntimeWarning: If support images do not tell classes apart: two classes or more of blank images,
-                or a class all of whose images are in other classes, too.
+            RuntimeWarning: If support images do not distinguish the classes: two or more classes of blank
+                images, or a class whose images are all in other classes, too.
         """
         return adapt(self.theta, self.config, x, y)
 
     def predict(self, support: Tree, query: Tree) -> np.ndarray:
-        """Predict for several new tasks of a table or a data frame, each by its own rows.
+        """Predict for several new tasks of a table or a data frame, each from its own rows.
 
         Args:
             support: Rows of the tasks, with the columns of task and target: a file, or a data frame; or None.
@@ -150,19 +150,19 @@ class Learner(Pickled):
         rows: Sequence[int] = (4, 8, 16, 32, 64, 128),
         platforms: Sequence[str] = (),
     ) -> None:
-        """Write what was learned for a process that has JAX, NumPy and flatbuffers, but not this package.
+        """Write the learner for a process that has JAX, NumPy and flatbuffers, but not this package.
 
-        Beside the file it writes `imaml_standalone.py`: ``load(path).adapt(x, y).predict(x)``. The programs
-        are StableHLO, one for each number of support rows that sets are padded to. Nothing is traced again.
+        Beside the file it writes `imaml_standalone.py`: ``load(path).adapt(x, y).predict(x)``. The file has a
+        StableHLO program for each padded size of support sets, so nothing is traced again.
 
         Args:
             path: The file.
-            rows: The numbers of support rows. Of a model that normalises by a batch the very numbers, as its
-                support sets are not padded.
-            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default here.
+            rows: The numbers of support rows. For a model with batch normalisation, these are the only
+                possible numbers, because its support sets are not padded.
+            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default on this platform.
 
         Raises:
-            ConfigError: If it is no run of `imaml.fit`, or its loss is a density of your own.
+            ConfigError: If it is not a run of `imaml.fit`, or its loss is a density of your own.
             ArtefactError: If the file cannot be written.
         """
         _export(Path(path), self, rows, platforms)
@@ -186,19 +186,20 @@ class Learner(Pickled):
 
 
 def load(path: str | Path, *, model: object = None, loss: object = None) -> Learner:
-    """Load what was learned. Loading executes nothing that the file holds.
+    """Load a trained model. Loading executes no code from the file.
 
     Args:
         path: An artefact, or a run's directory.
-        model: The model, if the run was fitted with one of the user's own, which a file cannot hold: as
-            `imaml.fit` takes it.
+        model: The model, as `imaml.fit` takes it, if the run was fitted with a user's own model, which the
+            file does not contain.
         loss: The loss, if it is a function of the user's own.
 
     Returns:
         The learner.
 
     Raises:
-        ArtefactError: If the file is missing, damaged, no artefact of ours, or of another model.
+        ArtefactError: If the file is missing or damaged, is not an artefact of imaml, or is for another
+            model.
         ConfigError: If ``model`` is missing, or another one than the run was fitted with.
 
     Warns:
@@ -255,7 +256,7 @@ def _with_data(config: Config, file: Path) -> Config:
 def save(path: str | Path, theta: Tree, config: Config | str, untrained: bool = False) -> None:
     """Write an artefact: theta as safetensors, the configuration as JSON in its header.
 
-    Paths of data and names of tasks stay out of it.
+    It contains no paths of data and no names of tasks.
 
     Args:
         path: The file.
@@ -301,8 +302,7 @@ class Predictor(Pickled):
 
     Attributes:
         phi: The adapted parameters.
-        classes: What the columns of `predict_proba` stand for: labels, or actions; None if predictions are
-            no classes.
+        classes: The labels or actions of the columns of `predict_proba`; None if predictions are not classes.
         solution: How the inner solve ended. Look at ``solution.status`` if predictions matter.
         recipe: The recipe of the domain that the task is of.
         statistics: What the domain's `forward` needs of the support set.
@@ -327,10 +327,10 @@ class Predictor(Pickled):
 
     @functools.cached_property
     def posterior(self) -> Laplace:
-        """Laplace's posterior of the task's parameters, computed when first asked for.
+        """Laplace's posterior of the task's parameters, computed at the first access.
 
-        Classes have the regularisation strength as their prior. For numbers the run must have learned their
-        noise; else ConfigError.
+        For classes, the regularisation strength is the precision of the prior. For numbers, the run must have
+        learned the noise variance; otherwise a ConfigError is raised.
         """
         return _programs(self.method, self.recipe).posterior(self.phi, self.theta, self.support)
 
@@ -339,10 +339,10 @@ class Predictor(Pickled):
 
         Args:
             path: The file.
-            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default here.
+            platforms: Where it will run, such as ``("cpu", "cuda", "tpu")``; by default on this platform.
 
         Raises:
-            ConfigError: If it is of no run of `imaml.fit`, or its loss is a density of your own.
+            ConfigError: If it is not from a run of `imaml.fit`, or its loss is a density of your own.
             ArtefactError: If the file cannot be written.
         """
         known = Learner(self.theta, Config(self.recipe, self.method))
@@ -371,8 +371,8 @@ class Predictor(Pickled):
     def predict_interval(self, x: Tree, level: float = 0.9) -> Interval:
         """Predict targets with intervals, noise included.
 
-        Intervals are those of Laplace's posterior of the task's parameters (`imaml.posterior`), so they are
-        wider if the support set says little.
+        Intervals come from Laplace's posterior of the task's parameters (`imaml.posterior`), so they are
+        wider if the support set is uninformative.
 
         Args:
             x: Rows as `predict` takes them.
@@ -401,14 +401,14 @@ class Predictor(Pickled):
         Args:
             x: Query data as `predict` takes them.
             uncertainty: Whether to use the task's posterior (probit approximation) instead of its mean alone.
-                Probabilities are then less certain if the support set says little. If the prior was not
-                learned, they order images well, and are far too low (docs/bayes.md).
+                Probabilities are then less extreme if the support set is uninformative. If the prior was not
+                learned, they rank images well, but are far too low (docs/bayes.md).
 
         Returns:
             ``(n, classes)``, float32, rows a softmax, columns in the order of ``classes``.
 
         Raises:
-            ConfigError: If predictions are no classes.
+            ConfigError: If predictions are not classes.
             DataError: If the query data do not fit.
             NumericalError: If a probability is NaN or infinite.
         """

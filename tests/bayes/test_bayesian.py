@@ -850,7 +850,7 @@ REFUSALS = {
     ),
     "a rate that is a matrix": (
         lambda: imaml.GradientDescent(imaml.learned(0.1, "dense"), steps=1),
-        "a rate is no matrix",
+        "a rate is not a matrix",
     ),
     "rank zero": (lambda: imaml.learned(1.0, "low-rank", rank=0), "rank: expected .*, got 0"),
     "preconditioner of a matrix": (

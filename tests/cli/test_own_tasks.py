@@ -455,4 +455,4 @@ def test_small_drawings_are_told_of_the_artefact(place, capsys, tmp_path):
     assert main(["train", "images", f"--data={place}/drawings", model, *words]) == 0
     err = capsys.readouterr().err
     assert "read     12 classes of 36 rows" in err
-    assert "--from omniglot starts from what was learned on Omniglot" in err
+    assert "--from omniglot starts from parameters learned on Omniglot" in err

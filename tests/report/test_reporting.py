@@ -263,7 +263,7 @@ def test_the_page_claims_that_tasks_are_unseen_only_where_they_are(tmp_path):
     seen = page(["train"], held_out=False, different=4)
     assert "on tasks of training, as none was held out for validation" in seen
     assert "None was held out for it: they were used in training" in seen
-    assert "None was held out for that split: these are tasks of training" in seen
+    assert "None was held out for that split: these are training tasks" in seen
     assert "40 draws from 4 tasks of the test split" in seen
     unknown = page(None)  # of a run of an earlier version
     for text in (seen, unknown):

@@ -268,7 +268,7 @@ def test_the_start_is_kept_if_its_validation_is_the_best(run, capsys):
     options = {"shots": 4, "strength": 0.01, "steps": 2, "pretrain": 0}
     found = imaml.fit(TASKS, "linear", **options, optimiser=far, start=run.theta)
     jax.tree.map(np.testing.assert_array_equal, found.theta, run.theta)
-    assert "kept the parameters of step 0, whose validation is the best" in capsys.readouterr().err
+    assert "kept the parameters of step 0, with the best validation score" in capsys.readouterr().err
 
 
 @pytest.mark.slow

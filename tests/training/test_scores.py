@@ -45,7 +45,7 @@ def found(**options):
 def test_only_tasks_that_training_has_not_seen_are_called_so(options, unseen):
     made = found(**options)
     assert ("40 tasks never seen in training" in str(made)) == unseen
-    assert ("these are tasks of training" in str(made)) == (not unseen)
+    assert ("these are training tasks" in str(made)) == (not unseen)
     assert made.to_json()["held_out"] == unseen
 
 

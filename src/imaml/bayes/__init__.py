@@ -1,1 +1,1 @@
-"""The Bayesian reading: theta is the mean of a prior."""
+"""The Bayesian interpretation: theta is the mean of a prior."""

@@ -42,9 +42,9 @@ class Quadrature(Checked):
     ```
 
     K is the likelihood's curvature in units of the prior's, so that the variance falls to zero with K. The
-    derivative is that of E z^T dK (I + K)^-1 z with the same probes. It is exact in expectation but for the
-    quadrature's error, which vanishes where there are as many `steps` as K has distinct eigenvalues. Memory
-    is needed for `probes` times `steps` vectors.
+    derivative is that of E z^T dK (I + K)^-1 z with the same probes. It is exact in expectation, up to the
+    quadrature's error. That error vanishes if K has at most `steps` distinct eigenvalues. Memory is needed
+    for `probes` times `steps` vectors.
 
     Attributes:
         steps: Lanczos steps for each probe.
@@ -65,8 +65,8 @@ class Quadrature(Checked):
 def map_rows(function: Callable[[Tree], Tree], rows: Tree, size: int) -> Tree:
     """Applies a function to each of the rows and stacks the results.
 
-    Large ones go one after another: under `vmap` each row of a convolutional network has kernels of its own,
-    which takes a CPU several times as long, and as much memory as there are rows.
+    Large rows are processed one after another: under `vmap` each row of a convolutional network has its own
+    kernels. That takes several times as long on a CPU, and memory in proportion to the number of rows.
 
     Args:
         function: A function of one row.
@@ -223,8 +223,8 @@ def curvature_at(
         The likelihood and its curvature.
 
     Raises:
-        StructureError: If the loss is no sum of negative log likelihoods.
-        ConfigError: If `curvature` is another.
+        StructureError: If the loss is not a sum of negative log likelihoods.
+        ConfigError: If `curvature` is another value.
     """
     loss = likelihood_of(owner, problem).given(theta)
     require_one_of(owner, "curvature", curvature, CURVATURES)
@@ -279,9 +279,9 @@ def determinant(
         adapted: The adapted parameters.
         theta: The meta-parameters.
         batch: The rows.
-        how: None for exactly, or a `Quadrature`, which is differentiable once.
+        how: None for an exact result, or a `Quadrature`, which is differentiable once.
         curvature: "gauss-newton" or "hessian".
-        key: A random key for the probes; ``jax.random.key(0)`` for None.
+        key: A random key for the probes; the default is ``jax.random.key(0)``.
 
     Returns:
         The determinant and its standard error.

@@ -180,7 +180,7 @@ class Laplace:
         Args:
             batch: The new rows.
             samples: None for the probit approximation, or how many draws.
-            key: A random key for the draws; ``jax.random.key(0)`` for None.
+            key: A random key for the draws; the default is ``jax.random.key(0)``.
             outputs: Another function (phi, batch) -> ``(n, k)`` of the same parameters; by default the loss's
                 own.
 
@@ -225,13 +225,13 @@ def posterior_precision(here: LocalCurvature, form: str, rank: int = 20, key: Ke
         here: The likelihood at the maximum a posteriori.
         form: The form.
         rank: The rank, for "low-rank".
-        key: A random key for Lanczos' start; ``jax.random.key(0)`` for None.
+        key: A random key for Lanczos' start; the default is ``jax.random.key(0)``.
 
     Returns:
         The precision.
 
     Raises:
-        ConfigError: If the form is another, or does not fit the prior or the curvature.
+        ConfigError: If the form is unknown, or does not fit the prior or the curvature.
     """
     require_one_of("posterior", "form", form, FORMS)
     if form == "dense":
@@ -293,13 +293,13 @@ def posterior(
             others being known; None for all.
         curvature: As in `proximal`. The Hessian may be indefinite, and then draws are NaN.
         rank: For "low-rank", which is exact if it is at least the rank of H, at most rows times outputs.
-        key: A random key for Lanczos' start; ``jax.random.key(0)`` for None.
+        key: A random key for Lanczos' start; the default is ``jax.random.key(0)``.
 
     Returns:
         The posterior.
 
     Raises:
-        StructureError: If the problem's loss is no sum of negative log likelihoods.
+        StructureError: If the problem's loss is not a sum of negative log likelihoods.
         ConfigError: If an argument is not valid.
 
     Example:
@@ -354,8 +354,8 @@ def summed(problem: Problem, theta: Tree, batch: Tree) -> tuple[Problem, Tree]:
     if not problem.has_precision or not isinstance(rows_are, Categorical) or averages is None:
         raise ConfigError(
             f"posterior: expected proximal(loss, strength) of classes, got a {problem.kind} problem of "
-            f"{getattr(rows_are, 'kind', 'undeclared')} rows. Hint: pass likelihood(loss), which knows the "
-            "noise of numbers (methods evidence, moments and posterior)."
+            f"{getattr(rows_are, 'kind', 'undeclared')} rows. Hint: pass likelihood(loss), which has the "
+            "noise variance of numbers (methods evidence, moments and posterior)."
         )
     # The posterior needs the sum over rows. With n rows, n (mean loss + strength/2 |phi - theta|^2)
     # is the sum plus n strength/2 |phi - theta|^2, and both have the same minimiser.
@@ -401,15 +401,15 @@ def log_evidence(
         phi: The full tree at the inner solution.
         theta: The meta-parameters.
         batch: The rows.
-        determinant_by: None for exactly, or a `Quadrature`.
+        determinant_by: None for an exact result, or a `Quadrature`.
         curvature: "gauss-newton" or "hessian".
-        key: A random key for the quadrature's probes; ``jax.random.key(0)`` for None.
+        key: A random key for the quadrature's probes; the default is ``jax.random.key(0)``.
 
     Returns:
         The value and its standard error.
 
     Raises:
-        StructureError: If the problem's loss is no sum of negative log likelihoods.
+        StructureError: If the problem's loss is not a sum of negative log likelihoods.
 
     Example:
         >>> import imaml, jax.numpy as jnp

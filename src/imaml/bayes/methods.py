@@ -29,7 +29,7 @@ def EmpiricalBayes(
     accuracy: float | Tightening | None = None,
     **options: Unpack[Options],
 ) -> MetaGradient:
-    """Empirical Bayes: theta, mean, precision and noise, by the gradient of the tasks' evidence.
+    """Empirical Bayes: learns the mean, precision and noise by the gradient of the tasks' evidence.
 
     All of a task's rows count: pass them as ``Task(rows)``, or split as ``Task(support, query)``. Both parts
     are joined. `Metrics.loss` is a task's negative log evidence.
@@ -39,18 +39,18 @@ def EmpiricalBayes(
         query_loss: The query loss, (phi, theta, batch) -> scalar, which is not used.
         inner: The inner solver, which finds the maximum a posteriori.
         linear: The linear solver.
-        determinant: None for exactly, or a `Quadrature`.
+        determinant: None for an exact result, or a `Quadrature`.
         curvature: The curvature of the likelihood; see `evidence`.
         whole: Makes one batch of a task's support and query set, (support, query) -> batch.
-        correct: Whether one Newton step more is taken; see `imaml.implicit`.
-        accuracy: The relative error asked for; see `imaml.implicit`.
+        correct: Whether one more Newton step is taken; see `imaml.implicit`.
+        accuracy: The requested relative error; see `imaml.implicit`.
         **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
 
     Raises:
-        StructureError: If the problem's loss is no sum of negative log likelihoods.
+        StructureError: If the problem's loss is not a sum of negative log likelihoods.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -83,7 +83,7 @@ def ExpectationMaximisation(
     whole: Join = joined,
     **options: Unpack[Options],
 ) -> MetaGradient:
-    """Expectation-maximisation: each step's theta are the moments of the tasks' posteriors; see `moments`.
+    """Expectation-maximisation: each step sets theta to the moments of the tasks' posteriors; see `moments`.
 
     The outer optimiser is plain SGD with a learning rate of 1 and all tasks in every step, or with a smaller
     rate.
@@ -135,7 +135,7 @@ def IBaML(
     accuracy: float | Tightening | None = None,
     **options: Unpack[Options],
 ) -> MetaGradient:
-    """iBaML: theta by the validation loss averaged under each task's posterior; see `averaged`.
+    """iBaML: learns theta by the validation loss, averaged over each task's posterior; see `averaged`.
 
     Args:
         problem: ``proximal(likelihood(loss), strength)``, the strength fixed or learned.
@@ -145,15 +145,15 @@ def IBaML(
         samples: Pairs of draws from the posterior.
         form: The posterior's form: "dense", "rows" or "diagonal".
         curvature: The curvature of the likelihood.
-        correct: Whether one Newton step more is taken; see `imaml.implicit`.
-        accuracy: The relative error asked for; see `imaml.implicit`.
+        correct: Whether one more Newton step is taken; see `imaml.implicit`.
+        accuracy: The requested relative error; see `imaml.implicit`.
         **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
         The method: (theta, tasks, key) -> (meta-gradient, Metrics).
 
     Raises:
-        StructureError: If the problem's loss is no sum of negative log likelihoods.
+        StructureError: If the problem's loss is not a sum of negative log likelihoods.
 
     Example:
         >>> import imaml, jax.numpy as jnp

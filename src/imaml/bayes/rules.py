@@ -4,7 +4,7 @@ evidence   the gradient of the negative log evidence of all of a task's rows    
 moments    prior moments from posterior moments                                 expectation-maximisation, (c)
 averaged   the validation loss averaged under the task's posterior              iBaML, (e)
 
-(a), the validation loss at the maximum a posteriori, is `implicit`; (d), the mean of those, is `envelope`.
+(a), the validation loss at the maximum a posteriori, is `implicit`; (d), the regularised loss, is `envelope`.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class ByEvidence(ImplicitBase):
     -log p(rows | theta)  ~  objective(phi*, theta) + 1/2 log |P + H(phi*, theta)| - 1/2 log |P|
     ```
 
-    It is differentiated through phi* by the implicit rule. The objective's slope is zero at phi*, so only the
-    determinant's passes through the linear system. It learns from all of a task's rows at once; the query
-    loss is not used. It is exact for linear-Gaussian models.
+    The implicit rule differentiates it through phi*. The gradient of the objective is zero at phi*, so only
+    that of the determinant passes through the linear system. The rule learns from all of a task's rows at
+    once; the query loss is not used. It is exact for linear-Gaussian models.
 
     Args:
         linear: The linear solver.
@@ -58,7 +58,7 @@ class ByEvidence(ImplicitBase):
         correct: See `implicit`.
         accuracy: See `implicit`.
         estimating: See `implicit`.
-        determinant: None for exactly, or a `Quadrature`.
+        determinant: None for an exact result, or a `Quadrature`.
         curvature: The curvature H; the linear system's is the problem's.
         whole: Makes one batch of a task's support and query set, (support, query) -> batch.
 
@@ -102,9 +102,9 @@ class Averaged(ImplicitBase):
     E L(phi, query)        phi ~ N(phi*, (P + H)^-1), from the support rows
     ```
 
-    The gradient passes through phi* by the implicit rule, and through the covariance directly. L is the mean
-    negative log likelihood of a query row if rows are Gaussian, which the noise variance is then part of,
-    else the query loss. The paper's posterior is a variational Gaussian; this one is Laplace's.
+    The gradient passes through phi* by the implicit rule, and through the covariance directly. For Gaussian
+    rows, L is the mean negative log likelihood of a query row, which includes the noise variance. Otherwise L
+    is the query loss. The paper's posterior is a variational Gaussian; this one is Laplace's.
 
     Args:
         linear: The linear solver.

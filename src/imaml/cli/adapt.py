@@ -34,29 +34,30 @@ def adapt_command(
     """Adapt a trained run to a new task, and predict.
 
     For a run on images, the support directory holds a directory of images for each class. Prints a line for
-    each query image: file, class, probability. PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM are read, up to
-    40 million pixels when padded to a square, dark on light or light on dark. Each answer depends on its own
-    image and the support set alone.
+    each query image: file, class, probability. Reads PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM, up to 40
+    million pixels when padded to a square, dark on light or light on dark. Each prediction depends only on
+    its own image and the support set.
 
     For a run of imaml train tables, both files hold rows of new tasks, the support file with the target's
-    column. Each task is learned from its own rows; one without support rows gets the prediction for the
-    population of all tasks. Prints a head and a line for each query row: its number, its task, the answer.
+    column. The model adapts to each task from its own rows; a task without support rows gets the prediction
+    for the population of all tasks. Prints a header and a line for each query row: its number, its task, the
+    prediction.
 
-    For a run of imaml train arrays or frame, both files hold rows of one new task: an .npz file with x, and y
-    in the support file, or a table with the features' columns, and the target's in the support file. Tables
-    with the column that names the task may hold rows of several. Prints a head and a line for each query row:
-    its number, its task if there are several, the answer.
+    For a run of imaml train arrays or frame, both files hold rows of one new task: an .npz file with x, or a
+    table with the feature columns; the support file also has y or the target column. Tables with the column
+    that names the task may hold rows of several tasks. Prints a header and a line for each query row: its
+    number, its task if there are several, the prediction.
 
     Args:
         run: Run directory or artefact.
         support: Labelled examples of the new task: DIR/CLASS/*.png, FILE.csv or FILE.npz. Without it,
             answers for a table are those for a task without rows.
         query: What to predict: a directory of images, FILE.csv or FILE.npz.
-        uncertainty: Use the task's posterior. Probabilities are lower where the support set says little,
-            which helps to detect images of none of the classes; they are not calibrated. Numbers of a table
-            get an interval of 90 % probability.
+        uncertainty: Use the task's posterior. Probabilities are lower if the support set is uninformative,
+            which helps to detect images of unknown classes; they are not calibrated. Numeric predictions get
+            a 90 % interval.
         model: The model that the run was fitted with if it is your own, FILE.py:NAME. This executes the file.
-        loss: The loss likewise.
+        loss: Your own loss, in the same form.
         reading: How a new table is read.
         json: Print JSON.
     """

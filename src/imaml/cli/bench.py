@@ -87,4 +87,4 @@ def _print_cost(cost: Cost) -> None:
     print(f"this machine      {cost.matmul_flops_per_second / 1e9:,.0f} GFLOP/s in float32 matrix products")
     print(f"lower bound       {floor}")
     print(f"temporary memory  {cost.temporary_bytes / 2**20:,.1f} MiB{shared}, as compiled")
-    print(f"memory in all     {cost.peak_bytes / 2**20:,.0f} MiB at most while it stepped")
+    print(f"peak memory       {cost.peak_bytes / 2**20:,.0f} MiB while it took steps")

@@ -75,24 +75,24 @@ def check_command(
 
     PATH is a file or folder that imaml train arrays, frame or images takes: an .npz file with arrays x, y and
     groups; a table, with --task and --target; or a folder with one folder of images for each class. Prints
-    counts, then what is wrong and what to do about it: values that are missing, tasks that are too small or
-    too few, rows or images that are in two tasks, constant columns, rare classes, files that cannot be read.
+    counts, then the problems and what to do about them: missing values, tasks that are too small or too few,
+    rows or images that are in two tasks, constant columns, rare classes, unreadable files.
 
-    The exit status is 0 if there is nothing to fix, 1 if a run would exclude something or tell less than it
-    seems to, and 2 if no run can use the data as they are.
+    The exit status is 0 if there is nothing to fix, 1 if a run would exclude data or its scores could
+    mislead, and 2 if no run can use the data.
 
     Args:
         name: File or folder; or omniglot, whose files are compared with their checksums.
-        path: Of omniglot, where it is (default: the usual places).
-        task: Of a table, the column that names the task of each row.
-        target: Of a table, the column to predict; several as A,B.
-        features: Of a table, the columns to predict from, as A,B (default: all others).
-        weights: Of a table, the column that says how many times a row counts.
-        offset: Of a table, the column that is added to the first output.
-        split: Of a table, the column that says which split a task belongs to.
+        path: For omniglot: its location (default: the usual places).
+        task: For a table: the column that names the task of each row.
+        target: For a table: the column to predict; several as A,B.
+        features: For a table: the columns to predict from, as A,B (default: all others).
+        weights: For a table: the column with the number of times that a row counts.
+        offset: For a table: the column that is added to the first output.
+        split: For a table: the column with the split of each task.
         text: How a text file is written.
-        side: Of images, pixels a side of what they are shrunk to.
-        colour: Of images, whether colours are kept.
+        side: For images: the side in pixels that they are shrunk to.
+        colour: For images: whether colours are kept.
         json: Print JSON.
 
     Returns:
@@ -159,7 +159,7 @@ def sample_command(
         split: Split that the task comes from.
         data: File or directory with the images, for presets that read images.
         model: The model that a run was fitted with if it is your own, FILE.py:NAME.
-        loss: The loss likewise.
+        loss: Your own loss, in the same form.
         changes: Fields of the configuration set by options with a dot.
     """
     from ..training.directory import read_config

@@ -45,22 +45,23 @@ def evaluate_command(
         others: Other runs to score on the same tasks, for example maml=runs/maml. Their difference from RUN
             is paired, task by task.
         split: Split that the tasks come from.
-        tasks: Number of tasks (default: 1000; of a fixed number of tasks one to 20 draws of each).
-        ways: Classes of each task, instead of as many as in the run; of a run with --domain.head=shared.
-        shots: Support examples of each task, instead of as many as in the run; short for --domain.shots.
-        queries: Query examples likewise; short for --domain.queries.
+        tasks: Number of tasks (default: 1000; if the number of tasks is fixed, one to 20 draws of each).
+        ways: Classes of each task (default: as in the run); needs a run with --domain.head=shared.
+        shots: Support examples of each task (default: as in the run); short for --domain.shots.
+        queries: Query examples of each task (default: as in the run); short for --domain.queries.
         copies: Distorted copies of each support image that a task also learns from; short for
             --domain.copies.
         query_copies: Distorted copies of each query image; probabilities are averaged over them. Short for
             --domain.query_copies.
-        protocol: How the tasks of Omniglot are drawn: random; the same with each class turned by a random
-            quarter, as published accuracies are measured; or as people were asked (Lake et al. 2015): classes
-            of one alphabet, the support set drawn by one person, the query set by another.
+        protocol: How the tasks of Omniglot are drawn: "random"; "turned", the same with each class turned by
+            a random multiple of 90 degrees, as in published results; or "people", like the tasks that people
+            were given (Lake et al. 2015): classes of one alphabet, the support set drawn by one person, the
+            query set by another.
         seed: Random seed of the tasks.
         data: Images or table to score on instead of the run's own data. A run on characters is scored on
-            Omniglot. Of another table all tasks are scored.
+            Omniglot. All tasks of another table are scored.
         model: The model that the run was fitted with if it is your own, FILE.py:NAME. This executes the file.
-        loss: The loss likewise.
+        loss: Your own loss, in the same form.
         reading: How a new table is read.
         json: Print JSON.
     """

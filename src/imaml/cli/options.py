@@ -74,7 +74,7 @@ def whole(kind: type, tokens: Sequence[Token]) -> int:
         The number.
 
     Raises:
-        ValueError: If the text is no whole number.
+        ValueError: If the text is not a whole number.
     """
     return int(tokens[0].value)
 
@@ -209,7 +209,7 @@ def configure(config: Config | str, changes: Iterable[Change], **shorthands: obj
 
     Raises:
         ConfigError: If a field does not exist or does not take the value, or if an option is repeated whose
-            value is no list.
+            value is not a list.
     """
     from ..config.overrides import overrides, replace_data
     from ..config.presets import preset
@@ -361,7 +361,7 @@ def with_fields(command: Callable[..., int], config: Config) -> Callable[..., in
 
 # What an option of a type accepts, in words, and an example.
 _ACCEPTED = {int: ("a whole number", "100"), float: ("a number", "2.5"), bool: ("true or false", "true")}
-# What is no command, but is called so in Python.
+# What is not a command, but is called so in Python.
 _IN_PYTHON = {
     "load": "imaml.load is a Python function; on the command line use imaml adapt",
     "predict": "predict is a Python method; on the command line use imaml adapt",

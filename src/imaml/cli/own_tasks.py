@@ -38,7 +38,7 @@ def rows(kind: type, tokens: list[Token]) -> float:
         The number.
 
     Raises:
-        ValueError: If the text is no number.
+        ValueError: If the text is not a number.
     """
     text = tokens[0].value
     return int(text) if text.lstrip("-").isdigit() else float(text)
@@ -55,11 +55,11 @@ class Fit:
             without arguments. By default mlp for vectors, conv1d for signals and conv4 for images.
         loss: The loss of a row: squared, cross_entropy, binary, ordinal, poisson, negative_binomial, or a
             function of your own, FILE.py:NAME. By default squared for numbers, cross_entropy for classes.
-        shots: Rows of a support set: a whole number, or a share of the task's rows, such as 0.5. Of classes:
-            images or rows of each class.
-        queries: The most rows of a query set; of classes: of each class.
+        shots: Rows of a support set: a whole number, or a share of the task's rows, such as 0.5. If groups
+            are classes: images or rows of each class.
+        queries: The most rows of a query set; if groups are classes, of each class.
         ways: Classes of a task, if tasks are episodes of classes.
-        order: Whether a support set has random rows of a task, or its first ones.
+        order: Whether a support set has random rows of a task, or its first rows.
         strength: The regularisation strength.
         adapt: Parameters that a task adapts, as A,B (default: all).
         tasks_per_step: Tasks in each step.
@@ -69,11 +69,11 @@ class Fit:
         test: The share of tasks for testing.
         seed: Draws splits, initial parameters and tasks.
         out: Run directory (default: runs/NAME by the name of the data, then runs/NAME-2, and so on).
-        resume: Continue the run in --out as it was begun; give --model and --loss of your own again. Other
-            options must be those that it was begun with.
+        resume: Continue the run in --out; give your own --model and --loss again. Other options must be the
+            same as at the start.
         from_: Start from the parameters of this run directory or artefact; "omniglot" and "characters" are
-            those of this package, for drawings.
-        dry_run: Read the data, print how tasks would be made of them, and learn nothing.
+            artefacts of this package, for drawings.
+        dry_run: Read the data, print how they would be split into tasks, and do not train.
         quiet: Show no progress.
     """
 
@@ -105,8 +105,8 @@ def arrays_command(*, data: str, options: Fit = Fit()) -> int | None:
     Without y the groups are classes, and tasks are episodes of classification. A tree of inputs is x/NAME,
     .... The arrays weights, offset and split ("train", "validation" or "test" for each row) are optional.
 
-    What you leave open is chosen from the data, and the choices are printed. The run directory works with
-    imaml evaluate, adapt, sample and report.
+    Options that you do not set are chosen from the data, and the choices are printed. The run directory works
+    with imaml evaluate, adapt, sample and report.
 
     Args:
         data: The .npz file.
@@ -132,7 +132,7 @@ def frame_command(
     text: Text = Text(),
     options: Fit = Fit(),
 ) -> int | None:
-    """Learn from a table, one row an observation, with a model or a loss of your own if you like.
+    """Learn from a table with one observation per row, with your own model or loss if you like.
 
     Columns of texts are one-hot encoded. For missing cells, dates and linear mixed models choose imaml train
     tables.
@@ -164,16 +164,16 @@ def images_command(
     colour: Flag = False,
     options: Fit = Fit(),
 ) -> int | None:
-    """Learn to tell new classes of images apart from a few images each.
+    """Learn to classify images of new classes from a few images of each.
 
     A class is a folder with images in it, at any depth. If the folder has train/, then train/, val/ and test/
-    are the splits; else classes are divided at random. Drawings may have any size, colours and contrast: ink
-    is what differs from the border's colour. For drawings, --from omniglot starts from what was learned on
-    Omniglot, and serves best where there are few classes.
+    are the splits; else classes are divided at random. Drawings may have any size, colours and contrast:
+    pixels that differ from the colour of the border are ink. For drawings, --from omniglot starts from
+    parameters that were learned on Omniglot, which helps most if there are few classes.
 
     Args:
         data: The folder.
-        side: Pixels a side of what images are shrunk to.
+        side: The side in pixels that images are shrunk to.
         colour: Keep colours, for photographs.
         options: How to learn.
 
@@ -198,7 +198,7 @@ def object_at(text: str | None, option: str, known: tuple[str, ...] = ()) -> Imp
     Args:
         text: The option's text.
         option: The option.
-        known: Names that are no places.
+        known: Names that are not places.
 
     Returns:
         The object; a known name as it is; None for none.
@@ -355,7 +355,7 @@ def require_as_begun(file: TasksFile, given: Fit, stored: Config) -> None:
             begun = "none with --resume" if was is None else f"{was!r}, as the run in {given.out} was begun"
             raise ConfigError(
                 f"--{option}: expected {begun}, got {now!r}. Hint: omit it to continue that run, or "
-                f"start another from what it has learned, --from {given.out}."
+                f"start a new run from its parameters with --from {given.out}."
             )
 
 
@@ -385,7 +385,7 @@ def _fit(file: TasksFile, given: Fit) -> int | None:
         note(f"read     {len(tasks):,} {kind} of {int(tasks.counts.sum()):,} rows from {file.path}")
         drawings = file.form == "images" and file.side == 28 and not file.colour
         if drawings and start is None and len(tasks) < FEW:
-            note("hint     --from omniglot starts from what was learned on Omniglot: better for few drawings")
+            note("hint     --from omniglot starts from parameters learned on Omniglot: best for few drawings")
     if given.dry_run:
         _preview(tasks, model, loss, given, ways, theta)
         return None

@@ -21,7 +21,7 @@ def report_command(
     Args:
         run: Run directory.
         model: The model that the run was fitted with if it is your own, FILE.py:NAME. This executes the file.
-        loss: The loss likewise.
+        loss: Your own loss, in the same form.
     """
     folder = run.parent if run.name == "artefact.safetensors" else run
     if not (folder / "events.jsonl").is_file():

@@ -72,16 +72,18 @@ def train_command(
         data: File or directory with the images or the table, for presets that read data.
         task: Table column that names the task of each row (preset tables).
         target: Table column to predict (preset tables).
-        features: Table columns to predict from, as A,B (preset tables; default: all others that can say
-            something); none for none.
+        features: Table columns to predict from, as A,B (preset tables; default: all other informative
+            columns); none for no features.
         random: Coefficients that vary between tasks, "intercept" and columns, as A,B (default: all).
         weights: Table column that says how many times a row counts.
         offset: Table column that is added to predictions.
         missing: What to do about missing cells of a table: "drop" their rows, or fill in the "mean" of a
             feature (default: error).
-        unseen: A category that no training task has is an error, or coded as the baseline (default: error).
+        unseen: What to do about a category that no training task has: "error", or "baseline" to encode it as
+            the first category (default: error).
         dates: Take dates of a table as days since 1970-01-01, a number (default: error).
-        separator: What separates the cells of a text file (default: what its header has most of).
+        separator: What separates the cells of a text file (default: the most frequent separator in its
+            header).
         encoding: Encoding of a text file, such as cp1252 (default: utf-8).
         decimal: Sign before the fraction of a number in a text file, "." or "," (default: ".").
         out: Run directory (default: runs/PRESET, then runs/PRESET-2, and so on).
@@ -89,7 +91,7 @@ def train_command(
         from_: Start a new run from the parameters of this run directory or artefact; "omniglot" and
             "characters" are those of this package.
         model: With --resume, the model that the run started with if it is your own, FILE.py:NAME.
-        loss: With --resume, the loss likewise.
+        loss: With --resume, your own loss, in the same form.
         quiet: Show no progress.
         dry_run: Print parameters, memory and time that the run would need; train and write nothing.
         changes: Fields of the configuration set by options with a dot.

@@ -129,7 +129,7 @@ def _check_plan(out: Path, base: Config, minutes: float, tasks: int) -> None:
         if difference:
             raise ConfigError(
                 f"{out}: expected a comparison with the same options, got another: {difference}. Hint: "
-                "repeat the options that it was begun with, or choose another --out."
+                "repeat its original options, or choose another --out."
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

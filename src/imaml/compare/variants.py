@@ -69,7 +69,7 @@ class Row:
         if base.optimiser.name == "newton":
             raise ConfigError(
                 "compare: expected an optimiser that takes the meta-gradients of every method, got 'newton', "
-                "which is of the method evidence alone. Hint: --optimiser.name=adam."
+                "which only the method evidence supports. Hint: --optimiser.name=adam."
             )
         training = replace(
             base.training,

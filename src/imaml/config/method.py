@@ -42,7 +42,7 @@ class NewTask(Checked):
 
     Args:
         inner: Inner solver for new tasks.
-        strength: Regularisation strength for new tasks, or None for that of learning.
+        strength: Regularisation strength for new tasks, or None for that of training.
 
     Raises:
         ConfigError: If the strength is not a positive number.
@@ -60,11 +60,11 @@ class Bayes(Checked):
 
     Args:
         noise: Variance of Gaussian rows at the start, in squared units of the targets; it is learned.
-        determinant: Of evidence: how the log-determinant is estimated, or None for the exact one.
+        determinant: For evidence: how the log-determinant is estimated, or None for the exact value.
         form: Of moments and posterior: the form of a task's posterior covariance, "dense", "rows",
             "diagonal" or, of moments, "low-rank".
         rank: Rank of the form "low-rank".
-        samples: Of posterior: pairs of samples for each task.
+        samples: For posterior: pairs of samples for each task.
         curvature: Curvature of the posterior, "gauss-newton" or "hessian".
 
     Raises:
@@ -83,12 +83,12 @@ class Bayes(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRecipe(Checked):
-    """What all methods have: the base of the recipes of methods.
+    """The base class of the recipes of methods.
 
     A subclass sets `name`, adds its fields, and sets `function` or defines `make`.
 
     Attributes:
-        name: What the method is called.
+        name: The method's name.
         factorises: Whether a step factorises dense matrices besides its linear solver.
         function: Makes the method of (problem, query_loss, inner=..., **options); its other parameters are
             given the options of their names.
@@ -97,7 +97,7 @@ class MethodRecipe(Checked):
         adapt: Names of the parameters that a task adapts, or None for all; maml that adapts the head alone
             is ANIL.
         inner: Inner solver.
-        new_task: How a new task is solved in evaluation and use, or None for as in learning. The
+        new_task: How a new task is solved in evaluation and use, or None for the same as in training. The
             meta-parameters do not depend on it.
         policy: What happens when tasks fail numerically: "raise", "warn" or "skip".
         chunk: Tasks worked on at once on each device, None for all, or "auto": `imaml train` measures which
@@ -265,7 +265,7 @@ class Strengths(Anchored):
         return self.strength if self.learned is None else learned(self.strength, self.learned, self.rank)
 
     def problem(self, domain: Domain, strength: float | Learned | None) -> Problem:
-        """Return the inner problem on a domain, with the curvature asked for."""
+        """Return the inner problem on a domain, with the requested curvature."""
         if self.curvature == "hessian":
             return super().problem(domain, strength)
         return domain.problem(strength, self.adapt, curvature=self.curvature)  # type: ignore[call-arg]
@@ -278,7 +278,7 @@ class ImplicitMethod(Strengths):
     Args:
         linear: Linear solver for the implicit gradient.
         correct: Whether one more Newton step is taken, after which the error falls quadratically.
-        accuracy: Accuracy of the meta-gradient asked for instead of step counts, relative to each task's
+        accuracy: Requested accuracy of the meta-gradient instead of step counts, relative to each task's
             meta-gradient, or a `Tightening`; see `imaml.implicit`.
         rank: Rank of a strength that is learned as "low-rank".
     """
@@ -296,7 +296,7 @@ class IMAMLRecipe(ImplicitMethod):
     Args:
         rates: How the learning rates of gradient descent are learned: one number ("all"), one for each
             layer's kernel and bias ("leaf") or one for each "parameter"; None for a fixed rate. They follow
-            how far one step more lowers the inner objective; see `imaml.GradientDescent.rate_gradient`.
+            how far one more step lowers the inner objective; see `imaml.GradientDescent.rate_gradient`.
 
     Raises:
         ConfigError: If rates are learned and the inner solver is not gradient descent.

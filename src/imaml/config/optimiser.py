@@ -58,8 +58,8 @@ class Outer(NamedTuple):
 class Optimiser(Checked):
     """The outer optimiser as a recipe that goes to JSON.
 
-    Muon (Jordan 2024) makes the update of every large matrix orthogonal, scaled to the size that Adam's
-    entries have (Liu et al. 2025, section 2.2: a root mean square of 0.2 learning rates). The other
+    Muon (Jordan 2024) orthogonalises the update of every large matrix, and scales it to the typical size of
+    Adam's updates (Liu et al. 2025, section 2.2: a root mean square of 0.2 learning rates). The other
     parameters use Adam with Nesterov's momentum.
 
     "newton" maximises the likelihood of linear models with the method "evidence", by damped Newton steps on
@@ -82,7 +82,7 @@ class Optimiser(Checked):
             and the head, whose sides have a meaning, are usually smaller.
         adam_scale: Of muon: learning rate of the other parameters, relative to `learning_rate`.
         log_scale: Learning rate of logarithms (learned strengths, inner rates, noise), relative to
-            `learning_rate`; they may have decades to go where parameters have not.
+            `learning_rate`. These may have to change by orders of magnitude.
 
     Raises:
         ConfigError: If a value is outside its range, or the named optimiser lacks an option.
@@ -171,7 +171,7 @@ class Optimiser(Checked):
 
     def _large(self, theta: Tree) -> Tree:
         """Return the dimension numbers of the matrices that Muon updates, None for other parameters."""
-        if isinstance(theta, Theta):  # a strength's or a rate's logarithm is no layer, whatever its shape
+        if isinstance(theta, Theta):  # a strength's or a rate's logarithm is not a layer, whatever its shape
             return Theta(self._large(theta.mean), *jax.tree.map(lambda _: None, theta[1:]))
         numbers = contrib.MuonDimensionNumbers((0,), (1,))
         chosen = lambda leaf: leaf.ndim == 2 and min(leaf.shape) >= self.least_side  # noqa: E731

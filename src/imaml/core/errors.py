@@ -44,7 +44,7 @@ class StructureError(ConfigError):
 
 
 class ArtefactError(ImamlError, ValueError):
-    """An artefact that is damaged, of another model, or no artefact."""
+    """An artefact that is damaged or for another model, or a file that is not an artefact."""
 
 
 class CheckpointError(ImamlError, ValueError):

@@ -86,7 +86,7 @@ def recipe(*roles: str, fresh: Fields | None = None, kw_only: bool = False) -> C
 
 
 def former(kind: str) -> Callable[[Callable[[Fields], T]], Callable[[Fields], T]]:
-    """Registers a function that reads a kind which saved files have, and which is no class any more.
+    """Registers a function that reads a kind which saved files have, and which is not a class any more.
 
     Args:
         kind: The kind in those files.
@@ -158,7 +158,7 @@ def to_json(value: Recipe) -> Json:
         The JSON values.
 
     Raises:
-        ConfigError: If the value, or what it holds, is no recipe.
+        ConfigError: If the value, or what it holds, is not a recipe.
     """
     if is_recipe(type(value)):
         content = {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
@@ -194,7 +194,7 @@ def text_of(*values: Recipe) -> str | None:
             return None
     try:
         return json.dumps([to_json(value) for value in values], sort_keys=True)
-    except (ConfigError, TypeError):  # a part of this package that is no recipe
+    except (ConfigError, TypeError):  # a part of this package that is not a recipe
         return None
 
 
@@ -241,7 +241,7 @@ def parsed(text: str, where: str) -> Json:
         The JSON values.
 
     Raises:
-        ConfigError: If the text is no JSON.
+        ConfigError: If the text is not valid JSON.
     """
     try:
         return json.loads(text)

@@ -33,16 +33,16 @@ class Ending(enum.IntEnum):
 
 _ADVICE = {
     Ending.CONVERGED: "The residual is below the tolerance.",
-    Ending.STEPS_DONE: "The asked number of steps was taken; the residual says how good the value is.",
+    Ending.STEPS_DONE: "The requested number of steps was taken; the residual shows the accuracy.",
     Ending.DAMPED: "The system showed too little curvature, so (A + d I) u = b was solved instead, with d "
-    "in stats.damping. Take more inner steps or raise the strength to solve the system asked for.",
-    Ending.OUT_OF_STEPS: "The tolerance was not reached within the allowed steps; allow more steps, ask for "
-    "less, or raise the strength (a better conditioned system).",
+    "in stats.damping. Take more inner steps or raise the strength to solve the original system.",
+    Ending.OUT_OF_STEPS: "The tolerance was not reached within the allowed steps; allow more steps, use a "
+    "larger tolerance, or raise the strength (a better conditioned system).",
     Ending.NEGATIVE_CURVATURE: "A direction of negative curvature was met; the solver stopped at the "
     "iterate before it. Take more inner steps, raise the strength, or use Gauss-Newton curvature, MINRES, "
     "GMRES or Dense.",
     Ending.STAGNATED: "The residual stopped falling before the tolerance: the system is nearly singular or "
-    "the tolerance is below what the precision gives; use float64, ask for less, or raise strength.",
+    "the tolerance is below the precision of the dtype; use float64, or a larger tolerance or strength.",
     Ending.BREAKDOWN: "The method broke down (a division by nearly zero, or an answer worse than zero); use "
     "Dense, or GMRES with more steps.",
     Ending.DIVERGED: "The inner solve moved away from a solution: the residual is over ten times that at "
@@ -55,7 +55,7 @@ _ADVICE = {
 
 
 class Certification(enum.IntEnum):
-    """What is known of a meta-gradient's error, or why no bound could be had. `advice` says what to do.
+    """What is known of a meta-gradient's error, or why there is no bound. `advice` says what to do.
 
     There are three grades, see `grade`: "proved" (PROVED), "certified" (CERTIFIED, CERTIFIED_IF_SMOOTH) and
     "estimated" (all others, which have no bound). docs/certificates.md derives the bound of each grade.
@@ -91,20 +91,20 @@ _CERTIFICATION_ADVICE = {
     "certificate's `failure`: the problem is quadratic, and random probes bound the norms in the bound.",
     Certification.CERTIFIED_IF_SMOOTH: "As CERTIFIED, under the smoothness assumption of "
     "docs/certificates.md: derivatives near the solution are at most twice those sampled. Declare "
-    "lipschitz= to do without it.",
-    Certification.ESTIMATED: "No certificate was asked for (certify=True); the error is only estimated, see "
+    "lipschitz= to avoid this assumption.",
+    Certification.ESTIMATED: "No certificate was requested (certify=True); the error is only estimated, see "
     "stats.error_estimate.",
     Certification.ESTIMATE_UNRELIABLE: "The inner residual is so large that the estimate may be far too "
     "small. Take more inner steps, raise the strength, or ask for a bound (certify=True).",
-    Certification.ABOVE_REQUEST: "The error bound is above the accuracy asked for; allow more inner or "
-    "linear steps, ask for less, or use float64.",
+    Certification.ABOVE_REQUEST: "The error bound is above the requested accuracy; allow more inner or "
+    "linear steps, request a larger error, or use float64.",
     Certification.SOLUTION_TOO_FAR: "Newton steps did not come close enough to a solution for a bound. Take "
     "more inner steps, raise the strength, or give Certificate(steps=...) more products.",
     Certification.CURVATURE_UNKNOWN: "The curvature has no known lower bound above zero. Take more inner "
-    "steps, raise the strength, use Gauss-Newton curvature, declare convex=True where the loss is, or give "
-    "Certificate(lanczos=...) more products.",
+    "steps, raise the strength, use Gauss-Newton curvature, declare convex=True if the loss is convex, or "
+    "give Certificate(lanczos=...) more products.",
     Certification.NO_BOUND: "A value was not finite, or the system is of a kind (a game, a fixed point, an "
-    "F that is no gradient) that has no error bound here; compare with Dense().",
+    "F that is not a gradient) that has no error bound here; compare with Dense().",
 }
 
 
@@ -127,7 +127,7 @@ class Status:
 
     Attributes:
         code: Values of `Ending`; shape () for one solve and (tasks,) for a batch.
-        certificate: Values of `Certification`, shaped like `code`; None where no bound was asked for.
+        certificate: Values of `Certification`, shaped like `code`; None if no bound was requested.
 
     Example:
         >>> import jax.numpy as jnp
@@ -140,7 +140,7 @@ class Status:
 
     @property
     def ok(self) -> Array:
-        """Whether the value is what was asked for (converged, or all the steps done), boolean like `code`."""
+        """Whether the solve succeeded (it converged, or took all steps), boolean like `code`."""
         return self.code <= Ending.STEPS_DONE
 
     @property
@@ -173,22 +173,22 @@ class Status:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Stats:
-    """What a solve left behind; every field an array of shape () for one solve, (tasks,) for a batch.
+    """Statistics of a solve; every field is an array of shape () for one solve, (tasks,) for a batch.
 
     Attributes:
         steps: Iterations taken.
         residual: Of a linear solve |b - A x| / |b|; of an inner solve the norm |F(phi)|, in the units of the
             loss's gradient.
         negative_curvature: Whether a direction p with p.Ap <= 0 was seen; False for solvers that do not look.
-        lanczos: Of CG its coefficients (alpha, beta), each of shape (most steps,), zero where no step was
-            taken; else None.
-        first: Of an inner solve of a fixed number of steps |F| where it started, by which it is judged;
-            infinity if it moved no further than rounding does. Else None.
-        returned: Of such a solve, where F is no gradient, |F| halfway if the second half led back there, else
-            infinity.
-        error_estimate: Of an implicit gradient the norm of its error, estimated; else None.
-        error_bound: The same, bounded (with certify=True); else None.
-        damping: What was added to a linear system's diagonal, of a solver that does so; else None.
+        lanczos: For CG, its coefficients (alpha, beta), each of shape (most steps,), zero where no step was
+            taken; otherwise None.
+        first: For an inner solve with a fixed number of steps, |F| at the start, by which the solve is
+            judged; infinity if phi changed by no more than rounding. Otherwise None.
+        returned: For such a solve, if F is not a gradient: |F| halfway if the second half led back there;
+            otherwise infinity.
+        error_estimate: For an implicit gradient, an estimate of the norm of its error; otherwise None.
+        error_bound: A bound of that norm (with certify=True); otherwise None.
+        damping: What a solver with damping added to the linear system's diagonal; otherwise None.
     """
 
     steps: Array

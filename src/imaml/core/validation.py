@@ -140,7 +140,7 @@ def require_number(
         **values: The values, by name.
 
     Raises:
-        ConfigError: If one is no number of this kind in the interval.
+        ConfigError: If one is not a number of this kind in the interval.
     """
     for name, value in values.items():
         wanted = Interval(least, below, open).expected(kind, value)
@@ -157,7 +157,7 @@ def require_whole(owner: str, least: int, **values: object) -> None:
         **values: The numbers by name.
 
     Raises:
-        ConfigError: If one is no whole number, or is less.
+        ConfigError: If one is not a whole number, or is less.
     """
     require_number(owner, least, kind=int, **values)  # type: ignore[arg-type]
 
@@ -215,7 +215,7 @@ def require_scalar(argument: str, value: Array) -> Array:
         The value.
 
     Raises:
-        ConfigError: If it is anything else: a tree, a tuple, None, an array that is no scalar, an integer.
+        ConfigError: If it is anything else: a tree, a tuple, None, an array that is not a scalar, an integer.
     """
     import jax
     import jax.numpy as jnp  # late, as the command line imports this module to print its help

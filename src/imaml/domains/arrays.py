@@ -97,7 +97,7 @@ def given(x: object, y: object, names: tuple[str, ...]) -> dict[str, object]:
         The arrays by name.
 
     Raises:
-        DataError: If there is a name that is no field, or a ``y`` beside named arrays.
+        DataError: If there is a name that is not a field, or a ``y`` beside named arrays.
     """
     named = x._asdict() if hasattr(x, "_asdict") else x  # type: ignore[attr-defined]
     if not isinstance(named, Mapping):

@@ -1,9 +1,10 @@
-"""Domains: where tasks come from, how a user's own data become a task, and how answers come back.
+"""Domains: where tasks come from, how a user's data become a task, and how predictions are decoded.
 
 A domain has two parts. Its *recipe*, a subclass of `imaml.DomainRecipe`, is a frozen dataclass of numbers and
 names that goes to JSON. `recipe.build()` gives the domain itself, a subclass of `DomainBase`, with its data.
-`recipe.without_data()` gives a domain with the same network and problem but no data, which is enough to use
-what was learned. No code outside this package asks which domain it has; docs/extend/domain.md writes one.
+`recipe.without_data()` gives a domain with the same network and problem but no data, which is enough to use a
+trained model. No code outside this package depends on the class of a domain. docs/extend/domain.md shows how
+to write one.
 
 tests/laws/test_domains.py holds every registered domain to these laws:
 
@@ -51,7 +52,7 @@ Strength = Tree  # a positive number, a tree of them, `learned(...)`, or None fo
 
 
 class DomainBase(UserData):
-    """The base of a domain: what every caller may ask of it, with defaults.
+    """The base class of domains: the methods that callers use, with defaults.
 
     A subclass is a frozen dataclass and a pytree (`jax.tree_util.register_static` if it holds no arrays). It
     has a field ``recipe`` and defines `gather` and `metrics`. If one network learns the tasks by one
@@ -66,8 +67,8 @@ class DomainBase(UserData):
         interval_widths: Half-widths of calibrated intervals in predicted standard deviations, by level.
         repeats: Whether draws of one task differ.
         finalises: Whether `finalise` changes anything.
-        alone: Whether an evaluation has the network that learns each task alone as a baseline.
-        group_names: What the numbers of tasks stand for, such as alphabets, if scores are listed by them.
+        alone: Whether an evaluation also trains the network on each task alone, as a baseline.
+        group_names: Names for the numbers of tasks, such as alphabets, if scores are listed by group.
         oracles: The names of `baselines` that know what no method can, such as a task's true parameters.
     """
 
@@ -99,13 +100,13 @@ class DomainBase(UserData):
             split: "train", "validation" or "test"; static under jit.
 
         Returns:
-            What `gather` makes the task from: a tree of small arrays. By default a random key of the split's
-            own, for tasks that are made of random numbers alone.
+            A tree of small arrays from which `gather` makes the task. By default a random key that belongs to
+            the split, for tasks that are made only of random numbers.
         """
         return split_key(key, split)
 
     def gather(self, indices: Tree) -> Task:
-        """Return the task that indices mean.
+        """Return the task with these indices.
 
         Works under jit and vmap.
 
@@ -132,7 +133,7 @@ class DomainBase(UserData):
 
     @staticmethod
     def whole(support: Tree, query: Tree) -> Tree:
-        """Return all of a task's data as one batch, for methods that learn from it unsplit.
+        """Return all of a task's data as one batch, for methods that do not split it.
 
         Args:
             support: The support batch.
@@ -155,7 +156,7 @@ class DomainBase(UserData):
         return None
 
     def draws(self, key: Array, split: str, count: int) -> Tree | None:
-        """Draw the indices of several tasks, of which none comes twice before all have come.
+        """Draw the indices of several tasks; no task is drawn twice before every task was drawn once.
 
         Args:
             key: A random key.
@@ -176,8 +177,8 @@ class DomainBase(UserData):
             place: The number of the draw in the evaluation, an integer scalar.
 
         Returns:
-            What `draw` returns. Of a split with a fixed number of tasks each comes once before one comes
-            twice; by default ``draw(key, split)``.
+            What `draw` returns. In a split with a fixed number of tasks, each is drawn once before any is
+            drawn again; by default ``draw(key, split)``.
         """
         return self.draw(key, split)
 
@@ -188,13 +189,13 @@ class DomainBase(UserData):
             indices: What `draw` returned.
 
         Returns:
-            An integer scalar: tasks with equal numbers are not independent. None, the default, if no task
-            comes twice.
+            An integer scalar: tasks with equal numbers are not independent. None, the default, if no task is
+            drawn twice.
         """
         return None
 
     def held_out(self, split: str) -> bool:
-        """Return whether a split has tasks of its own; else those of training stand in for them.
+        """Return whether a split has its own tasks; otherwise training tasks are used instead.
 
         Args:
             split: "train", "validation" or "test".
@@ -205,7 +206,7 @@ class DomainBase(UserData):
         return True
 
     def draws_all(self, split: str) -> bool:
-        """Return whether each task of a split is drawn with all of its rows, as a likelihood of them needs.
+        """Return whether each task of a split is drawn with all of its rows, which a likelihood needs.
 
         Args:
             split: "train", "validation" or "test".
@@ -289,8 +290,8 @@ class DomainBase(UserData):
             key: A random key for training tasks.
 
         Returns:
-            ``theta`` itself by default; with what is measured instead of learned, such as statistics for
-            normalisation.
+            ``theta`` itself by default; otherwise with quantities that are measured instead of learned, such
+            as statistics for normalisation.
         """
         return theta
 
@@ -340,7 +341,7 @@ class DomainBase(UserData):
             A scalar.
 
         Raises:
-            ConfigError: If ``grouped``, as one network answers all tasks.
+            ConfigError: If ``grouped``, as one network serves all tasks.
         """
         if grouped:
             raise ConfigError(
@@ -390,7 +391,7 @@ class DomainBase(UserData):
         return {}
 
     def calibration(self, phi: Tree, task: Task) -> dict[str, Array]:
-        """Return what calibration errors are made of.
+        """Return the sums from which calibration errors are computed.
 
         Args:
             phi: Adapted parameters.
@@ -458,11 +459,11 @@ class DomainBase(UserData):
         return " to ".join(format(score, form) for score in scores)
 
     def about(self) -> Sequence[str]:
-        """Return how the data were read, as lines that are printed before training; none by default."""
+        """Return how the data were read, as lines to print before training; none by default."""
         return ()
 
     def summary(self, theta: Tree, problem: Problem) -> tuple[Json, str]:
-        """Return what theta itself says about the tasks.
+        """Return a summary of theta, such as fixed effects.
 
         Args:
             theta: The meta-parameters after training.
@@ -478,7 +479,7 @@ Domain = DomainBase  # the interface is the base class
 
 
 class EquilibriumDomain(DomainBase):
-    """The base of a domain whose inner problem is the zero of a vector field, which is no gradient.
+    """The base of a domain whose inner problem is the zero of a vector field, which is not a gradient.
 
     A subclass defines `field`.
     """
@@ -494,7 +495,7 @@ class EquilibriumDomain(DomainBase):
         Args:
             strength: The regularisation strength; None for no regularisation.
             adapt: Which parameters a task adapts; see `imaml.equilibrium`.
-            curvature: "hessian", as a field that is no gradient has no Gauss-Newton matrix.
+            curvature: "hessian", as a field that is not a gradient has no Gauss-Newton matrix.
 
         Returns:
             The problem.

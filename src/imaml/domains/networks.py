@@ -75,8 +75,8 @@ class Conv4(Checked):
     module halves the side, rounded up: by a stride of 2, as in the paper's Omniglot experiments and MAML's
     (Finn et al. 2017, section 5.2); or by the maximum of each 2 x 2 pixels, which takes about four times the
     operations. A 28 x 28 image passes through 14, 7, 4 and 2 pixels a side; 64 filters and 5 ways give
-    112,965 parameters. Matching and prototypical networks pool, too (Vinyals et al. 2016, Snell et al. 2017),
-    but round down, to 14, 7, 3 and 1, and have a quarter of the features.
+    112,965 parameters. Matching and prototypical networks also pool (Vinyals et al. 2016, Snell et al. 2017),
+    but round down, to 14, 7, 3 and 1 pixels, and have a quarter of the features.
 
     A convolution is nine shifted slices, concatenated, times one matrix: with per-task kernels XLA's own
     would become a grouped convolution, an order of magnitude slower on a CPU. Kernels are stored as
@@ -293,7 +293,7 @@ class MLP(Checked):
 
     Args:
         sizes: The numbers of units, input first.
-        activation: What is applied after each layer but the last.
+        activation: The function that is applied after each layer except the last.
 
     Raises:
         ConfigError: If there are fewer than two sizes, or a field is not valid.

@@ -27,7 +27,7 @@ class DomainRecipe(Checked):
     Attributes:
         reads_table: Whether its tasks come from a table with named columns.
         factorises: Whether its own computations may factorise matrices.
-        own_tasks: Whether its tasks are a user's own, as those of `imaml.fit`.
+        own_tasks: Whether its tasks are a user's own, like those of `imaml.fit`.
         network: The network that learns the tasks, if there is one.
     """
 
@@ -47,7 +47,7 @@ class DomainRecipe(Checked):
 
     @property
     def data_name(self) -> str:
-        """What reports and logs call the data that a run was scored on."""
+        """The name of the data, for reports and logs."""
         return type(self).__name__
 
     def with_data(self, path: str) -> Self:
@@ -89,11 +89,11 @@ class DomainRecipe(Checked):
 
     @property
     def brought(self) -> dict[str, str]:
-        """The places of the user's code that a run needs again, "model" and "loss"; see `imported`."""
+        """The locations of the user's code that a run needs again, "model" and "loss"; see `imported`."""
         return {}
 
     def with_tasks(self, tasks: object) -> DomainBase:
-        """Return the domain that draws a user's tasks, coded as this recipe says.
+        """Return the domain that draws a user's tasks, encoded according to this recipe.
 
         Args:
             tasks: The tasks, `imaml.Tasks`.
@@ -111,7 +111,7 @@ class DomainRecipe(Checked):
         )
 
     def scored_on(self, path: str) -> Self:
-        """Return the recipe to evaluate what was learned on other data.
+        """Return the recipe for evaluating a run on other data.
 
         Args:
             path: A file or folder.
@@ -125,7 +125,7 @@ class DomainRecipe(Checked):
         return self.with_data(path)
 
     def with_ways(self, ways: int) -> Self:
-        """Return the recipe to evaluate what was learned on tasks with another number of classes.
+        """Return the recipe for evaluating a run on tasks with another number of classes.
 
         Args:
             ways: The number of classes.
@@ -134,7 +134,7 @@ class DomainRecipe(Checked):
             The recipe.
 
         Raises:
-            ConfigError: If what was learned is for tasks of one number of classes.
+            ConfigError: If the run is for tasks with a fixed number of classes.
         """
         raise ConfigError(
             f"--ways: expected a run whose tasks may have any number of classes, got {type(self).__name__}. "
@@ -146,11 +146,11 @@ class DomainRecipe(Checked):
         return self
 
     def uncalibrated(self) -> Self:
-        """Return the recipe without what was measured of a run's parameters, which training changes."""
+        """Return the recipe without measurements of a run's parameters, which training changes."""
         return self
 
     def restored(self, stored: Self) -> Self:
-        """Return this recipe, read from an artefact, with what only its run's configuration knows.
+        """Return this recipe, read from an artefact, with the fields that only its run's configuration has.
 
         Args:
             stored: The recipe in the run directory's ``config.json``.

@@ -21,7 +21,7 @@ class Conv1D(Checked):
     """Convolutions over time with stride 2 and ReLU, the mean over time, then a linear head.
 
     Windows may have any length, the same for all rows of a batch. Each layer halves it, rounded up. Features
-    are averaged over time, so that outputs hardly depend on where in the window something happens.
+    are averaged over time, so that outputs hardly depend on where in the window an event occurs.
 
     As in `Conv4`, a convolution is shifted slices, concatenated, times one matrix: with kernels that differ
     between tasks XLA's own would become a grouped convolution, which is slow on a CPU.
@@ -36,7 +36,7 @@ class Conv1D(Checked):
         outputs: The number of outputs.
         filters: Filters of each layer.
         layers: The number of convolutions.
-        kernel: Steps of time that a filter covers.
+        kernel: Time steps that a filter covers.
         channels: Channels of a signal.
 
     Raises:

@@ -1,8 +1,8 @@
-"""What inner solvers share: the protocol, the loop over steps, and the status that follows from |F|.
+"""Code that inner solvers share: the protocol, the loop over steps, and the status, which follows from |F|.
 
-An inner solver finds phi with F(phi, theta, batch) = 0. Any function of the form of `InnerSolver` may be used
-with the implicit rule, differentiable or not. `stats.residual` is the norm of F itself at the value returned;
-the delta of the paper's Algorithm 2, |phi - phi*|, is at most this over the smallest curvature.
+An inner solver finds phi with F(phi, theta, batch) = 0. Any function with the signature of `InnerSolver` may
+be used with the implicit rule, differentiable or not. `stats.residual` is the norm of F itself at the value
+returned; the delta of the paper's Algorithm 2, |phi - phi*|, is at most this over the smallest curvature.
 
 A new solver that repeats a step is a subclass of `Stepping` that defines `iteration`. One that does not is a
 subclass of `Solver` that defines `_solve`.
@@ -72,7 +72,7 @@ class Instance(NamedTuple):
 
     @property
     def may_cycle(self) -> bool:
-        """Whether F is no gradient, so that steps against it may go around the solution."""
+        """Whether F is not a gradient, so that steps against it may go around the solution."""
         return self.problem.structure == "general"
 
     def residual(self, phi: Tree) -> Tree:
@@ -220,7 +220,7 @@ class Rated(Stepping[M]):
 def _fixed(task: Instance, memory: M, step: Step[M], steps: int) -> Solution:
     """The Solution after so many steps.
 
-    It ends as DIVERGED if |F| is then over ten times that at the start. Where F is no gradient, it ends as
+    It ends as DIVERGED if |F| is then over ten times that at the start. Where F is not a gradient, it ends as
     CYCLED if the second half of the path leads back to where it began, and |F| does not fall. It leads back
     if the distance between both ends is less than half of the path's length, as it is after more than 0.6 of
     a turn around a circle. A game's path may do so for ever.

@@ -35,8 +35,8 @@ class _Given(Checked, Solver):
 class External(_Given):
     """A solver that JAX can neither differentiate nor trace: a function of NumPy arrays, run on the host.
 
-    Only a solution is asked of it: the implicit rule has the meta-gradient from that alone. Under vmap it is
-    called task after task. An error that it raises is raised.
+    The implicit rule needs only its solution to compute the meta-gradient. Under vmap it is called for one
+    task after another. Its errors are passed on.
 
     Args:
         function: (objective, x0) -> x, with x0 and x flat vectors of shape (n,) and objective: x -> (value,
@@ -44,7 +44,7 @@ class External(_Given):
         tolerance: The |F| up to which the answer counts as converged; above it ends as OUT_OF_STEPS.
 
     Raises:
-        ConfigError: If `function` is no function, or `tolerance` no positive number.
+        ConfigError: If `function` is not a function, or `tolerance` no positive number.
 
     Example:
         >>> import imaml, jax.numpy as jnp, scipy.optimize
@@ -86,8 +86,8 @@ class External(_Given):
 class Custom(_Given):
     """Your own algorithm: a function (problem, theta, batch, phi0) -> phi that JAX can trace.
 
-    Nothing but a solution is asked of it: how it got there is neither stored nor differentiated. For
-    functions of NumPy arrays see `External`.
+    Only its solution is needed: the path to the solution is neither stored nor differentiated. For functions
+    of NumPy arrays see `External`.
 
     Args:
         function: It returns phi, shaped like phi0, the problem's adapted parameters. F is
@@ -95,7 +95,7 @@ class Custom(_Given):
         tolerance: The |F| up to which the answer counts as converged; above it ends as OUT_OF_STEPS.
 
     Raises:
-        ConfigError: If `function` is no function, or `tolerance` no positive number.
+        ConfigError: If `function` is not a function, or `tolerance` no positive number.
 
     Example:
         >>> import imaml, jax.numpy as jnp

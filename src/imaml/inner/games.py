@@ -1,7 +1,7 @@
-"""Inner solvers for games and other fields that are no gradients: extragradient, and optimistic descent.
+"""Inner solvers for games and other fields that are not gradients: extragradient, and optimistic descent.
 
-Where players pull against each other, simultaneous gradient steps circle around the solution, or away from
-it. Both methods here step against the field as it will be rather than as it is.
+If the players' gradients oppose each other, simultaneous gradient steps circle around the solution, or move
+away from it. Both methods here step against a prediction of the next field instead of the current one.
 """
 
 import jax
@@ -49,9 +49,9 @@ class ExtraGradient(Rated[None]):
 
 @recipe("inner", fresh={"learning_rate": 0.1, "steps": 5})
 class OptimisticDescent(Rated[Tree]):
-    """Optimistic descent, phi <- phi - rate (2 F - F before); one evaluation of F a step.
+    """Optimistic descent, phi <- phi - rate (2 F - F of the previous step); one evaluation of F per step.
 
-    It converges where `ExtraGradient` does, at rates below half of those.
+    It converges for the same problems as `ExtraGradient`, at rates below half of that method's.
 
     Args:
         learning_rate: The rate, a positive number.

@@ -31,7 +31,7 @@ class GradientDescent(Rated[None]):
     Args:
         learning_rate: A positive number, or `learned(...)`. In that case it is part of theta. `unrolled()`
             learns it by the query loss (Meta-SGD). At a solution that loss does not depend on it, so
-            `implicit()` learns it by how far one step more lowers the inner objective; see `rate_gradient`.
+            `implicit()` learns it by how far one more step lowers the inner objective; see `rate_gradient`.
         steps: The number of steps; with a tolerance, the most (by default 10,000).
         tolerance: Stop where |F| is at most this, in the units of the loss's gradient; or None for all steps.
 
@@ -58,7 +58,7 @@ class GradientDescent(Rated[None]):
         if isinstance(self.learning_rate, Learned) and not self.learning_rate.diagonal:
             raise ConfigError(
                 "GradientDescent: learning_rate: expected learned(..., per='all', 'leaf' or 'parameter'), "
-                f"as a rate is no matrix, got per={self.learning_rate.per!r}."
+                f"as a rate is not a matrix, got per={self.learning_rate.per!r}."
             )
 
     def parameters(self, problem: Problem, theta: Tree) -> Tree:
@@ -69,7 +69,7 @@ class GradientDescent(Rated[None]):
             theta: Meta-parameters.
 
         Returns:
-            A `Theta` with the logarithm of the rate, where that is `learned`; else theta as it is.
+            A `Theta` with the logarithm of the rate, if that is `learned`; otherwise theta itself.
         """
         if not isinstance(self.learning_rate, Learned):
             return theta
@@ -110,18 +110,19 @@ class GradientDescent(Rated[None]):
         return isinstance(self.learning_rate, Learned)
 
     def rate_gradient(self, task: Instance, phi: Tree) -> Tree:
-        """Give the derivative of the inner objective after one step more in the logarithms of the rates.
+        """Give the derivative of the inner objective after one more step in the logarithms of the rates.
 
         ```
         d/d log r  objective(phi - r F) / |F|^2  =  -r F(phi - r F) . F / |F|^2        F = F(phi), held fixed
         ```
 
-        It is negative where the next slope points the same way, and the rate then grows; at a minimum along
-        F it is zero. Divided by |F|^2, so that all tasks count alike, however far each has come.
+        It is negative if the next gradient has the same direction, and the rate then grows. At a minimum
+        along F it is zero. The division by |F|^2 gives all tasks the same weight, however close each is to
+        its solution.
 
         Args:
             task: The problem of one task.
-            phi: The adapted parameters that the steps have led to.
+            phi: The adapted parameters after the steps.
 
         Returns:
             A tree like `Theta.log_rate`; zero where F is.
@@ -158,9 +159,9 @@ class ProximalGradient(Rated[None]):
              = phi - learning_rate * F / (1 + learning_rate * strength)      in every parameter
 
     It converges for a learning_rate below 2 / the largest curvature of the *loss*, however large a strength
-    is. So it suits strengths learned per leaf or parameter, and prior precisions that lie decades apart,
-    where `GradientDescent` needs a rate below 2 / the largest. It is for problems anchored at theta by one
-    number, one a leaf or one a parameter.
+    is. So it suits strengths that are learned per leaf or parameter, and prior precisions that differ by
+    orders of magnitude. `GradientDescent` would need a rate below 2 / the largest. The problem's strength
+    must be one number, one per leaf or one per parameter.
 
     Args:
         learning_rate: A positive number.

@@ -1,17 +1,17 @@
-"""Trajectory optimisation by iterative LQR with control limits, and its derivative by one Riccati sweep more.
+"""Trajectory optimisation by iterative LQR with control limits, and its derivative by one more Riccati sweep.
 
     minimise over u_0 .. u_T-1      J = sum_t running(x_t, u_t, p) + final(x_T, p)
     where                           x_t+1 = dynamics(x_t, u_t, p),     low <= u_t <= high
 
 Iterative LQR (Li and Todorov 2004; with limits Tassa, Mansard and Todorov 2014) solves a linear-quadratic
-problem a step, backwards in time. At its solution dJ/du = 0 in the controls that are free, so by the implicit
-function theorem
+problem at each step, backwards in time. At the solution, dJ/du = 0 for the controls that are not at a limit,
+so by the implicit function theorem
 
     du*/dp = - J_uu^-1 J_up
 
-and J_uu^-1 v is the solution of one linear-quadratic problem more, now with the curvature of the dynamics in
-it (the Lagrangian's Hessian): linear in the horizon, whatever iterations were taken (Amos et al. 2018; IDOC,
-Xu, Gould and Teo 2023). Here p is any tree of arrays.
+and J_uu^-1 v is the solution of one more linear-quadratic problem, which includes the curvature of the
+dynamics (the Lagrangian's Hessian). Its cost is linear in the horizon and does not depend on the number of
+iterations (Amos et al. 2018; IDOC, Xu, Gould and Teo 2023). Here p is any tree of arrays.
 """
 
 import functools
@@ -164,7 +164,7 @@ def _backward(problem: _Quadratic, shift: Array, low: Array, high: Array) -> tup
 
 @dataclass(frozen=True)
 class ILQR(Checked):
-    """Iterative LQR for one kind of plant; hashable, its functions static.
+    """Iterative LQR for one kind of plant; hashable, with static functions.
 
     Args:
         dynamics: (state (n,), control (m,), p) -> the next state, smooth, of any p, a tree of arrays.
@@ -226,7 +226,7 @@ class ILQR(Checked):
         return jnp.concatenate([start[None], lax.scan(step, start, controls)[1]])
 
     def follow(self, parameters: Tree, start: Array, plan: Trajectory) -> tuple[Array, Array]:
-        """Follow a plan that was made for another plant, or about other controls, within the limits.
+        """Follow a plan that was made for another plant or another start, within the control limits.
 
         Args:
             parameters: p, a tree of arrays.
@@ -318,7 +318,7 @@ class ILQR(Checked):
 
         Returns:
             The gains of the linear-quadratic problem there, (T, m, n). They are zero for controls that are
-            held at a limit, and at a time from which on the trajectory is no minimum of that problem.
+            held at a limit, and at a time from which on the trajectory is not a minimum of that problem.
         """
         about = self._about(parameters, states, controls, False)
         free = self._gradient(parameters, states[0], controls)[1]
@@ -452,8 +452,8 @@ class ILQR(Checked):
     def controls(self, parameters: Tree, start: Array, guess: Array) -> Array:
         """Find the optimal controls, to be differentiated in parameters and start, in either mode.
 
-        The derivative is that of the solution, by one Riccati sweep, whatever iterations were taken. It is as
-        good as the solution is (`stats.residual` of the plan), and 0 for controls held at a limit.
+        One Riccati sweep gives the derivative of the solution; it does not depend on the iterations. It is as
+        accurate as the solution (`stats.residual` of the plan), and 0 for controls held at a limit.
 
         Args:
             parameters: p, a tree of arrays.
@@ -467,7 +467,7 @@ class ILQR(Checked):
         return self.through(parameters, start, found)
 
     def through(self, parameters: Tree, start: Array, plan: Trajectory) -> Array:
-        """Make a function of parameters and start of the controls of a plan; see `controls`.
+        """Return a plan's controls as a function of parameters and start; see `controls`.
 
         Args:
             parameters: p, a tree of arrays.

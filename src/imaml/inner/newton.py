@@ -26,9 +26,9 @@ SUFFICIENT = 1e-4  # Armijo: the share of the decrease that the slope promises (
 class NewtonCG(Stepping[None]):
     """Truncated Newton, phi <- phi + a d with H d = -F by conjugate gradients (Hessian-free).
 
-    Where CG meets negative curvature the direction is its iterate before that, or -F where there is none:
-    always one of descent. The length a is 1, halved until the objective falls by at least 1e-4 of what the
-    slope promises, at most `halvings` times; then phi stays.
+    If CG meets negative curvature, the direction is the iterate before it, or -F if there is none. It is
+    always a descent direction. The step length a starts at 1 and is halved, at most `halvings` times, until
+    the objective falls by at least 1e-4 of the linear prediction; otherwise phi stays unchanged.
 
     It is the inner solver of "iMAML, Hessian-free". It needs a problem that minimises something, and has no
     reverse mode, so it is not for `unrolled()`.
@@ -102,10 +102,10 @@ def _searched(objective: Callable[[Tree], Array], phi: Tree, slope: Tree, direct
 class Newton(Stepping[None]):
     """Newton's method on F = 0, phi <- phi - A^-1 F with A = dF/dphi, for a problem of any structure.
 
-    It has no line search. It converges only from near enough, quadratically with a `linear` that is exact,
-    and otherwise ends as DIVERGED or OUT_OF_STEPS. Where the problem minimises something `NewtonCG` is safer.
-    With a fixed number of steps every derivative goes through it, so it is for `unrolled()` and, one step of
-    it, `one_step()`.
+    It has no line search. It converges only if it starts close to a solution, quadratically if `linear` is
+    exact. Otherwise it ends as DIVERGED or OUT_OF_STEPS. If the problem minimises something, `NewtonCG` is
+    safer. With a fixed number of steps it can be differentiated in both modes, so it suits `unrolled()` and,
+    with one step, `one_step()`.
 
     Args:
         steps: The number of steps; with a tolerance, the most (by default 100).

@@ -109,9 +109,9 @@ class _Wrapped(Stepping[None]):
 class LBFGS(_Wrapped):
     """Limited-memory BFGS with a line search, through Optimistix.
 
-    The line search compares values of the objective, so |F| below the root of the dtype's precision is mostly
-    out of reach: it ends as STAGNATED where 30 steps brought nothing. It needs a problem that minimises
-    something, and has no reverse mode, so it is not for `unrolled()`.
+    The line search compares values of the objective, so it seldom reaches an |F| below the square root of the
+    dtype's precision. It ends as STAGNATED if 30 steps bring no progress. It needs a problem that minimises
+    something, and has no reverse mode, so it does not work with `unrolled()`.
 
     Args:
         steps: The most steps (by default 1,000); a step is one trial of the line search.
@@ -168,7 +168,7 @@ class NonlinearCG(_Wrapped):
 class LevenbergMarquardt(_Wrapped):
     """Levenberg-Marquardt, through Optimistix, for `least_squares(residuals, strength)`; see `LBFGS`.
 
-    Each step factorises the Jacobian, so it is for problems of up to some thousand parameters.
+    Each step factorises the Jacobian, so it suits problems of up to a few thousand parameters.
 
     Args:
         steps: The most steps (by default 1,000).

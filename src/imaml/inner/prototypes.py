@@ -23,9 +23,9 @@ class Prototypes(Checked, Solver):
 
         -|x - m_c|^2 = 2 m_c . x - |m_c|^2 - |x|^2
 
-    is linear in x but for its last term, which no softmax notices. So a class's column of the head has the
-    weights 2 m_c and the bias -|m_c|^2. That solves no inner problem: it is for the rule `unrolled()`, that
-    is for the method `maml`, which then learns the features of a prototypical network. Other rules refuse it.
+    is linear in x except for its last term, which does not change a softmax. So a class's column of the head
+    has the weights 2 m_c and the bias -|m_c|^2. That solves no inner problem, so only the rule `unrolled()`
+    (the method `maml`) accepts it. It then learns the features of a prototypical network.
 
     It needs a problem whose loss derives from `imaml.LinearSquares` and has unit vectors as targets; of the
     adapted parameters one is a bias ``(c,)``, whose part of the design is ones, and the others are weights

@@ -87,8 +87,8 @@ class SGD(_Minibatch):
     drawn from the key of the call, key(0) where none is given.
 
     The rate after t steps is rate_t = learning_rate / (1 + decay t). Without decay it ends in a ball around
-    the solution, the larger the rate; `stats.residual`, which is |F| on all rows, says so. With decay it
-    converges like 1/t.
+    the solution, whose radius grows with the rate; `stats.residual`, which is |F| on all rows, shows this.
+    With decay it converges like 1/t.
 
     Args:
         learning_rate: A positive number.
@@ -128,8 +128,8 @@ class SVRG(_Minibatch):
 
     The snapshot is taken at the start of every epoch. The estimate is unbiased, and its variance vanishes at
     the solution, so it converges linearly at a constant rate. An epoch costs three passes over the rows. The
-    loss must be a mean over rows, as for `SGD`. F on all rows is known at every snapshot, so looking at the
-    tolerance is free.
+    loss must be a mean over rows, as for `SGD`. F on all rows is known at every snapshot, so checking the
+    tolerance costs nothing.
 
     Args:
         learning_rate: A positive number.

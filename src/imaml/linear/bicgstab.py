@@ -44,9 +44,9 @@ class BiCGStabState(NamedTuple):
 class BiCGStab(Iterative[BiCGStabState]):
     """Stabilised biconjugate gradients, for any invertible A; two products a step.
 
-    Where a step is not finite, the iterate before it stays and the solve ends as BREAKDOWN. The
-    implementation is our own: Lineax 0.1.1 divides 0 by 0 for A = I. In float32 it also takes a negative
-    alpha or omega, which indefinite systems have, for a breakdown.
+    If a step is not finite, the previous iterate is kept and the solve ends as BREAKDOWN. The implementation
+    is our own: Lineax 0.1.1 divides 0 by 0 for A = I. In float32 it also mistakes a negative alpha or omega,
+    which indefinite systems have, for a breakdown.
 
     Args:
         steps: The most steps; with no tolerance, the number of steps.

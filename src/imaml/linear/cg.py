@@ -135,21 +135,20 @@ def conjugate_gradients(matvec: Matvec, b: Tree, most: int, threshold: Array) ->
 class CG(Iterative[CGState]):
     """Conjugate gradients, for A symmetric positive definite; one product a step.
 
-    Stops when |r| <= tolerance |b|, after `steps`, or where a direction p shows p.Ap <= 0. In the last case
-    the system is not positive definite: `stats.negative_curvature` is True, the status is
-    NEGATIVE_CURVATURE, and the value is the iterate *before* that direction (zero where it was the first).
-    It never divides by such a curvature and never returns NaN.
+    It stops when |r| <= tolerance |b|, after `steps`, or at a direction p with p.Ap <= 0. In the last case
+    the system is not positive definite: `stats.negative_curvature` is True, the status is NEGATIVE_CURVATURE,
+    and the value is the iterate *before* that direction (zero where it was the first). It never divides by a
+    nonpositive curvature and never returns NaN.
 
-    That no direction showed negative curvature does not prove that there is none: docs/gotchas.md says how
-    often it is unseen. For symmetric indefinite systems use `MINRES`, for general ones `GMRES`, `BiCGStab` or
-    `Dense`.
+    A may be indefinite even if no direction has negative curvature: docs/gotchas.md measures how often. For
+    symmetric indefinite systems use `MINRES`, for general ones `GMRES`, `BiCGStab` or `Dense`.
 
     Args:
         steps: The most steps; with no tolerance, the number of steps.
-        tolerance: The relative residual to reach. With a tolerance the residual reported is the true one, at
-            the price of one product; without, it is the one that the recursion carries along. With both None
-            it iterates to eps^(3/4) of the dtype.
-        precondition: `Diagonal()`, `Nystrom(rank)`, whose sketch takes `rank` products more, or None.
+        tolerance: The relative residual to reach. With a tolerance, the reported residual is the true one,
+            which costs one more product. Without, it is that of the recursion. With both None it iterates to
+            eps^(3/4) of the dtype.
+        precondition: `Diagonal()`, `Nystrom(rank)`, whose sketch takes `rank` more products, or None.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -170,7 +169,7 @@ class CG(Iterative[CGState]):
 
     @property
     def uses_anchor(self) -> bool:  # type: ignore[override]
-        """Whether it needs the anchor: its preconditioner is made of it."""
+        """Whether it needs the anchor, from which its preconditioner is built."""
         return self.precondition is not None
 
     @property

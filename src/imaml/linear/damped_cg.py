@@ -1,4 +1,4 @@
-"""Conjugate gradients with as much damping as the Ritz values ask for."""
+"""Conjugate gradients with damping that the Ritz values determine."""
 
 from typing import ClassVar
 
@@ -13,24 +13,24 @@ from .lanczos import eigenpairs, krylov
 
 @recipe("linear")
 class DampedCG(Checked, Solver):
-    """The iterate of conjugate gradients for (A + d I) x = b, d the least that the Ritz values ask for.
+    """The iterate of conjugate gradients for (A + d I) x = b, where the Ritz values determine d.
 
     After `steps` of Lanczos from b, with Ritz values theta_1 <= theta_2 ... of A,
 
         d = max(0, floor - theta_1),        floor = share * the least strength.
 
-    That is no more than what lifts the smallest Ritz value to the floor, and nothing where all are above it.
-    A + d I has the same Krylov space as A, so x takes no further products:
+    That is the least d that lifts the smallest Ritz value to the floor, and 0 if all are above it. A + d I
+    has the same Krylov space as A, so x needs no further products:
 
         x = |b| V (T + d I)^-1 e_1,         V the Lanczos basis, T tridiagonal.
 
     Where d > 0 the status is DAMPED, `stats.damping` is d, and the residual reported is that of A itself, not
-    of A + d I. The basis takes `steps` times the memory of b. It starts at zero, so it raises ConfigError for
-    a first guess x0.
+    of A + d I. The basis takes `steps` times the memory of b. The solver starts at zero, and raises
+    ConfigError for a first guess x0.
 
-    It is made for systems that ought to be positive definite and are not, as those of deep networks adapted
-    in few steps. That the Ritz values set the damping is our own. What is returned is the gradient of no
-    loss; docs/indefinite.md has the other choices.
+    It is made for systems that should be positive definite but are not, such as those of deep networks
+    adapted in few steps. Setting the damping by the Ritz values is our own method. The resulting
+    meta-gradient is not the gradient of a loss; docs/indefinite.md compares the alternatives.
 
     Args:
         steps: The steps of Lanczos.

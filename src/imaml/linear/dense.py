@@ -18,11 +18,11 @@ ACCURACY = 1e-3  # the relative residual from which on a matrix counts as singul
 
 @recipe("linear")
 class Dense(Solver):
-    """The exact solve by the whole matrix, n products and n^3 work: for tests and small problems.
+    """The exact solution from the whole matrix: n products and n^3 operations, for tests and small problems.
 
     The matrix is made by `vmap` over the identity and factorised (LU). For symmetric structures its smallest
-    eigenvalue is computed, so `stats.negative_curvature` is exact; the value is the exact solution all
-    the same. A singular matrix ends as STAGNATED. Systems above 20,000 unknowns raise ConfigError.
+    eigenvalue is computed, so `stats.negative_curvature` is exact. The value is the exact solution even if A
+    is indefinite. A singular matrix ends as STAGNATED. Systems above 20,000 unknowns raise ConfigError.
 
     Example:
         >>> import jax.numpy as jnp

@@ -56,9 +56,9 @@ class _Basis(NamedTuple):
 class GMRES(Iterative[GMRESState]):
     """Generalised minimal residuals, for any invertible A; one product a step.
 
-    Of all x in the Krylov space of as many dimensions as products were taken, it finds that with the least
-    |b - A x|. That is soon a good one where few eigenvalues of A are far from the others. A solve in which a
-    round of `restart` products stagnated ends as BREAKDOWN: keep more vectors, or use `Dense`.
+    It finds the x with the smallest |b - A x| in the Krylov space, whose dimension is the number of products.
+    It converges fast if few eigenvalues of A are far from the others. If a round of `restart` products
+    stagnates, the solve ends as BREAKDOWN: increase `restart`, or use `Dense`.
 
     Args:
         steps: The most products; with no tolerance, the number of products.

@@ -1,4 +1,4 @@
-"""The solver that multiplies by an inverse which the problem knows."""
+"""The solver that multiplies by an inverse that the problem provides."""
 
 from typing import ClassVar
 
@@ -12,12 +12,12 @@ from .dense import ACCURACY
 
 @recipe("linear")
 class Inverse(Solver):
-    """The exact solve by an inverse in closed form, as that of a squared loss of a network's head.
+    """The exact solution by an inverse in closed form, such as that for a squared loss of a network's head.
 
-    Such a problem is of a loss that derives from `imaml.LinearSquares`. The system is then in the features
-    or in the rows, whichever are fewer, however many classes there are. ``Newton(steps=1, linear=Inverse())``
-    is the inner solver to go with it, which is exact, too. An answer with a relative residual above 1e-3 ends
-    as STAGNATED.
+    The problem needs a loss that derives from `imaml.LinearSquares`. The unknowns are then the features or
+    the rows, whichever are fewer; the number of classes does not matter. The matching inner solver is
+    ``Newton(steps=1, linear=Inverse())``, which is also exact. A solution with a relative residual above 1e-3
+    ends as STAGNATED.
 
     Example:
         >>> import jax.numpy as jnp

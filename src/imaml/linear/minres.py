@@ -105,9 +105,9 @@ def _step(product: Product, eps: float, s: MINRESState) -> MINRESState:
 class MINRES(Iterative[MINRESState]):
     """Minimal residuals, for A symmetric, also indefinite; one product a step.
 
-    |b - A x| falls at every step. Where A is indefinite the answer is the solution all the same. What it
-    means for learning is another matter, as phi is then no minimum. `stats.negative_curvature` says that a
-    Ritz value was not positive, which is seen where `CG` of as many steps would see it.
+    |b - A x| falls at every step. It solves the system even if A is indefinite. The meta-gradient may then be
+    of little use, because phi is not a minimum. `stats.negative_curvature` reports a Ritz value that is not
+    positive; it is detected if `CG` with as many steps would detect it.
 
     Args:
         steps: The most steps; with no tolerance, the number of steps.
@@ -169,7 +169,7 @@ class MINRES(Iterative[MINRESState]):
             state: The last state.
 
         Returns:
-            The Outcome; STAGNATED where it stopped with steps to spare and the residual says no.
+            The Outcome; STAGNATED if it stopped early with a large residual.
         """
         early = state.steps < self.most(system.b.size)
         ending = jnp.where(early, int(Ending.STAGNATED), int(Ending.OUT_OF_STEPS))

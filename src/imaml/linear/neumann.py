@@ -36,8 +36,8 @@ class NeumannState(NamedTuple):
 class Neumann(Iterative[NeumannState]):
     """The Neumann series, x += scale (b - A x): plain fixed-point iteration.
 
-    It converges where the spectral radius of I - scale A is below 1. It needs on the order of the condition
-    number of products where `CG` needs its square root, and is here to compare with.
+    It converges if the spectral radius of I - scale A is below 1. The number of products grows with the
+    condition number; that of `CG` grows with its square root. It is provided for comparison.
 
     Args:
         steps: The most steps; with no tolerance, the number of steps.

@@ -19,7 +19,7 @@ from .base import Outcome, Product, Solver, System
 
 @recipe("preconditioner")
 class Diagonal:
-    """The preconditioner M = diag(anchor): of use where strengths differ much, as learned ones do.
+    """The preconditioner M = diag(anchor): useful if strengths differ much, as learned strengths do.
 
     Example:
         >>> import imaml, jax.numpy as jnp
@@ -60,17 +60,17 @@ class Sketch(NamedTuple):
 
 @recipe("linear", "preconditioner")
 class Nystrom(Checked, Solver):
-    """A from its largest directions, by the randomised Nystrom approximation; also a preconditioner.
+    """The randomised Nystrom approximation of A by its largest directions; also a preconditioner.
 
     As a solver it gives x = (H_r + S)^-1 b with H_r of rank `rank`, by Woodbury's formula. It takes `rank`
-    products, all at once, one more for the residual that it reports, and no steps. It is right where the
-    curvature has few large directions; otherwise its residual says how wrong it is.
-    `stats.steps` counts the products, and a first guess x0 has no effect.
+    products, all at once, and one more for the reported residual, but no steps. It is accurate if the
+    curvature has few large directions; otherwise its residual measures the error. `stats.steps` counts the
+    products, and a first guess x0 has no effect.
 
-    As `CG(precondition=Nystrom(rank))` it gives M^-1, with the least of the curvatures found for all others.
+    In `CG(precondition=Nystrom(rank))` it gives M^-1; all other directions get the smallest curvature found.
 
-    It is made for H positive semidefinite. Negative directions that the sketch shows are excluded from it.
-    Where they are steeper than the anchor, `stats.negative_curvature` says so.
+    It is made for positive semidefinite H. Negative directions that the sketch finds are excluded. If their
+    curvature exceeds the anchor in magnitude, `stats.negative_curvature` is True.
 
     Args:
         rank: The number of directions, and of products.

@@ -1,4 +1,4 @@
-"""Newton steps and linear solves that go on until a requested accuracy of the meta-gradient."""
+"""Newton steps and linear solves that continue until the meta-gradient has the requested accuracy."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -24,15 +24,15 @@ MOST = 1000  # steps of conjugate gradients in one solve
 
 @recipe()
 class Tightening(Checked):
-    """An accuracy that tightens in training: max(last, first / (1 + step / pace)^power).
+    """An accuracy that becomes stricter during training: max(last, first / (1 + step / pace)^power).
 
-    Far from the optimum a rough meta-gradient suffices. Outer learning converges if the accuracies have a
-    finite sum, so power > 1. At step None (a gradient outside of training) the accuracy is `last`.
+    Far from the optimum a rough meta-gradient suffices. Meta-training converges if the sum of the accuracies
+    is finite, so power > 1. At step None (a gradient outside of training) the accuracy is `last`.
 
     Attributes:
         first: The accuracy at step 0, relative to a task's meta-gradient.
         last: The smallest accuracy.
-        pace: The number of steps over which it tightens.
+        pace: The time scale of the decrease, in steps.
         power: The rate of decrease.
 
     Example:

@@ -235,7 +235,8 @@ def solve(
         The adapted parameters, a full tree. Shared parameters are theta's own.
 
     Raises:
-        ConfigError: If `rule` is no rule, or `phi0` is shaped otherwise than where the problem begins.
+        ConfigError: If `rule` is not a rule, or the shapes of `phi0` differ from those of the problem's
+            start.
         StructureError: If the rule does not accept the problem or the solver.
 
     Example:

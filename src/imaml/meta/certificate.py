@@ -6,7 +6,7 @@ g(phi, u) the meta-gradient that both mean. With D the derivative in phi at fixe
     |g(phi, u) - g*|  <=  |B|/mu (|v - A u| + |D(v - A u)| R)  +  |Dg| R,      R = |F(phi)| / mu
 
 (docs/certificates.md, inequality 2; Pedregosa 2016 and Grazzi et al. 2020 have its ancestors). The norms are
-those over the ball of radius R about phi. Whether they are proved, sampled or declared makes the grade.
+those over the ball of radius R about phi. The grade depends on whether they are proved, sampled or declared.
 """
 
 from collections.abc import Callable
@@ -48,10 +48,10 @@ class Certificate(Checked):
     """How to bound a meta-gradient's error; `certify=True` means `Certificate()`.
 
     Newton steps are taken from phi, and the linear system is solved again after each, until the remaining
-    error is small. The bound is the distance between both meta-gradients, plus a bound of the error that
-    remains.
+    error is small. The bound is the distance between the first and the last meta-gradient, plus a bound of
+    the remaining error.
 
-    The grade says what it rests on (`solution.status.certification`):
+    The grade (`solution.status.certification`) says what the bound is based on:
 
     - PROVED: the problem is quadratic, as read from its program, and has at most `dense` adapted parameters;
       or it is declared convex and every constant that varies is declared (`lipschitz`). No probability, no

@@ -24,7 +24,7 @@ def error_estimate(
 
     e is one step of conjugate gradients for A e = F(phi). What the bound multiplies with a norm is evaluated
     here at one point, phi - e. m is the smallest Ritz value, or the least strength if that is less, and
-    |B^T v| / |v| stands for |B|. It is no bound: e is one step only, and m may lie above the smallest
+    |B^T v| / |v| stands for |B|. It is not a bound: e is one step only, and m may lie above the smallest
     eigenvalue.
 
     Args:

@@ -50,8 +50,8 @@ class Metrics(NamedTuple):
         linear_residual: |b - A u| / |b|.
         linear_steps: Iterations of the linear solver.
         negative_curvature: Whether the linear solver met negative curvature.
-        error_estimate: The norm of the meta-gradient's error, estimated; NaN if that was not asked for.
-        error_bound: A bound of it where `certified`.
+        error_estimate: An estimate of the norm of the meta-gradient's error; NaN if it was not requested.
+        error_bound: A bound of that norm, where `certified`.
         inner_status: How the inner solves ended.
         linear_status: How the linear solves ended.
         used: Whether the task is in the mean. A task is excluded if its loss, gradient or residuals are not
@@ -125,10 +125,10 @@ class View(NamedTuple):
 
 
 class Solving(NamedTuple):
-    """How new tasks are solved in evaluation and use, where that differs from training.
+    """How new tasks are solved in evaluation and use, if that differs from training.
 
-    Training affords few inner steps for each of very many tasks. A new task is solved once, and may want
-    smaller steps, more of them, and another strength. Theta does not depend on it.
+    Training can afford only few inner steps for each of very many tasks. A new task is solved once, and may
+    need smaller steps, more steps, and another strength. Theta does not depend on these settings.
 
     Attributes:
         problem: A problem with the same theta.
@@ -155,8 +155,8 @@ class Origin(NamedTuple):
 class MetaGradient(Checked, ByContent):
     """A method: the mean over tasks of a meta-gradient, as `IMAML`, `MAML`, `FOMAML` and `Reptile` make it.
 
-    Two methods with equal content are equal, so they are one static argument to `jax.jit`. Inside jit nothing
-    can be raised for failed tasks: call `check(metrics)` on the host.
+    Two methods with equal content are equal, so `jax.jit` compiles once for both. Inside jit no error can be
+    raised for failed tasks: call `check(metrics)` on the host.
 
     Args:
         problem: One task's inner problem.
@@ -254,10 +254,10 @@ class MetaGradient(Checked, ByContent):
         return replace(self, rule=replace(self.rule, certify=self.rule.certificate or True))
 
     def init(self, domain: Network | Tree, key: Key = None) -> Tree:
-        """Fresh meta-parameters for a domain's network, or for parameters that there are.
+        """Initial meta-parameters for a domain's network, or from given parameters.
 
         Args:
-            domain: The domain, or where no domain is, the tree of parameters that tasks start at.
+            domain: The domain; without one, the tree of parameters from which tasks start.
             key: A random key for the domain's network; None with parameters.
 
         Returns:
@@ -282,7 +282,7 @@ class MetaGradient(Checked, ByContent):
         return self.problem.mean(self.start(theta))
 
     def start(self, theta: Tree) -> Tree:
-        """The part of theta that new tasks need, and that an artefact keeps.
+        """The part of theta that new tasks need, and that an artefact stores.
 
         Args:
             theta: The meta-parameters.
@@ -293,7 +293,7 @@ class MetaGradient(Checked, ByContent):
         return theta if self.view is None else self.view.narrow(theta)
 
     def kept(self, domain: Network, key: Array) -> Tree:
-        """The part of fresh meta-parameters that an artefact keeps; needs no data behind the domain.
+        """The part of initial meta-parameters that an artefact stores; the domain needs no data.
 
         Args:
             domain: The domain.
@@ -316,7 +316,7 @@ class MetaGradient(Checked, ByContent):
             The full tree of adapted parameters, and the inner Solution.
 
         Raises:
-            ConfigError: If theta is no tree of real floats.
+            ConfigError: If theta is not a tree of real floats.
         """
         require_parameters("adapt", theta)
         theta = self.start(theta)
@@ -397,7 +397,7 @@ class MetaGradient(Checked, ByContent):
         return gradient, metrics
 
     def check(self, metrics: Metrics) -> None:
-        """Acts on excluded tasks by the policy; on the host, after a jitted step.
+        """Applies the policy to excluded tasks; call it on the host, after a jitted step.
 
         Args:
             metrics: What the jitted method returned with the meta-gradient.

@@ -159,7 +159,7 @@ class Implicit(ImplicitBase):
     Args:
         linear: The linear solver, such as ``CG(steps=5)``. It may be omitted if `accuracy` is given.
         certify: Whether `IMAML` bounds each task's error: True, or a `Certificate`.
-        correct: Whether `IMAML` takes one Newton step more, after which the error falls with the square of
+        correct: Whether `IMAML` takes one more Newton step, after which the error falls with the square of
             the inner solution's. The linear steps then count its products, too.
         accuracy: The error asked for, relative to the norm of a task's meta-gradient, or a `Tightening`.
             Newton steps and linear solves go on from the inner solution until it is reached.
@@ -229,9 +229,9 @@ def implicit_vjp(
 ) -> tuple[Tree, Solution]:
     """The cotangent of theta, -(dF/dtheta)^T A^-T cotangent with A = dF/dphi.
 
-    The direct term d query_loss / d theta is not in it: add it. Shared parameters are theta's own, so their
-    cotangent passes straight through: this is the transpose of d phi/d theta for the full phi that `solve`
-    returns.
+    It does not include the direct term d query_loss / d theta: add it yourself. Shared parameters are those
+    of theta, so their cotangent passes through unchanged: this is the transpose of d phi/d theta for the full
+    phi that `solve` returns.
 
     Args:
         problem: The inner problem.

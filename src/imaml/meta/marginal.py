@@ -157,7 +157,7 @@ def surprise(problem: Problem, rooted: Theta, batch: Tree) -> Array:
         A scalar; NaN if the Hessian at the mode is not positive definite.
 
     Raises:
-        StructureError: If the loss is no sum of negative log likelihoods, or outputs are not linear in the
+        StructureError: If the loss is not a sum of negative log likelihoods, or outputs are not linear in the
             adapted parameters.
     """
     loss, root = likelihood_of("likelihood", problem).given(rooted), root_matrix(problem, rooted)
@@ -346,7 +346,7 @@ def fitted(problem: Problem, theta: Tree, batches: Tree) -> Fitted:
         What the likelihood says.
 
     Raises:
-        StructureError: If the loss is no sum of negative log likelihoods, the model is not linear, or too
+        StructureError: If the loss is not a sum of negative log likelihoods, the model is not linear, or too
             many numbers are learned.
     """
     with jax.enable_x64(True):
@@ -408,7 +408,7 @@ def doubled(value: Tree) -> Tree:
 
 
 def _require_few(count: int) -> None:
-    """Check that the Hessian is no large matrix."""
+    """Check that the Hessian is not a large matrix."""
     if count > MOST:
         raise StructureError(
             f"likelihood: expected at most {MOST} learned numbers, got {count}. Hint: let fewer coefficients "

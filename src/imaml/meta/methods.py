@@ -40,13 +40,12 @@ def IMAML(
     Args:
         problem: One task's inner problem, usually `proximal`.
         query_loss: The outer loss, (phi, theta, batch) -> scalar.
-        inner: The inner solver; it sets how well each task is solved (delta).
-        linear: The linear solver; it sets how well its linear system is solved (delta').
+        inner: The inner solver; it determines how accurately each task is solved (delta).
+        linear: The linear solver; it determines how accurately the linear system is solved (delta').
         certify: Whether each task's error is bounded (`Metrics.error_bound`): True, or a `Certificate`.
             Without it the error is only estimated.
-        correct: Whether one Newton step more is taken, after which the error falls with delta squared.
-        accuracy: The error asked for instead, relative to a task's meta-gradient, or a `Tightening`; see
-            `implicit`.
+        correct: Whether one more Newton step is taken, after which the error falls with delta squared.
+        accuracy: The requested error, relative to a task's meta-gradient, or a `Tightening`; see `implicit`.
         **options: `policy`, `chunk`, `mesh`, `measure` and `new_task` of `MetaGradient`.
 
     Returns:
@@ -182,7 +181,7 @@ def Reptile(
 ) -> MetaGradient:
     """Reptile: theta - phi_k on `plain(loss)`; on `proximal` the gradient of the inner optimum's value.
 
-    Both learn from a task's data as one batch; the query loss is only measured. The displacement theta -
+    Both use all of a task's data as one batch; the query loss is only reported. The displacement theta -
     phi_k has the units of theta: plain SGD with an outer learning rate of 1 moves theta to the mean phi. The
     proximal form is strength (theta - phi*).
 
@@ -287,8 +286,8 @@ def Joint(
     Args:
         domain: Gives the loss of all classes at once (`joint_loss`), parameters with all their outputs
             (`wide`), and what a new task starts at, with a fresh head (`narrow`).
-        problem: How a new task is learned from there: ``domain.problem(None)`` fine-tunes the whole network,
-            ``domain.problem(None, "head")`` the head alone.
+        problem: The inner problem of a new task: ``domain.problem(None)`` fine-tunes the whole network,
+            ``domain.problem(None, "head")`` only the head.
         inner: The inner solver for new tasks.
         grouped: Whether it is multi-task learning: a head for every group of classes on one shared body,
             instead of one head for all.

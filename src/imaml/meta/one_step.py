@@ -1,4 +1,4 @@
-"""One-step differentiation: through the last inner step alone (Bolte, Pauwels and Vaiter 2023)."""
+"""One-step differentiation: only through the last inner step (Bolte, Pauwels and Vaiter 2023)."""
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -60,7 +60,7 @@ class OneStep(Differentiated):
         require_reversible(self.owner, "last", self.last, hint)
 
     def solution(self, inner: InnerSolver, task: Instance) -> Solution:
-        """Solve the problem, and take one step more; the status is the worse of both."""
+        """Solve the problem, and take one more step; the status is the worse of both."""
         require_anchor(task.problem, self.owner, RULES)
         self.refuse(task.problem, inner)
         before = inner(*lax.stop_gradient(task))

@@ -32,8 +32,8 @@ from .base import Learning, RuleBase, TaskGradient
 class ThenPulled(Checked, Solver):
     """Gradient descent on the loss alone, then one step towards theta, as in the published code.
 
-    It takes `steps` steps on the loss from theta, then one on strength/2 |phi - theta|^2. The result solves
-    no problem: `stats.residual` is its distance from the anchored one's solution.
+    It takes `steps` steps on the loss from theta, then one on strength/2 |phi - theta|^2. The result does not
+    solve a problem: `stats.residual` is the residual of the regularised problem.
 
     Attributes:
         learning_rate: Of all steps.

@@ -1,4 +1,4 @@
-"""Rules that differentiate through the inner steps, or leave them out."""
+"""Rules that differentiate through the inner steps, or ignore them."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -45,9 +45,10 @@ class Task(NamedTuple):
     """Tasks to learn from, with a leading axis of tasks on every leaf.
 
     Attributes:
-        support: What a task is learned from, any pytree.
-        query: What the learned parameters are scored on, any pytree. None for methods that learn from all
-            of a task's rows at once (evidence, moments, reptile), which else join both.
+        support: The data that a task adapts to, any pytree.
+        query: The data that the adapted parameters are scored on, any pytree. It may be None for methods that
+            learn from all of a task's rows at once (evidence, moments, reptile); otherwise they join both
+            sets.
     """
 
     support: Tree
@@ -55,7 +56,7 @@ class Task(NamedTuple):
 
     @property
     def asked(self) -> Tree:
-        """The query set, or the support set where there is no other."""
+        """The query set, or the support set if there is no query set."""
         return self.support if self.query is None else self.query
 
     def whole(self, join: Callable[[Tree, Tree], Tree]) -> Tree:
@@ -65,7 +66,7 @@ class Task(NamedTuple):
             join: Joins both sets, (support, query) -> batch.
 
         Returns:
-            The batch; the support set where there is no other.
+            The batch; the support set if there is no query set.
         """
         return self.support if self.query is None else join(self.support, self.query)
 
@@ -73,15 +74,15 @@ class Task(NamedTuple):
 class Problem(ByContent):
     """One inner problem, made by `proximal`, `plain`, `stationary`, `fixed_point`, `game` or `equilibrium`.
 
-    Two problems are equal if they are of one class and their fields have equal content. So equal problems are
-    one static argument to `jax.jit`, and a function of them compiles once.
+    Two problems are equal if they have the same class and their fields have equal content. So `jax.jit`
+    compiles a function once for equal problems.
 
     A problem is also a pytree. Its only leaf is the strength, which can be traced, batched and
     differentiated; the rest is static. In `residual` and `objective`, `phi` holds the adapted parameters
     only, and None in the places of shared ones; `full` gives the whole tree that losses take.
 
-    A kind of your own is a frozen dataclass with `kind`, `structure` and `residual`. It is a pytree without
-    further ado; fields named in `leaves` are its leaves.
+    A kind of your own is a frozen dataclass with `kind`, `structure` and `residual`. It is registered as a
+    pytree automatically; the fields named in `leaves` are its leaves.
 
     Attributes:
         kind: The name in messages.
@@ -90,7 +91,7 @@ class Problem(ByContent):
         anchored: Whether the solution depends on theta other than through where the solver starts.
         has_objective: Whether F is the gradient of a scalar, which `objective` returns.
         has_precision: Whether F has a term P (phi - theta), with P given by `precision`.
-        diagonal: Whether A is a loss's curvature plus a known diagonal, one strength for every parameter.
+        diagonal: Whether A is a loss's curvature plus a known diagonal, a strength for each parameter.
         loss: The loss (phi, batch) -> scalar, or the field, where there is one.
         strength: The regularisation strength, None where there is none or it is learned.
         adapt: Which leaves a task adapts.
@@ -186,7 +187,7 @@ class Problem(ByContent):
             batch: The support set.
 
         Returns:
-            The value, a scalar; None if F is no gradient (`has_objective` is False).
+            The value, a scalar; None if F is not a gradient (`has_objective` is False).
         """
         return None
 
@@ -208,7 +209,7 @@ class Problem(ByContent):
         return jax.grad(lambda p: self.objective(p, theta, batch))(phi)
 
     def init(self, theta: Tree, batch: Tree, key: Key = None) -> Tree:
-        """Choose where the inner solver starts.
+        """Return the point at which the inner solver starts.
 
         Args:
             theta: The meta-parameters.

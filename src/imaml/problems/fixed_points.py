@@ -90,7 +90,7 @@ def stationary(objective: Objective, init: Start | None = None, structure: str =
         The problem.
 
     Raises:
-        ConfigError: If `objective` cannot be called, or `structure` is another.
+        ConfigError: If `objective` cannot be called, or `structure` is another value.
 
     Example:
         >>> import jax.numpy as jnp

@@ -158,7 +158,7 @@ class Categorical:
             noise: Not used.
 
         Returns:
-            The sum, a scalar; NaN if a label is the number of no class.
+            The sum, a scalar; NaN if a label is not the number of a class.
 
         Raises:
             ConfigError: If labels are not whole numbers, one for each row.
@@ -199,10 +199,10 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Density:
-    """Rows with a log density of one's own.
+    """Rows with a user-defined log density.
 
-    The functions are hashable, and take what belongs to one row. With `mean` and `draw` a run predicts
-    targets and simulates their intervals; without, it predicts outputs.
+    The functions are hashable, and take the values of one row. With `mean` and `draw` a run predicts targets
+    and simulates their intervals; without them, it predicts outputs.
 
     Args:
         log_density: ``(outputs (k,), target (...)) -> log p(target)``, a scalar, twice differentiable in the
@@ -211,7 +211,7 @@ class Density:
         draw: ``(key, outputs (k,)) -> a random target (...)``, or None.
 
     Raises:
-        ConfigError: If one is no function.
+        ConfigError: If one is not a function.
 
     Example:
         >>> import jax.numpy as jnp
@@ -245,7 +245,7 @@ class Density:
             The sum, a scalar.
 
         Raises:
-            ConfigError: If the log density of a row is no scalar.
+            ConfigError: If the log density of a row is not a scalar.
         """
         targets = _field(batch, "targets", self.kind)
         logs = jax.vmap(self.log_density)(by_row(outputs), targets)
@@ -310,7 +310,7 @@ class NegativeLogLikelihood(CompositeLoss):
 
     model: CompositeLoss
     noise: float | Array | Learned | None = None
-    summed: ClassVar[bool] = True  # over rows, so that some of them are no estimate of all
+    summed: ClassVar[bool] = True  # over rows, so that some of them are not estimate of all
 
     @property
     def likelihood(self) -> Likelihood:
@@ -427,11 +427,12 @@ def likelihood(loss: CompositeLoss, noise: float | Learned | None = None) -> Neg
     sum_i -log p(y_i | phi, x_i)  +  1/2 (phi - theta)^T P (phi - theta)
     ```
 
-    For a *mean* loss over n rows the strength would be P / n, another one for every task. Do not use it with
+    For a *mean* loss over n rows the strength would be P / n, which differs between tasks. Do not use it with
     solvers that take a few rows at a time, such as SGD.
 
     Args:
-        loss: A loss object with `outputs` and `likelihood`, as those of the domains. Its `cost` is not used.
+        loss: A loss object with `outputs` and `likelihood`, like those of the domains. Its `cost` is not
+            used.
         noise: The variance of Gaussian rows, in squared units of the targets: a number, or
             ``learned(initial, per="all")``; by default learned from 1.0.
 

@@ -1,9 +1,9 @@
-"""Half squares of outputs that are linear in the adapted parameters, as those of a network's head are.
+"""Half squares of outputs that are linear in the adapted parameters, such as those of a network's head.
 
     loss = 1/(2n) |X W - Y|^2      the design X (n, d), the adapted parameters W (d, c), the targets Y (n, c)
     A    = X^T X / n + diag(s)     with the strengths s, and the same for each of the c columns of W
 
-A is a matrix of d unknowns, not of d c. Its inverse needs a system in d unknowns or in n, whichever is less.
+A has d unknowns instead of d c. Its inverse needs a system with d or n unknowns, whichever is less.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Losses with more structure than a function has: compositions, half squares, joined tasks."""
+"""Losses with more structure than a plain function: compositions, half squares, joined tasks."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ def gauss_newton_slope(loss: CompositeLoss, phi: Tree, full: Callable[[Tree], Tr
 
 
 def composed(outputs: Callable[[Tree, Tree], Tree], cost: Callable[[Tree, Tree], Array]) -> Composed:
-    """Make the loss cost(outputs(phi, batch), batch), which says what Gauss-Newton curvature needs to know.
+    """Make the loss cost(outputs(phi, batch), batch), in the two parts that Gauss-Newton curvature needs.
 
-    A loss object of your own with two such methods, `outputs` and `cost`, does as well.
+    You may instead pass your own object with the two methods `outputs` and `cost`.
 
     Args:
         outputs: The model, (phi, batch) -> any pytree.

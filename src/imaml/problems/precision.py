@@ -34,9 +34,9 @@ DENSE_MOST = 2_000  # parameters that a dense precision is learned for: 32 MB in
 
 
 class Theta(NamedTuple):
-    """Meta-parameters where more is learned than where tasks start.
+    """Meta-parameters with more learned quantities than the starting point of tasks.
 
-    A learned quantity has the logarithm of its values here; one that is not learned has None. With
+    A learned quantity is stored as the logarithm of its values; one that is not learned is None. With
     ``per="all"`` that is a scalar, with ``per="leaf"`` a tree of one scalar for each adapted leaf, and with
     ``per="parameter"`` a tree shaped like the adapted parameters.
 
@@ -61,13 +61,13 @@ class Theta(NamedTuple):
 
     @classmethod
     def of(cls, theta: Tree) -> Theta:
-        """Return meta-parameters as a `Theta`, whose mean they are if they are none yet.
+        """Return meta-parameters as a `Theta`; parameters that are not a `Theta` become its mean.
 
         Args:
             theta: Meta-parameters.
 
         Returns:
-            ``theta`` itself if it is a `Theta`, else one with ``theta`` as its mean.
+            ``theta`` itself if it is a `Theta`, otherwise one with ``theta`` as its mean.
         """
         return theta if isinstance(theta, Theta) else cls(theta)
 
@@ -235,7 +235,7 @@ def learned(initial: float, per: str = "leaf", rank: int = 5) -> Learned:
         rank: The rank, for ``per="low-rank"``.
 
     Returns:
-        The declaration, to be passed in the place of a number.
+        The declaration, to be passed instead of a number.
 
     Raises:
         ConfigError: If an argument is not valid.

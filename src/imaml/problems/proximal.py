@@ -1,4 +1,4 @@
-"""Problems of a loss: with a quadratic anchor, without one, and of a field."""
+"""Problems of a loss, with or without quadratic regularisation, and of a field."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Proximal(Problem):
 
     @property
     def diagonal(self) -> bool:  # type: ignore[override]
-        """Whether the anchor has one strength for every parameter, and is no matrix that mixes them."""
+        """Whether the anchor has one strength for every parameter, and is not a matrix that mixes them."""
         return self.learns is None or self.learns.diagonal
 
     def residual(self, phi: Tree, theta: Tree, batch: Tree) -> Tree:
@@ -222,8 +222,8 @@ def proximal(
 ) -> Proximal:
     """Make the paper's inner problem: minimise loss(phi, batch) + strength/2 |phi - theta|^2 over phi.
 
-    Its structure is "spd". That holds where the loss's curvature exceeds -strength at the solution; linear
-    solvers report where they find that it does not.
+    Its structure is "spd". That is correct if the loss's curvature exceeds -strength at the solution; linear
+    solvers report if they find that it does not.
 
     Args:
         loss: (phi, batch) -> scalar; phi is the full tree of parameters, batch any pytree.
@@ -234,7 +234,7 @@ def proximal(
             The others are shared: they stay at theta, and get their exact gradient through F.
         curvature: "hessian", or "gauss-newton" for a loss made by `composed`. A is then J^T H J + strength
             and never indefinite. The implicit gradient is that of the problem with its outputs linearised at
-            phi, which is another one unless the outputs fit or are linear.
+            phi. It differs from the exact one unless the outputs are linear or fit the data.
         convex: Whether the loss is convex in phi, which a certificate may rely on.
         lipschitz: A Lipschitz constant of the loss's Hessian in the adapted parameters (in the spectral
             norm): a number, or a function support -> number. A certificate may rely on it instead of
@@ -274,7 +274,7 @@ def proximal(
 
 
 def plain(loss: Loss, adapt: Adapt = None) -> Plain:
-    """Make the inner problem without an anchor: minimise loss(phi, batch) from theta on, as MAML does.
+    """Make the inner problem without regularisation: minimise loss(phi, batch) starting at theta, as in MAML.
 
     Its solution depends on theta only through the path taken, so the implicit rule does not accept it; use
     `unrolled()` or `first_order()`.
@@ -287,7 +287,7 @@ def plain(loss: Loss, adapt: Adapt = None) -> Plain:
         The problem.
 
     Raises:
-        ConfigError: If `loss` cannot be called, or `adapt` is no selection.
+        ConfigError: If `loss` cannot be called, or `adapt` is not a selection.
 
     Example:
         >>> import jax.numpy as jnp
@@ -301,8 +301,9 @@ def plain(loss: Loss, adapt: Adapt = None) -> Plain:
 def equilibrium(field: Field, strength: Tree, adapt: Adapt = None) -> Equilibrium:
     """Make the anchored problem field(phi, batch) + strength (phi - theta) = 0; its structure is "general".
 
-    For learners that follow no gradient of one loss, such as temporal differences or the players of a game.
-    The solution is stable if no eigenvalue of the field's derivative has a real part of -strength or less.
+    It is for learners that do not follow the gradient of one loss, such as temporal differences or the
+    players of a game. The solution is stable if no eigenvalue of the field's derivative has a real part of
+    -strength or less.
 
     Args:
         field: (phi, batch) -> a tree like phi, the full tree. A solver steps against it; for a loss to be

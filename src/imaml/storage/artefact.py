@@ -92,8 +92,8 @@ def read_artefact(path: str | Path) -> tuple[dict[str, np.ndarray], JsonObject]:
         The arrays by name, and the description.
 
     Raises:
-        ArtefactError: If there is no such file, it is no artefact, it is damaged or truncated, its format is
-            newer, or a value is NaN or infinite.
+        ArtefactError: If there is no such file, it is not an artefact, it is damaged or truncated, its format
+            is newer, or a value is NaN or infinite.
 
     Example:
         ``arrays, description = read_artefact("artefact.safetensors")``

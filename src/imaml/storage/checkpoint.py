@@ -91,7 +91,7 @@ class Checkpoints(Checked):
             The file, which is then on the disk itself.
 
         Raises:
-            CheckpointError: If a leaf is no array, or the directory cannot be written.
+            CheckpointError: If a leaf is not an array, or the directory cannot be written.
         """
         if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
             raise CheckpointError(f"step: expected a whole number, at least 0, got {step!r}.")

@@ -45,7 +45,7 @@ def flatten_names(tree: Tree, refusal: type[ImamlError] = ArtefactError) -> dict
         The leaves by name, in the tree's order. A tree that is one leaf has the name "value".
 
     Raises:
-        ImamlError: ``refusal``, if a leaf is no array, or two leaves have one name.
+        ImamlError: ``refusal``, if a leaf is not an array, or two leaves have one name.
 
     Example:
         ``flatten_names({"conv1": {"weight": weight}})`` returns ``{"conv1/weight": weight}``.
@@ -98,7 +98,7 @@ def on_host(tree: Tree, refusal: type[ImamlError]) -> dict[str, np.ndarray]:
         NumPy arrays by name.
 
     Raises:
-        ImamlError: ``refusal``, if a leaf is no array, or its dtype cannot be stored.
+        ImamlError: ``refusal``, if a leaf is not an array, or its dtype cannot be stored.
     """
     arrays = {key: np.asarray(leaf, order="C") for key, leaf in flatten_names(tree, refusal).items()}
     for key, array in arrays.items():

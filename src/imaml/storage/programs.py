@@ -15,10 +15,10 @@ _kept: list[Path] = []  # the folder that programs are kept in, once one was ask
 def keep_programs(folder: str | Path | None = None, *, least: float = LEAST) -> Path | None:
     """Keep compiled programs on disk, so that the same work starts sooner in the next process.
 
-    It is JAX's persistent compilation cache, which is one for the whole process: it keeps your own programs,
-    too. So `imaml` turns it on only if it is asked to, here or by the command line. Call it once, before the
-    first `imaml.load` or `imaml.fit`. If you have set JAX's JAX_COMPILATION_CACHE_DIR, a path, that stands.
-    Programs that are kept are trusted: do not share the folder with users that you do not trust.
+    This turns on JAX's persistent compilation cache, which is shared by the whole process: it also stores
+    your own programs. So only this function and the command line turn it on. Call it once, before the first
+    `imaml.load` or `imaml.fit`. If JAX_COMPILATION_CACHE_DIR is set, that folder is used. JAX trusts the
+    stored programs: do not share the folder with users that you do not trust.
 
     Args:
         folder: The folder. By default ``$XDG_CACHE_HOME/imaml/compiled``, or ``~/.cache/imaml/compiled``,

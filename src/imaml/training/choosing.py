@@ -280,7 +280,7 @@ class _Trials:
         scores = ", ".join(f"{one.score:.4g} with {other}" for other, one in self.tried.items())
         why = f"validation {self.domain.criterion[0]} of short trials: {scores}"
         if name.endswith(RANDOM):
-            why_not = "random parameters are a better start than those after steps on all rows"
+            why_not = "random parameters are a better start than the pretrained ones"
             choices[:] = [Choice("pretrain", 0, why_not) if c.name == "pretrain" else c for c in choices]
         choices.append(Choice("method", f"imaml, {name}", why))
         best = self.tried[name]

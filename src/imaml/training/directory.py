@@ -154,7 +154,7 @@ def check_resumable(folder: Path, described: Config | str) -> None:
     Raises:
         ConfigError: If it holds no run, or one of another configuration.
     """
-    hint = "leave that as it was, or start a new run from what this one has learned (--from)."
+    hint = "restore it, or start a new run from this run's parameters (--from)."
     if isinstance(described, str):
         same, difference = f'"kind": "{PYTHON}"' in _content(folder), f"now {described}"
     else:
@@ -164,9 +164,9 @@ def check_resumable(folder: Path, described: Config | str) -> None:
         difference = first_difference(old, new)
         if new["training"]["steps"] != old["training"]["steps"] and new["optimiser"].get("schedule"):
             hint = (
-                "the learning rate falls to zero at the last step, so that with another number those taken "
-                "would have been others. Start a new run from what this one has learned (--from). A run with "
-                "a constant learning rate (schedule=constant) may be prolonged."
+                "the learning rate falls to zero at the last step, so another number would have changed the "
+                "steps already taken. Start a new run from this run's parameters (--from). A run with a "
+                "constant learning rate (schedule=constant) can be extended."
             )
         same = difference is None
     if not same:

@@ -109,7 +109,7 @@ class _MetaEstimator(BaseEstimator):
         if groups is None:
             warnings.warn(
                 f"{type(self).__name__}.fit: groups: expected the task of each row, got None, so rows are "
-                "dealt at random into tasks. Hint: fit(X, y, groups=groups); in cross-validation "
+                "assigned to random tasks. Hint: fit(X, y, groups=groups); in cross-validation "
                 "params={'groups': groups}.",
                 RuntimeWarning,
                 stacklevel=2,
@@ -216,22 +216,22 @@ class MetaRegressor(RegressorMixin, _MetaEstimator):
     """Learns from many tasks how to predict numbers, as an estimator of scikit-learn.
 
     `fit` learns a starting point from rows whose ``groups`` say which task they belong to. `adapt` then
-    learns a new task from few rows. Before, `predict` returns the prediction for the population of all tasks.
-    docs/own_tasks.md has cross-validation by groups.
+    learns a new task from few rows. Before `adapt`, `predict` returns the prediction for the population of
+    all tasks. docs/own_tasks.md shows cross-validation by groups.
 
     Args:
         model: The network; see `imaml.fit`.
         loss: The loss of a row: "squared" (the default), "poisson", "negative_binomial", or a function.
         shots: Rows of a task to learn from: a whole number, or a share of its rows. By default half of them.
         queries: The most rows of a task to be predicted in a step.
-        order: Whether to learn from "random" rows of a task (the default) or from its "first" ones.
+        order: Whether to learn from "random" rows of a task (the default) or from its "first" rows.
         validation: The share of groups that are held out, to choose the strength and to calibrate intervals.
         standardise: Whether numbers are coded by their mean and standard deviation.
         method: How to learn, a recipe such as ``imaml.config.Method("maml", ...)``; by default implicit MAML.
         strength: The regularisation strength; by default the best of a few short trials.
         adapted: Which parameters a task adapts; `imaml.fit` calls it ``adapt``.
         optimiser: The outer optimiser, `imaml.Optimiser` or an Optax transform.
-        pretrain: The most steps on all rows without adaptation, before.
+        pretrain: The most steps of pretraining on all rows, without adaptation.
         tasks_per_step: Tasks in each step.
         steps: The most steps.
         minutes: The most minutes. Results then depend on the speed of the machine.
@@ -239,11 +239,11 @@ class MetaRegressor(RegressorMixin, _MetaEstimator):
         verbose: Whether to show the run on stderr.
 
     Attributes:
-        learner_: What was learned; `learner_.save(path)` writes a file that `imaml.load` reads.
+        learner_: The trained learner; `learner_.save(path)` writes a file that `imaml.load` reads.
         predictor_: The task that is predicted, `imaml.Predictor`; None for the population of all tasks if the
             model normalises by support rows.
-        choices_: What was chosen, and why.
-        n_iter_: The steps that were taken.
+        choices_: The choices that were made, and why.
+        n_iter_: The number of steps.
         n_features_in_: The number of features.
         feature_names_in_: Their names, if ``X`` was a data frame.
 
@@ -265,7 +265,7 @@ class MetaRegressor(RegressorMixin, _MetaEstimator):
         return tags
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """Predict the task that was adapted to; before, the population of all tasks.
+        """Predict for the adapted task; before `adapt`, for the population of all tasks.
 
         Args:
             X: Inputs ``(rows, ...)``.
@@ -294,8 +294,8 @@ class MetaRegressor(RegressorMixin, _MetaEstimator):
         Args:
             X: Inputs ``(rows, ...)``.
             y: Targets.
-            groups: None to score `predict`. The task of each row to adapt to each task, with as many rows as
-                in `fit`, and to score the predictions for its others.
+            groups: None to score `predict`. With the task of each row, the score adapts to each task, with as
+                many rows as `fit`, and scores the predictions for the other rows.
 
         Returns:
             The score.
@@ -368,7 +368,7 @@ class MetaClassifier(ClassifierMixin, _MetaEstimator):
         return self.classes_[predictor.predict(X)]
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """Predict classes of the task that was adapted to; before, of the population of all tasks.
+        """Predict classes for the adapted task; before `adapt`, for the population of all tasks.
 
         Args:
             X: Inputs ``(rows, ...)``.

@@ -1,4 +1,4 @@
-"""An experiment: the objects of a run, built once, and what is done with them."""
+"""An experiment: the objects of a run, built once, and the operations on them."""
 
 import contextlib
 import dataclasses
@@ -123,7 +123,7 @@ class Experiment:
         Raises:
             ConfigError: If arguments do not fit, or ``out`` holds another run.
             NumericalError: If no task of a step is usable, or one is not and the policy is "raise".
-            CheckpointError: If the run is to be resumed and no checkpoint is sound.
+            CheckpointError: If the run is to be resumed and no checkpoint is valid.
         """
         directory = None if out is None else Path(out)
         if resume and directory is None:
@@ -194,12 +194,12 @@ def train(
 ) -> Run:
     """Learn meta-parameters on a domain's training tasks.
 
-    A run of recipes alone (a domain of this package, `imaml.config.Method`, `imaml.Optimiser`) stores its
+    A run made only of recipes (a domain of this package, `imaml.config.Method`, `imaml.Optimiser`) stores its
     configuration, so that `imaml.load` and the command line can use and resume it. A run with a method made
     by `imaml.IMAML(...)` or with an Optax transform can be resumed from Python, with the same objects.
 
     Ctrl-C or SIGTERM stops the run after the current step, with a checkpoint. While the first step is
-    compiled, or during a validation, it stops at once; a resumed run repeats the validation.
+    compiled, or during a validation, the run stops immediately; a resumed run repeats the validation.
 
     Args:
         domain: Where tasks come from.
@@ -207,7 +207,7 @@ def train(
         optimiser: The outer optimiser, or any Optax transform. By default ``imaml.Optimiser()``.
         out: The run directory (config.json, events.jsonl, checkpoints/, artefact.safetensors), or None to
             write nothing.
-        resume: Whether to continue from the newest sound checkpoint in ``out``. The result is bit for bit
+        resume: Whether to continue from the newest valid checkpoint in ``out``. The result is bit for bit
             that of an uninterrupted run on the same machine and devices.
         start: Meta-parameters to start from, or None for fresh ones.
         progress: None or True shows the run on stderr; False shows warnings only.
@@ -222,7 +222,7 @@ def train(
         ConfigError: If arguments do not fit, or ``out`` holds another run.
         NumericalError: If no task of a step is usable, or one is not and the policy is "raise". The last
             good state is in a checkpoint.
-        CheckpointError: If the run is to be resumed and no checkpoint is sound.
+        CheckpointError: If the run is to be resumed and no checkpoint is valid.
 
     Example:
         >>> import imaml

@@ -1,4 +1,4 @@
-"""`fit`: from a user's tasks to a run. What the user leaves open is chosen from the data, and reported."""
+"""`fit`: from a user's tasks to a run. It chooses unset options from the data, and reports its choices."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fit(
 ) -> Run:
     """Learn from many tasks a starting point from which a new task is learned from few rows.
 
-    What is not given is chosen from the data; `Run.choices` says what was chosen, and why.
+    Options that are not given are chosen from the data; `Run.choices` lists the choices and their reasons.
 
     Args:
         tasks: The tasks; see `imaml.Tasks`.
@@ -90,9 +90,9 @@ def fit(
         shots: Rows of a support set: a whole number, or a share of the task's rows between 0 and 1. Of
             episodes: rows of each class. By default half of a task's rows.
         queries: The most rows of a query set; of episodes: rows of each class.
-        order: Whether a support set has "random" rows of a task (the default) or its "first" ones.
+        order: Whether a support set has "random" rows of a task (the default) or its "first" rows.
         ways: Classes of an episode.
-        validation: The share of tasks for validation, unless `tasks` has splits of its own.
+        validation: The share of tasks for validation, unless `tasks` has its own splits.
         test: The share of tasks for testing.
         standardise: Whether numbers are coded by the mean and the standard deviation of training rows.
         method: How to learn, a recipe such as ``imaml.config.Method("maml", ...)``. By default implicit MAML,
@@ -105,20 +105,20 @@ def fit(
             ``imaml.Optimiser("newton")`` fits a mixed model to all rows of the training tasks by maximum
             likelihood: the parameters that `adapt` names vary between tasks, and `Run.likelihood` has
             standard errors (docs/tables.md).
-        pretrain: The most steps on all rows without adaptation, from which meta-training starts; of them the
-            parameters are kept that fit validation tasks best. By default at most 2,000, and none for
+        pretrain: The most steps of pretraining on all rows, without adaptation. Meta-training starts from the
+            pretrained parameters that fit validation tasks best. By default at most 2,000, and none for
             episodes or with `method`.
         tasks_per_step: Tasks in each step.
         steps: The most steps.
-        minutes: The most minutes of training, trials included; compiling and scoring come on top. By default
-            1 if `steps` is not given either.
+        minutes: The most minutes of training, trials included; compiling and scoring take additional time. By
+            default 1 if `steps` is not given either.
         seed: Draws splits, initial parameters and tasks.
         out: A run directory to write, or None.
         start: Meta-parameters to start from, such as ``imaml.load(path).theta``, or None for fresh ones.
         progress: None or True shows the choices and the run on stderr; False shows warnings only.
-        on_step: Called with a dict ("step", "seconds", "theta"; in steps that are logged "loss" and others as
-            well) after each step; the run ends if it returns True. `imaml.loggers` has loggers.
-        on_validation: Called likewise after each validation, with "scores", "ci95" and "best" as well.
+        on_step: Called after each step with a dict ("step", "seconds", "theta"; at logged steps also "loss"
+            and others); the run ends if it returns True. `imaml.loggers` has loggers.
+        on_validation: Called after each validation, with a dict that also has "scores", "ci95" and "best".
 
     Returns:
         The run. `run.evaluate()` scores it on the test tasks, `run.adapt(x, y)` adapts to a new one, and
@@ -198,8 +198,8 @@ def fit(
                     training = replace(training, **_rhythm(domain, planned))
     elif strength is not None or adapt is not None or pretrain is not None:
         raise ConfigError(
-            "fit: method: expected None with strength=, adapt= or pretrain=, which are options of the usual "
-            f"one, got {type(method).__name__}. Hint: pass strength and adapt to the method."
+            "fit: method: expected None with strength=, adapt= or pretrain=, which are options of the "
+            f"default method, got {type(method).__name__}. Hint: pass strength and adapt to the method."
         )
     if progress is not False:
         for choice in choices:
@@ -290,7 +290,7 @@ def _calibrated(run: Run, domain: TasksDomain) -> Run:
     count = min(domain.size("validation") or CALIBRATION, CALIBRATION)
     try:
         errors = scaled_errors(run.learner, domain, "validation", count, run.config.training.seed)
-    except StructureError:  # of a method without a prior, such as MAML, or with one that is no precision
+    except StructureError:  # of a method without a prior, such as MAML, or with one that is not a precision
         return run
     failed = sum(not each.size for each in errors)
     if failed:

@@ -260,7 +260,7 @@ def _percent(share: float) -> str:
 def _error(event: JsonObject) -> list[str]:
     """Return what is known of the meta-gradient's error, in words: certified before estimated.
 
-    An unknown error is no part of the line: the line at the end counts the steps where it was unknown.
+    An unknown error is not part of the line: the line at the end counts the steps where it was unknown.
     """
     bound, estimate = event.get("error_bound"), event.get("error_estimate")
     if event.get("certified"):
@@ -341,7 +341,7 @@ class _Words:
             at += f" of {self.total}" if self.total and get("reason") not in ("steps", "failed") else ""
             ended = f"ended at {at}{after}: {REASONS.get(get('reason', ''), get('reason'))}"
             if get("kept") is not None:
-                ended += f"; kept the parameters of step {event['kept']}, whose validation is the best"
+                ended += f"; kept the parameters of step {event['kept']}, with the best validation score"
             if get("converged") is not None:
                 ended += f"; {'converged' if event['converged'] else 'not converged'}"
             if not self.unknown:

@@ -50,7 +50,7 @@ class Run:
     """What a training run has learned.
 
     Attributes:
-        theta: The meta-parameters, the moving average where one is kept.
+        theta: The meta-parameters; their moving average if there is one.
         domain: Where tasks came from.
         method: How the meta-parameters were learned.
         config: The configuration, or None for a run of objects that were not built from recipes.
@@ -59,7 +59,7 @@ class Run:
         folder: The run directory, or None.
         last: The latest validation, or None.
         choices: What `imaml.fit` chose, and why.
-        untrained: Whether theta is as it was drawn at random, before the first step.
+        untrained: Whether theta is still the random initialisation, before the first step.
     """
 
     theta: Tree
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def learner(self) -> Learner:
-        """What was learned, as `imaml.load` returns it; ConfigError if the run has no configuration."""
+        """The learner, as `imaml.load` returns it; ConfigError if the run has no configuration."""
         if self.config is None:
             raise ConfigError(
                 "run: expected a run with a configuration, got one of objects without a JSON form. Hint: "
@@ -119,15 +119,15 @@ class Run:
         self.learner.save(path)
 
     def likelihood(self) -> Fitted:
-        """Say what the likelihood of all rows of the training tasks is at theta, by Laplace's method.
+        """Return the likelihood of all rows of the training tasks at theta, by Laplace's method.
 
         Returns:
             The log likelihood, standard errors, and how far theta is from the maximum, in the units of the
             coded data.
 
         Raises:
-            StructureError: If the loss is no sum of negative log likelihoods, or the model is not linear.
-            ConfigError: If tasks are drawn with a part of their rows only.
+            StructureError: If the loss is not a sum of negative log likelihoods, or the model is not linear.
+            ConfigError: If tasks are drawn with only a part of their rows.
         """
         if not self.domain.draws_all("train"):
             raise ConfigError(
@@ -148,7 +148,7 @@ class Run:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Evaluation:
-        """Score what was learned; see `imaml.evaluate`.
+        """Score the run; see `imaml.evaluate`.
 
         Args:
             on: Other tasks than those of the run, `imaml.Tasks` for a run of `imaml.fit`; or a domain.
@@ -395,8 +395,8 @@ class Loop:
                 self.journal.write("warning", message=f"{message} ({self.failing} such steps so far.)")
         if not np.isfinite(np.asarray(report["gradient_norm"])):
             raise NumericalError(
-                f"step {count + 1}: expected a finite meta-gradient, as every task's is, got another. "
-                "Hint: lower the learning rate, or set --optimiser.clip."
+                f"step {count + 1}: expected a finite meta-gradient, as that of every task is, got NaN or "
+                "infinity. Hint: lower the learning rate, or set --optimiser.clip."
             )
         return new, report
 
@@ -442,7 +442,7 @@ class Loop:
         self.last, self.owed = result, False
         name, higher = domain.criterion
         score, sign = result.scores[name], 1 if higher else -1
-        # Losses are of the tasks that did not fail: with more failures a smaller one is no improvement.
+        # Losses are of the tasks that did not fail: with more failures a smaller one is not an improvement.
         fewer = result.failed < self.failed
         better = not math.isnan(score) and (
             math.isnan(self.best)
@@ -454,7 +454,7 @@ class Loop:
             self.best, self.failed = score, result.failed
         if better and self.training.restore_best:
             self.kept = count, self._theta(state)
-        self.began += time.monotonic() - began  # a validation is no training time
+        self.began += time.monotonic() - began  # a validation is not training time
         found = {name: getattr(result, name) for name in ("scores", "ci95", "before", "tasks", "failed")}
         facts = {**found, "different": result.different, "best": better}
         self.journal.write("validation", step=count, seconds=self._seconds(), **facts)

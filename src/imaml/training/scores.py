@@ -1,4 +1,4 @@
-"""What an evaluation found: scores, baselines and their comparison, as JSON and as text."""
+"""The results of an evaluation: scores, baselines and their comparison, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ class Evaluation:
         headline: The score that a validation is judged by.
         higher_is_better: Whether more of it is better.
         baseline_values: The baselines' scores of each task.
-        different: Of a domain with a fixed number of tasks: how many different ones were drawn. Draws of one
-            task are averaged first, so that intervals are over different tasks.
-        number: Of such a domain, and of one whose draws are not all different: which task each draw is.
+        different: For a domain with a fixed number of tasks, the number of different tasks that were drawn.
+            Draws of one task are averaged first, so that intervals are over different tasks.
+        number: For such a domain, and for one whose draws are not all different, the task of each draw.
         held_out: False if the split has no tasks of its own, and those of training were scored.
-        unscored: Number of tasks without a finite score, of "before" and of each baseline that has such.
+        unscored: Number of tasks without a finite score, for "before" and for each baseline that has such
+            tasks.
         before_values: Scores of each task before adaptation.
-        coverage: Of calibrated prediction intervals: their level, the share of query rows that they cover,
-            a mean over tasks, and the half-width of its interval; else None.
-        oracles: The baselines that know what no method can. No verdict names them.
-        names: What the numbers of tasks stand for, where scores are listed by it: alphabets, for example.
+        coverage: For calibrated prediction intervals, their level, the share of query rows that they cover (a
+            mean over tasks), and the half-width of its interval; otherwise None.
+        oracles: The baselines that use information that no method has. No verdict names them.
+        names: Names for the numbers of tasks if scores are listed by group: alphabets, for example.
     """
 
     scores: Mapping[str, float]
@@ -155,7 +156,7 @@ class Evaluation:
         return means[name], widths[name]
 
     def verdicts(self) -> list[str]:
-        """Say what the differences show: which baseline is better, and what adaptation is not better than.
+        """Say what the differences show: which baselines are better, and which do not differ significantly.
 
         Returns:
             Sentences; none if adaptation is better than all.
@@ -168,7 +169,7 @@ class Evaluation:
             gaps = {"before adaptation": self.gained(self.headline), **gaps}
         alike = [name.replace("_", " ") for name, (gap, half) in gaps.items() if abs(gap) <= half]
         if alike:
-            found.append(f"no difference can be shown from: {', '.join(alike)}")
+            found.append(f"no significant difference from: {', '.join(alike)}")
         if "loss" in self.before_values and self.headline != "loss":
             gap, half = self.gained("loss")
             if gap > half:
@@ -229,9 +230,9 @@ class Evaluation:
             what = draws_text(self.tasks, self.different)
         lines = [f"{what} ({self.split} split, seed {self.seed})"]
         if self.split == "train":
-            lines[0] += "; these are tasks of training"
+            lines[0] += "; these are training tasks"
         elif not self.held_out:
-            lines[0] += "; none was held out for that split: these are tasks of training"
+            lines[0] += "; none was held out for that split: these are training tasks"
         facts = [(f"{name} before adaptation", self.before[name], self.before_ci95[name])]
         kinds = {name: "after adaptation"}
         if inductive in self.scores:

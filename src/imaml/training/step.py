@@ -121,7 +121,7 @@ class NewtonStep:
         """Check what can be, and prepare the program."""
         if not getattr(method.rule, "marginal", False):
             raise ConfigError(
-                "optimiser: expected the method evidence with name='newton', got another, with the rule "
+                "optimiser: expected the method evidence with name='newton', got one with the rule "
                 f"{type(method.rule).__name__}. Hint: --method.name=evidence, or --optimiser.name=adam."
             )
         if tasks != domain.size("train"):

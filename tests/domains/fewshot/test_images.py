@@ -707,11 +707,11 @@ BAD_SPLITS = {
     ),
     "csv without a header, and with a file that is not there": (
         csv_of(b"2.jpg,x\n1.jpg,x\n"),
-        r"train.csv, line 1: .*images/2.jpg is no file",
+        r"train.csv, line 1: .*images/2.jpg is not a file",
     ),
     "csv with a file that is not there": (
         lost_file,
-        r"train.csv, line 3: expected .*got .'2.jpg', 'x'., and .*images/2.jpg is no file",
+        r"train.csv, line 3: expected .*got .'2.jpg', 'x'., and .*images/2.jpg is not a file",
     ),
     "csv without labels": (csv_of(b"filename,label\n1.jpg\n"), "line 2: expected the header .*got .'1.jpg'."),
     "csv without lines": (csv_of(b"filename,label\n"), "expected the header .*got no images"),

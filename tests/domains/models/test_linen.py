@@ -84,7 +84,7 @@ def test_other_collections_are_constant():
             self.sow("intermediates", "x", x)
             return nn.Dense(2)(x) + seen.value + level.value
 
-    with pytest.warns(RuntimeWarning, match="the batch statistics level stay as they are"):
+    with pytest.warns(RuntimeWarning, match="the batch statistics level are constant"):
         network = as_network(Net(), EXAMPLE)
     assert not network.normalises
     theta = network.init(jax.random.key(0))

@@ -103,7 +103,7 @@ def test_batch_statistics_of_other_layers_are_named():
         def __call__(self, x):
             return x @ self.weight[...] + self.level[...]
 
-    with pytest.warns(RuntimeWarning, match="the batch statistics level stay as they are"):
+    with pytest.warns(RuntimeWarning, match="the batch statistics level are constant"):
         network = as_network(Net(), EXAMPLE)
     assert not network.normalises
 

@@ -270,7 +270,7 @@ def test_dates_are_refused_as_features_unless_they_are_to_be_numbers(form, tmp_p
         DataError, match=r"column 'date': expected numbers or categories, got dates"
     ) as caught:
         made(path)
-    assert "Hint: say --dates=days for days since 1970-01-01" in str(caught.value)
+    assert "Hint: set --dates=days for days since 1970-01-01" in str(caught.value)
     if not form.startswith("%Y"):
         with pytest.raises(DataError, match=r"row 1 .* expected a date such as 2024-05-31, got"):
             made(path, dates="days")

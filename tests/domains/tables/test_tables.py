@@ -90,13 +90,13 @@ BAD = {
         HEAD + "a,1,2\na,,3\na,2,3\n",
         {},
         "rows.csv, row 2 below the header (line 3 of the file), column 'day': expected a value, got an empty "
-        "cell. Hint: fill them, or say --missing=drop or --missing=mean.",
+        "cell. Hint: fill them, or set --missing=drop or --missing=mean.",
     ),
     "missing cells below a cell of two lines and a blank line": (
         'who,day,score\n"a\nb",1,2\n\na,,3\na, ,3\na,nan,3\na,2,\n',
         {},
         "rows.csv, row 2 below the header (line 5 of the file), column 'day': expected a value, got an empty "
-        "cell (missing in all: 1 in 'score', 3 in 'day'). Hint: fill them, or say --missing=drop or "
+        "cell (missing in all: 1 in 'score', 3 in 'day'). Hint: fill them, or set --missing=drop or "
         "--missing=mean.",
     ),
     "not a number": (
@@ -431,7 +431,7 @@ def test_intervals_are_over_different_tasks(file):
     assert "tasks of training" not in str(many)
     seen = evaluate_theta(made(file, validation=0.0, test=0.0), method, theta, tasks=16)
     assert seen.to_json()["held_out"] is False
-    assert "none was held out for that split: these are tasks of training" in str(seen)
+    assert "none was held out for that split: these are training tasks" in str(seen)
 
 
 # --- classes ---------------------------------------------------------------------------------------------
@@ -566,7 +566,7 @@ def test_an_artefact_names_no_task_and_scores_on_the_same_ones(trained, tmp_path
     config = (run / "config.json").read_text()
     (copy / "config.json").write_text(config.replace(str(file), str(other)))
     assert main(["train", "--resume", f"--out={copy}", "--steps=40", "--quiet"]) == 2
-    assert "expected the tasks that this run began with" in capsys.readouterr().err
+    assert "expected the tasks that this run started with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

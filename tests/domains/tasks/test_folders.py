@@ -100,9 +100,9 @@ def test_what_is_left_out_is_named_once(tmp_path):
         found = read_classes(tmp_path, 8, 1)
     told = [str(warning.message).removeprefix(f"{tmp_path}: ") for warning in caught]
     assert told == [
-        "4 files are excluded, as their names are no images' (2 .heic, 1 without a suffix, 1 .txt). "
+        "4 files are excluded, as they have no known suffix (2 .heic, 1 without a suffix, 1 .txt). "
         "Hint: save them as .png or .jpg.",
-        "1 images are excluded, as they are in no folder of a class (loose.png).",
+        "1 images are excluded, as they are not in the folder of a class (loose.png).",
         "2 of 5 classes are excluded, as they have one image (alone, single).",
     ]
     assert sorted(set(found.labels)) == ["a", "b", "c"]
@@ -189,7 +189,7 @@ def test_what_was_read_is_kept_until_a_file_changes(tmp_path, monkeypatch, capsy
         save(tmp_path / name)
     monkeypatch.setattr(images, "MANY", 3)
     first = read_classes(tmp_path, 8, 1)
-    assert capsys.readouterr().err == "reading 4 images; what is read is kept for the next time\n"
+    assert capsys.readouterr().err == "reading 4 images; they are cached for the next run\n"
     again = read_classes(tmp_path, 8, 1)
     assert capsys.readouterr().err == ""
     np.testing.assert_array_equal(first.images, again.images)

@@ -183,7 +183,7 @@ def test_a_density_of_one_s_own():
 
 def test_a_loss_that_this_process_does_not_hold():
     row = OwnLoss("elsewhere", "elsewhere#7")
-    with pytest.raises(ConfigError, match=r"loss: expected the loss 'elsewhere'.* Hint: .*loss="):
+    with pytest.raises(ConfigError, match=r"loss: expected the user's loss 'elsewhere'.* Hint: .*loss="):
         row.cost(jnp.zeros((1, 1)), batch_for("squared"))
 
 

@@ -1,14 +1,14 @@
-"""Gymnasium's cart and pole, stepped outside of JAX: each task a cart, known from a few random episodes.
+"""Gymnasium's cart-pole, stepped outside of JAX: each task is a cart, known from a few random episodes.
 
-Every cart has its own pole, gravity and motor, and its motor may be wired either way: without having seen how
-the cart answers, nobody knows which push is to the left. The inner problem is that of
-`imaml.domains.control.actor_critic` on the transitions of random pushes. Theta learns from what random pushes
-led to in other episodes of the same cart, as the true environment has no derivative:
+Every cart has its own pole, gravity and motor, and its motor may be wired either way: only data from the cart
+show which push is to the left. The inner problem is that of `imaml.domains.control.actor_critic` on the
+transitions of random pushes. Because the true environment has no derivative, theta learns from other episodes
+of the same cart with random pushes:
 
     loss = - mean_i w_i (G_i - b(x_i)),     G_i = r_i + gamma r_i+1 + ... until the pole falls
 
-with b the best quadratic fit of G to the state, over all training carts. phi is judged by how long its
-likelier pushes keep the pole up in the environment itself.
+with b the best quadratic fit of G to the state, over all training carts. The score of phi is how long its
+more likely pushes keep the pole up in the environment itself.
 """
 
 from __future__ import annotations

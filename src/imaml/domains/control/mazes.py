@@ -1,14 +1,16 @@
-"""Mazes to be learned by soft Q-learning: each task a Markov decision process known from a few walks in it.
+"""Mazes learned by soft Q-learning: each task is a Markov decision process, known from a few walks in it.
 
 Inner problem: the anchored fixed point of the soft Bellman operator on the walks' transitions,
 
     F = mean_i  dq(s_i, a_i)/dphi  ( q(s_i, a_i) - r_i - gamma V(s'_i) )  +  strength (phi - theta)
     V(s) = temperature log mean_a exp(q(s, a) / temperature),  0 where a walk has ended
 
-which is no gradient (the target moves with phi, and is not differentiated): dF/dphi is not symmetric. For q
-linear in phi it is least-squares temporal differences with a ridge towards theta (Bradtke, Barto 1996), and
-for one number a state and action the tabular soft Q-learning (Haarnoja et al. 2017, eq. 3). phi is judged by
-the return of the policy softmax(q / temperature) in the task's true process, the solution of a linear system.
+which is not a gradient (the target depends on phi, and is not differentiated): dF/dphi is not symmetric. If
+q is linear in phi, this is least-squares temporal differences with a ridge penalty towards theta (Bradtke,
+Barto 1996). With one number for each state and action, it is tabular soft Q-learning (Haarnoja et al. 2017,
+eq. 3).
+The score of phi is the return of the policy softmax(q / temperature) in the task's true process, which is the
+solution of a linear system.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Points to be steered to a goal by actor and critic: each task a goal and a wind, known from a few episodes.
+"""Navigation by actor and critic: each task is a goal and a wind, known from a few episodes.
 
-The episodes are of random moves, and the inner problem is that of `imaml.domains.control.actor_critic` on
-their transitions. phi is judged by the return of the policy's mean moves in the true task, from the origin.
+The episodes consist of random moves, and the inner problem is that of `imaml.domains.control.actor_critic` on
+their transitions. The score of phi is the return of the policy's mean moves in the true task, from the
+origin.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Plants to be controlled by trajectory optimisation: each task one plant, seen for a few seconds.
+"""Plants controlled by trajectory optimisation: each task is a plant that was observed for a few seconds.
 
 The task's parameters phi are those of a network that predicts a plant's accelerations. The inner problem fits
-them to measured ones, near theta, a prior of models. Iterative LQR (`ILQR`) plans with the adapted model. The
-plan and its feedback gains are then followed in the true plant, and the cost of that judges phi:
+them to measured accelerations, near theta, the mean of a prior over models. Iterative LQR (`ILQR`) plans with
+the adapted model. The plan and its feedback gains are then followed in the true plant, and the cost is the
+score of phi:
 
     query_loss = J(true plant, followed(plan(phi))),   d plan / d phi by one Riccati sweep
 
-or, cheaper and usual for learned models, the error of accelerations elsewhere (judge="prediction").
+or, which is cheaper and common for learned models, the error of other accelerations (judge="prediction").
 """
 
 from __future__ import annotations

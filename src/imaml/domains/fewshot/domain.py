@@ -1,4 +1,4 @@
-"""Few-shot classification: N ways, K shots, over any labelled images, read or drawn on the fly."""
+"""Few-shot classification: N ways, K shots, over any labelled images, read or generated."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FewShotRecipe(ReadsData):
     Args:
         source: Where images come from: procedural "characters", "omniglot", "mini-imagenet", or "images",
             your own drawings: a folder with train/, val/ and test/, or a table (see `image_tasks`). A
-            "folder" with a folder for each class is only scored on.
+            "folder" with a folder for each class can only be scored.
         ways: Classes of a task.
         shots: Support images of each class.
         queries: Query images of each class.
@@ -58,30 +58,31 @@ class FewShotRecipe(ReadsData):
         inner_loss: What the inner problem minimises: the "cross_entropy", or the "squared" distance of the
             outputs from the labels as unit vectors. If the head alone adapts, `imaml.Inverse` solves it
             exactly.
-        scale: What outputs are multiplied by to be logits: a number to start from, which is learned; or None
-            for logits as they are.
+        scale: The initial value of a learned factor that turns outputs into logits; None to use the outputs
+            as logits.
         train_ways: Classes of a training task, or None for `ways`.
-        train_shots: Support images of each class of a training task, for one step after the other, in turn;
-            empty for `shots`.
+        train_shots: Support images of each class of a training task; successive steps use the numbers in
+            turn. Empty for `shots`.
         train_queries: Query images of each class of a training task, or None for `queries`.
-        rotations: Whether quarter turns count as classes of their own in training, as in the literature.
+        rotations: Whether rotations by multiples of 90 degrees count as separate classes in training, as in
+            the literature.
         symmetries: Whether each training task is shown in one of the square's eight symmetries.
         distortion: How much random maps distort training tasks and drawings; 0 for not at all (see
             `imaml.domains.fewshot.distortion`).
         within: The share of training tasks whose classes are all of one group, such as an alphabet; they are
             harder.
-        copies: Distorted copies of each support image that new tasks are learned from beside it. Methods with
-            a likelihood (evidence, moments, posterior) need 0, as a copy is no further observation.
+        copies: Distorted copies of each support image from which new tasks also learn. Methods with a
+            likelihood (evidence, moments, posterior) need 0, because a copy is not another observation.
         query_copies: Distorted copies of each query image of new tasks. Predicted probabilities are averaged
             over an image and its copies.
         split: The split of Omniglot: "vinyals", "background" or "random".
-        protocol: How new tasks are drawn: "random" classes and images; the same "turned", each class by a
-            random quarter turn, as published accuracies on Omniglot are measured; or as "people" were asked
-            (Lake et al. 2015), classes of one alphabet, the support set drawn by one person, the query set by
-            another.
+        protocol: How new tasks are drawn: "random" classes and images; "turned", the same with each class
+            turned by a random multiple of 90 degrees, as in published results on Omniglot; or "people", like
+            the tasks that people were given (Lake et al. 2015): classes of one alphabet, the support set
+            drawn by one person, the query set by another.
         data: A path, or None for the usual places.
         filters: The width of Conv4.
-        downsampling: How Conv4 halves the side: "stride", or "pool", of four times the operations.
+        downsampling: How Conv4 halves the side: "stride", or "pool", which takes four times the operations.
         aligned: Whether Conv4 sees each drawing moved to the middle and scaled to one size.
         detail: The factor between the side of the images that are read and the 28 pixels that Conv4 sees: 2
             reads 56. Images are distorted and aligned at that size, then averaged down. Needs ``aligned``.
@@ -137,7 +138,7 @@ class FewShotRecipe(ReadsData):
                 )
         if self.detail > 1 and (not self.aligned or self.source in ("characters", "mini-imagenet")):
             raise ConfigError(
-                f"domain: detail: expected 1, as only drawings that are read and aligned have more, got "
+                f"domain: detail: expected 1 unless drawings are read from files and aligned, got "
                 f"{self.detail} with source={self.source!r} and aligned={self.aligned}. Hint: omit it."
             )
         if not self.validation and self.source == "characters":
@@ -313,8 +314,8 @@ class FewShot(FewShotInterface):
     def finalise(self, theta: Tree, key: Array) -> Tree:
         """Return theta with the statistics of training tasks, and a shared column of zeros.
 
-        The column shifts the outputs of all classes alike. Its gradient is rounding, which an optimiser that
-        divides by the gradient's size takes for steps.
+        The column shifts the outputs of all classes equally. Its gradient consists of rounding errors, which
+        an optimiser such as Adam would scale up to full steps.
         """
         mean = Theta.of(theta).mean
         if self.recipe.head == "shared":
@@ -376,7 +377,7 @@ class FewShot(FewShotInterface):
     def wide(self, key: Array) -> Tree:
         """Return parameters of the network with an output for every class, for joint learning."""
         if self.groups is None and self.recipe.source != "characters":
-            raise ConfigError("wide: expected a domain with its data, which say how many classes there are.")
+            raise ConfigError("wide: expected a domain with its data, which determine the number of classes.")
         classes = DRAWN_CLASSES["train"][1] if self.groups is None else self.groups.shape[0]
         return replace(self.recipe.network, ways=classes).init(key)
 
@@ -387,7 +388,7 @@ class FewShot(FewShotInterface):
         return {**self._extras(), **theta, "head": head}
 
     def joint_loss(self, theta: Tree, batch: Labelled, grouped: bool = False) -> Array:
-        """Return the mean cross-entropy of telling all classes apart, or those of an image's own group.
+        """Return the mean cross-entropy over all classes, or over those of an image's own group.
 
         A group's outputs are then a head of its own on the shared body. Groups are those of the table, such
         as alphabets, and every fifty of the characters drawn on the fly.
@@ -395,7 +396,7 @@ class FewShot(FewShotInterface):
         Args:
             theta: Parameters as `wide` returns them.
             batch: Images with the numbers of their classes in the domain.
-            grouped: Whether to tell apart the classes of an image's own group only.
+            grouped: Whether to classify only among the classes of an image's own group.
 
         Returns:
             A scalar.
@@ -441,7 +442,7 @@ class FewShot(FewShotInterface):
         return draw_as_people(self, key, self.splits[split], place)
 
     def number(self, indices: Indices) -> Array | None:
-        """Return the group of an episode's classes, of which several are no independent tasks; see `draw`."""
+        """Return the group of an episode's classes; episodes of one group are not independent. See `draw`."""
         if self.recipe.protocol != "people" or self.groups is None:
             return None
         return self.groups[indices.classes[0]]

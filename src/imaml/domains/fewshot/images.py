@@ -194,7 +194,7 @@ def image_files(folder: str | Path, flat: bool = False) -> dict[str, list[Path]]
     """Return the image files of a folder, by class.
 
     A class is a folder with images in it, at any depth; its name is its path, such as "Greek/alpha". Hidden
-    files and files that are no images by their names (those of PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM)
+    files and files that are not images by their names (those of PNG, JPEG, GIF, BMP, TIFF, WebP, PGM and PPM)
     are excluded; a warning names the images among them.
 
     Args:
@@ -246,7 +246,7 @@ class Found(NamedTuple):
 
     Attributes:
         classes: The image files of each class, by its name.
-        others: Files that are no images by their names, by suffix: how many.
+        others: Files that are not images by their names, by suffix: how many.
         loose: Images that are in no folder of a class.
         passed: The files that `others` counts.
     """
@@ -327,7 +327,7 @@ def read_files(files: Sequence[Path], side: int, channels: int) -> np.ndarray:
         pixels = np.empty((len(files), side, side, channels), np.uint8)
         said = time.monotonic()
         if len(files) > MANY:
-            note(f"reading {len(files):,} images; what is read is kept for the next time")
+            note(f"reading {len(files):,} images; they are cached for the next run")
         threads = ThreadPoolExecutor(usable_cores())  # Pillow decodes without the interpreter's lock
         try:
             for row, image in enumerate(threads.map(one, files)):
@@ -421,7 +421,7 @@ def read_split_folders(path: str | Path, side: int = 84, channels: int = 3) -> I
         kept = {split: {n: f for n, f in classes.items() if len(f) > 1} for split, classes in found.items()}
         found = {split: classes for split, classes in kept.items() if classes}
     members = [files for classes in found.values() for files in classes.values()]
-    # A copy in the support and in the query set, or in training and in test, is no test.
+    # A copy in the support and in the query set, or in training and in test, is not a test.
     twice = [
         file for file, times in Counter(file for group in members for file in group).items() if times > 1
     ]
@@ -569,7 +569,9 @@ def _csv_files(table: Path) -> dict[str, list[Path]]:
         name, label, *_ = [*map(str.strip, row), "", ""]
         file = Path(os.path.normpath(table.parent / "images" / name))
         if row and not (name and label and file.is_file()):
-            raise DataError(f"{table}, line {line}: expected {expected}, got {row}, and {file} is no file.")
+            raise DataError(
+                f"{table}, line {line}: expected {expected}, got {row}, and {file} is not a file."
+            )
         if row:
             classes.setdefault(label, []).append(file)
     if not classes:

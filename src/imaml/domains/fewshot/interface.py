@@ -164,7 +164,7 @@ def check_images(x: ArrayLike, network: Conv4, name: str) -> np.ndarray:
     if not (low >= -rounding and high <= 1 + rounding):  # as of NaN, too
         # str of a NumPy number has as many digits as tell it from its neighbours, so never "1" here.
         raise DataError(
-            f"{name}: expected {expected} (give or take {rounding:.1g} of rounding), got values from {low!s} "
+            f"{name}: expected {expected} (up to {rounding:.1g} of rounding), got values from {low!s} "
             f"to {high!s}. {hint}; clip what a resampling filter has overshot."
         )
     return np.clip(images.astype(np.float32), 0, 1)
@@ -197,9 +197,9 @@ def _warn_if_ambiguous(images: np.ndarray, classes: np.ndarray, labels: np.ndarr
         )
     if found:
         warnings.warn(
-            f"adapt: expected support images that tell the classes apart, got {'; '.join(found)}. Answers "
-            "for these classes mean nothing, however high their probability. Hint: look at the images, and "
-            "check that each has the label of its own class.",
+            f"adapt: expected support images that distinguish the classes, got {'; '.join(found)}. "
+            "Predictions of these classes are meaningless, even if their probability is high. Hint: look at "
+            "the images, and check that each has the label of its own class.",
             RuntimeWarning,
             stacklevel=5,  # the caller of Learner.adapt
         )

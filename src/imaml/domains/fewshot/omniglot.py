@@ -150,7 +150,7 @@ def read(
         packed, problems = source.decode()
         _require_none(source, problems)
         if complete and content_digest(packed) != CONTENT_SHA256:
-            found = f"{len(ids):,} and {len(packed):,}, or others (complete=False reads them all the same)"
+            found = f"{len(ids):,} and {len(packed):,}, or others (complete=False reads them anyway)"
             whole = f"Omniglot's {CHARACTERS:,} characters and {CHARACTERS * DRAWERS:,} drawings"
             raise not_omniglot(source.path, found, whole)
         return _resized(packed, side)

@@ -95,7 +95,7 @@ def open_image(
         The image. Its pixels are decoded when asked for, inside the ``with`` block.
 
     Raises:
-        DataError: If it is no regular file, in none of the formats, damaged, wider or higher than
+        DataError: If it is not a regular file, in none of the formats, damaged, wider or higher than
             ``MOST_SIDE``, or has more than ``MOST_PIXELS``.
     """
     from PIL import Image
@@ -258,8 +258,8 @@ def read_image(file: str | Path, side: int = 28, channels: int = 1, stretch: boo
         float32 in [0, 1], ``(side, side)`` for one channel, ``(side, side, 3)`` for three.
 
     Raises:
-        DataError: If the file is no regular file, is damaged or in another format, or is too large: more than
-            10,000 pixels a side, or 40 million in all (of a drawing, after padding). It names the file.
+        DataError: If the file is not a regular file, is damaged or in another format, or is too large: more
+            than 10,000 pixels a side, or 40 million in all (for a drawing, after padding). It names the file.
         ConfigError: If ``side`` is below 1, or ``channels`` is neither 1 nor 3.
     """
     require_one_of("read_image", "channels", channels, (1, 3))

@@ -1,4 +1,4 @@
-"""Few-shot domains by where their images come from: drawn on the fly, read, or a user's own."""
+"""Few-shot domains by the source of their images: generated, read from files, or a user's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .images import Images
 def characters(ways: int = 5, shots: int = 1, **options: object) -> FewShot:
     """Return tasks of procedural handwriting: random characters, 28 x 28, of thousands of classes.
 
-    The default normalisation is inductive, so that what is learned can be used on one image at a time.
+    The default normalisation is inductive, so that the trained model can be used on one image at a time.
 
     Args:
         ways: Classes of a task.

@@ -1,9 +1,9 @@
-"""Densities in the plane from few points, each task's by an energy: p(x) is in proportion to exp(-E(x; phi)).
+"""Densities in the plane, each learned from a few points as an energy, p(x) ~ exp(-E(x; phi)).
 
 The inner problem fits the energy's parameters phi to a task's points by denoising score matching, near theta
-(see `imaml.domains.generative.score_matching`). The plane is small enough to integrate exp(-E) on a grid, so
-the likelihood of held-out points, which judges phi, is exact (judge="likelihood"; "score" takes the loss of
-score matching on them).
+(see `imaml.domains.generative.score_matching`). exp(-E) is integrated on a grid, so the likelihood of
+held-out points, the score of phi, is exact (judge="likelihood"; "score" uses the loss of score matching on
+them).
 """
 
 from __future__ import annotations

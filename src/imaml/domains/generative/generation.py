@@ -1,9 +1,9 @@
-"""Few-shot generation: each task one character, of which more drawings are to be made after seeing a few.
+"""Few-shot generation: each task is a character; from a few drawings of it, the model learns to draw more.
 
 The game is that of `imaml.domains.generative.adversarial`, on drawings shrunk to `side` x `side` pixels:
-generator and discriminator near theta, judged by the kernel two-sample statistic of generated and held-out
-drawings. A second score is the share of generated drawings that a nearest-neighbour classifier, on held-out
-drawings of this character and of others, takes for this one.
+generator and discriminator near theta, scored by the kernel two-sample statistic between generated and
+held-out drawings. A second score is the share of generated drawings that a nearest-neighbour classifier
+assigns to this character. The classifier uses held-out drawings of this character and of others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Points to be imitated by a generator against a discriminator: each task a density in the plane.
+"""A generator and a discriminator imitate points: each task is a density in the plane.
 
-The game is that of `imaml.domains.generative.adversarial`: both players near theta, judged by the kernel
-two-sample statistic of the generator's points and others of the density.
+The game is that of `imaml.domains.generative.adversarial`: both players near theta, scored by the kernel
+two-sample statistic between the generator's points and other points of the density.
 """
 
 from __future__ import annotations

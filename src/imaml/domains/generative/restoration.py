@@ -1,13 +1,13 @@
-"""Drawings to be restored by an energy: each task one character, prediction an inner minimisation of its own.
+"""Drawings restored by an energy: each task is a character, and each prediction is itself a minimisation.
 
-A drawing that is half hidden, or has noise on it, is restored as the minimum
+A drawing that is half hidden or noisy is restored as the minimum
 
     y* = argmin_y  E(y; phi) + 1/2 sum_i weights_i (y_i - seen_i)^2,   E = (|y|^2 / 2 - f(y; phi)) / sigma^2
 
 with f a network and weights 0 where a pixel is hidden: the energy of a denoising autoencoder, whose output is
 df/dy. phi is fitted to a few drawings of the character by denoising score matching, near theta (see
 `imaml.domains.generative.score_matching`). So a meta-gradient passes through two stationary points, that of y
-and that of phi. phi is judged by the squared error of what was hidden.
+and that of phi. The score of phi is the squared error of the hidden pixels.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def warn_of_constants(model: str, paths: Iterable[str]) -> None:
     names = sorted(paths)
     if names:
         warnings.warn(
-            f"model: {model}: the batch statistics {some_of(names)} stay as they are, as they belong to no "
+            f"model: {model}: the batch statistics {some_of(names)} are constant, as they belong to no "
             "layer of batch normalisation of the library.",
             RuntimeWarning,
             stacklevel=5,

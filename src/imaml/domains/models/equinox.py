@@ -65,7 +65,7 @@ class EquinoxModule:
 
     @property
     def fixed(self) -> Tree:
-        """What is no parameter."""
+        """What is not a parameter."""
         return self.leaves.constants, self.state
 
     @property
@@ -123,7 +123,7 @@ def held(model: object, given: tuple, example: Tree) -> EquinoxModule:
         The model.
 
     Raises:
-        ConfigError: If it is no module, has no parameters, or its state is missing.
+        ConfigError: If it is not a module, has no parameters, or its state is missing.
     """
     import equinox as eqx
 

@@ -66,7 +66,7 @@ class HaikuFunction:
 
     @property
     def fixed(self) -> Tree:
-        """What is no parameter."""
+        """What is not a parameter."""
         return self.leaves.constants, self.state
 
     @property

@@ -50,7 +50,7 @@ def imported(place: str, option: str = "--model", made: bool = True) -> Imported
     """
     where, _, name = place.rpartition(":")
     if not where or not name.isidentifier():
-        hint = "only what is your own is given, not what imaml has"
+        hint = "name your own model or loss; a name of imaml's needs no file"
         if ":" in place or place.endswith(".py"):
             hint = f"name the object in it, {place.rstrip(':')}:NAME"
         raise ConfigError(f"{option}: expected {FORM}, got {place!r}. Hint: {hint}.")

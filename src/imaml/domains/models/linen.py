@@ -70,7 +70,7 @@ class LinenModule:
 
     @property
     def fixed(self) -> Tree:
-        """What is no parameter."""
+        """What is not a parameter."""
         return self.leaves.constants, self.constants
 
     @property
@@ -121,7 +121,7 @@ def held(model: object, given: tuple, example: Tree) -> LinenModule:
         The model.
 
     Raises:
-        ConfigError: If it is no module, or has no parameters.
+        ConfigError: If it is not a module, or has no parameters.
     """
     import flax.linen as nn
 

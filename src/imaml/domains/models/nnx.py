@@ -66,7 +66,7 @@ class NNXModule:
 
     @property
     def fixed(self) -> Tree:
-        """What is no parameter."""
+        """What is not a parameter."""
         return self.arrays
 
     @property
@@ -128,7 +128,7 @@ def held(model: object, given: tuple, example: Tree) -> NNXModule:
         The model.
 
     Raises:
-        ConfigError: If it is no module, or has no parameters.
+        ConfigError: If it is not a module, or has no parameters.
     """
     from flax import nnx
 

@@ -43,7 +43,7 @@ class Held(Protocol):
 
     @property
     def fixed(self) -> Tree:
-        """What is no parameter, arrays and others."""
+        """What is not a parameter, arrays and others."""
         ...
 
     def init(self, key: Array) -> dict[str, Array]:
@@ -79,7 +79,7 @@ class Held(Protocol):
             adapt: What the user passed.
 
         Returns:
-            Their paths; None if it is no filter of the library's own.
+            Their paths; None if it is not a filter of the library's own.
         """
         ...
 
@@ -112,8 +112,8 @@ class OwnModel(Checked):
         if self.token not in _HELD:
             place = self.name if ":" in self.name else "FILE.py:NAME"
             raise ConfigError(
-                f"model: expected the model {self.name!r}, which was brought by a user and is not in this "
-                f"process. Hint: pass it, as in imaml.load(path, model=...), or on the command line "
+                f"model: expected the user's model {self.name!r}, which this process does not "
+                f"have. Hint: pass it, as in imaml.load(path, model=...), or on the command line "
                 f"--model {place}."
             )
         return _HELD[self.token]
@@ -205,7 +205,7 @@ class Functions:
 
     @property
     def fixed(self) -> Tree:
-        """What is no parameter."""
+        """What is not a parameter."""
         return self.leaves.constants
 
     @property

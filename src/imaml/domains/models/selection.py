@@ -84,7 +84,7 @@ def _selected(model: object, adapt: object, parameters: Tree, paths: list[str]) 
 
 
 def _marked(tree: object) -> list[str] | None:
-    """The paths of a tree's leaves that are True; None if it is no tree of booleans."""
+    """The paths of a tree's leaves that are True; None if it is not a tree of booleans."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves or not all(_is_flag(leaf) for _, leaf in leaves) or not leaves[0][0]:
         return None

@@ -71,7 +71,7 @@ def build(recipe: TablesRecipe, table: Table) -> Tables:
         raise ConfigError(
             f"domain: features: expected columns other than the task {recipe.task!r} and the target "
             f"{recipe.target!r}, one at least, got none{f' ({reasons})' if excluded else ''}. Hint: "
-            "for a model of an intercept alone, choose features 'none'."
+            "for a model with only an intercept, choose features 'none'."
         )
     for name in recipe.random:
         if name not in (INTERCEPT, *features):
@@ -135,7 +135,7 @@ def _domain(
     strange = sorted({label_of(name) for split in splits for name in split} ^ set(names))
     if strange:
         raise DataError(
-            f"{source}: expected the tasks that this run began with, got others ({strange[0]!r}, ...). "
+            f"{source}: expected the tasks that this run started with, got others ({strange[0]!r}, ...). "
             "Hint: continue with the table as it was, or begin a new run with --from."
         )
     groups = np.array([number[label] for label in labels])
@@ -148,7 +148,7 @@ def _domain(
     if small and recipe.holdout != "none" and numbers[0].size:
         raise DataError(
             f"{source}: expected at least 2 rows of each task, one of them for its query set, got 1 of "
-            f"{small[0]!r}. Hint: omit that task, or say --domain.holdout=none."
+            f"{small[0]!r}. Hint: omit that task, or set --domain.holdout=none."
         )
     if not numbers[0].size:  # an evaluation of new tasks
         numbers = [part[counts[part] > 1] for part in numbers]

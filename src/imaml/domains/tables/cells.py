@@ -150,8 +150,8 @@ class Table:
             Floats, ``(rows,)``, float64, none of them beyond the range of float32; NaN for missing cells.
 
         Raises:
-            DataError: If there is no such column, or if a cell is no finite number, or too large for float32;
-                names the first such cell.
+            DataError: If there is no such column, or if a cell is not a finite number, or too large for
+                float32; names the first such cell.
         """
         cells = self.column(name, what)
         values = np.array([_number(cell) for cell in cells])
@@ -173,7 +173,7 @@ class Table:
             Floats, ``(rows,)``, float64; NaN for missing cells.
 
         Raises:
-            DataError: If there is no such column, or if a cell is no date; names the first such cell.
+            DataError: If there is no such column, or if a cell is not a date; names the first such cell.
         """
         values = np.array([_days(cell) for cell in self.column(name, what)])
         for row in np.flatnonzero(np.isnan(values) & ~self.missing(name)):
@@ -220,9 +220,9 @@ class Table:
             row = there[are.index(False)]
             wanted = f"a finite number, as {sum(are)} of {len(are)} cells are"
             comma = re.fullmatch(r"[+-]?\d*,\d+", cells[row].strip())
-            hint = f"correct it, or say --domain.texts={name} for a column of categories."
+            hint = f"correct it, or set --domain.texts={name} for a column of categories."
             if comma:
-                hint = "say --decimal=, for numbers with a comma."
+                hint = "set --decimal=, for numbers with a comma."
             raise self.cell_error(name, row, wanted, hint)
         if there.size and all(are):
             return "numbers"
@@ -308,7 +308,7 @@ def table_of(columns: object, source: str) -> Table:
         The table.
 
     Raises:
-        DataError: If columns have different lengths, or a cell is no text or number.
+        DataError: If columns have different lengths, or a cell is not a text or number.
 
     Example:
         >>> table_of({"day": [0, 1], "score": [2.5, 3.0]}, "rows").numbers("score", "target")

@@ -52,7 +52,7 @@ def complete(table: Table, missing: str, needed: Iterable[str], features: Iterab
     if not counts:
         return Kept(table, {}, 0)
     if missing == "error":
-        raise missing_error(table, flags, "fill them, or say --missing=drop or --missing=mean.")
+        raise missing_error(table, flags, "fill them, or set --missing=drop or --missing=mean.")
     dropping = needed if missing == "mean" else list(flags)
     kept = ~np.any([flags[name] for name in dropping], axis=0) if dropping else np.ones(table.rows, bool)
     if not kept.any():
@@ -134,7 +134,7 @@ def weights_of(table: Table, name: str | None) -> np.ndarray:
         ``(rows,)``, float64.
 
     Raises:
-        DataError: If a cell is no number above 0.
+        DataError: If a cell is not a number above 0.
     """
     if name is None:
         return np.ones(table.rows)
@@ -156,7 +156,7 @@ def less_offset(table: Table, target: str, offset: str | None) -> Table:
         The rows.
 
     Raises:
-        DataError: If a column is no numbers.
+        DataError: If a column is not numeric.
     """
     if offset is None:
         return table

@@ -1,4 +1,4 @@
-"""Tasks from a table: rows grouped by a column, such as one person, school or machine a task."""
+"""Tasks from a table: rows grouped by a column; each person, school or machine is a task, for example."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TablesRecipe(ReadsData):
     Args:
         data: The file, .csv, .tsv, .parquet or .xlsx.
         task: The column whose values name the tasks.
-        target: The column to be predicted. A column of texts makes tasks of classification.
+        target: The column to be predicted. A text column makes classification tasks.
         features: The columns to predict it from; by default all others but those that only number the rows,
             have one value, or are texts that differ in most rows. "none" for none: the model is an intercept.
         weights: The column that says how many times a row counts.
@@ -84,16 +84,16 @@ class TablesRecipe(ReadsData):
             semicolon, a tab or a bar.
         encoding: The encoding of a text file, such as "cp1252".
         decimal: The sign before the fraction of a number in a text file, "." or ",".
-        random: Of a linear model: the coefficients that vary between tasks, "intercept" and names of
-            features, all others being shared; by default all vary.
+        random: For a linear model: the coefficients that vary between tasks, "intercept" and names of
+            features; all others are shared. By default all vary.
         hidden: Units of the network's hidden layers (tanh); none for a linear model.
         holdout: Which rows of a task are its query set: "random" ones, the "last" in the file, or "none": in
             training all rows are both support and query; an evaluation takes random ones.
         shots: Rows of a support set, by default half of the task's.
         validation: The share of tasks for validation.
         test: The share of tasks for testing.
-        seed: Draws these tasks.
-        layout: What a run has fixed of its table; None before.
+        seed: The random seed of these splits.
+        layout: How a run encodes its table; None before the table was read.
 
     Raises:
         ConfigError: If a field is out of its range.
@@ -349,8 +349,8 @@ class Tables(Grouped, TablesInterface):
     def baselines(self, task: Task) -> dict[str, Array]:
         """Return scores of least squares for all tasks, for this task alone (least norm), and of the mean.
 
-        The least squares for all tasks are those of the run's training tasks, also where others are scored;
-        a run of an earlier version does not know them.
+        The fit for all tasks is always that to the run's training tasks, even if other tasks are scored; a
+        run of an earlier version does not have it.
         """
         support, query = task
         design = lambda rows: jnp.concatenate([jnp.ones_like(rows.inputs[:, :1]), rows.inputs], 1)  # noqa: E731

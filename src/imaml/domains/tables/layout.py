@@ -85,7 +85,7 @@ class Column:
             Floats, ``(rows, width)``, float64.
 
         Raises:
-            DataError: If a cell is no number, or a category that training did not have.
+            DataError: If a cell is not a number, or a category that training did not have.
         """
         if self.levels is None:
             return self.standardised(table, "a feature")
@@ -106,7 +106,7 @@ class Column:
             Floats, ``(rows, 1)``, float64, none of them beyond the range of float32; 0 for missing cells.
 
         Raises:
-            DataError: If a cell is no number, or leaves the range of float32; names the first such cell.
+            DataError: If a cell is not a number, or leaves the range of float32; names the first such cell.
         """
         codes = (self.values(table, what) - self.mean) / self.scale
         for row in np.flatnonzero(np.abs(codes) > float(FLOAT32.max)):
@@ -142,7 +142,7 @@ def column_of(
     if kind == "dates" and dates == "error":
         raise DataError(
             f"{where}: expected numbers or categories, got dates, such as {table.columns[name][0]!r}. Hint: "
-            f"say --dates=days for days since 1970-01-01, --domain.texts={name} for categories, or {leave}."
+            f"set --dates=days for days since 1970-01-01, --domain.texts={name} for categories, or {leave}."
         )
     if kind != "texts":
         return _numbers_of(table, name, what, rows, kind == "dates")
@@ -160,7 +160,7 @@ def column_of(
 
 
 def too_many(levels: int, rows: int) -> bool:
-    """Return whether a column of texts has so many levels that they are no categories.
+    """Return whether a column of texts has so many levels that they are not categories.
 
     Args:
         levels: How many levels it has.
@@ -194,7 +194,7 @@ def _numbers_of(table: Table, name: str, what: str, rows: np.ndarray, dates: boo
         )  # not std(): rounding may leave it just above 0
     mean, scale = float(values.mean()), float(values.std())
     if scale < float(FLOAT32.tiny):  # in float32 it is 0, and with it every score in the target's units
-        wanted = f"a standard deviation of at least {FLOAT32.tiny:.4g} (it is {scale:.4g}), as float32 holds"
+        wanted = f"a standard deviation of at least {FLOAT32.tiny:.4g} for float32 (it is {scale:.4g})"
         hint = "give the column in a smaller unit."
         raise table.cell_error(name, places[np.argmax(np.abs(values))], wanted, hint)
     # If half of a column standardises to one number, some cell is out of scale. Differences that are rounding
@@ -257,7 +257,7 @@ class Layout:
             Floats, ``(rows, inputs)``, float64.
 
         Raises:
-            DataError: If a cell is no number, or a category that training did not have.
+            DataError: If a cell is not a number, or a category that training did not have.
         """
         none = np.empty((table.rows, 0))
         return np.concatenate([none, *(column.code(table, unseen) for column in self.features)], axis=1)
@@ -272,7 +272,7 @@ class Layout:
             Numbers in standard deviations, ``(rows, 1)``, float64; or each row's class, ``(rows,)``, int64.
 
         Raises:
-            DataError: If a cell is no number, or a class that training did not have.
+            DataError: If a cell is not a number, or a class that training did not have.
         """
         if self.target.levels is not None:
             return self.target.places(table, "the target")

@@ -311,9 +311,7 @@ def fit_text(prior: Prior, fit: Fit | None) -> str:
         A few lines. The last says whether the fit has converged.
     """
     width = max(len(name) for name in (*prior["mean"], "noise"))
-    lines = [
-        "what is learned of all tasks: the mean of each coefficient" + (", its standard error" if fit else "")
-    ]
+    lines = ["learned from all tasks: the mean of each coefficient" + (", its standard error" if fit else "")]
     lines[0] += ", and its standard deviation from task to task"
     deviations = dict(zip(prior["varying"], np.sqrt(np.diag(prior["covariance"])), strict=True))
     for name, mean in prior["mean"].items():

@@ -283,7 +283,7 @@ def _sizes(
             )
         few = int((counts[usable] <= shots).sum())
         if few:
-            why = f"{few} tasks have no more rows; of them all but one row are learned from"
+            why = f"{few} tasks have no more rows; all but one of their rows are support rows"
             chosen.append(Choice("shots", shots, why))
         supports = np.minimum(shots, np.maximum(counts - 1, 1))
     supports = supports.astype(np.int64)

@@ -204,7 +204,7 @@ def _of_copies(tasks: Tasks, rows: str) -> list[Finding]:
     same = [" = ".join(names) for names in members.values() if len(names) > 1]
     what = "classes" if tasks.episodes else "tasks"
     found = []
-    advice = "keep one of them, else tasks of test are known from training"
+    advice = "keep one of them, otherwise test tasks also occur in training"
     if same and (rich or columns * tasks.counts.min() > RICH**2):
         message = f"{len(same)} sets of {what} have the same {rows} ({some_of(same)})"
         found.append(Finding("warning", message, advice))
@@ -227,7 +227,7 @@ def _of_copies(tasks: Tasks, rows: str) -> list[Finding]:
         if twice:
             classes = some_of(list(dict.fromkeys(twice)))
             message = f"{len(twice)} {rows} come twice in their class ({classes})"
-            found.append(Finding("warning", message, "delete the copies, else answers are among examples"))
+            found.append(Finding("warning", message, "delete the copies, else queries are also examples"))
     return found
 
 

@@ -52,14 +52,14 @@ class Tasks:
         targets: ``(rows, ...)``, or None where the tasks' classes are the targets.
         first: The first row of each task, ``(tasks,)``.
         counts: The number of rows of each task, ``(tasks,)``.
-        names: The name of each task.
-        supports: How many of each task's rows, its first ones, are its support set, where that was given.
+        names: The names of the tasks.
+        supports: The number of each task's first rows that are its support set, if that was given.
         weights: How many times each row counts, ``(rows,)``, or None for once.
         offset: What is added to each row's first output, ``(rows,)``, or None.
         split: The names of the tasks of each split, where that was given.
-        episodes: Whether the groups are classes, of which tasks of classification are made.
+        episodes: Whether the groups are classes, from which classification tasks are made.
         frame: The columns that they were read from, if they come from a data frame.
-        source: What messages call them.
+        source: Their name in messages.
         file: Where they were read from, or None.
     """
 
@@ -131,7 +131,7 @@ class Tasks:
         rows = rows_alike({name: array for name, array in given.items() if array is not None}, "tasks")
         for name, array in zip(names_of(json.loads(structure)), inputs, strict=True):
             require_finite(array, f"x/{name}" if name else "x")
-        # A row that counts zero times is no row: a task of such rows alone would have no score.
+        # A row that counts zero times is not a row: a task of such rows alone would have no score.
         kept = np.ones(rows, bool) if given["weights"] is None else given["weights"] > 0
         if not kept.any():
             raise DataError("weights: expected some above 0, got 0 for all rows.")
@@ -174,7 +174,7 @@ class Tasks:
             The tasks.
 
         Raises:
-            DataError: If an item is no such pair, or arrays of the tasks do not fit together.
+            DataError: If an item is not such a pair, or arrays of the tasks do not fit together.
 
         Example:
             >>> import numpy as np
@@ -244,9 +244,9 @@ class Tasks:
             frame: The data frame.
             task: The column whose values name the tasks.
             target: The column to be predicted, or several columns of numbers.
-            features: The columns to predict it from; by default all others. Each of up to 50 texts of a
-                column becomes a column of its own, 1 where the text stands and 0 elsewhere. A warning
-                names those that only count the rows, such as the index that pandas writes to a file.
+            features: The columns to predict it from; by default all others. A text column with up to 50
+                different values is one-hot encoded. A warning names columns that only number the rows, such
+                as the index that pandas writes to a file.
             weights: The column that says how many times a row counts.
             offset: The column that is added to each row's first output.
             split: The column that says which split a task belongs to.
@@ -306,7 +306,7 @@ class Tasks:
         """Make episodes of few-shot classification of a folder of images, with a folder for each class.
 
         Args:
-            path: The folder. Its folders with images are the classes, also those in other folders, as in
+            path: The folder. Its subfolders with images are the classes; they may be nested, as in
                 ``alphabet/character/1.png``. If it has a folder train/, then train/, val/ (or validation/)
                 and test/ are the splits; else `fit` splits the classes at random.
             side: The side in pixels that images are shrunk to.
@@ -319,7 +319,7 @@ class Tasks:
             DataError: If there is no such folder, or no images in it.
 
         Warns:
-            RuntimeWarning: If files are no images, a class has one image only, or an image is nearly blank.
+            RuntimeWarning: If files are not images, a class has one image only, or an image is nearly blank.
         """
         from .folders import read_classes  # late, as it imports what reads images
 
@@ -359,11 +359,11 @@ class Tasks:
         return np.repeat(flags, self.counts)
 
     def map(self, function: Callable[[Tree], Tree], rows: int = 256) -> Tasks:
-        """Return these tasks with inputs that a function makes of theirs, such as a pretrained network.
+        """Return these tasks with inputs transformed by a function, such as a pretrained network.
 
-        The function is frozen: it is called once for each row, and its results are kept with the tasks. What
-        is learned, and the baselines of an evaluation (the nearest class mean, ridge regression), are then of
-        its features. Rows of new tasks are passed through it before `adapt` and `predict`.
+        The function is not learned: it is called once for each row, and its results are stored with the
+        tasks. Training, and the baselines of an evaluation (the nearest class mean, ridge regression), then
+        use its features. Apply it to the rows of new tasks before `adapt` and `predict`.
 
         Args:
             function: From inputs ``(n, ...)``, as they were given, to an array or a tree of arrays

@@ -1,4 +1,4 @@
-"""The domain of a user's own tasks: groups of rows, or classes of which episodes are made."""
+"""The domain of a user's own tasks: groups of rows, or classes from which episodes are drawn."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class TasksRecipe(DomainRecipe):
         weights: The data frame's column of weights, "weights" for arrays with weights, or empty for none.
         share: The share of a task's rows that its support set has, or None for a number of them.
         separator: What separates the cells of a text file with new tasks; empty for what the run's file has.
-        encoding: The encoding of such a file, likewise.
-        decimal: The sign before the fraction of a number in such a file, likewise.
+        encoding: The encoding of such a file; empty for that of the run's file.
+        decimal: The decimal sign of numbers in such a file; empty for that of the run's file.
         quantiles: Of the absolute errors of validation rows in predicted standard deviations, at the levels
             0.05, 0.1, ..., 0.95 and 0.99; empty for those of a Gaussian.
         pooled: The coefficients of one linear model of all training rows, `Pooled.coefficients`, so that it
@@ -253,7 +253,7 @@ class TasksDomain(Grouped, TasksInterface):
 
     @property
     def criterion(self) -> tuple[str, bool]:
-        """Of classes the loss: by accuracy, parameters with bad probabilities would be chosen."""
+        """For classes the loss, because accuracy would choose parameters with bad probabilities."""
         return ("loss", False) if self.classes else super().criterion
 
     @property
@@ -337,7 +337,7 @@ class TasksDomain(Grouped, TasksInterface):
         return None if self.recipe.episodes else super().draws(key, split, count)
 
     def gather(self, indices: Drawn) -> Task:
-        """Return the task that indices mean."""
+        """Return the task with these indices."""
         support = self._batch(indices.support, indices.known)
         query = self._batch(indices.query, indices.asked)
         if self.recipe.episodes:
@@ -379,7 +379,7 @@ class TasksDomain(Grouped, TasksInterface):
         return np.broadcast_to(np.asarray(target.scale or 1.0), target.shape).reshape(-1)
 
     def calibration(self, phi: Tree, task: Task) -> dict[str, Array]:
-        """Return what the calibration error of classes is made of; nothing for numbers."""
+        """Return the sums for the calibration error of classes; nothing for numbers."""
         if not self.classes:
             return {}
         outputs = self.loss.outputs(phi, task.query)

@@ -52,7 +52,7 @@ def read_classes(path: Path, side: int, channels: int) -> Classes:
             image cannot be read.
 
     Warns:
-        RuntimeWarning: If files are no images, a class has one image only, or an image is nearly blank.
+        RuntimeWarning: If files are not images, a class has one image only, or an image is nearly blank.
     """
     path = path.expanduser()
     if not path.is_dir():
@@ -168,9 +168,9 @@ def _warn_of_others(path: Path, others: Counter[str], loose: list[Path], classes
     if others and classes:
         listed = [f"{count:,} {suffix}" for suffix, count in others.most_common()]
         hint = f" {AS_PNG}" if any(suffix in others for suffix in HEIC) else ""
-        _warn(f"{path}: {others.total():,} files are excluded, as their names are no images'", listed, hint)
+        _warn(f"{path}: {others.total():,} files are excluded, as they have no known suffix", listed, hint)
     if loose and classes:
-        _warn(f"{path}: {len(loose)} images are excluded, as they are in no folder of a class", loose)
+        _warn(f"{path}: {len(loose)} images are excluded, as they are not in the folder of a class", loose)
 
 
 def _warn_of_blank(path: Path, images: np.ndarray, files: list[Path]) -> None:

@@ -158,7 +158,7 @@ def numbers_of(frame: object, features: Sequence[str]) -> np.ndarray:
         float64 ``(rows, features)``.
 
     Raises:
-        DataError: If columns are missing, are no numbers, or have missing cells; the message names them all.
+        DataError: If columns are missing, are not numbers, or have missing cells; the message names them all.
     """
     arrays = _coded(columns_of(frame), features)
     flat = [name for name, array in arrays.items() if array.ndim != 1]

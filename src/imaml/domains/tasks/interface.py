@@ -280,7 +280,7 @@ class TasksInterface(DomainBase):
     def decode(self, outputs: np.ndarray, x: Tree) -> np.ndarray:
         """Return the expected targets in their units, ``(n,)`` or ``(n, ...)`` as the run's targets were.
 
-        Of a loss of the user's own, whose outputs are no targets, the outputs.
+        Of a loss of the user's own, whose outputs are not targets, the outputs.
         """
         return self.units(self.recipe.loss.mean(outputs))
 

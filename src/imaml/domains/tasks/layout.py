@@ -275,7 +275,7 @@ def structure_of(x: Tree, name: str = "x") -> tuple[str, list[np.ndarray]]:
         The structure as JSON (see `TaskLayout`), and the arrays ``(rows, ...)``.
 
     Raises:
-        DataError: If something is no array of numbers, or arrays differ in their number of rows.
+        DataError: If something is not an array of numbers, or arrays differ in their number of rows.
     """
     named = leaves_by_name(x, name)
     rows_alike(named, name)
@@ -302,7 +302,7 @@ def leaves_by_name(x: Tree, name: str) -> dict[str, np.ndarray]:
         The arrays; the name of a single one is empty.
 
     Raises:
-        DataError: If something is no array of numbers.
+        DataError: If something is not an array of numbers.
     """
     found: dict[str, np.ndarray] = {}
 

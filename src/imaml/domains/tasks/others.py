@@ -36,7 +36,7 @@ def recoded(recipe: TasksRecipe, tasks: Tree) -> TasksDomain:
         the same share of them.
 
     Raises:
-        ConfigError: If they are no tasks.
+        ConfigError: If they are not tasks.
         DataError: If they do not fit the run.
     """
     if not isinstance(tasks, Tasks):

@@ -43,8 +43,8 @@ class Own(RowLoss):
         if self.token not in _HELD:
             place = self.name if ":" in self.name else "FILE.py:NAME"
             raise ConfigError(
-                f"loss: expected the loss {self.name!r}, which was brought by a user and is not in this "
-                f"process. Hint: pass it, as in imaml.load(path, loss=...), or on the command line "
+                f"loss: expected the user's loss {self.name!r}, which this process does not "
+                f"have. Hint: pass it, as in imaml.load(path, loss=...), or on the command line "
                 f"--loss {place}."
             )
         return _HELD[self.token]
@@ -101,7 +101,7 @@ class OwnDensity(Own):
         return self.held
 
     def cost(self, outputs: Array, batch: Rows) -> Array:
-        """Return the negative log density of each row; ConfigError if it is no scalar for a row."""
+        """Return the negative log density of each row; ConfigError if it is not a scalar for a row."""
         density = jax.vmap(self.likelihood.log_density)
         found = _called("(outputs, target) -> log density of one row", density, outputs, batch.targets)
         if getattr(found, "shape", None) != batch.weights.shape:

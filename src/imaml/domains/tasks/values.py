@@ -45,7 +45,7 @@ def as_array(values: object, name: str) -> np.ndarray:
         The array, with a leading axis of rows.
 
     Raises:
-        DataError: If they are no numbers, or rows have different shapes.
+        DataError: If they are not numbers, or rows have different shapes.
     """
     try:
         array = np.asarray(values)
