@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.pictures import pictures
 from imaml.config.methods import Method
 from imaml.core.errors import ConfigError
 from imaml.domains.fewshot.domain import FewShotRecipe
@@ -15,13 +16,13 @@ from imaml.domains.fewshot.domain import FewShotRecipe
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 RECIPE = FewShotRecipe(
     ways=3, shots=2, queries=2, filters=4, normalisation="running", head="shared", inner_loss="squared",
-    train_ways=6, train_shots=(1, 2), train_queries=3,
+    train_ways=6, train_shots=(1, 2), train_queries=3, source="images", data=pictures(),
 )  # fmt: skip
 METHOD = Method("maml", adapt=("head",), inner=imaml.Prototypes())
 
 
 def sampled(domain, number):
-    """A new task, compiled, as drawing characters one operation at a time takes seconds."""
+    """A new task."""
     return jax.jit(lambda key: domain.sample(key, "test"))(jax.random.key(number))
 
 

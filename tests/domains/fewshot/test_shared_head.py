@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import imaml
+from helpers.pictures import pictures
 from imaml.cli.main import main
 from imaml.config.method import IMAMLRecipe
 from imaml.config.methods import Method
@@ -20,7 +21,7 @@ from imaml.domains.fewshot.images import Images
 pytestmark = pytest.mark.usefixtures("ranks_mixed")
 RECIPE = FewShotRecipe(
     ways=3, queries=2, filters=4, normalisation="running", head="shared", inner_loss="squared", scale=5.0,
-    train_ways=6, train_shots=(1, 2), train_queries=3,
+    train_ways=6, train_shots=(1, 2), train_queries=3, source="images", data=pictures(),
 )  # fmt: skip
 NEWTON = imaml.Newton(steps=1, linear=imaml.Inverse())
 METHOD = IMAMLRecipe(strength=0.1, learned="all", adapt=("head",), inner=NEWTON, linear=imaml.Inverse())
@@ -53,9 +54,14 @@ def test_the_inner_solution_is_exact_and_theta_has_one_column(run):
     domain = run.domain
     task = jax.jit(lambda: domain.training_domain(0).sample(jax.random.key(1), "train"))()
     problem = run.method.problem
-    found = NEWTON(problem, run.theta, task.support)
+
+    @jax.jit
+    def solved(theta, support):
+        before = problem.residual(problem.init(theta, support), theta, support)
+        return NEWTON(problem, theta, support), tree.norm(before)
+
+    found, start = solved(run.theta, task.support)
     assert found.value["head"]["kernel"].shape == (16, 6)
-    start = tree.norm(problem.residual(problem.init(run.theta, task.support), run.theta, task.support))
     assert float(found.stats.residual) < 1e-4 * float(start)
 
 
@@ -101,12 +107,12 @@ def test_a_run_is_scored_in_another_setting(run):
 
 def test_the_command_line_scores_it_in_another_setting(run, tmp_path, capsys):
     run.save(tmp_path / "run.safetensors")
-    words = ["evaluate", str(tmp_path / "run.safetensors"), "--tasks=2", "--json"]
+    words = ["evaluate", str(tmp_path / "run.safetensors"), "--data", pictures(), "--tasks=2", "--json"]
     assert main([*words, "--ways=4", "--shots=2", "--queries=1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["before"] == pytest.approx(0.25)
-    assert main([*words, "--ways=30000"]) == 2
-    assert "ways: expected at most" in capsys.readouterr().err
+    assert main([*words, "--ways=30"]) == 2
+    assert "expected at least 30 classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -183,4 +189,4 @@ def test_training_tasks_need_classes_and_images_of_their_own():
     with pytest.raises(DataError, match=r"at least 7 images .* got 6. Hint: lower --domain.train_shots"):
         imaml.image_tasks(table, 2, train_ways=8, train_shots=(1, 4), train_queries=3, **options)
     with pytest.raises(imaml.ConfigError, match="train_ways: expected at most 20000"):
-        dataclasses.replace(RECIPE, train_ways=20_001)
+        dataclasses.replace(RECIPE, source="characters", data=None, train_ways=20_001)
