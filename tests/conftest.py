@@ -19,7 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=2",
         "--xla_cpu_use_fusion_emitters=false" * (importlib.metadata.version("jaxlib") == "0.10.2"),
-        "--xla_cpu_parallel_codegen_split_count=1",  # two workers on two cores: splitting is a fifth more work
+        "--xla_cpu_parallel_codegen_split_count=1",  # splitting is a fifth more work
     ]
 )
 os.environ.setdefault("PJRT_NPROC", "3")  # a thread more than devices: docs/gotchas.md, 14

@@ -18,7 +18,7 @@ EACH = 8
 
 @functools.cache
 def pictures():
-    """Returns a folder with train/, val/ and test/, and in each a folder of 28 x 28 images for every class."""
+    """Returns a folder with train/, val/ and test/; in each, a folder of 28 x 28 images for every class."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     draws = np.random.default_rng(0)
@@ -29,5 +29,7 @@ def pictures():
             shape = draws.integers(0, 256, (7, 7))
             for image in range(EACH):
                 pixels = np.clip(shape + draws.integers(-40, 41, shape.shape), 0, 255)
-                Image.fromarray(np.kron(pixels, np.ones((4, 4))).astype(np.uint8)).save(place / f"{image}.png")
+                Image.fromarray(np.kron(pixels, np.ones((4, 4))).astype(np.uint8)).save(
+                    place / f"{image}.png"
+                )
     return str(folder)

@@ -67,7 +67,8 @@ def test_one_newton_step_is_exact(size):
     features, rows = SIZES[size]
     theta, batch = theta_of(features), batch_of(rows)
     problem = imaml.proximal(Head(), 0.1, "head")
-    found = imaml.Newton(steps=1, linear=imaml.Inverse())(problem, theta, batch)
+    newton = imaml.Newton(steps=1, linear=imaml.Inverse())
+    found = jax.jit(lambda theta: newton(problem, theta, batch))(theta)
     x = np.concatenate([np.ones((rows, 1)), np.tanh(np.asarray(batch[0] @ theta["body"]))], axis=1)
     start = np.concatenate([np.asarray(theta["head"]["bias"])[None], theta["head"]["kernel"]])
     normal = x.T @ x / rows + 0.1 * np.eye(features + 1)
@@ -99,13 +100,14 @@ def test_the_meta_gradient_is_that_of_the_closed_form(size):
     newton = imaml.Newton(steps=1, linear=imaml.Inverse())
     method = imaml.IMAML(problem, query_loss, inner=newton, linear=imaml.Inverse())
     tasks = jax.tree.map(lambda leaf: leaf[None], Task(support, query))
-    gradient, metrics = method(theta, tasks)
-    expected = jax.grad(closed)(theta)
+    gradient, metrics = jax.jit(method)(theta, tasks)
+    expected = jax.jit(jax.grad(closed))(theta)
     for found, right in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-8, atol=1e-10)
     assert float(metrics.linear_residual[0]) < 1e-10
     inner = {"inner": newton, "rule": imaml.implicit(imaml.Inverse())}
-    through = jax.grad(lambda t: query_loss(imaml.solve(problem, t, support, **inner), t, query))(theta)
+    solved = lambda t: query_loss(imaml.solve(problem, t, support, **inner), t, query)  # noqa: E731
+    through = jax.jit(jax.grad(solved))(theta)
     for found, right in zip(jax.tree.leaves(through), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-8, atol=1e-10)
 
@@ -129,7 +131,7 @@ def test_derivatives_in_data_and_strength_go_through_the_system():
         return jnp.sum(jnp.sin(jnp.linalg.solve(normal, design.T @ y / 4 + strength * start)[1:]))
 
     for mode in (jax.grad, jax.jacfwd):
-        found, expected = (mode(f, argnums=(0, 1))(0.3, x) for f in (by_solve, closed))
+        found, expected = (jax.jit(mode(f, argnums=(0, 1)))(0.3, x) for f in (by_solve, closed))
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
 
@@ -159,7 +161,8 @@ def test_large_features_leave_no_rounding_behind():
     x, y = batch_of(rows)
     batch = (x.astype(jnp.float32), y.astype(jnp.float32))
     problem = imaml.proximal(Head(), 1e-4, "head")
-    found = imaml.Newton(steps=1, linear=imaml.Inverse())(problem, mean, batch)
+    newton = imaml.Newton(steps=1, linear=imaml.Inverse())
+    found = jax.jit(lambda mean: newton(problem, mean, batch))(mean)
     start = np.float64(
         jnp.linalg.norm(problem.residual(problem.init(mean, batch), mean, batch)["head"]["kernel"])
     )
