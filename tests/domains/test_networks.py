@@ -97,9 +97,9 @@ def test_statistics_given_are_used_for_any_images(name, downsampling):
 def test_other_devices_compute_the_same_at_once(monkeypatch):
     """They take the branch that a CPU does not; here both are lowered for the CPU."""
     network, parameters, images = case("pool", *CASES["normalisation in the kernel"])
-    expected = network.embed(parameters, images)
+    expected = jax.jit(network.embed)(parameters, images)
     monkeypatch.setattr(lax, "platform_dependent", lambda *given, cpu, default: default(*given))
-    same(network.embed(parameters, images), expected)
+    same(jax.jit(lambda *given: network.embed(*given))(parameters, images), expected)
 
 
 @pytest.mark.parametrize("downsampling", ["stride", "pool"])
@@ -108,6 +108,7 @@ def test_half_precision_does_not_overflow_for_many_images(downsampling):
     half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float16), tree)  # noqa: E731
     parameters = network.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (100, 28, 28, 1), jnp.float32)
-    found, expected = network.embed(half(parameters), half(images))[0], network.embed(parameters, images)[0]
+    embed = jax.jit(lambda parameters, images: network.embed(parameters, images)[0])
+    found, expected = embed(half(parameters), half(images)), embed(parameters, images)
     assert found.dtype == jnp.float16
     np.testing.assert_allclose(found, expected, atol=0.1)

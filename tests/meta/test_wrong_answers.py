@@ -93,7 +93,7 @@ def test_one_step_tells_of_negative_curvature():
     options = {"inner": imaml.GradientDescent(0.05, steps=5), "policy": "skip"}
     method = imaml.MetaGradient(problem, query_loss, rule=imaml.one_step(), **options)
     tasks = imaml.Task(jnp.array([[1.0, 0.1]]), 2 * jnp.ones((1, 2)))
-    assert bool(method(jnp.zeros(2), tasks)[1].negative_curvature.all())
+    assert bool(jax.jit(method)(jnp.zeros(2), tasks)[1].negative_curvature.all())
 
 
 @pytest.mark.parametrize("problem", ["proximal", "shared", "gauss-newton", "general", "learned"])
@@ -122,9 +122,9 @@ def test_one_step_estimates_the_gradient_of_its_solve(problem):
     outer = lambda phi, t, batch: jnp.sum(phi["a"] ** 3 * batch) + jnp.sum(phi["b"] ** 2)  # noqa: E731
     method = imaml.MetaGradient(made, outer, inner=inner, rule=rule)
     stack = lambda leaf: leaf[None]  # noqa: E731
-    found = method(theta, imaml.Task(stack(x), stack(asked)))[0]
+    found = jax.jit(method)(theta, imaml.Task(stack(x), stack(asked)))[0]
     whole = lambda t: outer(imaml.solve(made, t, x, inner=inner, rule=rule), t, asked)  # noqa: E731
-    wanted = jax.grad(whole)(theta)
+    wanted = jax.jit(jax.grad(whole))(theta)
     for got, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(got, right, rtol=1e-9, atol=1e-12)
 

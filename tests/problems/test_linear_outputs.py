@@ -56,9 +56,11 @@ def test_the_inverse_is_that_of_the_dense_matrix(strength, size):
     theta = problem.parameters(mean)
     phi = problem.init(theta, batch)
     flat, unravel = ravel_pytree(phi)
-    matrix = jax.jacfwd(lambda x: ravel_pytree(problem.residual(unravel(x), theta, batch))[0])(flat)
+    residual = lambda x: ravel_pytree(problem.residual(unravel(x), theta, batch))[0]  # noqa: E731
+    matrix = jax.jit(jax.jacfwd(residual))(flat)
     right = RANDOM.normal(size=flat.size)
-    found = ravel_pytree(problem.inverse(phi, theta, batch)(unravel(jnp.asarray(right))))[0]
+    inverse = lambda right: ravel_pytree(problem.inverse(phi, theta, batch)(unravel(right)))[0]  # noqa: E731
+    found = jax.jit(inverse)(jnp.asarray(right))
     np.testing.assert_allclose(found, np.linalg.solve(matrix, right), rtol=1e-9, atol=1e-10)
 
 

@@ -148,9 +148,10 @@ def sample_command(
 ) -> None:
     """Write a random task as files, to try imaml adapt with.
 
-    Tasks of images become OUT/support/CLASS/1.png, ... and OUT/query/CLASS/1.png, ..., drawings dark on
-    light; other tasks become OUT/support.npz and OUT/query.npy. Every field of the preset is an option, as
-    for imaml train, for example --domain.shots=5.
+    Tasks of an image preset become OUT/support/CLASS/1.png, ... and OUT/query/CLASS/1.png, ..., drawings dark
+    on light. Tasks of a run on your own data become OUT/support.npz and OUT/query.npz, all others
+    OUT/support.npz and OUT/query.npy. Every field of the preset is an option, as for imaml train, for example
+    --domain.shots=5.
 
     Args:
         preset: Named configuration, or a run directory. `imaml presets` lists the configurations.

@@ -93,7 +93,9 @@ TELLING = {
 @pytest.mark.parametrize("case", TELLING_NOTHING)
 def test_support_images_that_do_not_tell_classes_apart_are_warned_of(case, learner):
     images, labels, says = TELLING_NOTHING[case]
-    with pytest.warns(RuntimeWarning, match=f"adapt: expected .*apart, got {says}.* Hint: ") as caught:
+    with pytest.warns(
+        RuntimeWarning, match=f"adapt: expected .* distinguish the classes, got {says}.* Hint: "
+    ) as caught:
         predictor = learner.adapt(np.array(images), labels)
     assert caught[0].filename == __file__  # it points to the call
     assert predictor.predict_proba(DRAWN[:2]).shape == (2, len(set(labels)))

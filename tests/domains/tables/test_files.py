@@ -200,7 +200,7 @@ def with_holes():
 def test_all_missing_cells_are_in_one_message(tmp_path):
     told = (
         "row 4 below the header (line 5 of the file), column 'day': expected a value, got an empty cell "
-        "(missing in all: 1 in 'who', 1 in 'score', 2 in 'day', 1 in 'kind'). Hint: fill them, or say "
+        "(missing in all: 1 in 'who', 1 in 'score', 2 in 'day', 1 in 'kind'). Hint: fill them, or set "
         "--missing=drop or --missing=mean."
     )
     with pytest.raises(DataError) as caught:

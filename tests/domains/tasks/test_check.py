@@ -133,7 +133,11 @@ IMAGES = {
         "warnings",
         r"1 images are nearly blank",
     ),
-    "loose": (lambda root: draw(root / "loose.png", 98), "warnings", r"1 images .* no folder .*loose.png"),
+    "loose": (
+        lambda root: draw(root / "loose.png", 98),
+        "warnings",
+        r"1 images .* not in the folder .*loose.png",
+    ),
 }
 
 
