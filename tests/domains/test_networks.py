@@ -73,12 +73,14 @@ def test_conv4_is_xlas_convolution(name, downsampling):
     assert found[0].shape == (7, network.features)
     same(found, jax.jit(lambda p: layers_of_xla(p, images, stride))(parameters))
     tangent = jax.tree.map(jnp.cos, parameters)
-    for of in (
-        jax.grad,
-        lambda f: lambda p: jax.jvp(jax.grad(f), (p,), (tangent,))[1],
-        lambda f: lambda p: jax.vmap(jax.grad(f))(jax.tree.map(lambda a: jnp.stack([a, 2 * a]), p)),
-    ):
-        same(jax.jit(of(ours))(parameters), jax.jit(of(theirs))(parameters))
+
+    def derivatives(f):
+        """The gradient, its derivative along a tangent, and gradients in a batch."""
+        both = jax.jit(lambda p: jax.jvp(jax.grad(f), (p,), (tangent,)))
+        many = jax.jit(jax.vmap(jax.grad(f)))
+        return both(parameters), many(jax.tree.map(lambda a: jnp.stack([a, 2 * a]), parameters))
+
+    same(derivatives(ours), derivatives(theirs))
 
 
 @pytest.mark.parametrize("downsampling", ["stride", "pool"])

@@ -667,7 +667,7 @@ def test_who_has_learned_no_noise_does_not_say_how_sure_it_is(file, tmp_path, ca
     one = tmp_path / "one.csv"
     one.write_text("\n".join([head, *(row for row in rows if row.startswith("p0,"))]))
     predictor = imaml.load(run).adapt(str(one))
-    with pytest.raises(ConfigError, match="knows the noise"):
+    with pytest.raises(ConfigError, match="has the noise variance"):
         predictor.predict_interval(str(one))
     with pytest.raises(ConfigError, match="tasks=0 means every training task"):
         imaml.domains.base.in_step(imaml.sinusoid(), 0)
